@@ -1,0 +1,303 @@
+"""Configuration as frozen dataclasses, to and from JSON. No torch, nothing of ours.
+
+`MixerConfig` is the architecture and nothing else: it is saved with every model. `Recipe` is everything else that a
+training run needs, nested by owner. Widths are absolute (paper: D_S, D_C), sizes are pixels, metrics are fractions.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+Activation = Literal["gelu_tanh", "gelu_erf"]
+Fit = Literal["crop", "pad", "squash"]
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size given as one number or as (height, width)."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixerConfig:
+    """The architecture: one column of the paper's Table 1, plus the sizes of input and output."""
+
+    image_size: int | tuple[int, int] = 224
+    """H, W in pixels; one number means square."""
+    patch_size: int | tuple[int, int] = 16
+    """P in pixels; one number means square."""
+    in_channels: int = 3
+    """1 grey, 3 RGB, any other number for multispectral arrays."""
+    num_classes: int = 1000
+    """K; 0 means no head: the output is pre_logits."""
+    num_blocks: int = 12
+    """N, Mixer layers."""
+    hidden_dim: int = 768
+    """C, channels of a token."""
+    tokens_mlp_dim: int = 384
+    """D_S, hidden width of the token-mixing MLP."""
+    channels_mlp_dim: int = 3072
+    """D_C, hidden width of the channel-mixing MLP."""
+    activation: Activation = "gelu_tanh"
+    """gelu_tanh is the official code's GELU; timm's copies of the weights use gelu_erf."""
+    dropout: float = 0.0
+    """Probability after each GELU and each MLP output (figure 1 names dropout as an ingredient)."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block; linear from 0 at the first."""
+    drop_path_form: Literal["unscaled", "rescaled"] = "unscaled"
+    """unscaled is big_vision's (no 1/(1-p)); rescaled keeps the expected value of each branch."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        (h, w), (p, q) = pair(self.image_size), pair(self.patch_size)
+        return h // p, w // q
+
+    @property
+    def num_patches(self) -> int:
+        """S."""
+        return self.grid[0] * self.grid[1]
+
+    def __post_init__(self) -> None:
+        (h, w), (p, q) = pair(self.image_size), pair(self.patch_size)
+        for name in ("in_channels", "num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        require(self.num_classes >= 0, f"num_classes must be 0 (no head) or more, got {self.num_classes}")
+        require(min(h, w, p, q) >= 1, f"image_size {h}x{w} and patch_size {p}x{q} must be positive")
+        require(
+            h % p == 0 and w % q == 0,
+            f"image_size {h}x{w} px is not a multiple of patch_size {p}x{q} px; "
+            f"nearest that is: {max(round(h / p), 1) * p}x{max(round(w / q), 1) * q}",
+        )
+        for name in ("dropout", "drop_path"):
+            require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
+        require(
+            self.activation in typing.get_args(Activation), f"activation {self.activation!r} is not one of {typing.get_args(Activation)}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which images, how they are split, and how they become arrays of the model's size."""
+
+    name: str = "digits"
+    """A named data set, a path (folder or parquet), or hf:owner/name."""
+    data_dir: str | None = None
+    """Where the files of a named data set are (DIR or DIR/NAME)."""
+    fit: Fit = "crop"
+    """What to do with images of another shape: crop the centre, pad to the shape, or squash."""
+    val_fraction: float = 0.1
+    """Share of train cut off, stratified, as validation when the data has none."""
+    test_fraction: float = 0.2
+    """Share cut off, stratified, as test when the data has none (digits, plain folders)."""
+    split_seed: int = 0
+    """Seed of both cuts."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced weighs the loss by inverse class frequency."""
+    train_scale: float = 1.0
+    """Training images are kept this much larger than the model's input, so that random crops stay sharp."""
+    max_bad_share: float = 0.25
+    """A run stops at the start when a larger share of the images cannot be read."""
+    cache_mib: int = 4096
+    """Decoded images up to this size stay in memory as uint8; larger sets are decoded for each batch."""
+    workers: int = 0
+    """Decoding threads; 0 means one per CPU core. Batches do not depend on it."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.val_fraction < 1, f"val_fraction must be in (0, 1), got {self.val_fraction}")
+        require(0 < self.test_fraction < 1, f"test_fraction must be in (0, 1), got {self.test_fraction}")
+        require(self.train_scale >= 1, f"train_scale must be at least 1, got {self.train_scale}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """What training images go through, in the order of the fields. 0 means off."""
+
+    inception_crop: float = 0.0
+    """Smallest area share of a random resized crop (aspect 3/4 to 4/3); 0.08 or 0.05 are usual."""
+    pad_crop_px: int = 0
+    """Pad by this many pixels on each side, then crop at random (CIFAR: 4)."""
+    pad_mode: Literal["reflect", "constant"] = "reflect"
+    """How pad_crop fills the border."""
+    flip: bool = False
+    """Mirror left-right with probability 1/2."""
+    rotate_deg: float = 0.0
+    """Rotation, uniform in +- this many degrees."""
+    zoom: float = 0.0
+    """Log-uniform scaling of each axis by up to exp(+-zoom)."""
+    shear: float = 0.0
+    """Horizontal shear, uniform in +- this tangent."""
+    color_jitter: float = 0.0
+    """Brightness, contrast and saturation factors, uniform in 1 +- this."""
+    noise: float = 0.0
+    """Standard deviation of added Gaussian noise, as a share of the 0-255 range."""
+    erasing: float = 0.0
+    """Probability of random erasing (one rectangle, 2-33 % of the area, Zhong et al. 2017)."""
+    mixup: float = 0.0
+    """Beta(a, a) of mixup (Zhang et al. 2018)."""
+    cutmix: float = 0.0
+    """Beta(a, a) of CutMix (Yun et al. 2019); with mixup also on, each batch takes one of the two."""
+    mix_probability: float = 1.0
+    """Share of the batches that mixup or CutMix touch."""
+
+    def __post_init__(self) -> None:
+        for name in ("inception_crop", "erasing", "mix_probability"):
+            require(0 <= getattr(self, name) <= 1, f"augment.{name} must be in [0, 1], got {getattr(self, name)}")
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            require(isinstance(value, str) or value >= 0, f"augment.{f.name} must not be negative, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """The step rule."""
+
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
+    """muon: Muon on the matrices of the blocks, AdamW on everything else."""
+    lr: float = 1e-3
+    """Peak learning rate (of AdamW or SGD)."""
+    muon_lr: float = 3e-3
+    """Peak learning rate of Muon's matrices, in AdamW's units (match_rms_adamw)."""
+    weight_decay: float = 0.05
+    """Decoupled, times the learning rate, on matrices only (SGD: added to the gradient)."""
+    momentum: float = 0.9
+    """Of SGD."""
+    muon_momentum: float = 0.95
+    """Of Muon."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """After the warm-up, down to 0."""
+    warmup_steps: int = 0
+    """Linear warm-up; at most half of the run."""
+    clip_norm: float = 0.0
+    """Largest global gradient norm; 0 means no clipping."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over the classes."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """Cross-entropy; sigmoid sums over the classes."""
+    ema_decay: float = 0.0
+    """Exponential moving average of the weights, used for evaluation and saved as the model; 0 means off."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "muon_lr"):
+            require(getattr(self, name) > 0, f"optim.{name} must be positive, got {getattr(self, name)}")
+        for name in ("ema_decay", "label_smoothing", "momentum", "muon_momentum"):
+            require(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_steps", "clip_norm"):
+            require(getattr(self, name) >= 0, f"optim.{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How long, how large, on what."""
+
+    epochs: float = 10.0
+    """Passes over the training images."""
+    steps: int = 0
+    """Optimizer steps instead of epochs; 0 means: epochs decide."""
+    time: str = ""
+    """A budget such as 30m or 2h instead: a short measurement fixes the number of steps, which is saved."""
+    batch_size: int = 128
+    """Images per step, over all accumulation parts."""
+    accumulate: int = 1
+    """Parts a batch is computed in, to save memory."""
+    seed: int = 0
+    """Of initialisation, order and augmentation."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16 is autocast; auto takes it where the hardware computes in it."""
+    eval_every: float = 1.0
+    """Epochs between evaluations on the validation split."""
+    patience: int = 0
+    """Stop after this many evaluations without a better validation accuracy; 0 means never."""
+    save_every_s: float = 60.0
+    """Seconds between checkpoints."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    compile: bool = False
+    """torch.compile the network."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, f"run.epochs must be positive, got {self.epochs}")
+        require(self.batch_size >= 1, f"run.batch_size must be at least 1, got {self.batch_size}")
+        require(
+            self.accumulate >= 1 and self.batch_size % self.accumulate == 0,
+            f"run.accumulate={self.accumulate} must divide run.batch_size={self.batch_size}",
+        )
+        require(self.eval_every > 0 and self.log_every >= 1, "run.eval_every and run.log_every must be positive")
+        require(self.steps >= 0 and self.patience >= 0, "run.steps and run.patience must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run, whole. `model.num_classes` is set from the data when training starts."""
+
+    name: str = "custom"
+    model: MixerConfig = field(default_factory=MixerConfig)
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    optim: Optim = field(default_factory=Optim)
+    run: Run = field(default_factory=Run)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values (tuples become lists)."""
+    return {
+        f.name: to_json(v) if dataclasses.is_dataclass(v) else list(v) if isinstance(v, tuple) else v
+        for f in dataclasses.fields(config)
+        for v in [getattr(config, f.name)]
+    }
+
+
+def from_json(cls: type[T], values: Any, where: str = "") -> T:
+    """The config that `to_json` wrote. Unknown fields and wrong types raise ValueError, naming field and nearest name."""
+    require(isinstance(values, dict), f"{where or cls.__name__}: expected an object, got {type(values).__name__}")
+    hints = typing.get_type_hints(cls)
+    out = {}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else key
+        if key not in hints:
+            close = difflib.get_close_matches(key, hints, 1)
+            raise ValueError(f"{cls.__name__} has no field {path!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        out[key] = _check(hints[key], value, path)
+    return cls(**out)
+
+
+def _check(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_json(typing.cast(type[Any], hint), value, path)
+    if typing.get_origin(hint) is Literal:
+        require(value in typing.get_args(hint), f"{path}={value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
+        return value
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        parts = typing.get_args(hint)
+        if parts[-1] is Ellipsis:
+            return tuple(_check(parts[0], v, path) for v in value)
+        require(len(parts) == len(value), f"{path}: expected {len(parts)} values, got {len(value)}")
+        return tuple(_check(p, v, path) for p, v in zip(parts, value, strict=True))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for option in typing.get_args(hint):
+            try:
+                return _check(option, value, path)
+            except ValueError:
+                continue
+    elif typing.get_origin(hint) is dict and isinstance(value, dict):
+        return value
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise ValueError(f"{path}={value!r} is not of type {getattr(hint, '__name__', hint)}")

@@ -1,0 +1,36 @@
+"""Names for things: one dict per kind, filled by a decorator, looked up with a helpful error."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The nearest known names as a sentence: "did you mean B/16, B/32?" or "known: ..."."""
+    known = list(known)
+    folded = {k.casefold(): k for k in known}
+    close = [folded[c] for c in difflib.get_close_matches(name.casefold(), folded, 3, 0.5)]
+    return f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+class UnknownName(ValueError):
+    """A name that is not in the registry; the message carries the nearest right ones."""
+
+
+class Registry(dict[str, T], Generic[T]):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def register(self, name: str) -> Callable[[T], T]:
+        def add(thing: T) -> T:
+            assert name not in self, f"{self.kind} {name!r} is already registered"
+            self[name] = thing
+            return thing
+
+        return add
+
+    def __missing__(self, name: str) -> T:
+        raise UnknownName(f"no {self.kind} named {name!r}; {suggest(name, self)}")
