@@ -1,0 +1,48 @@
+"""Which images make batch number i: a function of (seed, epoch, index) and nothing else."""
+
+import functools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+
+
+class Images(Protocol):
+    def __len__(self) -> int: ...
+    def array(self, indices: Indices) -> npt.NDArray[np.uint8]: ...
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Whole batches in an epoch; the rest of a permutation is left to the next epoch's. A batch larger than the set is the whole set."""
+    return max(num_images // batch_size, 1)
+
+
+def batch_indices(num_images: int, batch_size: int, seed: int, step: int) -> Indices:
+    """Image numbers of step 1, 2, ...: the permutation of an epoch depends on (seed, epoch), the slice on the index in it."""
+    epoch, index = divmod(step - 1, steps_per_epoch(num_images, batch_size))
+    return _order(num_images, seed, epoch)[index * batch_size : (index + 1) * batch_size]
+
+
+@functools.lru_cache(maxsize=2)
+def _order(num_images: int, seed: int, epoch: int) -> Indices:
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_images)
+
+
+def batches(images: Images, batch_size: int, seed: int, first: int, last: int) -> Iterator[tuple[int, Indices, npt.NDArray[np.uint8]]]:
+    """(step, image numbers, uint8 images (B,H,W,C)) of steps first..last; the next batch is fetched while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+
+        def fetch(step: int) -> tuple[int, Indices, npt.NDArray[np.uint8]]:
+            indices = batch_indices(len(images), batch_size, seed, step)
+            return step, indices, images.array(indices)
+
+        ahead = pool.submit(fetch, first)
+        for step in range(first, last + 1):
+            batch = ahead.result()
+            if step < last:
+                ahead = pool.submit(fetch, step + 1)
+            yield batch

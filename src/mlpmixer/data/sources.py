@@ -1,0 +1,166 @@
+"""Labelled images that are decoded later: what every reader returns and every verb takes."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+from PIL import Image
+
+from mlpmixer.data.images import Source
+
+T = TypeVar("T")
+
+
+class Lazy(Sequence[T], Generic[T]):
+    """A sequence that computes item i: subclasses give __len__ and item."""
+
+    def item(self, i: int) -> T:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, i: int) -> T: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[T]: ...
+    def __getitem__(self, i: int | slice) -> T | Sequence[T]:
+        if isinstance(i, slice):
+            return Picked(self, np.arange(len(self))[i])
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        return self.item(int(i) % len(self))
+
+
+class Picked(Lazy[T]):
+    """items[indices[i]], without copying."""
+
+    def __init__(self, items: Sequence[T], indices: np.ndarray) -> None:
+        self.items: Sequence[T] = items.items if isinstance(items, Picked) else items
+        self.indices: np.ndarray = items.indices[indices] if isinstance(items, Picked) else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def item(self, i: int) -> T:
+        return self.items[int(self.indices[i])]
+
+
+class Chained(Lazy[T]):
+    """Several sequences, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[T]]) -> None:
+        self.parts = parts
+        self.ends = np.cumsum([len(p) for p in parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def item(self, i: int) -> T:
+        part = int(np.searchsorted(self.ends, i, side="right"))
+        return self.parts[part][i - (int(self.ends[part - 1]) if part else 0)]
+
+
+class Numbered(Lazy[str]):
+    """train[0], train[1], ..."""
+
+    def __init__(self, prefix: str, n: int) -> None:
+        self.prefix, self.n = prefix, n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def item(self, i: int) -> str:
+        return f"{self.prefix}[{i}]"
+
+
+class ArrayImages(Lazy[Source]):
+    """uint8 (N, H, W) or (N, H, W, 3) as Pillow images."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def item(self, i: int) -> Source:
+        return Image.fromarray(self.pixels[i])
+
+
+class ArrowImages(Lazy[Source]):
+    """The encoded bytes of an Arrow column; they stay in Arrow's memory until asked for.
+
+    A row without bytes but with a path is that file, looked for below `folder` only.
+    """
+
+    def __init__(self, content: Any, paths: Any = None, folder: str | None = None) -> None:
+        self.content, self.paths, self.folder = content, paths, folder
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def item(self, i: int) -> Source:
+        content: bytes | None = self.content[i].as_py()
+        if content is None and self.paths is not None and self.folder is not None and (path := self.paths[i].as_py()):
+            full = os.path.realpath(os.path.join(self.folder, path))
+            if os.path.commonpath([full, os.path.realpath(self.folder)]) == os.path.realpath(self.folder):
+                return full
+        return content or b""
+
+
+class ImageSet:
+    """N images that `decode` takes, with labels (N,) into `classes` and a readable name each.
+
+    `channels` is what the files really hold: 1 for the grey named data sets, else 3.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], labels: np.ndarray, names: Sequence[str], sources: Sequence[Source], *, channels: int = 3
+    ) -> None:
+        self.classes = tuple(classes)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.names = names
+        self.sources = sources
+        self.channels = channels
+        assert len(self.labels) == len(names) == len(sources)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def source(self, i: int) -> Source:
+        """Image i as a path, bytes or a Pillow image."""
+        return self.sources[i]
+
+    def subset(self, indices: np.ndarray | Sequence[int]) -> "ImageSet":
+        """The images at `indices`, in that order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        return ImageSet(
+            self.classes, self.labels[indices], Picked(self.names, indices), Picked(self.sources, indices), channels=self.channels
+        )
+
+    def counts(self) -> np.ndarray:
+        """Images per class (K,)."""
+        return np.bincount(self.labels, minlength=len(self.classes))
+
+
+def chain(sets: Sequence[ImageSet]) -> ImageSet:
+    """Several sets of the same classes as one."""
+    assert len({s.classes for s in sets}) == 1
+    return ImageSet(
+        sets[0].classes,
+        np.concatenate([s.labels for s in sets]),
+        Chained([s.names for s in sets]),
+        Chained([s.sources for s in sets]),
+        channels=sets[0].channels,
+    )
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set, opened. `notes` says where it is from, what was cut and what was left out."""
+
+    name: str
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet | None
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]

@@ -1,0 +1,60 @@
+"""check_data names what is wrong."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mlpmixer.config import Data
+from mlpmixer.data.check import check_data
+
+
+def image(seed: int, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_a_clean_set_is_ok() -> None:
+    report = check_data(Data())
+    assert report.broken == () and report.mislaid == () and report.sizes == {"8x8": 1797} and report.modes == {"array L": 1797}
+    assert report.counts["all"]["0"] == 178
+    json.dumps(report.to_json())
+
+
+def test_everything_wrong_is_named(tmp_path: Path) -> None:
+    seed = 0
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(3):
+                seed += 1
+                (tmp_path / split / name / f"{i}.png").write_bytes(image(seed))
+    assert check_data(Data(name=str(tmp_path))).ok
+    (tmp_path / "train/cat/again.png").write_bytes(image(1))  # train/cat/0.png
+    (tmp_path / "train/dog/cat.bmp").write_bytes(image(2, "BMP"))  # train/cat/1.png, in another format
+    (tmp_path / "test/cat/leak.png").write_bytes(image(3))  # train/cat/2.png
+    (tmp_path / "train/cat/cut.png").write_bytes(image(90)[:60])
+    (tmp_path / "train/cat/zero.png").write_bytes(b"")
+    (tmp_path / "train/cat/text.jpg").write_text("hello")
+    (tmp_path / "train/cat/link.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "train/cat/list.csv").write_text("a,b")
+    (tmp_path / "train/loose.png").write_bytes(image(91))
+    (tmp_path / "test/owl").mkdir()
+    (tmp_path / "test/owl/0.png").write_bytes(image(92))
+    report = check_data(Data(name=str(tmp_path)))
+    assert not report.ok
+    assert {n for n, _ in report.broken} == {f"train/cat/{f}" for f in ("cut.png", "zero.png", "text.jpg", "link.png")}
+    assert set(report.duplicates) == {
+        ("train/cat/again.png", "train/cat/0.png"),
+        ("train/dog/cat.bmp", "train/cat/1.png"),
+        ("test/cat/leak.png", "train/cat/2.png"),
+    }
+    mislaid = dict(report.mislaid)
+    assert set(mislaid) == {"train/dog/cat.bmp", "test/cat/leak.png", "train/cat/list.csv", "train/loose.png", "test: owl"}
+    assert "train/cat/1.png" in mislaid["train/dog/cat.bmp"] and "train" in mislaid["test/cat/leak.png"]
+    assert report.counts["train"] == {"cat": 8, "dog": 4, "owl": 0} and report.counts["test"]["owl"] == 1
+    assert report.modes["PNG RGB"] == 15 and report.modes["BMP RGB"] == 1 and report.sizes == {"7x9": 16}
+    assert json.loads(json.dumps(report.to_json()))["ok"] is False
