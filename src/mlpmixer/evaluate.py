@@ -1,0 +1,223 @@
+"""How good a model is: every image once, all numbers from the probabilities. Imports no torch.
+
+N images, K classes. All shares are fractions between 0 and 1.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpmixer.config import Data
+from mlpmixer.data.datasets import open_images
+from mlpmixer.data.sources import ImageSet
+from mlpmixer.predict import Classifier, Failure, decoded_batches, load
+from mlpmixer.runlog import read_recipe
+
+ECE_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks"
+MOST_WRONG = 24
+CONFUSION_MAX_CLASSES = 1000  # K x K integers: above this the matrix is left empty
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class of the model. `support` is its number of images; a ratio with nothing below the line is 0."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A mistake: `probability` is the model's belief in `predicted`; `index` is the image's place in the data."""
+
+    name: str
+    true: str
+    predicted: str
+    probability: float
+    index: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """The result of an evaluation on `n` readable images."""
+
+    n: int
+    classes: tuple[str, ...]
+    top1: float
+    top5: float | None
+    """None when there are five classes or fewer: it would always be 1."""
+    nll: float
+    """Mean negative log-likelihood of the true class, in nats."""
+    ece: float
+    """Expected calibration error over 15 equal-width bins (lo, hi] of the top probability."""
+    per_class: tuple[ClassScore, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """[true][predicted] counts; empty above 1000 classes."""
+    most_wrong: tuple[Wrong, ...]
+    """The mistakes the model was surest of, surest first."""
+    bad: tuple[tuple[str, str], ...] = ()
+    """Unreadable images, (name, reason): not counted in anything above."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; rows become objects."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return plain | {
+            "classes": list(self.classes),
+            "per_class": [dataclasses.asdict(row) for row in self.per_class],
+            "confusion": [list(row) for row in self.confusion],
+            "most_wrong": [dataclasses.asdict(row) for row in self.most_wrong],
+            "bad": [list(pair) for pair in self.bad],
+        }
+
+
+def evaluate(
+    model: Classifier | str | os.PathLike[str],
+    data: ImageSet | Data | str | None = None,
+    *,
+    split: str = "test",
+    batch_size: int = 256,
+) -> Metrics:
+    """Metrics of a model on every image of `data`, once; unreadable images are skipped and named in `Metrics.bad`.
+
+    model: a Classifier, or what `load` takes. data: an ImageSet, a Data, the name or path of a data set (then its
+    `split` is taken), or None for the data that the run was trained on. Where a run's own data is named, it is cut as
+    in training, so that no training image lands in the test split.
+
+    Raises ValueError when the classes of data and model differ (another order is fine), or when no image is readable.
+    """
+    classifier = model if isinstance(model, Classifier) else load(model)
+    images = data if isinstance(data, ImageSet) else open_images(data_of(classifier, data), split)
+    to_model = match_classes(images.classes, classifier.classes)
+
+    # decoding by index, in threads; the name is looked up only for what failed
+    items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
+    kept: list[int] = []
+    rows: list[NDArray[np.float32]] = []
+    bad: list[tuple[str, str]] = []
+    for batch in decoded_batches(items, classifier.array, batch_size):
+        bad += [(str(images.names[i]), image.reason) for i, image in batch if isinstance(image, Failure)]
+        good = [(i, image) for i, image in batch if not isinstance(image, Failure)]
+        if good:
+            kept += [i for i, _ in good]
+            rows.append(classifier.probabilities(np.stack([image for _, image in good])))
+    if not kept:
+        first = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
+        raise ValueError(f"none of the {len(images)} images could be read" + (f" ({first})" if first else ": the data is empty"))
+    return metrics_from_probabilities(
+        np.concatenate(rows),
+        to_model[images.labels[kept]],
+        classifier.classes,
+        [str(images.names[i]) for i in kept],
+        indices=kept,
+        bad=bad,
+    )
+
+
+def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> NDArray[np.int64]:
+    """For each class of the data its index in the model, (K,) int64, matched by name.
+
+    Raises ValueError that names what is missing and what is too much.
+    """
+    if tuple(data_classes) == tuple(model_classes):
+        return np.arange(len(model_classes))
+    missing = [c for c in model_classes if c not in set(data_classes)]
+    extra = [c for c in data_classes if c not in set(model_classes)]
+    if missing or extra or len(data_classes) != len(model_classes):
+        parts = [f"the model has {len(model_classes)} classes, the data {len(data_classes)}"]
+        parts += [f"not in the data: {_some(missing)}"] if missing else []
+        parts += [f"unknown to the model: {_some(extra)}"] if extra else []
+        raise ValueError("the classes of data and model differ: " + "; ".join(parts) + ". Class folders must be named as in training")
+    index = {name: i for i, name in enumerate(model_classes)}
+    return np.array([index[name] for name in data_classes], dtype=np.int64)
+
+
+def metrics_from_probabilities(
+    probabilities: NDArray[np.floating[Any]],
+    labels: NDArray[np.integer[Any]],
+    classes: Sequence[str],
+    names: Sequence[str],
+    *,
+    indices: Sequence[int] | None = None,
+    bad: Sequence[tuple[str, str]] = (),
+) -> Metrics:
+    """All metrics from probabilities (N,K) and labels (N,). `indices` are the images' places in the data (default 0..N-1).
+
+    Equal probabilities count for the class with the lower index, as in argmax. A probability of 0 counts as the smallest
+    float32 in the negative log-likelihood.
+    """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    p = np.asarray(probabilities)
+    labels = np.asarray(labels, dtype=np.int64)
+    n, k = p.shape
+    if n == 0 or labels.shape != (n,) or len(names) != n or len(classes) != k:
+        got = f"{p.shape}, {labels.shape}, {len(names)}, {len(classes)}"
+        raise ValueError(f"expected N >= 1 rows of K probabilities, N labels, N names, K classes; got {got}")
+    if not np.isfinite(p).all():
+        raise ValueError("the probabilities hold NaN or infinity: the model is broken, as after a diverged training")
+    if labels.min() < 0 or labels.max() >= k:
+        raise ValueError(f"labels must be in 0..{k - 1}, got {labels.min()}..{labels.max()}")
+
+    of_true = p[np.arange(n), labels]
+    above = p > of_true[:, None]
+    tied_before = (p == of_true[:, None]) & (np.arange(k) < labels[:, None])
+    rank = (above | tied_before).sum(axis=1)  # 0: the true class is the prediction
+    predicted = p.argmax(axis=1)
+    confidence = p.max(axis=1).astype(np.float64)
+
+    nll = -np.log(np.maximum(of_true.astype(np.float64), np.finfo(np.float32).tiny))
+    precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, labels=np.arange(k), zero_division=0)
+    confusion = confusion_matrix(labels, predicted, labels=np.arange(k)) if k <= CONFUSION_MAX_CLASSES else np.zeros((0, 0), int)
+    places = range(n) if indices is None else indices
+    wrong = sorted(np.flatnonzero(rank > 0).tolist(), key=lambda i: (-confidence[i], names[i], places[i]))[:MOST_WRONG]
+    return Metrics(
+        n=n,
+        classes=tuple(classes),
+        top1=float((rank == 0).mean()),
+        top5=float((rank < 5).mean()) if k > 5 else None,
+        nll=float(nll.mean()),
+        ece=expected_calibration_error(confidence, rank == 0),
+        per_class=tuple(ClassScore(classes[c], float(precision[c]), float(recall[c]), float(f1[c]), int(support[c])) for c in range(k)),
+        confusion=tuple(tuple(int(v) for v in row) for row in confusion),
+        most_wrong=tuple(Wrong(names[i], classes[labels[i]], classes[predicted[i]], float(confidence[i]), int(places[i])) for i in wrong),
+        bad=tuple(bad),
+    )
+
+
+def expected_calibration_error(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = ECE_BINS) -> float:
+    """Mean |accuracy - confidence| over equal-width bins (lo, hi] of the confidence (N,), weighted by their counts."""
+    edges = np.arange(1, bins) / bins
+    bin_of = np.digitize(confidence, edges, right=True)
+    gaps = np.bincount(bin_of, weights=correct.astype(np.float64) - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def data_of(classifier: Classifier, data: Data | str | None) -> Data:
+    """The Data that was asked for; the run's own, with its split seed and fractions, where that is meant."""
+    if isinstance(data, Data):
+        return data
+    own = _own_data(classifier.path)
+    if own is not None and data in (None, own.name):
+        return own
+    if data is None:
+        raise ValueError("which images? This model file does not say what data it was trained on: name a data set or a folder")
+    return Data(name=data)
+
+
+def _own_data(model_file: Path | None) -> Data | None:
+    if model_file is None or not model_file.with_name("recipe.json").is_file():
+        return None
+    return read_recipe(model_file.parent).data
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,0 +1,370 @@
+"""From images to class probabilities and features, with one object for every kind of model file.
+
+B images of H x W pixels with C channels; K classes. A `Classifier` holds two functions, images -> logits (B,K) and
+images -> pre_logits (B,hidden_dim); what runs behind them is no business of the code here. This module imports no
+torch by itself: `load` does, when it is asked for a run.
+"""
+
+import csv
+import difflib
+import glob
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mlpmixer.data.images import IMAGE_SUFFIXES
+from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.runlog import MODEL_FILE
+
+if TYPE_CHECKING:
+    from mlpmixer.checkpoint import ModelMeta
+    from mlpmixer.model import Mixer
+
+Key = TypeVar("Key")
+ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+Engine = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+CHUNK = 128  # images that go through the network at once; bounds memory, changes no result
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's answer: the likeliest class, and the `top` classes with their probabilities, likeliest first."""
+
+    name: str
+    label: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One source that gave no image, and why."""
+
+    name: str
+    reason: str
+
+
+class Classifier:
+    """A trained model that answers questions about images. Make one with `load`.
+
+    classes: the K names, in the order of the model's outputs.
+    preprocess: the one evaluation preprocessing, stored with the model.
+    meta: configuration and provenance; None when the model file carries none.
+    network: the torch `Mixer`, for runs only.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: Sequence[str],
+        preprocess: Preprocess,
+        logits: Engine,
+        pre_logits: Engine,
+        multi_label: bool = False,
+        meta: "ModelMeta | None" = None,
+        network: "Mixer | None" = None,
+        path: Path | None = None,
+    ) -> None:
+        self.classes = tuple(classes)
+        self.preprocess = preprocess
+        self.multi_label = multi_label
+        self.meta = meta
+        self.network = network
+        self.path = path
+        self._logits = logits
+        self._pre_logits = pre_logits
+
+    def probabilities(self, images_u8: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Images of the model's size, (B,H,W,C) uint8 -> (B,K) float32; rows sum to 1 (sigmoid models: each value on its own).
+
+        Raises ValueError when the shape is not the model's, or when the weights give NaN.
+        """
+        if not self.classes:
+            raise ValueError("this model has no head (num_classes=0), so it gives no probabilities; ask for features()")
+        logits = self._run(self._logits, images_u8).astype(np.float64)
+        if self.multi_label:
+            return np.exp(-np.logaddexp(0.0, -logits)).astype(np.float32)
+        exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+        softmax: NDArray[np.float32] = (exp / exp.sum(axis=1, keepdims=True)).astype(np.float32)
+        return softmax
+
+    def features(self, images_u8: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Images of the model's size, (B,H,W,C) uint8 -> pre_logits (B,hidden_dim) float32: what the head sees."""
+        return self._run(self._pre_logits, images_u8)
+
+    def predict(self, images: ImageLike | Sequence[ImageLike], top_k: int = 5) -> list[Prediction]:
+        """The `top_k` likeliest classes of each image, in order; one image gives a list of one.
+
+        An image is a path, a PIL image, or a uint8 array (H,W) or (H,W,C); a (B,H,W,C) array is B images. Raises
+        ImageError for an unreadable image and ValueError for an array of another kind; `predict_files` goes on instead.
+        """
+        several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
+        items: Sequence[Any] = images if several else [images]  # type: ignore[assignment]
+        out: list[Prediction] = []
+        for start in range(0, len(items), CHUNK):
+            part = items[start : start + CHUNK]
+            arrays = np.stack([self.array(item) for item in part])
+            names = [_name(item, start + i) for i, item in enumerate(part)]
+            out += self.ranked(names, arrays, top_k)
+        return out
+
+    def array(self, image: ImageLike | bytes) -> NDArray[np.uint8]:
+        """One image as the network wants it: (H,W,C) uint8 of the model's size. ImageError when it cannot be read."""
+        return self.preprocess.array(image)
+
+    def ranked(self, names: Sequence[str], images_u8: NDArray[np.uint8], top_k: int) -> list[Prediction]:
+        """Predictions for images that are already of the model's size, (B,H,W,C) uint8."""
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        probabilities = self.probabilities(images_u8)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        out = []
+        for name, row, best in zip(names, probabilities, order, strict=True):
+            top = tuple((self.classes[k], float(row[k])) for k in best)
+            out.append(Prediction(name, top[0][0], top[0][1], top))
+        return out
+
+    def _run(self, engine: Engine, images_u8: NDArray[np.uint8]) -> NDArray[np.float32]:
+        want = (*self.preprocess.image_size, self.preprocess.in_channels)
+        if images_u8.dtype != np.uint8 or images_u8.ndim != 4 or images_u8.shape[1:] != want:
+            raise ValueError(f"expected uint8 images of shape (B, {', '.join(map(str, want))}), got {images_u8.dtype} {images_u8.shape}")
+        starts = range(0, max(len(images_u8), 1), CHUNK)
+        out = np.concatenate([engine(self.preprocess.normalise(images_u8[i : i + CHUNK])) for i in starts])
+        if not np.isfinite(out).all():
+            raise ValueError("the network's output is not finite (NaN or infinity): its weights are broken, as after a diverged training")
+        return out
+
+
+def load(path: str | os.PathLike[str], *, device: str = "cpu") -> Classifier:
+    """The trained model of a run folder (or its model.safetensors), in evaluation mode on `device`.
+
+    Raises ValueError, saying what was expected, when the path is no run or the file is damaged.
+    """
+    file = _model_file(Path(path))
+    from mlpmixer.checkpoint import load_model
+
+    network, meta = load_model(file)
+    return from_network(network, meta, device=device, path=file)
+
+
+def from_network(network: "Mixer", meta: "ModelMeta", *, device: str = "cpu", path: Path | None = None) -> Classifier:
+    """A Classifier around a torch network, which is put in evaluation mode, in float32, on `device` (auto, cpu, cuda, ...)."""
+    import torch
+
+    from mlpmixer.device import choose_device
+
+    where = choose_device(device)
+    network = network.to(device=where, dtype=torch.float32).eval()
+
+    def engine(function: Callable[[Any], Any]) -> Engine:
+        def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
+            with torch.inference_mode():
+                return np.asarray(function(torch.from_numpy(images).to(where)).float().cpu().numpy(), dtype=np.float32)
+
+        return run
+
+    return Classifier(
+        classes=meta.classes,
+        preprocess=meta.preprocess,
+        logits=engine(network),
+        pre_logits=engine(network.pre_logits),
+        multi_label=meta.provenance.get("loss") == "sigmoid",
+        meta=meta,
+        network=network,
+        path=path,
+    )
+
+
+def _model_file(path: Path) -> Path:
+    expected = f"expected a run folder, written by `mlpmixer train` (it holds {MODEL_FILE}), or that .safetensors file"
+    if path.is_dir():
+        if (path / MODEL_FILE).is_file():
+            return path / MODEL_FILE
+        if (path / "recipe.json").is_file():
+            raise ValueError(f"the run in {path} has saved no {MODEL_FILE} yet: let its training finish, then try again")
+        inside = sorted(str(p.parent) for p in path.glob(f"*/{MODEL_FILE}"))
+        raise ValueError(f"{path} is no run: {expected}" + (f"; runs in it: {', '.join(inside[:5])}" if inside else ""))
+    if not path.exists():
+        beside = [str(p.parent) for p in path.parent.glob(f"*/{MODEL_FILE}")] if path.parent.is_dir() else []
+        close = difflib.get_close_matches(str(path), beside, 1, 0.5)
+        raise ValueError(f"{path} does not exist: {expected}" + (f"; did you mean {close[0]}?" if close else ""))
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} is no model: {expected}")
+    return path
+
+
+def _name(image: Any, index: int) -> str:
+    if isinstance(image, str | os.PathLike):
+        return os.fspath(image)
+    return str(getattr(image, "filename", "") or f"image[{index}]")
+
+
+# --- many files ---------------------------------------------------------------------------------------------------
+
+
+def find_images(sources: Iterable[str]) -> Iterator[str | Failure]:
+    """The image files behind files, folders and glob patterns, in a fixed order, each once.
+
+    A named file is taken whatever its suffix. A folder is searched to the bottom for image suffixes (upper or lower
+    case), sorted, without hidden files and folders. A pattern may hold `**`. What does not exist, matches nothing or
+    cannot be opened comes back as a Failure in its place.
+    """
+    seen: set[str] = set()
+    for source in sources:
+        for found in _expand(source):
+            key = os.path.abspath(found) if isinstance(found, str) else f"\0{found.name}"
+            if key not in seen:
+                seen.add(key)
+                yield found
+
+
+def _expand(source: str) -> Iterator[str | Failure]:
+    path = os.path.expanduser(source)
+    if os.path.isdir(path):
+        yield from _walk(path)
+    elif os.path.exists(path):
+        yield path
+    elif glob.has_magic(path):
+        matches = sorted(glob.glob(path, recursive=True))
+        named_suffix = Path(path).suffix and not glob.has_magic(Path(path).suffix)  # *.dat means these files, whatever they are
+        files = [m for m in matches if os.path.isfile(m) and (named_suffix or _is_image(m))]
+        folders = [m for m in matches if os.path.isdir(m) and "**" not in path]
+        yield from files
+        for folder in folders:
+            yield from _walk(folder)
+        if not files and not folders:
+            yield Failure(source, "no image file matches this pattern")
+    else:
+        yield Failure(source, "no such file or folder")
+
+
+def _walk(folder: str) -> Iterator[str | Failure]:
+    unreadable: list[OSError] = []
+    visited: set[str] = set()  # links may lead in circles
+    found = False
+    for where, folders, files in os.walk(folder, onerror=unreadable.append, followlinks=True):
+        real = os.path.realpath(where)
+        folders[:] = [] if real in visited else sorted(f for f in folders if not f.startswith("."))
+        if real in visited:
+            continue
+        visited.add(real)
+        for file in sorted(files):
+            if not file.startswith(".") and _is_image(file):
+                found = True
+                yield os.path.join(where, file)
+    yield from (Failure(str(error.filename), f"cannot be opened: {error.strerror}") for error in unreadable)
+    if not found and not unreadable:
+        yield Failure(folder, f"the folder holds no image files ({' '.join(sorted(IMAGE_SUFFIXES))})")
+
+
+def _is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+
+
+def decoded_batches(
+    items: Iterable[tuple[Key, Callable[[], Any] | Failure]],
+    array: Callable[[Any], NDArray[np.uint8]],
+    batch_size: int,
+) -> Iterator[list[tuple[Key, NDArray[np.uint8] | Failure]]]:
+    """Batches of (key, (H,W,C) uint8 array or Failure) in the order of `items`, the last one partial.
+
+    Images are opened and decoded in threads, one batch ahead, so at most two batches are in memory at a time.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+    def decode(name: str, open_source: Callable[[], Any]) -> NDArray[np.uint8] | Failure:
+        try:
+            return array(open_source())
+        except (ValueError, OSError) as error:  # ImageError is a ValueError
+            return Failure(name, str(error) or type(error).__name__)
+
+    todo = iter(items)
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+
+    def submit() -> list[tuple[Key, Failure | Future[NDArray[np.uint8] | Failure]]]:
+        part = islice(todo, batch_size)
+        return [(key, open_ if isinstance(open_, Failure) else pool.submit(decode, str(key), open_)) for key, open_ in part]
+
+    try:
+        ahead = submit()
+        while ahead:
+            now, ahead = ahead, submit()
+            yield [(key, result.result() if isinstance(result, Future) else result) for key, result in now]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def predict_files(
+    classifier: Classifier, paths: Iterable[str | Failure], top_k: int = 5, batch_size: int = 64
+) -> Iterator[Prediction | Failure]:
+    """A Prediction or a Failure for every path, in order, as the batches get done; memory does not grow with the number.
+
+    `paths` is what `find_images` yields; its failures pass through. One unreadable file stops nothing.
+    """
+    items = ((p.name, p) if isinstance(p, Failure) else (p, lambda p=p: p) for p in paths)
+    for batch in decoded_batches(items, classifier.array, batch_size):
+        good = [(name, image) for name, image in batch if not isinstance(image, Failure)]
+        answers = iter(classifier.ranked([name for name, _ in good], np.stack([image for _, image in good]), top_k) if good else [])
+        for _, image in batch:
+            yield image if isinstance(image, Failure) else next(answers)
+
+
+# --- results as text ----------------------------------------------------------------------------------------------
+
+
+def to_record(result: Prediction | Failure) -> dict[str, Any]:
+    """One result as plain JSON values: image, label, probability, top; or image, error."""
+    if isinstance(result, Failure):
+        return {"image": _printable(result.name), "error": _printable(result.reason)}
+    top = [{"label": label, "probability": round(p, 6)} for label, p in result.top]
+    return {"image": _printable(result.name), "label": result.label, "probability": round(result.probability, 6), "top": top}
+
+
+def jsonl_lines(results: Iterable[Prediction | Failure]) -> Iterator[str]:
+    """One JSON object a line, as the results come."""
+    for result in results:
+        yield json.dumps(to_record(result), ensure_ascii=False) + "\n"
+
+
+def json_lines(results: Iterable[Prediction | Failure]) -> Iterator[str]:
+    """One JSON array, a line for each result, as the results come."""
+    start = "[\n"
+    for result in results:
+        yield start + json.dumps(to_record(result), ensure_ascii=False)
+        start = ",\n"
+    yield "[]\n" if start == "[\n" else "\n]\n"
+
+
+def csv_lines(results: Iterable[Prediction | Failure], top_k: int = 1) -> Iterator[str]:
+    """CSV with a header: image, label, probability, [label_2, probability_2, ...], error."""
+    extra = [column for k in range(2, top_k + 1) for column in (f"label_{k}", f"probability_{k}")]
+    yield _csv(["image", "label", "probability", *extra, "error"])
+    for result in results:
+        cells: list[str] = []
+        if isinstance(result, Prediction):
+            cells = [cell for label, p in result.top[:top_k] for cell in (label, f"{p:.6f}")]
+        error = _printable(result.reason) if isinstance(result, Failure) else ""
+        yield _csv([_printable(result.name), *cells, *[""] * (2 + len(extra) - len(cells)), error])
+
+
+def _csv(cells: Iterable[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()
+
+
+def _printable(name: str) -> str:
+    """File names may hold bytes that are no UTF-8; text output may not."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

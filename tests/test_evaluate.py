@@ -1,0 +1,163 @@
+import json
+import math
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
+
+from mlpmixer.config import Data, Recipe, to_json
+from mlpmixer.data.datasets import open_images
+from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.evaluate import evaluate, expected_calibration_error, match_classes, metrics_from_probabilities
+from mlpmixer.predict import Classifier
+
+
+def random_case(seed, n=200, k=7):
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(k), rng.integers(0, k, n - k)])
+    z = rng.normal(size=(n, k)) * 2
+    z[np.arange(n), labels] += 1.5
+    p = np.exp(z)
+    return p / p.sum(axis=1, keepdims=True), labels, [f"c{i}" for i in range(k)], [f"{i}.png" for i in range(n)]
+
+
+def test_metrics_equal_values_computed_by_hand():
+    p = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
+    m = metrics_from_probabilities(p, np.array([0, 1, 1, 1]), ["cat", "dog"], list("abcd"))
+    assert m.n == 4 and m.top1 == 0.75
+    assert m.top5 is None  # two classes: it would say nothing
+    assert m.nll == pytest.approx(-(math.log(0.9) + math.log(0.4) + math.log(0.8) + math.log(0.7)) / 4)
+    assert m.ece == pytest.approx((0.1 + 0.6 + 0.2 + 0.3) / 4)  # four bins with one image each
+    assert m.confusion == ((1, 0), (1, 2))
+    cat, dog = m.per_class
+    assert (cat.precision, cat.recall, cat.support) == (0.5, 1.0, 1)
+    assert (dog.precision, dog.recall, dog.f1, dog.support) == (1.0, pytest.approx(2 / 3), pytest.approx(0.8), 3)
+    assert [astuple(w) for w in m.most_wrong] == [("b", "dog", "cat", 0.6, 1)]
+
+
+def test_metrics_agree_with_scikit_learn():
+    p, labels, classes, names = random_case(0)
+    m = metrics_from_probabilities(p, labels, classes, names)
+    assert m.top1 == pytest.approx(accuracy_score(labels, p.argmax(axis=1)))
+    assert m.top5 == pytest.approx(top_k_accuracy_score(labels, p, k=5))
+    assert m.nll == pytest.approx(log_loss(labels, p))
+    assert np.mean([c.f1 for c in m.per_class]) == pytest.approx(f1_score(labels, p.argmax(axis=1), average="macro"))
+
+
+def test_a_confidence_on_the_edge_of_a_bin_belongs_to_the_lower_bin():
+    # 3/15 closes bin (2/15, 3/15]: together with 0.15 it forms one bin, apart from 0.21 it does not
+    together = expected_calibration_error(np.array([3 / 15, 0.15]), np.array([True, False]))
+    assert together == pytest.approx(abs(1 - 3 / 15 - 0.15) / 2)
+    apart = expected_calibration_error(np.array([3 / 15, 0.21]), np.array([True, False]))
+    assert apart == pytest.approx((0.8 + 0.21) / 2)
+
+
+def test_calibration_error_is_zero_when_confidence_is_right():
+    assert expected_calibration_error(np.full(4, 0.75), np.array([True, True, True, False])) == pytest.approx(0)
+    assert expected_calibration_error(np.ones(3), np.ones(3, dtype=bool)) == 0
+
+
+def test_equal_probabilities_count_for_the_lower_index_as_in_argmax():
+    m = metrics_from_probabilities(np.full((8, 8), 1 / 8), np.arange(8), list("abcdefgh"), list("12345678"))
+    assert m.top1 == 1 / 8 and m.top5 == 5 / 8
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), order=st.permutations(range(30)))
+def test_the_order_of_the_images_changes_nothing(seed, order):
+    p, labels, classes, names = random_case(seed, n=30)
+    order = np.array(order)
+    one = metrics_from_probabilities(p, labels, classes, names)
+    two = metrics_from_probabilities(p[order], labels[order], classes, [names[i] for i in order], indices=[int(i) for i in order])
+    for name in ("top1", "top5", "nll", "ece"):
+        assert getattr(one, name) == pytest.approx(getattr(two, name), abs=1e-12)
+    assert (one.confusion, one.per_class, one.most_wrong) == (two.confusion, two.per_class, two.most_wrong)
+
+
+def test_a_class_without_images_and_a_certain_mistake_give_finite_numbers():
+    m = metrics_from_probabilities(np.array([[1.0, 0.0, 0.0]]), np.array([1]), ["a", "b", "never"], ["x"])
+    assert math.isfinite(m.nll) and m.per_class[2].support == 0 and m.per_class[2].f1 == 0
+
+
+def test_metrics_become_json_and_back_unchanged():
+    m = metrics_from_probabilities(*random_case(1), bad=[("x.png", "empty file")])
+    plain = m.to_json()
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["bad"] == [["x.png", "empty file"]]
+    assert set(plain["most_wrong"][0]) == {"name", "true", "predicted", "probability", "index"}
+
+
+@pytest.mark.parametrize("p", [np.zeros((0, 2)), np.full((1, 2), np.nan), np.zeros((2, 2))])
+def test_nonsense_is_refused(p):
+    with pytest.raises(ValueError):
+        metrics_from_probabilities(p, np.zeros(min(len(p), 1), dtype=int), ["a", "b"], ["x"][: len(p)])
+
+
+def test_classes_are_matched_by_name_whatever_their_order():
+    assert match_classes(["b", "a", "c"], ["a", "b", "c"]).tolist() == [1, 0, 2]
+
+
+def test_different_classes_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"not in the data: 'dog'.*unknown to the model: 'wolf'"):
+        match_classes(["cat", "wolf"], ["cat", "dog"])
+
+
+def red_or_blue(classes, path=None):
+    """Looks at the mean colour; class 0 of `classes` is whichever name comes first."""
+
+    def logits(x):  # (B,3,H,W) in -1..1
+        red, blue = x[:, 0].mean(axis=(1, 2)), x[:, 2].mean(axis=(1, 2))
+        score = {"red": red, "blue": blue}
+        return np.stack([score[c] for c in classes], axis=1).astype(np.float32)
+
+    return Classifier(classes=classes, preprocess=Preprocess(image_size=(8, 8)), logits=logits, pre_logits=logits, path=path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, colour in (("red", (250, 10, 10)), ("blue", (10, 10, 250))):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.new("RGB", (9, 11), colour).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "red" / "broken.png").write_bytes((tmp_path / "red" / "0.png").read_bytes()[:40])
+    return tmp_path
+
+
+@pytest.mark.parametrize("classes", [("blue", "red"), ("red", "blue")])
+def test_every_readable_image_counts_once_and_bad_ones_are_named(folder, classes):
+    images = open_images(Data(name=str(folder)), "all")
+    m = evaluate(red_or_blue(classes), images, batch_size=4)  # 11 files: a partial last batch
+    assert m.n == 10 and m.top1 == 1
+    assert m.classes == classes and sum(map(sum, m.confusion)) == 10
+    assert len(m.bad) == 1 and m.bad[0][0].endswith("broken.png") and m.bad[0][1]
+
+
+def test_a_path_and_a_split_say_which_images(folder):
+    assert evaluate(red_or_blue(("blue", "red")), str(folder), split="all").n == 10
+
+
+def test_no_readable_image_is_an_error_with_a_reason(tmp_path):
+    for name in ("red", "blue"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"none of the 2 images could be read .*x\.png"):
+        evaluate(red_or_blue(("red", "blue")), open_images(Data(name=str(tmp_path)), "all"))
+
+
+def test_without_data_a_model_in_memory_asks_which_images():
+    with pytest.raises(ValueError, match="which images"):
+        evaluate(red_or_blue(("red", "blue")))
+
+
+def test_a_run_is_tested_on_its_own_data_cut_as_in_training(folder, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    own = Data(name=str(folder), test_fraction=0.5, split_seed=3)
+    (run / "recipe.json").write_text(json.dumps(to_json(Recipe(data=own))))
+    model = red_or_blue(("blue", "red"), path=run / "model.safetensors")
+    m = evaluate(model)
+    assert m == evaluate(model, str(folder)) == evaluate(model, own)
+    assert m.n + len(m.bad) == len(open_images(own, "test"))
