@@ -1,0 +1,730 @@
+"""The command line: parses, calls one function, prints. Torch is imported by the commands that need it, never for help.
+
+Each command is a frozen dataclass: its fields are the arguments, calling it runs it and gives the exit code.
+0: done; 1: done, with failures that were printed; 2: a wrong command, name, value or path; 130: interrupted.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+from mlpmixer.config import Data, MixerConfig, Recipe, pair
+from mlpmixer.registry import suggest
+
+if TYPE_CHECKING:
+    from mlpmixer.data.check import CheckReport
+    from mlpmixer.evaluate import Metrics
+    from mlpmixer.predict import Classifier, Failure, Prediction
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+Flag = FlagCreatePairsOff[bool]
+Event = dict[str, Any]
+RUNS = Path("runs")
+MAX_ROWS = 40  # longer tables of classes are cut; --json has all
+
+
+class Command(Protocol):
+    def __call__(self) -> int: ...
+
+
+# --- train --------------------------------------------------------------------------------------------------------
+
+SHORT = {
+    "epochs": "run.epochs",
+    "steps": "run.steps",
+    "time": "run.time",
+    "batch-size": "run.batch-size",
+    "seed": "run.seed",
+    "device": "run.device",
+    "precision": "run.precision",
+    "patience": "run.patience",
+    "compile": "run.compile",
+    "lr": "optim.lr",
+    "image-size": "model.image-size",
+    "data-dir": "data.data-dir",
+    "fit": "data.fit",
+}
+SWITCHES = {"--quiet", "--json", "-h", "--help"} | {
+    f"--{owner}.{no}{name}" for owner, name in (("augment", "flip"), ("run", "checkpointing"), ("run", "compile")) for no in ("", "no-")
+}
+LATEST = "latest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a network on DATA. The recipe sets everything, options override it: `mlpmixer train cifar10 --epochs 5 --lr 3e-4`."""
+
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    """A data set's name (mlpmixer list datasets), a folder with a folder for each class, a Parquet file or folder, or hf:owner/name."""
+    recipe: Annotated[str, arg(metavar="NAME")] = ""
+    """Where to start from (mlpmixer list recipes); the default fits the data."""
+    model: Annotated[str, arg(metavar="NAME")] = ""
+    """An architecture (mlpmixer list models) instead of the recipe's."""
+    out: Annotated[str, arg(metavar="DIR")] = ""
+    """The run's folder; default: a new one under runs/."""
+    resume: Annotated[str, arg(metavar="[DIR]")] = ""
+    """Go on with the run in DIR, or with the latest unfinished one."""
+    quiet: Flag = False
+    """Print the result only."""
+    json: Flag = False
+    """Print one JSON object a line."""
+    config: Annotated[Recipe, arg(name="")] = field(default_factory=Recipe)
+
+    @classmethod
+    def parse(cls, args: Sequence[str]) -> "Train":
+        args = _data_first([_long_form(a) for a in args])
+        for i, a in enumerate(args):
+            if a == "--resume" and (i + 1 == len(args) or args[i + 1].startswith("-")):
+                args[i] = f"--resume={LATEST}"
+        resume = _value(args, "--resume")
+        if not resume or {"-h", "--help"} & set(args):
+            config = _start_from(args)
+            default = cls(data=config.data.name, config=config)
+            return tyro.cli(cls, prog="mlpmixer train", description=_with_short(cls), args=args, default=default)
+        from mlpmixer.runlog import read_recipe
+
+        run = _latest_unfinished() if resume == LATEST else Path(resume)
+        config = read_recipe(run)
+        parsed = tyro.cli(cls, prog="mlpmixer train", args=args, default=cls(data=config.data.name, config=config))
+        if parsed.data != config.data.name or parsed.config != config or parsed.recipe or parsed.model or parsed.out:
+            raise ValueError(f"a run goes on as it was started; leave the other options out: mlpmixer train --resume {run}")
+        return dataclasses.replace(parsed, resume=str(run))
+
+    def __call__(self) -> int:
+        from mlpmixer.runlog import free_directory
+        from mlpmixer.train import Diverged, Interrupted, train
+
+        out = Path(self.resume or self.out or free_directory(RUNS / _run_name(self.config)))
+        try:
+            with _reporter(quiet=self.quiet, as_json=self.json) as report:
+                result = train(self.config, out=out, resume=bool(self.resume), report=report)
+        except Interrupted as stop:
+            _err(f"stopped after step {stop.step:,}, saved; to go on: mlpmixer train --resume {stop.path}")
+            return 130
+        except Diverged as e:
+            _err(str(e))
+            return 1
+        if not self.json:
+            _print_result(result.path, result.summary)
+        return 0
+
+
+def _start_from(args: Sequence[str]) -> Recipe:
+    """The recipe that the options will override, from a first look at the arguments: --recipe, --model and DATA."""
+    from mlpmixer.recipes import RECIPES, recipe_for
+
+    data, name, model = _first_positional(args), _value(args, "--recipe"), _value(args, "--model")
+    recipe = RECIPES[name]() if name else recipe_for(data or "digits")
+    if model:
+        from mlpmixer.zoo import MODELS
+
+        recipe = dataclasses.replace(recipe, model=MODELS[model])
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=data or recipe.data.name))
+
+
+def _data_first(args: list[str]) -> list[str]:
+    """DATA is taken from wherever it stands, so that an option of one or two values before it does not swallow it."""
+    data = _first_positional(args)
+    if data:
+        args.remove(data)
+    return [data, *args] if data else args
+
+
+def _with_short(command: type) -> str:
+    return f"{command.__doc__}\n\nShort forms of the options below: {', '.join(f'--{s}' for s in SHORT)}."
+
+
+def _long_form(a: str) -> str:
+    """--batch_size=3 -> --run.batch-size=3"""
+    if not a.startswith("--"):
+        return a
+    name, eq, value = a[2:].partition("=")
+    name = name.replace("_", "-")
+    negated = name.startswith("no-") and name[3:] in SHORT
+    if negated:
+        owner, _, leaf = SHORT[name[3:]].rpartition(".")
+        name = f"{owner}.no-{leaf}"
+    return "--" + SHORT.get(name, name) + eq + value
+
+
+def _value(args: Sequence[str], flag: str) -> str:
+    for i, a in enumerate(args):
+        if a.startswith(flag + "="):
+            return a.partition("=")[2]
+        if a == flag and i + 1 < len(args):
+            return args[i + 1]
+    return ""
+
+
+def _first_positional(args: Sequence[str]) -> str:
+    """The first argument that is no flag, no flag's value and no number (a size or a beta may take two)."""
+    before = ""
+    for a in args:
+        takes_value = before.startswith("--") and "=" not in before and before not in SWITCHES
+        if not a.startswith("-") and not takes_value and not re.fullmatch(r"[\d.]+", a):
+            return a
+        before = a
+    return ""
+
+
+def _run_name(recipe: Recipe) -> str:
+    data = Path(recipe.data.name).name.removeprefix("hf:") or "data"
+    return re.sub(r"[^\w.-]+", "-", data if recipe.name == data else f"{data}-{recipe.name}")
+
+
+def _latest_unfinished() -> Path:
+    runs = [p.parent for p in RUNS.glob("*/recipe.json") if not p.with_name("summary.json").exists()]
+    if not runs:
+        raise ValueError(f"nothing to resume: no unfinished run under {RUNS}/; name the run: mlpmixer train --resume DIR")
+    return max(runs, key=lambda run: run.stat().st_mtime)
+
+
+@contextmanager
+def _reporter(*, quiet: bool, as_json: bool) -> Iterator[Callable[[Event], None]]:
+    """What the training loop tells, as JSON lines, a live line on a terminal, plain lines elsewhere, or not at all."""
+    if as_json:
+        yield _print_json
+    elif quiet:
+        yield lambda event: None
+    elif sys.stdout.isatty():
+        with _live() as report:
+            yield report
+    else:
+        yield _plain()
+
+
+def _plain(every_s: float = 10.0) -> Callable[[Event], None]:
+    last, total = time.monotonic(), 0
+
+    def report(event: Event) -> None:
+        nonlocal last, total
+        if event["kind"] == "start":
+            total = event.get("steps", 0)
+            print("\n".join(_start_lines(event)), flush=True)
+        elif event["kind"] == "eval":
+            print(_eval_line(event), flush=True)
+        elif event["kind"] == "step" and time.monotonic() - last >= every_s:
+            last = time.monotonic()
+            print(f"step {event['step']:,}/{total:,}  {_step_text(event)}  {_duration(event.get('eta_s'))} left", flush=True)
+
+    return report
+
+
+@contextmanager
+def _live() -> Iterator[Callable[[Event], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}"))
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("step", total=None, now="")
+
+        def report(event: Event) -> None:
+            if event["kind"] == "start":
+                progress.update(task, total=event.get("steps"))
+                progress.console.print("\n".join(_start_lines(event)), markup=False, highlight=False, soft_wrap=True)
+            elif event["kind"] == "step":
+                progress.update(task, completed=event["step"], now=f"{_step_text(event)}  {_duration(event.get('eta_s'))} left")
+            elif event["kind"] == "eval":
+                progress.console.print(_eval_line(event), markup=False, highlight=False, soft_wrap=True)
+
+        yield report
+
+
+def _start_lines(e: Event) -> list[str]:
+    return [
+        f"{e['train_images']:,} training images, {e['val_images']:,} for validation, {e['classes']} classes",
+        f"{e['params']:,} parameters, {e['steps']:,} steps, {e['precision']} on {e['device']}",
+        f"run: {e['out']}",
+        *(f"note: {note}" for note in e.get("notes", ())),
+    ]
+
+
+def _step_text(e: Event) -> str:
+    top1 = f"  train {_percent(e['top1'])}" if e.get("top1") is not None else ""
+    return f"loss {e['loss']:.4f}{top1}  {e['images_per_s']:,.0f} images/s"
+
+
+def _eval_line(e: Event) -> str:
+    return f"epoch {e['epoch']:.4g}  step {e['step']:,}  {e['split']}: top-1 {_percent(e['top1'])}, loss {e['nll']:.4f}"
+
+
+def _print_result(path: Path, summary: dict[str, Any]) -> None:
+    test = summary.get("test") or {}
+    top1 = {"test": test.get("top1"), "validation": summary.get("val_top1")}
+    scores = [f"{split} top-1 {_percent(share)}" for split, share in top1.items() if share is not None]
+    bad = summary.get("bad_images") or []
+    print(f"{', '.join(scores)} after {summary['steps']:,} steps in {_duration(summary['train_s'])}")
+    if bad:
+        print(f"{len(bad)} unreadable images were left out; they are named in {path / 'summary.json'}")
+    print(f"model   {path / 'model.safetensors'}")
+    print(f"report  {path / 'report.html'}")
+    print(f"next    mlpmixer predict {path} IMAGE...")
+
+
+# --- evaluate, predict --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Accuracy, calibration and the worst mistakes of the model in RUN on DATA."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """A run's folder, or its model.safetensors."""
+    data: Annotated[Positional[str], arg(metavar="DATA")] = ""
+    """A data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
+    split: Literal["test", "val", "train", "all"] = "test"
+    """Which part of the data; all: a plain folder, whole."""
+    data_dir: Annotated[str, arg(metavar="DIR")] = ""
+    """Where the files of a named data set are."""
+    batch_size: int = 256
+    """Images at a time."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    json: Flag = False
+    """Print all numbers as JSON."""
+    html: Annotated[str, arg(metavar="FILE")] = ""
+    """Also write a page with plots and the worst mistakes."""
+
+    def __call__(self) -> int:
+        from mlpmixer.data.datasets import open_images
+        from mlpmixer.device import choose_device
+        from mlpmixer.evaluate import data_of, evaluate
+        from mlpmixer.predict import load
+
+        classifier = load(self.run, device=str(choose_device(self.device)))
+        data = data_of(classifier, self.data or None)
+        if self.data_dir:
+            data = dataclasses.replace(data, data_dir=self.data_dir)
+        images = open_images(data, self.split)
+        metrics = evaluate(classifier, images, batch_size=self.batch_size)
+        if self.json:
+            _print_json(metrics.to_json())
+        else:
+            _print_metrics(metrics)
+        if self.html:
+            from mlpmixer.report import evaluation_html, thumbnails_of
+
+            pictures = thumbnails_of(images, [w.index for w in metrics.most_wrong])
+            page = evaluation_html(metrics, pictures, model=self.run, data=f"{data.name}, {self.split}")
+            Path(self.html).write_text(page, encoding="utf-8")
+            if not self.json:
+                print(f"\npage    {self.html}")
+        return 1 if metrics.bad else 0
+
+
+def _print_metrics(m: "Metrics") -> None:
+    top5 = f"  top-5 {_percent(m.top5)}" if m.top5 is not None else ""
+    print(f"{m.n:,} images  top-1 {_percent(m.top1)}{top5}  nll {m.nll:.4f}  ece {m.ece:.4f}\n")
+    rows = [(c.name, _percent(c.precision), _percent(c.recall), _percent(c.f1), f"{c.support:,}") for c in m.per_class]
+    shown = rows if len(rows) <= MAX_ROWS else sorted(rows, key=lambda r: float(r[3].split()[0]))[: MAX_ROWS // 2]
+    _print_table(("class", "precision", "recall", "f1", "images"), shown)
+    if len(shown) < len(rows):
+        print(f"(the {len(shown)} lowest f1 of {len(rows)} classes; all of them: --json)")
+    if m.most_wrong:
+        print("\nsurest mistakes")
+        mistakes = [(w.name, w.true, w.predicted, _percent(w.probability)) for w in m.most_wrong[:5]]
+        _print_table(("image", "is", "taken for", "with"), mistakes)
+    for name, reason in m.bad[:10]:
+        _err(f"{name}: {reason}")
+    if m.bad:
+        _err(f"{len(m.bad)} images could not be read; they are counted nowhere above")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Class probabilities of images by the model in RUN. Unreadable files are named, the rest is done; then the exit code is 1."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """A run's folder, or its model.safetensors."""
+    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SRC...")]
+    """Image files, folders (searched to the bottom), patterns such as 'photos/*.jpg', or - for a list of them on standard input."""
+    top_k: int = 5
+    """How many classes for each image."""
+    format: Literal["table", "csv", "json", "jsonl"] = "table"
+    """How to print the result."""
+    out: Annotated[str, arg(metavar="FILE")] = ""
+    """Where to write the result instead of standard output."""
+    features: Annotated[str, arg(metavar="FILE")] = ""
+    """Also write each image's feature vector (what the head sees) to FILE.npz or FILE.csv."""
+    batch_size: int = 64
+    """Images at a time."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+    def __call__(self) -> int:
+        if not self.sources:
+            raise ValueError(f"which images? mlpmixer predict {self.run} FILE... (or folders, patterns, or - for a list on standard input)")
+        if self.features and Path(self.features).suffix not in (".npz", ".csv"):
+            raise ValueError(f"--features {self.features}: expected a name that ends in .npz or .csv")
+        from mlpmixer.device import choose_device
+        from mlpmixer.predict import Failure, csv_lines, find_images, json_lines, jsonl_lines, load, predict_files
+
+        classifier = load(self.run, device=str(choose_device(self.device)))
+        sources = [s for given in self.sources for s in ((line.rstrip("\n") for line in sys.stdin) if given == "-" else [given]) if s]
+        paths = find_images(sources)
+        failed: list[Failure] = []
+
+        def watched(results: "Iterable[Prediction | Failure]") -> "Iterator[Prediction | Failure]":
+            for result in results:
+                if isinstance(result, Failure):
+                    failed.append(result)
+                    if self.format == "table":
+                        _err(f"{result.name}: {result.reason}")
+                yield result
+
+        if self.features:
+            paths = iter(_write_features(classifier, paths, Path(self.features), self.batch_size))
+        top_k = min(self.top_k, len(classifier.classes))
+        results = watched(predict_files(classifier, paths, self.top_k, self.batch_size))
+        as_text = {"csv": lambda r: csv_lines(r, top_k), "json": json_lines, "jsonl": jsonl_lines, "table": _table_lines}
+        lines = as_text[self.format](results)
+        if self.out:
+            with open(self.out, "w", encoding="utf-8") as f:
+                f.writelines(lines)
+        else:
+            for line in lines:
+                sys.stdout.write(line)
+        if failed:
+            _err(f"{len(failed)} of the sources gave no image")
+        return 1 if failed else 0
+
+
+def _table_lines(results: "Iterable[Prediction | Failure]") -> "Iterator[str]":
+    from mlpmixer.predict import Prediction
+
+    for result in results:
+        if isinstance(result, Prediction):
+            yield f"{result.name}\n" + "".join(f"  {_percent(p):>8}  {label}\n" for label, p in result.top)
+
+
+def _write_features(classifier: "Classifier", paths: "Iterable[str | Failure]", file: Path, batch_size: int) -> "list[str | Failure]":
+    """Feature vectors of the readable images to an .npz (names, features) or .csv; gives the list of paths back."""
+    import numpy as np
+
+    from mlpmixer.predict import Failure, decoded_batches
+
+    found = list(paths)
+    items = ((p.name, p) if isinstance(p, Failure) else (p, lambda p=p: p) for p in found)
+    names: list[str] = []
+    rows = [np.zeros((0, classifier.meta.config.hidden_dim if classifier.meta else 0), np.float32)]
+    for batch in decoded_batches(items, classifier.array, batch_size):
+        good = [(name, image) for name, image in batch if not isinstance(image, Failure)]
+        if good:
+            names += [name for name, _ in good]
+            rows.append(classifier.features(np.stack([image for _, image in good])))
+    features = np.concatenate(rows)
+    if file.suffix == ".npz":
+        np.savez(file, names=np.array(names), features=features)
+    else:
+        import csv
+
+        with open(file, "w", newline="", encoding="utf-8") as f:
+            out = csv.writer(f, lineterminator="\n")
+            out.writerow(["image", *(f"f{i}" for i in range(features.shape[1]))])
+            out.writerows([name, *(f"{v:.8g}" for v in row)] for name, row in zip(names, features, strict=True))
+    return found
+
+
+# --- summary, list, doctor ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A network line by line: shapes, parameters, FLOPs. Options change it: `mlpmixer summary B/16 --image-size 384`."""
+
+    model: Annotated[Positional[str], arg(metavar="MODEL|RUN")]
+    """An architecture's name (mlpmixer list models), a run's folder, or its model.safetensors."""
+    json: Flag = False
+    """Print as JSON."""
+    config: Annotated[MixerConfig, arg(name="")] = field(default_factory=MixerConfig)
+
+    @classmethod
+    def parse(cls, args: Sequence[str]) -> "Summary":
+        name = next((a for a in args if not a.startswith("-")), "")
+        default = cls(model=name, config=_architecture(name)) if name else tyro.MISSING
+        return tyro.cli(cls, prog="mlpmixer summary", args=args, default=default)
+
+    def __call__(self) -> int:
+        from mlpmixer.zoo import summary
+
+        layers = summary(self.config)
+        params, flops = sum(layer.params for layer in layers), sum(layer.flops for layer in layers)
+        if self.json:
+            _print_json({"model": self.model, "params": params, "flops": flops, "layers": [dataclasses.asdict(layer) for layer in layers]})
+            return 0
+        rows = [(x.name, " x ".join(map(str, x.output)), f"{x.params:,}", f"{x.flops:,}") for x in layers]
+        _print_table(("layer", "output", "params", "FLOPs"), rows)
+        print(f"\n{params:,} parameters, {flops / 1e9:.4g} GFLOPs an image (2 for each multiply-add)")
+        return 0
+
+
+def _architecture(name: str) -> MixerConfig:
+    from mlpmixer.zoo import MODELS
+
+    if name in MODELS or not Path(name).exists():
+        return MODELS[name]
+    from mlpmixer.checkpoint import read_meta
+
+    path = Path(name)
+    return read_meta(path / "model.safetensors" if path.is_dir() else path).config
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """The names that can be used: models, datasets or recipes."""
+
+    what: Positional[Literal["models", "datasets", "recipes"]]
+    """Which names."""
+
+    def __call__(self) -> int:
+        if self.what == "models":
+            from mlpmixer.zoo import MODELS, count_params
+
+            rows = []
+            for name, c in MODELS.items():
+                sizes = (c.num_patches, c.num_blocks, c.hidden_dim)
+                rows.append((name, "x".join(map(str, pair(c.image_size))), *map(str, sizes), f"{count_params(c):,}"))
+            _print_table(("model", "image px", "patches", "blocks", "hidden_dim", "params"), rows)
+        elif self.what == "datasets":
+            from mlpmixer.data.datasets import DATASETS
+
+            _print_table(("dataset", ""), [(name, _first_line(thing)) for name, thing in DATASETS.items()])
+            print("\nor a folder with a folder for each class, a Parquet file or folder, or hf:owner/name")
+        else:
+            from mlpmixer.recipes import RECIPES
+
+            _print_table(("recipe", ""), [(name, _first_line(recipe)) for name, recipe in RECIPES.items()])
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """What this machine and this installation are, and what is wrong with them."""
+
+    def __call__(self) -> int:
+        from mlpmixer.doctor import diagnose
+
+        findings = diagnose()
+        width = max(len(f.name) for f in findings)
+        for f in findings:
+            print(f"{'!!' if f.problem else '  '} {f.name:{width}}  {f.value}")
+        problems = [f for f in findings if f.problem]
+        for f in problems:
+            print(f"\n!! {f.name}: {f.problem}")
+        return 1 if problems else 0
+
+
+# --- data ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheck:
+    """Look for broken, duplicate and mislaid images in DATA, and count its classes. The exit code is 1 when something is found."""
+
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    """A data set's name, a folder with a folder for each class, a Parquet file or folder, or hf:owner/name."""
+    data_dir: Annotated[str, arg(metavar="DIR")] = ""
+    """Where the files of a named data set are."""
+    json: Flag = False
+    """Print everything as JSON."""
+
+    def __call__(self) -> int:
+        from mlpmixer.data.check import check_data
+
+        report = check_data(Data(name=self.data, data_dir=self.data_dir or None))
+        if self.json:
+            _print_json(report.to_json())
+        else:
+            _print_check(report)
+        return 0 if report.ok else 1
+
+
+def _print_check(report: "CheckReport") -> None:
+    splits = list(report.counts)
+    classes = list(dict.fromkeys(name for counts in report.counts.values() for name in counts))
+    rows = [(name, *(f"{report.counts[split].get(name, 0):,}" for split in splits)) for name in classes]
+    shown = rows if len(rows) <= MAX_ROWS else rows[: MAX_ROWS // 2]
+    _print_table(("class", *splits), [*shown, ("all", *(f"{sum(counts.values()):,}" for counts in report.counts.values()))])
+    if len(shown) < len(rows):
+        print(f"(the first {len(shown)} of {len(rows)} classes; all of them: --json)")
+    print(f"\nsizes  {', '.join(f'{size} ({n:,})' for size, n in list(report.sizes.items())[:5])}")
+    print(f"kinds  {', '.join(f'{mode} ({n:,})' for mode, n in report.modes.items())}")
+    for note in report.notes:
+        print(f"note   {note}")
+    findings = {
+        "cannot be read": [f"{name}: {reason}" for name, reason in report.broken],
+        "same pixels as another": [f"{name} = {other}" for name, other in report.duplicates],
+        "in the wrong place": [f"{name}: {reason}" for name, reason in report.mislaid],
+    }
+    for title, lines in findings.items():
+        if lines:
+            print("\n".join([f"\n{len(lines):,} {title}", *(f"  {line}" for line in lines[:10])]))
+            if len(lines) > 10:
+                print(f"  and {len(lines) - 10:,} more: --json")
+    if report.ok:
+        print("\nnothing wrong was found")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPreview:
+    """A labelled picture of what the network sees: training images of DATA after the recipe's augmentation."""
+
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    """A data set's name, a folder with a folder for each class, a Parquet file or folder, or hf:owner/name."""
+    out: Annotated[str, arg(metavar="FILE")]
+    """The PNG file to write."""
+    recipe: Annotated[str, arg(metavar="NAME")] = ""
+    """Where to start from (mlpmixer list recipes); the default fits the data."""
+    model: Annotated[str, arg(metavar="NAME")] = ""
+    """An architecture (mlpmixer list models) instead of the recipe's."""
+    rows: int = 6
+    """Images."""
+    cols: int = 8
+    """The evaluation view and augmented views of each."""
+    config: Annotated[Recipe, arg(name="")] = field(default_factory=Recipe)
+
+    @classmethod
+    def parse(cls, args: Sequence[str]) -> "DataPreview":
+        args = _data_first([_long_form(a) for a in args])
+        config = _start_from(args)
+        default = cls(data=_first_positional(args) or tyro.MISSING, out=tyro.MISSING, config=config)
+        return tyro.cli(cls, prog="mlpmixer data preview", description=_with_short(cls), args=args, default=default)
+
+    def __call__(self) -> int:
+        from mlpmixer.data.datasets import open_data
+        from mlpmixer.data.preprocess import Preprocess
+        from mlpmixer.data.preview import preview
+
+        recipe, channels = self.config, (0.5,) * self.config.model.in_channels
+        size = pair(recipe.model.image_size)
+        shape = Preprocess(image_size=size, in_channels=len(channels), fit=recipe.data.fit, mean=channels, std=channels)
+        print(preview(open_data(recipe.data), recipe.data, recipe.augment, shape, self.out, rows=self.rows, cols=self.cols))
+        return 0
+
+
+# --- main ---------------------------------------------------------------------------------------------------------
+
+COMMANDS: dict[str, Any] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "summary": Summary,
+    "list": List,
+    "data check": DataCheck,
+    "data preview": DataPreview,
+    "doctor": Doctor,
+}
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {_first_line(command)}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: mlpmixer COMMAND ...",
+            "",
+            "MLP-Mixer: train on your own pictures, evaluate, predict.",
+            "",
+            *lines,
+            "",
+            "mlpmixer COMMAND --help says more; mlpmixer --version; a first try: mlpmixer train digits",
+        ]
+    )
+
+
+def parse(args: Sequence[str]) -> Command:
+    """The command that the arguments ask for. ValueError for an unknown one; SystemExit after help (0) or a wrong option (2)."""
+    name, rest = (args[0], args[1:]) if args else ("", [])
+    if name == "data":
+        name, rest = f"data {rest[0]}" if rest else "data", rest[1:]
+    if name not in COMMANDS:
+        raise ValueError(f"no command {name!r}; {suggest(name, COMMANDS)} (mlpmixer --help tells what they do)")
+    command = COMMANDS[name]
+    parsed: Command = command.parse(rest) if hasattr(command, "parse") else tyro.cli(command, prog=f"mlpmixer {name}", args=rest)
+    return parsed
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit code."""
+    # Torch's threads wait for each other in a busy loop. When another process holds a core, the loop burns whole time slices: a
+    # step of the digits model took 3.6 s instead of 0.05 s. A bounded loop (0.25 s then, the same on an idle machine) mends that.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if args else 2
+    if args[0] in ("-V", "--version"):
+        from mlpmixer import __version__
+
+        print(f"mlpmixer {__version__}")
+        return 0
+    try:
+        return parse(args)()
+    except SystemExit as e:
+        return int(e.code or 0)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ValueError as e:
+        _err(str(e))
+        return 2
+    except OSError as e:
+        _err(str(e))
+        return 2 if isinstance(e, FileNotFoundError | NotADirectoryError | IsADirectoryError) else 1
+
+
+# --- printing -----------------------------------------------------------------------------------------------------
+
+
+def _err(message: str) -> None:
+    print(f"mlpmixer: {message}", file=sys.stderr, flush=True)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(_finite(value), ensure_ascii=False, default=str), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns of text, numbers to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    right = [bool(rows) and all(re.fullmatch(r"[\d.,]*( %)?", row[i]) for row in rows) for i in range(len(header))]
+    for row in (header, *rows):
+        cells = (f"{c:>{w}}" if r else f"{c:{w}}" for c, w, r in zip(row, widths, right, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().split("\n")[0]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    s = round(seconds)
+    return f"{s} s" if s < 60 else f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"

@@ -1,0 +1,525 @@
+"""train(): the one loop. Pre-training, training from scratch and fine-tuning are recipes, not loops."""
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mlpmixer import checkpoint, optim, predict, report, runlog
+from mlpmixer.config import Data, MixerConfig, Recipe, pair
+from mlpmixer.data.augment import augment, normalise, prepare_eval
+from mlpmixer.data.batches import batches, steps_per_epoch
+from mlpmixer.data.datasets import open_data
+from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.sources import ImageSet, Splits
+from mlpmixer.data.store import Store
+from mlpmixer.device import choose_device, choose_precision, describe, peak_mib
+from mlpmixer.evaluate import evaluate
+from mlpmixer.loss import cross_entropy, smooth, soft_targets
+from mlpmixer.model import Mixer, count_params, create_model
+
+Report = Callable[[dict[str, Any]], None]
+EVAL_BATCH = 250
+CHECKPOINTS_KEPT = 2
+
+
+class Interrupted(Exception):
+    """Stopped by Ctrl-C or SIGTERM after saving at `step`; train(resume=True) goes on from there."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        super().__init__(f"stopped after step {step}; everything is saved in {path}")
+        self.step, self.path = step, path
+
+
+class Diverged(ValueError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The run directory and what is in its summary.json."""
+
+    path: Path
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The images of a run as uint8 arrays, and what was left out."""
+
+    splits: Splits
+    preprocess: Preprocess
+    train: Store
+    val: Store
+    bad: list[tuple[str, str]]
+
+
+@dataclass
+class State:
+    """What changes from step to step, besides the tensors."""
+
+    step: int = 0
+    train_s: float = 0.0
+    best_top1: float = -1.0
+    best_step: int = 0
+    waited: int = 0
+
+
+def train(recipe: Recipe, *, out: str | os.PathLike[str] | None = None, resume: bool = False, report: Report | None = None) -> RunResult:
+    """Train a Mixer as `recipe` says; write model, metrics, report and checkpoints to the run directory `out`.
+
+    out: default runs/<recipe name>, or the first free number after it.
+    resume: go on from the last checkpoint in `out` (bit-identical to an undisturbed run on the same machine), or start if there is none.
+    report: receives {"kind": "start" | "step" | "eval" | "save" | "end", ...} as they happen.
+
+    Errors: ValueError for data, recipe or directory that do not fit; Diverged when the loss is not finite; Interrupted on
+    Ctrl-C, after saving; OSError when nothing can be written (the last checkpoint survives).
+    """
+    run = Path(out) if out is not None else runlog.free_directory(Path("runs") / recipe.name)
+    tell: Report = report or (lambda line: None)
+    if (run / "recipe.json").exists():
+        if not resume:
+            raise ValueError(f"{run} already holds a run; give another out, or resume it")
+        recipe = _same_recipe(recipe, runlog.read_recipe(run))
+        if (run / "summary.json").exists():
+            summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+            tell({"kind": "end", "summary": summary, "out": str(run)})
+            return RunResult(run, summary)
+    with torch.random.fork_rng(), _stop_signal() as stop:
+        return _train(recipe, run, tell, stop)
+
+
+def _train(recipe: Recipe, run: Path, tell: Report, stop: threading.Event) -> RunResult:
+    started = time.monotonic()
+    device = choose_device(recipe.run.device)
+    dtype = choose_precision(recipe.run.precision, device)
+    stores = load_images(recipe.data, recipe.model)
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=len(stores.splits.classes)))
+    step_of = Step(recipe, stores, device, dtype)
+    if recipe.run.time and not recipe.run.steps:
+        recipe = _fix_steps(recipe, step_of, stores, time.monotonic() - started)
+    per_epoch = steps_per_epoch(len(stores.train), recipe.run.batch_size)
+    total = recipe.run.steps or max(round(recipe.run.epochs * per_epoch), 1)
+    eval_every = max(round(recipe.run.eval_every * per_epoch), 1)
+
+    run.mkdir(parents=True, exist_ok=True)
+    runlog.write_recipe(run, recipe)
+    env = runlog.environment(describe(device), str(dtype).removeprefix("torch."))
+    runlog.write_json(run / "env.json", env)
+    state = restore(run, step_of, len(stores.train))
+    log = runlog.MetricsFile(run / "metrics.jsonl", state.step)
+    tell(
+        {
+            "kind": "start",
+            "out": str(run),
+            "device": env["device"],
+            "precision": env["precision"],
+            "params": count_params(step_of.model),
+            "train_images": len(stores.train),
+            "val_images": len(stores.val),
+            "classes": len(stores.splits.classes),
+            "steps": total,
+            "step": state.step,
+            "notes": list(stores.splits.notes),
+            "bad_images": [list(b) for b in stores.bad],
+        }
+    )
+    clock = Clock(state.train_s)
+    losses: list[Tensor] = []
+    corrects: list[Tensor] = []
+
+    def save() -> None:
+        state.train_s = clock.elapsed()
+        save_state(run, step_of, state, len(stores.train))
+        tell({"kind": "save", "step": state.step})
+
+    def flush(images_per_s: float) -> dict[str, Any]:
+        """The log line of the steps since the last one; Diverged when one of them has no finite loss."""
+        values = torch.stack(losses).tolist()
+        for step, value in enumerate(values, state.step - len(values) + 1):
+            if not math.isfinite(value):
+                last = last_checkpoint(run)
+                raise Diverged(
+                    f"the loss is {value} at step {step}; last good checkpoint: {last or 'none'}. Try a lower --optim.lr, a longer "
+                    f"--optim.warmup-steps, --optim.clip-norm 1, or --precision float32"
+                )
+        line = {
+            "kind": "step",
+            "step": state.step,
+            "epoch": state.step / per_epoch,
+            "loss": sum(values) / len(values),
+            "top1": torch.stack(corrects).mean().item(),
+            "lr": recipe.optim.lr * optim.lr_factor(state.step, total, recipe.optim),
+            "images_per_s": images_per_s,
+            "eta_s": (total - state.step) * recipe.run.batch_size / max(images_per_s, 1e-9),
+        }
+        losses.clear()
+        corrects.clear()
+        return line
+
+    try:
+        if state.step < total:
+            for step, indices, images in batches(stores.train, recipe.run.batch_size, recipe.run.seed, state.step + 1, total):
+                factor = optim.lr_factor(step, total, recipe.optim)
+                loss, correct = step_of(step, factor, indices, images)
+                state.step = step
+                losses.append(loss)
+                corrects.append(correct)
+                clock.count(len(indices))
+
+                due = step == total or stop.is_set()
+                if due or step % recipe.run.log_every == 0 or step % eval_every == 0:
+                    line = flush(clock.images_per_s())
+                    log.write(line)
+                    tell(line)
+                if step % eval_every == 0 or step == total:
+                    with clock.paused():
+                        line = {"kind": "eval", "step": step, "epoch": step / per_epoch, "split": "val", **validate(step_of, stores.val)}
+                    log.write(line)
+                    tell(line)
+                    if improved(state, line["top1"]) and recipe.run.patience:
+                        checkpoint.save_model(run / "best.safetensors", step_of.average, model_meta(recipe, stores, env, {}))
+                if due or clock.since_save() > recipe.run.save_every_s:
+                    if losses:
+                        log.write(flush(clock.images_per_s()))
+                    save()
+                    clock.saved()
+                if stop.is_set() and step < total:
+                    raise Interrupted(step, run)
+                if recipe.run.patience and state.waited >= recipe.run.patience:
+                    break
+    finally:
+        log.close()
+    state.train_s = clock.elapsed()
+    summary = finish(run, recipe, stores, step_of, state, clock, env)
+    tell({"kind": "end", "summary": summary, "out": str(run)})
+    return RunResult(run, summary)
+
+
+class Step:
+    """One optimizer update as a function of (step, learning-rate factor, batch): forward, loss, backward, clip, step, average."""
+
+    def __init__(self, recipe: Recipe, stores: Stores, device: torch.device, dtype: torch.dtype) -> None:
+        torch.manual_seed(recipe.run.seed)
+        self.recipe, self.stores, self.device, self.dtype = recipe, stores, device, dtype
+        self.model = create_model(recipe.model).to(device)
+        self.model.checkpointing = recipe.run.checkpointing
+        self.average: Mixer = copy.deepcopy(self.model).eval() if recipe.optim.ema_decay else self.model
+        self.optimizers = optim.make_optimizers(self.model, recipe.optim)
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if recipe.run.compile else self.model
+        self.labels = torch.from_numpy(stores.train.labels).to(device)
+        self.size = pair(recipe.model.image_size)
+        self.class_weights: Tensor | None = None
+        if recipe.data.class_weights == "balanced":
+            counts = np.bincount(stores.train.labels, minlength=recipe.model.num_classes)
+            self.class_weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32, device=device)
+
+    def __call__(self, step: int, factor: float, indices: np.ndarray, images_u8: np.ndarray) -> tuple[Tensor, Tensor]:
+        """(mean loss, share of right answers) of the batch, both on the device. Everything random depends on (seed, step)."""
+        cfg = self.recipe
+        seed = int(np.random.SeedSequence([cfg.run.seed, step]).generate_state(1, np.uint64)[0] >> 1)
+        torch.manual_seed(seed)  # dropout and stochastic depth
+        labels = self.labels[torch.from_numpy(indices).to(self.device)]
+        targets = soft_targets(labels, cfg.model.num_classes)
+        images, targets = augment(
+            torch.from_numpy(images_u8).to(self.device), targets, cfg.augment, self.size, torch.Generator().manual_seed(seed)
+        )
+        images, targets = normalise(images, self.stores.preprocess), smooth(targets, cfg.optim.label_smoothing)
+
+        optim.set_lr(self.optimizers, factor)
+        self.model.train()
+        loss_sum, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        for part, wanted in zip(images.chunk(cfg.run.accumulate), targets.chunk(cfg.run.accumulate), strict=True):
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                logits = self.forward(part)
+            loss = cross_entropy(logits, wanted, cfg.optim.loss, self.class_weights).sum() / len(images)
+            loss.backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.detach()
+            right += (logits.detach().argmax(1) == wanted.argmax(1)).sum() / len(images)
+        if cfg.optim.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), cfg.optim.clip_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if cfg.optim.ema_decay:
+            optim.update_ema(self.average, self.model, cfg.optim.ema_decay, step)
+        return loss_sum, right
+
+
+def load_images(data: Data, model: MixerConfig) -> Stores:
+    """Open, split and decode the images of a run. ValueError when there are none, or too many cannot be read."""
+    splits = open_data(data)
+    channels = model.in_channels
+    shape = Preprocess(image_size=pair(model.image_size), in_channels=channels, fit=data.fit, mean=(0.5,) * channels, std=(0.5,) * channels)
+
+    def store(images: ImageSet, form: Preprocess) -> Store:
+        return Store(images, form, cache_mib=data.cache_mib, workers=data.workers, max_bad_share=data.max_bad_share)
+
+    train_store, val_store = store(splits.train, shape.scaled(data.train_scale)), store(splits.val, shape)
+    if not len(train_store) or not len(val_store):
+        raise ValueError(f"{data.name}: {len(train_store)} training and {len(val_store)} validation images are left; both splits need some")
+    sample = train_store.array(np.linspace(0, len(train_store) - 1, min(len(train_store), 5000)).astype(np.int64))
+    mean = sample.mean((0, 1, 2), dtype=np.float64) / 255
+    std = np.maximum(sample.std((0, 1, 2), dtype=np.float64) / 255, 1 / 255)
+    exact = dataclasses.replace(shape, mean=tuple(round(float(m), 4) for m in mean), std=tuple(round(float(s), 4) for s in std))
+    return Stores(splits, exact, train_store, val_store, [*train_store.bad, *val_store.bad])
+
+
+@torch.no_grad()
+def validate(step_of: Step, store: Store) -> dict[str, float]:
+    """top1 and nll of the averaged model on every image of a split, in the precision of the run."""
+    model = step_of.average.eval()
+    right, nll = 0.0, 0.0
+    for start in range(0, len(store), EVAL_BATCH):
+        indices = np.arange(start, min(start + EVAL_BATCH, len(store)))
+        labels = torch.from_numpy(store.labels[indices]).to(step_of.device)
+        images = normalise(prepare_eval(torch.from_numpy(store.array(indices)).to(step_of.device)), step_of.stores.preprocess)
+        with torch.autocast(step_of.device.type, step_of.dtype, enabled=step_of.dtype != torch.float32):
+            logits = model(images).float()
+        right += (logits.argmax(1) == labels).sum().item()
+        nll += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+    return {"top1": right / len(store), "nll": nll / len(store)}
+
+
+def improved(state: State, top1: float) -> bool:
+    """Note an evaluation for early stopping; True when it is the best so far."""
+    if top1 > state.best_top1:
+        state.best_top1, state.best_step, state.waited = top1, state.step, 0
+        return True
+    state.waited += 1
+    return False
+
+
+def model_meta(recipe: Recipe, stores: Stores, env: dict[str, Any], metrics: dict[str, Any]) -> checkpoint.ModelMeta:
+    """What the saved model says about itself."""
+    return checkpoint.ModelMeta(
+        config=recipe.model,
+        classes=stores.splits.classes,
+        preprocess=stores.preprocess,
+        provenance={
+            "recipe": recipe.name,
+            "data": stores.splits.name,
+            "loss": recipe.optim.loss,
+            "version": env["packages"]["mlpmixer"],
+            "commit": env["commit"],
+            "date": datetime.now(UTC).date().isoformat(),
+            "metrics": metrics,
+        },
+    )
+
+
+def finish(run: Path, recipe: Recipe, stores: Stores, step_of: Step, state: State, clock: "Clock", env: dict[str, Any]) -> dict[str, Any]:
+    """Save the model, evaluate it on val and test (float32, as a user would load it), write summary.json and report.html."""
+    model = run / runlog.MODEL_FILE
+    if recipe.run.patience and (run / "best.safetensors").exists():
+        os.replace(run / "best.safetensors", model)
+    elif not (recipe.run.patience and model.exists()):
+        checkpoint.save_model(model, step_of.average, model_meta(recipe, stores, env, {}))
+    classifier = predict.load(model, device=str(step_of.device))
+    bad = list(stores.bad)
+    val = evaluate(classifier, stores.splits.val)
+    test = evaluate(classifier, stores.splits.test) if stores.splits.test is not None else None
+    if test is not None:
+        bad += [(name, reason) for name, reason in test.bad]
+    summary = {
+        "recipe": recipe.name,
+        "data": stores.splits.name,
+        "seed": recipe.run.seed,
+        "top1": test.top1 if test else None,
+        "val_top1": val.top1,
+        "val": val.to_json(),
+        "test": test.to_json() if test else None,
+        "params": count_params(step_of.model),
+        "train_images": len(stores.train),
+        "steps": state.step,
+        "best_step": state.best_step if recipe.run.patience else state.step,
+        "train_s": round(state.train_s, 1),
+        "images_per_s": round(clock.overall_images_per_s(), 1),
+        "peak_mib": round(peak_mib(step_of.device), 1),
+        "device": env["device"],
+        "precision": env["precision"],
+        "bad_images": [list(b) for b in bad],
+        "notes": list(stores.splits.notes),
+    }
+    metrics, images = (test, stores.splits.test) if test and stores.splits.test else (val, stores.splits.val)
+    final = {k: summary[k] for k in ("top1", "val_top1")}
+    checkpoint.rewrite_meta(model, lambda meta: dataclasses.replace(meta, provenance={**meta.provenance, "metrics": final}))
+    runlog.write_json(run / "summary.json", summary)
+    report.write_report(run, metrics, report.thumbnails_of(images, [wrong.index for wrong in metrics.most_wrong]))
+    return summary
+
+
+# ---------------------------------------------------------------------------------------------------------- state on disk
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Training states of a run, newest first."""
+    return sorted((run / "checkpoints").glob("step-*.safetensors"), reverse=True)
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The newest training state that is sound."""
+    for path in checkpoints(run):
+        try:
+            checkpoint.read_header(path)
+        except (checkpoint.CheckpointError, OSError):
+            continue
+        return path
+    return None
+
+
+def save_state(run: Path, step_of: Step, state: State, train_images: int) -> None:
+    """Write the whole training state atomically, then drop the older ones."""
+    tensors = {f"model.{k}": v for k, v in step_of.model.state_dict().items()} | optim.state_tensors(step_of.optimizers)
+    if step_of.average is not step_of.model:
+        tensors |= {f"average.{k}": v for k, v in step_of.average.state_dict().items()}
+    path = run / "checkpoints" / f"step-{state.step:09d}.safetensors"
+    checkpoint.write_tensors(path, tensors, {"state": dataclasses.asdict(state), "train_images": train_images})
+    for old in checkpoints(run)[CHECKPOINTS_KEPT:]:
+        old.unlink(missing_ok=True)
+
+
+def restore(run: Path, step_of: Step, train_images: int) -> State:
+    """Load the newest sound training state into `step_of`; a fresh State when there is none."""
+    path = last_checkpoint(run)
+    if path is None:
+        return State()
+    tensors, meta = checkpoint.read_tensors(path)
+    if meta["train_images"] != train_images:
+        raise ValueError(
+            f"{path} was trained on {meta['train_images']} images, but the data now gives {train_images}; it cannot be resumed exactly"
+        )
+    step_of.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    if step_of.average is not step_of.model:
+        step_of.average.load_state_dict({k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")})
+    optim.load_state_tensors(step_of.optimizers, tensors)
+    return State(**meta["state"])
+
+
+def _same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
+    """The stored recipe, when the asked one differs in nothing but what training itself fills in."""
+    filled = dataclasses.replace(
+        asked,
+        model=dataclasses.replace(asked.model, num_classes=stored.model.num_classes),
+        run=dataclasses.replace(asked.run, steps=asked.run.steps or (stored.run.steps if asked.run.time else 0)),
+    )
+    if filled != stored:
+        raise ValueError(
+            "the run to resume was started with another recipe; resume it with its own (runlog.read_recipe), or use another out"
+        )
+    return stored
+
+
+# ---------------------------------------------------------------------------------------------------------- time
+
+
+class Clock:
+    """Seconds of training (over all resumes) and images per second without evaluations."""
+
+    def __init__(self, before_s: float) -> None:
+        self._start = time.monotonic() - before_s
+        self._saved = time.monotonic()
+        self._images, self._window_images = 0, 0
+        self._busy_start = self._window_start = time.monotonic()
+
+    def count(self, images: int) -> None:
+        self._images += images
+        self._window_images += images
+
+    def images_per_s(self) -> float:
+        """Since the last call."""
+        now = time.monotonic()
+        rate = self._window_images / max(now - self._window_start, 1e-9)
+        self._window_images, self._window_start = 0, now
+        return rate
+
+    def overall_images_per_s(self) -> float:
+        return self._images / max(time.monotonic() - self._busy_start, 1e-9)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        gone = time.monotonic() - start
+        self._busy_start += gone
+        self._window_start += gone
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self._start
+
+    def since_save(self) -> float:
+        return time.monotonic() - self._saved
+
+    def saved(self) -> None:
+        self._saved = time.monotonic()
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "45s", "30m", "2h", "1h30m" or plain seconds. ValueError otherwise."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    total, digits = 0.0, ""
+    for char in text.strip().lower():
+        if char in units and digits:
+            total, digits = total + float(digits) * units[char], ""
+        elif char.isdigit() or (char == "." and "." not in digits):
+            digits += char
+        else:
+            raise ValueError(f"{text!r} is not a time; write 45s, 30m, 2h or 1h30m")
+    total += float(digits) if digits not in ("", ".") else 0
+    if total <= 0:
+        raise ValueError(f"{text!r} is not a time; write 45s, 30m, 2h or 1h30m")
+    return total
+
+
+def _fix_steps(recipe: Recipe, step_of: Step, stores: Stores, spent_s: float) -> Recipe:
+    """Turn the time budget into a number of steps by timing a few on a throw-away copy."""
+    budget = parse_duration(recipe.run.time)
+    trial = Step(recipe, stores, step_of.device, step_of.dtype)
+    count, start, times = 0, time.monotonic(), [0.0]
+    for step, indices, images in batches(stores.train, recipe.run.batch_size, recipe.run.seed, 1, 1000):
+        trial(step, 0.0, indices, images)[0].item()
+        count, now = count + 1, time.monotonic() - start
+        times.append(now)
+        if now > min(5.0, budget / 20) and count >= 5:
+            break
+    seconds = (times[-1] - times[2]) / (count - 2)
+    start = time.monotonic()
+    validate(trial, stores.val)
+    validation = (time.monotonic() - start) / (recipe.run.eval_every * steps_per_epoch(len(stores.train), recipe.run.batch_size))
+    left = budget - spent_s - times[-1] - (time.monotonic() - start)
+    return dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=max(int(left / (seconds + validation)), 1)))
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that a run stops between two steps; a second Ctrl-C stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(signum: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for s, old in before.items():
+            signal.signal(s, old)

@@ -1,0 +1,359 @@
+"""The command line: what it understands, what it prints, and how it ends."""
+
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlpmixer import cli
+from mlpmixer.config import Recipe
+from mlpmixer.recipes import RECIPES
+from mlpmixer.zoo import MODELS
+
+Line = Callable[..., tuple[int, str, str]]
+QUICK = ["--steps", "2", "--batch-size", "16", "--model.num-blocks", "1", "--model.hidden-dim", "8", "--device", "cpu"]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Line:
+    """Run a command line; gives (exit code, stdout, stderr). tyro's boxes break lines, so runs of blanks are squeezed."""
+
+    def call(*args: str) -> tuple[int, str, str]:
+        code = cli.main(list(args))
+        captured = capsys.readouterr()
+        return code, captured.out, re.sub(r"[\s│]+", " ", captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    assert cli.main(["train", "digits", "--out", str(out), "--quiet", *QUICK]) == 0
+    return out
+
+
+def train_recipe(*args: str) -> Recipe:
+    command = cli.parse(["train", *args])
+    assert isinstance(command, cli.Train)
+    return command.config
+
+
+# --- options ------------------------------------------------------------------------------------------------------
+
+
+def test_without_options_the_recipe_is_the_one_of_the_data() -> None:
+    assert train_recipe("cifar10") == RECIPES["cifar10"]()
+    assert train_recipe() == RECIPES["digits"]()
+
+
+def test_a_path_is_data_too_and_stands_anywhere_among_the_options(tmp_path: Path) -> None:
+    data = str(tmp_path)
+    assert train_recipe("--epochs", "3", data, "--augment.flip", "--optim.betas", "0.9", "0.95").data.name == data
+    assert train_recipe("--augment.flip", data).data.name == data
+    assert train_recipe("--model.image-size", "64", "32", data).model.image_size == (64, 32)
+    assert train_recipe("--epochs=3", data).data.name == data
+
+
+@pytest.mark.parametrize("short", sorted(cli.SHORT))
+def test_a_short_option_is_the_long_one(short: str) -> None:
+    value = {"device": "cpu", "precision": "float32", "time": "5m", "data-dir": "x", "fit": "pad", "image-size": "16"}
+    values = [] if short == "compile" else [value.get(short, "3")]
+    short_form = train_recipe("digits", f"--{short}", *values)
+    assert short_form == train_recipe("digits", f"--{cli.SHORT[short]}", *values) != RECIPES["digits"]()
+    assert short_form == train_recipe("digits", f"--{short.replace('-', '_')}", *values)
+
+
+def test_options_override_the_recipe_and_leave_the_rest() -> None:
+    base = RECIPES["cifar10"]()
+    got = train_recipe("cifar10", "--optim.lr", "0.5", "--no-compile")
+    assert got == dataclasses.replace(base, optim=dataclasses.replace(base.optim, lr=0.5))
+
+
+def test_a_model_by_name_replaces_the_recipes_architecture() -> None:
+    assert train_recipe("cifar10", "--model", "S/16").model == MODELS["S/16"]
+    assert train_recipe("cifar10", "--model", "S/16", "--image-size", "64").model == dataclasses.replace(MODELS["S/16"], image_size=64)
+
+
+def test_a_recipe_by_name_can_be_used_on_other_data() -> None:
+    got = train_recipe("mnist", "--recipe", "cifar10")
+    assert (got.name, got.data.name) == ("cifar10", "mnist")
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("trian digits", "train"),
+        ("data chek digits", "data check"),
+        ("train --recipe cifar01", "cifar10"),
+        ("train --model S/17", "S/16"),
+        ("train digits --optim.lrr 3", "--optim.lr"),
+        ("train digits --quite", "--quiet"),
+        ("train digits --optim.name adam", "adamw"),
+        ("train digits --lr fast", "--optim.lr"),
+        ("train digits --lr -1", "optim.lr must be positive"),
+        ("train digits --model S/16 --image-size 100", "nearest that is: 96x96"),
+        ("train digits mnist", "mnist"),
+        ("train no/such/folder", "no/such/folder"),
+        ("train digitz", "digits"),
+        ("train digits --resume no/such/run", "no/such/run"),
+        ("train digits --device tpu --out x", "cpu"),
+        ("evaluate no/such/run digits", "no/such/run"),
+        ("predict no/such/run x.png", "no/such/run"),
+        ("predict no/such/run", "which images"),
+        ("summary B/17", "B/16"),
+        ("summary B/16 --image-size 100", "96x96"),
+        ("list modles", "models"),
+        ("data check digitz", "digits"),
+        ("data preview digits", "--out"),
+        ("--trian", "train"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_is_right_and_exit_code_2(
+    line: str, says: str, run: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*line.split())
+    assert code == 2
+    assert says in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert not list(tmp_path.iterdir()), "a refused command leaves nothing behind"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: object) -> int:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli.List, "__call__", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["list", "models"])
+
+
+def test_a_full_disk_is_one_line_and_exit_code_1(run: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: object) -> int:
+        raise OSError(28, "No space left on device", "runs/x/model.safetensors")
+
+    monkeypatch.setattr(cli.List, "__call__", full)
+    code, _, err = run("list", "models")
+    assert code == 1
+    assert "No space left on device" in err and "runs/x/model.safetensors" in err
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_and_no_arguments_is_a_mistake(run: Line) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(f"  {name} " in out for name in cli.COMMANDS)
+    assert run()[0] == 2
+    assert run("--version")[1].startswith("mlpmixer 0.")
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_every_command_has_help(command: str, run: Line) -> None:
+    code, out, _ = run(*command.split(), "--help")
+    assert code == 0
+    assert f"usage: mlpmixer {command}" in out
+
+
+@pytest.mark.parametrize("what", ["models", "datasets", "recipes"])
+def test_list_prints_a_line_for_each_name(what: str, run: Line) -> None:
+    code, out, _ = run("list", what)
+    assert code == 0
+    assert {"models": "S/16", "datasets": "cifar10", "recipes": "digits"}[what] in out
+
+
+def test_summary_of_a_model_ends_with_the_papers_parameter_count(run: Line) -> None:
+    assert "59,880,472 parameters" in run("summary", "B/16")[1]
+    assert json.loads(run("summary", "B/16", "--json")[1])["params"] == 59_880_472
+
+
+def test_doctor_finds_a_broken_torchvision(run: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    from mlpmixer import doctor
+
+    installed = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0.28.0" if name == "torchvision" else installed(name))
+    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: 1 / 0)
+    code, out, _ = run("doctor")
+    assert code == 1
+    assert "torchvision" in out and "pip uninstall torchvision" in out
+    assert "torch " in out and "cpu features" in out
+
+
+def test_training_prints_the_result_and_where_it_is(digits_run: Path, run: Line, tmp_path: Path) -> None:
+    code, out, err = run("train", "digits", "--out", str(tmp_path / "run"), *QUICK)
+    assert (code, err) == (0, "")
+    assert "test top-1" in out and "2 steps" in out
+    assert (tmp_path / "run" / "report.html").exists()
+    assert str(tmp_path / "run" / "report.html") in out
+
+
+def test_json_is_one_object_a_line(run: Line, tmp_path: Path) -> None:
+    _, out, _ = run("train", "digits", "--out", str(tmp_path / "run"), "--json", *QUICK)
+    kinds = [json.loads(line)["kind"] for line in out.splitlines()]
+    assert (kinds[0], kinds[-1]) == ("start", "end") and "eval" in kinds
+
+
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._print_json({"loss": float("nan"), "rows": [float("inf"), 1.0]})
+    assert json.loads(capsys.readouterr().out) == {"loss": None, "rows": [None, 1.0]}
+
+
+def test_a_finished_run_is_not_overwritten(digits_run: Path, run: Line) -> None:
+    code, _, err = run("train", "digits", "--out", str(digits_run), *QUICK)
+    assert code == 2
+    assert "already" in err
+
+
+def test_a_default_run_directory_is_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Line) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "digits", "--quiet", *QUICK)[0] == run("train", "digits", "--quiet", *QUICK)[0] == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["digits", "digits-2"]
+
+
+def test_a_run_goes_on_as_it_was_started(digits_run: Path, run: Line) -> None:
+    code, _, err = run("train", "--resume", str(digits_run), "--lr", "0.5")
+    assert code == 2
+    assert f"mlpmixer train --resume {digits_run}" in err
+    assert run("train", "--resume", str(digits_run))[0] == 0
+
+
+def test_ctrl_c_tells_how_to_go_on(monkeypatch: pytest.MonkeyPatch, run: Line, tmp_path: Path) -> None:
+    import mlpmixer.train
+
+    def stopped(recipe: Recipe, **kwargs: Any) -> None:
+        raise mlpmixer.train.Interrupted(1234, kwargs["out"])
+
+    monkeypatch.setattr(mlpmixer.train, "train", stopped)
+    code, _, err = run("train", "digits", "--out", str(tmp_path / "run"))
+    assert code == 130
+    assert f"mlpmixer train --resume {tmp_path / 'run'}" in err and "1,234" in err
+
+
+def test_a_diverged_run_is_a_failure_and_no_wrong_usage(monkeypatch: pytest.MonkeyPatch, run: Line, tmp_path: Path) -> None:
+    import mlpmixer.train
+
+    def diverged(recipe: Recipe, **kwargs: Any) -> None:
+        raise mlpmixer.train.Diverged("the loss is nan at step 7")
+
+    monkeypatch.setattr(mlpmixer.train, "train", diverged)
+    code, _, err = run("train", "digits", "--out", str(tmp_path / "run"))
+    assert code == 1
+    assert "the loss is nan at step 7" in err
+
+
+def test_progress_lines_off_a_terminal_and_on_one(capsys: pytest.CaptureFixture[str]) -> None:
+    start = {"kind": "start", "out": "runs/x", "device": "cpu", "precision": "float32", "params": 1000, "train_images": 10, "val_images": 2}
+    events = [
+        start | {"classes": 3, "steps": 20, "notes": ["val was cut from train"]},
+        {"kind": "step", "step": 10, "epoch": 1.0, "loss": 1.5, "top1": 0.25, "lr": 0.1, "images_per_s": 2000.0, "eta_s": 75.0},
+        {"kind": "eval", "step": 10, "epoch": 1.0, "split": "val", "top1": 0.5, "nll": 1.25},
+        {"kind": "save", "step": 10},
+        {"kind": "end", "summary": {}},
+    ]
+    report = cli._plain(every_s=0)
+    for event in events:
+        report(event)
+    out = capsys.readouterr().out
+    assert "note: val was cut from train" in out
+    assert "step 10/20  loss 1.5000  train 25.00 %  2,000 images/s  1 min 15 s left" in out
+    assert "epoch 1  step 10  val: top-1 50.00 %, loss 1.2500" in out
+    with cli._live() as live:
+        for event in events:
+            live(event)
+    assert "val: top-1 50.00 %" in capsys.readouterr().out
+
+
+def test_evaluate_prints_numbers_or_json_and_writes_a_page(digits_run: Path, run: Line, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    code, out, _ = run("evaluate", str(digits_run), "digits", "--html", str(page))
+    assert code == 0
+    assert "top-1" in out and "f1" in out and page.exists()
+    numbers = json.loads(run("evaluate", str(digits_run), "--json")[1])
+    assert numbers["n"] == json.loads((digits_run / "summary.json").read_text())["test"]["n"]
+
+
+def images(folder: Path, n: int = 2) -> list[str]:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return [str(folder / f"{i}.png") for i in range(n)]
+
+
+def test_predict_writes_every_format(digits_run: Path, run: Line, tmp_path: Path) -> None:
+    files = images(tmp_path / "pictures")
+    for form, count in (("table", 2), ("csv", 1 + 2), ("json", 2 + 2), ("jsonl", 2)):
+        code, out, _ = run("predict", str(digits_run), str(tmp_path / "pictures"), "--format", form, "--top-k", "1")
+        assert code == 0
+        assert all(f in out for f in files)
+        assert len(out.splitlines()) == (2 * count if form == "table" else count)
+    file = tmp_path / "out.jsonl"
+    assert run("predict", str(digits_run), *files, "--format", "jsonl", "--out", str(file))[1] == ""
+    assert [json.loads(line)["image"] for line in file.read_text().splitlines()] == files
+
+
+def test_predict_names_bad_files_does_the_rest_and_ends_with_1(digits_run: Path, run: Line, tmp_path: Path) -> None:
+    good = images(tmp_path / "pictures", 1)[0]
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    code, out, err = run("predict", str(digits_run), str(bad), good)
+    assert code == 1
+    assert good in out and str(bad) in err
+
+
+def test_predict_reads_a_list_from_standard_input(digits_run: Path, run: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = images(tmp_path / "pictures")
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(files) + "\n"))
+    code, out, _ = run("predict", str(digits_run), "-", "--format", "jsonl")
+    assert code == 0
+    assert [json.loads(line)["image"] for line in out.splitlines()] == files
+
+
+def test_predict_writes_features(digits_run: Path, run: Line, tmp_path: Path) -> None:
+    images(tmp_path / "pictures")
+    assert run("predict", str(digits_run), str(tmp_path / "pictures"), "--features", str(tmp_path / "f.npz"))[0] == 0
+    with np.load(tmp_path / "f.npz") as stored:
+        assert stored["features"].shape == (2, 8) and len(stored["names"]) == 2
+        features = stored["features"]
+    assert run("predict", str(digits_run), str(tmp_path / "pictures"), "--features", str(tmp_path / "f.csv"))[0] == 0
+    table = (tmp_path / "f.csv").read_text().splitlines()
+    np.testing.assert_allclose(np.array(table[1].split(",")[1:], float), features[0], rtol=1e-6)
+    assert run("predict", str(digits_run), "x.png", "--features", "f.txt")[0] == 2
+
+
+def test_summary_of_a_run_is_its_architecture(digits_run: Path, run: Line) -> None:
+    stored = json.loads((digits_run / "summary.json").read_text())
+    assert json.loads(run("summary", str(digits_run), "--json")[1])["params"] == stored["params"]
+
+
+def test_data_check_and_preview(run: Line, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        rng = np.random.default_rng(len(name) + ord(name[0]))
+        (tmp_path / "data" / name).mkdir()
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
+    data = str(tmp_path / "data")
+    assert run("data", "check", data)[0] == 0
+    (tmp_path / "data" / "cat" / "broken.png").write_bytes(b"no image")
+    code, out, _ = run("data", "check", data)
+    assert code == 1
+    assert "broken.png" in out
+    assert any("broken.png" in name for name, _ in json.loads(run("data", "check", data, "--json")[1])["broken"])
+    assert run("data", "preview", data, "--out", str(tmp_path / "p.png"), "--rows", "2", "--augment.flip")[0] == 0
+    assert (tmp_path / "p.png").exists()

@@ -1,0 +1,95 @@
+"""The step rule: who gets which optimizer, and at what rate."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlpmixer import optim
+from mlpmixer.config import Optim
+from mlpmixer.model import Mixer, create_model
+
+
+def small() -> Mixer:
+    return create_model("Pico/2", num_blocks=2, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=12)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_every_parameter_is_in_one_group_and_only_matrices_decay(name: str) -> None:
+    model = small()
+    groups = [g for o in optim.make_optimizers(model, Optim(name=name, weight_decay=0.1)) for g in o.param_groups]  # type: ignore[arg-type]
+    ids = [id(p) for g in groups for p in g["params"]]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters())
+    for group in groups:
+        assert group["weight_decay"] == (0.1 if group["params"][0].ndim == 2 else 0.0)
+        assert len({p.ndim for p in group["params"]}) == 1
+
+
+def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else() -> None:
+    model = small()
+    muon = optim.make_optimizers(model, Optim(name="muon"))[1]
+    assert isinstance(muon, torch.optim.Muon)
+    taken = {id(p) for g in muon.param_groups for p in g["params"]}
+    assert {n for n, p in model.named_parameters() if id(p) in taken} == {
+        f"blocks.{i}.{m}.fc{k}.weight" for i in (0, 1) for m in ("token_mixing", "channel_mixing") for k in (1, 2)
+    }
+
+
+@given(total=st.integers(1, 500), warmup=st.integers(0, 600), schedule=st.sampled_from(["cosine", "linear", "constant"]))
+def test_the_rate_is_a_share_of_the_peak_that_rises_then_falls(total: int, warmup: int, schedule: str) -> None:
+    cfg = Optim(warmup_steps=warmup, schedule=schedule)  # type: ignore[arg-type]
+    rates = [optim.lr_factor(step, total, cfg) for step in range(1, total + 1)]
+    peak = min(warmup, total // 2)
+    assert all(0 < r <= 1 for r in rates)
+    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[peak] == 1 if peak < total else True
+
+
+def test_linear_warmup_and_decay_by_hand() -> None:
+    cfg = Optim(warmup_steps=2, schedule="linear")
+    assert [round(optim.lr_factor(s, 6, cfg), 4) for s in range(1, 7)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+
+
+def test_the_moving_average_follows_its_formula() -> None:
+    model, average = small(), small()
+    before = [p.clone() for p in average.parameters()]
+    optim.update_ema(average, model, 0.9, step=1000)
+    for old, new, p in zip(before, average.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * p)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_the_state_of_the_optimizers_survives_as_tensors(name: str) -> None:
+    torch.manual_seed(0)
+    a, b = small(), small()
+    b.load_state_dict(a.state_dict())
+    first, second = (optim.make_optimizers(m, Optim(name=name)) for m in (a, b))  # type: ignore[arg-type]
+
+    def step(model: Mixer, optimizers: list[torch.optim.Optimizer]) -> None:
+        model(torch.ones(2, 1, 8, 8)).logsumexp(1).sum().backward()
+        for o in optimizers:
+            o.step()
+            o.zero_grad()
+
+    step(a, first)
+    b.load_state_dict(a.state_dict())
+    optim.load_state_tensors(second, {k: v.clone() for k, v in optim.state_tensors(first).items()})
+    step(a, first)
+    step(b, second)
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_batched_muon_takes_torchs_steps() -> None:
+    torch.manual_seed(0)
+    shapes = [(12, 5), (5, 12), (5, 12), (7, 7), (7, 7)]
+    ours, theirs = ([torch.nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(3))) for s in shapes] for _ in "ab")
+    options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    batched, single = optim.Muon(ours, **options), torch.optim.Muon(theirs, **options)  # type: ignore[arg-type]
+    for _ in range(4):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(p.shape)
+            q.grad = p.grad.clone()
+        batched.step()
+        single.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, atol=2e-3, rtol=0)  # bfloat16 inside both

@@ -1,0 +1,233 @@
+"""The one loop: it learns, it stops and goes on exactly, and it says what is wrong."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mlpmixer import checkpoint, runlog
+from mlpmixer.config import Augment, Data, Optim, Recipe, Run, to_json
+from mlpmixer.train import Diverged, Interrupted, parse_duration, train
+from mlpmixer.zoo import MODELS
+
+SMALL = dataclasses.replace(MODELS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48)
+BASE = Recipe(
+    name="test",
+    model=dataclasses.replace(SMALL, dropout=0.1, drop_path=0.1),
+    data=Data(name="digits"),
+    augment=Augment(pad_crop_px=1, rotate_deg=5, mixup=0.2, noise=0.02),
+    optim=Optim(name="muon", warmup_steps=3, ema_decay=0.9, clip_norm=1.0, label_smoothing=0.1),
+    run=Run(steps=24, batch_size=128, eval_every=1, save_every_s=0, log_every=3),
+)
+
+
+def change(recipe: Recipe, **parts: dict[str, Any]) -> Recipe:
+    """The recipe with fields replaced: change(r, run={"steps": 3})."""
+    return dataclasses.replace(recipe, **{k: dataclasses.replace(getattr(recipe, k), **v) for k, v in parts.items()})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(BASE, out=tmp_path_factory.mktemp("runs") / "whole").path
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.read_tensors(run / runlog.MODEL_FILE)[0]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+    def lines(run: Path) -> list[tuple[Any, ...]]:
+        return [(x["kind"], x["step"], x["top1"]) for x in runlog.read_metrics(run / "metrics.jsonl") if x["kind"] == "eval"]
+
+    assert lines(a) == lines(b)
+
+
+def test_a_run_leaves_everything_needed_to_use_and_to_believe_it(undisturbed: Path) -> None:
+    names = {p.name for p in undisturbed.iterdir()}
+    assert names == {"recipe.json", "env.json", "metrics.jsonl", "summary.json", "report.html", runlog.MODEL_FILE, "checkpoints"}
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["steps"] == 24 and 0 <= summary["top1"] <= 1 and summary["test"]["n"] == 360 and summary["train_images"] == 1293
+    meta = checkpoint.read_meta(undisturbed / runlog.MODEL_FILE)
+    assert meta.classes == tuple("0123456789") and meta.provenance["metrics"]["top1"] == summary["top1"]
+    assert runlog.read_recipe(undisturbed).model.num_classes == 10
+    steps = [x["step"] for x in runlog.read_metrics(undisturbed / "metrics.jsonl") if x["kind"] == "step"]
+    assert steps == sorted(set(steps)) and steps[-1] == 24
+    assert len(list((undisturbed / "checkpoints").iterdir())) == 2
+
+
+KILLED = """
+    import json, os, signal, sys
+    import mlpmixer.checkpoint as checkpoint
+    from mlpmixer.config import Recipe, from_json
+    from mlpmixer.train import train
+
+    where, step, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    writes = 0
+    real = os.fsync
+
+    def fsync(fd):
+        global writes
+        writes += 1
+        if where == "write" and writes == 2 * step - 1:  # a file and its folder for each checkpoint
+            os.truncate(next(p for p in os.scandir(os.path.join(out, "checkpoints")) if p.name.endswith(".part")).path, 5000)
+            die()
+        real(fd)
+
+    os.fsync = fsync
+    train(from_json(Recipe, json.load(sys.stdin)), out=out, report=lambda x: die() if x["kind"] == where and x["step"] == step else None)
+"""
+
+
+@pytest.mark.parametrize(("where", "step"), [("start", 0), ("step", 6), ("save", 13), ("write", 9)])
+def test_a_run_killed_and_resumed_ends_with_the_same_bits(where: str, step: int, undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    source = textwrap.dedent(KILLED)
+    done = subprocess.run([sys.executable, "-c", source, where, str(step), str(out)], input=json.dumps(to_json(BASE)), text=True)
+    assert done.returncode == -signal.SIGKILL and not (out / "summary.json").exists()
+    train(BASE, out=out, resume=True)
+    assert_same_run(undisturbed, out)
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_exactly(undisturbed: Path, tmp_path: Path) -> None:
+    def press(line: dict[str, Any]) -> None:
+        if line["kind"] == "step" and line["step"] == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    recipe = change(BASE, run={"save_every_s": 1e9})
+    with pytest.raises(Interrupted) as stopped:
+        train(recipe, out=tmp_path / "run", report=press)
+    assert stopped.value.step == 10 and stopped.value.path == tmp_path / "run"
+    train(recipe, out=tmp_path / "run", resume=True)
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_a_damaged_last_checkpoint_is_passed_over(undisturbed: Path, tmp_path: Path) -> None:
+    def stop(line: dict[str, Any]) -> None:
+        if line["kind"] == "save" and line["step"] == 8:
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        train(BASE, out=tmp_path / "run", report=stop)
+    last = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    last.write_bytes(last.read_bytes()[:-10])
+    train(BASE, out=tmp_path / "run", resume=True)
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_a_finished_run_is_not_trained_again(undisturbed: Path) -> None:
+    before = (undisturbed / runlog.MODEL_FILE).stat().st_mtime_ns
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert train(BASE, out=undisturbed, resume=True).summary == summary
+    assert (undisturbed / runlog.MODEL_FILE).stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(BASE, out=undisturbed)
+    with pytest.raises(ValueError, match="another recipe"):
+        train(change(BASE, run={"seed": 1}), out=undisturbed, resume=True)
+
+
+def test_one_batch_is_overfitted(tmp_path: Path) -> None:
+    recipe = Recipe(
+        name="overfit", model=SMALL, data=Data(name="digits", val_fraction=0.9), optim=Optim(name="muon", lr=0.01, muon_lr=0.01)
+    )
+    result = train(change(recipe, run={"steps": 80, "batch_size": 143, "precision": "float32"}), out=tmp_path / "run")
+    last = [x for x in runlog.read_metrics(result.path / "metrics.jsonl") if x["kind"] == "step"][-1]
+    assert last["top1"] == 1.0 and last["loss"] < 0.05
+
+
+def test_accumulation_gives_the_same_step(tmp_path: Path) -> None:
+    recipe = change(
+        dataclasses.replace(BASE, model=SMALL), run={"steps": 2, "precision": "float32"}, optim={"name": "sgd", "ema_decay": 0.0}
+    )
+    a = train(recipe, out=tmp_path / "a")
+    b = train(change(recipe, run={"accumulate": 4}), out=tmp_path / "b")
+    first, second = weights(a.path), weights(b.path)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-5)
+
+
+def test_early_stopping_keeps_the_best_model(tmp_path: Path) -> None:
+    recipe = change(BASE, run={"steps": 400, "patience": 2, "eval_every": 0.2}, optim={"lr": 1e-9, "muon_lr": 1e-9, "ema_decay": 0.0})
+    summary = train(recipe, out=tmp_path / "run").summary
+    assert summary["steps"] < 40 and summary["best_step"] <= summary["steps"]
+    assert not (tmp_path / "run" / "best.safetensors").exists() and (tmp_path / "run" / runlog.MODEL_FILE).exists()
+
+
+def test_a_time_budget_becomes_a_number_of_steps_that_is_saved(tmp_path: Path) -> None:
+    summary = train(change(BASE, run={"steps": 0, "time": "4s"}), out=tmp_path / "run").summary
+    assert summary["steps"] == runlog.read_recipe(tmp_path / "run").run.steps > 10
+    assert summary["train_s"] < 12
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(tmp_path: Path) -> None:
+    recipe = change(BASE, optim={"name": "sgd", "lr": 1e30, "warmup_steps": 0, "clip_norm": 0.0}, run={"log_every": 1})
+    with pytest.raises(Diverged, match=r"at step 2; last good checkpoint: .*step-000000001"):
+        train(recipe, out=tmp_path / "run")
+
+
+def test_a_disk_that_cannot_be_written_is_an_error_and_the_last_checkpoint_survives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.fsync, 0
+
+    def fsync(fd: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 8:
+            raise OSError(28, "No space left on device")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        train(BASE, out=tmp_path / "run")
+    left = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert left == ["step-000000003.safetensors", "step-000000004.safetensors"]
+    checkpoint.read_tensors(tmp_path / "run" / "checkpoints" / left[-1])
+
+
+def test_a_folder_of_images_is_trained_through_with_the_broken_ones_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 12), ("test", 4)):
+        for name, grey in (("dark", 30), ("bright", 220)):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.fromarray(np.clip(grey + rng.normal(0, 20, (20, 30, 3)), 0, 255).astype(np.uint8)).save(folder / f"{i} é.PNG")
+    (tmp_path / "photos" / "train" / "dark" / "broken.jpg").write_bytes(b"no image")
+    model = dataclasses.replace(SMALL, image_size=16, patch_size=4, in_channels=3, num_classes=0)
+    recipe = Recipe(name="folder", model=model, data=Data(name=str(tmp_path / "photos"), class_weights="balanced"), optim=Optim(lr=3e-3))
+    summary = train(change(recipe, run={"steps": 30, "batch_size": 16}), out=tmp_path / "run").summary
+    assert summary["top1"] == 1.0
+    assert [Path(name).name for name, _ in summary["bad_images"]] == ["broken.jpg"]
+
+
+def test_training_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    train(change(BASE, run={"steps": 1}), out=tmp_path / "run")
+    assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("45s", 45), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("90", 90), ("1.5m", 90)])
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "m", "-3m", "3 days", "0s"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a time"):
+        parse_duration(text)
