@@ -1,0 +1,44 @@
+"""What the README says is so: its commands parse, its table is the stored results."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mlpmixer import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted(
+    {
+        line.split("   #")[0].strip().removeprefix("$ ")
+        for line in re.findall(r"^(?:\$ )?mlpmixer .*$", README, re.M) + re.findall(r"`(mlpmixer [^`]+)`", README)
+    }
+)
+
+
+def collect() -> object:
+    spec = importlib.util.spec_from_file_location("collect", ROOT / "results" / "collect.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_is_the_stored_results() -> None:
+    assert collect().readme_with_table(README) == README  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_parses(command: str) -> None:
+    words = shlex.split(command)[1:]
+    if "--help" in words:
+        words = words[: words.index("--help")]
+    if words and words[0] not in ("data",) or len(words) > 1:
+        cli.parse(words)
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len(COMMANDS) >= 10
