@@ -143,6 +143,8 @@ def _train(recipe: Recipe, run: Path, tell: Report, stop: threading.Event) -> Ru
     corrects: list[Tensor] = []
 
     def save() -> None:
+        if not all(p.isfinite().all() for p in step_of.model.parameters()):
+            raise _diverged(f"some weights are not finite after step {state.step}", run)
         state.train_s = clock.elapsed()
         save_state(run, step_of, state, len(stores.train))
         tell({"kind": "save", "step": state.step})
@@ -152,11 +154,7 @@ def _train(recipe: Recipe, run: Path, tell: Report, stop: threading.Event) -> Ru
         values = torch.stack(losses).tolist()
         for step, value in enumerate(values, state.step - len(values) + 1):
             if not math.isfinite(value):
-                last = last_checkpoint(run)
-                raise Diverged(
-                    f"the loss is {value} at step {step}; last good checkpoint: {last or 'none'}. Try a lower --optim.lr, a longer "
-                    f"--optim.warmup-steps, --optim.clip-norm 1, or --precision float32"
-                )
+                raise _diverged(f"the loss is {value} at step {step}", run)
         line = {
             "kind": "step",
             "step": state.step,
@@ -208,6 +206,13 @@ def _train(recipe: Recipe, run: Path, tell: Report, stop: threading.Event) -> Ru
     summary = finish(run, recipe, stores, step_of, state, clock, env)
     tell({"kind": "end", "summary": summary, "out": str(run)})
     return RunResult(run, summary)
+
+
+def _diverged(what: str, run: Path) -> Diverged:
+    return Diverged(
+        f"{what}; last good checkpoint: {last_checkpoint(run) or 'none'}. Try a lower --optim.lr, a longer --optim.warmup-steps, "
+        f"--optim.clip-norm 1, or --precision float32"
+    )
 
 
 class Step:
