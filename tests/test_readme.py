@@ -12,10 +12,7 @@ from mlpmixer import cli
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(
-    {
-        line.split("   #")[0].strip().removeprefix("$ ")
-        for line in re.findall(r"^(?:\$ )?mlpmixer .*$", README, re.M) + re.findall(r"`(mlpmixer [^`]+)`", README)
-    }
+    {line.split("   #")[0].strip() for line in re.findall(r"^mlpmixer .*$", README, re.M) + re.findall(r"`(mlpmixer [^`]+)`", README)}
 )
 
 
@@ -33,10 +30,8 @@ def test_the_table_is_the_stored_results() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_parses(command: str) -> None:
-    words = shlex.split(command)[1:]
-    if "--help" in words:
-        words = words[: words.index("--help")]
-    if words and words[0] not in ("data",) or len(words) > 1:
+    words = [word for word in shlex.split(command)[1:] if word != "--help"]
+    if words != ["train"]:  # the help of a command that needs arguments
         cli.parse(words)
 
 
