@@ -80,7 +80,8 @@ def main() -> None:
                     with torch.no_grad():
                         diffs[rival, mode] = (forward(model.eval(), mode).float() - reference).abs().max().item()
                         seconds = timed(lambda m=model, d=mode: forward(m, d))  # type: ignore[misc]
-                    step = timed(lambda m=model.train(), d=mode: train(m, d))  # type: ignore[misc]
+                    model.train()
+                    step = timed(lambda m=model, d=mode: train(m, d))  # type: ignore[misc]
                     if i:  # the first round warms up
                         times.setdefault((rival, mode, "forward"), []).append(seconds)
                         times.setdefault((rival, mode, "forward+backward"), []).append(step)

@@ -68,7 +68,8 @@ def add(claim: str, runs: list[Path]) -> Path:
         f"Validation {percent(summary['val_top1'])}. {summary['params']:,} parameters, {summary['steps']:,} steps, "
         f"{minutes(train_s['mean'])} of training at {summary['images_per_s']['mean']:.0f} images/s, peak {summary['peak_mib']:.0f} MiB.\n"
         f"Hardware: {env['device']}, {first['precision']}.\n\n"
-        f"    {summary['command']}\n\nSeeds: {', '.join(map(str, summary['seeds']))}. Last step, no choice on test.\n\n![curve](curve.png)\n"
+        f"    {summary['command']}\n\n"
+        f"Seeds: {', '.join(map(str, summary['seeds']))}. Last step, no choice on test.\n\n![curve](curve.png)\n"
     )
     return out
 

@@ -19,7 +19,18 @@ from mlpmixer.recipes import photos
 
 CLASSES = {"left bright": 0, "right bright": 1}
 GOOD, BROKEN = 2000, 200
-KINDS = ["rgb.JPG", "cmyk.jpg", "16bit.png", "palette.png", "alpha.png", "animated.gif", "rotated.jpeg", "grey.webp", "anim.webp", "é ü.bmp"]
+KINDS = [
+    "rgb.JPG",
+    "cmyk.jpg",
+    "16bit.png",
+    "palette.png",
+    "alpha.png",
+    "animated.gif",
+    "rotated.jpeg",
+    "grey.webp",
+    "anim.webp",
+    "é ü.bmp",
+]
 
 
 def picture(label: int, rng: np.random.Generator) -> Image.Image:

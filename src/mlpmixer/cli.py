@@ -493,13 +493,14 @@ class List:
 
             rows = []
             for name, c in MODELS.items():
-                sizes = (c.num_patches, c.num_blocks, c.hidden_dim)
+                sizes = (c.num_patches, c.num_blocks, c.hidden_dim, c.tokens_mlp_dim, c.channels_mlp_dim)
                 rows.append((name, "x".join(map(str, pair(c.image_size))), *map(str, sizes), f"{count_params(c):,}"))
-            _print_table(("model", "image px", "patches", "blocks", "hidden_dim", "params"), rows)
+            _print_table(("model", "image px", "patches", "blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim", "params"), rows)
         elif self.what == "datasets":
             from mlpmixer.data.datasets import DATASETS
 
-            _print_table(("dataset", ""), [(name, _first_line(thing)) for name, thing in DATASETS.items()])
+            rows = [(name, named.title, "x".join(map(str, named.image_size)), str(len(named.classes))) for name, named in DATASETS.items()]
+            _print_table(("dataset", "", "image px", "classes"), rows)
             print("\nor a folder with a folder for each class, a Parquet file or folder, or hf:owner/name")
         else:
             from mlpmixer.recipes import RECIPES
