@@ -22,13 +22,13 @@ def digits() -> Recipe:
     """
     return Recipe(
         name="digits",
-        model=zoo.MODELS["Pico/1"],
-        data=Data(name="digits"),
-        augment=Augment(pad_crop_px=1, pad_mode="constant", rotate_deg=10, zoom=0.1, shear=0.1, noise=0.03),
+        model=zoo.MODELS["Pico/2"],
+        data=Data(name="digits", val_fraction=0.05),
+        augment=Augment(pad_crop_px=1, pad_mode="constant", rotate_deg=6, zoom=0.05, shear=0.05, noise=0.04),
         optim=Optim(
             name="muon", lr=2e-3, muon_lr=3e-3, weight_decay=0.05, schedule="linear", warmup_steps=50, label_smoothing=0.1, ema_decay=0.99
         ),
-        run=Run(epochs=60, batch_size=64, eval_every=5),
+        run=Run(epochs=100, batch_size=64, eval_every=10),
     )
 
 
@@ -110,7 +110,7 @@ def photos() -> Recipe:
         optim=Optim(
             name="muon", lr=2e-3, muon_lr=3e-3, weight_decay=0.1, schedule="linear", warmup_steps=200, label_smoothing=0.1, ema_decay=0.995
         ),
-        run=Run(epochs=100, batch_size=64, eval_every=5),
+        run=Run(epochs=40, batch_size=64, eval_every=4),
     )
 
 
