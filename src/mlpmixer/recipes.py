@@ -46,7 +46,7 @@ def mnist() -> Recipe:
         optim=Optim(
             name="muon", lr=2e-3, muon_lr=4e-3, weight_decay=0.05, schedule="linear", warmup_steps=300, label_smoothing=0.1, ema_decay=0.998
         ),
-        run=Run(epochs=8, batch_size=128),
+        run=Run(epochs=14, batch_size=128),
     )
 
 
