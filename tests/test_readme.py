@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mlpmixer import cli
+from mlpmixer import cli, recipes, runlog
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(
-    {line.split("   #")[0].strip() for line in re.findall(r"^mlpmixer .*$", README, re.M) + re.findall(r"`(mlpmixer [^`]+)`", README)}
+    {line.split("  #")[0].strip() for line in re.findall(r"^mlpmixer .*$", README, re.M) + re.findall(r"`(mlpmixer [^`]+)`", README)}
 )
 
 
@@ -29,7 +29,11 @@ def test_the_table_is_the_stored_results() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_readme_parses(command: str) -> None:
+def test_a_command_of_the_readme_parses(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "runs" / "photos").mkdir(parents=True)
+    runlog.write_recipe(tmp_path / "runs" / "photos", recipes.photos())
     words = [word for word in shlex.split(command)[1:] if word != "--help"]
     if words != ["train"]:  # the help of a command that needs arguments
         cli.parse(words)
