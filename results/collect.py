@@ -34,9 +34,12 @@ def add(claim: str, runs: list[Path]) -> Path:
     data = re.sub(r"[^a-z0-9]+", "-", Path(first["data"]).name.lower())
     out = RESULTS / data / first["recipe"] / f"{env['date'][:10]}_{(env['commit'] or 'nogit').rstrip('+')}_{hardware}"
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("recipe.json", "metrics.jsonl"):
-        shutil.copyfile(runs[0] / name, out / name)
-    command = [re.sub(r"^.*/(?=[^/]+$)", "DIR/", word) if word.startswith("/") else word for word in env["command"]]
+    shutil.copyfile(runs[0] / "metrics.jsonl", out / "metrics.jsonl")
+    recipe = json.loads((runs[0] / "recipe.json").read_text())
+    recipe["data"] |= {"name": portable(recipe["data"]["name"]), "data_dir": recipe["data"]["data_dir"] and "DIR"}
+    (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+    words = env["command"]
+    command = ["DIR" if before == "--data-dir" else portable(word) for before, word in zip(["", *words], words, strict=False)]
     env = env | {"command": command}
     (out / "env.json").write_text(json.dumps(env, indent=2) + "\n")
     summary = {
@@ -72,6 +75,11 @@ def add(claim: str, runs: list[Path]) -> Path:
         f"Seeds: {', '.join(map(str, summary['seeds']))}. Last step, no choice on test.\n\n![curve](curve.png)\n"
     )
     return out
+
+
+def portable(word: str) -> str:
+    """A path outside the project without what it says about one machine."""
+    return f"DIR/{Path(word).name}" if word.startswith(("/", "../")) else word
 
 
 def curve(run: Path, path: Path) -> None:
