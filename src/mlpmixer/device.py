@@ -1,6 +1,5 @@
 """Which device and which precision: chosen once, before anything runs, and always told to the user."""
 
-import resource
 import sys
 
 import torch
@@ -55,8 +54,12 @@ def cpu_name() -> str:
 
 
 def peak_mib(device: torch.device) -> float:
-    """Most memory held so far, MiB: of the GPU's allocator, else of this process."""
+    """Most memory held so far, MiB: of the GPU's allocator, else of this process; NaN where the system does not tell (Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
