@@ -53,13 +53,13 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def peak_mib(device: torch.device) -> float:
-    """Most memory held so far, MiB: of the GPU's allocator, else of this process; NaN where the system does not tell (Windows)."""
+def peak_mib(device: torch.device) -> float | None:
+    """Most memory held so far, MiB: of the GPU's allocator, else of this process; None where the system does not tell (Windows)."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     try:
         import resource
     except ImportError:
-        return float("nan")
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

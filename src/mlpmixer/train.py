@@ -65,7 +65,11 @@ class Stores:
     preprocess: Preprocess
     train: Store
     val: Store
-    bad: list[tuple[str, str]]
+
+    @property
+    def bad(self) -> list[tuple[str, str]]:
+        """(name, reason) of the images that could not be read, at the start or since."""
+        return [*self.train.bad, *self.val.bad]
 
 
 @dataclass
@@ -281,7 +285,7 @@ def load_images(data: Data, model: MixerConfig) -> Stores:
     mean = sample.mean((0, 1, 2), dtype=np.float64) / 255
     std = np.maximum(sample.std((0, 1, 2), dtype=np.float64) / 255, 1 / 255)
     exact = dataclasses.replace(shape, mean=tuple(round(float(m), 4) for m in mean), std=tuple(round(float(s), 4) for s in std))
-    return Stores(splits, exact, train_store, val_store, [*train_store.bad, *val_store.bad])
+    return Stores(splits, exact, train_store, val_store)
 
 
 @torch.no_grad()
@@ -335,7 +339,7 @@ def finish(run: Path, recipe: Recipe, stores: Stores, step_of: Step, state: Stat
     elif not (recipe.run.patience and model.exists()):
         checkpoint.save_model(model, step_of.average, model_meta(recipe, stores, env, {}))
     classifier = predict.load(model, device=str(step_of.device))
-    bad = list(stores.bad)
+    bad = stores.bad
     val = evaluate(classifier, stores.splits.val)
     test = evaluate(classifier, stores.splits.test) if stores.splits.test is not None else None
     if test is not None:
@@ -354,7 +358,7 @@ def finish(run: Path, recipe: Recipe, stores: Stores, step_of: Step, state: Stat
         "best_step": state.best_step if recipe.run.patience else state.step,
         "train_s": round(state.train_s, 1),
         "images_per_s": round(clock.overall_images_per_s(), 1),
-        "peak_mib": round(peak_mib(step_of.device), 1),
+        "peak_mib": peak_mib(step_of.device),
         "device": env["device"],
         "precision": env["precision"],
         "bad_images": [list(b) for b in bad],
