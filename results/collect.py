@@ -72,7 +72,7 @@ def add(claim: str, runs: list[Path]) -> Path:
         f"{minutes(train_s['mean'])} of training at {summary['images_per_s']['mean']:.0f} images/s, peak {summary['peak_mib']:.0f} MiB.\n"
         f"Hardware: {env['device']}, {first['precision']}.\n\n"
         f"    {summary['command']}\n\n"
-        f"Seeds: {', '.join(map(str, summary['seeds']))}. Last step, no choice on test.\n\n![curve](curve.png)\n"
+        f"Seeds: {', '.join(map(str, summary['seeds']))}. The last step counts, not the best.\n\n![curve](curve.png)\n"
     )
     return out
 
