@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "src" / "mlpmixer"
 
 FLOOR = {"config", "registry"}  # imports nothing of ours
 DATA = FLOOR | {"data"}
-BELOW_VERBS = DATA | {"zoo", "device", "model", "kernels", "optim", "loss", "checkpoint", "runlog", "recipes", "report"}
+BELOW_VERBS = DATA | {"zoo", "device", "clock", "model", "kernels", "optim", "loss", "checkpoint", "runlog", "recipes", "report"}
 BELOW_VERBS |= {"transfer", "interop"}
 VERBS = {"evaluate", "predict"}  # the other verbs import these two of each other
 ALLOWED: dict[str, set[str] | None] = {
@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "registry": set(),
     "zoo": FLOOR,
     "device": FLOOR,
+    "clock": FLOOR,
     "model": FLOOR | {"zoo"},
     "kernels": FLOOR | {"model"},
     "data": FLOOR,

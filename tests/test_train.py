@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from mlpmixer import checkpoint, runlog
+from mlpmixer.clock import parse_duration
 from mlpmixer.config import Augment, Data, Optim, Recipe, Run, to_json
-from mlpmixer.train import Diverged, Interrupted, parse_duration, train
+from mlpmixer.train import Diverged, Interrupted, train
 from mlpmixer.zoo import MODELS
 
 SMALL = dataclasses.replace(MODELS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+STATES_KEPT = 2
 
 
 class CheckpointError(ValueError):
@@ -139,3 +140,26 @@ def load_model(path: str | os.PathLike[str]) -> "tuple[Mixer, ModelMeta]":
     except RuntimeError as e:
         raise CheckpointError(f"{path}: the weights do not fit the architecture stored with them: {e}") from e
     return model.requires_grad_(True).eval(), meta
+
+
+def states(run: Path) -> list[Path]:
+    """Training states of a run, newest first."""
+    return sorted((run / "checkpoints").glob("step-*.safetensors"), reverse=True)
+
+
+def last_state(run: Path) -> Path | None:
+    """The newest training state that is sound; None when there is none."""
+    for path in states(run):
+        try:
+            read_header(path)
+        except (CheckpointError, OSError):
+            continue
+        return path
+    return None
+
+
+def save_state(run: Path, step: int, tensors: "Mapping[str, Tensor]", meta: Mapping[str, Any]) -> None:
+    """Write the whole training state atomically, then drop the older ones. Errors: OSError, with the older ones left."""
+    write_tensors(run / "checkpoints" / f"step-{step:09d}.safetensors", tensors, meta)
+    for old in states(run)[STATES_KEPT:]:
+        old.unlink(missing_ok=True)

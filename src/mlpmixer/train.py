@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpmixer import checkpoint, optim, predict, report, runlog
+from mlpmixer.clock import Clock, parse_duration
 from mlpmixer.config import Data, MixerConfig, Recipe, pair
 from mlpmixer.data.augment import augment, normalise, prepare_eval
 from mlpmixer.data.batches import batches, steps_per_epoch
@@ -34,7 +35,6 @@ from mlpmixer.model import Mixer, count_params, create_model
 
 Report = Callable[[dict[str, Any]], None]
 EVAL_BATCH = 250
-CHECKPOINTS_KEPT = 2
 
 
 class Interrupted(Exception):
@@ -150,7 +150,7 @@ def _train(recipe: Recipe, run: Path, tell: Report, stop: threading.Event) -> Ru
         if not all(p.isfinite().all() for p in step_of.model.parameters()):
             raise _diverged(f"some weights are not finite after step {state.step}", run)
         state.train_s = clock.elapsed()
-        save_state(run, step_of, state, len(stores.train))
+        checkpoint.save_state(run, state.step, step_of.tensors(), {"state": dataclasses.asdict(state), "train_images": len(stores.train)})
         tell({"kind": "save", "step": state.step})
 
     def flush(images_per_s: float) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def _train(recipe: Recipe, run: Path, tell: Report, stop: threading.Event) -> Ru
 
 def _diverged(what: str, run: Path) -> Diverged:
     return Diverged(
-        f"{what}; last good checkpoint: {last_checkpoint(run) or 'none'}. Try a lower --optim.lr, a longer --optim.warmup-steps, "
+        f"{what}; last good checkpoint: {checkpoint.last_state(run) or 'none'}. Try a lower --optim.lr, a longer --optim.warmup-steps, "
         f"--optim.clip-norm 1, or --precision float32"
     )
 
@@ -267,6 +267,20 @@ class Step:
         if cfg.optim.ema_decay:
             optim.update_ema(self.average, self.model, cfg.optim.ema_decay, step)
         return loss_sum, right
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that training changes, by name: weights, their average, the state of the optimizers."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()} | optim.state_tensors(self.optimizers)
+        if self.average is not self.model:
+            tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        return tensors
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Go back to what `tensors()` gave."""
+        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        if self.average is not self.model:
+            self.average.load_state_dict({k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")})
+        optim.load_state_tensors(self.optimizers, tensors)
 
 
 def load_images(data: Data, model: MixerConfig) -> Stores:
@@ -331,7 +345,7 @@ def model_meta(recipe: Recipe, stores: Stores, env: dict[str, Any], metrics: dic
     )
 
 
-def finish(run: Path, recipe: Recipe, stores: Stores, step_of: Step, state: State, clock: "Clock", env: dict[str, Any]) -> dict[str, Any]:
+def finish(run: Path, recipe: Recipe, stores: Stores, step_of: Step, state: State, clock: Clock, env: dict[str, Any]) -> dict[str, Any]:
     """Save the model, evaluate it on val and test (float32, as a user would load it), write summary.json and report.html."""
     model = run / runlog.MODEL_FILE
     if recipe.run.patience and (run / "best.safetensors").exists():
@@ -372,39 +386,9 @@ def finish(run: Path, recipe: Recipe, stores: Stores, step_of: Step, state: Stat
     return summary
 
 
-# ---------------------------------------------------------------------------------------------------------- state on disk
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """Training states of a run, newest first."""
-    return sorted((run / "checkpoints").glob("step-*.safetensors"), reverse=True)
-
-
-def last_checkpoint(run: Path) -> Path | None:
-    """The newest training state that is sound."""
-    for path in checkpoints(run):
-        try:
-            checkpoint.read_header(path)
-        except (checkpoint.CheckpointError, OSError):
-            continue
-        return path
-    return None
-
-
-def save_state(run: Path, step_of: Step, state: State, train_images: int) -> None:
-    """Write the whole training state atomically, then drop the older ones."""
-    tensors = {f"model.{k}": v for k, v in step_of.model.state_dict().items()} | optim.state_tensors(step_of.optimizers)
-    if step_of.average is not step_of.model:
-        tensors |= {f"average.{k}": v for k, v in step_of.average.state_dict().items()}
-    path = run / "checkpoints" / f"step-{state.step:09d}.safetensors"
-    checkpoint.write_tensors(path, tensors, {"state": dataclasses.asdict(state), "train_images": train_images})
-    for old in checkpoints(run)[CHECKPOINTS_KEPT:]:
-        old.unlink(missing_ok=True)
-
-
 def restore(run: Path, step_of: Step, train_images: int) -> State:
     """Load the newest sound training state into `step_of`; a fresh State when there is none."""
-    path = last_checkpoint(run)
+    path = checkpoint.last_state(run)
     if path is None:
         return State()
     tensors, meta = checkpoint.read_tensors(path)
@@ -412,10 +396,7 @@ def restore(run: Path, step_of: Step, train_images: int) -> State:
         raise ValueError(
             f"{path} was trained on {meta['train_images']} images, but the data now gives {train_images}; it cannot be resumed exactly"
         )
-    step_of.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    if step_of.average is not step_of.model:
-        step_of.average.load_state_dict({k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")})
-    optim.load_state_tensors(step_of.optimizers, tensors)
+    step_of.load_tensors(tensors)
     return State(**meta["state"])
 
 
@@ -431,67 +412,6 @@ def _same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
             "the run to resume was started with another recipe; resume it with its own (runlog.read_recipe), or use another out"
         )
     return stored
-
-
-# ---------------------------------------------------------------------------------------------------------- time
-
-
-class Clock:
-    """Seconds of training (over all resumes) and images per second without evaluations."""
-
-    def __init__(self, before_s: float) -> None:
-        self._start = time.monotonic() - before_s
-        self._saved = time.monotonic()
-        self._images, self._window_images = 0, 0
-        self._busy_start = self._window_start = time.monotonic()
-
-    def count(self, images: int) -> None:
-        self._images += images
-        self._window_images += images
-
-    def images_per_s(self) -> float:
-        """Since the last call."""
-        now = time.monotonic()
-        rate = self._window_images / max(now - self._window_start, 1e-9)
-        self._window_images, self._window_start = 0, now
-        return rate
-
-    def overall_images_per_s(self) -> float:
-        return self._images / max(time.monotonic() - self._busy_start, 1e-9)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        gone = time.monotonic() - start
-        self._busy_start += gone
-        self._window_start += gone
-
-    def elapsed(self) -> float:
-        return time.monotonic() - self._start
-
-    def since_save(self) -> float:
-        return time.monotonic() - self._saved
-
-    def saved(self) -> None:
-        self._saved = time.monotonic()
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of "45s", "30m", "2h", "1h30m" or plain seconds. ValueError otherwise."""
-    units = {"s": 1, "m": 60, "h": 3600}
-    total, digits = 0.0, ""
-    for char in text.strip().lower():
-        if char in units and digits:
-            total, digits = total + float(digits) * units[char], ""
-        elif char.isdigit() or (char == "." and "." not in digits):
-            digits += char
-        else:
-            raise ValueError(f"{text!r} is not a time; write 45s, 30m, 2h or 1h30m")
-    total += float(digits) if digits not in ("", ".") else 0
-    if total <= 0:
-        raise ValueError(f"{text!r} is not a time; write 45s, 30m, 2h or 1h30m")
-    return total
 
 
 def _fix_steps(recipe: Recipe, step_of: Step, stores: Stores, spent_s: float) -> Recipe:
