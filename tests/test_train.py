@@ -201,6 +201,28 @@ def test_a_disk_that_cannot_be_written_is_an_error_and_the_last_checkpoint_survi
     checkpoint.read_tensors(tmp_path / "run" / "checkpoints" / left[-1])
 
 
+def test_the_test_split_stays_unseen_while_a_recipe_is_chosen(tmp_path: Path) -> None:
+    summary = train(change(BASE, run={"steps": 2, "test": False}), out=tmp_path / "run").summary
+    assert summary["top1"] is None and summary["test"] is None and summary["val_top1"] is not None
+    assert "validation images" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_test_split_that_cannot_be_read_is_said_before_the_training(tmp_path: Path) -> None:
+    for split, content in (("train", None), ("test", b"no image")):
+        for name in ("a", "b"):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (20, 20), (60 * i, 0, 0)).save(folder / f"{i}.png")
+                if content:
+                    (folder / f"{i}.png").write_bytes(content)
+    recipe = Recipe(name="folder", model=dataclasses.replace(SMALL, image_size=16, in_channels=3), data=Data(name=str(tmp_path / "photos")))
+    with pytest.raises(ValueError, match=r"no image of the test split can be read .*--run.no-test"):
+        train(change(recipe, run={"steps": 1, "batch_size": 4}), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert train(change(recipe, run={"steps": 1, "batch_size": 4, "test": False}), out=tmp_path / "run").summary["top1"] is None
+
+
 def test_a_folder_of_images_is_trained_through_with_the_broken_ones_named(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split, n in (("train", 12), ("test", 4)):

@@ -56,7 +56,9 @@ SHORT = {
     "fit": "data.fit",
 }
 SWITCHES = {"--quiet", "--json", "-h", "--help"} | {
-    f"--{owner}.{no}{name}" for owner, name in (("augment", "flip"), ("run", "checkpointing"), ("run", "compile")) for no in ("", "no-")
+    f"--{owner}.{no}{name}"
+    for owner, name in (("augment", "flip"), ("run", "checkpointing"), ("run", "compile"), ("run", "test"))
+    for no in ("", "no-")
 }
 LATEST = "latest"
 

@@ -229,6 +229,8 @@ class Run:
     """torch.compile the network."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
+    test: bool = True
+    """Score the test split at the end; off while a recipe is being chosen, so that the choice rests on validation alone."""
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, f"run.epochs must be positive, got {self.epochs}")

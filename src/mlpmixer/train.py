@@ -25,6 +25,7 @@ from mlpmixer.config import Data, MixerConfig, Recipe, pair
 from mlpmixer.data.augment import augment, normalise, prepare_eval
 from mlpmixer.data.batches import batches, steps_per_epoch
 from mlpmixer.data.datasets import open_data
+from mlpmixer.data.images import ImageError
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.sources import ImageSet, Splits
 from mlpmixer.data.store import Store
@@ -112,6 +113,10 @@ def _train(recipe: Recipe, run: Path, tell: Report, stop: threading.Event) -> Ru
     device = choose_device(recipe.run.device)
     dtype = choose_precision(recipe.run.precision, device)
     stores = load_images(recipe.data, recipe.model)
+    if not recipe.run.test:
+        stores = dataclasses.replace(stores, splits=dataclasses.replace(stores.splits, test=None))
+    elif stores.splits.test is not None:
+        _require_a_readable_image(stores.splits.test, stores.preprocess)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=len(stores.splits.classes)))
     step_of = Step(recipe, stores, device, dtype)
     if recipe.run.time and not recipe.run.steps:
@@ -300,6 +305,20 @@ def load_images(data: Data, model: MixerConfig) -> Stores:
     std = np.maximum(sample.std((0, 1, 2), dtype=np.float64) / 255, 1 / 255)
     exact = dataclasses.replace(shape, mean=tuple(round(float(m), 4) for m in mean), std=tuple(round(float(s), 4) for s in std))
     return Stores(splits, exact, train_store, val_store)
+
+
+def _require_a_readable_image(test: ImageSet, preprocess: Preprocess) -> None:
+    """ValueError when the test split cannot be scored: better said before the training than after it."""
+    reasons = []
+    for i in range(len(test)):
+        try:
+            preprocess.array(test.source(i))
+            return
+        except ImageError as e:
+            reasons.append(f"{test.names[i]}: {e}")
+    raise ValueError(
+        f"no image of the test split can be read ({'; '.join(reasons[:3]) or 'it is empty'}); mend it, or train with --run.no-test"
+    )
 
 
 @torch.no_grad()
