@@ -1,5 +1,7 @@
 """Which device and which precision: chosen once, before anything runs, and always told to the user."""
 
+import platform
+import re
 import sys
 
 import torch
@@ -44,13 +46,14 @@ def describe(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
+    """As the system calls it; without a model number ("AMD EPYC", on a virtual machine) with its family, since speeds differ by it."""
     try:
         with open("/proc/cpuinfo") as f:
-            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration):
-        import platform
-
+            facts = dict(re.split(r"\s*:\s*", line.strip(), maxsplit=1) for line in f if ":" in line)
+        name = facts["model name"]
+    except (OSError, KeyError):
         return platform.processor() or platform.machine()
+    return name if re.search(r"\d", name) or "cpu family" not in facts else f"{name} (family {facts['cpu family']})"
 
 
 def peak_mib(device: torch.device) -> float | None:
