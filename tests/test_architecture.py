@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "src" / "mlpmixer"
 
 FLOOR = {"config", "registry"}  # imports nothing of ours
 DATA = FLOOR | {"data"}
-BELOW_VERBS = DATA | {"zoo", "device", "clock", "model", "kernels", "optim", "loss", "checkpoint", "runlog", "recipes", "report"}
+BELOW_VERBS = DATA | {"zoo", "device", "clock", "model", "kernels", "optim", "loss", "init", "checkpoint", "runlog", "recipes", "report"}
 BELOW_VERBS |= {"transfer", "interop"}
 VERBS = {"evaluate", "predict"}  # the other verbs import these two of each other
 ALLOWED: dict[str, set[str] | None] = {
@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "data": FLOOR,
     "optim": FLOOR | {"model"},
     "loss": FLOOR,
+    "init": FLOOR | {"model"},
     "checkpoint": DATA | {"model", "kernels"},
     "runlog": FLOOR,
     "recipes": FLOOR | {"zoo"},

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mlpmixer import checkpoint, runlog
 from mlpmixer.clock import parse_duration
-from mlpmixer.config import Augment, Data, Optim, Recipe, Run, to_json
+from mlpmixer.config import Augment, Data, Init, Optim, Recipe, Run, to_json
 from mlpmixer.train import Diverged, Interrupted, train
 from mlpmixer.zoo import MODELS
 
@@ -26,6 +26,7 @@ BASE = Recipe(
     name="test",
     model=dataclasses.replace(SMALL, dropout=0.1, drop_path=0.1),
     data=Data(name="digits"),
+    init=Init(stem="whitened"),
     augment=Augment(pad_crop_px=1, rotate_deg=5, mixup=0.2, noise=0.02),
     optim=Optim(name="muon", warmup_steps=3, ema_decay=0.9, clip_norm=1.0, label_smoothing=0.1),
     run=Run(steps=24, batch_size=128, eval_every=1, save_every_s=0, log_every=3),
@@ -199,6 +200,18 @@ def test_a_disk_that_cannot_be_written_is_an_error_and_the_last_checkpoint_survi
     left = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert left == ["step-000000003.safetensors", "step-000000004.safetensors"]
     checkpoint.read_tensors(tmp_path / "run" / "checkpoints" / left[-1])
+
+
+def test_a_whitened_stem_is_the_start_of_a_run(tmp_path: Path) -> None:
+    def stem(start: str) -> torch.Tensor:
+        recipe = change(
+            BASE, init={"stem": start}, optim={"lr": 1e-12, "muon_lr": 1e-12, "ema_decay": 0.0}, run={"steps": 1, "test": False}
+        )
+        return weights(train(recipe, out=tmp_path / start).path)["stem.weight"]
+
+    whitened, lecun = stem("whitened"), stem("lecun")
+    # the patches of digits have a few strong directions: whitening makes those small and the weak ones large
+    assert torch.linalg.cond(whitened) > 2 * torch.linalg.cond(lecun)
 
 
 def test_the_test_split_stays_unseen_while_a_recipe_is_chosen(tmp_path: Path) -> None:

@@ -6,16 +6,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlpmixer.config import Augment, Data, MixerConfig, Optim, Recipe, Run
+    from mlpmixer.config import Augment, Data, Init, MixerConfig, Optim, Recipe, Run
     from mlpmixer.evaluate import evaluate
     from mlpmixer.model import Mixer, create_model
     from mlpmixer.predict import load
     from mlpmixer.train import train
 
 __version__ = "0.1.0"
-__all__ = ["Augment", "Data", "Mixer", "MixerConfig", "Optim", "Recipe", "Run", "create_model", "evaluate", "load", "train"]
+__all__ = ["Augment", "Data", "Init", "Mixer", "MixerConfig", "Optim", "Recipe", "Run", "create_model", "evaluate", "load", "train"]
 
-_HOME = dict.fromkeys(("Augment", "Data", "MixerConfig", "Optim", "Recipe", "Run"), "config") | {
+_HOME = dict.fromkeys(("Augment", "Data", "Init", "MixerConfig", "Optim", "Recipe", "Run"), "config") | {
     "Mixer": "model",
     "create_model": "model",
     "load": "predict",

@@ -119,6 +119,14 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Init:
+    """Where the weights start."""
+
+    stem: Literal["lecun", "whitened"] = "lecun"
+    """lecun is the official start; whitened fits the stem to the training patches, so that its outputs are uncorrelated."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Augment:
     """What training images go through, in the order of the fields. 0 means off."""
 
@@ -250,6 +258,7 @@ class Recipe:
     name: str = "custom"
     model: MixerConfig = field(default_factory=MixerConfig)
     data: Data = field(default_factory=Data)
+    init: Init = field(default_factory=Init)
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
     run: Run = field(default_factory=Run)

@@ -31,11 +31,13 @@ from mlpmixer.data.sources import ImageSet, Splits
 from mlpmixer.data.store import Store
 from mlpmixer.device import choose_device, choose_precision, describe, peak_mib
 from mlpmixer.evaluate import evaluate
+from mlpmixer.init import whiten_stem
 from mlpmixer.loss import cross_entropy, smooth, soft_targets
 from mlpmixer.model import Mixer, count_params, create_model
 
 Report = Callable[[dict[str, Any]], None]
 EVAL_BATCH = 250
+SAMPLE_VALUES = 1 << 26  # half a GiB in float64
 
 
 class Interrupted(Exception):
@@ -230,7 +232,10 @@ class Step:
     def __init__(self, recipe: Recipe, stores: Stores, device: torch.device, dtype: torch.dtype) -> None:
         torch.manual_seed(recipe.run.seed)
         self.recipe, self.stores, self.device, self.dtype = recipe, stores, device, dtype
-        self.model = create_model(recipe.model).to(device)
+        self.model = create_model(recipe.model)
+        if recipe.init.stem == "whitened":
+            whiten_stem(self.model, augmented_sample(recipe, stores))
+        self.model.to(device)
         self.model.checkpointing = recipe.run.checkpointing
         self.average: Mixer = copy.deepcopy(self.model).eval() if recipe.optim.ema_decay else self.model
         self.optimizers = optim.make_optimizers(self.model, recipe.optim)
@@ -288,6 +293,21 @@ class Step:
         optim.load_state_tensors(self.optimizers, tensors)
 
 
+def sample_of(store: Store) -> np.ndarray:
+    """uint8 (N, H, W, C): up to 5,000 images, evenly spread over the store, of at most SAMPLE_VALUES values in all."""
+    per_image = int(np.prod(store.array(np.zeros(1, np.int64)).shape))
+    n = min(len(store), 5000, max(SAMPLE_VALUES // per_image, 1))
+    return store.array(np.linspace(0, len(store) - 1, n).astype(np.int64))
+
+
+def augmented_sample(recipe: Recipe, stores: Stores) -> Tensor:
+    """Some training images as the network sees them: augmented and normalised, (N, in_channels, H, W)."""
+    images = torch.from_numpy(sample_of(stores.train))
+    targets = soft_targets(torch.zeros(len(images), dtype=torch.long), recipe.model.num_classes)
+    generator = torch.Generator().manual_seed(recipe.run.seed)
+    return normalise(augment(images, targets, recipe.augment, pair(recipe.model.image_size), generator)[0], stores.preprocess)
+
+
 def load_images(data: Data, model: MixerConfig) -> Stores:
     """Open, split and decode the images of a run. ValueError when there are none, or too many cannot be read."""
     splits = open_data(data)
@@ -300,7 +320,7 @@ def load_images(data: Data, model: MixerConfig) -> Stores:
     train_store, val_store = store(splits.train, shape.scaled(data.train_scale)), store(splits.val, shape)
     if not len(train_store) or not len(val_store):
         raise ValueError(f"{data.name}: {len(train_store)} training and {len(val_store)} validation images are left; both splits need some")
-    sample = train_store.array(np.linspace(0, len(train_store) - 1, min(len(train_store), 5000)).astype(np.int64))
+    sample = sample_of(train_store)
     mean = sample.mean((0, 1, 2), dtype=np.float64) / 255
     std = np.maximum(sample.std((0, 1, 2), dtype=np.float64) / 255, 1 / 255)
     exact = dataclasses.replace(shape, mean=tuple(round(float(m), 4) for m in mean), std=tuple(round(float(s), 4) for s in std))
