@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 
 from mlpmixer import zoo
-from mlpmixer.config import Augment, Data, Optim, Recipe, Run
+from mlpmixer.config import Augment, Data, Init, Optim, Recipe, Run
 from mlpmixer.registry import Registry
 
 RECIPES: Registry[Callable[[], Recipe]] = Registry("recipe")
@@ -69,16 +69,18 @@ def fashion_mnist() -> Recipe:
 
 @RECIPES.register("cifar10")
 def cifar10() -> Recipe:
-    """CIFAR-10 from scratch, 10 epochs, 0.75 M parameters.
+    """CIFAR-10 from scratch on two CPU cores, 10 epochs, 1.00 M parameters.
 
+    mlpmixer train cifar10 --data-dir DIR --seed N
     Result: not run yet.
     """
     return Recipe(
         name="cifar10",
-        model=dataclasses.replace(zoo.MODELS["Nano/4"], num_blocks=6, channels_mlp_dim=448),
+        model=dataclasses.replace(zoo.MODELS["Nano/4"], channels_mlp_dim=448),
         data=Data(name="cifar10", val_fraction=0.02),
-        augment=Augment(pad_crop_px=4, flip=True),
-        optim=Optim(name="muon", lr=3e-3, muon_lr=4e-3, weight_decay=0.1, schedule="linear", warmup_steps=300, label_smoothing=0.1),
+        init=Init(stem="whitened"),
+        augment=Augment(pad_crop_px=4, flip=True, cutmix=1.0, mix_probability=0.5),
+        optim=Optim(name="muon", lr=3e-3, muon_lr=8e-3, weight_decay=0.1, schedule="linear", warmup_steps=300, label_smoothing=0.1),
         run=Run(epochs=10, batch_size=128),
     )
 
