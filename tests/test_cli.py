@@ -168,11 +168,11 @@ def test_every_command_has_help(command: str, run: Line) -> None:
     assert f"usage: mlpmixer {command}" in out
 
 
-@pytest.mark.parametrize("what", ["models", "datasets", "recipes"])
+@pytest.mark.parametrize("what", ["models", "weights", "datasets", "recipes"])
 def test_list_prints_a_line_for_each_name(what: str, run: Line) -> None:
     code, out, _ = run("list", what)
     assert code == 0
-    assert {"models": "S/16", "datasets": "cifar10", "recipes": "digits"}[what] in out
+    assert {"models": "S/16", "weights": "B/16:imagenet21k", "datasets": "cifar10", "recipes": "digits"}[what] in out
 
 
 def test_summary_of_a_model_ends_with_the_papers_parameter_count(run: Line) -> None:

@@ -484,9 +484,9 @@ def _architecture(name: str) -> MixerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class List:
-    """The names that can be used: models, datasets or recipes."""
+    """The names that can be used: models, weights, datasets or recipes."""
 
-    what: Positional[Literal["models", "datasets", "recipes"]]
+    what: Positional[Literal["models", "weights", "datasets", "recipes"]]
     """Which names."""
 
     def __call__(self) -> int:
@@ -498,6 +498,15 @@ class List:
                 sizes = (c.num_patches, c.num_blocks, c.hidden_dim, c.tokens_mlp_dim, c.channels_mlp_dim)
                 rows.append((name, "x".join(map(str, pair(c.image_size))), *map(str, sizes), f"{count_params(c):,}"))
             _print_table(("model", "image px", "patches", "blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim", "params"), rows)
+        elif self.what == "weights":
+            from mlpmixer.zoo import WEIGHTS
+
+            rows = []
+            for name, w in WEIGHTS.items():
+                size, top1 = f"{w.num_bytes:,}" if w.num_bytes else "", _percent(w.top1) if w.top1 else ""
+                rows.append((name, f"{w.num_classes:,}", top1, size, w.preprocess, w.url))
+            _print_table(("weights", "classes", "top-1", "bytes", "preprocess", "address"), rows)
+            print("\ntop-1: on ImageNet-1k, as others report it; zoo.WEIGHTS says who, and under which licence the weights are")
         elif self.what == "datasets":
             from mlpmixer.data.datasets import DATASETS
 
