@@ -13,11 +13,12 @@ ROOT = Path(__file__).parents[1] / "src" / "mlpmixer"
 FLOOR = {"config", "registry"}  # imports nothing of ours
 DATA = FLOOR | {"data"}
 BELOW_VERBS = DATA | {"zoo", "device", "clock", "model", "kernels", "optim", "loss", "init", "checkpoint", "runlog", "recipes", "report"}
-BELOW_VERBS |= {"transfer", "interop"}
+BELOW_VERBS |= {"transfer", "interop", "fetch", "hub"}
 VERBS = {"evaluate", "predict"}  # the other verbs import these two of each other
 ALLOWED: dict[str, set[str] | None] = {
     "config": set(),
     "registry": set(),
+    "fetch": set(),
     "zoo": FLOOR,
     "device": FLOOR,
     "clock": FLOOR,
