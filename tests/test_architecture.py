@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "recipes": FLOOR | {"zoo"},
     "transfer": DATA | {"zoo", "model", "kernels", "checkpoint"},
     "interop": DATA | {"zoo", "model", "kernels", "checkpoint"},
+    "hub": DATA | {"zoo", "checkpoint", "runlog", "fetch"},
     "report": DATA | {"runlog"},
     "predict": BELOW_VERBS,
     "evaluate": BELOW_VERBS | {"predict"},

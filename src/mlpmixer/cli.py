@@ -282,7 +282,7 @@ class Evaluate:
     """Accuracy, calibration and the worst mistakes of the model in RUN on DATA."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run's folder, or its model.safetensors."""
+    """A run's folder, its model.safetensors, or hf:owner/name."""
     data: Annotated[Positional[str], arg(metavar="DATA")] = ""
     """A data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
     split: Literal["test", "val", "train", "all"] = "test"
@@ -348,7 +348,7 @@ class Predict:
     """Class probabilities of images by the model in RUN. Unreadable files are named, the rest is done; then the exit code is 1."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run's folder, or its model.safetensors."""
+    """A run's folder, its model.safetensors, or hf:owner/name."""
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SRC...")]
     """Image files, folders (searched to the bottom), patterns such as 'photos/*.jpg', or - for a list of them on standard input."""
     top_k: int = 5
@@ -436,6 +436,26 @@ def _write_features(classifier: "Classifier", paths: "Iterable[str | Failure]", 
             out.writerow(["image", *(f"f{i}" for i in range(features.shape[1]))])
             out.writerows([name, *(f"{v:.8g}" for v in row)] for name, row in zip(names, features, strict=True))
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """Publish the model in RUN, with a model card, as a repository of the Hugging Face Hub or as a folder of that form."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """A run's folder, or its model.safetensors."""
+    target: Annotated[Positional[str], arg(metavar="TARGET")]
+    """A new folder, or hf:owner/name; for the Hub, log in before: hf auth login."""
+    licence: Annotated[str, arg(metavar="NAME")] = ""
+    """The model's licence as the Hub writes it: apache-2.0, mit, cc-by-4.0, ...; without it the card says that none is stated."""
+    private: Flag = False
+    """If the repository is new, make it private."""
+
+    def __call__(self) -> int:
+        from mlpmixer.hub import push
+
+        print(push(self.run, self.target, licence=self.licence, private=self.private))
+        return 0
 
 
 # --- summary, list, doctor ----------------------------------------------------------------------------------------
@@ -631,6 +651,7 @@ COMMANDS: dict[str, Any] = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
+    "push": Push,
     "summary": Summary,
     "list": List,
     "data check": DataCheck,

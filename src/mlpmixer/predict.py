@@ -147,11 +147,17 @@ class Classifier:
 
 
 def load(path: str | os.PathLike[str], *, device: str = "cpu") -> Classifier:
-    """The trained model of a run folder (or its model.safetensors), in evaluation mode on `device`.
+    """The trained model of a run folder, of its model.safetensors, or of hf:owner/name, in evaluation mode on `device`.
 
-    Raises ValueError, saying what was expected, when the path is no run or the file is damaged.
+    Raises ValueError, saying what was expected, when the path is no run, the file is damaged, or the Hub does not give it.
     """
-    file = _model_file(Path(path))
+    name = os.fspath(path)
+    if name.startswith("hf:"):
+        from mlpmixer.hub import download
+
+        file = download(name)
+    else:
+        file = _model_file(Path(name))
     from mlpmixer.checkpoint import load_model
 
     network, meta = load_model(file)
