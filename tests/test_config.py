@@ -52,6 +52,7 @@ def test_wrong_json_is_refused_with_the_field_named(values: dict[str, object], m
         (lambda: Data(val_fraction=1.5), "val_fraction"),
         (lambda: Augment(mixup=-1), "augment.mixup"),
         (lambda: Optim(lr=0), "optim.lr"),
+        (lambda: Optim(lr_end=1), "optim.lr_end"),
         (lambda: Run(batch_size=10, accumulate=3), "must divide"),
     ],
 )

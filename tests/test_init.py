@@ -1,9 +1,9 @@
-"""Starts of the weights that look at the data."""
+"""Starts of the weights other than the official one."""
 
 import pytest
 import torch
 
-from mlpmixer.init import RIDGE, whiten_stem
+from mlpmixer.init import RIDGE, set_head_bias, whiten_stem
 from mlpmixer.model import Mixer, create_model
 
 
@@ -55,3 +55,10 @@ def test_the_rotation_comes_from_the_seed() -> None:
         whiten_stem(model, smooth_images(20, 32))
         stems.append(model.stem.weight)
     assert torch.equal(stems[0], stems[1]) and not torch.equal(stems[0], stems[2])
+
+
+def test_the_heads_bias_starts_where_it_is_told() -> None:
+    model = create_model("Nano/4")
+    set_head_bias(model, -6.9)
+    assert torch.equal(model.head.bias, torch.full((10,), -6.9))  # type: ignore[arg-type]
+    set_head_bias(create_model("Nano/4", num_classes=0), -6.9)

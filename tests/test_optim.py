@@ -1,5 +1,8 @@
 """The step rule: who gets which optimizer, and at what rate."""
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -58,12 +61,49 @@ def test_the_moving_average_follows_its_formula() -> None:
         torch.testing.assert_close(new, 0.9 * old + 0.1 * p)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
-def test_the_state_of_the_optimizers_survives_as_tensors(name: str) -> None:
+def test_a_warmup_from_zero_is_one_step_later_and_a_schedule_may_end_above_zero() -> None:
+    cfg = Optim(warmup_steps=2, schedule="linear", warmup_from="zero")
+    assert [round(optim.lr_factor(s, 6, cfg), 4) for s in range(1, 7)] == [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]
+    cfg = dataclasses.replace(cfg, lr_end=0.2)
+    assert [round(optim.lr_factor(s, 6, cfg), 4) for s in range(3, 7)] == [1.0, 0.8, 0.6, 0.4]
+
+
+def test_momentum_in_bfloat16_takes_the_steps_of_torchs_sgd_but_for_rounding() -> None:
+    options = {"lr": 0.1, "momentum": 0.8984375, "weight_decay": 0.1}  # a momentum that bfloat16 holds exactly
+    ours, theirs = (torch.nn.Parameter(torch.randn(50, 20, generator=torch.Generator().manual_seed(3))) for _ in "ab")
+    half, full = optim.HalfMomentumSGD([ours], **options), torch.optim.SGD([theirs], **options)  # type: ignore[arg-type]
+    for seed in range(5):
+        ours.grad = torch.randn(50, 20, generator=torch.Generator().manual_seed(seed))
+        theirs.grad = ours.grad.clone()
+        half.step()
+        full.step()
+    assert half.state[ours]["momentum_buffer"].dtype == torch.bfloat16
+    torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=0)  # five steps of up to 0.1 * 5, rounded at 2 ** -9
+    assert not torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("norm", [0.5, 0.9999999, 5.0])
+def test_clipping_scales_to_exactly_the_norm_and_leaves_smaller_gradients_alone(norm: float) -> None:
+    model = small()
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    whole = torch.nn.utils.get_total_norm(grads)
+    for g in grads:
+        g.mul_(norm / whole)
+    before = [g.clone() for g in grads]
+    optim.clip_gradients(model, 1.0)
+    assert torch.nn.utils.get_total_norm(grads).item() == pytest.approx(min(norm, 1.0), rel=3e-7)
+    if norm < 1:
+        assert all(torch.equal(a, b) for a, b in zip(before, grads, strict=True))
+
+
+@pytest.mark.parametrize("options", [{"name": "adamw"}, {"name": "sgd"}, {"name": "muon"}, {"name": "sgd", "momentum_dtype": "bfloat16"}])
+def test_the_state_of_the_optimizers_survives_as_tensors(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     a, b = small(), small()
     b.load_state_dict(a.state_dict())
-    first, second = (optim.make_optimizers(m, Optim(name=name)) for m in (a, b))  # type: ignore[arg-type]
+    first, second = (optim.make_optimizers(m, Optim(**options)) for m in (a, b))
 
     def step(model: Mixer, optimizers: list[torch.optim.Optimizer]) -> None:
         model(torch.ones(2, 1, 8, 8)).logsumexp(1).sum().backward()

@@ -214,6 +214,11 @@ def test_a_whitened_stem_is_the_start_of_a_run(tmp_path: Path) -> None:
     assert torch.linalg.cond(whitened) > 2 * torch.linalg.cond(lecun)
 
 
+def test_the_heads_bias_is_the_start_of_a_run(tmp_path: Path) -> None:
+    recipe = change(BASE, init={"head_bias": -2.5}, optim={"lr": 1e-12, "ema_decay": 0.0}, run={"steps": 1, "test": False})
+    torch.testing.assert_close(weights(train(recipe, out=tmp_path / "run").path)["head.bias"], torch.full((10,), -2.5))
+
+
 def test_the_test_split_stays_unseen_while_a_recipe_is_chosen(tmp_path: Path) -> None:
     summary = train(change(BASE, run={"steps": 2, "test": False}), out=tmp_path / "run").summary
     assert summary["top1"] is None and summary["test"] is None and summary["val_top1"] is not None

@@ -124,6 +124,8 @@ class Init:
 
     stem: Literal["lecun", "whitened"] = "lecun"
     """lecun is the official start; whitened fits the stem to the training patches, so that its outputs are uncorrelated."""
+    head_bias: float = 0.0
+    """Of the classifier. big_vision's pre-training takes -6.9 = -ln 1000: with sigmoid losses every class starts out improbable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,14 +181,20 @@ class Optim:
     """Decoupled, times the learning rate, on matrices only (SGD: added to the gradient)."""
     momentum: float = 0.9
     """Of SGD."""
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"
+    """How SGD keeps its momentum. bfloat16 is the official fine-tuning rule: half the memory, and 0.9 becomes 0.8984375, as there."""
     muon_momentum: float = 0.95
     """Of Muon."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Of AdamW."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """After the warm-up, down to 0."""
+    """After the warm-up, down to `lr_end`."""
+    lr_end: float = 0.0
+    """Where the schedule ends, as a share of the peak (big_vision: 1e-5)."""
     warmup_steps: int = 0
     """Linear warm-up; at most half of the run."""
+    warmup_from: Literal["one", "zero"] = "one"
+    """What the warm-up counts its first step as. zero is the official code's: its first step has the rate 0 and changes no weight."""
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 means no clipping."""
     label_smoothing: float = 0.0
@@ -199,7 +207,7 @@ class Optim:
     def __post_init__(self) -> None:
         for name in ("lr", "muon_lr"):
             require(getattr(self, name) > 0, f"optim.{name} must be positive, got {getattr(self, name)}")
-        for name in ("ema_decay", "label_smoothing", "momentum", "muon_momentum"):
+        for name in ("ema_decay", "label_smoothing", "momentum", "muon_momentum", "lr_end"):
             require(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), got {getattr(self, name)}")
         for name in ("weight_decay", "warmup_steps", "clip_norm"):
             require(getattr(self, name) >= 0, f"optim.{name} must not be negative, got {getattr(self, name)}")

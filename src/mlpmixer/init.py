@@ -1,7 +1,7 @@
-"""Starts of the weights that look at the data; the official start, which does not, is `Mixer.reset_parameters`."""
+"""Starts of the weights other than the official one, which is `Mixer.reset_parameters`."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlpmixer.model import Mixer
 
@@ -23,3 +23,10 @@ def whiten_stem(model: Mixer, images: Tensor) -> None:
     dim, patch = model.stem.weight.shape
     rotation = torch.nn.init.orthogonal_(root.new_empty(dim, patch), gain=max(dim / patch, 1) ** 0.5)
     model.stem.weight.copy_(rotation @ root)
+
+
+@torch.no_grad()
+def set_head_bias(model: Mixer, value: float) -> None:
+    """Start every class of the head at `value` instead of 0 (big_vision's init_head_bias); nothing happens to a model without a head."""
+    if isinstance(model.head, nn.Linear):
+        model.head.bias.fill_(value)

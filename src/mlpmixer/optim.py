@@ -43,6 +43,28 @@ class Muon(torch.optim.Muon):
                     p.add_(update if p.shape[0] <= p.shape[1] else update.T, alpha=-lr * scale)
 
 
+class HalfMomentumSGD(torch.optim.SGD):
+    """SGD that keeps its momentum in bfloat16: optax.sgd(momentum, accumulator_dtype=bfloat16), the official fine-tuning rule.
+
+    m <- gradient + bfloat16(momentum) * m, added up in float32; p <- p - lr * m; then m is rounded. Not Nesterov's.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        assert closure is None
+        for group in self.param_groups:
+            decay = torch.tensor(group["momentum"], dtype=torch.bfloat16)  # JAX takes 0.9 in the accumulator's type: 0.8984375
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if p not in self.state:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=torch.bfloat16)
+                buffer = self.state[p]["momentum_buffer"]
+                update = p.grad.add(p, alpha=group["weight_decay"]).add_(buffer * decay)
+                buffer.copy_(update)
+                p.add_(update, alpha=-group["lr"])
+
+
 def make_optimizers(model: Mixer, cfg: Optim) -> list[torch.optim.Optimizer]:
     """One optimizer, or two for muon. Weight decay is for matrices only; each group keeps its peak rate as `peak_lr`.
 
@@ -57,7 +79,8 @@ def make_optimizers(model: Mixer, cfg: Optim) -> list[torch.optim.Optimizer]:
     groups: list[Group] = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = []
     if cfg.name == "sgd":
-        optimizers.append(torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum))
+        sgd = torch.optim.SGD if cfg.momentum_dtype == "float32" else HalfMomentumSGD
+        optimizers.append(sgd(groups, lr=cfg.lr, momentum=cfg.momentum))
     else:
         optimizers.append(torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True))
     if hidden:
@@ -77,18 +100,26 @@ def make_optimizers(model: Mixer, cfg: Optim) -> list[torch.optim.Optimizer]:
 
 
 def lr_factor(step: int, total: int, cfg: Optim) -> float:
-    """Share of the peak learning rate at `step` (1..total): linear warm-up, then cosine, linear or no decay to 0 after the last step."""
+    """Share of the peak learning rate at `step` (1..total): linear warm-up, then cosine, linear or no decay to `lr_end` after the last."""
     warmup = min(cfg.warmup_steps, total // 2)
     if step <= warmup:
-        return step / warmup
+        return (step if cfg.warmup_from == "one" else step - 1) / warmup
     progress = (step - 1 - warmup) / max(total - warmup, 1)
-    return {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}[cfg.schedule]
+    fall = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}[cfg.schedule]
+    return cfg.lr_end + (1 - cfg.lr_end) * fall
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
+
+
+@torch.no_grad()
+def clip_gradients(model: nn.Module, max_norm: float) -> None:
+    """Scale the gradients so that their global norm is at most `max_norm`: optax.clip_by_global_norm, which adds no 1e-6 to the norm."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    torch._foreach_mul_(grads, (max_norm / nn.utils.get_total_norm(grads)).clamp(max=1.0))
 
 
 @torch.no_grad()
@@ -119,3 +150,6 @@ def load_state_tensors(optimizers: list[torch.optim.Optimizer], tensors: dict[st
                 _, _, index, key = name.split(".", 3)
                 state.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({**whole, "state": state})
+        for number, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+            for key, value in state.get(number, {}).items():
+                optimizer.state[p][key] = optimizer.state[p][key].to(value.dtype)  # torch makes it the parameter's: bfloat16 stays so

@@ -31,7 +31,7 @@ from mlpmixer.data.sources import ImageSet, Splits
 from mlpmixer.data.store import Store
 from mlpmixer.device import choose_device, choose_precision, describe, peak_mib
 from mlpmixer.evaluate import evaluate
-from mlpmixer.init import whiten_stem
+from mlpmixer.init import set_head_bias, whiten_stem
 from mlpmixer.loss import cross_entropy, smooth, soft_targets
 from mlpmixer.model import Mixer, count_params, create_model
 
@@ -233,6 +233,7 @@ class Step:
         torch.manual_seed(recipe.run.seed)
         self.recipe, self.stores, self.device, self.dtype = recipe, stores, device, dtype
         self.model = create_model(recipe.model)
+        set_head_bias(self.model, recipe.init.head_bias)
         if recipe.init.stem == "whitened":
             whiten_stem(self.model, augmented_sample(recipe, stores))
         self.model.to(device)
@@ -270,7 +271,7 @@ class Step:
             loss_sum += loss.detach()
             right += (logits.detach().argmax(1) == wanted.argmax(1)).sum() / len(images)
         if cfg.optim.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), cfg.optim.clip_norm)
+            optim.clip_gradients(self.model, cfg.optim.clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
