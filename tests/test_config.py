@@ -52,7 +52,9 @@ def test_wrong_json_is_refused_with_the_field_named(values: dict[str, object], m
         (lambda: Data(val_fraction=1.5), "val_fraction"),
         (lambda: Augment(mixup=-1), "augment.mixup"),
         (lambda: Optim(lr=0), "optim.lr"),
+        (lambda: Optim(layer_decay=0), "optim.layer_decay"),
         (lambda: Optim(lr_end=1), "optim.lr_end"),
+        (lambda: Optim(frozen_layers=-1), "optim.frozen_layers"),
         (lambda: Run(batch_size=10, accumulate=3), "must divide"),
     ],
 )

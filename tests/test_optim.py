@@ -68,6 +68,65 @@ def test_a_warmup_from_zero_is_one_step_later_and_a_schedule_may_end_above_zero(
     assert [round(optim.lr_factor(s, 6, cfg), 4) for s in range(3, 7)] == [1.0, 0.8, 0.6, 0.4]
 
 
+def learn(model: Mixer, cfg: Optim, steps: int) -> None:
+    """Steps 1..steps of the rule on a loss that reaches every weight but the dead biases."""
+    optimizers = optim.make_optimizers(model, cfg)
+    for step in range(1, steps + 1):
+        optim.prepare(optimizers, step, 1.0)
+        images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(step))
+        torch.nn.functional.cross_entropy(model(images), torch.arange(4)).backward()
+        for o in optimizers:
+            o.step()
+            o.zero_grad()
+
+
+def changed(before: dict[str, torch.Tensor], model: Mixer) -> set[str]:
+    """Names of the parameters that are not what they were; a dead bias (its gradient is rounding noise) is not looked at."""
+    return {k for k, p in model.named_parameters() if not torch.equal(p, before[k]) and not k.endswith("token_mixing.fc2.bias")}
+
+
+def with_a_head() -> tuple[Mixer, dict[str, torch.Tensor]]:
+    model = small()
+    torch.nn.init.normal_(model.head.weight)  # type: ignore[arg-type]
+    return model, {k: p.detach().clone() for k, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize(("frozen_layers", "kept"), [(1, ("stem",)), (2, ("stem", "blocks.0")), (3, ("stem", "blocks"))])
+def test_frozen_layers_keep_their_weights_under_weight_decay_too(name: str, frozen_layers: int, kept: tuple[str, ...]) -> None:
+    model, before = with_a_head()
+    learn(model, Optim(name=name, weight_decay=0.5, frozen_layers=frozen_layers), 3)  # type: ignore[arg-type]
+    wanted = {k for k in before if not k.startswith(kept) and not k.endswith("token_mixing.fc2.bias")}
+    assert changed(before, model) == wanted
+    assert not any(p.requires_grad for k, p in model.named_parameters() if k.startswith(kept))
+
+
+def test_more_layers_than_there_are_cannot_be_frozen() -> None:
+    with pytest.raises(ValueError, match="a stem and 2 blocks: at most 3"):
+        optim.make_optimizers(small(), Optim(frozen_layers=4))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_only_the_head_learns_in_the_first_steps_and_then_everything(name: str) -> None:
+    cfg = Optim(name=name, weight_decay=0.5, head_steps=2)  # type: ignore[arg-type]
+    for steps, wanted in ((2, "head"), (3, "")):
+        model, before = with_a_head()
+        learn(model, cfg, steps)
+        assert changed(before, model) == {k for k in before if k.startswith(wanted) and not k.endswith("token_mixing.fc2.bias")}
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_layer_decay_halves_the_rate_from_each_layer_to_the_one_below(name: str) -> None:
+    model = small()
+    cfg = Optim(name=name, lr=0.8, muon_lr=0.8, layer_decay=0.5)  # type: ignore[arg-type]
+    optimizers = optim.make_optimizers(model, cfg)
+    optim.prepare(optimizers, 1, 0.1)
+    rates = {id(p): g["lr"] for o in optimizers for g in o.param_groups for p in g["params"]}
+    wanted = {"stem": 0.01, "blocks.0": 0.02, "blocks.1": 0.04, "norm": 0.08, "head": 0.08}
+    for key, p in model.named_parameters():
+        assert rates[id(p)] == pytest.approx(next(rate for owner, rate in wanted.items() if key.startswith(owner)))
+
+
 def test_momentum_in_bfloat16_takes_the_steps_of_torchs_sgd_but_for_rounding() -> None:
     options = {"lr": 0.1, "momentum": 0.8984375, "weight_decay": 0.1}  # a momentum that bfloat16 holds exactly
     ours, theirs = (torch.nn.Parameter(torch.randn(50, 20, generator=torch.Generator().manual_seed(3))) for _ in "ab")
@@ -98,7 +157,9 @@ def test_clipping_scales_to_exactly_the_norm_and_leaves_smaller_gradients_alone(
         assert all(torch.equal(a, b) for a, b in zip(before, grads, strict=True))
 
 
-@pytest.mark.parametrize("options", [{"name": "adamw"}, {"name": "sgd"}, {"name": "muon"}, {"name": "sgd", "momentum_dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "options", [{"name": "adamw"}, {"name": "sgd"}, {"name": "muon"}, {"name": "sgd", "momentum_dtype": "bfloat16", "layer_decay": 0.5}]
+)
 def test_the_state_of_the_optimizers_survives_as_tensors(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     a, b = small(), small()

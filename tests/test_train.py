@@ -214,6 +214,23 @@ def test_a_whitened_stem_is_the_start_of_a_run(tmp_path: Path) -> None:
     assert torch.linalg.cond(whitened) > 2 * torch.linalg.cond(lecun)
 
 
+def test_a_fine_tuning_with_half_momentum_and_a_probing_head_first_goes_on_exactly(tmp_path: Path) -> None:
+    rule = {"name": "sgd", "lr": 0.1, "momentum_dtype": "bfloat16", "head_steps": 6, "layer_decay": 0.8, "frozen_layers": 1}
+    recipe = change(BASE, optim=rule, run={"steps": 12})
+    whole = train(recipe, out=tmp_path / "whole").path
+    for step in (4, 8):  # while the head learns alone, and after
+
+        def stop(line: dict[str, Any], last: int = step) -> None:
+            if line["kind"] == "save" and line["step"] == last:
+                raise RuntimeError("stop")
+
+        out = tmp_path / f"stopped-{step}"
+        with pytest.raises(RuntimeError, match="stop"):
+            train(recipe, out=out, report=stop)
+        train(recipe, out=out, resume=True)
+        assert_same_run(whole, out)
+
+
 def test_the_heads_bias_is_the_start_of_a_run(tmp_path: Path) -> None:
     recipe = change(BASE, init={"head_bias": -2.5}, optim={"lr": 1e-12, "ema_decay": 0.0}, run={"steps": 1, "test": False})
     torch.testing.assert_close(weights(train(recipe, out=tmp_path / "run").path)["head.bias"], torch.full((10,), -2.5))

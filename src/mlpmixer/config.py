@@ -195,6 +195,12 @@ class Optim:
     """Linear warm-up; at most half of the run."""
     warmup_from: Literal["one", "zero"] = "one"
     """What the warm-up counts its first step as. zero is the official code's: its first step has the rate 0 and changes no weight."""
+    layer_decay: float = 1.0
+    """Rate of each layer (the stem, every block) as a share of the next one's; the final norm and the head have the full rate."""
+    frozen_layers: int = 0
+    """Layers that keep their weights, from the input: 1 is the stem, 1 + k the stem and the first k blocks."""
+    head_steps: int = 0
+    """In this many first steps only the head learns: a linear probe, then fine-tuning (Kumar et al. 2022, arXiv:2202.10054)."""
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 means no clipping."""
     label_smoothing: float = 0.0
@@ -207,9 +213,10 @@ class Optim:
     def __post_init__(self) -> None:
         for name in ("lr", "muon_lr"):
             require(getattr(self, name) > 0, f"optim.{name} must be positive, got {getattr(self, name)}")
+        require(0 < self.layer_decay <= 1, f"optim.layer_decay must be in (0, 1], got {self.layer_decay}")
         for name in ("ema_decay", "label_smoothing", "momentum", "muon_momentum", "lr_end"):
             require(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps", "clip_norm"):
+        for name in ("weight_decay", "warmup_steps", "clip_norm", "frozen_layers", "head_steps"):
             require(getattr(self, name) >= 0, f"optim.{name} must not be negative, got {getattr(self, name)}")
 
 

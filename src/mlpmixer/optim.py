@@ -65,37 +65,57 @@ class HalfMomentumSGD(torch.optim.SGD):
                 p.add_(update, alpha=-group["lr"])
 
 
+def layer_of(name: str, num_blocks: int) -> int:
+    """How deep the parameter of that name lies: 0 is the stem, 1..num_blocks the blocks, num_blocks + 1 the final norm and the head."""
+    owner, *rest = name.split(".")
+    if owner == "blocks":
+        return 1 + int(rest[0])
+    return 0 if owner == "stem" else num_blocks + 1
+
+
 def make_optimizers(model: Mixer, cfg: Optim) -> list[torch.optim.Optimizer]:
-    """One optimizer, or two for muon. Weight decay is for matrices only; each group keeps its peak rate as `peak_lr`.
+    """One optimizer, or two for muon. Weight decay is for matrices only. Groups carry `peak_lr` and the `from_step` they learn from.
 
     Muon (orthogonalised momentum) is made for hidden matrices: it gets the W1..W4 of the blocks, AdamW the stem, the head,
-    the biases and the LayerNorms.
+    the biases and the LayerNorms. Frozen layers are in no group and take no gradient. `layer_decay` is ELECTRA's (Clark et al. 2020),
+    which BEiT brought to images (Bao et al. 2022).
+
+    Errors: ValueError when more layers are to be frozen than lie below the final norm.
     """
-    named = list(model.named_parameters())
-    hidden = [p for name, p in named if p.ndim == 2 and name.startswith("blocks.")] if cfg.name == "muon" else []
-    taken = {id(p) for p in hidden}
-    matrices = [p for _, p in named if p.ndim == 2 and id(p) not in taken]
-    vectors = [p for _, p in named if p.ndim != 2]
-    groups: list[Group] = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    top = model.cfg.num_blocks + 1
+    if cfg.frozen_layers > top:
+        raise ValueError(f"optim.frozen_layers={cfg.frozen_layers}, but the model has a stem and {top - 1} blocks: at most {top}")
+    groups: dict[tuple[bool, bool, float, int], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        layer, matrix = layer_of(name, model.cfg.num_blocks), p.ndim == 2
+        p.requires_grad_(layer >= cfg.frozen_layers)
+        if p.requires_grad:
+            for_muon = cfg.name == "muon" and matrix and name.startswith("blocks.")
+            peak_lr = (cfg.muon_lr if for_muon else cfg.lr) * cfg.layer_decay ** (top - layer)
+            from_step = 1 if name.startswith("head.") else 1 + cfg.head_steps
+            groups.setdefault((for_muon, matrix, peak_lr, from_step), []).append(p)
+
+    def groups_of(muon: bool) -> list[Group]:
+        return [
+            {
+                "params": params,
+                "weight_decay": cfg.weight_decay if matrix else 0.0,
+                "lr": peak_lr,
+                "peak_lr": peak_lr,
+                "from_step": from_step,
+            }
+            for (for_muon, matrix, peak_lr, from_step), params in groups.items()
+            if for_muon == muon
+        ]
+
     optimizers: list[torch.optim.Optimizer] = []
     if cfg.name == "sgd":
         sgd = torch.optim.SGD if cfg.momentum_dtype == "float32" else HalfMomentumSGD
-        optimizers.append(sgd(groups, lr=cfg.lr, momentum=cfg.momentum))
+        optimizers.append(sgd(groups_of(muon=False), lr=cfg.lr, momentum=cfg.momentum))
     else:
-        optimizers.append(torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True))
-    if hidden:
-        optimizers.append(
-            Muon(
-                hidden,
-                lr=cfg.muon_lr,
-                weight_decay=cfg.weight_decay,
-                momentum=cfg.muon_momentum,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
+        optimizers.append(torch.optim.AdamW(groups_of(muon=False), lr=cfg.lr, betas=cfg.betas, fused=True))
+    if hidden := groups_of(muon=True):
+        optimizers.append(Muon(hidden, momentum=cfg.muon_momentum, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
@@ -109,10 +129,13 @@ def lr_factor(step: int, total: int, cfg: Optim) -> float:
     return cfg.lr_end + (1 - cfg.lr_end) * fall
 
 
-def set_lr(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
+def prepare(optimizers: Iterable[torch.optim.Optimizer], step: int, factor: float) -> None:
+    """Before the forward pass of `step`: set the rates; parameters whose first step has not come take no gradient."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
+            for p in group["params"]:
+                p.requires_grad_(step >= group["from_step"])
 
 
 @torch.no_grad()

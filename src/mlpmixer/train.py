@@ -260,7 +260,7 @@ class Step:
         )
         images, targets = normalise(images, self.stores.preprocess), smooth(targets, cfg.optim.label_smoothing)
 
-        optim.set_lr(self.optimizers, factor)
+        optim.prepare(self.optimizers, step, factor)
         self.model.train()
         loss_sum, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for part, wanted in zip(images.chunk(cfg.run.accumulate), targets.chunk(cfg.run.accumulate), strict=True):
@@ -457,7 +457,8 @@ def _same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
 def _fix_steps(recipe: Recipe, step_of: Step, stores: Stores, spent_s: float) -> Recipe:
     """Turn the time budget into a number of steps by timing a few on a throw-away copy."""
     budget = parse_duration(recipe.run.time)
-    trial = Step(recipe, stores, step_of.device, step_of.dtype)
+    whole = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, head_steps=0))  # steps of the head alone are cheaper
+    trial = Step(whole, stores, step_of.device, step_of.dtype)
     count, start, times = 0, time.monotonic(), [0.0]
     for step, indices, images in batches(stores.train, recipe.run.batch_size, recipe.run.seed, 1, 1000):
         trial(step, 0.0, indices, images)[0].item()
