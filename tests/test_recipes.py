@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mlpmixer.config import Recipe, from_json, to_json
-from mlpmixer.recipes import RECIPES, recipe_for
+from mlpmixer.recipes import RECIPES, bit_hyperrule, grid, recipe_for
 from mlpmixer.train import train
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -58,6 +58,44 @@ def test_a_recipe_takes_two_steps(name: str, photos: Path, tmp_path: Path) -> No
 def test_data_without_a_recipe_of_its_own_is_taken_for_photographs() -> None:
     assert recipe_for("some/folder").name == "photos" and recipe_for("some/folder").data.name == "some/folder"
     assert recipe_for("cifar10").name == "cifar10"
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("finetune-official", [0.003, 0.01, 0.03, 0.06]),
+        ("finetune-flowers", [0.003, 0.01, 0.03, 0.06]),
+        ("finetune-imagenet", [0.003, 0.01, 0.03, 0.06]),
+        ("finetune-vtab1k", [0.003, 0.01, 0.03]),
+    ],
+)
+def test_the_papers_grid_changes_the_rate_and_leaves_test_unseen(name: str, rates: list[float]) -> None:
+    runs = grid(name)
+    assert [r.optim.lr for r in runs] == rates and not any(r.run.test for r in runs)
+    assert runs[0].name == f"{name}-lr0.003" and len({r.name for r in runs}) == len(runs)
+    base = RECIPES[name]()
+    for r in runs:
+        assert dataclasses.replace(r, name=name, optim=dataclasses.replace(r.optim, lr=base.optim.lr), run=base.run) == base
+
+
+def test_a_recipe_without_a_grid_is_answered_with_those_that_have_one() -> None:
+    with pytest.raises(ValueError, match="finetune-official"):
+        grid("finetune-oficial")
+
+
+@pytest.mark.parametrize(
+    ("num_images", "area", "steps", "warmup_steps", "mixup", "image_size"),
+    [
+        (1_000, 32 * 32, 500, 100, 0.0, 224),
+        (19_999, 96 * 96, 500, 100, 0.0, 448),
+        (20_000, 95 * 96, 10_000, 500, 0.1, 224),
+        (500_000, 500 * 375, 20_000, 500, 0.1, 448),
+    ],
+)
+def test_bit_hyperrule_by_its_limits(num_images: int, area: int, steps: int, warmup_steps: int, mixup: float, image_size: int) -> None:
+    recipe = bit_hyperrule(num_images, area)
+    got = (recipe.run.steps, recipe.optim.warmup_steps, recipe.augment.mixup, recipe.model.image_size, recipe.optim.lr)
+    assert got == (steps, warmup_steps, mixup, image_size, 0.003)
 
 
 if __name__ == "__main__":

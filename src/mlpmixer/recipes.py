@@ -148,6 +148,93 @@ def finetune_official() -> Recipe:
     )
 
 
+@RECIPES.register("finetune-flowers")
+def finetune_flowers() -> Recipe:
+    """The paper's fine-tuning on Oxford Flowers-102 and Pets: 500 steps, a tenth of train for validation.
+
+    Result: not run yet.
+    """
+    base = finetune_official()
+    return dataclasses.replace(
+        base,
+        name="finetune-flowers",
+        data=dataclasses.replace(base.data, name="folder", fit="crop", val_fraction=0.1),
+        optim=dataclasses.replace(base.optim, warmup_steps=100),  # big_vision/configs/transfer.py
+        run=dataclasses.replace(base.run, steps=500, eval_every=10),
+    )
+
+
+@RECIPES.register("finetune-imagenet")
+def finetune_imagenet() -> Recipe:
+    """The paper's fine-tuning on ImageNet-1k: 20,000 steps, a hundredth of train for validation; its table 2 is at --image-size 448.
+
+    Result: not run yet.
+    """
+    base = finetune_official()
+    return dataclasses.replace(
+        base,
+        name="finetune-imagenet",
+        data=dataclasses.replace(base.data, name="folder", fit="crop", val_fraction=0.01),
+        run=dataclasses.replace(base.run, steps=20_000),
+    )
+
+
+@RECIPES.register("finetune-vtab1k")
+def finetune_vtab1k() -> Recipe:
+    """The paper's fine-tuning on a VTAB-1k task, 1,000 images of at least 96 x 96 px; smaller ones want --image-size 224.
+
+    800 images train and 200 validate. Where mirroring changes the label (orientation, position) add --augment.no-flip.
+    Result: not run yet.
+    """
+    base = bit_hyperrule(1000, 96 * 96)
+    return dataclasses.replace(base, name="finetune-vtab1k", data=dataclasses.replace(base.data, val_fraction=0.2))
+
+
+def bit_hyperrule(num_images: int, image_area_px: int) -> Recipe:
+    """Fine-tuning on any data, by BiT-HyperRule (Kolesnikov et al. 2020, bit_hyperrule.py) as the MLP-Mixer paper uses it for VTAB.
+
+    num_images: training images, which decide steps, warm-up and mixup. image_area_px: height times width of a typical image; from
+    96 x 96 px on the network runs at 448 px, below at 224. The decay is the paper's cosine (BiT's own rule has three drops), the rate
+    is 0.003, the smallest of the grid. Images are kept 8/7 of the network's size and cut at random (256 to 224, 512 to 448).
+    """
+    steps, warmup_steps = (500, 100) if num_images < 20_000 else (10_000, 500) if num_images < 500_000 else (20_000, 500)
+    base = finetune_official()
+    return dataclasses.replace(
+        base,
+        name="bit-hyperrule",
+        model=dataclasses.replace(base.model, image_size=224 if image_area_px < 96 * 96 else 448),
+        data=dataclasses.replace(base.data, name="folder", val_fraction=0.1, train_scale=8 / 7),
+        augment=Augment(flip=True, mixup=0.0 if num_images < 20_000 else 0.1),
+        optim=dataclasses.replace(base.optim, lr=0.003, warmup_steps=warmup_steps),
+        run=dataclasses.replace(base.run, steps=steps, eval_every=steps * base.run.batch_size / num_images / 10),
+    )
+
+
+# The paper's search, section 3 and appendix C: ViT's grids (Dosovitskiy et al. 2021, table 4) with 0.06 for 0.001
+LEARNING_RATES: Registry[tuple[float, ...]] = Registry("recipe with a grid")
+LEARNING_RATES["finetune-official"] = (0.003, 0.01, 0.03, 0.06)
+LEARNING_RATES["finetune-flowers"] = (0.003, 0.01, 0.03, 0.06)
+LEARNING_RATES["finetune-imagenet"] = (0.003, 0.01, 0.03, 0.06)
+LEARNING_RATES["finetune-vtab1k"] = (0.003, 0.01, 0.03)
+
+
+def grid(name: str) -> list[Recipe]:
+    """The runs of the paper's search around a fine-tuning recipe, "NAME-lr0.003" and so on; test is left out of them.
+
+    Whatever is best on validation is run once more with `run.test`. Errors: UnknownName for a recipe without a grid.
+    """
+    rates, recipe = LEARNING_RATES[name], RECIPES[name]()
+    return [
+        dataclasses.replace(
+            recipe,
+            name=f"{name}-lr{lr:g}",
+            optim=dataclasses.replace(recipe.optim, lr=lr),
+            run=dataclasses.replace(recipe.run, test=False),
+        )
+        for lr in rates
+    ]
+
+
 @RECIPES.register("pretrain-imagenet1k")
 def pretrain_imagenet1k() -> Recipe:
     """ImageNet-1k from scratch at 224 px, 300 epochs: big_vision's rule for Mixer-B/16 (configs/mlp_mixer_i1k.py, 76.3 % reported there).
