@@ -113,10 +113,12 @@ def test_only_the_edges_print_and_read_the_environment() -> None:
         "import mlpmixer; mlpmixer.MixerConfig",
         "from mlpmixer.cli import main; assert main(['--help']) == 0",
         "from mlpmixer.cli import main; assert main(['train', '--help']) == 0",
+        "from mlpmixer.cli import main; assert main(['probe', '--help']) == 0",
         "from mlpmixer.cli import main; assert main(['list', 'recipes']) == 0",
         "from mlpmixer.cli import main; assert main(['summary', 'S/32']) == 0",
         "from mlpmixer.cli import main; assert main(['data', 'check', 'digits']) in (0, 1)",
-        "import mlpmixer.predict, mlpmixer.checkpoint, mlpmixer.runlog, mlpmixer.report, mlpmixer.recipes, mlpmixer.data.datasets",
+        "import mlpmixer.predict, mlpmixer.probe, mlpmixer.checkpoint, mlpmixer.runlog, mlpmixer.report",
+        "import mlpmixer.recipes, mlpmixer.data.datasets",
     ],
 )
 def test_torch_is_imported_only_where_it_is_needed(code: str, tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def test_a_recipe_by_name_can_be_used_on_other_data() -> None:
         ("evaluate no/such/run digits", "no/such/run"),
         ("predict no/such/run x.png", "no/such/run"),
         ("predict no/such/run", "which images"),
+        ("probe no/such/run digits", "no/such/run"),
         ("summary B/17", "B/16"),
         ("summary B/16 --image-size 100", "96x96"),
         ("list modles", "models"),

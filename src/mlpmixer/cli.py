@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlpmixer.data.check import CheckReport
     from mlpmixer.evaluate import Metrics
     from mlpmixer.predict import Classifier, Failure, Prediction
+    from mlpmixer.probe import ProbeResult
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
@@ -438,6 +439,92 @@ def _write_features(classifier: "Classifier", paths: "Iterable[str | Failure]", 
     return found
 
 
+# --- probe --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """How good the frozen features of the model in RUN are for DATA: few-shot accuracy, nearest neighbours, a linear probe.
+
+    The classes of DATA may be others than the model's. The few-shot numbers are those of the official evaluation: ridge
+    regression on a few training images of each class, drawn three times, measured on all test images.
+    """
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """A run's folder, or its model.safetensors."""
+    data: Annotated[Positional[str], arg(metavar="DATA")] = ""
+    """A data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
+    shots: Annotated[str, arg(metavar="K,K,...")] = "1,5,10,25"
+    """How many training images of each class to learn from."""
+    knn: Annotated[int, arg(metavar="K")] = 0
+    """Also let the K nearest of all training images vote, such as 20."""
+    linear: Flag = False
+    """Also fit a logistic regression on all training images; its strength is chosen on validation images."""
+    data_dir: Annotated[str, arg(metavar="DIR")] = ""
+    """Where the files of a named data set are."""
+    cache: Annotated[str, arg(metavar="DIR")] = ""
+    """Where features are kept for the next time; default: features/ beside the model."""
+    batch_size: int = 256
+    """Images at a time."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    json: Flag = False
+    """Print all numbers as JSON."""
+
+    def __call__(self) -> int:
+        shots = _whole_numbers("--shots", self.shots)
+        from mlpmixer.device import choose_device
+        from mlpmixer.evaluate import data_of
+        from mlpmixer.predict import load
+        from mlpmixer.probe import probe
+
+        classifier = load(self.run, device=str(choose_device(self.device)))
+        data = data_of(classifier, self.data or None)
+        if self.data_dir:
+            data = dataclasses.replace(data, data_dir=self.data_dir)
+        assert classifier.path is not None
+        result = probe(
+            classifier,
+            data,
+            shots=shots,
+            neighbours=self.knn or None,
+            linear=self.linear,
+            batch_size=self.batch_size,
+            cache=self.cache or classifier.path.with_name("features"),
+        )
+        if self.json:
+            _print_json(result.to_json())
+        else:
+            _print_probe(result)
+        return 1 if result.bad else 0
+
+
+def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """1,5,10 -> (1, 5, 10)"""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise ValueError(f"{option} {text}: expected whole numbers with commas between them, such as {option} 1,5,10,25")
+    return tuple(map(int, text.split(",")))
+
+
+def _print_probe(p: "ProbeResult") -> None:
+    print(f"{p.n_train:,} training and {p.n_test:,} test images of {len(p.classes)} classes, {p.num_features:,} features\n")
+    rows = []
+    for row in p.few_shot:
+        low, high = row.range
+        name = f"{row.shots} image{'s' if row.shots > 1 else ''} of each class"
+        rows.append((name, _percent(row.mean), f"{_percent(low)} to {_percent(high)} over {len(p.seeds)} draws"))
+    if p.neighbours:
+        rows.append((f"{p.neighbours.k} nearest neighbours", _percent(p.neighbours.top1), ""))
+    if p.linear:
+        settled = "" if p.linear.converged else ", not converged"
+        rows.append(("linear probe", _percent(p.linear.top1), f"l2 {p.linear.l2:g}, chosen on validation{settled}"))
+    _print_table(("", "top-1", ""), rows)
+    for name, reason in p.bad[:10]:
+        _err(f"{name}: {reason}")
+    if p.bad:
+        _err(f"{len(p.bad)} images could not be read; they are counted nowhere above")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Push:
     """Publish the model in RUN, with a model card, as a repository of the Hugging Face Hub or as a folder of that form."""
@@ -651,6 +738,7 @@ COMMANDS: dict[str, Any] = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
+    "probe": Probe,
     "push": Push,
     "summary": Summary,
     "list": List,
