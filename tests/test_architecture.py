@@ -135,7 +135,7 @@ from mlpmixer.train import train, Diverged
 from mlpmixer import evaluate
 assert module.train is train and mlpmixer.train.Diverged is Diverged
 assert inspect.signature(mlpmixer.train) == inspect.signature(train)
-for verb, argument in ((mlpmixer.train, 'recipe'), (mlpmixer.evaluate, 'model'), (evaluate, 'model')):
+for verb, argument in ((mlpmixer.train, 'recipe'), (mlpmixer.evaluate, 'model'), (evaluate, 'model'), (mlpmixer.probe, 'model')):
     try:
         verb()
     except TypeError as e:

@@ -10,17 +10,32 @@ if TYPE_CHECKING:
     from mlpmixer.evaluate import evaluate
     from mlpmixer.model import Mixer, create_model
     from mlpmixer.predict import load
+    from mlpmixer.probe import probe
     from mlpmixer.train import train
 
 __version__ = "0.1.0"
-__all__ = ["Augment", "Data", "Init", "Mixer", "MixerConfig", "Optim", "Recipe", "Run", "create_model", "evaluate", "load", "train"]
+__all__ = [
+    "Augment",
+    "Data",
+    "Init",
+    "Mixer",
+    "MixerConfig",
+    "Optim",
+    "Recipe",
+    "Run",
+    "create_model",
+    "evaluate",
+    "load",
+    "probe",
+    "train",
+]
 
 _HOME = dict.fromkeys(("Augment", "Data", "Init", "MixerConfig", "Optim", "Recipe", "Run"), "config") | {
     "Mixer": "model",
     "create_model": "model",
     "load": "predict",
 }
-_VERBS = ("evaluate", "train")  # a function in a module of its own name
+_VERBS = ("evaluate", "probe", "train")  # a function in a module of its own name
 
 
 def __getattr__(name: str) -> Any:
