@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mlpmixer.data.images import ImageError
-from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.preprocess import Preprocess, named
 from mlpmixer.predict import (
     Classifier,
     Failure,
@@ -213,6 +213,19 @@ def test_a_run_is_loaded_from_its_folder_or_its_file_in_evaluation_mode(run):
     np.testing.assert_allclose(p, logits.softmax(1).numpy(), atol=1e-6)
     assert model.features(images).shape == (5, 8)
     assert model.classes == GREYS
+
+
+def test_a_rule_that_never_rounds_reaches_the_network_as_floats(tmp_path):
+    model = by_brightness()
+    model.preprocess = named("vit_jax_eval", image_size=8)
+    paths = [grey(tmp_path / f"{v}.png", v, (5, 9)) for v in (0, 127, 255)]
+    assert [p.label for p in predict_files(model, paths)] == list(GREYS)
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[0, 0] = 255
+    pixels = model.array(image)
+    assert pixels.dtype == np.float32 and model.features(pixels[None])[0] == pytest.approx(-0.5)
+    with pytest.raises(ValueError, match="expected float32 images"):
+        model.probabilities(np.zeros((1, 8, 8, 3), np.uint8))
 
 
 def test_a_folder_that_is_no_run_says_what_was_expected(run, tmp_path):

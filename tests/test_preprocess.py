@@ -1,15 +1,20 @@
 """The one evaluation preprocessing."""
 
 import io
+import json
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from seeded import preprocessing_image
 
 from mlpmixer.config import from_json, to_json
-from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.images import ImageError
+from mlpmixer.data.preprocess import PREPROCESSINGS, Preprocess, named
 
 RNG = np.random.default_rng(0)
 
@@ -86,3 +91,137 @@ def test_wrong_values_are_named() -> None:
         Preprocess(image_size=(4, 4), in_channels=5).array("x.png")
     with pytest.raises(ValueError, match="uint8"):
         Preprocess(image_size=(4, 4)).array(np.zeros((4, 4, 3)))
+
+
+def test_the_default_is_pillows_antialiased_filter_and_nothing_else() -> None:
+    image = Image.fromarray(RNG.integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    for name, resample in (("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)):
+        cropped = Preprocess(image_size=(32, 32), interpolation=name).array(image)
+        assert np.array_equal(cropped, image.resize((32, 32), resample, box=(15, 0, 105, 90)))
+        squashed = Preprocess(image_size=(32, 24), fit="squash", interpolation=name).array(image)
+        assert np.array_equal(squashed, image.resize((24, 32), resample))
+        padded = Preprocess(image_size=(32, 32), fit="pad", interpolation=name).array(image)
+        assert np.array_equal(padded[4:28], image.resize((32, 24), resample)) and (padded[:4] == 128).all() and (padded[28:] == 128).all()
+
+
+# --- what published weights are evaluated with ---------------------------------------------------------------------
+
+FIXTURES = Path(__file__).parent / "fixtures"
+OFFICIAL = ("vit_jax_eval", "bv_resmall_crop", "bv_resize_crop")
+SIZES = ((375, 500), (600, 400), (256, 256), (200, 180), (32, 32))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_official_rules_give_the_official_pixels(name: str, size: tuple[int, int]) -> None:
+    case = f"{name}/{size[0]}x{size[1]}"
+    p = named(name, image_size=224)
+    out = p.normalise(p.array(preprocessing_image(*size))[None])[0].transpose(1, 2, 0)
+    with np.load(FIXTURES / "pp_expected.npz") as expected:
+        away = np.abs(out[::16, ::16] - expected[case])
+    whole = json.loads((FIXTURES / "pp_manifest.json").read_text())["cases"][case]
+    assert away.max() < 1e-6
+    assert out.mean(dtype=np.float64) == pytest.approx(whole["mean"], abs=1e-7)
+    assert np.abs(out).sum(dtype=np.float64) == pytest.approx(whole["sum_abs"], rel=1e-7)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("name", "resample", "scale"), [("timm", Image.Resampling.BICUBIC, 2.0), ("miil", Image.Resampling.BILINEAR, 1.0)])
+def test_timm_and_miil_are_plain_pillow_calls(name: str, resample: Image.Resampling, scale: float, size: tuple[int, int]) -> None:
+    image = Image.fromarray(preprocessing_image(*size))
+    larger = {(375, 500): (341, 256), (600, 400): (256, 384), (200, 180): (256, 284)}.get(size, (256, 256))  # (width, height)
+    left, top = {(341, 256): (58, 16), (256, 384): (16, 80), (256, 284): (16, 30)}.get(larger, (16, 16))  # 117 / 2 to the even 58
+    expected = np.asarray(image.resize(larger, resample))[top : top + 224, left : left + 224]
+    p = named(name, image_size=(224, 224))
+    assert np.array_equal(p.array(image), expected)
+    scaled = expected.astype(np.float64) / 255 * scale - (scale - 1)
+    np.testing.assert_allclose(p.normalise(p.array(image)[None])[0].transpose(1, 2, 0), scaled, atol=1e-6)
+
+
+def test_other_sizes_keep_the_margin_of_224() -> None:
+    image = Image.fromarray(preprocessing_image(300, 500))
+    timm = named("timm", image_size=384)  # timm: floor(384 / 0.875) = 438
+    assert np.array_equal(timm.array(image), np.asarray(image.resize((730, 438), Image.Resampling.BICUBIC))[27:411, 173:557])
+    squashed = named("bv_resize_crop", image_size=7).array(preprocessing_image(8, 8))
+    assert np.array_equal(squashed, preprocessing_image(8, 8)[:7, :7])  # 8 for 7: only the cut is left to do
+    assert np.array_equal(named("bv_resmall_crop", image_size=7).array(preprocessing_image(8, 12)), preprocessing_image(8, 12)[:7, 2:9])
+
+
+@settings(max_examples=30, deadline=None)
+@given(h=st.integers(1, 40), w=st.integers(1, 40), height=st.integers(1, 12), width=st.integers(1, 12))
+def test_the_area_filter_is_the_mean_over_the_rectangle_of_each_pixel(h: int, w: int, height: int, width: int) -> None:
+    pixels = np.random.default_rng(h * w).integers(0, 256, (h, w), dtype=np.uint8)
+    out = named("bv_resmall_crop", image_size=(height, width), in_channels=1).array(pixels)[..., 0]
+    ratio = max(Fraction(height * 8 // 7, h), Fraction(width * 8 // 7, w))
+    assume(all(n * ratio % 1 != Fraction(1, 2) for n in (h, w)))  # float32 decides those
+    rows, columns = round(h * ratio), round(w * ratio)
+
+    def shares(n: int, m: int, i: int) -> list[Fraction]:
+        """Of each of n old pixels under new pixel i of m."""
+        start, end = Fraction(i * n, m), Fraction((i + 1) * n, m)
+        return [max(Fraction(0), min(end, Fraction(j + 1)) - max(start, Fraction(j))) * m / n for j in range(n)]
+
+    for y, x in {(0, 0), (height - 1, width - 1), (height // 2, width // 3)}:
+        down = shares(h, rows, (rows - height) // 2 + y)
+        across = shares(w, columns, (columns - width) // 2 + x)
+        mean = sum(a * b * int(pixels[i, j]) for i, a in enumerate(down) if a for j, b in enumerate(across) if b)
+        assert sum(down) == sum(across) == 1
+        assert -1e-3 < mean - int(out[y, x]) < 1 + 1e-3  # truncated, after float32 sums
+
+
+@pytest.mark.parametrize("name", PREPROCESSINGS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (5, 7), (48, 90)])
+def test_every_rule_keeps_a_flat_image_whatever_its_shape(name: str, size: tuple[int, int]) -> None:
+    for target in ((1, 1), (8, 8), (13, 30)):
+        out = named(name, image_size=target).array(np.full((*size, 3), 70, np.uint8))
+        assert out.shape == (*target, 3) and out.flags.writeable
+        assert (out == 70).all() or (name == "bv_resmall_crop" and set(np.unique(out)) <= {69, 70})  # as in the official code
+        assert out.dtype == named(name, image_size=target).dtype == (np.float32 if name == "vit_jax_eval" else np.uint8)
+
+
+@pytest.mark.parametrize("name", PREPROCESSINGS)
+def test_grey_and_many_channels_are_the_same_rule_plane_by_plane(name: str) -> None:
+    pixels = preprocessing_image(60, 90)
+    rgb = named(name, image_size=28).array(pixels)
+    grey = named(name, image_size=28, in_channels=1)
+    assert np.array_equal(grey.array(pixels[..., 1]), rgb[..., 1:2]) and len(grey.mean) == 1
+    assert np.array_equal(named(name, image_size=28).array(Image.fromarray(pixels[..., 1])), rgb[..., [1, 1, 1]])
+    five = named(name, image_size=28, in_channels=5).array(pixels[..., [0, 1, 2, 1, 0]])
+    assert np.array_equal(five, rgb[..., [0, 1, 2, 1, 0]])
+
+
+@pytest.mark.parametrize("name", PREPROCESSINGS)
+def test_published_rules_see_every_pixel_of_a_large_jpeg(name: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(preprocessing_image(400, 500)).save(buffer, "JPEG")
+    p = named(name, image_size=14)
+    assert np.array_equal(p.array(buffer.getvalue()), p.array(np.asarray(Image.open(buffer))))
+
+
+@pytest.mark.parametrize("name", PREPROCESSINGS)
+def test_a_published_rule_survives_json(name: str) -> None:
+    p = named(name, image_size=(224, 112))
+    assert from_json(Preprocess, json.loads(json.dumps(to_json(p)))) == p
+    assert p.scaled(0.5) == named(name, image_size=(112, 56))
+
+
+def test_models_stored_before_these_rules_existed_read_as_ever() -> None:
+    stored = '{"image_size": [32, 24], "in_channels": 1, "fit": "pad", "mean": [0.3], "std": [0.2], "interpolation": "bilinear"}'
+    assert from_json(Preprocess, json.loads(stored)) == Preprocess(image_size=(32, 24), in_channels=1, fit="pad", mean=(0.3,), std=(0.2,))
+    assert from_json(Preprocess, {"image_size": [8, 8]}) == Preprocess(image_size=(8, 8), fit="crop", interpolation="bilinear")
+
+
+def test_normalise_takes_floats_and_leaves_them_alone() -> None:
+    p = named("vit_jax_eval", image_size=8, in_channels=1)
+    images = np.full((2, 8, 8, 1), 63.75, np.float32)
+    assert (p.normalise(images) == -0.5).all() and (images == 63.75).all()
+
+
+def test_wrong_rules_are_answered() -> None:
+    with pytest.raises(ValueError, match=r"no preprocessing named 'bv_resmall'; did you mean bv_resmall_crop"):
+        named("bv_resmall", image_size=224)
+    with pytest.raises(ValueError, match="has its own filter: leave interpolation"):
+        Preprocess(image_size=(8, 8), fit="bv_resize_crop", interpolation="bicubic")
+    for name in ("timm", "bv_resmall_crop"):
+        with pytest.raises(ImageError, match="too long and narrow"):
+            named(name, image_size=224).array(Image.new("L", (100_000, 8)))

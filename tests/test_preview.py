@@ -79,3 +79,10 @@ def test_the_title_names_what_is_on() -> None:
     assert describe(Augment()) == "no augmentation"
     assert describe(Augment(flip=True, pad_crop_px=4)) == "pad_crop_px=4, pad_mode=reflect, flip"
     assert describe(Augment(cutmix=1.0)) == "cutmix=1.0, mix_probability=1.0"
+
+
+def test_images_kept_as_floats_are_shown_too(tmp_path: Path) -> None:
+    images = squares(2, 16, 3)
+    kinds = (images, images.astype(np.float32))
+    pages = [contact_sheet(x, x, [0, 1], ["cat", "dog"], Augment(flip=True), tmp_path / f"{x.dtype}.png") for x in kinds]
+    assert pages[0].read_bytes() == pages[1].read_bytes()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.preprocess import Preprocess, named
 from mlpmixer.data.sources import ImageSet, Numbered
 from mlpmixer.data.store import Store
 
@@ -73,3 +73,13 @@ def test_grey_arrays_of_the_right_size_come_back_exactly() -> None:
     images = open_images(Data(), "all")
     store = Store(images, Preprocess(image_size=(8, 8), in_channels=1), cache_mib=1, workers=0)
     assert np.array_equal(store.array(np.array([3]))[0, :, :, 0], np.asarray(images.source(3)))
+
+
+def test_a_rule_that_never_rounds_is_stored_as_floats(tmp_path: Path) -> None:
+    images, rule = image_set(tmp_path, 6), named("vit_jax_eval", image_size=(12, 10))
+    in_memory, from_files = (Store(images, rule, cache_mib=mib, workers=2) for mib in (1, 0))
+    picks = np.array([3, 0])
+    expected = np.stack([rule.array(images.source(i)) for i in (3, 0)])
+    assert expected.dtype == np.float32 and (expected % 1 != 0).any()
+    for store in (in_memory, from_files):
+        assert store.array(picks).dtype == np.float32 and np.array_equal(store.array(picks), expected)

@@ -18,6 +18,8 @@ from PIL import Image
 from mlpmixer import checkpoint, runlog
 from mlpmixer.clock import parse_duration
 from mlpmixer.config import Augment, Data, Init, Optim, Recipe, Run, to_json
+from mlpmixer.evaluate import evaluate
+from mlpmixer.predict import load
 from mlpmixer.train import Diverged, Interrupted, train
 from mlpmixer.zoo import MODELS
 
@@ -272,6 +274,14 @@ def test_a_folder_of_images_is_trained_through_with_the_broken_ones_named(tmp_pa
     summary = train(change(recipe, run={"steps": 30, "batch_size": 16}), out=tmp_path / "run").summary
     assert summary["top1"] == 1.0
     assert [Path(name).name for name, _ in summary["bad_images"]] == ["broken.jpg"]
+
+
+def test_a_run_is_trained_and_judged_by_the_published_rule_it_names(tmp_path: Path) -> None:
+    plain = dataclasses.replace(BASE, augment=Augment(), optim=Optim(name="muon", muon_lr=0.02))
+    run = train(change(plain, model={"image_size": 12}, data={"fit": "vit_jax_eval"}, run={"save_every_s": 60}), out=tmp_path / "run")
+    model = load(run.path)
+    assert model.preprocess.fit == "vit_jax_eval" and model.preprocess.dtype == np.float32
+    assert evaluate(model).top1 == run.summary["top1"] > 0.3
 
 
 def test_training_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 T = TypeVar("T")
 
 Activation = Literal["gelu_tanh", "gelu_erf"]
-Fit = Literal["crop", "pad", "squash"]
+Fit = Literal["crop", "pad", "squash", "short_side_crop", "vit_jax_eval", "bv_resmall_crop", "bv_resize_crop"]
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -94,7 +94,8 @@ class Data:
     data_dir: str | None = None
     """Where the files of a named data set are (DIR or DIR/NAME)."""
     fit: Fit = "crop"
-    """What to do with images of another shape: crop the centre, pad to the shape, or squash."""
+    """What to do with images of another shape: crop the centre, pad to the shape, or squash; or as published weights are evaluated
+    (short_side_crop: timm; vit_jax_eval, bv_resmall_crop, bv_resize_crop: the official code)."""
     val_fraction: float = 0.1
     """Share of train cut off, stratified, as validation when the data has none."""
     test_fraction: float = 0.2
@@ -108,7 +109,7 @@ class Data:
     max_bad_share: float = 0.25
     """A run stops at the start when a larger share of the images cannot be read."""
     cache_mib: int = 4096
-    """Decoded images up to this size stay in memory as uint8; larger sets are decoded for each batch."""
+    """Decoded images up to this size stay in memory (uint8; float32 for vit_jax_eval); larger sets are decoded for each batch."""
     workers: int = 0
     """Decoding threads; 0 means one per CPU core. Batches do not depend on it."""
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mlpmixer.data.images import IMAGE_SUFFIXES
+from mlpmixer.data.images import IMAGE_SUFFIXES, Pixels
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.runlog import MODEL_FILE
 
@@ -85,23 +85,23 @@ class Classifier:
         self._logits = logits
         self._pre_logits = pre_logits
 
-    def probabilities(self, images_u8: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Images of the model's size, (B,H,W,C) uint8 -> (B,K) float32; rows sum to 1 (sigmoid models: each value on its own).
+    def probabilities(self, images: Pixels) -> NDArray[np.float32]:
+        """Images as `array` gives them, stacked (B,H,W,C) -> (B,K) float32; rows sum to 1 (sigmoid models: each value on its own).
 
-        Raises ValueError when the shape is not the model's, or when the weights give NaN.
+        Raises ValueError when type or shape is not the model's, or when the weights give NaN.
         """
         if not self.classes:
             raise ValueError("this model has no head (num_classes=0), so it gives no probabilities; ask for features()")
-        logits = self._run(self._logits, images_u8).astype(np.float64)
+        logits = self._run(self._logits, images).astype(np.float64)
         if self.multi_label:
             return np.exp(-np.logaddexp(0.0, -logits)).astype(np.float32)
         exp = np.exp(logits - logits.max(axis=1, keepdims=True))
         softmax: NDArray[np.float32] = (exp / exp.sum(axis=1, keepdims=True)).astype(np.float32)
         return softmax
 
-    def features(self, images_u8: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Images of the model's size, (B,H,W,C) uint8 -> pre_logits (B,hidden_dim) float32: what the head sees."""
-        return self._run(self._pre_logits, images_u8)
+    def features(self, images: Pixels) -> NDArray[np.float32]:
+        """Images as `array` gives them, stacked (B,H,W,C) -> pre_logits (B,hidden_dim) float32: what the head sees."""
+        return self._run(self._pre_logits, images)
 
     def predict(self, images: ImageLike | Sequence[ImageLike], top_k: int = 5) -> list[Prediction]:
         """The `top_k` likeliest classes of each image, in order; one image gives a list of one.
@@ -119,15 +119,15 @@ class Classifier:
             out += self.ranked(names, arrays, top_k)
         return out
 
-    def array(self, image: ImageLike | bytes) -> NDArray[np.uint8]:
-        """One image as the network wants it: (H,W,C) uint8 of the model's size. ImageError when it cannot be read."""
+    def array(self, image: ImageLike | bytes) -> Pixels:
+        """One image as the network wants it: (H,W,C) of the model's size, of `preprocess.dtype`. ImageError when it cannot be read."""
         return self.preprocess.array(image)
 
-    def ranked(self, names: Sequence[str], images_u8: NDArray[np.uint8], top_k: int) -> list[Prediction]:
-        """Predictions for images that are already of the model's size, (B,H,W,C) uint8."""
+    def ranked(self, names: Sequence[str], images: Pixels, top_k: int) -> list[Prediction]:
+        """Predictions for images as `array` gives them, stacked (B,H,W,C)."""
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
-        probabilities = self.probabilities(images_u8)
+        probabilities = self.probabilities(images)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         out = []
         for name, row, best in zip(names, probabilities, order, strict=True):
@@ -135,12 +135,12 @@ class Classifier:
             out.append(Prediction(name, top[0][0], top[0][1], top))
         return out
 
-    def _run(self, engine: Engine, images_u8: NDArray[np.uint8]) -> NDArray[np.float32]:
-        want = (*self.preprocess.image_size, self.preprocess.in_channels)
-        if images_u8.dtype != np.uint8 or images_u8.ndim != 4 or images_u8.shape[1:] != want:
-            raise ValueError(f"expected uint8 images of shape (B, {', '.join(map(str, want))}), got {images_u8.dtype} {images_u8.shape}")
-        starts = range(0, max(len(images_u8), 1), CHUNK)
-        out = np.concatenate([engine(self.preprocess.normalise(images_u8[i : i + CHUNK])) for i in starts])
+    def _run(self, engine: Engine, images: Pixels) -> NDArray[np.float32]:
+        dtype, want = self.preprocess.dtype, (*self.preprocess.image_size, self.preprocess.in_channels)
+        if images.dtype != dtype or images.ndim != 4 or images.shape[1:] != want:
+            raise ValueError(f"expected {dtype} images of shape (B, {', '.join(map(str, want))}), got {images.dtype} {images.shape}")
+        starts = range(0, max(len(images), 1), CHUNK)
+        out = np.concatenate([engine(self.preprocess.normalise(images[i : i + CHUNK])) for i in starts])
         if not np.isfinite(out).all():
             raise ValueError("the network's output is not finite (NaN or infinity): its weights are broken, as after a diverged training")
         return out
@@ -280,17 +280,17 @@ def _is_image(path: str) -> bool:
 
 def decoded_batches(
     items: Iterable[tuple[Key, Callable[[], Any] | Failure]],
-    array: Callable[[Any], NDArray[np.uint8]],
+    array: Callable[[Any], Pixels],
     batch_size: int,
-) -> Iterator[list[tuple[Key, NDArray[np.uint8] | Failure]]]:
-    """Batches of (key, (H,W,C) uint8 array or Failure) in the order of `items`, the last one partial.
+) -> Iterator[list[tuple[Key, Pixels | Failure]]]:
+    """Batches of (key, (H,W,C) array or Failure) in the order of `items`, the last one partial.
 
     Images are opened and decoded in threads, one batch ahead, so at most two batches are in memory at a time.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
-    def decode(name: str, open_source: Callable[[], Any]) -> NDArray[np.uint8] | Failure:
+    def decode(name: str, open_source: Callable[[], Any]) -> Pixels | Failure:
         try:
             return array(open_source())
         except (ValueError, OSError) as error:  # ImageError is a ValueError
@@ -299,7 +299,7 @@ def decoded_batches(
     todo = iter(items)
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
 
-    def submit() -> list[tuple[Key, Failure | Future[NDArray[np.uint8] | Failure]]]:
+    def submit() -> list[tuple[Key, Failure | Future[Pixels | Failure]]]:
         part = islice(todo, batch_size)
         return [(key, open_ if isinstance(open_, Failure) else pool.submit(decode, str(key), open_)) for key, open_ in part]
 

@@ -25,7 +25,7 @@ from mlpmixer.config import Data, MixerConfig, Recipe, pair
 from mlpmixer.data.augment import augment, normalise, prepare_eval
 from mlpmixer.data.batches import batches, steps_per_epoch
 from mlpmixer.data.datasets import open_data
-from mlpmixer.data.images import ImageError
+from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.sources import ImageSet, Splits
 from mlpmixer.data.store import Store
@@ -62,7 +62,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Stores:
-    """The images of a run as uint8 arrays, and what was left out."""
+    """The images of a run as arrays, and what was left out."""
 
     splits: Splits
     preprocess: Preprocess
@@ -248,7 +248,7 @@ class Step:
             counts = np.bincount(stores.train.labels, minlength=recipe.model.num_classes)
             self.class_weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32, device=device)
 
-    def __call__(self, step: int, factor: float, indices: np.ndarray, images_u8: np.ndarray) -> tuple[Tensor, Tensor]:
+    def __call__(self, step: int, factor: float, indices: np.ndarray, pixels: Pixels) -> tuple[Tensor, Tensor]:
         """(mean loss, share of right answers) of the batch, both on the device. Everything random depends on (seed, step)."""
         cfg = self.recipe
         seed = int(np.random.SeedSequence([cfg.run.seed, step]).generate_state(1, np.uint64)[0] >> 1)
@@ -256,7 +256,7 @@ class Step:
         labels = self.labels[torch.from_numpy(indices).to(self.device)]
         targets = soft_targets(labels, cfg.model.num_classes)
         images, targets = augment(
-            torch.from_numpy(images_u8).to(self.device), targets, cfg.augment, self.size, torch.Generator().manual_seed(seed)
+            torch.from_numpy(pixels).to(self.device), targets, cfg.augment, self.size, torch.Generator().manual_seed(seed)
         )
         images, targets = normalise(images, self.stores.preprocess), smooth(targets, cfg.optim.label_smoothing)
 
@@ -294,8 +294,8 @@ class Step:
         optim.load_state_tensors(self.optimizers, tensors)
 
 
-def sample_of(store: Store) -> np.ndarray:
-    """uint8 (N, H, W, C): up to 5,000 images, evenly spread over the store, of at most SAMPLE_VALUES values in all."""
+def sample_of(store: Store) -> Pixels:
+    """(N, H, W, C): up to 5,000 images, evenly spread over the store, of at most SAMPLE_VALUES values in all."""
     per_image = int(np.prod(store.array(np.zeros(1, np.int64)).shape))
     n = min(len(store), 5000, max(SAMPLE_VALUES // per_image, 1))
     return store.array(np.linspace(0, len(store) - 1, n).astype(np.int64))

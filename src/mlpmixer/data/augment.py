@@ -28,18 +28,18 @@ ERASING_ASPECT = (0.3, 1 / 0.3)  # Zhong et al. 2017, section 4
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, Pillow's convert("L")
 
 
-def augment(images_u8: Tensor, targets: Tensor, cfg: Augment, size: Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A training batch: images (B,H,W,C) uint8 and targets (B,K) -> float32 images (B,C,h,w) in 0..255, and targets.
+def augment(images: Tensor, targets: Tensor, cfg: Augment, size: Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A training batch: images (B,H,W,C) and targets (B,K) -> float32 images (B,C,h,w) in 0..255, and targets.
 
-    Applies the fields of `cfg` in their order. A field that is off draws nothing and does nothing. Stored images may be larger
-    than `size`: an Inception crop is resampled from the whole of them; otherwise a window of `size` is cut at a random place
-    (`pad_crop_px` widens the range of places by that border). With everything off and images of `size`, the result is exactly
-    the images. Mixing draws a proportion for every image; partners are a permutation of the batch. `generator` is on the CPU.
-    Raises ValueError for other shapes, and for images smaller than `size` that no Inception crop enlarges.
+    Images come as uint8, or as float32 in 0..255. Applies the fields of `cfg` in their order. A field that is off draws nothing and
+    does nothing. Stored images may be larger than `size`: an Inception crop is resampled from the whole of them; otherwise a window of
+    `size` is cut at a random place (`pad_crop_px` widens the range of places by that border). With everything off and images of
+    `size`, the result is exactly the images. Mixing draws a proportion for every image; partners are a permutation of the batch.
+    `generator` is on the CPU. Raises ValueError for other shapes, and for images smaller than `size` that no Inception crop enlarges.
     """
-    if images_u8.ndim != 4 or targets.ndim != 2 or len(images_u8) != len(targets):
-        raise ValueError(f"expected images (B,H,W,C) and targets (B,K), got {tuple(images_u8.shape)} and {tuple(targets.shape)}")
-    images = images_u8.permute(0, 3, 1, 2)  # (B,C,H,W), a view
+    if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
+        raise ValueError(f"expected images (B,H,W,C) and targets (B,K), got {tuple(images.shape)} and {tuple(targets.shape)}")
+    images = images.permute(0, 3, 1, 2)  # (B,C,H,W), a view
     n = len(images)
 
     if cfg.inception_crop:
@@ -83,9 +83,9 @@ def augment(images_u8: Tensor, targets: Tensor, cfg: Augment, size: Size, genera
     return images, targets
 
 
-def prepare_eval(images_u8: Tensor) -> Tensor:
-    """(B,H,W,C) uint8 -> float32 (B,C,H,W), contiguous, still 0..255."""
-    return images_u8.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+def prepare_eval(images: Tensor) -> Tensor:
+    """(B,H,W,C) uint8 or float32 -> float32 (B,C,H,W), contiguous, still 0..255."""
+    return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 
 def normalise(images: Tensor, preprocess: "Preprocess") -> Tensor:

@@ -8,12 +8,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mlpmixer.data.images import Pixels
+
 Indices = npt.NDArray[np.int64]
 
 
 class Images(Protocol):
     def __len__(self) -> int: ...
-    def array(self, indices: Indices) -> npt.NDArray[np.uint8]: ...
+    def array(self, indices: Indices) -> Pixels: ...
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -32,11 +34,11 @@ def _order(num_images: int, seed: int, epoch: int) -> Indices:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_images)
 
 
-def batches(images: Images, batch_size: int, seed: int, first: int, last: int) -> Iterator[tuple[int, Indices, npt.NDArray[np.uint8]]]:
-    """(step, image numbers, uint8 images (B,H,W,C)) of steps first..last; the next batch is fetched while one is used."""
+def batches(images: Images, batch_size: int, seed: int, first: int, last: int) -> Iterator[tuple[int, Indices, Pixels]]:
+    """(step, image numbers, images (B,H,W,C)) of steps first..last; the next batch is fetched while one is used."""
     with ThreadPoolExecutor(1) as pool:
 
-        def fetch(step: int) -> tuple[int, Indices, npt.NDArray[np.uint8]]:
+        def fetch(step: int) -> tuple[int, Indices, Pixels]:
             indices = batch_indices(len(images), batch_size, seed, step)
             return step, indices, images.array(indices)
 

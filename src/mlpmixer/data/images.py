@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from typing import IO, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 Mode = Literal["RGB", "L"]
 Source = str | os.PathLike[str] | bytes | Image.Image
+Pixels = NDArray[np.uint8 | np.float32]  # 0..255, whatever the type
 
 MAX_PIXELS = 178_956_970  # where Pillow raises DecompressionBombError
 _SUFFIXES = """apng avif avifs bmp dds dib gif ico j2c j2k jfif jp2 jpe jpeg jpf jpg jpx mpo pbm pcx pgm png pnm ppm qoi ras sgi

@@ -1,14 +1,18 @@
-"""The one evaluation preprocessing: any image -> uint8 of the model's size -> float. It is stored with the model."""
+"""The one evaluation preprocessing: any image -> pixels of the model's size -> float. It is stored with the model."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from mlpmixer.config import Fit
-from mlpmixer.data.images import Source, decode
+from mlpmixer.config import Fit, pair
+from mlpmixer.data.images import Pixels, Source, decode
+from mlpmixer.data.official import RULES, require_room, with_margin
+from mlpmixer.registry import Registry
 
 GREY = 128  # what "pad" fills with: close to the mean of the 0..255 range
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -16,20 +20,22 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """decode -> fit -> resize (antialiased) -> (x / 255 - mean) / std."""
+    """decode -> fit and resize -> (x / 255 - mean) / std."""
 
     image_size: tuple[int, int]
     """(height, width) in pixels."""
     in_channels: int = 3
     """1 grey, 3 RGB; other numbers take arrays only, not files."""
     fit: Fit = "crop"
-    """crop: cover the rectangle and cut its centre; pad: the whole image inside, grey around it; squash."""
+    """Ours, antialiased, where an image of the model's size passes unchanged: crop covers the rectangle and cuts its centre, pad has the
+    whole image inside and grey around it, squash. Those of published weights: short_side_crop resizes the short side to 256/224 of the
+    size, antialiased, and cuts the centre (timm, torchvision); vit_jax_eval, bv_resmall_crop, bv_resize_crop: `mlpmixer.data.official`."""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Per channel, of the 0..1 range."""
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Per channel, of the 0..1 range."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Of the resize."""
+    """Of the antialiased resize; the official rules have their own filter."""
 
     def __post_init__(self) -> None:
         if min(self.image_size) < 1 or self.in_channels < 1:
@@ -43,20 +49,28 @@ class Preprocess:
             object.__setattr__(self, name, values)
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
+        if self.fit in RULES and self.interpolation != "bilinear":
+            raise ValueError(f"fit={self.fit!r} has its own filter: leave interpolation at 'bilinear', got {self.interpolation!r}")
 
-    def array(self, source: Source | np.ndarray) -> np.ndarray:
-        """uint8 (H, W, C) of a path, the bytes of a file, a Pillow image or a uint8 array (h, w) or (h, w, c).
+    @property
+    def dtype(self) -> "np.dtype[np.uint8 | np.float32]":
+        """Of what `array` returns: float32 where the rule never rounds (vit_jax_eval), else uint8."""
+        return np.dtype(np.float32 if self.fit == "vit_jax_eval" else np.uint8)
 
-        An image that already has the model's size comes back bit for bit. Raises ImageError when it cannot be read.
+    def array(self, source: Source | np.ndarray) -> Pixels:
+        """(H, W, C) of `dtype`, 0..255, of a path, the bytes of a file, a Pillow image or a uint8 array (h, w) or (h, w, c).
+
+        Raises ImageError when it cannot be read.
         """
         if isinstance(source, np.ndarray):
             return self._from_array(source)
         if self.in_channels not in (1, 3):
             raise ValueError(f"files hold 1 or 3 channels, the model has {self.in_channels}: pass uint8 arrays (h, w, {self.in_channels})")
-        image = decode(source, "RGB" if self.in_channels == 3 else "L", max_px=0 if self.fit == "squash" else max(self.image_size))
-        return np.array(self._fitted(image)).reshape(*self.image_size, self.in_channels)
+        enough_px = max(self.image_size) if self.fit in ("crop", "pad") else 0
+        image = decode(source, "RGB" if self.in_channels == 3 else "L", max_px=enough_px)
+        return self._fitted(image).reshape(*self.image_size, self.in_channels)
 
-    def _from_array(self, pixels: np.ndarray) -> np.ndarray:
+    def _from_array(self, pixels: np.ndarray) -> Pixels:
         if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or not pixels.size:
             raise ValueError(f"expected uint8 pixels (h, w) or (h, w, c), got {pixels.dtype} of shape {pixels.shape}")
         channels = 1 if pixels.ndim == 2 else pixels.shape[2]
@@ -65,28 +79,33 @@ class Preprocess:
         if channels != self.in_channels:
             raise ValueError(f"expected {self.in_channels} channels (h, w, {self.in_channels}), got shape {pixels.shape}")
         planes = [self._fitted(Image.fromarray(np.ascontiguousarray(pixels[..., c]))) for c in range(channels)]
-        return np.stack([np.asarray(p) for p in planes], axis=-1)
+        return np.dstack(planes)
 
-    def _fitted(self, image: Image.Image) -> Image.Image:
+    def _fitted(self, image: Image.Image) -> Pixels:
+        """(H, W), (H, W, 1) or (H, W, 3)."""
+        if self.fit in RULES:
+            return RULES[self.fit](np.atleast_3d(np.asarray(image)), self.image_size)
+        resample = _FILTERS[self.interpolation]
+        if self.fit == "short_side_crop":
+            return np.array(_short_side_crop(image, self.image_size, resample))
         (height, width), (w, h) = self.image_size, image.size
         if (w, h) == (width, height):
-            return image
-        resample = _FILTERS[self.interpolation]
+            return np.array(image)
         if self.fit == "squash":
-            return image.resize((width, height), resample)
+            return np.array(image.resize((width, height), resample))
         if self.fit == "crop":
             scale = max(width / w, height / h)
             dx, dy = max(w - width / scale, 0) / 2, max(h - height / scale, 0) / 2
-            return image.resize((width, height), resample, box=(dx, dy, w - dx, h - dy))
+            return np.array(image.resize((width, height), resample, box=(dx, dy, w - dx, h - dy)))
         scale = min(width / w, height / h)
         inner_w, inner_h = min(max(round(w * scale), 1), width), min(max(round(h * scale), 1), height)
         canvas = Image.new(image.mode, (width, height), GREY if image.mode == "L" else (GREY,) * 3)
         canvas.paste(image.resize((inner_w, inner_h), resample), ((width - inner_w) // 2, (height - inner_h) // 2))
-        return canvas
+        return np.array(canvas)
 
-    def normalise(self, images_u8: np.ndarray) -> np.ndarray:
-        """uint8 (B, H, W, C) -> float32 (B, C, H, W)."""
-        x = np.ascontiguousarray(images_u8.transpose(0, 3, 1, 2), dtype=np.float32)
+    def normalise(self, images: Pixels) -> np.ndarray:
+        """(B, H, W, C) in 0..255 -> float32 (B, C, H, W), a new array."""
+        x = np.array(images.transpose(0, 3, 1, 2), dtype=np.float32, order="C")
         x /= 255
         x -= np.asarray(self.mean, np.float32)[:, None, None]
         x /= np.asarray(self.std, np.float32)[:, None, None]
@@ -96,3 +115,32 @@ class Preprocess:
         """The same for copies `factor` times as large, as training keeps them."""
         height, width = self.image_size
         return dataclasses.replace(self, image_size=(round(height * factor), round(width * factor)))
+
+
+def _short_side_crop(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """torchvision's Resize and CenterCrop, as timm puts them together: the long side is rounded down, the border to the even number."""
+    (height, width), (w, h), larger = size, image.size, with_margin(size)
+    resized = (larger[0] * w // h, larger[0]) if larger[0] * w >= larger[1] * h else (larger[1], larger[1] * h // w)
+    require_room((resized[1], resized[0]))
+    left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
+    return image.resize(resized, resample).crop((left, top, left + width, top + height))
+
+
+PREPROCESSINGS: Registry[Callable[..., Preprocess]] = Registry("preprocessing")
+"""What published weights are evaluated with, by name. mean = std = 0.5, that is -1..1, where nothing else is said."""
+PREPROCESSINGS |= {
+    "vit_jax_eval": partial(Preprocess, fit="vit_jax_eval"),
+    "bv_resmall_crop": partial(Preprocess, fit="bv_resmall_crop"),
+    "bv_resize_crop": partial(Preprocess, fit="bv_resize_crop"),
+    "timm": partial(Preprocess, fit="short_side_crop", interpolation="bicubic"),  # the default_cfg of timm's mixers: crop_pct 0.875
+    "miil": partial(Preprocess, fit="short_side_crop", mean=(0.0,), std=(1.0,)),  # the same of timm's miil_in21k tags
+}
+
+
+def named(name: str, *, image_size: int | tuple[int, int], in_channels: int = 3) -> Preprocess:
+    """The evaluation preprocessing of published weights, for a model of this size (pixels; one number means square).
+
+    Only 224 is published: at other sizes the image is resized to the same 256/224 of the size, rounded down, before its centre is cut.
+    Raises ValueError for an unknown name, with the nearest right one.
+    """
+    return PREPROCESSINGS[name](image_size=pair(image_size), in_channels=in_channels)

@@ -11,12 +11,11 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from mlpmixer.config import Augment, Data
+from mlpmixer.data.images import Pixels
 
 if TYPE_CHECKING:
     from mlpmixer.data.preprocess import Preprocess
     from mlpmixer.data.sources import ImageSet, Splits
-
-Images = npt.NDArray[np.uint8]
 
 TILE_PX = 128  # small images are enlarged by a whole factor to about this
 FONT_PX, GAP_PX = 13, 6
@@ -39,8 +38,8 @@ def preview(
     """
     if rows < 1 or cols < 2:
         raise ValueError(f"a preview needs rows >= 1 and cols >= 2, got rows={rows}, cols={cols}")
-    stored: list[Images] = []
-    plain: list[Images] = []
+    stored: list[Pixels] = []
+    plain: list[Pixels] = []
     labels: list[int] = []
     for i in _spread(splits.train, seed):
         if len(labels) == rows:
@@ -58,8 +57,8 @@ def preview(
 
 
 def contact_sheet(
-    stored: Images,
-    plain: Images,
+    stored: Pixels,
+    plain: Pixels,
     labels: Sequence[int],
     classes: Sequence[str],
     cfg: Augment,
@@ -68,7 +67,7 @@ def contact_sheet(
     draws: int = 7,
     seed: int = 0,
 ) -> Path:
-    """Writes one row per image: `plain` (N,h,w,C), then `draws` augmentations of `stored` (N,H,W,C), both uint8.
+    """Writes one row per image: `plain` (N,h,w,C), then `draws` augmentations of `stored` (N,H,W,C), both in 0..255.
 
     Every column is one batch as training makes it, so mixing partners are among the rows; mixed tiles say what they are made of.
     """
@@ -79,7 +78,7 @@ def contact_sheet(
     size = (plain.shape[1], plain.shape[2])
     targets = torch.eye(len(classes))[torch.tensor(labels)]
     generator = torch.Generator().manual_seed(seed)
-    columns = [(plain, [[classes[label]] for label in labels])]
+    columns = [(plain.round().astype(np.uint8), [[classes[label]] for label in labels])]
     for _ in range(draws):
         images, mixed = augment(torch.from_numpy(stored), targets, cfg, size, generator)
         pixels = images.permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
@@ -139,7 +138,7 @@ def _mixture(target: Sequence[float], classes: Sequence[str]) -> list[str]:
     return [] if len(parts) < 2 else [f"{share:.2f} {name}" for share, name in parts]
 
 
-def _picture(pixels: Images) -> Image.Image:
+def _picture(pixels: Pixels) -> Image.Image:
     """(H,W,C) -> RGB; one or two channels are shown as grey (the first), more than three as the first three."""
     return Image.fromarray(np.ascontiguousarray(pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0])).convert("RGB")
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from mlpmixer.data.images import ImageError
+from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.sources import ImageSet
 
@@ -38,7 +38,7 @@ def in_chunks(work: Callable[[range], T], n: int, workers: int) -> Iterator[T]:
 
 
 class Store:
-    """The readable images of a set as uint8, by position 0..M-1 among them.
+    """The readable images of a set as arrays of `preprocess.dtype`, by position 0..M-1 among them.
 
     `kept` (M,) are their indices in the set, `labels` (M,) int64, `names` M strings; `bad` lists (name, reason) of those
     that could not be read. Sets larger than `cache_mib` are decoded once at the start to find those, then again for
@@ -49,7 +49,8 @@ class Store:
         self.images, self.preprocess, self.workers = images, preprocess, workers
         shape = (*preprocess.image_size, preprocess.in_channels)
         n = len(images)
-        self._pixels = np.empty((n, *shape), np.uint8) if n * int(np.prod(shape)) <= cache_mib << 20 else None
+        size_bytes = n * int(np.prod(shape)) * preprocess.dtype.itemsize
+        self._pixels: Pixels | None = np.empty((n, *shape), preprocess.dtype) if size_bytes <= cache_mib << 20 else None
         self._threads: ThreadPoolExecutor | None = None
         found = [failure for failures in in_chunks(self._decode_into, n, workers) for failure in failures]
         self.bad: list[tuple[str, str]] = [(images.names[i], reason) for i, reason in found]
@@ -78,25 +79,25 @@ class Store:
     def __len__(self) -> int:
         return len(self.kept)
 
-    def array(self, indices: np.ndarray) -> np.ndarray:
-        """uint8 (B, H, W, C) of the images at these positions.
+    def array(self, indices: np.ndarray) -> Pixels:
+        """(B, H, W, C) of the images at these positions.
 
         An image that has become unreadable since the start is replaced by the nearest readable one of its class, and
         is added to `bad`.
         """
         indices = np.asarray(indices)
         if self._pixels is not None:
-            chosen: np.ndarray = self._pixels[self.kept[indices]]
+            chosen: Pixels = self._pixels[self.kept[indices]]
             return chosen
         if self._threads is None:
             self._threads = ThreadPoolExecutor(worker_count(self.workers), thread_name_prefix="decode")
-        out = np.empty((len(indices), *self.preprocess.image_size, self.preprocess.in_channels), np.uint8)
+        out: Pixels = np.empty((len(indices), *self.preprocess.image_size, self.preprocess.in_channels), self.preprocess.dtype)
         for row, (pixels, failures) in enumerate(self._threads.map(self._one, indices.tolist())):
             out[row] = pixels
             self.bad += [failure for failure in failures if failure not in self.bad]
         return out
 
-    def _one(self, position: int) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    def _one(self, position: int) -> tuple[Pixels, list[tuple[str, str]]]:
         """The image at `position`, or its replacement, with what failed on the way."""
         try:
             return self.preprocess.array(self.images.source(int(self.kept[position]))), []
