@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.seeded import preprocessing_image
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from seeded import preprocessing_image
 
 from mlpmixer.config import from_json, to_json
 from mlpmixer.data.images import ImageError
