@@ -154,6 +154,20 @@ def as_convolutions(model: Mixer, images: Tensor) -> Tensor:
     return model.head(layer_norm(model.norm, x).mean((2, 3)))
 
 
+def test_a_mixer_with_parts_is_the_mean_of_the_plain_one_on_its_crops() -> None:
+    cfg = dataclasses.replace(SMALL, image_size=(24, 24), parts=(2, 3))
+    plain, parted = random(SMALL).double(), Mixer(cfg).double().eval()
+    parted.load_state_dict(plain.state_dict())  # the same weights, of the same shapes
+    images = torch.randn(2, 3, 24, 24, dtype=torch.float64)
+    crops = [crop for band in images.chunk(2, 2) for crop in band.chunk(3, 3)]
+    torch.testing.assert_close(parted(images), torch.stack([plain(crop) for crop in crops]).mean(0), atol=1e-12, rtol=0)
+
+
+def test_parts_that_do_not_divide_the_grid_are_refused() -> None:
+    with pytest.raises(ValueError, match="a grid of 3x4 patches cannot be cut into 2x1 equal parts"):
+        dataclasses.replace(SMALL, parts=(2, 1))
+
+
 def test_a_mixer_is_a_convolutional_network_of_a_special_kind() -> None:
     model, images = random(SMALL).double(), torch.randn(2, 3, 12, 8, dtype=torch.float64)
     torch.testing.assert_close(as_convolutions(model, images), model(images), atol=1e-10, rtol=0)

@@ -34,6 +34,15 @@ def test_the_shapes_are_those_of_the_network() -> None:
     assert stages["logits"].shape[1:] == layers["head"]
 
 
+def test_parts_are_counted_as_the_network_counts_them() -> None:
+    cfg = MixerConfig(image_size=32, patch_size=4, parts=(2, 4), num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=24)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = Mixer(cfg).eval()
+        model(torch.zeros(1, 3, 32, 32))
+    assert counter.get_total_flops() == sum(layer.flops for layer in summary(cfg))
+    assert sum(p.numel() for p in model.parameters()) == sum(layer.params for layer in summary(cfg))
+
+
 def test_the_flops_are_those_that_torch_counts() -> None:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         create_model("S/32").eval()(torch.zeros(1, 3, 224, 224))

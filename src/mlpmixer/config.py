@@ -35,6 +35,9 @@ class MixerConfig:
     """H, W in pixels; one number means square."""
     patch_size: int | tuple[int, int] = 16
     """P in pixels; one number means square."""
+    parts: int | tuple[int, int] = 1
+    """Equal parts, down and across, that the patch grid is cut into: each mixes its own patches only, all with the same weights
+    (paper, appendix C, with the block of its block-diagonal matrices stored once). 1 is the plain Mixer."""
     in_channels: int = 3
     """1 grey, 3 RGB, any other number for multispectral arrays."""
     num_classes: int = 1000
@@ -67,8 +70,14 @@ class MixerConfig:
         """S."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def part_grid(self) -> tuple[int, int]:
+        """Patches down and across that one token-mixing MLP sees: the whole grid unless there are parts."""
+        (rows, cols), (down, across) = self.grid, pair(self.parts)
+        return rows // down, cols // across
+
     def __post_init__(self) -> None:
-        (h, w), (p, q) = pair(self.image_size), pair(self.patch_size)
+        (h, w), (p, q), (down, across) = pair(self.image_size), pair(self.patch_size), pair(self.parts)
         for name in ("in_channels", "num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         require(self.num_classes >= 0, f"num_classes must be 0 (no head) or more, got {self.num_classes}")
@@ -77,6 +86,10 @@ class MixerConfig:
             h % p == 0 and w % q == 0,
             f"image_size {h}x{w} px is not a multiple of patch_size {p}x{q} px; "
             f"nearest that is: {max(round(h / p), 1) * p}x{max(round(w / q), 1) * q}",
+        )
+        require(
+            min(down, across) >= 1 and self.grid[0] % down == 0 and self.grid[1] % across == 0,
+            f"a grid of {h // p}x{w // q} patches cannot be cut into {down}x{across} equal parts",
         )
         for name in ("dropout", "drop_path"):
             require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")

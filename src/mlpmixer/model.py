@@ -42,15 +42,26 @@ class MixerBlock(nn.Module):
 
     def __init__(self, cfg: MixerConfig, drop_path: float) -> None:
         super().__init__()
+        self.parts, self.part_grid = pair(cfg.parts), cfg.part_grid
         self.norm1 = nn.LayerNorm(cfg.hidden_dim, eps=EPS)
-        self.token_mixing = Mlp(cfg.num_patches, cfg.tokens_mlp_dim, cfg)
+        self.token_mixing = Mlp(self.part_grid[0] * self.part_grid[1], cfg.tokens_mlp_dim, cfg)
         self.norm2 = nn.LayerNorm(cfg.hidden_dim, eps=EPS)
         self.channel_mixing = Mlp(cfg.hidden_dim, cfg.channels_mlp_dim, cfg)
         self.drop_path, self.rescale = drop_path, cfg.drop_path_form == "rescaled"
 
     def mix_tokens(self, x: Tensor) -> Tensor:
         # U[:,i] = X[:,i] + W2 gelu(W1 LayerNorm(X)[:,i]),  i = 1..C     mixes patches; the same MLP for every channel
-        return x + self.drop(self.token_mixing(self.norm1(x).transpose(1, 2)).transpose(1, 2))
+        return x + self.drop(self.rows(self.token_mixing(self.columns(self.norm1(x)))))
+
+    def columns(self, x: Tensor) -> Tensor:
+        """What token mixing sees: (B, S, C) -> (B * parts, C, S / parts); with one part a transposed view."""
+        (k, m), (h, w), c = self.parts, self.part_grid, x.shape[2]
+        return x.reshape(-1, k, h, m, w, c).permute(0, 1, 3, 5, 2, 4).reshape(-1, c, h * w)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The way back: (B * parts, C, S / parts) -> (B, S, C)."""
+        (k, m), (h, w), c = self.parts, self.part_grid, x.shape[1]
+        return x.reshape(-1, k, m, c, h, w).permute(0, 1, 4, 2, 5, 3).reshape(-1, k * h * m * w, c)
 
     def mix_channels(self, u: Tensor) -> Tensor:
         # Y[j,:] = U[j,:] + W4 gelu(W3 LayerNorm(U)[j,:]),  j = 1..S     mixes channels; the same MLP for every patch

@@ -73,6 +73,7 @@ def summary(cfg: MixerConfig) -> list[Layer]:
     """The network line by line, from the input table of patches to the logits, worked out from the configuration alone."""
     s, c, ds, dc, (p, q) = cfg.num_patches, cfg.hidden_dim, cfg.tokens_mlp_dim, cfg.channels_mlp_dim, pair(cfg.patch_size)
     patch = cfg.in_channels * p * q
+    mixed = cfg.part_grid[0] * cfg.part_grid[1]  # S unless there are parts
     rows = [
         Layer("images", (cfg.in_channels, *pair(cfg.image_size)), 0, 0),
         Layer("patches", (s, patch), 0, 0),
@@ -81,7 +82,7 @@ def summary(cfg: MixerConfig) -> list[Layer]:
     for i in range(cfg.num_blocks):
         rows += [
             Layer(f"blocks.{i}.norm1", (s, c), 2 * c, 0),
-            Layer(f"blocks.{i}.token_mixing", (s, c), 2 * s * ds + ds + s, 4 * s * ds * c),
+            Layer(f"blocks.{i}.token_mixing", (s, c), 2 * mixed * ds + ds + mixed, 4 * s * ds * c),
             Layer(f"blocks.{i}.norm2", (s, c), 2 * c, 0),
             Layer(f"blocks.{i}.channel_mixing", (s, c), 2 * c * dc + dc + c, 4 * s * c * dc),
         ]
