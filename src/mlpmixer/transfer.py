@@ -1,0 +1,206 @@
+"""A trained Mixer with another head, image size, patch size or number of channels. Nothing is trained here.
+
+Letters: S patches, S' patches of the new grid, C hidden_dim, DS tokens_mlp_dim, P patch_size.
+
+A resize is linear: tokens on the new grid are U x for tokens x on the old one, U (S', S), so whatever *writes* a grid (W2 and its bias)
+becomes U W2. Whatever *reads* a grid (W1, and the stem, which reads a grid of pixels) becomes W1 U+, with the pseudo-inverse: then
+W1 U+ (U x) = W1 x on a finer grid, and the hidden layer sees what it saw before. (For the stem: Beyer et al. 2023, "FlexiViT",
+arXiv:2212.08013.) Resampling the columns of W1 like pictures instead would make its sums S'/S times as large.
+"""
+
+import dataclasses
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mlpmixer.config import MixerConfig, pair
+from mlpmixer.model import Mixer, MixerBlock
+from mlpmixer.registry import suggest
+
+Size = tuple[int, int]
+Filter = Literal["bicubic", "bilinear", "nearest"]
+Method = Literal["bicubic", "bilinear", "nearest", "blocks", "parts"]
+
+
+@torch.no_grad()
+def adapt(
+    model: Mixer,
+    *,
+    num_classes: int | None = None,
+    image_size: int | Size | None = None,
+    patch_size: int | Size | None = None,
+    in_channels: int | None = None,
+    method: Method = "bicubic",
+) -> Mixer:
+    """A new Mixer made from the weights of `model`, which stays as it is. What is not named is kept.
+
+    num_classes   another number: a fresh zero head (as the official code does); 0: no head, the output is pre_logits.
+    image_size    pixels, (height, width) or one number. The patch stays the same, so the grid of patches changes.
+    patch_size    pixels; the stem is resized so that its output on a resized patch is kept, exactly when the patch grows.
+                  Without an image_size the image grows or shrinks with the patch, and the grid is kept: of all changes of size the
+                  one that a model stands best without further training.
+    in_channels   grey from many: the sum; more from fewer: repeated and divided; the output is kept when all channels are equal.
+    method        how token mixing, which is made for one grid, comes to another:
+      bicubic, bilinear, nearest   any grid: the weights are resampled over it. One network of the old widths sees the whole image.
+      blocks      grids that are K x L times the old one (paper, appendix C): block-diagonal weights, tokens_mlp_dim times K * L. The logits
+                  are exactly the mean of the old network's logits on the K x L crops.
+      parts       the same function with the block stored once (`MixerConfig.parts`); `to_dense` turns it into the former.
+
+    bicubic is the default: it exists for every size, keeps the widths and the cost per patch, and lets every patch see every other
+    at once, while blocks never mix their parts before they are trained further. Of the filters it kept most accuracy (docs/LOG.md).
+
+    Errors: ValueError for sizes that do not fit together and for a method that cannot make the new grid.
+    """
+    if method not in get_args(Method):
+        raise ValueError(f"there is no method {method!r}; {suggest(method, get_args(Method))}")
+    old = model.cfg
+    if image_size is None:
+        (rows, cols), (p, q) = old.grid, pair(old.patch_size if patch_size is None else patch_size)
+        image_size = old.image_size if patch_size is None else _size(rows * p, cols * q)
+    cfg = dataclasses.replace(
+        old,
+        image_size=image_size,
+        patch_size=old.patch_size if patch_size is None else patch_size,
+        in_channels=old.in_channels if in_channels is None else in_channels,
+        num_classes=old.num_classes if num_classes is None else num_classes,
+        parts=1,
+    )
+    parts = pair(old.parts)
+    if method in ("blocks", "parts"):
+        (rows, cols), (new_rows, new_cols) = old.grid, cfg.grid
+        if new_rows % rows or new_cols % cols:
+            raise ValueError(
+                f"method {method!r} makes grids that are a whole number of times {rows}x{cols} patches, got {new_rows}x{new_cols}; "
+                "for any other grid use method='bicubic'"
+            )
+        parts = (parts[0] * new_rows // rows, parts[1] * new_cols // cols)
+    cfg = dataclasses.replace(cfg, parts=_size(*parts))
+
+    state = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    if (cfg.in_channels, pair(cfg.patch_size)) != (old.in_channels, pair(old.patch_size)):
+        state["stem.weight"] = _stem(state["stem.weight"], old, cfg)
+    if cfg.part_grid != old.part_grid:
+        assert method in get_args(Filter)
+        _resample_token_mixing(state, old, cfg, method)  # type: ignore[arg-type]
+    if cfg.num_classes != old.num_classes:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+        if cfg.num_classes:
+            state["head.weight"] = state["stem.weight"].new_zeros(cfg.num_classes, cfg.hidden_dim)
+            state["head.bias"] = state["stem.bias"].new_zeros(cfg.num_classes)
+    new = _build(cfg, state, model)
+    return to_dense(new) if method == "blocks" else new
+
+
+@torch.no_grad()
+def to_dense(model: Mixer) -> Mixer:
+    """A new Mixer without parts that is the same function: block-diagonal token mixing, tokens_mlp_dim times the number of parts.
+
+    Paper, appendix C, which assumes that the tokens come part by part. Ours come row by row: the token in row r, column c of the grid
+    is token (r % h) * w + c % w of part (r // h) * L + c // w, for parts of h x w patches, L across.
+    """
+    cfg, (k, m), (h, w) = model.cfg, pair(model.cfg.parts), model.cfg.part_grid
+    r, c = torch.arange(k * h)[:, None], torch.arange(m * w)
+    part = (r // h * m + c // w).flatten()  # (S)
+    local = (r % h * w + c % w).flatten()  # (S)
+    token = torch.arange(cfg.num_patches)
+    state = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    for i in range(cfg.num_blocks):
+        name = f"blocks.{i}.token_mixing."
+        w1, w2 = state[name + "fc1.weight"], state[name + "fc2.weight"]  # (DS, S / parts) and its transpose's shape
+        big1, big2 = (w1.new_zeros(cfg.num_patches, k * m, cfg.tokens_mlp_dim) for _ in range(2))
+        big1[token, part], big2[token, part] = w1.T[local], w2[local]
+        state[name + "fc1.weight"] = big1.flatten(1).T.contiguous()  # (parts * DS, S)
+        state[name + "fc1.bias"] = state[name + "fc1.bias"].repeat(k * m)
+        state[name + "fc2.weight"] = big2.flatten(1)  # (S, parts * DS)
+        state[name + "fc2.bias"] = state[name + "fc2.bias"][local]
+    return _build(dataclasses.replace(cfg, parts=1, tokens_mlp_dim=k * m * cfg.tokens_mlp_dim), state, model)
+
+
+@torch.no_grad()
+def calibrate(model: Mixer, images: Tensor, original: Mixer, original_images: Tensor) -> None:
+    """Scale W1 and W2 of every token-mixing MLP of `model`, in place, so that its activations are as strong as the original's.
+
+    `images` and `original_images` are the same pictures, normalised, each at its model's size; no labels are needed. Block by block, one
+    factor for W1 makes the mean square of W1 z, and one for W2 the variance over the channels of the branch W2 gelu(W1 z + b1) + b2,
+    what they are in the original. For what `adapt` cannot know from the weights: how smooth the tokens are, above all on a coarser grid.
+    """
+    was_training = model.training, original.training
+    x = original.eval().stem(original.patches(original_images))
+    y = model.eval().stem(model.patches(images))
+    for old, new in zip(original.blocks, model.blocks, strict=True):
+        assert isinstance(old, MixerBlock) and isinstance(new, MixerBlock)
+        for layer, strength in ((new.token_mixing.fc1, _hidden), (new.token_mixing.fc2, _branch)):
+            wanted, got = strength(old, x), strength(new, y)
+            layer.weight.mul_((wanted / got).sqrt() if got > 0 else 1.0)
+        x, y = old(x), new(y)
+    model.train(was_training[0])
+    original.train(was_training[1])
+
+
+def _hidden(block: MixerBlock, x: Tensor) -> Tensor:
+    return F.linear(block.columns(block.norm1(x)), block.token_mixing.fc1.weight).square().mean()
+
+
+def _branch(block: MixerBlock, x: Tensor) -> Tensor:
+    return (block.mix_tokens(x) - x).var(-1).mean()
+
+
+def _size(height: int, width: int) -> int | Size:
+    return height if height == width else (height, width)
+
+
+def _build(cfg: MixerConfig, state: dict[str, Tensor], like: Mixer) -> Mixer:
+    with torch.device("meta"):  # draws nothing from the global generator
+        model = Mixer(cfg)
+    model.load_state_dict(state, strict=True, assign=True)
+    model.checkpointing = like.checkpointing
+    return model.requires_grad_(True).train(like.training).to(like.stem.weight.device)
+
+
+def _stem(weight: Tensor, old: MixerConfig, new: MixerConfig) -> Tensor:
+    """(C, in*P*P) -> (C, in'*P'*P')."""
+    w = weight.double().view(old.hidden_dim, old.in_channels, -1)  # (C, in, P*P)
+    w = w @ _pinv_resize(pair(old.patch_size), pair(new.patch_size), "bilinear")
+    fewer = min(old.in_channels, new.in_channels)
+    share = (torch.arange(new.in_channels)[:, None] % fewer == torch.arange(old.in_channels) % fewer).to(w)  # (in', in)
+    share /= share.sum(0)  # each old channel is dealt out in whole: equal channels give the output they gave
+    return (share @ w).flatten(1).to(weight.dtype)
+
+
+def _resample_token_mixing(state: dict[str, Tensor], old: MixerConfig, new: MixerConfig, method: Filter) -> None:
+    """Token mixing of another (part) grid, in place. Of tokens that are smooth the branch keeps its mean square.
+
+    The resize of W2 averages neighbours, and so takes strength from whatever is not smooth in it. The gain g gives it back, as far
+    as the weights know: for M = W2 W1, the mixing without its GELU, and tokens U' n of white noise n (as smooth as the resize leaves
+    them), the mean square of g U M U' n is that of M U' n. `calibrate` measures it instead.
+    """
+    write, read = _resize(old.part_grid, new.part_grid, method), _pinv_resize(old.part_grid, new.part_grid, method)
+    for i in range(old.num_blocks):
+        name = f"blocks.{i}.token_mixing."
+        w1, w2, b2 = (state[name + key].double() for key in ("fc1.weight", "fc2.weight", "fc2.bias"))
+        before = w2 @ (w1 @ write.T)  # (S, S')
+        after = (write @ before).square().mean()
+        gain = (before.square().mean() / after).sqrt() if after > 0 else 1.0
+        for key, value in (("fc1.weight", w1 @ read), ("fc2.weight", gain * (write @ w2)), ("fc2.bias", write @ b2)):
+            state[name + key] = value.to(state[name + key].dtype)
+
+
+def _resize(old: Size, new: Size, method: Filter) -> Tensor:
+    """The matrix of a resize of a grid, (new cells, old cells), float64; antialiased, as Pillow resizes; rows sum to 1."""
+    return torch.kron(*(_resize_axis(a, b, method) for a, b in zip(old, new, strict=True)))
+
+
+def _pinv_resize(old: Size, new: Size, method: Filter) -> Tensor:
+    """The pseudo-inverse of `_resize`, (old cells, new cells); of one axis at a time, which is the same and cheap."""
+    return torch.kron(*(torch.linalg.pinv(_resize_axis(a, b, method)).contiguous() for a, b in zip(old, new, strict=True)))
+
+
+def _resize_axis(old: int, new: int, method: Filter) -> Tensor:
+    if old == new:
+        return torch.eye(old, dtype=torch.float64)
+    identity = torch.eye(old, dtype=torch.float64)[None, None]
+    if method == "nearest":
+        return F.interpolate(identity, (new, old), mode="nearest-exact")[0, 0]
+    return F.interpolate(identity, (new, old), mode=method, antialias=True, align_corners=False)[0, 0]
