@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "src" / "mlpmixer"
 FLOOR = {"config", "registry"}  # imports nothing of ours
 DATA = FLOOR | {"data"}
 BELOW_VERBS = DATA | {"zoo", "device", "clock", "model", "kernels", "optim", "loss", "init", "checkpoint", "runlog", "recipes", "report"}
-BELOW_VERBS |= {"transfer", "interop", "fetch", "hub"}
+BELOW_VERBS |= {"transfer", "interop", "fetch", "hub", "weights"}
 VERBS = {"evaluate", "predict"}  # the other verbs import these two of each other
 ALLOWED: dict[str, set[str] | None] = {
     "config": set(),
@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "runlog": FLOOR,
     "recipes": FLOOR | {"zoo"},
     "transfer": DATA | {"zoo", "model", "kernels", "checkpoint"},
+    "weights": DATA | {"zoo", "model", "checkpoint", "interop", "transfer", "fetch", "hub", "runlog"},
     "interop": DATA | {"zoo", "model", "kernels", "checkpoint"},
     "hub": DATA | {"zoo", "checkpoint", "runlog", "fetch"},
     "report": DATA | {"runlog"},

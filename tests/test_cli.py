@@ -64,7 +64,9 @@ def test_a_path_is_data_too_and_stands_anywhere_among_the_options(tmp_path: Path
 
 @pytest.mark.parametrize("short", sorted(cli.SHORT))
 def test_a_short_option_is_the_long_one(short: str) -> None:
-    value = {"device": "cpu", "precision": "float32", "time": "5m", "data-dir": "x", "fit": "pad", "image-size": "16"}
+    value = {"device": "cpu", "precision": "float32", "time": "5m", "data-dir": "x", "fit": "pad", "image-size": "16"} | {
+        "init": "S/16:gsam"
+    }
     values = [] if short == "compile" else [value.get(short, "3")]
     short_form = train_recipe("digits", f"--{short}", *values)
     assert short_form == train_recipe("digits", f"--{cli.SHORT[short]}", *values) != RECIPES["digits"]()
@@ -358,3 +360,41 @@ def test_data_check_and_preview(run: Line, tmp_path: Path) -> None:
     assert any("broken.png" in name for name, _ in json.loads(run("data", "check", data, "--json")[1])["broken"])
     assert run("data", "preview", data, "--out", str(tmp_path / "p.png"), "--rows", "2", "--augment.flip")[0] == 0
     assert (tmp_path / "p.png").exists()
+
+
+# --- trained weights ----------------------------------------------------------------------------------------------
+
+
+def test_init_takes_the_architecture_from_the_weights_and_options_change_its_sizes(digits_run: Path) -> None:
+    recipe = train_recipe("digits", "--init", str(digits_run), "--image-size", "16")
+    assert recipe.init.weights == str(digits_run)
+    assert recipe.model == dataclasses.replace(MODELS["Pico/2"], num_blocks=1, hidden_dim=8, image_size=16)
+    named = train_recipe("cifar10", "--init=B/16:imagenet21k").model
+    assert named == dataclasses.replace(MODELS["B/16"], num_classes=21843)
+
+
+def test_a_run_is_fine_tuned_used_at_another_size_and_converted(run: Line, digits_run: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "tuned")
+    code, _, _ = run("train", "digits", "--init", str(digits_run), "--image-size", "12", "--steps", "2", "--out", out, "--quiet")
+    assert code == 0
+    code, printed, _ = run("evaluate", out, "--image-size", "16")
+    assert code == 0 and printed.startswith("360 images")
+    npz = str(tmp_path / "w.npz")
+    code, printed, noted = run("convert", out, npz)
+    assert code == 0 and printed.strip() == npz and "class names and preprocessing are not part of this form" in noted
+    code, printed, _ = run("evaluate", npz, "digits")
+    assert code == 0 and printed.startswith("360 images")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["train", "digits", "--init", "runs/nope"], "runs/nope does not exist: expected a run folder"),
+        (["train", "digits", "--init", "B/16:imagenet21"], "did you mean B/16:imagenet21k?"),
+        (["evaluate", "S/16", "digits"], "S/16 does not exist: expected a run folder"),
+        (["convert", "nope.npz", "out.npz"], "nope.npz does not exist"),
+    ],
+)
+def test_weights_that_are_not_there_get_help_and_exit_2(run: Line, line: list[str], says: str) -> None:
+    code, _, err = run(*line)
+    assert code == 2 and says in err and "Traceback" not in err

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
 
+from mlpmixer import zoo
 from mlpmixer.config import Data, Recipe, to_json
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.preprocess import Preprocess
@@ -161,3 +162,17 @@ def test_a_run_is_tested_on_its_own_data_cut_as_in_training(folder, tmp_path_fac
     m = evaluate(model)
     assert m == evaluate(model, str(folder)) == evaluate(model, own)
     assert m.n + len(m.bad) == len(open_images(own, "test"))
+
+
+def test_folders_named_by_wordnet_id_are_the_classes_of_imagenet() -> None:
+    ids = zoo.wordnet_ids("imagenet1k")
+    assert match_classes(ids, zoo.class_names("imagenet1k")).tolist() == list(range(1000))
+    assert match_classes(ids[::-1], zoo.class_names("imagenet1k")).tolist() == list(range(1000))[::-1]
+    with pytest.raises(ValueError, match="differ"):
+        match_classes(ids[:999], zoo.class_names("imagenet1k"))
+
+
+def test_a_model_without_class_names_takes_the_order_of_the_data() -> None:
+    assert match_classes(("b", "a"), ("class 0", "class 1")).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="differ"):
+        match_classes(("b", "a"), ("class 0", "class 2"))

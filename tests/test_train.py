@@ -238,6 +238,29 @@ def test_the_heads_bias_is_the_start_of_a_run(tmp_path: Path) -> None:
     torch.testing.assert_close(weights(train(recipe, out=tmp_path / "run").path)["head.bias"], torch.full((10,), -2.5))
 
 
+@pytest.mark.parametrize(("size", "kept"), [(8, True), (12, False)])
+def test_a_run_starts_from_the_weights_of_another(size: int, kept: bool, undisturbed: Path, tmp_path: Path) -> None:
+    start = weights(undisturbed)
+    still = {"lr": 1e-12, "muon_lr": 1e-12, "weight_decay": 0.0, "ema_decay": 0.0}
+    recipe = change(BASE, init={"stem": "lecun", "weights": str(undisturbed)}, optim=still, run={"steps": 1})
+    recipe = change(recipe, model={"image_size": size}, data={"name": "digits"})
+    result = train(recipe, out=tmp_path / "run")
+    after = weights(result.path)
+    torch.testing.assert_close(after["stem.weight"], start["stem.weight"])
+    torch.testing.assert_close(after["head.weight"], start["head.weight"])  # the same classes: the head is kept
+    assert (after["blocks.0.token_mixing.fc1.weight"].shape == start["blocks.0.token_mixing.fc1.weight"].shape) == kept
+    old, new = (checkpoint.read_meta(run / runlog.MODEL_FILE) for run in (undisturbed, result.path))
+    assert (new.preprocess.mean, new.preprocess.std) == (old.preprocess.mean, old.preprocess.std)
+    assert result.summary["top1"] > (0.99 if kept else 0.3) * json.loads((undisturbed / "summary.json").read_text())["top1"]
+
+
+def test_weights_of_another_architecture_are_refused_before_anything_is_written(undisturbed: Path, tmp_path: Path) -> None:
+    recipe = change(BASE, init={"stem": "lecun", "weights": str(undisturbed)}, model={"hidden_dim": 32})
+    with pytest.raises(ValueError, match="hidden_dim 24 instead of 32"):
+        train(recipe, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_test_split_stays_unseen_while_a_recipe_is_chosen(tmp_path: Path) -> None:
     summary = train(change(BASE, run={"steps": 2, "test": False}), out=tmp_path / "run").summary
     assert summary["top1"] is None and summary["test"] is None and summary["val_top1"] is not None

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlpmixer.config import Augment, Data, Init, MixerConfig, Optim, Recipe, Run
     from mlpmixer.evaluate import evaluate
-    from mlpmixer.model import Mixer, create_model
+    from mlpmixer.model import Mixer
     from mlpmixer.predict import load
     from mlpmixer.probe import probe
     from mlpmixer.train import train
+    from mlpmixer.weights import create_model
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,7 +33,7 @@ __all__ = [
 
 _HOME = dict.fromkeys(("Augment", "Data", "Init", "MixerConfig", "Optim", "Recipe", "Run"), "config") | {
     "Mixer": "model",
-    "create_model": "model",
+    "create_model": "weights",
     "load": "predict",
 }
 _VERBS = ("evaluate", "probe", "train")  # a function in a module of its own name

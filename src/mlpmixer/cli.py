@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from mlpmixer.config import Data, MixerConfig, Recipe, pair
+from mlpmixer.config import Activation, Data, Init, MixerConfig, Recipe, pair
 from mlpmixer.registry import suggest
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ SHORT = {
     "image-size": "model.image-size",
     "data-dir": "data.data-dir",
     "fit": "data.fit",
+    "init": "init.weights",
 }
 SWITCHES = {"--quiet", "--json", "-h", "--help"} | {
     f"--{owner}.{no}{name}"
@@ -133,6 +134,8 @@ def _start_from(args: Sequence[str]) -> Recipe:
         from mlpmixer.zoo import MODELS
 
         recipe = dataclasses.replace(recipe, model=MODELS[model])
+    if weights := _value(args, "--init.weights"):
+        recipe = dataclasses.replace(recipe, model=_architecture_of_weights(weights), init=Init(weights=weights))
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=data or recipe.data.name))
 
 
@@ -283,7 +286,7 @@ class Evaluate:
     """Accuracy, calibration and the worst mistakes of the model in RUN on DATA."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run's folder, its model.safetensors, or hf:owner/name."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
     data: Annotated[Positional[str], arg(metavar="DATA")] = ""
     """A data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
     split: Literal["test", "val", "train", "all"] = "test"
@@ -292,6 +295,8 @@ class Evaluate:
     """Where the files of a named data set are."""
     batch_size: int = 256
     """Images at a time."""
+    image_size: int | tuple[int, int] | None = None
+    """Use the model at another size, without training: pixels, or height and width."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     json: Flag = False
@@ -305,7 +310,7 @@ class Evaluate:
         from mlpmixer.evaluate import data_of, evaluate
         from mlpmixer.predict import load
 
-        classifier = load(self.run, device=str(choose_device(self.device)))
+        classifier = load(self.run, device=str(choose_device(self.device)), image_size=self.image_size)
         data = data_of(classifier, self.data or None)
         if self.data_dir:
             data = dataclasses.replace(data, data_dir=self.data_dir)
@@ -349,7 +354,7 @@ class Predict:
     """Class probabilities of images by the model in RUN. Unreadable files are named, the rest is done; then the exit code is 1."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run's folder, its model.safetensors, or hf:owner/name."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SRC...")]
     """Image files, folders (searched to the bottom), patterns such as 'photos/*.jpg', or - for a list of them on standard input."""
     top_k: int = 5
@@ -362,6 +367,8 @@ class Predict:
     """Also write each image's feature vector (what the head sees) to FILE.npz or FILE.csv."""
     batch_size: int = 64
     """Images at a time."""
+    image_size: int | tuple[int, int] | None = None
+    """Use the model at another size, without training: pixels, or height and width."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 
@@ -373,7 +380,7 @@ class Predict:
         from mlpmixer.device import choose_device
         from mlpmixer.predict import Failure, csv_lines, find_images, json_lines, jsonl_lines, load, predict_files
 
-        classifier = load(self.run, device=str(choose_device(self.device)))
+        classifier = load(self.run, device=str(choose_device(self.device)), image_size=self.image_size)
         sources = [s for given in self.sources for s in ((line.rstrip("\n") for line in sys.stdin) if given == "-" else [given]) if s]
         paths = find_images(sources)
         failed: list[Failure] = []
@@ -451,7 +458,7 @@ class Probe:
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run's folder, or its model.safetensors."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
     data: Annotated[Positional[str], arg(metavar="DATA")] = ""
     """A data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
     shots: Annotated[str, arg(metavar="K,K,...")] = "1,5,10,25"
@@ -526,6 +533,26 @@ def _print_probe(p: "ProbeResult") -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Write a model in another form: official .npz, timm's state dict, or a file of this package, which keeps all that belongs to it."""
+
+    model: Annotated[Positional[str], arg(metavar="RUN")]
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
+    out: Annotated[Positional[str], arg(metavar="FILE")]
+    """What to write: FILE.npz is official, FILE.safetensors is of this package unless --timm is given."""
+    timm: Flag = False
+    """Write FILE.safetensors with timm's names."""
+
+    def __call__(self) -> int:
+        from mlpmixer.weights import convert
+
+        for note in convert(self.model, self.out, timm=self.timm):
+            _err(f"note: {note}")
+        print(self.out)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Push:
     """Publish the model in RUN, with a model card, as a repository of the Hugging Face Hub or as a folder of that form."""
 
@@ -579,14 +606,24 @@ class Summary:
 
 
 def _architecture(name: str) -> MixerConfig:
-    from mlpmixer.zoo import MODELS
+    """Of a model's name, or of whatever holds weights."""
+    from mlpmixer.zoo import MODELS, WEIGHTS
 
-    if name in MODELS or not Path(name).exists():
-        return MODELS[name]
-    from mlpmixer.checkpoint import read_meta
+    is_weights = name in WEIGHTS or name.startswith("hf:") or (name not in MODELS and Path(name).exists())
+    return _architecture_of_weights(name) if is_weights else MODELS[name]
 
-    path = Path(name)
-    return read_meta(path / "model.safetensors" if path.is_dir() else path).config
+
+def _architecture_of_weights(name: str) -> MixerConfig:
+    """Without fetching what has a name."""
+    from mlpmixer.zoo import MODELS, WEIGHTS
+
+    if name in WEIGHTS:
+        known = WEIGHTS[name]
+        activation: Activation = "gelu_tanh" if known.form == "official" else "gelu_erf"
+        return dataclasses.replace(MODELS[known.model], num_classes=known.num_classes, activation=activation)
+    from mlpmixer.weights import architecture
+
+    return architecture(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -739,6 +776,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": Evaluate,
     "predict": Predict,
     "probe": Probe,
+    "convert": Convert,
     "push": Push,
     "summary": Summary,
     "list": List,

@@ -136,10 +136,17 @@ class Data:
 class Init:
     """Where the weights start."""
 
+    weights: str = ""
+    """Trained weights: a run, a file, hf:owner/name, or a name of `mlpmixer list weights`; without, from scratch."""
+    resize: Literal["bilinear", "bicubic", "nearest", "blocks", "parts"] = "bilinear"
+    """How token mixing of trained weights comes to another grid of patches, see `transfer.adapt`."""
     stem: Literal["lecun", "whitened"] = "lecun"
     """lecun is the official start; whitened fits the stem to the training patches, so that its outputs are uncorrelated."""
     head_bias: float = 0.0
     """Of the classifier. big_vision's pre-training takes -6.9 = -ln 1000: with sigmoid losses every class starts out improbable."""
+
+    def __post_init__(self) -> None:
+        require(not (self.weights and self.stem == "whitened"), "init.stem=whitened would undo the stem of init.weights; leave one out")
 
 
 @dataclass(frozen=True, kw_only=True)

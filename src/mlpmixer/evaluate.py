@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlpmixer import zoo
 from mlpmixer.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.sources import ImageSet
@@ -125,10 +126,15 @@ def evaluate(
 def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> NDArray[np.int64]:
     """For each class of the data its index in the model, (K,) int64, matched by name.
 
+    ImageNet's folders may bear WordNet ids instead of names. A model that came without names (`zoo.numbered`) takes the data's order.
     Raises ValueError that names what is missing and what is too much.
     """
-    if tuple(data_classes) == tuple(model_classes):
+    if tuple(model_classes) in (tuple(data_classes), zoo.numbered(len(data_classes))):
         return np.arange(len(model_classes))
+    if len(model_classes) == zoo.NUM_CLASSES["imagenet1k"] and tuple(model_classes) == zoo.class_names("imagenet1k"):
+        ids = zoo.wordnet_ids("imagenet1k")
+        if set(data_classes) == set(ids):
+            return np.array([ids.index(c) for c in data_classes])
     missing = [c for c in model_classes if c not in set(data_classes)]
     extra = [c for c in data_classes if c not in set(model_classes)]
     if missing or extra or len(data_classes) != len(model_classes):

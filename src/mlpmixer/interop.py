@@ -12,7 +12,8 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -289,11 +290,16 @@ def write_official(path: str | os.PathLike[str], cfg: MixerConfig, state: Mappin
     """Write our weights as the official code does: np.savez, float32, today's names in order. Atomic; OSError when it cannot be written."""
     rows = sorted(official_table(cfg), key=lambda row: row.theirs.split("/"))
     arrays = {row.theirs: np.ascontiguousarray(to_theirs(state[row.ours].detach().float().cpu().numpy(), row)) for row in rows}
-    path = Path(path)
+    with _atomically(Path(path)) as part, open(part, "wb") as f:
+        np.savez(f, **arrays)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _atomically(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place in the end or vanishes."""
     part = path.with_name(f".{path.name}.part")
     try:
-        with open(part, "wb") as f:
-            np.savez(f, **arrays)  # type: ignore[arg-type]
+        yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -312,6 +318,18 @@ def read_timm(path: str | os.PathLike[str], image_size: int | tuple[int, int] | 
 def to_timm(cfg: MixerConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """timm's state dict of our weights."""
     return {row.theirs: state[row.ours].detach().reshape(row.shape).contiguous() for row in timm_table(cfg)}
+
+
+def write_timm(path: str | os.PathLike[str], cfg: MixerConfig, state: Mapping[str, Tensor]) -> None:
+    """Write our weights as safetensors with timm's names. Atomic; OSError when it cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with _atomically(Path(path)) as part:
+        try:
+            save_file({name: tensor.cpu() for name, tensor in to_timm(cfg, state).items()}, part)
+        except SafetensorError as e:
+            raise OSError(f"cannot write {path}: {e}") from e
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -143,17 +143,21 @@ class Mixer(nn.Module):
         return out | {"logits": self.head(out["pre_logits"])}
 
 
-def create_model(model: str | MixerConfig, **fields: Any) -> Mixer:
-    """A fresh Mixer by name ("S/16", see `zoo.MODELS`) or from a config, with fields replaced: `num_classes=10`, `image_size=64`.
+def configured(model: str | MixerConfig, **fields: Any) -> MixerConfig:
+    """The architecture of a name ("S/16", see `zoo.MODELS`) or config, with fields replaced: `num_classes=10`, `image_size=64`.
 
     Errors: ValueError for an unknown name or field (with the nearest right one) and for sizes that do not fit together.
     """
-    cfg = zoo.MODELS[model] if isinstance(model, str) else model
     known = [f.name for f in dataclasses.fields(MixerConfig)]
     for name in fields:
         if name not in known:
             raise ValueError(f"a Mixer has no {name!r}; {zoo.suggest(name, known)}")
-    return Mixer(dataclasses.replace(cfg, **fields))
+    return dataclasses.replace(zoo.MODELS[model] if isinstance(model, str) else model, **fields)
+
+
+def create_model(model: str | MixerConfig, **fields: Any) -> Mixer:
+    """A fresh Mixer by name or config, see `configured`. (`mlpmixer.create_model` also knows trained weights.)"""
+    return Mixer(configured(model, **fields))
 
 
 def count_params(model: nn.Module) -> int:

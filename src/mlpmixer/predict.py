@@ -6,7 +6,7 @@ torch by itself: `load` does, when it is asked for a run.
 """
 
 import csv
-import difflib
+import dataclasses
 import glob
 import io
 import json
@@ -22,13 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mlpmixer.config import pair
 from mlpmixer.data.images import IMAGE_SUFFIXES, Pixels
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.runlog import MODEL_FILE
 
 if TYPE_CHECKING:
     from mlpmixer.checkpoint import ModelMeta
     from mlpmixer.model import Mixer
+    from mlpmixer.transfer import Method
 
 Key = TypeVar("Key")
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -146,21 +147,24 @@ class Classifier:
         return out
 
 
-def load(path: str | os.PathLike[str], *, device: str = "cpu") -> Classifier:
-    """The trained model of a run folder, of its model.safetensors, or of hf:owner/name, in evaluation mode on `device`.
+def load(
+    path: str | os.PathLike[str], *, device: str = "cpu", image_size: int | tuple[int, int] | None = None, resize: "Method" = "bilinear"
+) -> Classifier:
+    """A trained model in evaluation mode on `device`: a run, a weight file, hf:owner/name or a name of `mlpmixer list weights`.
 
-    Raises ValueError, saying what was expected, when the path is no run, the file is damaged, or the Hub does not give it.
+    image_size: use it at another size, in pixels, without further training (`transfer.adapt`, which explains `resize`).
+    Errors: ValueError, saying what was expected, when there is no model at `path`, the file is damaged, or it cannot be fetched.
     """
-    name = os.fspath(path)
-    if name.startswith("hf:"):
-        from mlpmixer.hub import download
+    from mlpmixer.weights import load_file, locate
 
-        file = download(name)
-    else:
-        file = _model_file(Path(name))
-    from mlpmixer.checkpoint import load_model
+    file = locate(os.fspath(path))
+    network, meta = load_file(file, os.fspath(path))
+    if image_size is not None:
+        from mlpmixer.transfer import adapt
 
-    network, meta = load_model(file)
+        network = adapt(network, image_size=image_size, method=resize)
+        preprocess = dataclasses.replace(meta.preprocess, image_size=pair(image_size))
+        meta = dataclasses.replace(meta, config=network.cfg, preprocess=preprocess)
     return from_network(network, meta, device=device, path=file)
 
 
@@ -190,24 +194,6 @@ def from_network(network: "Mixer", meta: "ModelMeta", *, device: str = "cpu", pa
         network=network,
         path=path,
     )
-
-
-def _model_file(path: Path) -> Path:
-    expected = f"expected a run folder, written by `mlpmixer train` (it holds {MODEL_FILE}), or that .safetensors file"
-    if path.is_dir():
-        if (path / MODEL_FILE).is_file():
-            return path / MODEL_FILE
-        if (path / "recipe.json").is_file():
-            raise ValueError(f"the run in {path} has saved no {MODEL_FILE} yet: let its training finish, then try again")
-        inside = sorted(str(p.parent) for p in path.glob(f"*/{MODEL_FILE}"))
-        raise ValueError(f"{path} is no run: {expected}" + (f"; runs in it: {', '.join(inside[:5])}" if inside else ""))
-    if not path.exists():
-        beside = [str(p.parent) for p in path.parent.glob(f"*/{MODEL_FILE}")] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(str(path), beside, 1, 0.5)
-        raise ValueError(f"{path} does not exist: {expected}" + (f"; did you mean {close[0]}?" if close else ""))
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path} is no model: {expected}")
-    return path
 
 
 def _name(image: Any, index: int) -> str:

@@ -34,8 +34,11 @@ from mlpmixer.evaluate import evaluate
 from mlpmixer.init import set_head_bias, whiten_stem
 from mlpmixer.loss import cross_entropy, smooth, soft_targets
 from mlpmixer.model import Mixer, count_params, create_model
+from mlpmixer.transfer import adapt_to, reset_head
+from mlpmixer.weights import load_weights
 
 Report = Callable[[dict[str, Any]], None]
+Start = tuple[Mixer, checkpoint.ModelMeta]
 EVAL_BATCH = 250
 SAMPLE_VALUES = 1 << 26  # half a GiB in float64
 
@@ -114,15 +117,16 @@ def _train(recipe: Recipe, run: Path, tell: Report, stop: threading.Event) -> Ru
     started = time.monotonic()
     device = choose_device(recipe.run.device)
     dtype = choose_precision(recipe.run.precision, device)
-    stores = load_images(recipe.data, recipe.model)
+    start = load_weights(recipe.init.weights) if recipe.init.weights else None
+    stores = load_images(recipe.data, recipe.model, start[1].preprocess if start else None)
     if not recipe.run.test:
         stores = dataclasses.replace(stores, splits=dataclasses.replace(stores.splits, test=None))
     elif stores.splits.test is not None:
         _require_a_readable_image(stores.splits.test, stores.preprocess)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=len(stores.splits.classes)))
-    step_of = Step(recipe, stores, device, dtype)
+    step_of = Step(recipe, stores, device, dtype, start)
     if recipe.run.time and not recipe.run.steps:
-        recipe = _fix_steps(recipe, step_of, stores, time.monotonic() - started)
+        recipe = _fix_steps(recipe, step_of, stores, start, time.monotonic() - started)
     per_epoch = steps_per_epoch(len(stores.train), recipe.run.batch_size)
     total = recipe.run.steps or max(round(recipe.run.epochs * per_epoch), 1)
     eval_every = max(round(recipe.run.eval_every * per_epoch), 1)
@@ -229,13 +233,10 @@ def _diverged(what: str, run: Path) -> Diverged:
 class Step:
     """One optimizer update as a function of (step, learning-rate factor, batch): forward, loss, backward, clip, step, average."""
 
-    def __init__(self, recipe: Recipe, stores: Stores, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, recipe: Recipe, stores: Stores, device: torch.device, dtype: torch.dtype, start: Start | None = None) -> None:
         torch.manual_seed(recipe.run.seed)
         self.recipe, self.stores, self.device, self.dtype = recipe, stores, device, dtype
-        self.model = create_model(recipe.model)
-        set_head_bias(self.model, recipe.init.head_bias)
-        if recipe.init.stem == "whitened":
-            whiten_stem(self.model, augmented_sample(recipe, stores))
+        self.model = first_model(recipe, stores, start)
         self.model.to(device)
         self.model.checkpointing = recipe.run.checkpointing
         self.average: Mixer = copy.deepcopy(self.model).eval() if recipe.optim.ema_decay else self.model
@@ -294,6 +295,22 @@ class Step:
         optim.load_state_tensors(self.optimizers, tensors)
 
 
+def first_model(recipe: Recipe, stores: Stores, start: Start | None) -> Mixer:
+    """The model before the first step: fresh, or from trained weights, whose head is kept when it is for the same classes."""
+    if start is None:
+        model = create_model(recipe.model)
+        if recipe.init.stem == "whitened":
+            whiten_stem(model, augmented_sample(recipe, stores))
+        set_head_bias(model, recipe.init.head_bias)
+        return model
+    pretrained, meta = start
+    model = adapt_to(pretrained, recipe.model, recipe.init.resize)
+    if meta.classes != stores.splits.classes:
+        reset_head(model)
+        set_head_bias(model, recipe.init.head_bias)
+    return model
+
+
 def sample_of(store: Store) -> Pixels:
     """(N, H, W, C): up to 5,000 images, evenly spread over the store, of at most SAMPLE_VALUES values in all."""
     per_image = int(np.prod(store.array(np.zeros(1, np.int64)).shape))
@@ -309,8 +326,11 @@ def augmented_sample(recipe: Recipe, stores: Stores) -> Tensor:
     return normalise(augment(images, targets, recipe.augment, pair(recipe.model.image_size), generator)[0], stores.preprocess)
 
 
-def load_images(data: Data, model: MixerConfig) -> Stores:
-    """Open, split and decode the images of a run. ValueError when there are none, or too many cannot be read."""
+def load_images(data: Data, model: MixerConfig, pretrained: Preprocess | None = None) -> Stores:
+    """Open, split and decode the images of a run. ValueError when there are none, or too many cannot be read.
+
+    Pixels are normalised by the mean and deviation of the training images, or as trained weights have seen them.
+    """
     splits = open_data(data)
     channels = model.in_channels
     shape = Preprocess(image_size=pair(model.image_size), in_channels=channels, fit=data.fit, mean=(0.5,) * channels, std=(0.5,) * channels)
@@ -321,6 +341,10 @@ def load_images(data: Data, model: MixerConfig) -> Stores:
     train_store, val_store = store(splits.train, shape.scaled(data.train_scale)), store(splits.val, shape)
     if not len(train_store) or not len(val_store):
         raise ValueError(f"{data.name}: {len(train_store)} training and {len(val_store)} validation images are left; both splits need some")
+    if pretrained and len(set(pretrained.mean)) == len(set(pretrained.std)) == 1:
+        return Stores(splits, dataclasses.replace(shape, mean=pretrained.mean[:1], std=pretrained.std[:1]), train_store, val_store)
+    if pretrained and pretrained.in_channels == channels:
+        return Stores(splits, dataclasses.replace(shape, mean=pretrained.mean, std=pretrained.std), train_store, val_store)
     sample = sample_of(train_store)
     mean = sample.mean((0, 1, 2), dtype=np.float64) / 255
     std = np.maximum(sample.std((0, 1, 2), dtype=np.float64) / 255, 1 / 255)
@@ -454,11 +478,11 @@ def _same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
     return stored
 
 
-def _fix_steps(recipe: Recipe, step_of: Step, stores: Stores, spent_s: float) -> Recipe:
+def _fix_steps(recipe: Recipe, step_of: Step, stores: Stores, start_from: Start | None, spent_s: float) -> Recipe:
     """Turn the time budget into a number of steps by timing a few on a throw-away copy."""
     budget = parse_duration(recipe.run.time)
     whole = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, head_steps=0))  # steps of the head alone are cheaper
-    trial = Step(whole, stores, step_of.device, step_of.dtype)
+    trial = Step(whole, stores, step_of.device, step_of.dtype, start_from)
     count, start, times = 0, time.monotonic(), [0.0]
     for step, indices, images in batches(stores.train, recipe.run.batch_size, recipe.run.seed, 1, 1000):
         trial(step, 0.0, indices, images)[0].item()

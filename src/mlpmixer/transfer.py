@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlpmixer.config import MixerConfig, pair
 from mlpmixer.model import Mixer, MixerBlock
@@ -91,6 +91,38 @@ def adapt(
             state["head.bias"] = state["stem.bias"].new_zeros(cfg.num_classes)
     new = _build(cfg, state, model)
     return to_dense(new) if method == "blocks" else new
+
+
+def adapt_to(model: Mixer, target: MixerConfig, method: Method = "bilinear") -> Mixer:
+    """A new Mixer of the architecture `target` from the weights of `model`: `adapt`, with the dropout rates and activation of `target`.
+
+    Errors: ValueError naming every width or count of `target` that the weights do not have.
+    """
+    new = adapt(
+        model,
+        num_classes=target.num_classes,
+        image_size=target.image_size,
+        patch_size=target.patch_size,
+        in_channels=target.in_channels,
+        method=method,
+    )
+    free = ("dropout", "drop_path", "drop_path_form", "activation")
+    cfg = dataclasses.replace(new.cfg, **{name: getattr(target, name) for name in free})
+    different = [
+        f"{f.name} {getattr(cfg, f.name)} instead of {getattr(target, f.name)}"
+        for f in dataclasses.fields(cfg)
+        if getattr(cfg, f.name) != getattr(target, f.name)
+    ]
+    if different:
+        raise ValueError(f"the weights are of another Mixer: {', '.join(different)}")
+    return _build(cfg, new.state_dict(), new)
+
+
+@torch.no_grad()
+def reset_head(model: Mixer) -> None:
+    """A head of zeros, in place, as the official code starts fine-tuning."""
+    if isinstance(model.head, nn.Linear):
+        nn.init.zeros_(model.head.weight), nn.init.zeros_(model.head.bias)
 
 
 @torch.no_grad()

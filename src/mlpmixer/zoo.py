@@ -10,7 +10,7 @@ from typing import Literal
 from mlpmixer.config import MixerConfig, pair
 from mlpmixer.registry import Registry, suggest
 
-__all__ = ["MODELS", "WEIGHTS", "Layer", "Weights", "class_names", "count_params", "suggest", "summary", "wordnet_ids"]
+__all__ = ["MODELS", "WEIGHTS", "Layer", "Weights", "class_names", "count_params", "numbered", "suggest", "summary", "wordnet_ids"]
 
 MODELS: Registry[MixerConfig] = Registry("model")
 
@@ -222,7 +222,7 @@ def class_names(classes: Classes) -> tuple[str, ...]:
     files, 21,843 classes. For imagenet21k-miil no list comes with this package: its names are numbers, "class 0" to "class 11220".
     """
     if classes == "imagenet21k-miil":
-        return tuple(f"class {i}" for i in range(NUM_CLASSES[classes]))
+        return numbered(NUM_CLASSES[classes])
     table = _class_table(classes)
     times = Counter(name for _, name in table)
     return tuple(name if times[name] == 1 else f"{name} ({wnid})" for wnid, name in table)
@@ -231,3 +231,8 @@ def class_names(classes: Classes) -> tuple[str, ...]:
 def wordnet_ids(classes: Literal["imagenet1k", "imagenet21k"]) -> tuple[str, ...]:
     """The same classes as ImageNet's folders call them: "n01440764", ..."""
     return tuple(wnid for wnid, _ in _class_table(classes))
+
+
+def numbered(num_classes: int) -> tuple[str, ...]:
+    """The names of classes whose names nobody tells: "class 0", "class 1", ..."""
+    return tuple(f"class {i}" for i in range(num_classes))
