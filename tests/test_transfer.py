@@ -219,16 +219,17 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained() -> Trained:
-    """A small Mixer after a few seconds on scikit-learn's digits, drawn at 16 px; `pictures` and `labels` were not trained on."""
+    """A small Mixer after a few seconds on scikit-learn's digits, drawn at 16 px; `pictures` and `labels` were not trained on.
+    In float64, so that it is the same network on every machine."""
     digits = load_digits()
-    pictures = F.interpolate(torch.tensor(digits.images).float()[:, None] / 8 - 1, (64, 64), mode="bilinear", align_corners=False)
+    pictures = F.interpolate(torch.tensor(digits.images)[:, None] / 8 - 1, (64, 64), mode="bilinear", align_corners=False)
     labels, order = torch.tensor(digits.target), torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
     cfg = MixerConfig(
         image_size=16, patch_size=2, in_channels=1, num_classes=10, num_blocks=2, hidden_dim=24, tokens_mlp_dim=24, channels_mlp_dim=48,
         activation="gelu_erf",
     )  # fmt: skip
     torch.manual_seed(0)
-    model, small, steps = Mixer(cfg), resize(pictures, (16, 16)), 150
+    model, small, steps = Mixer(cfg).double(), resize(pictures, (16, 16)), 150
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.05)
     for step in range(steps):
         batch = order[torch.randint(1400, (64,))]
@@ -248,7 +249,7 @@ def test_resampled_weights_beat_nearest_ones_right_after_the_resize(trained: Tra
     for size in BIGGER + SMALLER:
         bicubic, nearest = (trained.top1(adapt(trained.model, image_size=size, method=m), size) for m in ("bicubic", "nearest"))  # type: ignore[arg-type]
         gains.append(bicubic - nearest)
-    assert min(gains) >= 0 and sum(gains) / len(gains) > 0.04
+    assert min(gains) > -0.01 and sum(gains) / len(gains) > 0.04
 
 
 @pytest.mark.parametrize("size", BIGGER)
@@ -263,7 +264,7 @@ def test_on_a_coarser_grid_the_pictures_tell_how_strong_every_block_has_to_be(tr
     before = trained.variances(new, size) / wanted
     calibrate(new, trained.at(*size)[:200], trained.model, trained.at(16, 16)[:200])
     after = trained.variances(new, size) / wanted
-    assert before.min() > 0.75 and before.max() < 1.3
+    assert before.min() > 0.8 and before.max() < 1.1
     assert after.min() > 0.9 and after.max() < 1.12
 
 

@@ -39,8 +39,8 @@ def adapt(
     num_classes   another number: a fresh zero head (as the official code does); 0: no head, the output is pre_logits.
     image_size    pixels, (height, width) or one number. The patch stays the same, so the grid of patches changes.
     patch_size    pixels; the stem is resized so that its output on a resized patch is kept, exactly when the patch grows.
-                  Without an image_size the image grows or shrinks with the patch, and the grid is kept: of all changes of size the
-                  one that a model stands best without further training.
+                  Without an image_size the image grows or shrinks with the patch, and the grid is kept: the way to larger images
+                  that costs next to no accuracy before further training.
     in_channels   grey from many: the sum; more from fewer: repeated and divided; the output is kept when all channels are equal.
     method        how token mixing, which is made for one grid, comes to another:
       bicubic, bilinear, nearest   any grid: the weights are resampled over it. One network of the old widths sees the whole image.
@@ -49,7 +49,7 @@ def adapt(
       parts       the same function with the block stored once (`MixerConfig.parts`); `to_dense` turns it into the former.
 
     bicubic is the default: it exists for every size, keeps the widths and the cost per patch, and lets every patch see every other
-    at once, while blocks never mix their parts before they are trained further. Of the filters it kept most accuracy (docs/LOG.md).
+    at once, while blocks never mix their parts before they are trained further. Measured in docs/LOG.md.
 
     Errors: ValueError for sizes that do not fit together and for a method that cannot make the new grid.
     """
@@ -202,18 +202,21 @@ def _stem(weight: Tensor, old: MixerConfig, new: MixerConfig) -> Tensor:
 
 
 def _resample_token_mixing(state: dict[str, Tensor], old: MixerConfig, new: MixerConfig, method: Filter) -> None:
-    """Token mixing of another (part) grid, in place. Of tokens that are smooth the branch keeps its mean square.
+    """Token mixing of another (part) grid, in place.
 
-    The resize of W2 averages neighbours, and so takes strength from whatever is not smooth in it. The gain g gives it back, as far
-    as the weights know: for M = W2 W1, the mixing without its GELU, and tokens U' n of white noise n (as smooth as the resize leaves
-    them), the mean square of g U M U' n is that of M U' n. `calibrate` measures it instead.
+    On a finer grid the resize of W2 puts averages of neighbours between them, and so takes strength from whatever is not smooth in it. The
+    gain g gives it back, as far as the weights know: for M = W2 W1, the mixing without its GELU, and tokens U' n of white noise n (as
+    smooth as the resize leaves them), the mean square of g U M U' n is that of M U' n. On a coarser grid g is 1: there the tokens
+    are averages themselves. Both were measured (docs/LOG.md); `calibrate` fits g to images instead.
     """
     write, read = _resize(old.part_grid, new.part_grid, method), _pinv_resize(old.part_grid, new.part_grid, method)
+    (h, w), (new_h, new_w) = old.part_grid, new.part_grid
+    finer = _resize((h, w), (max(h, new_h), max(w, new_w)), method)  # the U of the gain: the resize of the axes that get finer
     for i in range(old.num_blocks):
         name = f"blocks.{i}.token_mixing."
         w1, w2, b2 = (state[name + key].double() for key in ("fc1.weight", "fc2.weight", "fc2.bias"))
-        before = w2 @ (w1 @ write.T)  # (S, S')
-        after = (write @ before).square().mean()
+        before = w2 @ (w1 @ finer.T)
+        after = (finer @ before).square().mean()
         gain = (before.square().mean() / after).sqrt() if after > 0 else 1.0
         for key, value in (("fc1.weight", w1 @ read), ("fc2.weight", gain * (write @ w2)), ("fc2.bias", write @ b2)):
             state[name + key] = value.to(state[name + key].dtype)
