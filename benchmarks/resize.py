@@ -1,0 +1,79 @@
+"""A trained model at other image sizes, right after the resize: python benchmarks/resize.py RUN --sizes 24 40 48
+
+Top-1 on the validation images of the run, without any training. For every size: the grid of patches resampled by each filter, and again
+after `calibrate` on training images; the paper's blocks, where the size is a whole multiple; and, where the patch can grow or shrink with
+the image, the patch resized and the grid kept.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlpmixer.config import pair
+from mlpmixer.data.augment import normalise, prepare_eval
+from mlpmixer.data.datasets import open_images
+from mlpmixer.data.sources import ImageSet
+from mlpmixer.evaluate import data_of, evaluate
+from mlpmixer.model import Mixer
+from mlpmixer.predict import Classifier, from_network, load
+from mlpmixer.transfer import adapt, calibrate
+
+
+def classifier(network: Mixer, original: Classifier) -> Classifier:
+    """What `original` is, around a network of another size."""
+    assert original.meta is not None
+    preprocess = dataclasses.replace(original.preprocess, image_size=pair(network.cfg.image_size))
+    return from_network(network, dataclasses.replace(original.meta, config=network.cfg, preprocess=preprocess))
+
+
+def tensor(images: ImageSet, model: Classifier) -> Tensor:
+    pixels = np.stack([model.array(images.source(i)) for i in range(len(images))])
+    return normalise(prepare_eval(torch.from_numpy(pixels)), model.preprocess)
+
+
+def variants(original: Classifier, size: int, some: ImageSet) -> Iterator[tuple[str, Mixer]]:
+    model = original.network
+    assert isinstance(model, Mixer)
+    (rows, cols), (old_rows, old_cols) = (size // pair(model.cfg.patch_size)[0], size // pair(model.cfg.patch_size)[1]), model.cfg.grid
+    if size % pair(model.cfg.patch_size)[0] == size % pair(model.cfg.patch_size)[1] == 0:
+        for method in ("nearest", "bilinear", "bicubic"):
+            new = adapt(model, image_size=size, method=method)  # type: ignore[arg-type]
+            yield f"{method}, {rows}x{cols} patches", new
+            calibrate(new, tensor(some, classifier(new, original)), model, tensor(some, original))
+            yield f"{method}, calibrated", new
+        if rows % old_rows == cols % old_cols == 0:
+            yield f"blocks, {rows}x{cols} patches", adapt(model, image_size=size, method="parts")
+    if size % old_rows == size % old_cols == 0:
+        patch = (size // old_rows, size // old_cols)
+        yield f"patches of {patch[0]}x{patch[1]} px, {old_rows}x{old_cols} of them", adapt(model, patch_size=patch)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="run folder, or its model.safetensors")
+    parser.add_argument("--data-dir", help="where the run's data set is now; without it, where it was")
+    parser.add_argument("--sizes", type=int, nargs="+", required=True, help="pixels, square")
+    parser.add_argument("--split", default="val", help="whatever is chosen is chosen on val")
+    parser.add_argument("--limit", type=int, default=0, help="images, drawn with seed 0; 0 means all")
+    parser.add_argument("--calibrate", type=int, default=256, help="training images for the calibrated rows")
+    args = parser.parse_args()
+    original, rng = load(args.run), np.random.default_rng(0)
+    data = data_of(original, None)
+    data = dataclasses.replace(data, data_dir=args.data_dir or data.data_dir)
+    images, train = open_images(data, args.split), open_images(data, "train")
+    if args.limit:
+        images = images.subset(rng.permutation(len(images))[: args.limit])
+    some = train.subset(rng.permutation(len(train))[: args.calibrate])
+    print(f"{len(images)} images; as trained, {original.preprocess.image_size[0]} px: top-1 {100 * evaluate(original, images).top1:.2f} %")
+    print("| px | how | top-1 % |\n|---|---|---|")
+    for size in args.sizes:
+        for name, network in variants(original, size, some):
+            print(f"| {size} | {name} | {100 * evaluate(classifier(network, original), images).top1:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
