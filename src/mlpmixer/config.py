@@ -138,7 +138,7 @@ class Init:
 
     weights: str = ""
     """Trained weights: a run, a file, hf:owner/name, or a name of `mlpmixer list weights`; without, from scratch."""
-    resize: Literal["bilinear", "bicubic", "nearest", "blocks", "parts"] = "bilinear"
+    resize: Literal["bicubic", "bilinear", "nearest", "blocks", "parts"] = "bicubic"
     """How token mixing of trained weights comes to another grid of patches, see `transfer.adapt`."""
     stem: Literal["lecun", "whitened"] = "lecun"
     """lecun is the official start; whitened fits the stem to the training patches, so that its outputs are uncorrelated."""

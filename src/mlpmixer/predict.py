@@ -148,7 +148,7 @@ class Classifier:
 
 
 def load(
-    path: str | os.PathLike[str], *, device: str = "cpu", image_size: int | tuple[int, int] | None = None, resize: "Method" = "bilinear"
+    path: str | os.PathLike[str], *, device: str = "cpu", image_size: int | tuple[int, int] | None = None, resize: "Method" = "bicubic"
 ) -> Classifier:
     """A trained model in evaluation mode on `device`: a run, a weight file, hf:owner/name or a name of `mlpmixer list weights`.
 

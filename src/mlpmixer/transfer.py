@@ -93,7 +93,7 @@ def adapt(
     return to_dense(new) if method == "blocks" else new
 
 
-def adapt_to(model: Mixer, target: MixerConfig, method: Method = "bilinear") -> Mixer:
+def adapt_to(model: Mixer, target: MixerConfig, method: Method = "bicubic") -> Mixer:
     """A new Mixer of the architecture `target` from the weights of `model`: `adapt`, with the dropout rates and activation of `target`.
 
     Errors: ValueError naming every width or count of `target` that the weights do not have.
