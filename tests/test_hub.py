@@ -103,17 +103,17 @@ def test_a_model_without_its_run_brings_the_accuracy_that_is_stored_with_it(run:
 
 
 @pytest.mark.parametrize(
-    ("name", "datasets"), [("cifar10", ["uoft-cs/cifar10"]), ("hf:me/birds", ["me/birds"]), ("/home/ada/secret/cifar10", None)]
+    ("name", "datasets"), [("cifar10", ["uoft-cs/cifar10"]), ("hf:me/birds", ["me/birds"]), ("/Users/ada/secret/cifar10", None)]
 )
 def test_data_of_the_hub_is_linked_and_folders_of_the_machine_stay_private(
     name: str, datasets: list[str] | None, run: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     recipe = runlog.read_recipe(run)
-    runlog.write_recipe(copy, dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=name, data_dir="/home/ada/data")))
+    runlog.write_recipe(copy, dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=name, data_dir="/Users/ada/data")))
     hub.push(copy, tmp_path / "out")
     assert card_of(tmp_path / "out").data.datasets == datasets
-    assert not any(b"/home/ada" in p.read_bytes() for p in (tmp_path / "out").iterdir())
+    assert not any(b"/Users/ada" in p.read_bytes() for p in (tmp_path / "out").iterdir())
 
 
 def test_strange_names_of_classes_and_data_do_not_break_the_card(bare: Path, tmp_path: Path) -> None:
