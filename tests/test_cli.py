@@ -67,10 +67,12 @@ def test_a_short_option_is_the_long_one(short: str) -> None:
     value = {"device": "cpu", "precision": "float32", "time": "5m", "data-dir": "x", "fit": "pad", "image-size": "16"} | {
         "init": "S/16:gsam"
     }
-    values = [] if short == "compile" else [value.get(short, "3")]
-    short_form = train_recipe("digits", f"--{short}", *values)
-    assert short_form == train_recipe("digits", f"--{cli.SHORT[short]}", *values) != RECIPES["digits"]()
-    assert short_form == train_recipe("digits", f"--{short.replace('-', '_')}", *values)
+    values = [] if short in ("compile", "test") else [value.get(short, "3")]
+    owner, leaf = cli.SHORT[short].split(".")
+    no = "no-" if short == "test" else ""  # it is on by default
+    short_form = train_recipe("digits", f"--{no}{short}", *values)
+    assert short_form == train_recipe("digits", f"--{owner}.{no}{leaf}", *values) != RECIPES["digits"]()
+    assert short_form == train_recipe("digits", f"--{no}{short.replace('-', '_')}", *values)
 
 
 def test_options_override_the_recipe_and_leave_the_rest() -> None:

@@ -277,7 +277,7 @@ def test_a_test_split_that_cannot_be_read_is_said_before_the_training(tmp_path: 
                 if content:
                     (folder / f"{i}.png").write_bytes(content)
     recipe = Recipe(name="folder", model=dataclasses.replace(SMALL, image_size=16, in_channels=3), data=Data(name=str(tmp_path / "photos")))
-    with pytest.raises(ValueError, match=r"no image of the test split can be read .*--run.no-test"):
+    with pytest.raises(ValueError, match=r"no image of the test split can be read .*--no-test"):
         train(change(recipe, run={"steps": 1, "batch_size": 4}), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert train(change(recipe, run={"steps": 1, "batch_size": 4, "test": False}), out=tmp_path / "run").summary["top1"] is None

@@ -51,6 +51,7 @@ SHORT = {
     "precision": "run.precision",
     "patience": "run.patience",
     "compile": "run.compile",
+    "test": "run.test",
     "lr": "optim.lr",
     "image-size": "model.image-size",
     "data-dir": "data.data-dir",

@@ -362,7 +362,7 @@ def _require_a_readable_image(test: ImageSet, preprocess: Preprocess) -> None:
         except ImageError as e:
             reasons.append(f"{test.names[i]}: {e}")
     raise ValueError(
-        f"no image of the test split can be read ({'; '.join(reasons[:3]) or 'it is empty'}); mend it, or train with --run.no-test"
+        f"no image of the test split can be read ({'; '.join(reasons[:3]) or 'it is empty'}); mend it, or train with --no-test"
     )
 
 
