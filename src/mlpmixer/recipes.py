@@ -112,6 +112,7 @@ def photos() -> Recipe:
         name="photos",
         model=zoo.MODELS["Nano/8"],
         data=Data(name="folder", class_weights="none", train_scale=1.25),
+        init=Init(stem="whitened"),
         augment=Augment(inception_crop=0.3, flip=True, color_jitter=0.3, mixup=0.2, mix_probability=0.5),
         optim=Optim(
             name="muon", lr=2e-3, muon_lr=3e-3, weight_decay=0.1, schedule="linear", warmup_steps=200, label_smoothing=0.1, ema_decay=0.995
