@@ -17,7 +17,7 @@ from mlpmixer import zoo
 from mlpmixer.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.sources import ImageSet
-from mlpmixer.predict import Classifier, Failure, decoded_batches, load
+from mlpmixer.predict import Classifier, load, outputs_of
 from mlpmixer.runlog import read_recipe
 
 ECE_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks"
@@ -99,26 +99,13 @@ def evaluate(
     images = data if isinstance(data, ImageSet) else open_images(data_of(classifier, data), split)
     to_model = match_classes(images.classes, classifier.classes)
 
-    # decoding by index, in threads; the name is looked up only for what failed
-    items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
-    kept: list[int] = []
-    rows: list[NDArray[np.float32]] = []
-    bad: list[tuple[str, str]] = []
-    for batch in decoded_batches(items, classifier.array, batch_size):
-        bad += [(str(images.names[i]), image.reason) for i, image in batch if isinstance(image, Failure)]
-        good = [(i, image) for i, image in batch if not isinstance(image, Failure)]
-        if good:
-            kept += [i for i, _ in good]
-            rows.append(classifier.probabilities(np.stack([image for _, image in good])))
-    if not kept:
-        first = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
-        raise ValueError(f"none of the {len(images)} images could be read" + (f" ({first})" if first else ": the data is empty"))
+    kept, probabilities, bad = outputs_of(classifier, images, classifier.probabilities, batch_size)
     return metrics_from_probabilities(
-        np.concatenate(rows),
+        probabilities,
         to_model[images.labels[kept]],
         classifier.classes,
         [str(images.names[i]) for i in kept],
-        indices=kept,
+        indices=kept.tolist(),
         bad=bad,
     )
 

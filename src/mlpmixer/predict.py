@@ -28,6 +28,7 @@ from mlpmixer.data.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from mlpmixer.checkpoint import ModelMeta
+    from mlpmixer.data.sources import ImageSet
     from mlpmixer.model import Mixer
     from mlpmixer.transfer import Method
 
@@ -296,6 +297,30 @@ def decoded_batches(
             yield [(key, result.result() if isinstance(result, Future) else result) for key, result in now]
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def outputs_of(
+    classifier: Classifier, images: "ImageSet", function: Callable[[NDArray[Any]], NDArray[np.float32]], batch_size: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32], list[tuple[str, str]]]:
+    """`function` of every readable image, such as classifier.probabilities or classifier.features: indices (N,), values (N, ...), bad.
+
+    bad: (name, reason) of the images that could not be read. ValueError when none could.
+    """
+    # decoding by index, in threads; the name is looked up only for what failed
+    items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
+    kept: list[int] = []
+    rows: list[NDArray[np.float32]] = []
+    bad: list[tuple[str, str]] = []
+    for batch in decoded_batches(items, classifier.array, batch_size):
+        bad += [(str(images.names[i]), image.reason) for i, image in batch if isinstance(image, Failure)]
+        good = [(i, image) for i, image in batch if not isinstance(image, Failure)]
+        if good:
+            kept += [i for i, _ in good]
+            rows.append(function(np.stack([image for _, image in good])))
+    if not kept:
+        first = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
+        raise ValueError(f"none of the {len(images)} images could be read" + (f" ({first})" if first else ": the data is empty"))
+    return np.array(kept, np.int64), np.concatenate(rows), bad
 
 
 def predict_files(

@@ -23,7 +23,7 @@ from mlpmixer.data.datasets import open_data
 from mlpmixer.data.images import Source
 from mlpmixer.data.sources import ImageSet, Splits
 from mlpmixer.evaluate import data_of
-from mlpmixer.predict import Classifier, Failure, decoded_batches, load
+from mlpmixer.predict import Classifier, load, outputs_of
 
 Matrix = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
@@ -345,8 +345,8 @@ def features_of(
     Raises ValueError when no image is readable, when a kept file is damaged, or when a model without a file is to be cached.
     """
     if cache is None:
-        kept, values, bad = _computed(classifier, images, batch_size)
-        return Features(values, images.labels[kept], bad)
+        kept, values, bad = outputs_of(classifier, images, classifier.features, batch_size)
+        return Features(values, images.labels[kept], tuple(bad))
     folder = Path(cache)
     plain_name = re.sub(r"[^\w.-]+", "-", name)
     file = folder / f"{plain_name}-{_key(classifier, images)}.safetensors"
@@ -354,29 +354,9 @@ def features_of(
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"cannot write features to {folder}: name another folder")
-        _write(file, *_computed(classifier, images, batch_size))
+        _write(file, *outputs_of(classifier, images, classifier.features, batch_size))
     kept, values, bad = _read(file)
-    return Features(values, images.labels[kept], bad)
-
-
-Computed = tuple[NDArray[np.int64], NDArray[np.float32], tuple[tuple[str, str], ...]]  # kept (N,), values (N,D), bad
-
-
-def _computed(classifier: Classifier, images: ImageSet, batch_size: int) -> Computed:
-    items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
-    kept: list[int] = []
-    rows: list[NDArray[np.float32]] = []
-    bad: list[tuple[str, str]] = []
-    for batch in decoded_batches(items, classifier.array, batch_size):
-        bad += [(str(images.names[i]), image.reason) for i, image in batch if isinstance(image, Failure)]
-        good = [(i, image) for i, image in batch if not isinstance(image, Failure)]
-        if good:
-            kept += [i for i, _ in good]
-            rows.append(classifier.features(np.stack([image for _, image in good])))
-    if not kept:
-        first = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
-        raise ValueError(f"none of the {len(images)} images could be read" + (f" ({first})" if first else ": the data is empty"))
-    return np.array(kept, np.int64), np.concatenate(rows), tuple(bad)
+    return Features(values, images.labels[kept], tuple(bad))
 
 
 def _key(classifier: Classifier, images: ImageSet) -> str:
@@ -409,7 +389,7 @@ def _identity(source: Source) -> bytes:
     return os.fsencode(os.path.abspath(source)) + f" {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}".encode()
 
 
-def _write(file: Path, kept: NDArray[np.int64], values: NDArray[np.float32], bad: tuple[tuple[str, str], ...]) -> None:
+def _write(file: Path, kept: NDArray[np.int64], values: NDArray[np.float32], bad: list[tuple[str, str]]) -> None:
     """Atomic: no file or the whole one."""
     from safetensors.numpy import save_file
 
@@ -422,12 +402,12 @@ def _write(file: Path, kept: NDArray[np.int64], values: NDArray[np.float32], bad
             part.unlink(missing_ok=True)
 
 
-def _read(file: Path) -> Computed:
+def _read(file: Path) -> tuple[NDArray[np.int64], NDArray[np.float32], list[tuple[str, str]]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="np") as f:
-            bad = tuple((str(name), str(reason)) for name, reason in json.loads(f.metadata()["bad"]))
+            bad = [(str(name), str(reason)) for name, reason in json.loads(f.metadata()["bad"])]
             return f.get_tensor("kept"), f.get_tensor("features"), bad
     except (SafetensorError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{file} is damaged: delete it and try again") from e

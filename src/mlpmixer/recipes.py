@@ -105,7 +105,7 @@ def photos() -> Recipe:
     """Any folder of photographs, from scratch, 64 px: the default for data that has no recipe of its own.
 
     mlpmixer train DIR/trashnet; mlpmixer train DIR/flowers89
-    Result: test top-1 81.21 % (TrashNet, 6 classes, 1,768 photos, n = 1, 3.0 min) and 59.41 % (89 classes of Flowers, 2,208 photos,
+    Result: test top-1 81.21 % (TrashNet, 6 classes, 1,768 photos, n = 1, 3.1 min) and 59.41 % (89 classes of Flowers, 2,208 photos,
     n = 1, 4.0 min), each on one core of an AMD EPYC (family 26), bfloat16.
     """
     return Recipe(
@@ -125,8 +125,8 @@ def photos() -> Recipe:
 def finetune_official() -> Recipe:
     """Fine-tuning as in the official code: SGD on pretrained weights at 224 px; also the paper's setting for CIFAR-10 and CIFAR-100.
 
-    vit_jax/configs/common.py: momentum in bfloat16, clipping at norm 1, no weight decay, a new zero head; 2 % held out. Ours differs in the
-    pixels (normalised by the training set's own mean and deviation, there to -1..1) and in the crop (antialiased, of the image at 224 px).
+    vit_jax/configs/common.py: momentum in bfloat16, clipping at norm 1, no weight decay, a new zero head; 2 % held out. Pixels are scaled
+    as the weights of `--init` saw them (-1..1 for official files). Ours differs in the crop: antialiased, of the image at 224 px.
     Result: not run yet.
     """
     return Recipe(
