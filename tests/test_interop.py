@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mlpmixer import interop
+from mlpmixer.config import MixerConfig
 from mlpmixer.interop import WeightsError, read_npz, read_official, read_timm, to_timm, write_official
 from mlpmixer.model import Mixer, create_model
 
@@ -131,6 +132,34 @@ def test_timm_stores_the_stem_as_the_convolution_that_it_is() -> None:
     theirs = to_timm(model.cfg, model.state_dict())
     conv = torch.nn.functional.conv2d(images, theirs["stem.proj.weight"], theirs["stem.proj.bias"], stride=4)
     torch.testing.assert_close(conv.flatten(2).transpose(1, 2), model.stem(model.patches(images)))
+
+
+def test_timms_own_network_gives_the_same_logits_as_ours(tmp_path: Path) -> None:
+    """timm.npz: written by benchmarks/timm_parity.py --fixture with timm 1.0.31, its network perturbed in every parameter."""
+    from safetensors.torch import save_file
+
+    with np.load(FIXTURES / "timm.npz") as stored:
+        theirs = {name[6:]: torch.from_numpy(stored[name]) for name in stored.files if name.startswith("state/")}
+        images, expected = torch.from_numpy(stored["images"]), stored["logits"]
+    save_file(theirs, tmp_path / "w.safetensors")
+    cfg, state = read_timm(tmp_path / "w.safetensors")
+    assert cfg == MixerConfig(
+        image_size=12,
+        patch_size=4,
+        num_classes=7,
+        num_blocks=2,
+        hidden_dim=24,
+        tokens_mlp_dim=12,
+        channels_mlp_dim=96,
+        activation="gelu_erf",
+    )
+    model = Mixer(cfg).eval()
+    model.load_state_dict(state)
+    with torch.no_grad():
+        np.testing.assert_allclose(model(images).numpy(), expected, rtol=0, atol=1e-5)
+    back = to_timm(cfg, model.state_dict())
+    assert back.keys() == theirs.keys() and all(torch.equal(back[name], theirs[name]) for name in theirs)
+    assert np.ptp(expected, axis=0).min() > 0.01  # the images are told apart
 
 
 def test_one_error_names_all_that_is_missing_extra_or_misshaped(tiny: dict[str, np.ndarray], tmp_path: Path) -> None:
