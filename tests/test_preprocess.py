@@ -190,6 +190,23 @@ def test_grey_and_many_channels_are_the_same_rule_plane_by_plane(name: str) -> N
     assert np.array_equal(five, rgb[..., [0, 1, 2, 1, 0]])
 
 
+@pytest.mark.parametrize("size", ["32x32", "24x40"])
+@pytest.mark.parametrize("name", ["timm", "miil"])
+def test_timms_own_transforms_give_the_same_pixels_as_ours(name: str, size: str) -> None:
+    """timm.npz: written by benchmarks/timm_parity.py --fixture with timm 1.0.31, from each tag's own configuration."""
+    height, width = map(int, size.split("x"))
+    p = named(name, image_size=(height, width))
+    with np.load(FIXTURES / "timm.npz") as stored:
+        cases = {key: stored[key] for key in stored.files if f"/{name}/{size}/" in key}
+    assert len(cases) == 6
+    for key, expected in cases.items():
+        pixels = p.array(preprocessing_image(*map(int, key.split("/")[-1].split("x"))))
+        if key.startswith("pixels/"):
+            assert np.array_equal(pixels.transpose(2, 0, 1), expected), key
+        else:
+            np.testing.assert_allclose(p.normalise(pixels[None])[0], expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", PREPROCESSINGS)
 def test_published_rules_see_every_pixel_of_a_large_jpeg(name: str) -> None:
     buffer = io.BytesIO()

@@ -118,9 +118,16 @@ class Preprocess:
 
 
 def _short_side_crop(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    """torchvision's Resize and CenterCrop, as timm puts them together: the long side is rounded down, the border to the even number."""
+    """timm's evaluation transform: resized to cover the margin, then the centre, its border rounded to the even number.
+
+    For a square the long side is rounded down (torchvision's Resize), for an oblong both go to the nearest (timm's ResizeKeepRatio).
+    """
     (height, width), (w, h), larger = size, image.size, with_margin(size)
-    resized = (larger[0] * w // h, larger[0]) if larger[0] * w >= larger[1] * h else (larger[1], larger[1] * h // w)
+    if height == width:
+        resized = (larger[1] * w // h, larger[0]) if w >= h else (larger[1], larger[0] * h // w)
+    else:
+        ratio = min(w / larger[1], h / larger[0])
+        resized = round(w / ratio), round(h / ratio)
     require_room((resized[1], resized[0]))
     left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
     return image.resize(resized, resample).crop((left, top, left + width, top + height))
