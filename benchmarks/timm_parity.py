@@ -289,8 +289,8 @@ def readme(f: Figures) -> str:
         "",
         f"{len(f['weights'])} Mixers of timm, random weights: logits within {max(rounds):.0e} of their largest in float32, both ways; "
         "timm -> ours -> timm and ours -> timm -> ours bit for bit. "
-        f"Preprocessing: at most {worst} levels of 255 away (not compared: photos to be turned upright, transparency and 16 bits, which "
-        "timm drops). "
+        f"Preprocessing: {f'at most {worst} levels of 255 away' if worst else 'the same pixels'} (photos that EXIF turns, transparency and "
+        "16 bits left out: there we differ from timm on purpose). "
         f"Table of weights: {'; '.join(wrong) or 'all ' + str(len(f['catalogue'])) + ' entries agree with timm'}.",
         f"timm {pack['timm']}, torchvision {pack['torchvision']}, torch {pack['torch']}, Pillow {pack['pillow']}, Python {env['python']}, "
         f"{env['device']}; {env['date'][:10]}, commit {env['commit']}. Every figure: [parity.json](parity.json).",
