@@ -60,6 +60,17 @@ def test_data_without_a_recipe_of_its_own_is_taken_for_photographs() -> None:
     assert recipe_for("cifar10").name == "cifar10"
 
 
+def test_trained_weights_get_a_quarter_of_the_datas_own_epochs_and_keep_its_augmentation() -> None:
+    scratch, own, published = (recipe_for("cifar10", start) for start in ("scratch", "own", "published"))
+    for tuned in (own, published):
+        assert tuned.run.epochs == scratch.run.epochs / 4 and tuned.augment == scratch.augment and tuned.data == scratch.data
+        assert tuned.init.stem == "lecun"
+    assert (own.name, own.optim.name) == ("finetune", "muon")
+    official = RECIPES["finetune-official"]()
+    assert (published.name, published.optim.name, published.optim.clip_norm) == ("finetune-published", "sgd", 1.0)
+    assert published.optim.lr / published.run.batch_size == official.optim.lr / official.run.batch_size
+
+
 @pytest.mark.parametrize(
     ("name", "rates"),
     [

@@ -130,14 +130,23 @@ def _start_from(args: Sequence[str]) -> Recipe:
     from mlpmixer.recipes import RECIPES, recipe_for
 
     data, name, model = _first_positional(args), _value(args, "--recipe"), _value(args, "--model")
-    recipe = RECIPES[name]() if name else recipe_for(data or "digits")
+    weights = _value(args, "--init.weights")
+    recipe = RECIPES[name]() if name else recipe_for(data or "digits", _start(weights))
     if model:
         from mlpmixer.zoo import MODELS
 
         recipe = dataclasses.replace(recipe, model=MODELS[model])
-    if weights := _value(args, "--init.weights"):
+    if weights:
         recipe = dataclasses.replace(recipe, model=_architecture_of_weights(weights), init=Init(weights=weights))
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=data or recipe.data.name))
+
+
+def _start(weights: str) -> Literal["scratch", "own", "published"]:
+    if not weights:
+        return "scratch"
+    from mlpmixer.weights import is_published
+
+    return "published" if is_published(weights) else "own"
 
 
 def _data_first(args: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ default shows up as a reviewed difference.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 from mlpmixer import zoo
 from mlpmixer.config import Augment, Data, Init, Optim, Recipe, Run
@@ -119,6 +120,52 @@ def photos() -> Recipe:
         ),
         run=Run(epochs=40, batch_size=64, eval_every=4),
     )
+
+
+def finetuned(base: Recipe) -> Recipe:
+    """`base` for weights that this package has trained: a quarter of the epochs, at twice the rate of Muon that `photos` starts with.
+
+    Muon's rates are those of training from scratch: a Mixer that Muon has trained wants them again. Chosen on validation, docs/LOG.md.
+    """
+    return dataclasses.replace(
+        base,
+        name="finetune",
+        init=Init(),
+        optim=dataclasses.replace(base.optim, muon_lr=6e-3, warmup_steps=30),
+        run=dataclasses.replace(base.run, epochs=base.run.epochs / 4, eval_every=base.run.eval_every / 2),
+    )
+
+
+@RECIPES.register("finetune")
+def finetune() -> Recipe:
+    """Photographs from the weights of a run of this package, 10 epochs: what `--init RUN` takes when no recipe is named.
+
+    mlpmixer train DIR/flowers89 --init RUN [--image-size N]
+    Result: not run yet.
+    """
+    return finetuned(photos())
+
+
+def finetuned_gently(base: Recipe) -> Recipe:
+    """`base` for published weights: a quarter of the epochs, by the official rule (`finetune_official`), its rate scaled to the batch."""
+    official = finetune_official()
+    lr = official.optim.lr * base.run.batch_size / official.run.batch_size
+    return dataclasses.replace(
+        base,
+        name="finetune-published",
+        init=Init(),
+        optim=dataclasses.replace(official.optim, lr=lr, warmup_steps=100),
+        run=dataclasses.replace(base.run, epochs=base.run.epochs / 4, eval_every=base.run.eval_every / 2),
+    )
+
+
+@RECIPES.register("finetune-published")
+def finetune_published() -> Recipe:
+    """Photographs from Google's or timm's weights, 10 epochs: what `--init NAME|FILE` takes for those when no recipe is named.
+
+    Result: not run yet.
+    """
+    return finetuned_gently(photos())
 
 
 @RECIPES.register("finetune-official")
@@ -267,7 +314,12 @@ def pretrain_imagenet1k() -> Recipe:
     )
 
 
-def recipe_for(data_name: str) -> Recipe:
-    """The recipe a data set gets when none is named: its own, or `photos`; with the data's name filled in."""
+def recipe_for(data_name: str, start: Literal["scratch", "own", "published"] = "scratch") -> Recipe:
+    """The recipe a data set gets when none is named: its own, or `photos`; with the data's name filled in.
+
+    start: from scratch, from weights that this package has trained, or from published ones (official, timm).
+    """
     recipe = RECIPES[data_name]() if data_name in RECIPES else photos()
+    if start != "scratch":
+        recipe = finetuned(recipe) if start == "own" else finetuned_gently(recipe)
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=data_name))

@@ -92,6 +92,11 @@ def architecture(name: str) -> MixerConfig:
     return load_file(file, name)[0].cfg
 
 
+def is_published(name: str) -> bool:
+    """Whether the weights of that name, path or address are of other code (official, timm), not trained by this package."""
+    return name in WEIGHTS or not _is_ours(locate(name))
+
+
 def _is_ours(file: Path) -> bool:
     """Whether this package wrote the file. A damaged .safetensors counts as ours, whose reader says what is wrong with it."""
     if file.suffix != ".safetensors":
