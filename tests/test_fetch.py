@@ -1,6 +1,8 @@
 """A file comes once, whole or not at all, from servers that serve well and from servers that do not. All of them run on loopback."""
 
+import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -341,13 +343,15 @@ def test_a_file_of_the_hub_comes_through_huggingface_hub(tmp_path: Path, monkeyp
 
     asked = []
 
-    def hf_hub_download(repo: str, file: str, *, local_dir: Path) -> str:
+    def hf_hub_download(repo: str, file: str, *, local_dir: Path, local_files_only: bool) -> str:
+        assert not local_files_only
         asked.append((repo, file))
         target = local_dir / file
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(b"weights")
         return str(target)
 
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     for url in ("hf:timm/mixer/model.safetensors", "hf:timm/mixer/sub/model.safetensors"):
         for _ in range(2):
@@ -361,7 +365,12 @@ def test_a_hub_that_cannot_be_reached_is_answered_with_what_to_put_where(tmp_pat
     def offline(*args: Any, **kwargs: Any) -> str:
         raise ConnectionError("no route to host\nand more")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    def nothing_here(*args: Any, local_files_only: bool, **kwargs: Any) -> str:
+        assert local_files_only, "without a network there is nothing to try again"
+        raise huggingface_hub.errors.LocalEntryNotFoundError("nothing in the cache")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", offline)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", nothing_here)
     url = "hf:timm/mixer/model.safetensors"
     with pytest.raises(ValueError, match=r"no route to host\. Without") as e:
         fetch(url, cache_dir=tmp_path)
@@ -373,3 +382,32 @@ def test_without_huggingface_hub_the_error_says_what_to_install(tmp_path: Path, 
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match=r"pip install \"mlpmixer\[hf\]\".*put it at"):
         fetch("hf:timm/mixer/model.safetensors", cache_dir=tmp_path)
+
+
+def test_a_server_that_answers_is_left_to_huggingface_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx2
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def refused(*args: Any, local_files_only: bool = False, **kwargs: Any) -> str:
+        assert not local_files_only
+        raise HfHubHTTPError("401 Client Error", response=httpx2.Response(401, request=httpx2.Request("HEAD", "https://huggingface.co")))
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refused)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refused)
+    with pytest.raises(ValueError, match="401 Client Error"):
+        fetch("hf:timm/mixer/model.safetensors", cache_dir=tmp_path)
+
+
+def test_without_a_network_one_line_is_all_that_is_printed(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    done = subprocess.run(
+        [sys.executable, "-m", "mlpmixer", "summary", "hf:ada/digits"],
+        env=os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("mlpmixer: hf:ada/digits could not be fetched: ") and "give the path of that file instead" in line

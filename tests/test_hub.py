@@ -180,10 +180,12 @@ def test_a_repository_is_pushed_and_loaded_by_its_name(run: Path, tmp_path: Path
     card = FakeApi.files["ada/digits/README.md"].decode()
     assert 'mlpmixer.load("hf:ada/digits")' in card and "# digits" in card
 
-    def hf_hub_download(repo: str, file: str, *, local_dir: None) -> str:
+    def hf_hub_download(repo: str, file: str, *, local_dir: None, local_files_only: bool) -> str:
+        assert not local_files_only
         (tmp_path / file).write_bytes(FakeApi.files[f"{repo}/{file}"])
         return str(tmp_path / file)
 
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     np.testing.assert_array_equal(logits(predict.load("hf:ada/digits")), logits(predict.load(run)))
 
@@ -195,6 +197,7 @@ def test_a_hub_that_refuses_is_answered_with_what_to_do(run: Path, monkeypatch: 
         raise PermissionError("401 Unauthorized\nRequest ID: 1")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     with pytest.raises(ValueError, match=r"401 Unauthorized\. Log in .*hf auth login.* or push to a folder"):
         hub.push(run, "hf:ada/digits")

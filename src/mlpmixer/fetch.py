@@ -110,12 +110,22 @@ def hub_file(repo: str, file: str, *, local_dir: Path | None = None) -> Path:
     """
     try:
         import huggingface_hub as hub
+        from huggingface_hub.errors import HfHubHTTPError
     except ImportError as e:
         raise FetchError('this needs huggingface-hub: pip install "mlpmixer[hf]"') from e
+    unreachable: Exception | None = None
     try:
-        return Path(hub.hf_hub_download(repo, file, local_dir=local_dir))
-    except Exception as e:  # no network, no such repository, refused, switched off: the hub has many ways to say so
-        raise FetchError(str(e).strip().partition("\n")[0].rstrip(".") or type(e).__name__) from e
+        # One request first: without a network and without the file, hf_hub_download alone would try and print for half a minute.
+        hub.get_hf_file_metadata(hub.hf_hub_url(repo, file))
+    except HfHubHTTPError:
+        pass  # an answer: what to make of it is hf_hub_download's to decide
+    except Exception as e:  # no network, no answer, switched off: the hub has many ways to say so
+        unreachable = e
+    try:
+        return Path(hub.hf_hub_download(repo, file, local_dir=local_dir, local_files_only=unreachable is not None))
+    except Exception as e:  # no such repository or file, refused, broken off
+        cause = unreachable or e
+        raise FetchError(str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__) from cause
 
 
 def _address(url: str) -> str:
