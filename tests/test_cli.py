@@ -65,7 +65,9 @@ def test_a_path_is_data_too_and_stands_anywhere_among_the_options(tmp_path: Path
 @pytest.mark.parametrize("short", sorted(cli.SHORT))
 def test_a_short_option_is_the_long_one(short: str) -> None:
     value = {"device": "cpu", "precision": "float32", "time": "5m", "data-dir": "x", "fit": "pad", "image-size": "16"} | {
-        "init": "S/16:gsam"
+        "init": "S/16:gsam",
+        "patch-size": "4",
+        "resize": "nearest",
     }
     values = [] if short in ("compile", "test") else [value.get(short, "3")]
     owner, leaf = cli.SHORT[short].split(".")
@@ -375,6 +377,63 @@ def test_init_takes_the_architecture_from_the_weights_and_options_change_its_siz
     assert named == dataclasses.replace(MODELS["B/16"], num_classes=21843)
     assert train_recipe("cifar10", "--init=B/16:imagenet21k").name == "finetune-published"
     assert train_recipe("cifar10", "--init=B/16:imagenet21k", "--recipe", "cifar10").optim.name == "muon"
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ("--patch-size 3", {"patch_size": 3, "image_size": 12}),
+        ("--patch-size=4 --resize blocks", {"patch_size": 4, "image_size": 16}),
+        ("--model.patch-size 3 2", {"patch_size": (3, 2), "image_size": (12, 8)}),
+        ("--patch-size 4 --image-size 8", {"patch_size": 4}),
+        ("--image-size 16 8 --resize parts", {"image_size": (16, 8), "parts": (2, 1)}),
+        ("--image-size 16 --resize blocks", {"image_size": 16, "tokens_mlp_dim": 128}),
+        ("--in-channels 3", {"in_channels": 3}),
+    ],
+)
+def test_with_trained_weights_the_rest_of_the_architecture_follows_the_sizes(
+    options: str, changes: dict[str, Any], digits_run: Path
+) -> None:
+    trained = dataclasses.replace(MODELS["Pico/2"], num_blocks=1, hidden_dim=8)
+    recipe = train_recipe("digits", *options.split(), "--init", str(digits_run))
+    assert recipe.model == dataclasses.replace(trained, **changes)
+
+
+def test_the_sizes_of_train_are_those_of_evaluate_predict_and_probe(digits_run: Path, run: Line, tmp_path: Path) -> None:
+    sizes = ["--patch-size", "4", "--in-channels", "3", "--resize", "bilinear"]
+    code, printed, err = run("evaluate", str(digits_run), "--json", *sizes)
+    assert (code, err) == (0, "") and json.loads(printed)["n"] == 360
+    picture = images(tmp_path / "pictures", 1)[0]
+    answers = []
+    for options in ([], ["--image-size", "16"], sizes):
+        code, printed, err = run("predict", str(digits_run), picture, "--format", "json", *options)
+        assert (code, err) == (0, "")
+        answers.append(json.loads(printed)[0]["probability"])
+    assert len(set(answers)) == 3
+    code, printed, _ = run("probe", str(digits_run), "--shots", "1", "--cache", str(tmp_path / "kept"), "--json", *sizes)
+    assert code == 0 and json.loads(printed)["num_features"] == 8
+    out = str(tmp_path / "tuned")
+    assert run("train", "digits", "--init", str(digits_run), "--steps", "1", "--out", out, "--quiet", *sizes)[0] == 0
+    tuned = json.loads((Path(out) / "recipe.json").read_text())
+    assert tuned["model"]["image_size"] == 16 and tuned["model"]["in_channels"] == 3 and tuned["init"]["resize"] == "bilinear"
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "says"),
+    [
+        ("evaluate", "--image-size 9", "nearest that is: 8x8"),
+        ("evaluate", "--image-size 12 --resize blocks", "for any other grid use method='bicubic'"),
+        ("evaluate", "--in-channels 0", "in_channels must be at least 1"),
+        ("evaluate", "--resize cubic", "bicubic"),
+        ("evaluate", "--patch-sise 4", "--patch-size"),
+        ("probe", "--in-channels 2", "files hold 1 or 3 channels, the model has 2"),
+        ("train digits --init", "--patch-size 3 --image-size 16", "nearest that is: 15x15"),
+        ("train digits --init", "--image-size 16 --resize blocs", "blocks"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_answered_with_what_does(command: str, options: str, says: str, digits_run: Path, run: Line) -> None:
+    code, out, err = run(*command.split(), str(digits_run), *options.split())
+    assert code == 2 and says in err and out == "" and "Traceback" not in err
 
 
 def test_a_run_is_fine_tuned_used_at_another_size_and_converted(run: Line, digits_run: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from mlpmixer import cli
 from mlpmixer.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.predict import Classifier
+from mlpmixer.predict import Classifier, load
 from mlpmixer.probe import draw_shots, features_of, few_shot, knn, linear_probe, probe, ridge_dual, ridge_primal
 
 FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "fewshot.json").read_text())
@@ -349,6 +349,25 @@ def test_outdated_features_are_never_used(change, model, photos, network, tmp_pa
     images = open_data(Data(name=str(photos))).test
     features_of(model, images, cache=tmp_path / "cache")
     assert network.seen > 0
+
+
+def test_features_are_kept_apart_by_all_that_changes_the_network(digits_run, tmp_path):
+    images = open_data(Data(name="digits")).test.subset(range(8))
+    ways = [{}, {"image_size": 16}, {"image_size": 16, "resize": "nearest"}, {"patch_size": 4}, {"patch_size": (4, 2)}, {"in_channels": 3}]
+    fresh = [features_of(load(digits_run, **way), images).values for way in ways]
+    assert all(not np.allclose(fresh[1], fresh[i], atol=1e-4) for i in (2, 3)), "of one size, and not the same"
+    for files in (len(ways), len(ways)):
+        kept = [features_of(load(digits_run, **way), images, cache=tmp_path).values for way in ways]
+        assert all(np.array_equal(a, b) for a, b in zip(fresh, kept, strict=True))
+        assert len(list(tmp_path.iterdir())) == files
+
+
+def test_a_network_changed_in_memory_is_noticed(digits_run, tmp_path):
+    images = open_data(Data(name="digits")).test.subset(range(8))
+    model = load(digits_run)
+    before = features_of(model, images, cache=tmp_path).values
+    model.network.norm.bias.data += 1
+    np.testing.assert_allclose(features_of(model, images, cache=tmp_path).values, before + 1, atol=1e-5)
 
 
 def test_images_in_memory_are_told_apart_by_their_pixels(model, network, tmp_path):

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from mlpmixer.checkpoint import ModelMeta, load_model, save_model
 from mlpmixer.config import MixerConfig, pair
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.model import Mixer, MixerBlock, count_params
-from mlpmixer.transfer import _branch, _hidden, adapt, calibrate, to_dense
+from mlpmixer.transfer import _branch, _hidden, adapt, adapt_trained, calibrate, to_dense
 
 SMALL = MixerConfig(
     image_size=(12, 8), patch_size=(4, 2), num_classes=5, num_blocks=2, hidden_dim=12, tokens_mlp_dim=6, channels_mlp_dim=20
@@ -350,3 +351,38 @@ def test_wrong_wishes_are_answered() -> None:
         adapt(model, num_classes=-1)
     with pytest.raises(ValueError, match="in_channels must be at least 1"):
         adapt(model, in_channels=0)
+
+
+# --- what belongs to the model
+
+
+@pytest.mark.parametrize(("old", "new"), [(3, 1), (1, 3), (4, 3), (3, 5)])
+def test_a_grey_image_is_the_same_to_any_number_of_channels_however_each_was_normalised(old: int, new: int) -> None:
+    cfg = dataclasses.replace(SMALL, in_channels=old)
+    mean, std = (0.2, 0.5, 0.7, 0.4)[:old], (0.1, 0.3, 0.2, 0.6)[:old]
+    model = random(cfg)
+    meta = ModelMeta(config=cfg, classes=tuple("abcde"), preprocess=Preprocess(image_size=(12, 8), in_channels=old, mean=mean, std=std))
+    adapted, after = adapt_trained(model, meta, in_channels=new)
+    assert after.preprocess.in_channels == after.config.in_channels == new and after.classes == meta.classes
+    grey = np.random.default_rng(0).integers(0, 255, (4, 12, 8, 1), dtype=np.uint8)
+    before, now = (
+        net(torch.from_numpy(m.preprocess.normalise(grey.repeat(m.config.in_channels, 3))).double())
+        for net, m in ((model, meta), (adapted, after))
+    )
+    torch.testing.assert_close(now, before, rtol=0, atol=1e-4)  # normalise is float32
+    assert meta.preprocess.mean == mean, "the model that came stays as it is"
+
+
+def test_the_preprocessing_follows_the_image_which_follows_the_patch() -> None:
+    meta = ModelMeta(config=SMALL, classes=tuple("abcde"), preprocess=Preprocess(image_size=(12, 8), fit="pad", mean=(0.1, 0.2, 0.3)))
+    model, after = adapt_trained(random(), meta, patch_size=(8, 6))
+    assert model.cfg == after.config and after.config.grid == SMALL.grid and after.config.image_size == 24
+    assert after.preprocess == dataclasses.replace(meta.preprocess, image_size=(24, 24))
+    with pytest.raises(ValueError, match="in_channels must be at least 1, got 0"):
+        adapt_trained(random(), meta, in_channels=0)
+
+
+@pytest.mark.parametrize("method", ["bicubic", "blocks", "parts"])
+def test_the_architecture_is_told_without_the_weights(method: str) -> None:
+    sizes = {"image_size": (24, 24), "in_channels": 1, "num_classes": 2}
+    assert adapt(random(), **sizes, method=method).cfg == SMALL.adapted(**sizes, method=method)  # type: ignore[arg-type]

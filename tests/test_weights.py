@@ -158,3 +158,12 @@ def test_a_model_is_used_at_another_size_without_training(ours: Path) -> None:
     assert larger.classes == tuple("abcdefghij")
     assert larger.predict(np.zeros((60, 60, 3), np.uint8))[0].label in larger.classes
     assert weights.architecture(str(ours)).image_size == 32
+
+
+def test_a_model_is_used_with_larger_patches_and_on_grey_images(ours: Path) -> None:
+    other = mlpmixer.load(ours, patch_size=6, in_channels=1, resize="nearest")
+    assert other.network is not None and other.network.cfg.grid == (8, 8)
+    assert other.preprocess.image_size == (48, 48) and other.preprocess.mean == pytest.approx((0.5,))
+    picture = np.random.default_rng(0).integers(0, 255, (48, 48), dtype=np.uint8)
+    grey, colour = other.predict(picture)[0], mlpmixer.load(ours, patch_size=6).predict(picture)[0]
+    assert grey.label == colour.label and grey.probability == pytest.approx(colour.probability, abs=1e-5)

@@ -11,13 +11,14 @@ import os
 import re
 import sys
 import time
+import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from mlpmixer.config import Activation, Data, Init, MixerConfig, Recipe, pair
+from mlpmixer.config import Activation, Data, Init, Method, MixerConfig, Recipe, pair
 from mlpmixer.registry import suggest
 
 if TYPE_CHECKING:
@@ -54,9 +55,12 @@ SHORT = {
     "test": "run.test",
     "lr": "optim.lr",
     "image-size": "model.image-size",
+    "patch-size": "model.patch-size",
+    "in-channels": "model.in-channels",
     "data-dir": "data.data-dir",
     "fit": "data.fit",
     "init": "init.weights",
+    "resize": "init.resize",
 }
 SWITCHES = {"--quiet", "--json", "-h", "--help"} | {
     f"--{owner}.{no}{name}"
@@ -137,7 +141,12 @@ def _start_from(args: Sequence[str]) -> Recipe:
 
         recipe = dataclasses.replace(recipe, model=MODELS[model])
     if weights:
-        recipe = dataclasses.replace(recipe, model=_architecture_of_weights(weights), init=Init(weights=weights))
+        trained = _architecture_of_weights(weights).adapted(  # with --patch-size alone the image follows, with --resize blocks a width
+            image_size=_size(args, "--model.image-size"),
+            patch_size=_size(args, "--model.patch-size"),
+            method=typing.cast(Method, _value(args, "--init.resize") or "bicubic"),
+        )
+        recipe = dataclasses.replace(recipe, model=trained, init=Init(weights=weights))
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=data or recipe.data.name))
 
 
@@ -181,6 +190,14 @@ def _value(args: Sequence[str], flag: str) -> str:
         if a == flag and i + 1 < len(args):
             return args[i + 1]
     return ""
+
+
+def _size(args: Sequence[str], flag: str) -> int | tuple[int, int] | None:
+    """The one or two whole numbers after a flag."""
+    found = re.search(rf"{re.escape(flag)}[= ](\d+)(?: (\d+))?(?= |$)", " ".join(args))
+    if not found:
+        return None
+    return (int(found[1]), int(found[2])) if found[2] else int(found[1])
 
 
 def _first_positional(args: Sequence[str]) -> str:
@@ -292,6 +309,27 @@ def _print_result(path: Path, summary: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Use the model at other sizes than its own, without training."""
+
+    image_size: int | tuple[int, int] | None = None
+    """Pixels, or height and width, without training. Larger images of more patches cost much accuracy; where the patch grows alike, next
+    to none (docs/LOG.md)."""
+    patch_size: int | tuple[int, int] | None = None
+    """Pixels, or height and width; without --image-size the image grows with it: the way to larger images without training."""
+    in_channels: int | None = None
+    """1 grey, 3 RGB, any other number for multispectral arrays."""
+    resize: Method = "bicubic"
+    """How token mixing comes to another grid of patches, see transfer.adapt."""
+
+    def load(self, run: str, device: str) -> "Classifier":
+        from mlpmixer.device import choose_device
+        from mlpmixer.predict import load
+
+        return load(run, device=str(choose_device(device)), **dataclasses.asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Accuracy, calibration and the worst mistakes of the model in RUN on DATA."""
 
@@ -305,22 +343,19 @@ class Evaluate:
     """Where the files of a named data set are."""
     batch_size: int = 256
     """Images at a time."""
-    image_size: int | tuple[int, int] | None = None
-    """Use the model at another size, without training: pixels, or height and width."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     json: Flag = False
     """Print all numbers as JSON."""
     html: Annotated[str, arg(metavar="FILE")] = ""
     """Also write a page with plots and the worst mistakes."""
+    sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
 
     def __call__(self) -> int:
         from mlpmixer.data.datasets import open_images
-        from mlpmixer.device import choose_device
         from mlpmixer.evaluate import data_of, evaluate
-        from mlpmixer.predict import load
 
-        classifier = load(self.run, device=str(choose_device(self.device)), image_size=self.image_size)
+        classifier = self.sizes.load(self.run, self.device)
         data = data_of(classifier, self.data or None)
         if self.data_dir:
             data = dataclasses.replace(data, data_dir=self.data_dir)
@@ -377,20 +412,18 @@ class Predict:
     """Also write each image's feature vector (what the head sees) to FILE.npz or FILE.csv."""
     batch_size: int = 64
     """Images at a time."""
-    image_size: int | tuple[int, int] | None = None
-    """Use the model at another size, without training: pixels, or height and width."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
 
     def __call__(self) -> int:
         if not self.sources:
             raise ValueError(f"which images? mlpmixer predict {self.run} FILE... (or folders, patterns, or - for a list on standard input)")
         if self.features and Path(self.features).suffix not in (".npz", ".csv"):
             raise ValueError(f"--features {self.features}: expected a name that ends in .npz or .csv")
-        from mlpmixer.device import choose_device
-        from mlpmixer.predict import Failure, csv_lines, find_images, json_lines, jsonl_lines, load, predict_files
+        from mlpmixer.predict import Failure, csv_lines, find_images, json_lines, jsonl_lines, predict_files
 
-        classifier = load(self.run, device=str(choose_device(self.device)), image_size=self.image_size)
+        classifier = self.sizes.load(self.run, self.device)
         sources = [s for given in self.sources for s in ((line.rstrip("\n") for line in sys.stdin) if given == "-" else [given]) if s]
         paths = find_images(sources)
         failed: list[Failure] = []
@@ -487,15 +520,14 @@ class Probe:
     """auto, cpu, cuda, cuda:1, mps."""
     json: Flag = False
     """Print all numbers as JSON."""
+    sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
 
     def __call__(self) -> int:
         shots = _whole_numbers("--shots", self.shots)
-        from mlpmixer.device import choose_device
         from mlpmixer.evaluate import data_of
-        from mlpmixer.predict import load
         from mlpmixer.probe import probe
 
-        classifier = load(self.run, device=str(choose_device(self.device)))
+        classifier = self.sizes.load(self.run, self.device)
         data = data_of(classifier, self.data or None)
         if self.data_dir:
             data = dataclasses.replace(data, data_dir=self.data_dir)

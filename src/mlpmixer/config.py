@@ -14,12 +14,18 @@ from typing import Any, Literal, TypeVar
 T = TypeVar("T")
 
 Activation = Literal["gelu_tanh", "gelu_erf"]
+Method = Literal["bicubic", "bilinear", "nearest", "blocks", "parts"]  # of `transfer.adapt`, which explains them
 Fit = Literal["crop", "pad", "squash", "short_side_crop", "vit_jax_eval", "bv_resmall_crop", "bv_resize_crop"]
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size given as one number or as (height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def one_if_square(height: int, width: int) -> int | tuple[int, int]:
+    """The other way round: the shortest form of a size."""
+    return height if height == width else (height, width)
 
 
 def require(ok: bool, message: str) -> None:
@@ -75,6 +81,43 @@ class MixerConfig:
         """Patches down and across that one token-mixing MLP sees: the whole grid unless there are parts."""
         (rows, cols), (down, across) = self.grid, pair(self.parts)
         return rows // down, cols // across
+
+    def adapted(
+        self,
+        *,
+        num_classes: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        patch_size: int | tuple[int, int] | None = None,
+        in_channels: int | None = None,
+        method: Method = "bicubic",
+    ) -> "MixerConfig":
+        """The architecture that `transfer.adapt` makes of this one; its docstring has the arguments and errors."""
+        methods = typing.get_args(Method)
+        close = "".join(f"; did you mean {name}?" for name in difflib.get_close_matches(method, methods, 1))
+        require(method in methods, f"method {method!r} is not one of {', '.join(methods)}{close}")
+        (rows, cols), (down, across), (p, q) = self.grid, pair(self.parts), pair(patch_size or self.patch_size)
+        if image_size is None:
+            image_size = self.image_size if patch_size is None else one_if_square(rows * p, cols * q)
+        new = dataclasses.replace(
+            self,
+            image_size=image_size,
+            patch_size=self.patch_size if patch_size is None else patch_size,
+            in_channels=self.in_channels if in_channels is None else in_channels,
+            num_classes=self.num_classes if num_classes is None else num_classes,
+            parts=1,
+        )
+        new_rows, new_cols = new.grid
+        if method not in ("blocks", "parts"):
+            return dataclasses.replace(new, parts=self.parts)
+        require(
+            new_rows % rows == 0 and new_cols % cols == 0,
+            f"method {method!r} makes grids that are a whole number of times {rows}x{cols} patches, got {new_rows}x{new_cols}; "
+            "for any other grid use method='bicubic'",
+        )
+        down, across = down * new_rows // rows, across * new_cols // cols
+        if method == "blocks":
+            return dataclasses.replace(new, tokens_mlp_dim=down * across * self.tokens_mlp_dim)
+        return dataclasses.replace(new, parts=one_if_square(down, across))
 
     def __post_init__(self) -> None:
         (h, w), (p, q), (down, across) = pair(self.image_size), pair(self.patch_size), pair(self.parts)
@@ -138,8 +181,9 @@ class Init:
 
     weights: str = ""
     """Trained weights: a run, a file, hf:owner/name, or a name of `mlpmixer list weights`; without, from scratch."""
-    resize: Literal["bicubic", "bilinear", "nearest", "blocks", "parts"] = "bicubic"
-    """How token mixing of trained weights comes to another grid of patches, see `transfer.adapt`."""
+    resize: Method = "bicubic"
+    """How token mixing of trained weights comes to another grid of patches, see `transfer.adapt`. With larger images the accuracy
+    starts far lower, unless the patch grows alike, which keeps the grid (docs/LOG.md)."""
     stem: Literal["lecun", "whitened"] = "lecun"
     """lecun is the official start; whitened fits the stem to the training patches, so that its outputs are uncorrelated."""
     head_bias: float = 0.0

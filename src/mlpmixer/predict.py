@@ -6,7 +6,6 @@ torch by itself: `load` does, when it is asked for a run.
 """
 
 import csv
-import dataclasses
 import glob
 import io
 import json
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mlpmixer.config import pair
+from mlpmixer.config import Method
 from mlpmixer.data.images import IMAGE_SUFFIXES, Pixels
 from mlpmixer.data.preprocess import Preprocess
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from mlpmixer.checkpoint import ModelMeta
     from mlpmixer.data.sources import ImageSet
     from mlpmixer.model import Mixer
-    from mlpmixer.transfer import Method
+    from mlpmixer.transfer import Size
 
 Key = TypeVar("Key")
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -149,23 +148,28 @@ class Classifier:
 
 
 def load(
-    path: str | os.PathLike[str], *, device: str = "cpu", image_size: int | tuple[int, int] | None = None, resize: "Method" = "bicubic"
+    path: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    image_size: "int | Size | None" = None,
+    patch_size: "int | Size | None" = None,
+    in_channels: int | None = None,
+    resize: Method = "bicubic",
 ) -> Classifier:
     """A trained model in evaluation mode on `device`: a run, a weight file, hf:owner/name or a name of `mlpmixer list weights`.
 
-    image_size: use it at another size, in pixels, without further training (`transfer.adapt`, which explains `resize`).
+    image_size, patch_size (pixels), in_channels: use it at others, without further training; `transfer.adapt` says what each does to the
+        accuracy, and what `resize` is. The preprocessing follows.
     Errors: ValueError, saying what was expected, when there is no model at `path`, the file is damaged, or it cannot be fetched.
     """
     from mlpmixer.weights import load_file, locate
 
     file = locate(os.fspath(path))
     network, meta = load_file(file, os.fspath(path))
-    if image_size is not None:
-        from mlpmixer.transfer import adapt
+    if (image_size, patch_size, in_channels) != (None, None, None):
+        from mlpmixer.transfer import adapt_trained
 
-        network = adapt(network, image_size=image_size, method=resize)
-        preprocess = dataclasses.replace(meta.preprocess, image_size=pair(image_size))
-        meta = dataclasses.replace(meta, config=network.cfg, preprocess=preprocess)
+        network, meta = adapt_trained(network, meta, image_size=image_size, patch_size=patch_size, in_channels=in_channels, method=resize)
     return from_network(network, meta, device=device, path=file)
 
 

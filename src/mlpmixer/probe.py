@@ -338,11 +338,12 @@ def features_of(
     """The features of every readable image, each seen once by the network.
 
     With `cache`, a folder, they are kept there as NAME-KEY.safetensors and read from it the next time. KEY is the SHA-256 of the
-    model file, the preprocessing, and the images: names, and the bytes of those in memory or path, size and times of
-    those in files. Any change of these gives another key, so that an outdated file is never read. The network itself must be
-    the one of the file: one that was changed after loading is not noticed.
+    network (architecture and weights, as they are now; without a torch network, the model file), the preprocessing, and the images:
+    names, and the bytes of those in memory or path, size and times of those in files. Any change of these gives another key, so
+    that an outdated file is never read.
 
-    Raises ValueError when no image is readable, when a kept file is damaged, or when a model without a file is to be cached.
+    Raises ValueError when no image is readable, when a kept file is damaged, or when a model with neither
+    network nor file is to be cached.
     """
     if cache is None:
         kept, values, bad = outputs_of(classifier, images, classifier.features, batch_size)
@@ -360,16 +361,22 @@ def features_of(
 
 
 def _key(classifier: Classifier, images: ImageSet) -> str:
-    if classifier.path is None:
-        raise ValueError("features are kept for model files only, and this model is in memory: save it and load() it, or leave cache out")
     digest = hashlib.sha256()
 
     def add(part: bytes) -> None:
         digest.update(b"%d:" % len(part))
         digest.update(part)
 
-    with open(classifier.path, "rb") as f:
-        add(hashlib.file_digest(f, "sha256").digest())
+    if classifier.network is not None:
+        add(json.dumps(to_json(classifier.network.cfg), sort_keys=True).encode())
+        for name, tensor in classifier.network.state_dict().items():
+            add(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+    elif classifier.path is not None:
+        with open(classifier.path, "rb") as f:
+            add(hashlib.file_digest(f, "sha256").digest())
+    else:
+        raise ValueError("features are kept for networks and model files, and this model is neither: leave cache out")
     add(json.dumps([CACHE_FORMAT, to_json(classifier.preprocess)], sort_keys=True).encode())
     for i in range(len(images)):
         add(os.fsencode(str(images.names[i])))

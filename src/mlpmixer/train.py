@@ -34,7 +34,7 @@ from mlpmixer.evaluate import evaluate
 from mlpmixer.init import set_head_bias, whiten_stem
 from mlpmixer.loss import cross_entropy, smooth, soft_targets
 from mlpmixer.model import Mixer, count_params, create_model
-from mlpmixer.transfer import adapt_to, reset_head
+from mlpmixer.transfer import adapt_to, adapt_trained, reset_head
 from mlpmixer.weights import load_weights
 
 Report = Callable[[dict[str, Any]], None]
@@ -117,7 +117,9 @@ def _train(recipe: Recipe, run: Path, tell: Report, stop: threading.Event) -> Ru
     started = time.monotonic()
     device = choose_device(recipe.run.device)
     dtype = choose_precision(recipe.run.precision, device)
-    start = load_weights(recipe.init.weights) if recipe.init.weights else None
+    start: Start | None = None
+    if recipe.init.weights:
+        start = adapt_trained(*load_weights(recipe.init.weights), in_channels=recipe.model.in_channels)
     stores = load_images(recipe.data, recipe.model, start[1].preprocess if start else None)
     if not recipe.run.test:
         stores = dataclasses.replace(stores, splits=dataclasses.replace(stores.splits, test=None))
@@ -341,9 +343,7 @@ def load_images(data: Data, model: MixerConfig, pretrained: Preprocess | None = 
     train_store, val_store = store(splits.train, shape.scaled(data.train_scale)), store(splits.val, shape)
     if not len(train_store) or not len(val_store):
         raise ValueError(f"{data.name}: {len(train_store)} training and {len(val_store)} validation images are left; both splits need some")
-    if pretrained and len(set(pretrained.mean)) == len(set(pretrained.std)) == 1:
-        return Stores(splits, dataclasses.replace(shape, mean=pretrained.mean[:1], std=pretrained.std[:1]), train_store, val_store)
-    if pretrained and pretrained.in_channels == channels:
+    if pretrained:
         return Stores(splits, dataclasses.replace(shape, mean=pretrained.mean, std=pretrained.std), train_store, val_store)
     sample = sample_of(train_store)
     mean = sample.mean((0, 1, 2), dtype=np.float64) / 255

@@ -9,19 +9,19 @@ arXiv:2212.08013.) Resampling the columns of W1 like pictures instead would make
 """
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlpmixer.config import MixerConfig, pair
+from mlpmixer.checkpoint import ModelMeta
+from mlpmixer.config import Method, MixerConfig, pair, require
+from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.model import Mixer, MixerBlock
-from mlpmixer.registry import suggest
 
 Size = tuple[int, int]
 Filter = Literal["bicubic", "bilinear", "nearest"]
-Method = Literal["bicubic", "bilinear", "nearest", "blocks", "parts"]
 
 
 @torch.no_grad()
@@ -53,31 +53,11 @@ def adapt(
 
     Errors: ValueError for sizes that do not fit together and for a method that cannot make the new grid.
     """
-    if method not in get_args(Method):
-        raise ValueError(f"there is no method {method!r}; {suggest(method, get_args(Method))}")
     old = model.cfg
-    if image_size is None:
-        (rows, cols), (p, q) = old.grid, pair(old.patch_size if patch_size is None else patch_size)
-        image_size = old.image_size if patch_size is None else _size(rows * p, cols * q)
-    cfg = dataclasses.replace(
-        old,
-        image_size=image_size,
-        patch_size=old.patch_size if patch_size is None else patch_size,
-        in_channels=old.in_channels if in_channels is None else in_channels,
-        num_classes=old.num_classes if num_classes is None else num_classes,
-        parts=1,
-    )
-    parts = pair(old.parts)
-    if method in ("blocks", "parts"):
-        (rows, cols), (new_rows, new_cols) = old.grid, cfg.grid
-        if new_rows % rows or new_cols % cols:
-            raise ValueError(
-                f"method {method!r} makes grids that are a whole number of times {rows}x{cols} patches, got {new_rows}x{new_cols}; "
-                "for any other grid use method='bicubic'"
-            )
-        parts = (parts[0] * new_rows // rows, parts[1] * new_cols // cols)
-    cfg = dataclasses.replace(cfg, parts=_size(*parts))
-
+    sizes: dict[str, Any] = {"num_classes": num_classes, "image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
+    cfg = old.adapted(**sizes, method=method)
+    if method == "blocks":  # by way of parts
+        cfg = old.adapted(**sizes, method="parts")
     state = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
     if (cfg.in_channels, pair(cfg.patch_size)) != (old.in_channels, pair(old.patch_size)):
         state["stem.weight"] = _stem(state["stem.weight"], old, cfg)
@@ -116,6 +96,28 @@ def adapt_to(model: Mixer, target: MixerConfig, method: Method = "bicubic") -> M
     if different:
         raise ValueError(f"the weights are of another Mixer: {', '.join(different)}")
     return _build(cfg, new.state_dict(), new)
+
+
+def adapt_trained(
+    model: Mixer,
+    meta: ModelMeta,
+    *,
+    image_size: int | Size | None = None,
+    patch_size: int | Size | None = None,
+    in_channels: int | None = None,
+    method: Method = "bicubic",
+) -> tuple[Mixer, ModelMeta]:
+    """`adapt` for a model and what belongs to it: the preprocessing follows in size and channels.
+
+    Channels that become one get one mean and deviation, the average of theirs, and the stem is changed to match. So a grey image gives
+    the same output from one channel as from equal ones, whatever the old normalisation was.
+    """
+    preprocess = meta.preprocess
+    if in_channels not in (None, preprocess.in_channels):
+        model, preprocess = _other_channels(model, preprocess, in_channels)
+    new = adapt(model, image_size=image_size, patch_size=patch_size, in_channels=in_channels, method=method)
+    preprocess = dataclasses.replace(preprocess, image_size=pair(new.cfg.image_size))
+    return new, dataclasses.replace(meta, config=new.cfg, preprocess=preprocess)
 
 
 @torch.no_grad()
@@ -179,10 +181,6 @@ def _branch(block: MixerBlock, x: Tensor) -> Tensor:
     return (block.mix_tokens(x) - x).var(-1).mean()
 
 
-def _size(height: int, width: int) -> int | Size:
-    return height if height == width else (height, width)
-
-
 def _build(cfg: MixerConfig, state: dict[str, Tensor], like: Mixer) -> Mixer:
     with torch.device("meta"):  # draws nothing from the global generator
         model = Mixer(cfg)
@@ -199,6 +197,26 @@ def _stem(weight: Tensor, old: MixerConfig, new: MixerConfig) -> Tensor:
     share = (torch.arange(new.in_channels)[:, None] % fewer == torch.arange(old.in_channels) % fewer).to(w)  # (in', in)
     share /= share.sum(0)  # each old channel is dealt out in whole: equal channels give the output they gave
     return (share @ w).flatten(1).to(weight.dtype)
+
+
+@torch.no_grad()
+def _other_channels(model: Mixer, old: Preprocess, in_channels: int) -> tuple[Mixer, Preprocess]:
+    """The same function of the pixels, with one normalisation for the channels that `_stem` adds up; the preprocessing after that."""
+    require(in_channels >= 1, f"in_channels must be at least 1, got {in_channels}")
+    fewer = min(old.in_channels, in_channels)
+
+    def together(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+        means = [sum(values[c::fewer]) / len(values[c::fewer]) for c in range(fewer)]
+        return tuple(means[c % fewer] for c in range(channels))
+
+    mean, std = torch.tensor(old.mean, dtype=torch.float64), torch.tensor(old.std, dtype=torch.float64)  # (in)
+    new_mean, new_std = (torch.tensor(together(v, old.in_channels), dtype=torch.float64) for v in (old.mean, old.std))
+    state = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    w = state["stem.weight"].double().view(model.cfg.hidden_dim, old.in_channels, -1)  # (C, in, P*P)
+    state["stem.bias"] += w.sum(2) @ ((new_mean - mean) / std)
+    state["stem.weight"] = (w * (new_std / std)[:, None]).flatten(1).to(state["stem.weight"].dtype)
+    after = dataclasses.replace(old, in_channels=in_channels, mean=together(old.mean, in_channels), std=together(old.std, in_channels))
+    return _build(model.cfg, state, model), after
 
 
 def _resample_token_mixing(state: dict[str, Tensor], old: MixerConfig, new: MixerConfig, method: Filter) -> None:
