@@ -1,6 +1,8 @@
 """A file comes once, whole or not at all, from servers that serve well and from servers that do not. All of them run on loopback."""
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,8 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from mlpmixer import cli
 from mlpmixer.fetch import cache_path, fetch
+from mlpmixer.interop import write_official
+from mlpmixer.model import create_model
+from mlpmixer.zoo import NUM_CLASSES, WEIGHTS, Weights
 
 CONTENT = bytes(range(256)) * 400  # 102,400 bytes
 QUICK = {"timeout_s": 0.3, "backoff_s": 0.0}
@@ -411,3 +418,94 @@ def test_without_a_network_one_line_is_all_that_is_printed(tmp_path: Path) -> No
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("mlpmixer: hf:ada/digits could not be fetched: ") and "give the path of that file instead" in line
+
+
+# --- what the command line shows ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The weights Pico/2:test; the cache is empty."""
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    model = create_model("Pico/2", num_classes=NUM_CLASSES["imagenet1k"])
+    write_official(tmp_path / "w.npz", model.cfg, model.state_dict())
+    server = serve()
+    server.content = (tmp_path / "w.npz").read_bytes()
+    known = {"form": "official", "classes": "imagenet1k", "preprocess": "bv_resmall_crop", "top1": None, "source": "", "licence": ""}
+    monkeypatch.setitem(
+        WEIGHTS,
+        "Pico/2:test",
+        Weights(model="Pico/2", url=server.url, num_bytes=len(server.content), **known),  # type: ignore[arg-type]
+    )
+    return server
+
+
+def picture(folder: Path) -> str:
+    Image.new("RGB", (8, 8), "red").save(folder / "red.png")
+    return str(folder / "red.png")
+
+
+def command(what: str, tmp_path: Path) -> list[str]:
+    return {
+        "convert": ["convert", "Pico/2:test", str(tmp_path / "out.safetensors")],
+        "predict": ["predict", "Pico/2:test", picture(tmp_path), "--format", "json"],
+        "train": ["train", "digits", "--init", "Pico/2:test", "--steps", "1", "--no-test", "--out", str(tmp_path / "run")],
+    }[what]
+
+
+@pytest.mark.parametrize("what", ["convert", "predict", "train"])
+def test_a_download_is_told_on_standard_error_and_not_the_second_time(
+    what: str, published: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(command(what, tmp_path)) == 0
+    out, err = capsys.readouterr()
+    assert err == f"mlpmixer: fetching {published.url}, {len(published.content) / 1e6:.1f} MB\n" and "fetch" not in out
+    assert what != "predict" or json.loads(out)
+    assert cli.main(command("convert", tmp_path)) == 0
+    assert capsys.readouterr().err == "" and len(published.requests) == 1
+
+
+def test_training_tells_of_a_download_in_json_or_not_at_all(published: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*command("train", tmp_path), "--json"]) == 0
+    out, err = capsys.readouterr()
+    events = [json.loads(line) for line in out.splitlines()]
+    fetched = [e for e in events if e["kind"] == "fetch"]
+    assert err == "" and events[: len(fetched)] == fetched and events[len(fetched)]["kind"] == "start"
+    assert (fetched[-1]["done_bytes"], fetched[-1]["total_bytes"]) == (len(published.content), len(published.content))
+    cache_path(published.url).unlink()
+    assert cli.main(["train", "digits", "--init", "Pico/2:test", "--steps", "1", "--no-test", "--out", str(tmp_path / "q"), "--quiet"]) == 0
+    assert capsys.readouterr().err == "" and len(published.requests) == 2
+
+
+def test_on_a_terminal_a_download_is_a_bar_that_goes_away_before_training_begins(
+    published: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert cli.main(command("train", tmp_path)) == 0
+    out, err = capsys.readouterr()
+    assert "B_16.npz" in err and "828.7/828.7 kB" in err and "1 steps" in out
+    assert err.endswith("\x1b[1A\x1b[2K"), "the line is cleared"
+
+
+def test_a_long_download_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    report = cli._plain_fetch(every_s=0)
+    for done in (200_000_000, 700_000_000, 700_000_000):
+        report({"kind": "fetch", "url": "https://example.org/H_14.npz", "done_bytes": done, "total_bytes": 1_700_000_000})
+    start, later, stalled = capsys.readouterr().err.splitlines()
+    assert start == "mlpmixer: fetching https://example.org/H_14.npz, 1,700.0 MB, 200.0 MB of it are here"
+    assert later.startswith("mlpmixer: fetched 700.0 MB of 1,700.0 MB, ") and later.endswith(" left")
+    assert stalled.endswith("? left")
+    report({"kind": "fetch", "url": "https://example.org/other", "done_bytes": 0, "total_bytes": 0})
+    report({"kind": "fetch", "url": "https://example.org/other", "done_bytes": 5_000_000, "total_bytes": 0})
+    assert capsys.readouterr().err.splitlines() == ["mlpmixer: fetching https://example.org/other", "mlpmixer: fetched 5.0 MB"]
+
+
+def test_ctrl_c_ends_a_download_at_once(published: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(event: cli.Event) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(cli, "_plain_fetch", lambda: interrupted)
+    assert cli.main(command("train", tmp_path)) == 130
+    assert not (tmp_path / "run").exists() and not cache_path(published.url).exists()

@@ -13,7 +13,7 @@ import sys
 import time
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -224,17 +224,66 @@ def _latest_unfinished() -> Path:
 
 
 @contextmanager
-def _reporter(*, quiet: bool, as_json: bool) -> Iterator[Callable[[Event], None]]:
-    """What the training loop tells, as JSON lines, a live line on a terminal, plain lines elsewhere, or not at all."""
-    if as_json:
-        yield _print_json
-    elif quiet:
-        yield lambda event: None
-    elif sys.stdout.isatty():
-        with _live() as report:
-            yield report
-    else:
-        yield _plain()
+def _reporter(*, quiet: bool = False, as_json: bool = False) -> Iterator[Callable[[Event], None]]:
+    """What is told while one waits: JSON lines, or live on a terminal and plain lines elsewhere, or nothing.
+
+    Training goes to standard output, a download to standard error: it never stands between results.
+    """
+    if as_json or quiet:
+        yield _print_json if as_json else lambda event: None
+        return
+    phase, show = "", None
+    with ExitStack() as shown:
+
+        def report(event: Event) -> None:
+            nonlocal phase, show
+            now = "fetch" if event["kind"] == "fetch" else "train"
+            if show is None or now != phase:
+                shown.close()
+                stream, live, plain = (sys.stderr, _live_fetch, _plain_fetch) if now == "fetch" else (sys.stdout, _live, _plain)
+                phase, show = now, shown.enter_context(live()) if stream.isatty() else plain()
+            show(event)
+
+        yield report
+
+
+def _plain_fetch(every_s: float = 10.0) -> Callable[[Event], None]:
+    url, last, last_bytes = "", 0.0, 0
+
+    def report(event: Event) -> None:
+        nonlocal url, last, last_bytes
+        now, done, total = time.monotonic(), event["done_bytes"], event["total_bytes"]
+        if event["url"] != url:
+            url, last, last_bytes = event["url"], now, done
+            _err(f"fetching {url}" + (f", {_megabytes(total)}" if total else "") + (f", {_megabytes(done)} of it are here" if done else ""))
+        elif now - last >= every_s:
+            speed = max(done - last_bytes, 0) / (now - last)
+            left = f" of {_megabytes(total)}, {_duration((total - done) / speed if speed else None)} left" if total else ""
+            _err(f"fetched {_megabytes(done)}{left}")
+            last, last_bytes = now, done
+
+    return report
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+@contextmanager
+def _live_fetch() -> Iterator[Callable[[Event], None]]:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def report(event: Event) -> None:
+            name = escape(event["url"].rpartition("/")[2])
+            progress.update(task, description=name, completed=event["done_bytes"], total=event["total_bytes"] or None)
+
+        yield report
 
 
 def _plain(every_s: float = 10.0) -> Callable[[Event], None]:
@@ -326,7 +375,8 @@ class Sizes:
         from mlpmixer.device import choose_device
         from mlpmixer.predict import load
 
-        return load(run, device=str(choose_device(device)), **dataclasses.asdict(self))
+        with _reporter() as report:
+            return load(run, device=str(choose_device(device)), report=report, **dataclasses.asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -588,7 +638,9 @@ class Convert:
     def __call__(self) -> int:
         from mlpmixer.weights import convert
 
-        for note in convert(self.model, self.out, timm=self.timm):
+        with _reporter() as report:
+            notes = convert(self.model, self.out, timm=self.timm, report=report)
+        for note in notes:
             _err(f"note: {note}")
         print(self.out)
         return 0

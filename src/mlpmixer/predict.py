@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mlpmixer.data.sources import ImageSet
     from mlpmixer.model import Mixer
     from mlpmixer.transfer import Size
+    from mlpmixer.weights import Report
 
 Key = TypeVar("Key")
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -155,16 +156,19 @@ def load(
     patch_size: "int | Size | None" = None,
     in_channels: int | None = None,
     resize: Method = "bicubic",
+    report: "Report | None" = None,
 ) -> Classifier:
     """A trained model in evaluation mode on `device`: a run, a weight file, hf:owner/name or a name of `mlpmixer list weights`.
 
     image_size, patch_size (pixels), in_channels: use it at others, without further training; `transfer.adapt` says what each does to the
         accuracy, and what `resize` is. The preprocessing follows.
+    report: receives the progress of a download.
+
     Errors: ValueError, saying what was expected, when there is no model at `path`, the file is damaged, or it cannot be fetched.
     """
     from mlpmixer.weights import load_file, locate
 
-    file = locate(os.fspath(path))
+    file = locate(os.fspath(path), report=report)
     network, meta = load_file(file, os.fspath(path))
     if (image_size, patch_size, in_channels) != (None, None, None):
         from mlpmixer.transfer import adapt_trained

@@ -94,7 +94,8 @@ def train(recipe: Recipe, *, out: str | os.PathLike[str] | None = None, resume: 
 
     out: default runs/<recipe name>, or the first free number after it.
     resume: go on from the last checkpoint in `out` (bit-identical to an undisturbed run on the same machine), or start if there is none.
-    report: receives {"kind": "start" | "step" | "eval" | "save" | "end", ...} as they happen.
+    report: receives {"kind": "start" | "step" | "eval" | "save" | "end", ...} as they happen, before them {"kind": "fetch", ...}
+        while the weights to start from are downloaded (`fetch.fetch`).
 
     Errors: ValueError for data, recipe or directory that do not fit; Diverged when the loss is not finite; Interrupted on
     Ctrl-C, after saving; OSError when nothing can be written (the last checkpoint survives).
@@ -109,17 +110,17 @@ def train(recipe: Recipe, *, out: str | os.PathLike[str] | None = None, resume: 
             summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
             tell({"kind": "end", "summary": summary, "out": str(run)})
             return RunResult(run, summary)
+    start: Start | None = None
+    if recipe.init.weights:  # before Ctrl-C waits for the end of a step: a download may be long
+        start = adapt_trained(*load_weights(recipe.init.weights, report=tell), in_channels=recipe.model.in_channels)
     with torch.random.fork_rng(), _stop_signal() as stop:
-        return _train(recipe, run, tell, stop)
+        return _train(recipe, start, run, tell, stop)
 
 
-def _train(recipe: Recipe, run: Path, tell: Report, stop: threading.Event) -> RunResult:
+def _train(recipe: Recipe, start: Start | None, run: Path, tell: Report, stop: threading.Event) -> RunResult:
     started = time.monotonic()
     device = choose_device(recipe.run.device)
     dtype = choose_precision(recipe.run.precision, device)
-    start: Start | None = None
-    if recipe.init.weights:
-        start = adapt_trained(*load_weights(recipe.init.weights), in_channels=recipe.model.in_channels)
     stores = load_images(recipe.data, recipe.model, start[1].preprocess if start else None)
     if not recipe.run.test:
         stores = dataclasses.replace(stores, splits=dataclasses.replace(stores.splits, test=None))

@@ -196,10 +196,12 @@ def create_model(
     return adapted.train()
 
 
-def convert(name: str | os.PathLike[str], out: str | os.PathLike[str], *, timm: bool = False) -> list[str]:
+def convert(name: str | os.PathLike[str], out: str | os.PathLike[str], *, timm: bool = False, report: Report | None = None) -> list[str]:
     """Write the model behind `name` (see `load_weights`) to the file `out`; returns what that form cannot say.
 
     out: .npz is the official form; .safetensors is ours, or timm's with `timm`.
+    report: receives the progress of a download.
+
     Errors: ValueError for another suffix and an unreadable model, OSError when `out` cannot be written.
     """
     from mlpmixer.checkpoint import save_model
@@ -208,7 +210,7 @@ def convert(name: str | os.PathLike[str], out: str | os.PathLike[str], *, timm: 
     path = Path(out)
     if path.suffix not in (".npz", ".safetensors") or (timm and path.suffix == ".npz"):
         raise ValueError(f"cannot write {path}: expected FILE.npz (official), FILE.safetensors (ours), or FILE.safetensors with --timm")
-    model, meta = load_weights(name)
+    model, meta = load_weights(name, report=report)
     if path.suffix == ".safetensors" and not timm:
         save_model(path, model, meta)
         return []
