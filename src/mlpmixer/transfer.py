@@ -39,8 +39,8 @@ def adapt(
     num_classes   another number: a fresh zero head (as the official code does); 0: no head, the output is pre_logits.
     image_size    pixels, (height, width) or one number. The patch stays the same, so the grid of patches changes.
     patch_size    pixels; the stem is resized so that its output on a resized patch is kept, exactly when the patch grows.
-                  Without an image_size the image grows or shrinks with the patch, and the grid is kept: the way to larger images
-                  that costs next to no accuracy before further training.
+                  Without an image_size the image grows or shrinks with the patch, and the grid is kept. Before further
+                  training this costs next to no accuracy on magnified pictures, and much on finer ones (docs/LOG.md).
     in_channels   grey from many: the sum; more from fewer: repeated and divided; the output is kept when all channels are equal.
     method        how token mixing, which is made for one grid, comes to another:
       bicubic, bilinear, nearest   any grid: the weights are resampled over it. One network of the old widths sees the whole image.
