@@ -50,6 +50,8 @@ def variants(original: Classifier, size: int, some: ImageSet) -> Iterator[tuple[
     if size % old_rows == size % old_cols == 0:
         patch = (size // old_rows, size // old_cols)
         yield f"patches of {patch[0]}x{patch[1]} px, {old_rows}x{old_cols} of them", adapt(model, patch_size=patch)
+        if patch > pair(model.cfg.patch_size):
+            yield "the same, for magnified pictures", adapt(model, patch_size=patch, magnified=True)
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ def test_a_short_option_is_the_long_one(short: str) -> None:
         "patch-size": "4",
         "resize": "nearest",
     }
-    values = [] if short in ("compile", "test") else [value.get(short, "3")]
+    values = [] if short in ("compile", "test", "magnified") else [value.get(short, "3")]
     owner, leaf = cli.SHORT[short].split(".")
     no = "no-" if short == "test" else ""  # it is on by default
     short_form = train_recipe("digits", f"--{no}{short}", *values)

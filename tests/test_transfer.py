@@ -293,17 +293,36 @@ def patchwise(x: Tensor, cfg: MixerConfig, patch: tuple[int, int]) -> Tensor:
     """The images with every patch resized by itself."""
     (rows, cols), (p, q) = cfg.grid, pair(cfg.patch_size)
     tiles = x.view(len(x), -1, rows, p, cols, q).permute(0, 2, 4, 1, 3, 5).reshape(-1, cfg.in_channels, p, q)
-    tiles = resize(tiles, patch).view(len(x), rows, cols, -1, *patch)
+    tiles = resize(tiles, patch, "bicubic").view(len(x), rows, cols, -1, *patch)
     return tiles.permute(0, 3, 1, 4, 2, 5).reshape(len(x), -1, rows * patch[0], cols * patch[1])
 
 
 @settings(max_examples=20, deadline=None)
 @given(p=st.integers(4, 11), q=st.integers(2, 7))
-def test_bigger_patches_of_the_same_picture_give_the_same_logits(p: int, q: int) -> None:
+def test_magnified_patches_give_the_same_logits(p: int, q: int) -> None:
     model, x = random(), images(SMALL)
-    new = adapt(model, patch_size=(p, q))
+    new = adapt(model, patch_size=(p, q), magnified=True)
     assert new.cfg.grid == SMALL.grid and pair(new.cfg.image_size) == (3 * p, 4 * q)
     torch.testing.assert_close(new(patchwise(x, SMALL, (p, q))), model(x), atol=1e-10, rtol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(p=st.integers(4, 11), q=st.integers(2, 7))
+def test_bigger_patches_are_read_as_if_they_were_resized_to_the_old_size(p: int, q: int) -> None:
+    model = random()
+    new = adapt(model, patch_size=(p, q))
+    x = images(new.cfg)  # with detail in every pixel
+    torch.testing.assert_close(new(x), model(patchwise(x, new.cfg, (4, 2))), atol=1e-10, rtol=0)
+
+
+def test_smaller_patches_are_read_as_the_least_picture_that_would_shrink_to_them() -> None:
+    model = random()
+    new = adapt(model, patch_size=(3, 2))
+    x = images(new.cfg)
+    basis = torch.eye(4 * 2, dtype=torch.float64).view(8, 1, 4, 2)
+    shrink = resize(basis, (3, 2), "bicubic").flatten(1)  # (8, 6): one patch of pixels to a smaller one
+    patches = new.patches(x).view(len(x), new.cfg.num_patches, 3, 6) @ torch.linalg.pinv(shrink)
+    torch.testing.assert_close(new.stem(new.patches(x)), model.stem(patches.flatten(2)), atol=1e-10, rtol=0)
 
 
 def test_patch_and_image_can_change_together() -> None:

@@ -61,10 +61,11 @@ SHORT = {
     "fit": "data.fit",
     "init": "init.weights",
     "resize": "init.resize",
+    "magnified": "init.magnified",
 }
 SWITCHES = {"--quiet", "--json", "-h", "--help"} | {
     f"--{owner}.{no}{name}"
-    for owner, name in (("augment", "flip"), ("run", "checkpointing"), ("run", "compile"), ("run", "test"))
+    for owner, name in (("augment", "flip"), ("init", "magnified"), ("run", "checkpointing"), ("run", "compile"), ("run", "test"))
     for no in ("", "no-")
 }
 LATEST = "latest"
@@ -362,15 +363,15 @@ class Sizes:
     """Use the model at other sizes than its own, without training."""
 
     image_size: int | tuple[int, int] | None = None
-    """Pixels, or height and width, without training. The patch is kept, so a larger image has more of them. That costs accuracy, on
-    pictures that are only magnified much more than a patch enlarged alike does (docs/LOG.md)."""
+    """Pixels, or height and width, without training. The patch is kept, so a larger image has more of them: that costs accuracy."""
     patch_size: int | tuple[int, int] | None = None
-    """Pixels, or height and width; without --image-size the image grows with it. Costs next to no accuracy where pictures are only
-    magnified, and much where they are finer than those of the training (docs/LOG.md)."""
+    """Pixels, or height and width; without --image-size the image grows with it. Larger photos cost next to no accuracy this way."""
     in_channels: int | None = None
     """1 grey, 3 RGB, any other number for multispectral arrays."""
     resize: Method = "bicubic"
     """How token mixing comes to another grid of patches, see transfer.adapt."""
+    magnified: Flag = False
+    """Larger patches show no more than the old ones did (small images enlarged)."""
 
     def load(self, run: str, device: str) -> "Classifier":
         from mlpmixer.device import choose_device

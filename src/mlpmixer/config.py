@@ -182,8 +182,9 @@ class Init:
     weights: str = ""
     """Trained weights: a run, a file, hf:owner/name, or a name of `mlpmixer list weights`; without, from scratch."""
     resize: Method = "bicubic"
-    """How token mixing of trained weights comes to another grid of patches, see `transfer.adapt`. What the accuracy starts from
-    after this, and with a patch enlarged alike instead, is in docs/LOG.md."""
+    """How token mixing of trained weights comes to another grid of patches, see `transfer.adapt`."""
+    magnified: bool = False
+    """Larger patches show no more than the old ones did (small images enlarged); see `transfer.adapt`."""
     stem: Literal["lecun", "whitened"] = "lecun"
     """lecun is the official start; whitened fits the stem to the training patches, so that its outputs are uncorrelated."""
     head_bias: float = 0.0

@@ -156,12 +156,13 @@ def load(
     patch_size: "int | Size | None" = None,
     in_channels: int | None = None,
     resize: Method = "bicubic",
+    magnified: bool = False,
     report: "Report | None" = None,
 ) -> Classifier:
     """A trained model in evaluation mode on `device`: a run, a weight file, hf:owner/name or a name of `mlpmixer list weights`.
 
     image_size, patch_size (pixels), in_channels: use it at others, without further training; `transfer.adapt` says what each does to the
-        accuracy, and what `resize` is. The preprocessing follows.
+        accuracy, and what `resize` (its method) and `magnified` are. The preprocessing follows.
     report: receives the progress of a download.
 
     Errors: ValueError, saying what was expected, when there is no model at `path`, the file is damaged, or it cannot be fetched.
@@ -173,7 +174,8 @@ def load(
     if (image_size, patch_size, in_channels) != (None, None, None):
         from mlpmixer.transfer import adapt_trained
 
-        network, meta = adapt_trained(network, meta, image_size=image_size, patch_size=patch_size, in_channels=in_channels, method=resize)
+        sizes: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
+        network, meta = adapt_trained(network, meta, **sizes, method=resize, magnified=magnified)
     return from_network(network, meta, device=device, path=file)
 
 

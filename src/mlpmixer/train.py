@@ -307,7 +307,7 @@ def first_model(recipe: Recipe, stores: Stores, start: Start | None) -> Mixer:
         set_head_bias(model, recipe.init.head_bias)
         return model
     pretrained, meta = start
-    model = adapt_to(pretrained, recipe.model, recipe.init.resize)
+    model = adapt_to(pretrained, recipe.model, recipe.init.resize, recipe.init.magnified)
     if meta.classes != stores.splits.classes:
         reset_head(model)
         set_head_bias(model, recipe.init.head_bias)
