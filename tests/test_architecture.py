@@ -43,10 +43,10 @@ ALLOWED: dict[str, set[str] | None] = {
     "explain": BELOW_VERBS | VERBS,
     "export": BELOW_VERBS | VERBS,
     "bench": BELOW_VERBS | VERBS,
+    "reproduce": BELOW_VERBS | VERBS | {"train"},
     "doctor": FLOOR | {"device", "__version__"},
     "cli": None,  # the edges may import everything
     "serve": None,
-    "reproduce": None,
     "__init__": None,
     "__main__": {"cli"},
 }
@@ -116,6 +116,7 @@ def test_only_the_edges_print_and_read_the_environment() -> None:
         "from mlpmixer.cli import main; assert main(['train', '--help']) == 0",
         "from mlpmixer.cli import main; assert main(['probe', '--help']) == 0",
         "from mlpmixer.cli import main; assert main(['list', 'recipes']) == 0",
+        "from mlpmixer.cli import main; assert main(['reproduce']) == main(['reproduce', '--help']) == 0",
         "from mlpmixer.cli import main; assert main(['summary', 'S/32']) == 0",
         "from mlpmixer.cli import main; assert main(['data', 'check', 'digits']) in (0, 1)",
         "import mlpmixer.predict, mlpmixer.probe, mlpmixer.checkpoint, mlpmixer.runlog, mlpmixer.report",

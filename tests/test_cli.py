@@ -123,6 +123,7 @@ def test_a_recipe_by_name_can_be_used_on_other_data() -> None:
         ("list modles", "models"),
         ("data check digitz", "digits"),
         ("data preview digits", "--out"),
+        ("reproduce cifar10-transfr", "cifar10-transfer"),
         ("--trian", "train"),
     ],
 )

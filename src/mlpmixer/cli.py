@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from mlpmixer.config import Activation, Data, Init, Method, MixerConfig, Recipe, pair
+from mlpmixer.config import Data, Init, Method, MixerConfig, Recipe, pair
 from mlpmixer.registry import suggest
 
 if TYPE_CHECKING:
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from mlpmixer.evaluate import Metrics
     from mlpmixer.predict import Classifier, Failure, Prediction
     from mlpmixer.probe import ProbeResult
+    from mlpmixer.reproduce import Outcome, Plan
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 Flag = FlagCreatePairsOff[bool]
 Event = dict[str, Any]
@@ -297,6 +298,8 @@ def _plain(every_s: float = 10.0) -> Callable[[Event], None]:
             print("\n".join(_start_lines(event)), flush=True)
         elif event["kind"] == "eval":
             print(_eval_line(event), flush=True)
+        elif event["kind"] == "row":
+            print(_row_line(event), flush=True)
         elif event["kind"] == "step" and time.monotonic() - last >= every_s:
             last = time.monotonic()
             print(f"step {event['step']:,}/{total:,}  {_step_text(event)}  {_duration(event.get('eta_s'))} left", flush=True)
@@ -314,8 +317,10 @@ def _live() -> Iterator[Callable[[Event], None]]:
 
         def report(event: Event) -> None:
             if event["kind"] == "start":
-                progress.update(task, total=event.get("steps"))
+                progress.update(task, total=event.get("steps"), completed=event.get("step", 0))
                 progress.console.print("\n".join(_start_lines(event)), markup=False, highlight=False, soft_wrap=True)
+            elif event["kind"] == "row":
+                progress.console.print(_row_line(event), markup=False, highlight=False, soft_wrap=True)
             elif event["kind"] == "step":
                 progress.update(task, completed=event["step"], now=f"{_step_text(event)}  {_duration(event.get('eta_s'))} left")
             elif event["kind"] == "eval":
@@ -331,6 +336,10 @@ def _start_lines(e: Event) -> list[str]:
         f"run: {e['out']}",
         *(f"note: {note}" for note in e.get("notes", ())),
     ]
+
+
+def _row_line(e: Event) -> str:
+    return f"row {e['number']} of {e['of']}: {e['row']}"
 
 
 def _step_text(e: Event) -> str:
@@ -668,6 +677,107 @@ class Push:
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reproduce:
+    """Run a published table again and put our figures beside the published ones; without TABLE, list the tables.
+
+    Everything is looked for before anything starts: what is lacking is said at once. Given again, the command goes on where it stopped.
+    With fewer steps or smaller batches it is a trial, marked as reduced.
+    """
+
+    table: Annotated[Positional[str], arg(metavar="TABLE")] = ""
+    """Which table, such as cifar10-transfer."""
+    row: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME")] = ()
+    """Only this row, by the name of its weights, such as B/16:imagenet21k; can be given several times."""
+    data_dir: Annotated[str, arg(metavar="DIR")] = ""
+    """Where the files of the data set are; default: the Hugging Face Hub."""
+    weights_dir: Annotated[str, arg(metavar="DIR")] = ""
+    """Where the published weight files are (DIR/imagenet21k/Mixer-B_16.npz); default: they are fetched into the cache."""
+    out: Annotated[str, arg(metavar="DIR")] = ""
+    """Where each row has its run folder; default: runs/TABLE, or runs/TABLE-reduced."""
+    steps: int = 0
+    """Fewer steps; 0: as published."""
+    batch_size: int = 0
+    """Fewer images a step; 0: as published."""
+    accumulate: int = 0
+    """Parts a batch is computed in, to save memory; 0: parts no larger than published. The result is the same."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    seed: int = 0
+    """Of order and augmentation."""
+    check: Flag = False
+    """Only say what it takes and what is lacking (then the exit code is 1)."""
+    quiet: Flag = False
+    """Print the result only."""
+    json: Flag = False
+    """Print one JSON object a line."""
+
+    def __call__(self) -> int:
+        from mlpmixer.reproduce import TABLES, Settings, plan, reproduce
+
+        if not self.table:
+            rows = [(name, table.title, ", ".join(row.weights for row in table.rows)) for name, table in TABLES.items()]
+            if self.json:
+                _print_json([{"table": name, "title": title, "rows": r.split(", ")} for name, title, r in rows])
+            else:
+                _print_table(("table", "", "rows"), rows)
+            return 0
+        settings = Settings(
+            data_dir=self.data_dir or None,
+            weights_dir=self.weights_dir or None,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            device=self.device,
+            seed=self.seed,
+        )
+        if self.check:
+            return _print_plan(plan(self.table, self.row, settings, self.out or None), as_json=self.json)
+        from mlpmixer.train import Diverged, Interrupted
+
+        try:
+            with _reporter(quiet=self.quiet, as_json=self.json) as report:
+                outcome = reproduce(self.table, self.row, settings, self.out or None, report)
+        except Interrupted as stop:
+            _err(f"stopped after step {stop.step:,}, saved in {stop.path}; to go on: the same command")
+            return 130
+        except Diverged as e:
+            _err(str(e))
+            return 1
+        if self.json:
+            _print_json({"kind": "table", **outcome.to_json()})
+        else:
+            _print_outcome(outcome)
+        return 0
+
+
+def _print_plan(p: "Plan", *, as_json: bool) -> int:
+    lacking = p.lacking()
+    rows = []
+    for job in p.jobs:
+        state = "finished" if job.done else "started" if job.run.exists() else "to do"
+        weights = "finished" if job.done else "absent" if job in p.absent else "there"
+        pflops, gib = f"{job.flops / 1e15:,.4g}", f"{job.num_bytes / 2**30:.1f}"
+        rows.append((job.row.weights, state, weights, f"{job.recipe.run.steps:,}", pflops, gib))
+    if as_json:
+        keys = ("row", "state", "weights", "steps", "pflops", "memory_gib")
+        _print_json({"table": p.name, "out": str(p.out), "rows": [dict(zip(keys, r, strict=True)) for r in rows], "lacking": lacking})
+    else:
+        _print_table(("row", "state", "weights", "steps", "PFLOPs", "memory, GiB"), rows)
+        print(f"\nPFLOPs: of the whole training; 36 are an hour at 10 TFLOP/s. Memory: of the training, roughly. Runs: {p.out}")
+    if lacking:
+        _err(lacking)
+    return 1 if lacking else 0
+
+
+def _print_outcome(o: "Outcome") -> None:
+    header, rows = o.cells()
+    print(f"{o.name}: {o.table.title}\n")
+    _print_table(header, rows)
+    print("\n".join(["", *o.notes]))
+    print(f"table   {o.out / 'table.md'}")
+
+
 # --- summary, list, doctor ----------------------------------------------------------------------------------------
 
 
@@ -711,12 +821,10 @@ def _architecture(name: str) -> MixerConfig:
 
 def _architecture_of_weights(name: str) -> MixerConfig:
     """Without fetching what has a name."""
-    from mlpmixer.zoo import MODELS, WEIGHTS
+    from mlpmixer.zoo import WEIGHTS
 
     if name in WEIGHTS:
-        known = WEIGHTS[name]
-        activation: Activation = "gelu_tanh" if known.form == "official" else "gelu_erf"
-        return dataclasses.replace(MODELS[known.model], num_classes=known.num_classes, activation=activation)
+        return WEIGHTS[name].config
     from mlpmixer.weights import architecture
 
     return architecture(name)
@@ -874,6 +982,7 @@ COMMANDS: dict[str, Any] = {
     "probe": Probe,
     "convert": Convert,
     "push": Push,
+    "reproduce": Reproduce,
     "summary": Summary,
     "list": List,
     "data check": DataCheck,

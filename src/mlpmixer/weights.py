@@ -117,7 +117,7 @@ def _foreign(file: Path, known: Weights | None, name: str, image_size: Size | No
     official = file.suffix == ".npz"
     cfg, state = (read_official if official else read_timm)(file, image_size)
     if known:
-        _require_same_architecture(cfg, dataclasses.replace(zoo.MODELS[known.model], num_classes=known.num_classes), str(file))
+        _require_same_architecture(cfg, known.config, str(file))
     with torch.device("meta"):
         model = Mixer(cfg)
     model.load_state_dict(state, assign=True)

@@ -2,12 +2,12 @@
 
 import gzip
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from mlpmixer.config import MixerConfig, pair
+from mlpmixer.config import Activation, MixerConfig, pair
 from mlpmixer.registry import Registry, suggest
 
 __all__ = ["MODELS", "WEIGHTS", "Layer", "Weights", "class_names", "count_params", "numbered", "suggest", "summary", "wordnet_ids"]
@@ -129,6 +129,12 @@ class Weights:
     def num_classes(self) -> int:
         """Outputs of the head."""
         return NUM_CLASSES[self.classes]
+
+    @property
+    def config(self) -> MixerConfig:
+        """The architecture, with this head and the activation of the origin."""
+        activation: Activation = "gelu_tanh" if self.form == "official" else "gelu_erf"
+        return replace(MODELS[self.model], num_classes=self.num_classes, activation=activation)
 
 
 WEIGHTS: Registry[Weights] = Registry("weights")
