@@ -125,7 +125,7 @@ def table(rows: list[Row]) -> str:
         grid, patch = px // here[0]["patch_px"], here[0]["patch_px"]
         cells = [mean_and_range(found) if (found := [r["top1"] for r in here if r["how"] == w]) else "" for w in ways]
         spread = [v for r in here if r["how"] == "bicubic" for v in r["variance"]]
-        variance = f"{min(spread):.2f}-{max(spread):.2f}"
+        variance = f"{min(spread):.2f}-{max(spread):.2f}" if spread else ""
         lines.append(f"| {px} | {patches}: {grid}x{grid} of {patch} px | {' | '.join(cells)} | {variance} |")
     return "\n".join(lines)
 
