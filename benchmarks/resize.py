@@ -45,6 +45,8 @@ def variants(original: Classifier, size: int, some: ImageSet) -> Iterator[tuple[
             yield f"{method}, {rows}x{cols} patches", new
             calibrate(new, tensor(some, classifier(new, original)), model, tensor(some, original))
             yield f"{method}, calibrated", new
+            if max(rows, cols) > max(old_rows, old_cols):
+                yield f"{method}, magnified", adapt(model, image_size=size, method=method, magnified=True)  # type: ignore[arg-type]
         if rows % old_rows == cols % old_cols == 0:
             yield f"blocks, {rows}x{cols} patches", adapt(model, image_size=size, method="parts")
     if size % old_rows == size % old_cols == 0:

@@ -46,11 +46,11 @@ Row = dict[str, Any]
 
 
 def block_variances(classifier: Classifier, images: ImageSet) -> np.ndarray:
-    """Of every block's output, (num_blocks), over up to 256 images, all their tokens and channels."""
+    """Of every block's output over its channels, which is what a LayerNorm sees: (num_blocks), the mean over up to 256 images."""
     assert classifier.network is not None
     pixels = np.stack([classifier.array(images.source(i)) for i in range(min(len(images), 256))])
     variances: list[float] = []
-    hooks = [b.register_forward_hook(lambda _, __, out: variances.append(out.var().item())) for b in classifier.network.blocks]
+    hooks = [b.register_forward_hook(lambda _, __, out: variances.append(out.var(-1).mean().item())) for b in classifier.network.blocks]
     with torch.inference_mode():
         classifier.network(normalise(prepare_eval(torch.from_numpy(pixels)), classifier.preprocess))
     for hook in hooks:

@@ -380,7 +380,7 @@ class Sizes:
     resize: Method = "bicubic"
     """How token mixing comes to another grid of patches, see transfer.adapt."""
     magnified: Flag = False
-    """Larger patches show no more than the old ones did (small images enlarged)."""
+    """The images at the new size are enlargements of small ones and show no more than those did."""
 
     def load(self, run: str, device: str) -> "Classifier":
         from mlpmixer.device import choose_device

@@ -184,7 +184,7 @@ class Init:
     resize: Method = "bicubic"
     """How token mixing of trained weights comes to another grid of patches, see `transfer.adapt`."""
     magnified: bool = False
-    """Larger patches show no more than the old ones did (small images enlarged); see `transfer.adapt`."""
+    """Images at the new size are enlargements and show no more than the old ones did; see `transfer.adapt`."""
     stem: Literal["lecun", "whitened"] = "lecun"
     """lecun is the official start; whitened fits the stem to the training patches, so that its outputs are uncorrelated."""
     head_bias: float = 0.0

@@ -49,8 +49,9 @@ def adapt(
       blocks      grids that are K x L times the old one (paper, appendix C): block-diagonal weights, tokens_mlp_dim times K * L. The logits
                   are exactly the mean of the old network's logits on the K x L crops.
       parts       the same function with the block stored once (`MixerConfig.parts`); `to_dense` turns it into the former.
-    magnified     the images at the new size are enlargements and show no more than the old ones did (CIFAR at 64 px): larger patches,
-                  too, are then read by the pseudo-inverse, so that the stem's output on an enlarged patch is exactly what it was.
+    magnified     the images at the new size are enlargements and show no more than the old ones did (CIFAR at 64 px). Larger patches,
+                  too, are then read by the pseudo-inverse, so that the stem's output on an enlarged patch is exactly what it was, and
+                  token mixing on a finer grid has a gain for what smooth tokens take from its strength.
 
     bicubic is the default: it exists for every size, keeps the widths and the cost per patch, and lets every patch see every other
     at once, while blocks never mix their parts before they are trained further. Measured in docs/LOG.md.
@@ -67,7 +68,7 @@ def adapt(
         state["stem.weight"] = _stem(state["stem.weight"], old, cfg, magnified)
     if cfg.part_grid != old.part_grid:
         assert method in get_args(Filter)
-        _resample_token_mixing(state, old, cfg, method)  # type: ignore[arg-type]
+        _resample_token_mixing(state, old, cfg, method, magnified)  # type: ignore[arg-type]
     if cfg.num_classes != old.num_classes:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
         if cfg.num_classes:
@@ -230,13 +231,13 @@ def _other_channels(model: Mixer, old: Preprocess, in_channels: int) -> tuple[Mi
     return _build(model.cfg, state, model), after
 
 
-def _resample_token_mixing(state: dict[str, Tensor], old: MixerConfig, new: MixerConfig, method: Filter) -> None:
+def _resample_token_mixing(state: dict[str, Tensor], old: MixerConfig, new: MixerConfig, method: Filter, magnified: bool) -> None:
     """Token mixing of another (part) grid, in place.
 
-    On a finer grid the resize of W2 puts averages of neighbours between them, and so takes strength from whatever is not smooth in it. The
-    gain g gives it back, as far as the weights know: for M = W2 W1, the mixing without its GELU, and tokens U' n of white noise n (as
-    smooth as the resize leaves them), the mean square of g U M U' n is that of M U' n. On a coarser grid g is 1: there the tokens
-    are averages themselves. Both were measured (docs/LOG.md); `calibrate` fits g to images instead.
+    On a finer grid the resize of W2 puts averages of neighbours between them, and so takes strength from whatever is not smooth in it.
+    Photos make up for it: their finer tokens are less smooth. Magnified pictures do not, so there the gain g gives it back, as
+    far as the weights know: for M = W2 W1, the mixing without its GELU, and tokens U' n of white noise n (as smooth as the resize leaves
+    them), the mean square of g U M U' n is that of M U' n. Both were measured (docs/LOG.md); `calibrate` fits g to images instead.
     """
     write, read = _resize(old.part_grid, new.part_grid, method), _pinv_resize(old.part_grid, new.part_grid, method)
     (h, w), (new_h, new_w) = old.part_grid, new.part_grid
@@ -246,7 +247,7 @@ def _resample_token_mixing(state: dict[str, Tensor], old: MixerConfig, new: Mixe
         w1, w2, b2 = (state[name + key].double() for key in ("fc1.weight", "fc2.weight", "fc2.bias"))
         before = w2 @ (w1 @ finer.T)
         after = (finer @ before).square().mean()
-        gain = (before.square().mean() / after).sqrt() if after > 0 else 1.0
+        gain = (before.square().mean() / after).sqrt() if magnified and after > 0 else 1.0
         for key, value in (("fc1.weight", w1 @ read), ("fc2.weight", gain * (write @ w2)), ("fc2.bias", write @ b2)):
             state[name + key] = value.to(state[name + key].dtype)
 
