@@ -33,7 +33,7 @@ from mlpmixer.device import describe
 from mlpmixer.evaluate import data_of, evaluate
 from mlpmixer.model import Mixer
 from mlpmixer.predict import Classifier, from_network, load
-from mlpmixer.recipes import finetuned
+from mlpmixer.recipes import retuned
 from mlpmixer.runlog import read_recipe
 from mlpmixer.train import train
 from mlpmixer.transfer import adapt
@@ -77,7 +77,7 @@ def flops(cfg: MixerConfig) -> int:
 def trainings(run: Path, model: MixerConfig) -> Iterator[tuple[str, Recipe]]:
     """(what, recipe) of the two trainings of that network."""
     base = read_recipe(run)
-    tuned = finetuned(base)
+    tuned = retuned(base)
     tuned = dataclasses.replace(tuned, model=model, init=Init(weights=str(run)), run=dataclasses.replace(tuned.run, seed=base.run.seed))
     yield "fine-tuned", tuned
     epochs = tuned.run.epochs + base.run.epochs * flops(base.model) / flops(model)

@@ -372,7 +372,8 @@ def test_data_check_and_preview(run: Line, tmp_path: Path) -> None:
 
 def test_init_takes_the_architecture_from_the_weights_and_options_change_its_sizes(digits_run: Path) -> None:
     recipe = train_recipe("digits", "--init", str(digits_run), "--image-size", "16")
-    assert recipe.init.weights == str(digits_run) and recipe.name == "finetune" and recipe.run.epochs == 25
+    assert recipe.init.weights == str(digits_run) and recipe.name == "retune" and recipe.run.epochs == 25
+    assert train_recipe("mnist", "--init", str(digits_run), "--image-size", "16").name == "finetune"
     assert recipe.model == dataclasses.replace(MODELS["Pico/2"], num_blocks=1, hidden_dim=8, image_size=16)
     named = train_recipe("cifar10", "--init=B/16:imagenet21k").model
     assert named == dataclasses.replace(MODELS["B/16"], num_classes=21843)

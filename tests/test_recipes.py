@@ -61,13 +61,14 @@ def test_data_without_a_recipe_of_its_own_is_taken_for_photographs() -> None:
 
 
 def test_trained_weights_get_a_quarter_of_the_datas_own_epochs_and_keep_its_augmentation() -> None:
-    scratch, own, published = (recipe_for("cifar10", start) for start in ("scratch", "own", "published"))
-    for tuned in (own, published):
+    scratch, again, other, published = (recipe_for("cifar10", s) for s in ("scratch", "same data", "other data", "published"))  # type: ignore[arg-type]
+    for tuned in (again, other, published):
         assert tuned.run.epochs == scratch.run.epochs / 4 and tuned.augment == scratch.augment and tuned.data == scratch.data
         assert tuned.init.stem == "lecun"
-    assert (own.name, own.optim.name) == ("finetune", "muon")
+    assert (again.name, other.name, published.name) == ("retune", "finetune", "finetune-published")
+    assert again.optim.name == other.optim.name == "muon" and again.optim.muon_lr < other.optim.muon_lr
     official = RECIPES["finetune-official"]()
-    assert (published.name, published.optim.name, published.optim.clip_norm) == ("finetune-published", "sgd", 1.0)
+    assert (published.optim.name, published.optim.clip_norm) == ("sgd", 1.0)
     assert published.optim.lr / published.run.batch_size == official.optim.lr / official.run.batch_size
 
 

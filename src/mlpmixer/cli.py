@@ -137,7 +137,7 @@ def _start_from(args: Sequence[str]) -> Recipe:
 
     data, name, model = _first_positional(args), _value(args, "--recipe"), _value(args, "--model")
     weights = _value(args, "--init.weights")
-    recipe = RECIPES[name]() if name else recipe_for(data or "digits", _start(weights))
+    recipe = RECIPES[name]() if name else recipe_for(data or "digits", _start(weights, data or "digits"))
     if model:
         from mlpmixer.zoo import MODELS
 
@@ -152,12 +152,13 @@ def _start_from(args: Sequence[str]) -> Recipe:
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=data or recipe.data.name))
 
 
-def _start(weights: str) -> Literal["scratch", "own", "published"]:
+def _start(weights: str, data: str) -> Literal["scratch", "same data", "other data", "published"]:
     if not weights:
         return "scratch"
-    from mlpmixer.weights import is_published
+    from mlpmixer.weights import trained_on
 
-    return "published" if is_published(weights) else "own"
+    before = trained_on(weights)
+    return "published" if before is None else "same data" if before == Path(data).name else "other data"
 
 
 def _data_first(args: list[str]) -> list[str]:

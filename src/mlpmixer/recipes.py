@@ -123,9 +123,9 @@ def photos() -> Recipe:
 
 
 def finetuned(base: Recipe) -> Recipe:
-    """`base` for weights that this package has trained: a quarter of the epochs, at twice the rate of Muon that `photos` starts with.
+    """`base` for weights that this package has trained on other data: a quarter of the epochs, at a rate that training from scratch has.
 
-    Muon's rates are those of training from scratch: a Mixer that Muon has trained wants them again. Chosen on validation, docs/LOG.md.
+    Chosen on validation, as `retuned` was: docs/LOG.md.
     """
     return dataclasses.replace(
         base,
@@ -138,12 +138,28 @@ def finetuned(base: Recipe) -> Recipe:
 
 @RECIPES.register("finetune")
 def finetune() -> Recipe:
-    """Photographs from the weights of a run of this package, 10 epochs: what `--init RUN` takes when no recipe is named.
+    """Photographs from the weights of a run on others, 10 epochs: what `--init RUN` takes when no recipe is named.
 
-    mlpmixer train DIR/flowers89 --init RUN [--image-size N]
+    mlpmixer train DIR/trashnet --init RUN
     Result: not run yet.
     """
     return finetuned(photos())
+
+
+def retuned(base: Recipe) -> Recipe:
+    """`base` for weights that were trained on the same data, as for another image size: `finetuned`, but gently."""
+    tuned = finetuned(base)
+    return dataclasses.replace(tuned, name="retune", optim=dataclasses.replace(tuned.optim, lr=1e-3, muon_lr=1e-3))
+
+
+@RECIPES.register("retune")
+def retune() -> Recipe:
+    """Photographs from the weights of a run on the same ones, 10 epochs: what `--init RUN --patch-size N` takes when no recipe is named.
+
+    mlpmixer train DIR/flowers89 --init RUN --patch-size 12
+    Result: not run yet.
+    """
+    return retuned(photos())
 
 
 def finetuned_gently(base: Recipe) -> Recipe:
@@ -314,12 +330,13 @@ def pretrain_imagenet1k() -> Recipe:
     )
 
 
-def recipe_for(data_name: str, start: Literal["scratch", "own", "published"] = "scratch") -> Recipe:
+def recipe_for(data_name: str, start: Literal["scratch", "same data", "other data", "published"] = "scratch") -> Recipe:
     """The recipe a data set gets when none is named: its own, or `photos`; with the data's name filled in.
 
-    start: from scratch, from weights that this package has trained, or from published ones (official, timm).
+    start: from scratch, from weights that this package has trained on the same or on other data, or from published ones (official, timm).
     """
     recipe = RECIPES[data_name]() if data_name in RECIPES else photos()
-    if start != "scratch":
-        recipe = finetuned(recipe) if start == "own" else finetuned_gently(recipe)
+    changes = {"same data": retuned, "other data": finetuned, "published": finetuned_gently}
+    if start in changes:
+        recipe = changes[start](recipe)
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=data_name))

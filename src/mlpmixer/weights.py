@@ -92,9 +92,11 @@ def architecture(name: str) -> MixerConfig:
     return load_file(file, name)[0].cfg
 
 
-def is_published(name: str) -> bool:
-    """Whether the weights of that name, path or address are of other code (official, timm), not trained by this package."""
-    return name in WEIGHTS or not _is_ours(locate(name))
+def trained_on(name: str) -> str | None:
+    """The data that this package trained the weights at a name, path or address on, "" if they do not say; None: they are of other code."""
+    if name in WEIGHTS or not _is_ours(file := locate(name)):
+        return None
+    return str(read_meta(file).provenance.get("data", ""))
 
 
 def _is_ours(file: Path) -> bool:
