@@ -72,9 +72,10 @@ def test_a_short_option_is_the_long_one(short: str) -> None:
     values = [] if short in ("compile", "test", "magnified") else [value.get(short, "3")]
     owner, leaf = cli.SHORT[short].split(".")
     no = "no-" if short == "test" else ""  # it is on by default
-    short_form = train_recipe("digits", f"--{no}{short}", *values)
-    assert short_form == train_recipe("digits", f"--{owner}.{no}{leaf}", *values) != RECIPES["digits"]()
-    assert short_form == train_recipe("digits", f"--{no}{short.replace('-', '_')}", *values)
+    start = ["digits", "--init", "S/16:gsam"] if short in ("resize", "magnified") else ["digits"]
+    short_form = train_recipe(*start, f"--{no}{short}", *values)
+    assert short_form == train_recipe(*start, f"--{owner}.{no}{leaf}", *values) != train_recipe(*start)
+    assert short_form == train_recipe(*start, f"--{no}{short.replace('-', '_')}", *values)
 
 
 def test_options_override_the_recipe_and_leave_the_rest() -> None:
@@ -457,6 +458,8 @@ def test_a_run_is_fine_tuned_used_at_another_size_and_converted(run: Line, digit
         (["train", "digits", "--init", "runs/nope"], "runs/nope does not exist: expected a run folder"),
         (["train", "digits", "--init", "B/16:imagenet21"], "did you mean B/16:imagenet21k?"),
         (["evaluate", "S/16", "digits"], "S/16 does not exist: expected a run folder"),
+        (["evaluate", "S/16", "digits", "--resize", "nearest"], "give --image-size or --patch-size, too"),
+        (["train", "digits", "--magnified"], "are about init.weights (--init), and there are none"),
         (["convert", "nope.npz", "out.npz"], "nope.npz does not exist"),
     ],
 )

@@ -384,6 +384,8 @@ class Sizes:
     """The images at the new size are enlargements of small ones and show no more than those did."""
 
     def load(self, run: str, device: str) -> "Classifier":
+        if self.image_size is None and self.patch_size is None and (self.resize != "bicubic" or self.magnified):
+            raise ValueError("--resize and --magnified are about another size: give --image-size or --patch-size, too")
         from mlpmixer.device import choose_device
         from mlpmixer.predict import load
 

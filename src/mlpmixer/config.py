@@ -192,6 +192,8 @@ class Init:
 
     def __post_init__(self) -> None:
         require(not (self.weights and self.stem == "whitened"), "init.stem=whitened would undo the stem of init.weights; leave one out")
+        plain = self.resize == "bicubic" and not self.magnified
+        require(bool(self.weights) or plain, "init.resize and init.magnified are about init.weights (--init), and there are none")
 
 
 @dataclass(frozen=True, kw_only=True)
