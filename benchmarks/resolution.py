@@ -3,10 +3,10 @@
     mlpmixer train DIR/flowers89 --seed 0 --out runs/flowers89-0       # and so on for other seeds
     python benchmarks/resolution.py runs/flowers89-0 runs/flowers89-1 --sizes 48 96 128 --out results/resolution/flowers89
 
-Two networks for every size: with `grown` patches the grid of patches stays, with the `same` patches it changes. Top-1 on test:
+Two networks for every size: with patches `scaled` alike the grid of patches stays, with patches `kept` it changes. Top-1 on test:
 
-    nearest, bilinear, bicubic, parts    right after `transfer.adapt` by that method (grown patches know but one)
-    fine-tuned      mlpmixer train DATA --init RUN --image-size PX [--model.patch-size P]
+    nearest, bilinear, bicubic, parts    right after `transfer.adapt` by that method (scaled patches know but one)
+    fine-tuned      mlpmixer train DATA --init RUN --image-size PX [--patch-size P]
     from scratch    the base run's recipe at that size, in so many epochs that it costs the FLOPs of base run and fine-tuning together
 
 and the least and the greatest variance of a block's output over the original's, on the validation pictures. Trainings are kept in
@@ -94,8 +94,8 @@ def rows_of(run: Path, sizes: list[int], skip: set[str]) -> Iterator[Row]:
     yield common | {"px": own_size, "patches": "base", "how": "as trained", "top1": own["top1"], "train_s": own["train_s"]}
     for size in sizes:
         rows, old_patch = recipe.model.grid[0], pair(recipe.model.patch_size)[0]
-        for patches, patch in (("grown", size // rows), ("same", old_patch)):
-            if size % patch or (patches == "grown" and size % rows):
+        for patches, patch in (("scaled", size // rows), ("kept", old_patch)):
+            if size % patch or (patches == "scaled" and size % rows):
                 continue
             row = common | {"px": size, "patches": patches, "patch_px": patch}
             for method, classifier in right_after(base, size, patch):
@@ -136,8 +136,8 @@ def plot(rows: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lines = (("same", "nearest"), ("same", "bicubic"), ("same", "fine-tuned"), ("same", "from scratch"))
-    lines += (("grown", "bicubic"), ("grown", "fine-tuned"), ("grown", "from scratch"))
+    lines = (("kept", "nearest"), ("kept", "bicubic"), ("kept", "fine-tuned"), ("kept", "from scratch"))
+    lines += (("scaled", "bicubic"), ("scaled", "fine-tuned"), ("scaled", "from scratch"))
     styles = {"nearest": ":", "bicubic": "--", "fine-tuned": "-", "from scratch": "-."}
     names = {"nearest": "right after, nearest", "bicubic": "right after, bicubic"}
     fig, ax = plt.subplots(figsize=(7, 4.5), dpi=110, layout="constrained")
@@ -146,11 +146,13 @@ def plot(rows: list[Row], path: Path) -> None:
     ax.plot(base[0]["px"], own, "k*", ms=12, label="as trained", zorder=3)
     for patches, how in lines:
         sizes = sorted({r["px"] for r in rows if (r["patches"], r["how"]) == (patches, how)})
+        if not sizes:
+            continue
         found = [[100 * r["top1"] for r in rows if (r["px"], r["patches"], r["how"]) == (px, patches, how)] for px in sizes]
         means = [sum(f) / len(f) for f in found]
         bars = [[m - min(f) for m, f in zip(means, found, strict=True)], [max(f) - m for m, f in zip(means, found, strict=True)]]
-        color = "tab:orange" if patches == "same" else "tab:blue"
-        label = f"{patches} patches, {names.get(how, how)}"
+        color = "tab:orange" if patches == "kept" else "tab:blue"
+        label = f"patches {patches}, {names.get(how, how)}"
         ax.errorbar(sizes, means, bars, color=color, ls=styles[how], marker="o", ms=4, capsize=3, label=label)
     ax.set(xlabel="image size, px", ylabel="test top-1, %", title=f"{base[0]['data']}, trained at {base[0]['px']} px, n = {len(base)}")
     ax.set_xticks(sorted({r["px"] for r in rows}))
@@ -169,7 +171,7 @@ def write(rows: list[Row], out: Path, hardware: str) -> None:
         f"# {base[0]['data']} at other image sizes\n\n"
         f"Trained at {base[0]['px']} px: test top-1 {mean_and_range([r['top1'] for r in base])} %, n = {len(base)}. The columns\n"
         f"are explained in benchmarks/resolution.py, which wrote this page:\n\n    {shlex.join(['python', *sys.argv])}\n\n{table(rows)}\n\n"
-        f"Training took, an image set and a run: {times}. {hardware}.\n\n![plot](plot.png)\n"
+        f"Time of a training: {times}. {hardware}.\n\n![plot](plot.png)\n"
     )
     plot(rows, out / "plot.png")
 
@@ -179,7 +181,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="finished runs of one recipe on one data set, other seeds")
     parser.add_argument("--sizes", type=int, nargs="+", required=True, help="pixels, square")
     parser.add_argument("--out", type=Path, required=True, help="folder for figures.json, README.md and plot.png")
-    parser.add_argument("--skip", nargs="*", default=[], help="trainings to leave out, such as 'from scratch:same'")
+    parser.add_argument("--skip", nargs="*", default=[], help="trainings to leave out, such as 'from scratch:kept'")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "figures.json"
