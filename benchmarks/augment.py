@@ -22,6 +22,9 @@ RECIPES = {
     "color_jitter": Augment(color_jitter=0.4),
     "noise": Augment(noise=0.05),
     "erasing": Augment(erasing=0.25),
+    "randaugment (2 layers)": Augment(randaugment_layers=2),
+    "randaugment (2 layers, big_vision)": Augment(randaugment_layers=2, randaugment_form="big_vision"),
+    "trivialaugment": Augment(trivialaugment=True),
     "mixup": Augment(mixup=0.8),
     "cutmix": Augment(cutmix=1.0),
     "flip, pad_crop": Augment(flip=True, pad_crop_px=4),
@@ -30,8 +33,8 @@ RECIPES = {
     ),
     "flip, inception_crop, mixup": Augment(flip=True, inception_crop=0.08, mixup=0.5),
     "everything": Augment(
-        inception_crop=0.3, pad_crop_px=4, flip=True, rotate_deg=15, zoom=0.1, shear=0.1, color_jitter=0.4, noise=0.05, erasing=0.25,
-        mixup=0.2, cutmix=1.0,
+        inception_crop=0.3, pad_crop_px=4, flip=True, randaugment_layers=2, trivialaugment=True, rotate_deg=15, zoom=0.1, shear=0.1,
+        color_jitter=0.4, noise=0.05, erasing=0.25, mixup=0.2, cutmix=1.0,
     ),
 }  # fmt: skip
 

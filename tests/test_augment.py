@@ -314,9 +314,13 @@ def test_mixing_proportions_are_beta(a: float) -> None:
     assert abs(float(share.var()) - 1 / (4 * (2 * a + 1))) < 0.01
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Augment) if f.name not in ("pad_mode", "mix_probability")])
+HOW = ("pad_mode", "randaugment_magnitude", "randaugment_form", "mix_probability")  # of another field, which turns it on
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Augment) if f.name not in HOW])
 def test_each_field_alone_changes_the_batch_and_nothing_else_does(field: str) -> None:
-    value = True if field == "flip" else 2 if field == "pad_crop_px" else 20.0 if field == "rotate_deg" else 0.5
+    values = {"flip": True, "trivialaugment": True, "pad_crop_px": 2, "randaugment_layers": 2, "rotate_deg": 20.0}
+    value = values.get(field, 0.5)
     images, targets = photos(8, 12, 12), one_hot(8)
     out, out_targets = augment(images, targets, Augment(**{field: value}), (12, 12), seeded())
     assert not torch.equal(out, prepare_eval(images)) and out.is_contiguous()

@@ -78,6 +78,7 @@ def test_nothing_readable_or_no_room_is_an_error(tmp_path: Path) -> None:
 def test_the_title_names_what_is_on() -> None:
     assert describe(Augment()) == "no augmentation"
     assert describe(Augment(flip=True, pad_crop_px=4)) == "pad_crop_px=4, pad_mode=reflect, flip"
+    assert describe(Augment(randaugment_layers=2)) == "randaugment_layers=2, randaugment_magnitude=9, randaugment_form=torchvision"
     assert describe(Augment(cutmix=1.0)) == "cutmix=1.0, mix_probability=1.0"
 
 

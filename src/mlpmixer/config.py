@@ -208,6 +208,14 @@ class Augment:
     """How pad_crop fills the border."""
     flip: bool = False
     """Mirror left-right with probability 1/2."""
+    randaugment_layers: int = 0
+    """RandAugment (Cubuk et al. 2020): operations on each image, one after the other, each drawn at random; 2 is usual."""
+    randaugment_magnitude: int = 9
+    """How strong they are: 0-30 (torchvision; 9 is usual), 0-20 (big_vision; published models have 10, 15 and 20)."""
+    randaugment_form: Literal["torchvision", "big_vision"] = "torchvision"
+    """torchvision is the clean form; big_vision's is what Google's Mixers saw, with its quirks, three times as strong and more."""
+    trivialaugment: bool = False
+    """TrivialAugment (Mueller and Hutter 2021, Wide): one operation on each image, its strength drawn too."""
     rotate_deg: float = 0.0
     """Rotation, uniform in +- this many degrees."""
     zoom: float = 0.0
@@ -233,6 +241,11 @@ class Augment:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             require(isinstance(value, str) or value >= 0, f"augment.{f.name} must not be negative, got {value}")
+        most = 20 if self.randaugment_form == "big_vision" else 30
+        require(
+            self.randaugment_magnitude <= most,
+            f"augment.randaugment_magnitude goes up to {most} in the form {self.randaugment_form}, got {self.randaugment_magnitude}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlpmixer.config import Augment
+from mlpmixer.data.randaugment import randaugment, trivialaugment
 
 if TYPE_CHECKING:
     from mlpmixer.data.preprocess import Preprocess
@@ -33,8 +34,9 @@ def augment(images: Tensor, targets: Tensor, cfg: Augment, size: Size, generator
 
     Images come as uint8, or as float32 in 0..255. Applies the fields of `cfg` in their order. A field that is off draws nothing and
     does nothing. Stored images may be larger than `size`: an Inception crop is resampled from the whole of them; otherwise a window of
-    `size` is cut at a random place (`pad_crop_px` widens the range of places by that border). With everything off and images of
-    `size`, the result is exactly the images. Mixing draws a proportion for every image; partners are a permutation of the batch.
+    `size` is cut at a random place (`pad_crop_px` widens the range of places by that border). RandAugment and TrivialAugment round to
+    whole levels first. With everything off and images of `size`, the result is exactly the images. Mixing draws a proportion for every
+    image; partners are a permutation of the batch.
     `generator` is on the CPU. Raises ValueError for other shapes, and for images smaller than `size` that no Inception crop enlarges.
     """
     if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
@@ -56,7 +58,13 @@ def augment(images: Tensor, targets: Tensor, cfg: Augment, size: Size, generator
         top, left = (_integers(n, space + 1, generator) if space else torch.zeros(n, dtype=torch.int64) for space in free)
         mirror = torch.rand(n, generator=generator) < 0.5 if cfg.flip else None
         images = crop(images, top, left, size, mirror=mirror, pad_px=cfg.pad_crop_px, pad_mode=cfg.pad_mode)
-    if not cfg.inception_crop:  # which has made floats already
+    if cfg.randaugment_layers or cfg.trivialaugment:
+        images = (images.round().clamp(0, 255) if images.is_floating_point() else images).to(torch.uint8)
+    if cfg.randaugment_layers:
+        images = randaugment(images, cfg.randaugment_layers, cfg.randaugment_magnitude, cfg.randaugment_form, generator)
+    if cfg.trivialaugment:
+        images = trivialaugment(images, generator)
+    if not (cfg.inception_crop and images.is_floating_point()):  # floats of our own making
         images = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)  # (B,C,h,w)
 
     if cfg.rotate_deg or cfg.zoom or cfg.shear:

@@ -116,6 +116,8 @@ def describe(cfg: Augment) -> str:
     values: dict[str, Any] = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
     if not (cfg.mixup or cfg.cutmix):
         del values["mix_probability"]
+    if not cfg.randaugment_layers:
+        del values["randaugment_magnitude"], values["randaugment_form"]
     if not (cfg.pad_crop_px or cfg.rotate_deg or cfg.zoom or cfg.shear):
         del values["pad_mode"]
     on = [name if value is True else f"{name}={value}" for name, value in values.items() if value]
