@@ -58,8 +58,16 @@ def test_a_path_is_data_too_and_stands_anywhere_among_the_options(tmp_path: Path
     data = str(tmp_path)
     assert train_recipe("--epochs", "3", data, "--augment.flip", "--optim.betas", "0.9", "0.95").data.name == data
     assert train_recipe("--augment.flip", data).data.name == data
+    assert train_recipe("--augment.trivialaugment", data).augment.trivialaugment
     assert train_recipe("--model.image-size", "64", "32", data).model.image_size == (64, 32)
     assert train_recipe("--epochs=3", data).data.name == data
+
+
+def test_an_augreg_level_is_a_start_that_options_override() -> None:
+    chosen = train_recipe("cifar10", "--augreg", "strong1", "--augment.mixup", "0.1").augment
+    assert (chosen.randaugment_magnitude, chosen.mixup, chosen.cutmix, chosen.flip) == (20, 0.1, 0, True)
+    with pytest.raises(ValueError, match="no AugReg level named 'strong'; did you mean strong"):
+        train_recipe("cifar10", "--augreg", "strong")
 
 
 @pytest.mark.parametrize("short", sorted(cli.SHORT))

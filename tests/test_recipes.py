@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mlpmixer.config import Recipe, from_json, to_json
-from mlpmixer.recipes import RECIPES, bit_hyperrule, grid, recipe_for
+from mlpmixer.recipes import AUGREG, RECIPES, augreg, bit_hyperrule, grid, recipe_for
 from mlpmixer.train import train
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -93,6 +93,37 @@ def test_the_papers_grid_changes_the_rate_and_leaves_test_unseen(name: str, rate
 def test_a_recipe_without_a_grid_is_answered_with_those_that_have_one() -> None:
     with pytest.raises(ValueError, match="finetune-official"):
         grid("finetune-oficial")
+
+
+def test_an_augreg_level_sets_randaugment_and_mixing_and_leaves_crop_and_flip() -> None:
+    base = RECIPES["cifar10"]().augment
+    medium = augreg(base, "medium1")
+    assert (medium.randaugment_layers, medium.randaugment_magnitude, medium.randaugment_form) == (2, 15, "big_vision")
+    assert (medium.mixup, medium.cutmix, medium.mix_probability) == (0.2, 0, 1) and (medium.pad_crop_px, medium.flip) == (4, True)
+    none = augreg(medium, "none")
+    assert none.randaugment_layers == none.mixup == 0 and none.flip
+    with pytest.raises(ValueError, match="did you mean medium"):
+        augreg(base, "medium")
+    assert list(AUGREG) == ["none", "light1", "light2", "medium1", "medium2", "strong1", "strong2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "magnitude", "mixup"),
+    [
+        ("pretrain-imagenet1k", 15, 0.5),
+        ("pretrain-imagenet1k-l16", 15, 0.5),
+        ("pretrain-imagenet21k", 10, 0.2),
+        ("pretrain-imagenet21k-l16", 20, 0.5),
+    ],
+)
+def test_pretraining_is_the_papers_table_4(name: str, magnitude: int, mixup: float) -> None:
+    recipe = RECIPES[name]()
+    large = name.endswith("l16")
+    assert (recipe.model.num_blocks, recipe.model.hidden_dim) == ((24, 1024) if large else (12, 768))
+    assert (recipe.optim.lr, recipe.optim.weight_decay, recipe.model.dropout, recipe.model.drop_path) == (1e-3, 0.1, 0, 0.1)
+    assert (recipe.augment.randaugment_layers, recipe.augment.randaugment_magnitude, recipe.augment.mixup) == (2, magnitude, mixup)
+    images = 1_268_355 if "imagenet1k" in name else 14_145_922
+    assert recipe.run.steps == round(300 * images / recipe.run.batch_size)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,14 @@ SHORT = {
 }
 SWITCHES = {"--quiet", "--json", "-h", "--help"} | {
     f"--{owner}.{no}{name}"
-    for owner, name in (("augment", "flip"), ("init", "magnified"), ("run", "checkpointing"), ("run", "compile"), ("run", "test"))
+    for owner, name in (
+        ("augment", "flip"),
+        ("augment", "trivialaugment"),
+        ("init", "magnified"),
+        ("run", "checkpointing"),
+        ("run", "compile"),
+        ("run", "test"),
+    )
     for no in ("", "no-")
 }
 LATEST = "latest"
@@ -82,6 +89,8 @@ class Train:
     """Where to start from (mlpmixer list recipes); the default fits the data."""
     model: Annotated[str, arg(metavar="NAME")] = ""
     """An architecture (mlpmixer list models) instead of the recipe's."""
+    augreg: Annotated[str, arg(metavar="LEVEL")] = ""
+    """RandAugment and mixup of AugReg instead of the recipe's: none, light1, light2, medium1, medium2, strong1, strong2."""
     out: Annotated[str, arg(metavar="DIR")] = ""
     """The run's folder; default: a new one under runs/."""
     resume: Annotated[str, arg(metavar="[DIR]")] = ""
@@ -108,7 +117,7 @@ class Train:
         run = _latest_unfinished() if resume == LATEST else Path(resume)
         config = read_recipe(run)
         parsed = tyro.cli(cls, prog="mlpmixer train", args=args, default=cls(data=config.data.name, config=config))
-        if parsed.data != config.data.name or parsed.config != config or parsed.recipe or parsed.model or parsed.out:
+        if parsed.data != config.data.name or parsed.config != config or parsed.recipe or parsed.model or parsed.augreg or parsed.out:
             raise ValueError(f"a run goes on as it was started; leave the other options out: mlpmixer train --resume {run}")
         return dataclasses.replace(parsed, resume=str(run))
 
@@ -132,8 +141,8 @@ class Train:
 
 
 def _start_from(args: Sequence[str]) -> Recipe:
-    """The recipe that the options will override, from a first look at the arguments: --recipe, --model and DATA."""
-    from mlpmixer.recipes import RECIPES, recipe_for
+    """The recipe that the options will override, from a first look at the arguments: --recipe, --model, --augreg and DATA."""
+    from mlpmixer.recipes import RECIPES, augreg, recipe_for
 
     data, name, model = _first_positional(args), _value(args, "--recipe"), _value(args, "--model")
     weights = _value(args, "--init.weights")
@@ -142,6 +151,8 @@ def _start_from(args: Sequence[str]) -> Recipe:
         from mlpmixer.zoo import MODELS
 
         recipe = dataclasses.replace(recipe, model=MODELS[model])
+    if level := _value(args, "--augreg"):
+        recipe = dataclasses.replace(recipe, augment=augreg(recipe.augment, level))
     if weights:
         trained = _architecture_of_weights(weights).adapted(  # with --patch-size alone the image follows, with --resize blocks a width
             image_size=_size(args, "--model.image-size"),
@@ -951,6 +962,8 @@ class DataPreview:
     """Where to start from (mlpmixer list recipes); the default fits the data."""
     model: Annotated[str, arg(metavar="NAME")] = ""
     """An architecture (mlpmixer list models) instead of the recipe's."""
+    augreg: Annotated[str, arg(metavar="LEVEL")] = ""
+    """RandAugment and mixup of AugReg instead of the recipe's: none, light1, light2, medium1, medium2, strong1, strong2."""
     rows: int = 6
     """Images."""
     cols: int = 8
