@@ -68,6 +68,27 @@ def test_a_warmup_from_zero_is_one_step_later_and_a_schedule_may_end_above_zero(
     assert [round(optim.lr_factor(s, 6, cfg), 4) for s in range(3, 7)] == [1.0, 0.8, 0.6, 0.4]
 
 
+def test_up_the_slope_of_a_bowl_the_gradient_is_the_one_a_step_of_length_rho_away() -> None:
+    model = torch.nn.ParameterDict({"w": torch.tensor([3.0, 4.0]), "frozen": torch.tensor([7.0])})
+    model["frozen"].requires_grad_(False)
+    before = {k: v.detach().clone() for k, v in model.items()}
+    for _ in range(2):  # of w.w / 2 the gradient is w: norm 5
+        (model["w"].square().sum() / 2).backward()
+        with optim.up_the_slope(model, 0.5):
+            assert model["w"].grad is None and torch.equal(model["frozen"], before["frozen"])
+            (model["w"].square().sum() / 2).backward()
+        torch.testing.assert_close(model["w"].grad, torch.tensor([3.3, 4.4]))
+        assert all(torch.equal(model[k], before[k]) for k in before)
+        model.zero_grad()
+
+
+def test_up_a_slope_that_is_flat_is_where_one_stands() -> None:
+    model = torch.nn.ParameterDict({"w": torch.zeros(2)})
+    (model["w"].square().sum() / 2).backward()
+    with optim.up_the_slope(model, 0.5):
+        assert torch.equal(model["w"], torch.zeros(2))
+
+
 def learn(model: Mixer, cfg: Optim, steps: int) -> None:
     """Steps 1..steps of the rule on a loss that reaches every weight but the dead biases."""
     optimizers = optim.make_optimizers(model, cfg)

@@ -20,7 +20,7 @@ from mlpmixer.clock import parse_duration
 from mlpmixer.config import Augment, Data, Init, Optim, Recipe, Run, to_json
 from mlpmixer.evaluate import evaluate
 from mlpmixer.predict import load
-from mlpmixer.train import Diverged, Interrupted, train
+from mlpmixer.train import Diverged, Interrupted, Step, load_images, train
 from mlpmixer.zoo import MODELS
 
 SMALL = dataclasses.replace(MODELS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48)
@@ -161,6 +161,73 @@ def test_accumulation_gives_the_same_step(tmp_path: Path) -> None:
     first, second = weights(a.path), weights(b.path)
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-5)
+
+
+def first_step(recipe: Recipe) -> tuple[Step, Step]:
+    """Two equal steps of the loop on digits, in float32, before the first batch."""
+    stores = load_images(recipe.data, recipe.model)
+    recipe = change(recipe, model={"num_classes": 10})
+    return Step(recipe, stores, torch.device("cpu"), torch.float32), Step(recipe, stores, torch.device("cpu"), torch.float32)
+
+
+def test_a_sharpness_aware_step_is_the_papers_two_passes_and_no_more() -> None:
+    rule = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "sam_rho": 0.2, "clip_norm": 0.5, "frozen_layers": 1}
+    recipe = change(BASE, optim={**rule, "ema_decay": 0.0}, run={"batch_size": 32, "accumulate": 2}, init={"stem": "lecun"})
+    ours, reference = first_step(recipe)
+    for step in (ours, reference):  # with a head of zeros nothing else would have a gradient
+        torch.nn.init.normal_(step.model.head.weight, std=0.3, generator=torch.Generator().manual_seed(0))
+    passes: list[int] = []
+    ours.model.register_forward_hook(lambda *_: passes.append(1))
+    batch = np.arange(32)
+    loss, _ = ours(1, 1.0, batch, ours.stores.train.array(batch))
+    assert len(passes) == 2 * 2
+
+    seen: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # the plain rule in the paper's words, on the batch that the loop makes
+    reference.gradients = lambda *batch: seen.append(batch) or reference.backward(*batch)  # type: ignore[func-returns-value]
+    reference(1, 0.0, batch, reference.stores.train.array(batch))
+    (images, targets, seed), model = seen[0], reference.model
+    weights = [p for p in model.parameters() if p.requires_grad]
+
+    def loss_and_gradient() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        torch.manual_seed(seed)
+        logits = torch.cat([model(images[:16]), model(images[16:])])
+        value = torch.nn.functional.cross_entropy(logits, targets)
+        return value, torch.autograd.grad(value, weights)
+
+    def norm(tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return torch.cat([t.flatten() for t in tensors]).norm()
+
+    first, slope = loss_and_gradient()
+    start = [w.detach().clone() for w in weights]
+    with torch.no_grad():
+        for w, g in zip(weights, slope, strict=True):
+            w += 0.2 * g / norm(slope)
+    gradient = loss_and_gradient()[1]
+    torch.testing.assert_close(loss, first)
+    assert norm(gradient) > 0.5, "the clipping is to be seen"
+    wanted = [w - 0.1 * g * 0.5 / norm(gradient) for w, g in zip(start, gradient, strict=True)]
+    for got, want in zip((p for p in ours.model.parameters() if p.requires_grad), wanted, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+    assert torch.equal(ours.model.stem.weight, model.stem.weight)
+
+
+RULES: dict[str, dict[str, dict[str, Any]]] = {"sharpness-aware": {"optim": {"sam_rho": 0.1}}}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_changes_a_step_goes_on_exactly(rule: str, tmp_path: Path) -> None:
+    def stop(line: dict[str, Any]) -> None:
+        if line["kind"] == "save" and line["step"] == 4:
+            raise RuntimeError("stop")
+
+    recipe = change(BASE, **RULES[rule], run={**RULES[rule].get("run", {}), "steps": 7, "test": False})
+    whole = train(recipe, out=tmp_path / "whole").path
+    with pytest.raises(RuntimeError, match="stop"):
+        train(recipe, out=tmp_path / "stopped", report=stop)
+    train(recipe, out=tmp_path / "stopped", resume=True)
+    assert_same_run(whole, tmp_path / "stopped")
+    plain = train(change(BASE, run={"steps": 7, "test": False}), out=tmp_path / "plain").path
+    assert any(not torch.equal(weights(plain)[k], v) for k, v in weights(whole).items())
 
 
 def test_early_stopping_keeps_the_best_model(tmp_path: Path) -> None:

@@ -282,6 +282,9 @@ class Optim:
     """Layers that keep their weights, from the input: 1 is the stem, 1 + k the stem and the first k blocks."""
     head_steps: int = 0
     """In this many first steps only the head learns: a linear probe, then fine-tuning (Kumar et al. 2022, arXiv:2202.10054)."""
+    sam_rho: float = 0.0
+    """Sharpness-aware minimisation (Foret et al. 2021; of Mixers: Chen et al. 2022, arXiv:2106.01548): the gradient is taken this far
+    up the slope, at w + rho g / |g|. A step costs two passes and a copy of the weights. 0 means off."""
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 means no clipping."""
     label_smoothing: float = 0.0
@@ -297,7 +300,7 @@ class Optim:
         require(0 < self.layer_decay <= 1, f"optim.layer_decay must be in (0, 1], got {self.layer_decay}")
         for name in ("ema_decay", "label_smoothing", "momentum", "muon_momentum", "lr_end"):
             require(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps", "clip_norm", "frozen_layers", "head_steps"):
+        for name in ("weight_decay", "warmup_steps", "sam_rho", "clip_norm", "frozen_layers", "head_steps"):
             require(getattr(self, name) >= 0, f"optim.{name} must not be negative, got {getattr(self, name)}")
 
 

@@ -1,7 +1,8 @@
 """The step rule: parameter groups, optimizers, the learning rate of a step, and the moving average of the weights."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +137,26 @@ def prepare(optimizers: Iterable[torch.optim.Optimizer], step: int, factor: floa
             group["lr"] = group["peak_lr"] * factor
             for p in group["params"]:
                 p.requires_grad_(step >= group["from_step"])
+
+
+@contextmanager
+def up_the_slope(model: nn.Module, rho: float) -> Iterator[None]:
+    """Within: the weights are w + rho g / |g|, with g their gradient and |g| its global norm; the gradients are cleared. After: exactly w.
+
+    Sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412, equation 2 with p = 2). Weights without a gradient,
+    such as frozen ones, stay where they are.
+    """
+    moved = [(p.detach(), p.grad) for p in model.parameters() if p.grad is not None]
+    weights, grads = [w for w, _ in moved], [g for _, g in moved]
+    before = [w.clone() for w in weights]
+    scale = rho / (nn.utils.get_total_norm(grads) + 1e-12)  # so that a gradient of 0 moves nothing
+    torch._foreach_add_(weights, torch._foreach_mul(grads, scale))
+    model.zero_grad(set_to_none=True)
+    del moved, grads
+    try:
+        yield
+    finally:
+        torch._foreach_copy_(weights, before)
 
 
 @torch.no_grad()

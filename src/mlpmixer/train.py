@@ -245,6 +245,7 @@ class Step:
         self.average: Mixer = copy.deepcopy(self.model).eval() if recipe.optim.ema_decay else self.model
         self.optimizers = optim.make_optimizers(self.model, recipe.optim)
         self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if recipe.run.compile else self.model
+        self.gradients = self.backward_up_the_slope if recipe.optim.sam_rho else self.backward
         self.labels = torch.from_numpy(stores.train.labels).to(device)
         self.size = pair(recipe.model.image_size)
         self.class_weights: Tensor | None = None
@@ -256,7 +257,6 @@ class Step:
         """(mean loss, share of right answers) of the batch, both on the device. Everything random depends on (seed, step)."""
         cfg = self.recipe
         seed = int(np.random.SeedSequence([cfg.run.seed, step]).generate_state(1, np.uint64)[0] >> 1)
-        torch.manual_seed(seed)  # dropout and stochastic depth
         labels = self.labels[torch.from_numpy(indices).to(self.device)]
         targets = soft_targets(labels, cfg.model.num_classes)
         images, targets = augment(
@@ -265,6 +265,20 @@ class Step:
         images, targets = normalise(images, self.stores.preprocess), smooth(targets, cfg.optim.label_smoothing)
 
         optim.prepare(self.optimizers, step, factor)
+        loss, right = self.gradients(images, targets, seed)
+        if cfg.optim.clip_norm:
+            optim.clip_gradients(self.model, cfg.optim.clip_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if cfg.optim.ema_decay:
+            optim.update_ema(self.average, self.model, cfg.optim.ema_decay, step)
+        return loss, right
+
+    def backward(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Add the gradients of a batch's mean loss, part by part; (mean loss, share of right answers)."""
+        cfg = self.recipe
+        torch.manual_seed(seed)  # dropout and stochastic depth
         self.model.train()
         loss_sum, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for part, wanted in zip(images.chunk(cfg.run.accumulate), targets.chunk(cfg.run.accumulate), strict=True):
@@ -274,14 +288,14 @@ class Step:
             loss.backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
             right += (logits.detach().argmax(1) == wanted.argmax(1)).sum() / len(images)
-        if cfg.optim.clip_norm:
-            optim.clip_gradients(self.model, cfg.optim.clip_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if cfg.optim.ema_decay:
-            optim.update_ema(self.average, self.model, cfg.optim.ema_decay, step)
         return loss_sum, right
+
+    def backward_up_the_slope(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """`backward` twice, with the same dropout: the gradients are the second pass's, loss and right answers the first one's."""
+        result = self.backward(images, targets, seed)
+        with optim.up_the_slope(self.model, self.recipe.optim.sam_rho):
+            self.backward(images, targets, seed)
+        return result
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, by name: weights, their average, the state of the optimizers."""
