@@ -124,6 +124,7 @@ def test_a_recipe_by_name_can_be_used_on_other_data() -> None:
         ("train digits --resume no/such/run", "no/such/run"),
         ("train digits --device tpu --out x", "cpu"),
         ("evaluate no/such/run digits", "no/such/run"),
+        ("evaluate no/such/run digits --tta flop", "did you mean flip?"),
         ("predict no/such/run x.png", "no/such/run"),
         ("predict no/such/run", "which images"),
         ("probe no/such/run digits", "no/such/run"),
@@ -300,6 +301,11 @@ def test_evaluate_prints_numbers_or_json_and_writes_a_page(digits_run: Path, run
     code, out, _ = run("evaluate", str(digits_run), "digits", "--html", str(page))
     assert code == 0
     assert "top-1" in out and "f1" in out and page.exists()
+    assert "augmentation" not in out
+    code, out, _ = run("evaluate", str(digits_run), "--tta", "flip,shift")
+    first, second = out.splitlines()[:2]
+    assert code == 0 and first.startswith("360 images  top-1 ")
+    assert second.startswith("with test-time augmentation (flip, shift: the mean over 10 views)  top-1 ")
     numbers = json.loads(run("evaluate", str(digits_run), "--json")[1])
     assert numbers["n"] == json.loads((digits_run / "summary.json").read_text())["test"]["n"]
 

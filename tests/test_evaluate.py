@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from dataclasses import astuple
@@ -13,7 +14,7 @@ from mlpmixer import zoo
 from mlpmixer.config import Data, Recipe, to_json
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.evaluate import evaluate, expected_calibration_error, match_classes, metrics_from_probabilities
+from mlpmixer.evaluate import evaluate, expected_calibration_error, match_classes, metrics_from_probabilities, shifted
 from mlpmixer.predict import Classifier
 
 
@@ -139,6 +140,47 @@ def test_every_readable_image_counts_once_and_bad_ones_are_named(folder, classes
 
 def test_a_path_and_a_split_say_which_images(folder):
     assert evaluate(red_or_blue(("blue", "red")), str(folder), split="all").n == 10
+
+
+def left_or_right():
+    """Looks at which half is the brighter one, and is sure of itself only on the left."""
+
+    def logits(x):
+        left = x[:, 0, :, :4].mean(axis=(1, 2)) - x[:, 0, :, 4:].mean(axis=(1, 2))
+        return np.stack([np.where(left > 0, 4 * left, 0), np.where(left > 0, 0, 0.1)], axis=1).astype(np.float32)
+
+    return Classifier(classes=("left", "right"), preprocess=Preprocess(image_size=(8, 8)), logits=logits, pre_logits=logits)
+
+
+def test_test_time_augmentation_stands_beside_the_plain_numbers_and_is_the_mean_over_the_views(folder):
+    for name, columns in (("left", slice(0, 4)), ("right", slice(4, 8))):
+        (folder / "halves" / name).mkdir(parents=True)
+        pixels = np.zeros((8, 8, 3), np.uint8)
+        pixels[:, columns] = 255
+        Image.fromarray(pixels).save(folder / "halves" / name / "0.png")
+    images = open_images(Data(name=str(folder / "halves")), "all")
+    model = left_or_right()
+    plain, both = evaluate(model, images), evaluate(model, images, tta=["flip"])
+    assert (plain.tta, both.top1) == (None, 1.0)
+    assert dataclasses.replace(both, tta=None) == plain
+    # of an image and its mirror image one says left with certainty, the other right, hardly: the mean says left of both
+    sure, unsure = 1 / (1 + math.exp(-8)), 1 / (1 + math.exp(0.1))
+    left = (sure + unsure) / 2
+    assert (both.tta.kinds, both.tta.views, both.tta.top1, both.tta.top5) == (("flip",), 2, 0.5, None)
+    assert both.tta.nll == pytest.approx(-(math.log(left) + math.log(1 - left)) / 2, rel=1e-5)
+    assert evaluate(model, images, tta=("flip", "shift")).tta.views == 10
+    with pytest.raises(ValueError, match=r"no test-time augmentation named 'flop'; did you mean flip\?"):
+        evaluate(model, images, tta=["flop"])
+
+
+def test_a_shifted_view_is_the_image_a_32nd_of_its_side_further():
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 6, 1), dtype=np.uint8)
+    down, right = shifted(1, 0)(images), shifted(0, 1)(images)
+    up, left = shifted(-1, 0)(images), shifted(0, -1)(images)
+    assert all(view.shape == images.shape for view in (down, right, up, left))
+    assert (down[:, 2:] == images[:, :-2]).all() and (down[:, :2] == images[:, [2, 1]]).all()
+    assert (up[:, :-2] == images[:, 2:]).all()
+    assert (right[:, :, 1:] == images[:, :, :-1]).all() and (left[:, :, :-1] == images[:, :, 1:]).all()  # 6 / 32 of a pixel: one
 
 
 def test_no_readable_image_is_an_error_with_a_reason(tmp_path):

@@ -23,7 +23,7 @@ from mlpmixer.registry import suggest
 
 if TYPE_CHECKING:
     from mlpmixer.data.check import CheckReport
-    from mlpmixer.evaluate import Metrics
+    from mlpmixer.evaluate import Averaged, Metrics
     from mlpmixer.predict import Classifier, Failure, Prediction
     from mlpmixer.probe import ProbeResult
     from mlpmixer.reproduce import Outcome, Plan
@@ -416,6 +416,8 @@ class Evaluate:
     """Which part of the data; all: a plain folder, whole."""
     data_dir: Annotated[str, arg(metavar="DIR")] = ""
     """Where the files of a named data set are."""
+    tta: Annotated[str, arg(metavar="KIND,...")] = ""
+    """Also the mean over several views of each image (test-time augmentation): flip, shift (by 1/32 of the side) or flip,shift."""
     batch_size: int = 256
     """Images at a time."""
     device: str = "auto"
@@ -428,14 +430,16 @@ class Evaluate:
 
     def __call__(self) -> int:
         from mlpmixer.data.datasets import open_images
-        from mlpmixer.evaluate import data_of, evaluate
+        from mlpmixer.evaluate import data_of, evaluate, views_of
 
+        kinds = self.tta.split(",") if self.tta else []
+        views_of(kinds)  # a wrong one is said before anything is loaded
         classifier = self.sizes.load(self.run, self.device)
         data = data_of(classifier, self.data or None)
         if self.data_dir:
             data = dataclasses.replace(data, data_dir=self.data_dir)
         images = open_images(data, self.split)
-        metrics = evaluate(classifier, images, batch_size=self.batch_size)
+        metrics = evaluate(classifier, images, batch_size=self.batch_size, tta=kinds)
         if self.json:
             _print_json(metrics.to_json())
         else:
@@ -452,8 +456,10 @@ class Evaluate:
 
 
 def _print_metrics(m: "Metrics") -> None:
-    top5 = f"  top-5 {_percent(m.top5)}" if m.top5 is not None else ""
-    print(f"{m.n:,} images  top-1 {_percent(m.top1)}{top5}  nll {m.nll:.4f}  ece {m.ece:.4f}\n")
+    print(f"{m.n:,} images  {_score_text(m)}")
+    if m.tta:
+        print(f"with test-time augmentation ({', '.join(m.tta.kinds)}: the mean over {m.tta.views} views)  {_score_text(m.tta)}")
+    print()
     rows = [(c.name, _percent(c.precision), _percent(c.recall), _percent(c.f1), f"{c.support:,}") for c in m.per_class]
     shown = rows if len(rows) <= MAX_ROWS else sorted(rows, key=lambda r: float(r[3].split()[0]))[: MAX_ROWS // 2]
     _print_table(("class", "precision", "recall", "f1", "images"), shown)
@@ -467,6 +473,11 @@ def _print_metrics(m: "Metrics") -> None:
         _err(f"{name}: {reason}")
     if m.bad:
         _err(f"{len(m.bad)} images could not be read; they are counted nowhere above")
+
+
+def _score_text(m: "Metrics | Averaged") -> str:
+    top5 = f"  top-5 {_percent(m.top5)}" if m.top5 is not None else ""
+    return f"top-1 {_percent(m.top1)}{top5}  nll {m.nll:.4f}  ece {m.ece:.4f}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ N images, K classes. All shares are fractions between 0 and 1.
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,54 @@ from numpy.typing import NDArray
 from mlpmixer import zoo
 from mlpmixer.config import Data
 from mlpmixer.data.datasets import open_images
+from mlpmixer.data.images import Pixels
 from mlpmixer.data.sources import ImageSet
 from mlpmixer.predict import Classifier, load, outputs_of
+from mlpmixer.registry import Registry
 from mlpmixer.runlog import read_recipe
 
 ECE_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks"
 MOST_WRONG = 24
 CONFUSION_MAX_CLASSES = 1000  # K x K integers: above this the matrix is left empty
+SHIFT = 32  # a shifted view moves by this part of the side, at least by one pixel: one pixel of CIFAR's 32
+
+View = Callable[[Pixels], Pixels]
+
+
+def shifted(down: int, across: int) -> View:
+    """Images (B,H,W,C) moved by so many 32nds of their height and width, at least a pixel; the border is filled by reflection."""
+
+    def shift(images: Pixels) -> Pixels:
+        rows, cols = images.shape[1:3]
+        y, x = down * max(round(rows / SHIFT), 1), across * max(round(cols / SHIFT), 1)
+        padded = np.pad(images, ((0, 0), (max(y, 0), max(-y, 0)), (max(x, 0), max(-x, 0)), (0, 0)), mode="reflect")
+        return padded[:, max(-y, 0) :][:, :rows, max(-x, 0) :][:, :, :cols]
+
+    return shift
+
+
+def itself(images: Pixels) -> Pixels:
+    return images
+
+
+TTA: Registry[tuple[View, ...]] = Registry("test-time augmentation")
+"""The views (B,H,W,C) -> (B,H,W,C) of each kind; several kinds are combined, each view of one with each of the other."""
+TTA |= {
+    "flip": (itself, lambda images: images[:, :, ::-1]),
+    "shift": (itself, shifted(1, 0), shifted(-1, 0), shifted(0, 1), shifted(0, -1)),
+}
+
+
+def views_of(kinds: Sequence[str]) -> list[View]:
+    """All views of these kinds together, the plain one first. ValueError for an unknown kind, with the nearest right one."""
+
+    def chained(first: View, then: View) -> View:
+        return lambda images: then(first(images))
+
+    views: list[View] = [itself]
+    for kind in kinds:
+        views = [chained(first, then) for first in views for then in TTA[kind]]
+    return views
 
 
 @dataclass(frozen=True)
@@ -48,6 +89,20 @@ class Wrong:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Averaged:
+    """The same numbers as in `Metrics`, from probabilities that are the mean over several views of each image."""
+
+    kinds: tuple[str, ...]
+    """Of test-time augmentation, see `TTA`."""
+    views: int
+    """How many times each image went through the network."""
+    top1: float
+    top5: float | None
+    nll: float
+    ece: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metrics:
     """The result of an evaluation on `n` readable images."""
 
@@ -67,6 +122,8 @@ class Metrics:
     """The mistakes the model was surest of, surest first."""
     bad: tuple[tuple[str, str], ...] = ()
     """Unreadable images, (name, reason): not counted in anything above."""
+    tta: Averaged | None = None
+    """With test-time augmentation, where it was asked for. Everything above is without."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; rows become objects."""
@@ -77,6 +134,7 @@ class Metrics:
             "confusion": [list(row) for row in self.confusion],
             "most_wrong": [dataclasses.asdict(row) for row in self.most_wrong],
             "bad": [list(pair) for pair in self.bad],
+            "tta": self.tta and dataclasses.asdict(self.tta) | {"kinds": list(self.tta.kinds)},
         }
 
 
@@ -86,28 +144,43 @@ def evaluate(
     *,
     split: str = "test",
     batch_size: int = 256,
+    tta: Sequence[str] = (),
 ) -> Metrics:
     """Metrics of a model on every image of `data`, once; unreadable images are skipped and named in `Metrics.bad`.
 
     model: a Classifier, or what `load` takes. data: an ImageSet, a Data, the name or path of a data set (then its
     `split` is taken), or None for the data that the run was trained on. Where a run's own data is named, it is cut as
-    in training, so that no training image lands in the test split.
+    in training, so that no training image lands in the test split. tta: kinds of test-time augmentation, such as ("flip", "shift"):
+    `Metrics.tta` is then what the mean over those views gives; all the rest stays without.
 
-    Raises ValueError when the classes of data and model differ (another order is fine), or when no image is readable.
+    Raises ValueError when the classes of data and model differ (another order is fine), when no image is readable, and for unknown names.
     """
+    views = views_of(tta)
     classifier = model if isinstance(model, Classifier) else load(model)
     images = data if isinstance(data, ImageSet) else open_images(data_of(classifier, data), split)
     to_model = match_classes(images.classes, classifier.classes)
 
-    kept, probabilities, bad = outputs_of(classifier, images, classifier.probabilities, batch_size)
-    return metrics_from_probabilities(
-        probabilities,
-        to_model[images.labels[kept]],
-        classifier.classes,
-        [str(images.names[i]) for i in kept],
-        indices=kept.tolist(),
-        bad=bad,
-    )
+    def score(views: Sequence[View]) -> Metrics:
+        def mean_over_views(arrays: Pixels) -> NDArray[np.float32]:
+            mean: NDArray[np.float32] = np.mean([classifier.probabilities(np.ascontiguousarray(view(arrays))) for view in views], axis=0)
+            return mean
+
+        kept, probabilities, bad = outputs_of(classifier, images, mean_over_views, batch_size)
+        return metrics_from_probabilities(
+            probabilities,
+            to_model[images.labels[kept]],
+            classifier.classes,
+            [str(images.names[i]) for i in kept],
+            indices=kept.tolist(),
+            bad=bad,
+        )
+
+    plain = score([itself])
+    if not tta:
+        return plain
+    averaged = score(views)
+    numbers = {name: getattr(averaged, name) for name in ("top1", "top5", "nll", "ece")}
+    return dataclasses.replace(plain, tta=Averaged(kinds=tuple(tta), views=len(views), **numbers))
 
 
 def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> NDArray[np.int64]:

@@ -156,6 +156,9 @@ def _header(title: str, test: Json | None, facts: Sequence[tuple[str, str]], wha
 
 def _scores(test: Json) -> list[tuple[str, str]]:
     scores = [("top-5", _percent(test["top5"]))] if test.get("top5") is not None else []
+    averaged = test.get("tta")
+    if averaged:
+        scores.append((f"top-1 with test-time augmentation ({', '.join(averaged['kinds'])})", _percent(averaged["top1"])))
     return [
         *scores,
         ("negative log-likelihood", f"{test['nll']:.4f} nats"),
