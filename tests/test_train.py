@@ -211,16 +211,21 @@ def test_a_sharpness_aware_step_is_the_papers_two_passes_and_no_more() -> None:
     assert torch.equal(ours.model.stem.weight, model.stem.weight)
 
 
-RULES: dict[str, dict[str, dict[str, Any]]] = {"sharpness-aware": {"optim": {"sam_rho": 0.1}}}
+RULES: dict[str, dict[str, dict[str, Any]]] = {
+    "sharpness-aware": {"optim": {"sam_rho": 0.1}},
+    "distilled": {"distill": {"temperature": 2.0}},
+}
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_what_changes_a_step_goes_on_exactly(rule: str, tmp_path: Path) -> None:
+def test_what_changes_a_step_goes_on_exactly(rule: str, undisturbed: Path, tmp_path: Path) -> None:
     def stop(line: dict[str, Any]) -> None:
         if line["kind"] == "save" and line["step"] == 4:
             raise RuntimeError("stop")
 
     recipe = change(BASE, **RULES[rule], run={**RULES[rule].get("run", {}), "steps": 7, "test": False})
+    if rule == "distilled":
+        recipe = change(recipe, distill={"teacher": str(undisturbed)})
     whole = train(recipe, out=tmp_path / "whole").path
     with pytest.raises(RuntimeError, match="stop"):
         train(recipe, out=tmp_path / "stopped", report=stop)

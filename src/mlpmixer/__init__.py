@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlpmixer.config import Augment, Data, Init, MixerConfig, Optim, Recipe, Run
+    from mlpmixer.config import Augment, Data, Distill, Init, MixerConfig, Optim, Recipe, Run
     from mlpmixer.evaluate import evaluate
     from mlpmixer.model import Mixer
     from mlpmixer.predict import load
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Augment",
     "Data",
+    "Distill",
     "Init",
     "Mixer",
     "MixerConfig",
@@ -31,7 +32,7 @@ __all__ = [
     "train",
 ]
 
-_HOME = dict.fromkeys(("Augment", "Data", "Init", "MixerConfig", "Optim", "Recipe", "Run"), "config") | {
+_HOME = dict.fromkeys(("Augment", "Data", "Distill", "Init", "MixerConfig", "Optim", "Recipe", "Run"), "config") | {
     "Mixer": "model",
     "create_model": "weights",
     "load": "predict",

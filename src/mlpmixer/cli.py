@@ -63,6 +63,7 @@ SHORT = {
     "init": "init.weights",
     "resize": "init.resize",
     "magnified": "init.magnified",
+    "teacher": "distill.teacher",
 }
 SWITCHES = {"--quiet", "--json", "-h", "--help"} | {
     f"--{owner}.{no}{name}"
@@ -70,6 +71,7 @@ SWITCHES = {"--quiet", "--json", "-h", "--help"} | {
         ("augment", "flip"),
         ("augment", "trivialaugment"),
         ("init", "magnified"),
+        ("distill", "hard"),
         ("run", "checkpointing"),
         ("run", "compile"),
         ("run", "test"),

@@ -305,6 +305,27 @@ class Optim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distill:
+    """A teacher to learn from beside the labels."""
+
+    teacher: str = ""
+    """A run, a weight file or name as for init.weights, or logits: FILE.npy, or FILE.npz with an array "logits", a row for each training
+    image. A network sees each image as the student does, augmented and mixed; stored logits are of the image as it is, mixed as labels are.
+    Empty: none."""
+    alpha: float = 0.5
+    """The teacher's share of the loss; the labels have the rest."""
+    temperature: float = 1.0
+    """Divides both logits in the teacher's share, which is multiplied by its square (Hinton et al. 2015)."""
+    hard: bool = False
+    """Learn the teacher's likeliest class instead of all probabilities (DeiT's hard distillation, without its second token)."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.alpha <= 1, f"distill.alpha must be in (0, 1], got {self.alpha}")
+        require(self.temperature > 0, f"distill.temperature must be positive, got {self.temperature}")
+        require(not self.hard or self.temperature == 1, "distill.hard has no temperature: leave one of the two out")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """How long, how large, on what."""
 
@@ -360,6 +381,7 @@ class Recipe:
     init: Init = field(default_factory=Init)
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
+    distill: Distill = field(default_factory=Distill)
     run: Run = field(default_factory=Run)
 
 

@@ -1,7 +1,11 @@
 """Losses on logits (B, K) and soft targets (B, K)."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
+
+from mlpmixer.config import Distill, Optim
 
 
 def soft_targets(labels: Tensor, num_classes: int) -> Tensor:
@@ -27,3 +31,21 @@ def cross_entropy(logits: Tensor, targets: Tensor, kind: str, class_weights: Ten
     positive, negative = F.logsigmoid(logits), F.logsigmoid(-logits)
     rest = (1 - targets) if class_weights is None else (class_weights - targets)
     return -(targets * positive + rest * negative).sum(dim=1)
+
+
+def loss_of(optim: Optim, distill: Distill, class_weights: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of each sample, (B,), as a function of logits (B, K) and targets: (B, K), or with a teacher (B, 2K), its own behind.
+
+    (1 - alpha) * cross-entropy with the smoothed labels + alpha * temperature^2 * cross-entropy with the teacher, both logits divided by
+    the temperature (Hinton et al. 2015, section 2).
+    """
+
+    def of_labels(logits: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(logits, smooth(targets, optim.label_smoothing), optim.loss, class_weights)
+
+    def of_both(logits: Tensor, targets: Tensor) -> Tensor:
+        labels, teacher = targets.chunk(2, dim=1)
+        soft = cross_entropy(logits.float() / distill.temperature, teacher, optim.loss, class_weights)
+        return (1 - distill.alpha) * of_labels(logits, labels) + distill.alpha * distill.temperature**2 * soft
+
+    return of_both if distill.teacher else of_labels

@@ -30,9 +30,10 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.sources import ImageSet, Splits
 from mlpmixer.data.store import Store
 from mlpmixer.device import choose_device, choose_precision, describe, peak_mib
+from mlpmixer.distill import Answer, Source, Teacher, make_teacher, open_teacher, with_teacher
 from mlpmixer.evaluate import evaluate
 from mlpmixer.init import set_head_bias, whiten_stem
-from mlpmixer.loss import cross_entropy, smooth, soft_targets
+from mlpmixer.loss import loss_of, soft_targets
 from mlpmixer.model import Mixer, count_params, create_model
 from mlpmixer.transfer import adapt_to, adapt_trained, reset_head
 from mlpmixer.weights import load_weights
@@ -89,17 +90,27 @@ class State:
     waited: int = 0
 
 
-def train(recipe: Recipe, *, out: str | os.PathLike[str] | None = None, resume: bool = False, report: Report | None = None) -> RunResult:
+def train(
+    recipe: Recipe,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    report: Report | None = None,
+    teacher: Answer | None = None,
+) -> RunResult:
     """Train a Mixer as `recipe` says; write model, metrics, report and checkpoints to the run directory `out`.
 
     out: default runs/<recipe name>, or the first free number after it.
     resume: go on from the last checkpoint in `out` (bit-identical to an undisturbed run on the same machine), or start if there is none.
     report: receives {"kind": "start" | "step" | "eval" | "save" | "end", ...} as they happen, before them {"kind": "fetch", ...}
         while the weights to start from are downloaded (`fetch.fetch`).
+    teacher: learn from this classifier too, as `recipe.distill` says: augmented images, float32 (B,C,H,W) in 0..255 on the device of the
+        run, to logits (B,K) in the order of the data's classes. It is no part of the run's files: give it again to resume.
 
     Errors: ValueError for data, recipe or directory that do not fit; Diverged when the loss is not finite; Interrupted on
     Ctrl-C, after saving; OSError when nothing can be written (the last checkpoint survives).
     """
+    recipe = with_teacher(recipe, teacher)
     run = Path(out) if out is not None else runlog.free_directory(Path("runs") / recipe.name)
     tell: Report = report or (lambda line: None)
     if (run / "recipe.json").exists():
@@ -113,11 +124,12 @@ def train(recipe: Recipe, *, out: str | os.PathLike[str] | None = None, resume: 
     start: Start | None = None
     if recipe.init.weights:  # before Ctrl-C waits for the end of a step: a download may be long
         start = adapt_trained(*load_weights(recipe.init.weights, report=tell), in_channels=recipe.model.in_channels)
+    source = open_teacher(recipe.distill.teacher, tell) if teacher is None else teacher
     with torch.random.fork_rng(), _stop_signal() as stop:
-        return _train(recipe, start, run, tell, stop)
+        return _train(recipe, start, source, run, tell, stop)
 
 
-def _train(recipe: Recipe, start: Start | None, run: Path, tell: Report, stop: threading.Event) -> RunResult:
+def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell: Report, stop: threading.Event) -> RunResult:
     started = time.monotonic()
     device = choose_device(recipe.run.device)
     dtype = choose_precision(recipe.run.precision, device)
@@ -127,7 +139,8 @@ def _train(recipe: Recipe, start: Start | None, run: Path, tell: Report, stop: t
     elif stores.splits.test is not None:
         _require_a_readable_image(stores.splits.test, stores.preprocess)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=len(stores.splits.classes)))
-    step_of = Step(recipe, stores, device, dtype, start)
+    teacher = make_teacher(source, recipe.distill, stores.train, stores.splits.classes, device, dtype)
+    step_of = Step(recipe, stores, device, dtype, start, teacher)
     if recipe.run.time and not recipe.run.steps:
         recipe = _fix_steps(recipe, step_of, stores, start, time.monotonic() - started)
     per_epoch = steps_per_epoch(len(stores.train), recipe.run.batch_size)
@@ -236,7 +249,15 @@ def _diverged(what: str, run: Path) -> Diverged:
 class Step:
     """One optimizer update as a function of (step, learning-rate factor, batch): forward, loss, backward, clip, step, average."""
 
-    def __init__(self, recipe: Recipe, stores: Stores, device: torch.device, dtype: torch.dtype, start: Start | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        stores: Stores,
+        device: torch.device,
+        dtype: torch.dtype,
+        start: Start | None = None,
+        teacher: Teacher | None = None,
+    ) -> None:
         torch.manual_seed(recipe.run.seed)
         self.recipe, self.stores, self.device, self.dtype = recipe, stores, device, dtype
         self.model = first_model(recipe, stores, start)
@@ -245,24 +266,28 @@ class Step:
         self.average: Mixer = copy.deepcopy(self.model).eval() if recipe.optim.ema_decay else self.model
         self.optimizers = optim.make_optimizers(self.model, recipe.optim)
         self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if recipe.run.compile else self.model
+        self.teacher = teacher or make_teacher(None, recipe.distill, stores.train, stores.splits.classes, device, dtype)
         self.gradients = self.backward_up_the_slope if recipe.optim.sam_rho else self.backward
         self.labels = torch.from_numpy(stores.train.labels).to(device)
         self.size = pair(recipe.model.image_size)
-        self.class_weights: Tensor | None = None
+        class_weights: Tensor | None = None
         if recipe.data.class_weights == "balanced":
             counts = np.bincount(stores.train.labels, minlength=recipe.model.num_classes)
-            self.class_weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32, device=device)
+            class_weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32, device=device)
+        self.loss = loss_of(recipe.optim, recipe.distill, class_weights)
 
     def __call__(self, step: int, factor: float, indices: np.ndarray, pixels: Pixels) -> tuple[Tensor, Tensor]:
         """(mean loss, share of right answers) of the batch, both on the device. Everything random depends on (seed, step)."""
         cfg = self.recipe
         seed = int(np.random.SeedSequence([cfg.run.seed, step]).generate_state(1, np.uint64)[0] >> 1)
+        torch.manual_seed(seed)  # whatever a teacher draws
         labels = self.labels[torch.from_numpy(indices).to(self.device)]
-        targets = soft_targets(labels, cfg.model.num_classes)
+        targets = torch.cat([soft_targets(labels, cfg.model.num_classes), self.teacher.before(indices)], 1)
         images, targets = augment(
             torch.from_numpy(pixels).to(self.device), targets, cfg.augment, self.size, torch.Generator().manual_seed(seed)
         )
-        images, targets = normalise(images, self.stores.preprocess), smooth(targets, cfg.optim.label_smoothing)
+        targets = torch.cat([targets, self.teacher.after(images)], 1)  # (B, K); with a teacher (B, 2K)
+        images = normalise(images, self.stores.preprocess)
 
         optim.prepare(self.optimizers, step, factor)
         loss, right = self.gradients(images, targets, seed)
@@ -284,10 +309,10 @@ class Step:
         for part, wanted in zip(images.chunk(cfg.run.accumulate), targets.chunk(cfg.run.accumulate), strict=True):
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 logits = self.forward(part)
-            loss = cross_entropy(logits, wanted, cfg.optim.loss, self.class_weights).sum() / len(images)
+            loss = self.loss(logits, wanted).sum() / len(images)
             loss.backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
-            right += (logits.detach().argmax(1) == wanted.argmax(1)).sum() / len(images)
+            right += (logits.detach().argmax(1) == wanted[:, : logits.shape[1]].argmax(1)).sum() / len(images)
         return loss_sum, right
 
     def backward_up_the_slope(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -497,7 +522,7 @@ def _fix_steps(recipe: Recipe, step_of: Step, stores: Stores, start_from: Start 
     """Turn the time budget into a number of steps by timing a few on a throw-away copy."""
     budget = parse_duration(recipe.run.time)
     whole = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, head_steps=0))  # steps of the head alone are cheaper
-    trial = Step(whole, stores, step_of.device, step_of.dtype, start_from)
+    trial = Step(whole, stores, step_of.device, step_of.dtype, start_from, step_of.teacher)
     count, start, times = 0, time.monotonic(), [0.0]
     for step, indices, images in batches(stores.train, recipe.run.batch_size, recipe.run.seed, 1, 1000):
         trial(step, 0.0, indices, images)[0].item()

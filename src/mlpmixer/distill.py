@@ -1,0 +1,134 @@
+"""A teacher's answers as targets beside the labels: distillation (Hinton et al. 2015, arXiv:1503.02531; hard: Touvron et al. 2021, DeiT).
+
+B images of a batch, N training images, K classes in the order of the data. `loss.loss_of` says what is made of the answers.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mlpmixer.checkpoint import ModelMeta
+from mlpmixer.config import Distill, Recipe
+from mlpmixer.data.augment import normalise
+from mlpmixer.data.store import Store
+from mlpmixer.evaluate import match_classes
+from mlpmixer.model import Mixer
+from mlpmixer.transfer import adapt_trained
+from mlpmixer.weights import Report, load_weights
+
+Answer = Callable[[Tensor], Tensor]
+"""Augmented images, float32 (B,C,h,w) in 0..255 on the device of the run -> logits (B,K). Called without gradients."""
+Source = Answer | np.ndarray | tuple[Mixer, ModelMeta] | None
+FUNCTION = "function"  # what the recipe of a run says whose teacher was given in Python
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Target distributions, (B,K) from one of the two, (B,0) from the other; from both without a teacher."""
+
+    before: Callable[[np.ndarray], Tensor]
+    """Of training images by number, (B,) int64: stored answers. They are of the images as they are, and are mixed as labels are."""
+    after: Answer
+    """Of images that have been augmented and mixed."""
+
+
+def with_teacher(recipe: Recipe, function: Answer | None) -> Recipe:
+    """The recipe of a run that learns from `function`, if there is one.
+
+    ValueError when the recipe names another teacher, or needs a function and there is none.
+    """
+    named = recipe.distill.teacher
+    if function is None and named == FUNCTION:
+        raise ValueError("this run learns from a function: train it from Python, mlpmixer.train(recipe, ..., teacher=that function)")
+    if function is not None and named not in ("", FUNCTION):
+        raise ValueError(f"two teachers: distill.teacher={named!r}, and a function; leave one of them out")
+    return recipe if function is None else dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, teacher=FUNCTION))
+
+
+def open_teacher(name: str, report: Report | None = None) -> Source:
+    """What `distill.teacher` names: logits (N,K) as an array, or a trained network. ValueError, FileNotFoundError for what is neither.
+
+    report: receives the progress of a download.
+    """
+    if not name:
+        return None
+    path = Path(name)
+    if path.suffix == ".npy":
+        return _logits(np.load(path, mmap_mode="r"), name)
+    if path.suffix == ".npz" and path.is_file():
+        with np.load(path) as arrays:
+            if "logits" in arrays.files:  # else it may be an official weight file
+                return _logits(arrays["logits"], name)
+    return load_weights(name, report=report)
+
+
+def _logits(logits: np.ndarray, name: str) -> np.ndarray:
+    if logits.ndim != 2 or logits.dtype.kind != "f" or np.isnan(logits).any():
+        what = f"{logits.dtype} of shape {logits.shape}" if logits.ndim != 2 or logits.dtype.kind != "f" else "NaN"
+        raise ValueError(f"{name} holds {what}; expected logits or log-probabilities, float (training images, classes)")
+    return logits
+
+
+def make_teacher(source: Source, cfg: Distill, train: Store, classes: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> Teacher:
+    """The teacher of a run whose training images and classes are known.
+
+    Errors: ValueError for stored logits of another number of images or classes, and for a network with other classes.
+    """
+
+    def nothing(batch: np.ndarray | Tensor) -> Tensor:
+        return torch.empty((len(batch), 0), device=device)
+
+    def stored(indices: np.ndarray) -> Tensor:
+        assert isinstance(source, np.ndarray)
+        logits = torch.from_numpy(source[train.kept[indices]].astype(np.float32)).to(device)
+        return distribution(logits, cfg)
+
+    if source is None:
+        return Teacher(nothing, nothing)
+    if isinstance(source, np.ndarray):
+        wanted = (len(train.images), len(classes))
+        if source.shape != wanted:
+            raise ValueError(
+                f"{cfg.teacher} holds logits of shape {source.shape}; this run has {wanted[0]} training images, as "
+                f'data.datasets.open_images(recipe.data, "train") gives them, of {wanted[1]} classes'
+            )
+        return Teacher(stored, nothing)
+    answer = _network_answer(*source, train, classes, device, dtype) if isinstance(source, tuple) else source
+
+    @torch.no_grad()
+    def after(images: Tensor) -> Tensor:
+        logits = answer(images)
+        if logits.shape != (len(images), len(classes)):
+            raise ValueError(f"the teacher's answer has shape {tuple(logits.shape)}; expected logits ({len(images)}, {len(classes)})")
+        return distribution(logits.float(), cfg)
+
+    return Teacher(nothing, after)
+
+
+def distribution(logits: Tensor, cfg: Distill) -> Tensor:
+    """Logits (B,K) -> targets (B,K): the likeliest class alone, or all of them at the temperature."""
+    return F.one_hot(logits.argmax(1), logits.shape[1]).float() if cfg.hard else (logits / cfg.temperature).softmax(1)
+
+
+def _network_answer(
+    network: Mixer, meta: ModelMeta, train: Store, classes: tuple[str, ...], device: torch.device, dtype: torch.dtype
+) -> Answer:
+    """The same augmented images, brought to the network's size and channels and normalised as it has been trained."""
+    network, meta = adapt_trained(network, meta, in_channels=train.preprocess.in_channels)
+    network = network.to(device).eval().requires_grad_(False)
+    order = torch.from_numpy(match_classes(classes, meta.classes)).to(device)
+
+    def answer(images: Tensor) -> Tensor:
+        if images.shape[2:] != meta.preprocess.image_size:
+            images = F.interpolate(images, meta.preprocess.image_size, mode="bilinear", antialias=True)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits: Tensor = network(normalise(images, meta.preprocess))[:, order]
+        return logits
+
+    return answer
