@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "evaluate": BELOW_VERBS | {"predict"},
     "distill": BELOW_VERBS | VERBS,
     "train": BELOW_VERBS | VERBS | {"distill"},
+    "lr_finder": BELOW_VERBS | VERBS | {"distill", "train"},
     "probe": BELOW_VERBS | VERBS,
     "explain": BELOW_VERBS | VERBS,
     "export": BELOW_VERBS | VERBS,

@@ -121,26 +121,37 @@ def train(
             summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
             tell({"kind": "end", "summary": summary, "out": str(run)})
             return RunResult(run, summary)
-    start: Start | None = None
-    if recipe.init.weights:  # before Ctrl-C waits for the end of a step: a download may be long
-        start = adapt_trained(*load_weights(recipe.init.weights, report=tell), in_channels=recipe.model.in_channels)
-    source = open_teacher(recipe.distill.teacher, tell) if teacher is None else teacher
+    start, source = trained_parts(recipe, tell, teacher)  # before Ctrl-C waits for the end of a step: a download may be long
     with torch.random.fork_rng(), _stop_signal() as stop:
         return _train(recipe, start, source, run, tell, stop)
 
 
-def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell: Report, stop: threading.Event) -> RunResult:
-    started = time.monotonic()
+def trained_parts(recipe: Recipe, report: Report, teacher: Answer | None = None) -> tuple[Start | None, Source]:
+    """The trained networks that a run needs, to start from and to learn from; fetched where they are not here yet."""
+    start: Start | None = None
+    if recipe.init.weights:
+        start = adapt_trained(*load_weights(recipe.init.weights, report=report), in_channels=recipe.model.in_channels)
+    return start, open_teacher(recipe.distill.teacher, report) if teacher is None else teacher
+
+
+def first_step(recipe: Recipe, start: Start | None, source: Source) -> "Step":
+    """The data opened and the network built, before the first batch. The recipe of the Step has the number of classes of the data."""
     device = choose_device(recipe.run.device)
     dtype = choose_precision(recipe.run.precision, device)
     stores = load_images(recipe.data, recipe.model, start[1].preprocess if start else None)
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=len(stores.splits.classes)))
+    teacher = make_teacher(source, recipe.distill, stores.train, stores.splits.classes, device, dtype)
+    return Step(recipe, stores, device, dtype, start, teacher)
+
+
+def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell: Report, stop: threading.Event) -> RunResult:
+    started = time.monotonic()
+    step_of = first_step(recipe, start, source)
+    recipe, stores, device, dtype = step_of.recipe, step_of.stores, step_of.device, step_of.dtype
     if not recipe.run.test:
         stores = dataclasses.replace(stores, splits=dataclasses.replace(stores.splits, test=None))
     elif stores.splits.test is not None:
         _require_a_readable_image(stores.splits.test, stores.preprocess)
-    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=len(stores.splits.classes)))
-    teacher = make_teacher(source, recipe.distill, stores.train, stores.splits.classes, device, dtype)
-    step_of = Step(recipe, stores, device, dtype, start, teacher)
     if recipe.run.time and not recipe.run.steps:
         recipe = _fix_steps(recipe, step_of, stores, start, time.monotonic() - started)
     per_epoch = steps_per_epoch(len(stores.train), recipe.run.batch_size)
