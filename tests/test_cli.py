@@ -120,6 +120,7 @@ def test_a_recipe_by_name_can_be_used_on_other_data() -> None:
         ("train digits --model S/16 --image-size 100", "nearest that is: 96x96"),
         ("train digits mnist", "mnist"),
         ("train digits --teacher no/such/run --out x", "no/such/run does not exist"),
+        ("train digits --run.repeats 3", "run.repeats=3 must divide run.batch_size"),
         ("train digits --distill.alpha 2", "distill.alpha must be in (0, 1]"),
         ("train no/such/folder", "no/such/folder"),
         ("train digitz", "digits"),

@@ -214,6 +214,7 @@ def test_a_sharpness_aware_step_is_the_papers_two_passes_and_no_more() -> None:
 RULES: dict[str, dict[str, dict[str, Any]]] = {
     "sharpness-aware": {"optim": {"sam_rho": 0.1}},
     "distilled": {"distill": {"temperature": 2.0}},
+    "repeated": {"run": {"repeats": 4}},
 }
 
 
@@ -223,7 +224,7 @@ def test_what_changes_a_step_goes_on_exactly(rule: str, undisturbed: Path, tmp_p
         if line["kind"] == "save" and line["step"] == 4:
             raise RuntimeError("stop")
 
-    recipe = change(BASE, **RULES[rule], run={**RULES[rule].get("run", {}), "steps": 7, "test": False})
+    recipe = change(change(BASE, **RULES[rule]), run={"steps": 7, "test": False})
     if rule == "distilled":
         recipe = change(recipe, distill={"teacher": str(undisturbed)})
     whole = train(recipe, out=tmp_path / "whole").path

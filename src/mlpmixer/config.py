@@ -337,6 +337,9 @@ class Run:
     """A budget such as 30m or 2h instead: a short measurement fixes the number of steps, which is saved."""
     batch_size: int = 128
     """Images per step, over all accumulation parts."""
+    repeats: int = 1
+    """Repeated augmentation (Hoffer et al. 2020, arXiv:1901.09335): each step takes batch_size / repeats images, and augments each this
+    many times. A step costs the same, and an epoch has as many, so that it sees so many times fewer of the images."""
     accumulate: int = 1
     """Parts a batch is computed in, to save memory."""
     seed: int = 0
@@ -366,6 +369,10 @@ class Run:
         require(
             self.accumulate >= 1 and self.batch_size % self.accumulate == 0,
             f"run.accumulate={self.accumulate} must divide run.batch_size={self.batch_size}",
+        )
+        require(
+            self.repeats >= 1 and self.batch_size % self.repeats == 0,
+            f"run.repeats={self.repeats} must divide run.batch_size={self.batch_size}",
         )
         require(self.eval_every > 0 and self.log_every >= 1, "run.eval_every and run.log_every must be positive")
         require(self.steps >= 0 and self.patience >= 0, "run.steps and run.patience must not be negative")

@@ -213,7 +213,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
 
     try:
         if state.step < total:
-            for step, indices, images in batches(stores.train, recipe.run.batch_size, recipe.run.seed, state.step + 1, total):
+            for step, indices, images in batches(stores.train, recipe.run, state.step + 1, total):
                 factor = optim.lr_factor(step, total, recipe.optim)
                 loss, correct = step_of(step, factor, indices, images)
                 state.step = step
@@ -535,7 +535,7 @@ def _fix_steps(recipe: Recipe, step_of: Step, stores: Stores, start_from: Start 
     whole = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, head_steps=0))  # steps of the head alone are cheaper
     trial = Step(whole, stores, step_of.device, step_of.dtype, start_from, step_of.teacher)
     count, start, times = 0, time.monotonic(), [0.0]
-    for step, indices, images in batches(stores.train, recipe.run.batch_size, recipe.run.seed, 1, 1000):
+    for step, indices, images in batches(stores.train, recipe.run, 1, 1000):
         trial(step, 0.0, indices, images)[0].item()
         count, now = count + 1, time.monotonic() - start
         times.append(now)

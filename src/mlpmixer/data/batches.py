@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mlpmixer.config import Run
 from mlpmixer.data.images import Pixels
 
 Indices = npt.NDArray[np.int64]
@@ -23,10 +24,14 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return max(num_images // batch_size, 1)
 
 
-def batch_indices(num_images: int, batch_size: int, seed: int, step: int) -> Indices:
-    """Image numbers of step 1, 2, ...: the permutation of an epoch depends on (seed, epoch), the slice on the index in it."""
-    epoch, index = divmod(step - 1, steps_per_epoch(num_images, batch_size))
-    return _order(num_images, seed, epoch)[index * batch_size : (index + 1) * batch_size]
+def batch_indices(num_images: int, batch_size: int, seed: int, step: int, repeats: int = 1) -> Indices:
+    """Image numbers of step 1, 2, ...: the permutation of a pass depends on (seed, pass), the slice on the index in it.
+
+    With `repeats`, batch_size / repeats numbers, each that many times in a row; a pass over the images takes that many times the steps.
+    """
+    distinct = batch_size // repeats
+    epoch, index = divmod(step - 1, steps_per_epoch(num_images, distinct))
+    return np.repeat(_order(num_images, seed, epoch)[index * distinct : (index + 1) * distinct], repeats)
 
 
 @functools.lru_cache(maxsize=2)
@@ -34,12 +39,12 @@ def _order(num_images: int, seed: int, epoch: int) -> Indices:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_images)
 
 
-def batches(images: Images, batch_size: int, seed: int, first: int, last: int) -> Iterator[tuple[int, Indices, Pixels]]:
+def batches(images: Images, run: Run, first: int, last: int) -> Iterator[tuple[int, Indices, Pixels]]:
     """(step, image numbers, images (B,H,W,C)) of steps first..last; the next batch is fetched while one is used."""
     with ThreadPoolExecutor(1) as pool:
 
         def fetch(step: int) -> tuple[int, Indices, Pixels]:
-            indices = batch_indices(len(images), batch_size, seed, step)
+            indices = batch_indices(len(images), run.batch_size, run.seed, step, run.repeats)
             return step, indices, images.array(indices)
 
         ahead = pool.submit(fetch, first)
