@@ -18,9 +18,11 @@ from PIL import Image
 from mlpmixer import checkpoint, runlog
 from mlpmixer.clock import parse_duration
 from mlpmixer.config import Augment, Data, Init, Optim, Recipe, Run, to_json
+from mlpmixer.data.augment import normalise, prepare_eval
 from mlpmixer.evaluate import evaluate
+from mlpmixer.model import count_params
 from mlpmixer.predict import load
-from mlpmixer.train import Diverged, Interrupted, Step, load_images, train
+from mlpmixer.train import Diverged, Interrupted, Step, load_images, restore, train
 from mlpmixer.zoo import MODELS
 
 SMALL = dataclasses.replace(MODELS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48)
@@ -38,6 +40,9 @@ BASE = Recipe(
 def change(recipe: Recipe, **parts: dict[str, Any]) -> Recipe:
     """The recipe with fields replaced: change(r, run={"steps": 3})."""
     return dataclasses.replace(recipe, **{k: dataclasses.replace(getattr(recipe, k), **v) for k, v in parts.items()})
+
+
+LOCAL = change(BASE, optim={"locality": 3, "lr": 0.01, "muon_lr": 0.02})
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +101,18 @@ KILLED = """
 """
 
 
+def kill(recipe: Recipe, where: str, step: int, out: Path) -> None:
+    """Train in another process and kill it there."""
+    source = textwrap.dedent(KILLED)
+    done = subprocess.run([sys.executable, "-c", source, where, str(step), str(out)], input=json.dumps(to_json(recipe)), text=True)
+    assert done.returncode == -signal.SIGKILL and not (out / "summary.json").exists()
+
+
 @pytest.mark.parametrize(("where", "step"), [("start", 0), ("step", 6), ("save", 13), ("write", 9)])
 def test_a_run_killed_and_resumed_ends_with_the_same_bits(where: str, step: int, undisturbed: Path, tmp_path: Path) -> None:
-    out = tmp_path / "killed"
-    source = textwrap.dedent(KILLED)
-    done = subprocess.run([sys.executable, "-c", source, where, str(step), str(out)], input=json.dumps(to_json(BASE)), text=True)
-    assert done.returncode == -signal.SIGKILL and not (out / "summary.json").exists()
-    train(BASE, out=out, resume=True)
-    assert_same_run(undisturbed, out)
+    kill(BASE, where, step, tmp_path / "killed")
+    train(BASE, out=tmp_path / "killed", resume=True)
+    assert_same_run(undisturbed, tmp_path / "killed")
 
 
 def test_ctrl_c_saves_and_the_run_goes_on_exactly(undisturbed: Path, tmp_path: Path) -> None:
@@ -117,6 +126,46 @@ def test_ctrl_c_saves_and_the_run_goes_on_exactly(undisturbed: Path, tmp_path: P
     assert stopped.value.step == 9 and stopped.value.path == tmp_path / "run"
     train(recipe, out=tmp_path / "run", resume=True)
     assert_same_run(undisturbed, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(LOCAL, out=tmp_path_factory.mktemp("runs") / "local").path
+
+
+def test_a_run_with_locality_is_exact_after_a_kill(local: Path, tmp_path: Path) -> None:
+    kill(LOCAL, "save", 7, tmp_path / "killed")
+    train(LOCAL, out=tmp_path / "killed", resume=True)
+    assert_same_run(local, tmp_path / "killed")
+
+
+def test_what_learned_through_kernels_is_saved_as_the_plain_mixer_that_it_was(local: Path) -> None:
+    stores = load_images(LOCAL.data, LOCAL.model)
+    step_of = Step(runlog.read_recipe(local), stores, torch.device("cpu"), torch.float32)
+    assert restore(local, step_of, len(stores.train)).step == 24
+    trained = step_of.average.eval()
+    kernels = {name: p for name, p in trained.named_parameters() if name.endswith(".kernel")}
+    assert len(kernels) == 4 and all(kernel.abs().max() > 1e-3 for kernel in kernels.values())
+
+    saved, meta = checkpoint.load_model(local / runlog.MODEL_FILE)
+    assert meta.config == dataclasses.replace(LOCAL.model, num_classes=10)
+    assert count_params(saved) == json.loads((local / "summary.json").read_text())["params"] == count_params(trained) - 4 * 9
+    images = normalise(prepare_eval(torch.from_numpy(stores.val.array(np.arange(len(stores.val))))), stores.preprocess)
+    with torch.no_grad():
+        before, after = trained(images), saved(images)
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=0)  # F.linear has another order for weights that ask for gradients
+    assert torch.equal(before.argmax(1), after.argmax(1))
+    right = (before.argmax(1).numpy() == stores.val.labels).mean()
+    assert right == json.loads((local / "summary.json").read_text())["val_top1"] > 0.3
+
+
+def test_trained_weights_start_with_locality_as_the_function_they_were(undisturbed: Path, tmp_path: Path) -> None:
+    still = {"lr": 1e-12, "muon_lr": 1e-12, "weight_decay": 0.0}
+    recipe = change(LOCAL, init={"stem": "lecun", "weights": str(undisturbed)}, optim=still, run={"steps": 1, "test": False})
+    start, after = weights(undisturbed), weights(train(recipe, out=tmp_path / "run").path)
+    assert start.keys() == after.keys()
+    for name in start:
+        torch.testing.assert_close(after[name], start[name])
 
 
 def test_a_damaged_last_checkpoint_is_passed_over(undisturbed: Path, tmp_path: Path) -> None:
@@ -237,10 +286,12 @@ def test_what_changes_a_step_goes_on_exactly(rule: str, undisturbed: Path, tmp_p
 
 
 def test_early_stopping_keeps_the_best_model(tmp_path: Path) -> None:
-    recipe = change(BASE, run={"steps": 400, "patience": 2, "eval_every": 0.2}, optim={"lr": 1e-9, "muon_lr": 1e-9, "ema_decay": 0.0})
+    still = {"lr": 1e-9, "muon_lr": 1e-9, "ema_decay": 0.0, "locality": 3}
+    recipe = change(BASE, run={"steps": 400, "patience": 2, "eval_every": 0.2}, optim=still)
     summary = train(recipe, out=tmp_path / "run").summary
     assert summary["steps"] < 40 and summary["best_step"] <= summary["steps"]
-    assert not (tmp_path / "run" / "best.safetensors").exists() and (tmp_path / "run" / runlog.MODEL_FILE).exists()
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    assert checkpoint.load_model(tmp_path / "run" / runlog.MODEL_FILE)[1].config == dataclasses.replace(BASE.model, num_classes=10)
 
 
 def test_a_time_budget_becomes_a_number_of_steps_that_is_saved(tmp_path: Path) -> None:

@@ -285,6 +285,8 @@ class Optim:
     sam_rho: float = 0.0
     """Sharpness-aware minimisation (Foret et al. 2021; of Mixers: Chen et al. 2022, arXiv:2106.01548): the gradient is taken this far
     up the slope, at w + rho g / |g|. A step costs two passes and a copy of the weights. 0 means off."""
+    locality: int = 0
+    """Size (odd) of the kernels over the patch grid that W1 and W2 learn through; the saved model has them folded in. 0 means off."""
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 means no clipping."""
     label_smoothing: float = 0.0
@@ -302,6 +304,10 @@ class Optim:
             require(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), got {getattr(self, name)}")
         for name in ("weight_decay", "warmup_steps", "sam_rho", "clip_norm", "frozen_layers", "head_steps"):
             require(getattr(self, name) >= 0, f"optim.{name} must not be negative, got {getattr(self, name)}")
+        require(
+            self.locality == 0 or (self.locality > 0 and self.locality % 2 == 1),
+            f"optim.locality must be an odd kernel size such as 3, or 0 for none, got {self.locality}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlpmixer import checkpoint, optim, predict, report, runlog
+from mlpmixer import checkpoint, locality, optim, predict, report, runlog
 from mlpmixer.clock import Clock, parse_duration
 from mlpmixer.config import Data, MixerConfig, Recipe, pair
 from mlpmixer.data.augment import augment, normalise, prepare_eval
@@ -170,7 +170,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
             "out": str(run),
             "device": env["device"],
             "precision": env["precision"],
-            "params": count_params(step_of.model),
+            "params": count_params(step_of.plain()),
             "train_images": len(stores.train),
             "val_images": len(stores.val),
             "classes": len(stores.splits.classes),
@@ -232,7 +232,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
                     log.write(line)
                     tell(line)
                     if improved(state, line["top1"]) and recipe.run.patience:
-                        checkpoint.save_model(run / "best.safetensors", step_of.average, model_meta(recipe, stores, env, {}))
+                        checkpoint.save_model(run / "best.safetensors", step_of.plain(), model_meta(recipe, stores, env, {}))
                 if due or clock.since_save() > recipe.run.save_every_s:
                     if losses:
                         log.write(flush(clock.images_per_s()))
@@ -272,6 +272,8 @@ class Step:
         torch.manual_seed(recipe.run.seed)
         self.recipe, self.stores, self.device, self.dtype = recipe, stores, device, dtype
         self.model = first_model(recipe, stores, start)
+        if recipe.optim.locality:
+            locality.inject(self.model, recipe.optim.locality)
         self.model.to(device)
         self.model.checkpointing = recipe.run.checkpointing
         self.average: Mixer = copy.deepcopy(self.model).eval() if recipe.optim.ema_decay else self.model
@@ -332,6 +334,10 @@ class Step:
         with optim.up_the_slope(self.model, self.recipe.optim.sam_rho):
             self.backward(images, targets, seed)
         return result
+
+    def plain(self) -> Mixer:
+        """What is saved: the averaged model, with its kernels folded into the weights."""
+        return locality.folded(self.average) if self.recipe.optim.locality else self.average
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, by name: weights, their average, the state of the optimizers."""
@@ -466,7 +472,7 @@ def finish(run: Path, recipe: Recipe, stores: Stores, step_of: Step, state: Stat
     if recipe.run.patience and (run / "best.safetensors").exists():
         os.replace(run / "best.safetensors", model)
     elif not (recipe.run.patience and model.exists()):
-        checkpoint.save_model(model, step_of.average, model_meta(recipe, stores, env, {}))
+        checkpoint.save_model(model, step_of.plain(), model_meta(recipe, stores, env, {}))
     classifier = predict.load(model, device=str(step_of.device))
     bad = stores.bad
     val = evaluate(classifier, stores.splits.val)
@@ -481,7 +487,7 @@ def finish(run: Path, recipe: Recipe, stores: Stores, step_of: Step, state: Stat
         "val_top1": val.top1,
         "val": val.to_json(),
         "test": test.to_json() if test else None,
-        "params": count_params(step_of.model),
+        "params": count_params(step_of.plain()),
         "train_images": len(stores.train),
         "steps": state.step,
         "best_step": state.best_step if recipe.run.patience else state.step,
