@@ -220,7 +220,11 @@ def first_step(recipe: Recipe) -> tuple[Step, Step]:
 
 
 def test_a_sharpness_aware_step_is_the_papers_two_passes_and_no_more() -> None:
-    rule = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "sam_rho": 0.2, "clip_norm": 0.5, "frozen_layers": 1}
+    rule = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "label_smoothing": 0.0} | {
+        "sam_rho": 0.2,
+        "clip_norm": 0.5,
+        "frozen_layers": 1,
+    }
     recipe = change(BASE, optim={**rule, "ema_decay": 0.0}, run={"batch_size": 32, "accumulate": 2}, init={"stem": "lecun"})
     ours, reference = first_step(recipe)
     for step in (ours, reference):  # with a head of zeros nothing else would have a gradient
