@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mlpmixer import cli
+from mlpmixer.cli import arguments, printing, progress
 from mlpmixer.config import Recipe
 from mlpmixer.recipes import RECIPES
 from mlpmixer.zoo import MODELS
@@ -70,7 +71,7 @@ def test_an_augreg_level_is_a_start_that_options_override() -> None:
         train_recipe("cifar10", "--augreg", "strong")
 
 
-@pytest.mark.parametrize("short", sorted(cli.SHORT))
+@pytest.mark.parametrize("short", sorted(arguments.SHORT))
 def test_a_short_option_is_the_long_one(short: str) -> None:
     value = {"device": "cpu", "precision": "float32", "time": "5m", "data-dir": "x", "fit": "pad", "image-size": "16"} | {
         "init": "S/16:gsam",
@@ -78,7 +79,7 @@ def test_a_short_option_is_the_long_one(short: str) -> None:
         "resize": "nearest",
     }
     values = [] if short in ("compile", "test", "magnified") else [value.get(short, "3")]
-    owner, leaf = cli.SHORT[short].split(".")
+    owner, leaf = arguments.SHORT[short].split(".")
     no = "no-" if short == "test" else ""  # it is on by default
     start = ["digits", "--init", "S/16:gsam"] if short in ("resize", "magnified") else ["digits"]
     short_form = train_recipe(*start, f"--{no}{short}", *values)
@@ -230,7 +231,7 @@ def test_json_is_one_object_a_line(run: Line, tmp_path: Path) -> None:
 
 
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._print_json({"loss": float("nan"), "rows": [float("inf"), 1.0]})
+    printing.print_json({"loss": float("nan"), "rows": [float("inf"), 1.0]})
     assert json.loads(capsys.readouterr().out) == {"loss": None, "rows": [None, 1.0]}
 
 
@@ -286,14 +287,14 @@ def test_progress_lines_off_a_terminal_and_on_one(capsys: pytest.CaptureFixture[
         {"kind": "save", "step": 10},
         {"kind": "end", "summary": {}},
     ]
-    report = cli._plain(every_s=0)
+    report = progress.plain_training(every_s=0)
     for event in events:
         report(event)
     out = capsys.readouterr().out
     assert "note: val was cut from train" in out
     assert "step 10/20  loss 1.5000  train 25.00 %  2,000 images/s  1 min 15 s left" in out
     assert "epoch 1  step 10  val: top-1 50.00 %, loss 1.2500" in out
-    with cli._live() as live:
+    with progress.live_training() as live:
         for event in events:
             live(event)
     assert "val: top-1 50.00 %" in capsys.readouterr().out

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from mlpmixer import cli
+from mlpmixer.cli import printing, progress
 from mlpmixer.fetch import cache_path, fetch
 from mlpmixer.interop import write_official
 from mlpmixer.model import create_model
@@ -490,7 +491,7 @@ def test_on_a_terminal_a_download_is_a_bar_that_goes_away_before_training_begins
 
 
 def test_a_long_download_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    report = cli._plain_fetch(every_s=0)
+    report = progress.plain_fetch(every_s=0)
     for done in (200_000_000, 700_000_000, 700_000_000):
         report({"kind": "fetch", "url": "https://example.org/H_14.npz", "done_bytes": done, "total_bytes": 1_700_000_000})
     start, later, stalled = capsys.readouterr().err.splitlines()
@@ -503,9 +504,9 @@ def test_a_long_download_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[
 
 
 def test_ctrl_c_ends_a_download_at_once(published: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(event: cli.Event) -> None:
+    def interrupted(event: printing.Event) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(cli, "_plain_fetch", lambda: interrupted)
+    monkeypatch.setattr(progress, "plain_fetch", lambda: interrupted)
     assert cli.main(command("train", tmp_path)) == 130
     assert not (tmp_path / "run").exists() and not cache_path(published.url).exists()

@@ -1,0 +1,52 @@
+"""How results are printed: tables, JSON, errors, numbers with their units."""
+
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+Event = dict[str, Any]
+MAX_ROWS = 40  # longer tables of classes are cut; --json has all
+
+
+def print_error(message: str) -> None:
+    print(f"mlpmixer: {message}", file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(finite(value), ensure_ascii=False, default=str), flush=True)
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns of text, numbers to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    right = [bool(rows) and all(re.fullmatch(r"[\d.,]*( %)?", row[i]) for row in rows) for i in range(len(header))]
+    for row in (header, *rows):
+        cells = (f"{c:>{w}}" if r else f"{c:{w}}" for c, w, r in zip(row, widths, right, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().split("\n")[0]
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    s = round(seconds)
+    return f"{s} s" if s < 60 else f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"

@@ -1,0 +1,244 @@
+"""Commands that start from data: train, lr-find, data check, data preview."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg
+
+from mlpmixer.cli.arguments import Flag, data_first, first_positional, long_form, start_from, value_of, with_short
+from mlpmixer.cli.printing import MAX_ROWS, duration, percent, print_error, print_json, print_table
+from mlpmixer.cli.progress import reporter
+from mlpmixer.config import Data, Recipe, pair
+
+if TYPE_CHECKING:
+    from mlpmixer.data.check import CheckReport
+
+RUNS = Path("runs")
+LATEST = "latest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a network on DATA. The recipe sets everything, options override it: `mlpmixer train cifar10 --epochs 5 --lr 3e-4`."""
+
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    """A data set's name (mlpmixer list datasets), a folder with a folder for each class, a Parquet file or folder, or hf:owner/name."""
+    recipe: Annotated[str, arg(metavar="NAME")] = ""
+    """Where to start from (mlpmixer list recipes); the default fits the data."""
+    model: Annotated[str, arg(metavar="NAME")] = ""
+    """An architecture (mlpmixer list models) instead of the recipe's."""
+    augreg: Annotated[str, arg(metavar="LEVEL")] = ""
+    """RandAugment and mixup of AugReg instead of the recipe's: none, light1, light2, medium1, medium2, strong1, strong2."""
+    out: Annotated[str, arg(metavar="DIR")] = ""
+    """The run's folder; default: a new one under runs/."""
+    resume: Annotated[str, arg(metavar="[DIR]")] = ""
+    """Go on with the run in DIR, or with the latest unfinished one."""
+    quiet: Flag = False
+    """Print the result only."""
+    json: Flag = False
+    """Print one JSON object a line."""
+    config: Annotated[Recipe, arg(name="")] = field(default_factory=Recipe)
+
+    @classmethod
+    def parse(cls, args: Sequence[str]) -> "Train":
+        args = data_first([long_form(a) for a in args])
+        for i, a in enumerate(args):
+            if a == "--resume" and (i + 1 == len(args) or args[i + 1].startswith("-")):
+                args[i] = f"--resume={LATEST}"
+        resume = value_of(args, "--resume")
+        if not resume or {"-h", "--help"} & set(args):
+            config = start_from(args)
+            default = cls(data=config.data.name, config=config)
+            return tyro.cli(cls, prog="mlpmixer train", description=with_short(cls), args=args, default=default)
+        from mlpmixer.runlog import read_recipe
+
+        run = latest_unfinished() if resume == LATEST else Path(resume)
+        config = read_recipe(run)
+        parsed = tyro.cli(cls, prog="mlpmixer train", args=args, default=cls(data=config.data.name, config=config))
+        if parsed.data != config.data.name or parsed.config != config or parsed.recipe or parsed.model or parsed.augreg or parsed.out:
+            raise ValueError(f"a run goes on as it was started; leave the other options out: mlpmixer train --resume {run}")
+        return dataclasses.replace(parsed, resume=str(run))
+
+    def __call__(self) -> int:
+        from mlpmixer.runlog import free_directory
+        from mlpmixer.train import Diverged, Interrupted, train
+
+        out = Path(self.resume or self.out or free_directory(RUNS / run_name(self.config)))
+        try:
+            with reporter(quiet=self.quiet, as_json=self.json) as report:
+                result = train(self.config, out=out, resume=bool(self.resume), report=report)
+        except Interrupted as stop:
+            print_error(f"stopped after step {stop.step:,}, saved; to go on: mlpmixer train --resume {stop.path}")
+            return 130
+        except Diverged as e:
+            print_error(str(e))
+            return 1
+        if not self.json:
+            print_result(result.path, result.summary)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrFind:
+    """Look for a learning rate for DATA: train a throw-away copy while the rate grows, and see where the loss stops falling.
+
+    The options of train change the recipe; its schedule plays no part. With Muon both rates grow by the same factor. The suggestion is a
+    tenth of the rate with the lowest loss: a place to start from, to be compared with its neighbours on validation images.
+    """
+
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    """A data set's name, a folder with a folder for each class, a Parquet file or folder, or hf:owner/name."""
+    recipe: Annotated[str, arg(metavar="NAME")] = ""
+    """Where to start from (mlpmixer list recipes); the default fits the data."""
+    model: Annotated[str, arg(metavar="NAME")] = ""
+    """An architecture (mlpmixer list models) instead of the recipe's."""
+    out: Annotated[str, arg(metavar="FILE")] = "lr-find.png"
+    """The plot to write, a PNG file."""
+    sweep_steps: int = 100
+    """Steps from the lowest to the highest rate."""
+    low: float = 1e-5
+    """The first rate."""
+    high: float = 10.0
+    """The last rate; the sweep ends earlier when the loss has blown up."""
+    json: Flag = False
+    """Print all numbers as JSON."""
+    config: Annotated[Recipe, arg(name="")] = field(default_factory=Recipe)
+
+    @classmethod
+    def parse(cls, args: Sequence[str]) -> "LrFind":
+        args = data_first([long_form(a) for a in args])
+        config = start_from(args)
+        default = cls(data=first_positional(args) or tyro.MISSING, config=config)
+        return tyro.cli(cls, prog="mlpmixer lr-find", description=with_short(cls), args=args, default=default)
+
+    def __call__(self) -> int:
+        from mlpmixer.lr_finder import find_lr, plot
+
+        with reporter() as report:
+            sweep = find_lr(self.config, steps=self.sweep_steps, low=self.low, high=self.high, report=report)
+        path = plot(sweep, self.out)
+        if self.json:
+            print_json(sweep.to_json())
+            return 0
+        muon = f" --optim.muon-lr {sweep.suggested * sweep.muon_per_lr:.2g}" if sweep.muon_per_lr else ""
+        print(f"lowest loss at a rate of {sweep.lowest:.2g}, after {len(sweep.lr)} of {self.sweep_steps} steps")
+        print(f"try     --lr {sweep.suggested:.2g}{muon}")
+        print(f"plot    {path}")
+        return 0
+
+
+def run_name(recipe: Recipe) -> str:
+    data = Path(recipe.data.name).name.removeprefix("hf:") or "data"
+    return re.sub(r"[^\w.-]+", "-", data if recipe.name == data else f"{data}-{recipe.name}")
+
+
+def latest_unfinished() -> Path:
+    runs = [p.parent for p in RUNS.glob("*/recipe.json") if not p.with_name("summary.json").exists()]
+    if not runs:
+        raise ValueError(f"nothing to resume: no unfinished run under {RUNS}/; name the run: mlpmixer train --resume DIR")
+    return max(runs, key=lambda run: run.stat().st_mtime)
+
+
+def print_result(path: Path, summary: dict[str, Any]) -> None:
+    test = summary.get("test") or {}
+    top1 = {"test": test.get("top1"), "validation": summary.get("val_top1")}
+    scores = [f"{split} top-1 {percent(share)}" for split, share in top1.items() if share is not None]
+    bad = summary.get("bad_images") or []
+    print(f"{', '.join(scores)} after {summary['steps']:,} steps in {duration(summary['train_s'])}")
+    if bad:
+        print(f"{len(bad)} unreadable images were left out; they are named in {path / 'summary.json'}")
+    print(f"model   {path / 'model.safetensors'}")
+    print(f"report  {path / 'report.html'}")
+    print(f"next    mlpmixer predict {path} IMAGE...")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheck:
+    """Look for broken, duplicate and mislaid images in DATA, and count its classes. The exit code is 1 when something is found."""
+
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    """A data set's name, a folder with a folder for each class, a Parquet file or folder, or hf:owner/name."""
+    data_dir: Annotated[str, arg(metavar="DIR")] = ""
+    """Where the files of a named data set are."""
+    json: Flag = False
+    """Print everything as JSON."""
+
+    def __call__(self) -> int:
+        from mlpmixer.data.check import check_data
+
+        report = check_data(Data(name=self.data, data_dir=self.data_dir or None))
+        if self.json:
+            print_json(report.to_json())
+        else:
+            print_check(report)
+        return 0 if report.ok else 1
+
+
+def print_check(report: "CheckReport") -> None:
+    splits = list(report.counts)
+    classes = list(dict.fromkeys(name for counts in report.counts.values() for name in counts))
+    rows = [(name, *(f"{report.counts[split].get(name, 0):,}" for split in splits)) for name in classes]
+    shown = rows if len(rows) <= MAX_ROWS else rows[: MAX_ROWS // 2]
+    print_table(("class", *splits), [*shown, ("all", *(f"{sum(counts.values()):,}" for counts in report.counts.values()))])
+    if len(shown) < len(rows):
+        print(f"(the first {len(shown)} of {len(rows)} classes; all of them: --json)")
+    print(f"\nsizes  {', '.join(f'{size} ({n:,})' for size, n in list(report.sizes.items())[:5])}")
+    print(f"kinds  {', '.join(f'{mode} ({n:,})' for mode, n in report.modes.items())}")
+    for note in report.notes:
+        print(f"note   {note}")
+    findings = {
+        "cannot be read": [f"{name}: {reason}" for name, reason in report.broken],
+        "same pixels as another": [f"{name} = {other}" for name, other in report.duplicates],
+        "in the wrong place": [f"{name}: {reason}" for name, reason in report.mislaid],
+    }
+    for title, lines in findings.items():
+        if lines:
+            print("\n".join([f"\n{len(lines):,} {title}", *(f"  {line}" for line in lines[:10])]))
+            if len(lines) > 10:
+                print(f"  and {len(lines) - 10:,} more: --json")
+    if report.ok:
+        print("\nnothing wrong was found")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPreview:
+    """A labelled picture of what the network sees: training images of DATA after the recipe's augmentation."""
+
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    """A data set's name, a folder with a folder for each class, a Parquet file or folder, or hf:owner/name."""
+    out: Annotated[str, arg(metavar="FILE")]
+    """The PNG file to write."""
+    recipe: Annotated[str, arg(metavar="NAME")] = ""
+    """Where to start from (mlpmixer list recipes); the default fits the data."""
+    model: Annotated[str, arg(metavar="NAME")] = ""
+    """An architecture (mlpmixer list models) instead of the recipe's."""
+    augreg: Annotated[str, arg(metavar="LEVEL")] = ""
+    """RandAugment and mixup of AugReg instead of the recipe's: none, light1, light2, medium1, medium2, strong1, strong2."""
+    rows: int = 6
+    """Images."""
+    cols: int = 8
+    """The evaluation view and augmented views of each."""
+    config: Annotated[Recipe, arg(name="")] = field(default_factory=Recipe)
+
+    @classmethod
+    def parse(cls, args: Sequence[str]) -> "DataPreview":
+        args = data_first([long_form(a) for a in args])
+        config = start_from(args)
+        default = cls(data=first_positional(args) or tyro.MISSING, out=tyro.MISSING, config=config)
+        return tyro.cli(cls, prog="mlpmixer data preview", description=with_short(cls), args=args, default=default)
+
+    def __call__(self) -> int:
+        from mlpmixer.data.datasets import open_data
+        from mlpmixer.data.preprocess import Preprocess
+        from mlpmixer.data.preview import preview
+
+        recipe, channels = self.config, (0.5,) * self.config.model.in_channels
+        size = pair(recipe.model.image_size)
+        shape = Preprocess(image_size=size, in_channels=len(channels), fit=recipe.data.fit, mean=channels, std=channels)
+        print(preview(open_data(recipe.data), recipe.data, recipe.augment, shape, self.out, rows=self.rows, cols=self.cols))
+        return 0

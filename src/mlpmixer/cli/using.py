@@ -1,0 +1,291 @@
+"""Commands that use a trained model on images: evaluate, predict, probe."""
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from mlpmixer.cli.arguments import Flag, whole_numbers
+from mlpmixer.cli.printing import MAX_ROWS, percent, print_error, print_json, print_table
+from mlpmixer.cli.progress import reporter
+from mlpmixer.config import Method
+
+if TYPE_CHECKING:
+    from mlpmixer.evaluate import Averaged, Metrics
+    from mlpmixer.predict import Classifier, Failure, Prediction
+    from mlpmixer.probe import ProbeResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Use the model at other sizes than its own, without training."""
+
+    image_size: int | tuple[int, int] | None = None
+    """Pixels, or height and width, without training. The patch is kept, so a larger image has more of them: that costs accuracy."""
+    patch_size: int | tuple[int, int] | None = None
+    """Pixels, or height and width; without --image-size the image grows with it. Larger photos cost next to no accuracy this way."""
+    in_channels: int | None = None
+    """1 grey, 3 RGB, any other number for multispectral arrays."""
+    resize: Method = "bicubic"
+    """How token mixing comes to another grid of patches, see transfer.adapt."""
+    magnified: Flag = False
+    """The images at the new size are enlargements of small ones and show no more than those did."""
+
+    def load(self, run: str, device: str) -> "Classifier":
+        if self.image_size is None and self.patch_size is None and (self.resize != "bicubic" or self.magnified):
+            raise ValueError("--resize and --magnified are about another size: give --image-size or --patch-size, too")
+        from mlpmixer.device import choose_device
+        from mlpmixer.predict import load
+
+        with reporter() as report:
+            return load(run, device=str(choose_device(device)), report=report, **dataclasses.asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Accuracy, calibration and the worst mistakes of the model in RUN on DATA."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
+    data: Annotated[Positional[str], arg(metavar="DATA")] = ""
+    """A data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
+    split: Literal["test", "val", "train", "all"] = "test"
+    """Which part of the data; all: a plain folder, whole."""
+    data_dir: Annotated[str, arg(metavar="DIR")] = ""
+    """Where the files of a named data set are."""
+    tta: Annotated[str, arg(metavar="KIND,...")] = ""
+    """Also the mean over several views of each image (test-time augmentation): flip, shift (by 1/32 of the side) or flip,shift."""
+    batch_size: int = 256
+    """Images at a time."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    json: Flag = False
+    """Print all numbers as JSON."""
+    html: Annotated[str, arg(metavar="FILE")] = ""
+    """Also write a page with plots and the worst mistakes."""
+    sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
+
+    def __call__(self) -> int:
+        from mlpmixer.data.datasets import open_images
+        from mlpmixer.evaluate import data_of, evaluate, views_of
+
+        kinds = self.tta.split(",") if self.tta else []
+        views_of(kinds)  # a wrong one is said before anything is loaded
+        classifier = self.sizes.load(self.run, self.device)
+        data = data_of(classifier, self.data or None)
+        if self.data_dir:
+            data = dataclasses.replace(data, data_dir=self.data_dir)
+        images = open_images(data, self.split)
+        metrics = evaluate(classifier, images, batch_size=self.batch_size, tta=kinds)
+        if self.json:
+            print_json(metrics.to_json())
+        else:
+            print_metrics(metrics)
+        if self.html:
+            from mlpmixer.report import evaluation_html, thumbnails_of
+
+            pictures = thumbnails_of(images, [w.index for w in metrics.most_wrong])
+            page = evaluation_html(metrics, pictures, model=self.run, data=f"{data.name}, {self.split}")
+            Path(self.html).write_text(page, encoding="utf-8")
+            if not self.json:
+                print(f"\npage    {self.html}")
+        return 1 if metrics.bad else 0
+
+
+def print_metrics(m: "Metrics") -> None:
+    print(f"{m.n:,} images  {score_text(m)}")
+    if m.tta:
+        print(f"with test-time augmentation ({', '.join(m.tta.kinds)}: the mean over {m.tta.views} views)  {score_text(m.tta)}")
+    print()
+    rows = [(c.name, percent(c.precision), percent(c.recall), percent(c.f1), f"{c.support:,}") for c in m.per_class]
+    shown = rows if len(rows) <= MAX_ROWS else sorted(rows, key=lambda r: float(r[3].split()[0]))[: MAX_ROWS // 2]
+    print_table(("class", "precision", "recall", "f1", "images"), shown)
+    if len(shown) < len(rows):
+        print(f"(the {len(shown)} lowest f1 of {len(rows)} classes; all of them: --json)")
+    if m.most_wrong:
+        print("\nsurest mistakes")
+        mistakes = [(w.name, w.true, w.predicted, percent(w.probability)) for w in m.most_wrong[:5]]
+        print_table(("image", "is", "taken for", "with"), mistakes)
+    for name, reason in m.bad[:10]:
+        print_error(f"{name}: {reason}")
+    if m.bad:
+        print_error(f"{len(m.bad)} images could not be read; they are counted nowhere above")
+
+
+def score_text(m: "Metrics | Averaged") -> str:
+    top5 = f"  top-5 {percent(m.top5)}" if m.top5 is not None else ""
+    return f"top-1 {percent(m.top1)}{top5}  nll {m.nll:.4f}  ece {m.ece:.4f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Class probabilities of images by the model in RUN. Unreadable files are named, the rest is done; then the exit code is 1."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
+    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SRC...")]
+    """Image files, folders (searched to the bottom), patterns such as 'photos/*.jpg', or - for a list of them on standard input."""
+    top_k: int = 5
+    """How many classes for each image."""
+    format: Literal["table", "csv", "json", "jsonl"] = "table"
+    """How to print the result."""
+    out: Annotated[str, arg(metavar="FILE")] = ""
+    """Where to write the result instead of standard output."""
+    features: Annotated[str, arg(metavar="FILE")] = ""
+    """Also write each image's feature vector (what the head sees) to FILE.npz or FILE.csv."""
+    batch_size: int = 64
+    """Images at a time."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
+
+    def __call__(self) -> int:
+        if not self.sources:
+            raise ValueError(f"which images? mlpmixer predict {self.run} FILE... (or folders, patterns, or - for a list on standard input)")
+        if self.features and Path(self.features).suffix not in (".npz", ".csv"):
+            raise ValueError(f"--features {self.features}: expected a name that ends in .npz or .csv")
+        from mlpmixer.predict import Failure, csv_lines, find_images, json_lines, jsonl_lines, predict_files
+
+        classifier = self.sizes.load(self.run, self.device)
+        sources = [s for given in self.sources for s in ((line.rstrip("\n") for line in sys.stdin) if given == "-" else [given]) if s]
+        paths = find_images(sources)
+        failed: list[Failure] = []
+
+        def watched(results: "Iterable[Prediction | Failure]") -> "Iterator[Prediction | Failure]":
+            for result in results:
+                if isinstance(result, Failure):
+                    failed.append(result)
+                    if self.format == "table":
+                        print_error(f"{result.name}: {result.reason}")
+                yield result
+
+        if self.features:
+            paths = iter(write_features(classifier, paths, Path(self.features), self.batch_size))
+        top_k = min(self.top_k, len(classifier.classes))
+        results = watched(predict_files(classifier, paths, self.top_k, self.batch_size))
+        as_text = {"csv": lambda r: csv_lines(r, top_k), "json": json_lines, "jsonl": jsonl_lines, "table": table_lines}
+        lines = as_text[self.format](results)
+        if self.out:
+            with open(self.out, "w", encoding="utf-8") as f:
+                f.writelines(lines)
+        else:
+            for line in lines:
+                sys.stdout.write(line)
+        if failed:
+            print_error(f"{len(failed)} of the sources gave no image")
+        return 1 if failed else 0
+
+
+def table_lines(results: "Iterable[Prediction | Failure]") -> "Iterator[str]":
+    from mlpmixer.predict import Prediction
+
+    for result in results:
+        if isinstance(result, Prediction):
+            yield f"{result.name}\n" + "".join(f"  {percent(p):>8}  {label}\n" for label, p in result.top)
+
+
+def write_features(classifier: "Classifier", paths: "Iterable[str | Failure]", file: Path, batch_size: int) -> "list[str | Failure]":
+    """Feature vectors of the readable images to an .npz (names, features) or .csv; gives the list of paths back."""
+    import numpy as np
+
+    from mlpmixer.predict import Failure, decoded_batches
+
+    found = list(paths)
+    items = ((p.name, p) if isinstance(p, Failure) else (p, lambda p=p: p) for p in found)
+    names: list[str] = []
+    rows = [np.zeros((0, classifier.meta.config.hidden_dim if classifier.meta else 0), np.float32)]
+    for batch in decoded_batches(items, classifier.array, batch_size):
+        good = [(name, image) for name, image in batch if not isinstance(image, Failure)]
+        if good:
+            names += [name for name, _ in good]
+            rows.append(classifier.features(np.stack([image for _, image in good])))
+    features = np.concatenate(rows)
+    if file.suffix == ".npz":
+        np.savez(file, names=np.array(names), features=features)
+    else:
+        import csv
+
+        with open(file, "w", newline="", encoding="utf-8") as f:
+            out = csv.writer(f, lineterminator="\n")
+            out.writerow(["image", *(f"f{i}" for i in range(features.shape[1]))])
+            out.writerows([name, *(f"{v:.8g}" for v in row)] for name, row in zip(names, features, strict=True))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """How good the frozen features of the model in RUN are for DATA: few-shot accuracy, nearest neighbours, a linear probe.
+
+    The classes of DATA may be others than the model's. The few-shot numbers are those of the official evaluation: ridge
+    regression on a few training images of each class, drawn three times, measured on all test images.
+    """
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
+    data: Annotated[Positional[str], arg(metavar="DATA")] = ""
+    """A data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
+    shots: Annotated[str, arg(metavar="K,K,...")] = "1,5,10,25"
+    """How many training images of each class to learn from."""
+    knn: Annotated[int, arg(metavar="K")] = 0
+    """Also let the K nearest of all training images vote, such as 20."""
+    linear: Flag = False
+    """Also fit a logistic regression on all training images; its strength is chosen on validation images."""
+    data_dir: Annotated[str, arg(metavar="DIR")] = ""
+    """Where the files of a named data set are."""
+    cache: Annotated[str, arg(metavar="DIR")] = ""
+    """Where features are kept for the next time; default: features/ beside the model."""
+    batch_size: int = 256
+    """Images at a time."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    json: Flag = False
+    """Print all numbers as JSON."""
+    sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
+
+    def __call__(self) -> int:
+        shots = whole_numbers("--shots", self.shots)
+        from mlpmixer.evaluate import data_of
+        from mlpmixer.probe import probe
+
+        classifier = self.sizes.load(self.run, self.device)
+        data = data_of(classifier, self.data or None)
+        if self.data_dir:
+            data = dataclasses.replace(data, data_dir=self.data_dir)
+        assert classifier.path is not None
+        result = probe(
+            classifier,
+            data,
+            shots=shots,
+            neighbours=self.knn or None,
+            linear=self.linear,
+            batch_size=self.batch_size,
+            cache=self.cache or classifier.path.with_name("features"),
+        )
+        if self.json:
+            print_json(result.to_json())
+        else:
+            print_probe(result)
+        return 1 if result.bad else 0
+
+
+def print_probe(p: "ProbeResult") -> None:
+    print(f"{p.n_train:,} training and {p.n_test:,} test images of {len(p.classes)} classes, {p.num_features:,} features\n")
+    rows = []
+    for row in p.few_shot:
+        low, high = row.range
+        name = f"{row.shots} image{'s' if row.shots > 1 else ''} of each class"
+        rows.append((name, percent(row.mean), f"{percent(low)} to {percent(high)} over {len(p.seeds)} draws"))
+    if p.neighbours:
+        rows.append((f"{p.neighbours.k} nearest neighbours", percent(p.neighbours.top1), ""))
+    if p.linear:
+        settled = "" if p.linear.converged else ", not converged"
+        rows.append(("linear probe", percent(p.linear.top1), f"l2 {p.linear.l2:g}, chosen on validation{settled}"))
+    print_table(("", "top-1", ""), rows)
+    for name, reason in p.bad[:10]:
+        print_error(f"{name}: {reason}")
+    if p.bad:
+        print_error(f"{len(p.bad)} images could not be read; they are counted nowhere above")
