@@ -167,10 +167,11 @@ def write(rows: list[Row], out: Path, hardware: str) -> None:
     seconds = {how: [r["train_s"] for r in rows if r["how"] == how] for how in ("as trained", "fine-tuned", "from scratch")}
     times = ", ".join(f"{how} {min(s):.0f}-{max(s):.0f} s" for how, s in seconds.items() if s)
     (out / "figures.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    command, own = shlex.join(["python", *sys.argv]), mean_and_range([r["top1"] for r in base])
     (out / "README.md").write_text(
         f"# {base[0]['data']} at other image sizes\n\n"
-        f"Trained at {base[0]['px']} px: test top-1 {mean_and_range([r['top1'] for r in base])} %, n = {len(base)}. The columns\n"
-        f"are explained in benchmarks/resolution.py, which wrote this page:\n\n    {shlex.join(['python', *sys.argv])}\n\n{table(rows)}\n\n"
+        f"Trained at {base[0]['px']} px: test top-1 {own} %, n = {len(base)}. A mean without a range is n = 1.\n"
+        f"The columns are explained in benchmarks/resolution.py, which wrote this page:\n\n    {command}\n\n{table(rows)}\n\n"
         f"Time of a training: {times}. {hardware}.\n\n![plot](plot.png)\n"
     )
     plot(rows, out / "plot.png")

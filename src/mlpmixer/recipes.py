@@ -141,7 +141,8 @@ def finetune() -> Recipe:
     """Photographs from the weights of a run on others, 10 epochs: what `--init RUN` takes when no recipe is named.
 
     mlpmixer train DIR/trashnet --init RUN
-    Result: not run yet.
+    Result: validation top-1 80.2 % on TrashNet from a run on CIFAR-10 or on flowers (n = 1 each), 57.0 from scratch in the same
+    10 epochs; test not looked at.
     """
     return finetuned(photos())
 
@@ -156,8 +157,9 @@ def retuned(base: Recipe) -> Recipe:
 def retune() -> Recipe:
     """Photographs from the weights of a run on the same ones, 10 epochs: what `--init RUN --patch-size N` takes when no recipe is named.
 
-    mlpmixer train DIR/flowers89 --init RUN --patch-size 12
-    Result: not run yet.
+    mlpmixer train DIR/flowers89 --init RUN --patch-size 12; mlpmixer train DIR/flowers89 --init RUN --image-size 128
+    Result: test top-1 61.8 % (60.8-62.6, n = 3) and 66.1 % (65.6-66.4, n = 3) on 89 flowers from runs at 64 px with 59.7 (58.6-61.2);
+    1.3-2.3 and 4.4-5.7 min on one busy core of an AMD EPYC (family 26), bfloat16.
     """
     return retuned(photos())
 
