@@ -70,6 +70,11 @@ def right_after(base: Classifier, size: int, patch: int) -> Iterator[tuple[str, 
         yield method, from_network(network, dataclasses.replace(base.meta, config=network.cfg, preprocess=preprocess))
 
 
+def commit_of(run: Path) -> str | None:
+    commit: str | None = json.loads((run / "env.json").read_text())["commit"]
+    return commit
+
+
 def flops(cfg: MixerConfig) -> int:
     return sum(layer.flops for layer in summary(cfg))
 
@@ -91,7 +96,8 @@ def rows_of(run: Path, sizes: list[int], skip: set[str]) -> Iterator[Row]:
     own, before = json.loads((run / "summary.json").read_text()), block_variances(base, val)
     name, seed, own_size = Path(data.name).name, recipe.run.seed, pair(recipe.model.image_size)[0]
     common = {"data": name, "seed": seed}
-    yield common | {"px": own_size, "patches": "base", "how": "as trained", "top1": own["top1"], "train_s": own["train_s"]}
+    trained = {"top1": own["top1"], "train_s": own["train_s"], "commit": commit_of(run)}
+    yield common | {"px": own_size, "patches": "base", "how": "as trained"} | trained
     for size in sizes:
         rows, old_patch = recipe.model.grid[0], pair(recipe.model.patch_size)[0]
         for patches, patch in (("scaled", size // rows), ("kept", old_patch)):
@@ -108,7 +114,8 @@ def rows_of(run: Path, sizes: list[int], skip: set[str]) -> Iterator[Row]:
                     out = RUNS / f"{name}-{seed}-{size}px-{patches}-{how.replace(' ', '-')}"
                     done = train(training, out=out, resume=True).summary
                     epochs = round(training.run.epochs, 1)
-                    yield row | {"how": how, "top1": done["top1"], "train_s": done["train_s"], "epochs": epochs, "params": done["params"]}
+                    trained = {"top1": done["top1"], "train_s": done["train_s"], "epochs": epochs, "params": done["params"]}
+                    yield row | {"how": how} | trained | {"commit": commit_of(out)}
 
 
 def mean_and_range(values: list[float]) -> str:
@@ -167,12 +174,13 @@ def write(rows: list[Row], out: Path, hardware: str) -> None:
     seconds = {how: [r["train_s"] for r in rows if r["how"] == how] for how in ("as trained", "fine-tuned", "from scratch")}
     times = ", ".join(f"{how} {min(s):.0f}-{max(s):.0f} s" for how, s in seconds.items() if s)
     (out / "figures.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    commits = ", ".join(sorted({r["commit"] for r in rows if r.get("commit")}))
     command, own = shlex.join(["python", *sys.argv]), mean_and_range([r["top1"] for r in base])
     (out / "README.md").write_text(
         f"# {base[0]['data']} at other image sizes\n\n"
         f"Trained at {base[0]['px']} px: test top-1 {own} %, n = {len(base)}. A mean without a range is n = 1.\n"
         f"The columns are explained in benchmarks/resolution.py, which wrote this page:\n\n    {command}\n\n{table(rows)}\n\n"
-        f"Time of a training: {times}. {hardware}.\n\n![plot](plot.png)\n"
+        f"Time of a training: {times}. {hardware}. Trained at commit {commits}.\n\n![plot](plot.png)\n"
     )
     plot(rows, out / "plot.png")
 

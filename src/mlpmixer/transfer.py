@@ -42,7 +42,7 @@ def adapt(
     image_size    pixels, (height, width) or one number. The patch stays the same, so the grid of patches changes.
     patch_size    pixels. A larger patch is read as if it were resized to the old size before the stem, a smaller one by the
                   pseudo-inverse of the resize. Without an image_size the image grows or shrinks with the patch, and the grid is kept:
-                  that way larger photos cost no accuracy before further training (docs/LOG.md).
+                  of the ways to another size the one that costs the least accuracy before further training (docs/transfer.md).
     in_channels   grey from many: the sum; more from fewer: repeated and divided; the output is kept when all channels are equal.
     method        how token mixing, which is made for one grid, comes to another:
       bicubic, bilinear, nearest   any grid: the weights are resampled over it. One network of the old widths sees the whole image.

@@ -27,7 +27,7 @@ class Sizes:
     image_size: int | tuple[int, int] | None = None
     """Pixels, or height and width, without training. The patch is kept, so a larger image has more of them: that costs accuracy."""
     patch_size: int | tuple[int, int] | None = None
-    """Pixels, or height and width; without --image-size the image grows with it. Larger photos cost next to no accuracy this way."""
+    """Pixels, or height and width; without --image-size the image grows with it. Costs the least accuracy."""
     in_channels: int | None = None
     """1 grey, 3 RGB, any other number for multispectral arrays."""
     resize: Method = "bicubic"
