@@ -15,7 +15,8 @@ from mlpmixer.config import Augment, Data, Distill, Init, Optim, Recipe, Run
 from mlpmixer.data.augment import prepare_eval
 from mlpmixer.distill import FUNCTION, make_teacher, open_teacher
 from mlpmixer.predict import load
-from mlpmixer.train import Step, load_images, train
+from mlpmixer.step import Step, load_images
+from mlpmixer.train import train
 from mlpmixer.zoo import MODELS
 
 SMALL = dataclasses.replace(MODELS["Pico/2"], num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32)

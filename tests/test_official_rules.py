@@ -25,7 +25,7 @@ from mlpmixer.data.store import Store
 from mlpmixer.init import set_head_bias
 from mlpmixer.optim import lr_factor
 from mlpmixer.recipes import RECIPES
-from mlpmixer.train import Step, Stores
+from mlpmixer.step import Step, Stores
 
 FIXTURES = Path(__file__).parent / "fixtures"
 EXPECTED = json.loads((FIXTURES / "tiny_train.json").read_text())

@@ -22,7 +22,8 @@ from mlpmixer.data.augment import normalise, prepare_eval
 from mlpmixer.evaluate import evaluate
 from mlpmixer.model import count_params
 from mlpmixer.predict import load
-from mlpmixer.train import Diverged, Interrupted, Step, load_images, restore, train
+from mlpmixer.step import Step, load_images
+from mlpmixer.train import Diverged, Interrupted, restore, train
 from mlpmixer.zoo import MODELS
 
 SMALL = dataclasses.replace(MODELS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48)

@@ -1,6 +1,5 @@
 """train(): the one loop. Pre-training, training from scratch and fine-tuning are recipes, not loops."""
 
-import copy
 import dataclasses
 import json
 import math
@@ -19,29 +18,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlpmixer import checkpoint, locality, optim, predict, report, runlog
+from mlpmixer import checkpoint, optim, predict, report, runlog
 from mlpmixer.clock import Clock, parse_duration
-from mlpmixer.config import Data, MixerConfig, Recipe, pair
-from mlpmixer.data.augment import augment, normalise, prepare_eval
+from mlpmixer.config import Recipe
+from mlpmixer.data.augment import normalise, prepare_eval
 from mlpmixer.data.batches import batches, steps_per_epoch
-from mlpmixer.data.datasets import open_data
-from mlpmixer.data.images import ImageError, Pixels
+from mlpmixer.data.images import ImageError
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.data.sources import ImageSet, Splits
+from mlpmixer.data.sources import ImageSet
 from mlpmixer.data.store import Store
 from mlpmixer.device import choose_device, choose_precision, describe, peak_mib
-from mlpmixer.distill import Answer, Source, Teacher, make_teacher, open_teacher, with_teacher
+from mlpmixer.distill import Answer, Source, make_teacher, open_teacher, with_teacher
 from mlpmixer.evaluate import evaluate
-from mlpmixer.init import set_head_bias, whiten_stem
-from mlpmixer.loss import loss_of, soft_targets
-from mlpmixer.model import Mixer, count_params, create_model
-from mlpmixer.transfer import adapt_to, adapt_trained, reset_head
+from mlpmixer.model import count_params
+from mlpmixer.step import Start, Step, Stores, load_images
+from mlpmixer.transfer import adapt_trained
 from mlpmixer.weights import load_weights
 
 Report = Callable[[dict[str, Any]], None]
-Start = tuple[Mixer, checkpoint.ModelMeta]
 EVAL_BATCH = 250
-SAMPLE_VALUES = 1 << 26  # half a GiB in float64
 
 
 class Interrupted(Exception):
@@ -62,21 +57,6 @@ class RunResult:
 
     path: Path
     summary: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Stores:
-    """The images of a run as arrays, and what was left out."""
-
-    splits: Splits
-    preprocess: Preprocess
-    train: Store
-    val: Store
-
-    @property
-    def bad(self) -> list[tuple[str, str]]:
-        """(name, reason) of the images that could not be read, at the start or since."""
-        return [*self.train.bad, *self.val.bad]
 
 
 @dataclass
@@ -134,7 +114,7 @@ def trained_parts(recipe: Recipe, report: Report, teacher: Answer | None = None)
     return start, open_teacher(recipe.distill.teacher, report) if teacher is None else teacher
 
 
-def first_step(recipe: Recipe, start: Start | None, source: Source) -> "Step":
+def first_step(recipe: Recipe, start: Start | None, source: Source) -> Step:
     """The data opened and the network built, before the first batch. The recipe of the Step has the number of classes of the data."""
     device = choose_device(recipe.run.device)
     dtype = choose_precision(recipe.run.precision, device)
@@ -255,158 +235,6 @@ def _diverged(what: str, run: Path) -> Diverged:
         f"{what}; last good checkpoint: {checkpoint.last_state(run) or 'none'}. Try a lower --optim.lr, a longer --optim.warmup-steps, "
         f"--optim.clip-norm 1, or --precision float32"
     )
-
-
-class Step:
-    """One optimizer update as a function of (step, learning-rate factor, batch): forward, loss, backward, clip, step, average."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        stores: Stores,
-        device: torch.device,
-        dtype: torch.dtype,
-        start: Start | None = None,
-        teacher: Teacher | None = None,
-    ) -> None:
-        torch.manual_seed(recipe.run.seed)
-        self.recipe, self.stores, self.device, self.dtype = recipe, stores, device, dtype
-        self.model = first_model(recipe, stores, start)
-        if recipe.optim.locality:
-            locality.inject(self.model, recipe.optim.locality)
-        self.model.to(device)
-        self.model.checkpointing = recipe.run.checkpointing
-        self.average: Mixer = copy.deepcopy(self.model).eval() if recipe.optim.ema_decay else self.model
-        self.optimizers = optim.make_optimizers(self.model, recipe.optim)
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if recipe.run.compile else self.model
-        self.teacher = teacher or make_teacher(None, recipe.distill, stores.train, stores.splits.classes, device, dtype)
-        self.gradients = self.backward_up_the_slope if recipe.optim.sam_rho else self.backward
-        self.labels = torch.from_numpy(stores.train.labels).to(device)
-        self.size = pair(recipe.model.image_size)
-        class_weights: Tensor | None = None
-        if recipe.data.class_weights == "balanced":
-            counts = np.bincount(stores.train.labels, minlength=recipe.model.num_classes)
-            class_weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32, device=device)
-        self.loss = loss_of(recipe.optim, recipe.distill, class_weights)
-
-    def __call__(self, step: int, factor: float, indices: np.ndarray, pixels: Pixels) -> tuple[Tensor, Tensor]:
-        """(mean loss, share of right answers) of the batch, both on the device. Everything random depends on (seed, step)."""
-        cfg = self.recipe
-        seed = int(np.random.SeedSequence([cfg.run.seed, step]).generate_state(1, np.uint64)[0] >> 1)
-        torch.manual_seed(seed)  # whatever a teacher draws
-        labels = self.labels[torch.from_numpy(indices).to(self.device)]
-        targets = torch.cat([soft_targets(labels, cfg.model.num_classes), self.teacher.before(indices)], 1)
-        images, targets = augment(
-            torch.from_numpy(pixels).to(self.device), targets, cfg.augment, self.size, torch.Generator().manual_seed(seed)
-        )
-        targets = torch.cat([targets, self.teacher.after(images)], 1)  # (B, K); with a teacher (B, 2K)
-        images = normalise(images, self.stores.preprocess)
-
-        optim.prepare(self.optimizers, step, factor)
-        loss, right = self.gradients(images, targets, seed)
-        if cfg.optim.clip_norm:
-            optim.clip_gradients(self.model, cfg.optim.clip_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if cfg.optim.ema_decay:
-            optim.update_ema(self.average, self.model, cfg.optim.ema_decay, step)
-        return loss, right
-
-    def backward(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Add the gradients of a batch's mean loss, part by part; (mean loss, share of right answers)."""
-        cfg = self.recipe
-        torch.manual_seed(seed)  # dropout and stochastic depth
-        self.model.train()
-        loss_sum, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for part, wanted in zip(images.chunk(cfg.run.accumulate), targets.chunk(cfg.run.accumulate), strict=True):
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                logits = self.forward(part)
-            loss = self.loss(logits, wanted).sum() / len(images)
-            loss.backward()  # type: ignore[no-untyped-call]
-            loss_sum += loss.detach()
-            right += (logits.detach().argmax(1) == wanted[:, : logits.shape[1]].argmax(1)).sum() / len(images)
-        return loss_sum, right
-
-    def backward_up_the_slope(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """`backward` twice, with the same dropout: the gradients are the second pass's, loss and right answers the first one's."""
-        result = self.backward(images, targets, seed)
-        with optim.up_the_slope(self.model, self.recipe.optim.sam_rho):
-            self.backward(images, targets, seed)
-        return result
-
-    def plain(self) -> Mixer:
-        """What is saved: the averaged model, with its kernels folded into the weights."""
-        return locality.folded(self.average) if self.recipe.optim.locality else self.average
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that training changes, by name: weights, their average, the state of the optimizers."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()} | optim.state_tensors(self.optimizers)
-        if self.average is not self.model:
-            tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        return tensors
-
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Go back to what `tensors()` gave."""
-        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        if self.average is not self.model:
-            self.average.load_state_dict({k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")})
-        optim.load_state_tensors(self.optimizers, tensors)
-
-
-def first_model(recipe: Recipe, stores: Stores, start: Start | None) -> Mixer:
-    """The model before the first step: fresh, or from trained weights, whose head is kept when it is for the same classes."""
-    if start is None:
-        model = create_model(recipe.model)
-        if recipe.init.stem == "whitened":
-            whiten_stem(model, augmented_sample(recipe, stores))
-        set_head_bias(model, recipe.init.head_bias)
-        return model
-    pretrained, meta = start
-    model = adapt_to(pretrained, recipe.model, recipe.init.resize, recipe.init.magnified)
-    if meta.classes != stores.splits.classes:
-        reset_head(model)
-        set_head_bias(model, recipe.init.head_bias)
-    return model
-
-
-def sample_of(store: Store) -> Pixels:
-    """(N, H, W, C): up to 5,000 images, evenly spread over the store, of at most SAMPLE_VALUES values in all."""
-    per_image = int(np.prod(store.array(np.zeros(1, np.int64)).shape))
-    n = min(len(store), 5000, max(SAMPLE_VALUES // per_image, 1))
-    return store.array(np.linspace(0, len(store) - 1, n).astype(np.int64))
-
-
-def augmented_sample(recipe: Recipe, stores: Stores) -> Tensor:
-    """Some training images as the network sees them: augmented and normalised, (N, in_channels, H, W)."""
-    images = torch.from_numpy(sample_of(stores.train))
-    targets = soft_targets(torch.zeros(len(images), dtype=torch.long), recipe.model.num_classes)
-    generator = torch.Generator().manual_seed(recipe.run.seed)
-    return normalise(augment(images, targets, recipe.augment, pair(recipe.model.image_size), generator)[0], stores.preprocess)
-
-
-def load_images(data: Data, model: MixerConfig, pretrained: Preprocess | None = None) -> Stores:
-    """Open, split and decode the images of a run. ValueError when there are none, or too many cannot be read.
-
-    Pixels are normalised by the mean and deviation of the training images, or as trained weights have seen them.
-    """
-    splits = open_data(data)
-    channels = model.in_channels
-    shape = Preprocess(image_size=pair(model.image_size), in_channels=channels, fit=data.fit, mean=(0.5,) * channels, std=(0.5,) * channels)
-
-    def store(images: ImageSet, form: Preprocess) -> Store:
-        return Store(images, form, cache_mib=data.cache_mib, workers=data.workers, max_bad_share=data.max_bad_share)
-
-    train_store, val_store = store(splits.train, shape.scaled(data.train_scale)), store(splits.val, shape)
-    if not len(train_store) or not len(val_store):
-        raise ValueError(f"{data.name}: {len(train_store)} training and {len(val_store)} validation images are left; both splits need some")
-    if pretrained:
-        return Stores(splits, dataclasses.replace(shape, mean=pretrained.mean, std=pretrained.std), train_store, val_store)
-    sample = sample_of(train_store)
-    mean = sample.mean((0, 1, 2), dtype=np.float64) / 255
-    std = np.maximum(sample.std((0, 1, 2), dtype=np.float64) / 255, 1 / 255)
-    exact = dataclasses.replace(shape, mean=tuple(round(float(m), 4) for m in mean), std=tuple(round(float(s), 4) for s in std))
-    return Stores(splits, exact, train_store, val_store)
 
 
 def _require_a_readable_image(test: ImageSet, preprocess: Preprocess) -> None:
