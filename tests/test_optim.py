@@ -56,9 +56,30 @@ def test_linear_warmup_and_decay_by_hand() -> None:
 def test_the_moving_average_follows_its_formula() -> None:
     model, average = small(), small()
     before = [p.clone() for p in average.parameters()]
-    optim.update_ema(average, model, 0.9, step=1000)
+    optim.update_average(average, model, optim.average_weight(1000, 2000, Optim(ema_decay=0.9)))
     for old, new, p in zip(before, average.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * p)
+    assert optim.average_weight(2, 2000, Optim(ema_decay=0.9)) == 1 - 3 / 12, "its memory is short at the start"
+
+
+@pytest.mark.parametrize(("share", "steps"), [(0.4, 4), (1.0, 10), (0.0, 0), (0.04, 0)])
+def test_the_average_of_the_last_steps_is_their_mean_and_before_them_the_weights_themselves(share: float, steps: int) -> None:
+    total, cfg = 10, Optim(average_last=share)
+    values = torch.randn(total, 3, generator=torch.Generator().manual_seed(0))
+    model, average = (torch.nn.ParameterDict({"w": torch.zeros(3)}) for _ in "ab")
+    for step in range(1, total + 1):
+        with torch.no_grad():
+            model["w"].copy_(values[step - 1])
+        optim.update_average(average, model, optim.average_weight(step, total, cfg))
+        tail = values[min(total - steps, step - 1) : step]
+        torch.testing.assert_close(average["w"].detach(), tail.mean(0))
+
+
+def test_two_averages_and_more_than_the_whole_run_are_refused() -> None:
+    with pytest.raises(ValueError, match="two averages; set one of them to 0"):
+        Optim(ema_decay=0.9, average_last=0.2)
+    with pytest.raises(ValueError, match="a share of the steps, from 0 to 1, got 20"):
+        Optim(average_last=20)
 
 
 def test_a_warmup_from_zero_is_one_step_later_and_a_schedule_may_end_above_zero() -> None:

@@ -269,6 +269,7 @@ RULES: dict[str, dict[str, dict[str, Any]]] = {
     "sharpness-aware": {"optim": {"sam_rho": 0.1}},
     "distilled": {"distill": {"temperature": 2.0}},
     "repeated": {"run": {"repeats": 4}},
+    "averaged": {"optim": {"ema_decay": 0.0, "average_last": 0.7}},
 }
 
 

@@ -295,6 +295,9 @@ class Optim:
     """Cross-entropy; sigmoid sums over the classes."""
     ema_decay: float = 0.0
     """Exponential moving average of the weights, used for evaluation and saved as the model; 0 means off."""
+    average_last: float = 0.0
+    """Instead, the plain mean of the weights after each step of this last share of the run (Izmailov et al. 2018, "SWA", arXiv:1803.05407).
+    They differ enough to be worth a mean where the rate stays up: schedule=constant, or an lr_end. 0 means off."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "muon_lr"):
@@ -302,6 +305,8 @@ class Optim:
         require(0 < self.layer_decay <= 1, f"optim.layer_decay must be in (0, 1], got {self.layer_decay}")
         for name in ("ema_decay", "label_smoothing", "momentum", "muon_momentum", "lr_end"):
             require(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), got {getattr(self, name)}")
+        require(0 <= self.average_last <= 1, f"optim.average_last is a share of the steps, from 0 to 1, got {self.average_last}")
+        require(not (self.ema_decay and self.average_last), "optim.ema_decay and optim.average_last are two averages; set one of them to 0")
         for name in ("weight_decay", "warmup_steps", "sam_rho", "clip_norm", "frozen_layers", "head_steps"):
             require(getattr(self, name) >= 0, f"optim.{name} must not be negative, got {getattr(self, name)}")
         require(

@@ -63,7 +63,7 @@ def find_lr(
     """
     if not 0 < low < high or steps < 20:
         raise ValueError(f"expected 0 < low < high and at least 20 steps, got low={low:g}, high={high:g}, steps={steps}")
-    optim = dataclasses.replace(recipe.optim, head_steps=0, ema_decay=0.0)
+    optim = dataclasses.replace(recipe.optim, head_steps=0, ema_decay=0.0, average_last=0.0)
     start, source = trained_parts(recipe, report or (lambda line: None), teacher)
     rates, losses, smooth = np.geomspace(low, high, steps).tolist(), [], []
     with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""The step rule: parameter groups, optimizers, the learning rate of a step, and the moving average of the weights."""
+"""The step rule: parameter groups, optimizers, the learning rate of a step, and the average of the weights."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -166,11 +166,20 @@ def clip_gradients(model: nn.Module, max_norm: float) -> None:
     torch._foreach_mul_(grads, (max_norm / nn.utils.get_total_norm(grads)).clamp(max=1.0))
 
 
+def average_weight(step: int, total: int, cfg: Optim) -> float:
+    """Share of the weights after `step` (1..total) in their average, the rest being the average before it.
+
+    Moving: 1 - min(decay, (1 + t) / (10 + t)), a shorter memory at the start. Mean of the last steps: 1 until then, 1/2, 1/3...
+    """
+    if cfg.ema_decay:
+        return 1 - min(cfg.ema_decay, (1 + step) / (10 + step))
+    return 1 / max(step - total + round(cfg.average_last * total), 1)
+
+
 @torch.no_grad()
-def update_ema(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """ema <- decay * ema + (1 - decay) * model, with a shorter memory at the start: decay_t = min(decay, (1 + t) / (10 + t))."""
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in model.parameters()], weight)
+def update_average(average: nn.Module, model: nn.Module, weight: float) -> None:
+    """average <- (1 - weight) * average + weight * model."""
+    torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in model.parameters()], weight)
 
 
 def state_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:

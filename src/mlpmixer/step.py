@@ -43,7 +43,7 @@ class Stores:
 
 
 class Step:
-    """One optimizer update as a function of (step, learning-rate factor, batch): forward, loss, backward, clip, step, average."""
+    """One optimizer update as a function of (step, learning-rate factor, batch): forward, loss, backward, clip, step."""
 
     def __init__(
         self,
@@ -61,7 +61,8 @@ class Step:
             locality.inject(self.model, recipe.optim.locality)
         self.model.to(device)
         self.model.checkpointing = recipe.run.checkpointing
-        self.average: Mixer = copy.deepcopy(self.model).eval() if recipe.optim.ema_decay else self.model
+        averaged = recipe.optim.ema_decay or recipe.optim.average_last
+        self.average: Mixer = copy.deepcopy(self.model).eval() if averaged else self.model
         self.optimizers = optim.make_optimizers(self.model, recipe.optim)
         self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if recipe.run.compile else self.model
         self.teacher = teacher or make_teacher(None, recipe.distill, stores.train, stores.splits.classes, device, dtype)
@@ -94,9 +95,12 @@ class Step:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if cfg.optim.ema_decay:
-            optim.update_ema(self.average, self.model, cfg.optim.ema_decay, step)
         return loss, right
+
+    def average_in(self, weight: float) -> None:
+        """Move the average by this share towards the weights; where nothing is averaged, they are one."""
+        if self.average is not self.model:
+            optim.update_average(self.average, self.model, weight)
 
     def backward(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Add the gradients of a batch's mean loss, part by part; (mean loss, share of right answers)."""

@@ -196,6 +196,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
             for step, indices, images in batches(stores.train, recipe.run, state.step + 1, total):
                 factor = optim.lr_factor(step, total, recipe.optim)
                 loss, correct = step_of(step, factor, indices, images)
+                step_of.average_in(optim.average_weight(step, total, recipe.optim))
                 state.step = step
                 losses.append(loss)
                 corrects.append(correct)
