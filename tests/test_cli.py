@@ -77,6 +77,7 @@ def test_a_short_option_is_the_long_one(short: str) -> None:
         "init": "S/16:gsam",
         "patch-size": "4",
         "resize": "nearest",
+        "progressive": "4:0.5",
     }
     values = [] if short in ("compile", "test", "magnified") else [value.get(short, "3")]
     owner, leaf = arguments.SHORT[short].split(".")

@@ -6,6 +6,8 @@ training run needs, nested by owner. Widths are absolute (paper: D_S, D_C), size
 
 import dataclasses
 import difflib
+import itertools
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -346,6 +348,9 @@ class Run:
     """Optimizer steps instead of epochs; 0 means: epochs decide."""
     time: str = ""
     """A budget such as 30m or 2h instead: a short measurement fixes the number of steps, which is saved."""
+    progressive: str = ""
+    """Start with smaller images, and grow: 16:0.3,24:0.6 means 16 px until 0.3 of the steps, 24 px until 0.6, then model.image_size.
+    16x24 is height x width. The patch stays, so the steps get cheaper; token mixing is resized as for other data (docs/training.md)."""
     batch_size: int = 128
     """Images per step, over all accumulation parts."""
     repeats: int = 1
@@ -374,7 +379,25 @@ class Run:
     test: bool = True
     """Score the test split at the end; off while a recipe is being chosen, so that the choice rests on validation alone."""
 
+    @property
+    def stages(self) -> tuple[tuple[int | tuple[int, int], float], ...]:
+        """`progressive` as (image size, share of the steps after which it ends), ..."""
+        parts = self.progressive.split(",") if self.progressive else []
+        found = [re.fullmatch(r"(\d+)(?:x(\d+))?:(\d*\.?\d+)", part.strip()) for part in parts]
+        stages = tuple((one_if_square(int(m[1]), int(m[2] or m[1])), float(m[3])) for m in found if m)
+        ends = [0.0, *(end for _, end in stages), 1.0]
+        require(
+            all(found) and all(a < b for a, b in itertools.pairwise(ends)),
+            f"run.progressive={self.progressive!r}: expected sizes and the shares of the steps after which they end, growing and less than "
+            "1, such as 16:0.3,24:0.6",
+        )
+        return stages
+
     def __post_init__(self) -> None:
+        require(
+            not (self.stages and self.patience),
+            "run.patience compares evaluations, and those of run.progressive are of images of different sizes; leave one of the two out",
+        )
         require(self.epochs > 0, f"run.epochs must be positive, got {self.epochs}")
         require(self.batch_size >= 1, f"run.batch_size must be at least 1, got {self.batch_size}")
         require(
@@ -401,6 +424,15 @@ class Recipe:
     optim: Optim = field(default_factory=Optim)
     distill: Distill = field(default_factory=Distill)
     run: Run = field(default_factory=Run)
+
+    def __post_init__(self) -> None:
+        sizes = [*(size for size, _ in self.run.stages), self.model.image_size]
+        for (h, w), (next_h, next_w) in itertools.pairwise(map(pair, sizes)):
+            require(
+                h <= next_h and w <= next_w and (h, w) != (next_h, next_w),
+                f"run.progressive={self.run.progressive!r}: images grow, up to model.image_size: not {next_h}x{next_w} after {h}x{w} px",
+            )
+            self.model.adapted(image_size=(h, w))  # its patches must fit
 
 
 def to_json(config: Any) -> dict[str, Any]:

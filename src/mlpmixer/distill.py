@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mlpmixer.checkpoint import ModelMeta
 from mlpmixer.config import Distill, Recipe
-from mlpmixer.data.augment import normalise
+from mlpmixer.data.augment import normalise, resize
 from mlpmixer.data.store import Store
 from mlpmixer.evaluate import match_classes
 from mlpmixer.model import Mixer
@@ -125,8 +125,7 @@ def _network_answer(
     order = torch.from_numpy(match_classes(classes, meta.classes)).to(device)
 
     def answer(images: Tensor) -> Tensor:
-        if images.shape[2:] != meta.preprocess.image_size:
-            images = F.interpolate(images, meta.preprocess.image_size, mode="bilinear", antialias=True)
+        images = resize(images, meta.preprocess.image_size)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits: Tensor = network(normalise(images, meta.preprocess))[:, order]
         return logits

@@ -56,7 +56,8 @@ def find_lr(
 ) -> Sweep:
     """Train a throw-away copy for some steps while `optim.lr` grows from `low` to `high` by a constant factor; nothing is written.
 
-    Batches, augmentation, optimizer, clipping, distillation are the recipe's; its schedule and its first steps for the head alone are not.
+    Batches, augmentation, optimizer, clipping, distillation are the recipe's; its schedule and its first steps for the head alone are not;
+    images that grow (`run.progressive`) have their first size.
     The sweep ends early when the loss has blown up. report, teacher: as in `train`.
 
     Errors: ValueError as in `train`, for a range that is none, and when the loss is not finite within the first ten steps.

@@ -182,6 +182,18 @@ def update_average(average: nn.Module, model: nn.Module, weight: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in model.parameters()], weight)
 
 
+def carry_over(old: Iterable[torch.optim.Optimizer], new: Iterable[torch.optim.Optimizer]) -> None:
+    """Give `new` the state of `old`, parameter by parameter in their order, but for parameters that have got another shape.
+
+    Those start as at the first step: what was gathered of their gradients is of sums over other patches, and a second moment has no resize.
+    """
+    for before, after in zip(old, new, strict=True):
+        pairs = zip(before.param_groups, after.param_groups, strict=True)
+        for p, q in ((p, q) for a, b in pairs for p, q in zip(a["params"], b["params"], strict=True)):
+            if p.shape == q.shape and p in before.state:
+                after.state[q] = before.state[p]
+
+
 def state_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """The state of the optimizers as named tensors ("optim.0.17.exp_avg")."""
     return {

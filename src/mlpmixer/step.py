@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlpmixer import checkpoint, locality, optim
+from mlpmixer import checkpoint, locality, optim, progressive
 from mlpmixer.config import Data, MixerConfig, Recipe, pair
-from mlpmixer.data.augment import augment, normalise
+from mlpmixer.data.augment import augment, normalise, resize
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.images import Pixels
 from mlpmixer.data.preprocess import Preprocess
@@ -56,24 +56,42 @@ class Step:
     ) -> None:
         torch.manual_seed(recipe.run.seed)
         self.recipe, self.stores, self.device, self.dtype = recipe, stores, device, dtype
-        self.model = first_model(recipe, stores, start)
+        model = first_model(recipe, stores, start)
         if recipe.optim.locality:
-            locality.inject(self.model, recipe.optim.locality)
-        self.model.to(device)
-        self.model.checkpointing = recipe.run.checkpointing
+            locality.inject(model, recipe.optim.locality)
+        model.to(device)
+        model.checkpointing = recipe.run.checkpointing
         averaged = recipe.optim.ema_decay or recipe.optim.average_last
-        self.average: Mixer = copy.deepcopy(self.model).eval() if averaged else self.model
-        self.optimizers = optim.make_optimizers(self.model, recipe.optim)
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if recipe.run.compile else self.model
+        self.take(model, copy.deepcopy(model).eval() if averaged else model)
         self.teacher = teacher or make_teacher(None, recipe.distill, stores.train, stores.splits.classes, device, dtype)
         self.gradients = self.backward_up_the_slope if recipe.optim.sam_rho else self.backward
         self.labels = torch.from_numpy(stores.train.labels).to(device)
-        self.size = pair(recipe.model.image_size)
+        self.size = pair(recipe.model.image_size)  # of the augmented images, before they become the network's size
         class_weights: Tensor | None = None
         if recipe.data.class_weights == "balanced":
             counts = np.bincount(stores.train.labels, minlength=recipe.model.num_classes)
             class_weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32, device=device)
         self.loss = loss_of(recipe.optim, recipe.distill, class_weights)
+
+    def take(self, model: Mixer, average: Mixer) -> None:
+        """Train this network from here on, with fresh optimizers; `average` is the same one where nothing is averaged."""
+        self.model, self.average = model, average
+        self.optimizers = optim.make_optimizers(model, self.recipe.optim)
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(model) if self.recipe.run.compile else model
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Pixels (height, width) that the network takes now."""
+        return pair(self.model.cfg.image_size)
+
+    def resize(self, size: progressive.Size) -> None:
+        """Go on with images of this size: weights and average are resized, and the optimizers start anew for what has another shape."""
+        if pair(size) == self.image_size:
+            return
+        optimizers, kernel_size = self.optimizers, self.recipe.optim.locality
+        model = progressive.resized(self.model, size, kernel_size)
+        self.take(model, model if self.average is self.model else progressive.resized(self.average, size, kernel_size))
+        optim.carry_over(optimizers, self.optimizers)
 
     def __call__(self, step: int, factor: float, indices: np.ndarray, pixels: Pixels) -> tuple[Tensor, Tensor]:
         """(mean loss, share of right answers) of the batch, both on the device. Everything random depends on (seed, step)."""
@@ -86,7 +104,7 @@ class Step:
             torch.from_numpy(pixels).to(self.device), targets, cfg.augment, self.size, torch.Generator().manual_seed(seed)
         )
         targets = torch.cat([targets, self.teacher.after(images)], 1)  # (B, K); with a teacher (B, 2K)
-        images = normalise(images, self.stores.preprocess)
+        images = normalise(resize(images, self.image_size), self.stores.preprocess)
 
         optim.prepare(self.optimizers, step, factor)
         loss, right = self.gradients(images, targets, seed)
@@ -145,14 +163,16 @@ class Step:
 
 def first_model(recipe: Recipe, stores: Stores, start: Start | None) -> Mixer:
     """The model before the first step: fresh, or from trained weights, whose head is kept when it is for the same classes."""
+    size = progressive.image_size(0, 1, recipe)
+    cfg = recipe.model.adapted(image_size=size)
     if start is None:
-        model = create_model(recipe.model)
+        model = create_model(cfg)
         if recipe.init.stem == "whitened":
-            whiten_stem(model, augmented_sample(recipe, stores))
+            whiten_stem(model, resize(augmented_sample(recipe, stores), pair(size)))
         set_head_bias(model, recipe.init.head_bias)
         return model
     pretrained, meta = start
-    model = adapt_to(pretrained, recipe.model, recipe.init.resize, recipe.init.magnified)
+    model = adapt_to(pretrained, cfg, recipe.init.resize, recipe.init.magnified)
     if meta.classes != stores.splits.classes:
         reset_head(model)
         set_head_bias(model, recipe.init.head_bias)

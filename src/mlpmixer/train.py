@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlpmixer import checkpoint, optim, predict, report, runlog
+from mlpmixer import checkpoint, optim, predict, progressive, report, runlog
 from mlpmixer.clock import Clock, parse_duration
 from mlpmixer.config import Recipe
-from mlpmixer.data.augment import normalise, prepare_eval
+from mlpmixer.data.augment import normalise, prepare_eval, resize
 from mlpmixer.data.batches import batches, steps_per_epoch
 from mlpmixer.data.images import ImageError
 from mlpmixer.data.preprocess import Preprocess
@@ -30,7 +30,7 @@ from mlpmixer.data.store import Store
 from mlpmixer.device import choose_device, choose_precision, describe, peak_mib
 from mlpmixer.distill import Answer, Source, make_teacher, open_teacher, with_teacher
 from mlpmixer.evaluate import evaluate
-from mlpmixer.model import count_params
+from mlpmixer.model import count_params, create_model
 from mlpmixer.step import Start, Step, Stores, load_images
 from mlpmixer.transfer import adapt_trained
 from mlpmixer.weights import load_weights
@@ -142,7 +142,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
     runlog.write_recipe(run, recipe)
     env = runlog.environment(describe(device), str(dtype).removeprefix("torch."))
     runlog.write_json(run / "env.json", env)
-    state = restore(run, step_of, len(stores.train))
+    state = restore(run, step_of, len(stores.train), total)
     log = runlog.MetricsFile(run / "metrics.jsonl", state.step)
     tell(
         {
@@ -150,7 +150,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
             "out": str(run),
             "device": env["device"],
             "precision": env["precision"],
-            "params": count_params(step_of.plain()),
+            "params": final_params(recipe),
             "train_images": len(stores.train),
             "val_images": len(stores.val),
             "classes": len(stores.splits.classes),
@@ -194,6 +194,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
     try:
         if state.step < total:
             for step, indices, images in batches(stores.train, recipe.run, state.step + 1, total):
+                step_of.resize(progressive.image_size(step, total, recipe))
                 factor = optim.lr_factor(step, total, recipe.optim)
                 loss, correct = step_of(step, factor, indices, images)
                 step_of.average_in(optim.average_weight(step, total, recipe.optim))
@@ -260,7 +261,8 @@ def validate(step_of: Step, store: Store) -> dict[str, float]:
     for start in range(0, len(store), EVAL_BATCH):
         indices = np.arange(start, min(start + EVAL_BATCH, len(store)))
         labels = torch.from_numpy(store.labels[indices]).to(step_of.device)
-        images = normalise(prepare_eval(torch.from_numpy(store.array(indices)).to(step_of.device)), step_of.stores.preprocess)
+        images = resize(prepare_eval(torch.from_numpy(store.array(indices)).to(step_of.device)), step_of.image_size)
+        images = normalise(images, step_of.stores.preprocess)
         with torch.autocast(step_of.device.type, step_of.dtype, enabled=step_of.dtype != torch.float32):
             logits = model(images).float()
         right += (logits.argmax(1) == labels).sum().item()
@@ -336,8 +338,14 @@ def finish(run: Path, recipe: Recipe, stores: Stores, step_of: Step, state: Stat
     return summary
 
 
-def restore(run: Path, step_of: Step, train_images: int) -> State:
-    """Load the newest sound training state into `step_of`; a fresh State when there is none."""
+def final_params(recipe: Recipe) -> int:
+    """Parameters of the model that a run leaves; while its images are small, it has fewer."""
+    with torch.device("meta"):
+        return count_params(create_model(recipe.model))
+
+
+def restore(run: Path, step_of: Step, train_images: int, total: int) -> State:
+    """Load the newest sound training state of a run of `total` steps into `step_of`; a fresh State when there is none."""
     path = checkpoint.last_state(run)
     if path is None:
         return State()
@@ -346,8 +354,10 @@ def restore(run: Path, step_of: Step, train_images: int) -> State:
         raise ValueError(
             f"{path} was trained on {meta['train_images']} images, but the data now gives {train_images}; it cannot be resumed exactly"
         )
+    state = State(**meta["state"])
+    step_of.resize(progressive.image_size(state.step, total, step_of.recipe))
     step_of.load_tensors(tensors)
-    return State(**meta["state"])
+    return state
 
 
 def _same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
@@ -365,23 +375,31 @@ def _same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
 
 
 def _fix_steps(recipe: Recipe, step_of: Step, stores: Stores, start_from: Start | None, spent_s: float) -> Recipe:
-    """Turn the time budget into a number of steps by timing a few on a throw-away copy."""
-    budget = parse_duration(recipe.run.time)
+    """Turn the time budget into a number of steps by timing a few of each stage on a throw-away copy."""
+    began, budget = time.monotonic(), parse_duration(recipe.run.time)
     whole = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, head_steps=0))  # steps of the head alone are cheaper
     trial = Step(whole, stores, step_of.device, step_of.dtype, start_from, step_of.teacher)
-    count, start, times = 0, time.monotonic(), [0.0]
-    for step, indices, images in batches(stores.train, recipe.run, 1, 1000):
-        trial(step, 0.0, indices, images)[0].item()
-        count, now = count + 1, time.monotonic() - start
-        times.append(now)
-        if now > min(5.0, budget / 20) and count >= 5:
-            break
-    seconds = (times[-1] - times[2]) / (count - 2)
+    seconds, before = 0.0, 0.0
+    for size, end in progressive.stages(recipe):
+        trial.resize(size)
+        seconds += (end - before) * _seconds_of_a_step(trial, min(5.0, budget / 20))
+        before = end
     start = time.monotonic()
     validate(trial, stores.val)
     validation = (time.monotonic() - start) / (recipe.run.eval_every * steps_per_epoch(len(stores.train), recipe.run.batch_size))
-    left = budget - spent_s - times[-1] - (time.monotonic() - start)
+    left = budget - spent_s - (time.monotonic() - began)
     return dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=max(int(left / (seconds + validation)), 1)))
+
+
+def _seconds_of_a_step(step_of: Step, spend_s: float) -> float:
+    """After two steps, which warm up; at least five are taken."""
+    start, times = time.monotonic(), [0.0]
+    for step, indices, images in batches(step_of.stores.train, step_of.recipe.run, 1, 1000):
+        step_of(step, 0.0, indices, images)[0].item()
+        times.append(time.monotonic() - start)
+        if times[-1] > spend_s and step >= 5:
+            break
+    return (times[-1] - times[2]) / (len(times) - 3)
 
 
 @contextmanager

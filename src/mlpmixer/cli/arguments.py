@@ -18,6 +18,7 @@ SHORT = {
     "time": "run.time",
     "batch-size": "run.batch-size",
     "seed": "run.seed",
+    "progressive": "run.progressive",
     "device": "run.device",
     "precision": "run.precision",
     "patience": "run.patience",

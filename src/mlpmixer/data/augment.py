@@ -96,6 +96,11 @@ def prepare_eval(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 
+def resize(images: Tensor, size: Size) -> Tensor:
+    """(B,C,H,W) float -> (B,C,h,w), antialiased bilinear, as Pillow's but for its rounding; images of that size stay as they are."""
+    return images if _size(images) == size else F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
 def normalise(images: Tensor, preprocess: "Preprocess") -> Tensor:
     """(B,C,h,w) in 0..255 -> (x / 255 - mean) / std per channel, a new tensor.
 
