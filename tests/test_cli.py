@@ -283,7 +283,17 @@ def test_progress_lines_off_a_terminal_and_on_one(capsys: pytest.CaptureFixture[
     start = {"kind": "start", "out": "runs/x", "device": "cpu", "precision": "float32", "params": 1000, "train_images": 10, "val_images": 2}
     events = [
         start | {"classes": 3, "steps": 20, "notes": ["val was cut from train"]},
-        {"kind": "step", "step": 10, "epoch": 1.0, "loss": 1.5, "top1": 0.25, "lr": 0.1, "images_per_s": 2000.0, "eta_s": 75.0},
+        {
+            "kind": "step",
+            "step": 10,
+            "epoch": 1.0,
+            "loss": 1.5,
+            "top1": 0.25,
+            "lr": 0.1,
+            "images_per_s": 2000.0,
+            "peak_mib": 1234.5,
+            "eta_s": 75.0,
+        },
         {"kind": "eval", "step": 10, "epoch": 1.0, "split": "val", "top1": 0.5, "nll": 1.25},
         {"kind": "save", "step": 10},
         {"kind": "end", "summary": {}},
@@ -293,7 +303,7 @@ def test_progress_lines_off_a_terminal_and_on_one(capsys: pytest.CaptureFixture[
         report(event)
     out = capsys.readouterr().out
     assert "note: val was cut from train" in out
-    assert "step 10/20  loss 1.5000  train 25.00 %  2,000 images/s  1 min 15 s left" in out
+    assert "step 10/20  loss 1.5000  train 25.00 %  2,000 images/s  1,234 MiB  1 min 15 s left" in out
     assert "epoch 1  step 10  val: top-1 50.00 %, loss 1.2500" in out
     with progress.live_training() as live:
         for event in events:

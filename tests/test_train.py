@@ -78,6 +78,12 @@ def test_a_run_leaves_everything_needed_to_use_and_to_believe_it(undisturbed: Pa
     assert len(list((undisturbed / "checkpoints").iterdir())) == 2
 
 
+def test_the_log_says_how_much_memory_the_run_has_held(undisturbed: Path) -> None:
+    peaks = [x["peak_mib"] for x in runlog.read_metrics(undisturbed / "metrics.jsonl") if x["kind"] == "step"]
+    assert len(peaks) > 2 and peaks == sorted(peaks)
+    assert 50 < peaks[0] <= peaks[-1] <= json.loads((undisturbed / "summary.json").read_text())["peak_mib"] < 50_000
+
+
 KILLED = """
     import json, os, signal, sys
     import mlpmixer.checkpoint as checkpoint

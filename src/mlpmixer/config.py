@@ -371,7 +371,7 @@ class Run:
     save_every_s: float = 60.0
     """Seconds between checkpoints."""
     checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
+    """Recompute activations in the backward pass: less memory, more time (docs/training.md)."""
     compile: bool = False
     """torch.compile the network."""
     log_every: int = 10

@@ -185,6 +185,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
             "top1": torch.stack(corrects).mean().item(),
             "lr": recipe.optim.lr * optim.lr_factor(state.step, total, recipe.optim),
             "images_per_s": images_per_s,
+            "peak_mib": peak_mib(step_of.device),
             "eta_s": (total - state.step) * recipe.run.batch_size / max(images_per_s, 1e-9),
         }
         losses.clear()

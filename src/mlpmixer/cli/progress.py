@@ -131,7 +131,12 @@ def row_line(e: Event) -> str:
 
 def step_text(e: Event) -> str:
     top1 = f"  train {percent(e['top1'])}" if e.get("top1") is not None else ""
-    return f"loss {e['loss']:.4f}{top1}  {e['images_per_s']:,.0f} images/s"
+    return f"loss {e['loss']:.4f}{top1}  {e['images_per_s']:,.0f} images/s{mib(e)}"
+
+
+def mib(e: Event) -> str:
+    """The most memory held so far; nothing where the system does not tell."""
+    return f"  {e['peak_mib']:,.0f} MiB" if e.get("peak_mib") else ""
 
 
 def eval_line(e: Event) -> str:

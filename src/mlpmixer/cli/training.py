@@ -148,8 +148,9 @@ def print_result(path: Path, summary: dict[str, Any]) -> None:
     test = summary.get("test") or {}
     top1 = {"test": test.get("top1"), "validation": summary.get("val_top1")}
     scores = [f"{split} top-1 {percent(share)}" for split, share in top1.items() if share is not None]
+    peak = f", at most {summary['peak_mib']:,.0f} MiB" if summary.get("peak_mib") else ""
     bad = summary.get("bad_images") or []
-    print(f"{', '.join(scores)} after {summary['steps']:,} steps in {duration(summary['train_s'])}")
+    print(f"{', '.join(scores)} after {summary['steps']:,} steps in {duration(summary['train_s'])}{peak}")
     if bad:
         print(f"{len(bad)} unreadable images were left out; they are named in {path / 'summary.json'}")
     print(f"model   {path / 'model.safetensors'}")
