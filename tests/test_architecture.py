@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "interop": DATA | {"zoo", "model", "kernels", "checkpoint"},
     "hub": DATA | {"zoo", "checkpoint", "runlog", "fetch"},
     "report": DATA | {"runlog"},
+    "tensorboard": FLOOR | {"runlog"},
     "predict": BELOW_VERBS,
     "evaluate": BELOW_VERBS | {"predict"},
     "distill": BELOW_VERBS | VERBS,

@@ -12,7 +12,7 @@ from mlpmixer import __version__
 from mlpmixer.device import choose_device, cpu_name, describe, has_bf16
 
 NEEDED = ("torch", "numpy", "pillow", "safetensors", "tyro", "rich", "scikit-learn", "matplotlib")
-OPTIONAL = ("datasets", "pyarrow", "huggingface-hub")  # extra [hf]
+OPTIONAL = {"datasets": "hf", "pyarrow": "hf", "huggingface-hub": "hf", "tensorboard": "tensorboard"}  # and its extra
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16")
 
 
@@ -32,7 +32,7 @@ def diagnose() -> list[Finding]:
     return [
         Finding("mlpmixer", f"{__version__} at {Path(__file__).parent}"),
         Finding("python", f"{platform.python_version()} on {platform.platform()}"),
-        *(_package(name) for name in NEEDED + OPTIONAL),
+        *(_package(name) for name in (*NEEDED, *OPTIONAL)),
         Finding("cpu", cpu_name()),
         Finding("cpu features", ", ".join(sorted(cpu_flags() & set(CPU_FEATURES))) or "none of " + ", ".join(CPU_FEATURES)),
         Finding("threads", f"{torch.get_num_threads()} for operations, {torch.get_num_interop_threads()} between them"),
@@ -72,7 +72,7 @@ def _package(name: str) -> Finding:
         return Finding(name, metadata.version(name))
     except metadata.PackageNotFoundError:
         if name in OPTIONAL:
-            return Finding(name, "not installed (optional: pip install 'mlpmixer[hf]')")
+            return Finding(name, f"not installed (optional: pip install 'mlpmixer[{OPTIONAL[name]}]')")
         return Finding(name, "missing", f"needed: pip install {name}")
 
 

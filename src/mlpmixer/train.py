@@ -218,7 +218,9 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
                         checkpoint.save_model(run / "best.safetensors", step_of.plain(), model_meta(recipe, stores, env, {}))
                 if due or clock.since_save() > recipe.run.save_every_s:
                     if losses:
-                        log.write(flush(clock.images_per_s()))
+                        line = flush(clock.images_per_s())
+                        log.write(line)
+                        tell(line)
                     save()
                     clock.saved()
                 if stop.is_set() and step < total:

@@ -37,7 +37,7 @@ SHORT = {
 }
 
 
-SWITCHES = {"--quiet", "--json", "-h", "--help"} | {
+SWITCHES = {"--quiet", "--json", "--tensorboard", "-h", "--help"} | {
     f"--{owner}.{no}{name}"
     for owner, name in (
         ("augment", "flip"),

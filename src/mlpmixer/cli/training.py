@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +43,8 @@ class Train:
     """Print the result only."""
     json: Flag = False
     """Print one JSON object a line."""
+    tensorboard: Flag = False
+    """Write the curves for TensorBoard, too, into the run's folder. Beside --resume: of a run from its start, also of one that is over."""
     config: Annotated[Recipe, arg(name="")] = field(default_factory=Recipe)
 
     @classmethod
@@ -66,11 +69,15 @@ class Train:
 
     def __call__(self) -> int:
         from mlpmixer.runlog import free_directory
+        from mlpmixer.tensorboard import curves
         from mlpmixer.train import Diverged, Interrupted, train
 
         out = Path(self.resume or self.out or free_directory(RUNS / run_name(self.config)))
         try:
-            with reporter(quiet=self.quiet, as_json=self.json) as report:
+            with (
+                reporter(quiet=self.quiet, as_json=self.json) as show,
+                curves(out, show) if self.tensorboard else nullcontext(show) as report,
+            ):
                 result = train(self.config, out=out, resume=bool(self.resume), report=report)
         except Interrupted as stop:
             print_error(f"stopped after step {stop.step:,}, saved; to go on: mlpmixer train --resume {stop.path}")
@@ -80,6 +87,8 @@ class Train:
             return 1
         if not self.json:
             print_result(result.path, result.summary)
+            if self.tensorboard:
+                print(f"curves  tensorboard --logdir {result.path}")
         return 0
 
 
