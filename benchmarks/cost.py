@@ -1,0 +1,128 @@
+"""What each option of a training step costs, as a multiple of the plain step: python benchmarks/cost.py
+
+The network of the recipe cifar10 (1.00 M parameters, batch 128) on noise, in the precision that `train` chooses. The plain step is AdamW
+without augmentation or average. Each row takes turns with the plain step, a step each; `ratio` is between the least times of the two,
+what other processes do to a step being always more; then median and quartiles of the turns. On a busy machine take one thread
+(OMP_NUM_THREADS=1) and --cpu-time. Writes benchmarks/cost_<torch>_<device>.csv.
+"""
+
+import argparse
+import csv
+import dataclasses
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlpmixer import optim
+from mlpmixer.config import Augment, Optim, Recipe, pair
+from mlpmixer.data.batches import batches
+from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.sources import ArrayImages, ImageSet, Splits
+from mlpmixer.data.store import Store
+from mlpmixer.device import choose_device, choose_precision, describe
+from mlpmixer.recipes import cifar10
+from mlpmixer.step import Step, Stores
+
+PLAIN = dataclasses.replace(cifar10(), augment=Augment(), optim=Optim(name="adamw"))
+TORCHS_MUON = "Muon, a matrix at a time (torch.optim.Muon)"
+
+
+def change(**parts: dict[str, Any]) -> Recipe:
+    """The plain recipe with fields replaced."""
+    return dataclasses.replace(PLAIN, **{owner: dataclasses.replace(getattr(PLAIN, owner), **fields) for owner, fields in parts.items()})
+
+
+RECIPES = {
+    "plain: AdamW": PLAIN,
+    "SGD": change(optim={"name": "sgd"}),
+    "Muon": change(optim={"name": "muon"}),
+    TORCHS_MUON: change(optim={"name": "muon"}),
+    "clipping": change(optim={"clip_norm": 1.0}),
+    "moving average": change(optim={"ema_decay": 0.999}),
+    "mean of the last steps": change(optim={"average_last": 1.0}),
+    "SAM": change(optim={"sam_rho": 0.1}),
+    "locality 3": change(optim={"locality": 3}),
+    "pad, crop, flip, CutMix": dataclasses.replace(PLAIN, augment=cifar10().augment),
+    "RandAugment, 2 layers": change(augment={"randaugment_layers": 2}),
+    "checkpointing": change(run={"checkpointing": True}),
+    "half the image size (progressive)": change(run={"progressive": "16:0.9"}),
+    "the recipe cifar10: Muon, pad, crop, flip, CutMix": cifar10(),
+}
+
+
+def noise(recipe: Recipe, images: int = 1024) -> Stores:
+    """Images that nothing can be learned from, ready for a Step."""
+    size, classes = pair(recipe.model.image_size), [str(i) for i in range(recipe.model.num_classes)]
+    pixels = np.random.default_rng(0).integers(0, 256, (images, *size, 3), np.uint8)
+    found = ImageSet(classes, np.arange(images) % len(classes), [str(i) for i in range(images)], ArrayImages(pixels))
+    preprocess = Preprocess(image_size=size, in_channels=3, fit=recipe.data.fit, mean=(0.5,) * 3, std=(0.25,) * 3)
+    store = Store(found, preprocess, cache_mib=4096, workers=1)
+    return Stores(Splits("noise", found, found, None, found.classes, ()), preprocess, store, store)
+
+
+def seconds_of_steps(
+    name: str, recipe: Recipe, device: torch.device, dtype: torch.dtype, steps: int, clock: Callable[[], float]
+) -> Iterator[float]:
+    """What `steps` updates took, one after the other, as `train` takes them."""
+    stores = noise(recipe)
+    step_of = Step(recipe, stores, device, dtype)
+    if name == TORCHS_MUON:
+        ours = step_of.optimizers[1]
+        step_of.optimizers[1] = torch.optim.Muon([dict(group) for group in ours.param_groups], adjust_lr_fn="match_rms_adamw")
+    for step, indices, images in batches(stores.train, recipe.run, 1, steps):
+        wait(device)
+        start = clock()
+        step_of(step, 1.0, indices, images)
+        step_of.average_in(optim.average_weight(step, steps, recipe.optim))
+        wait(device)
+        yield clock() - start
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def path_of(benchmark: str, device: torch.device) -> Path:
+    """The CSV file, with its environment in the name."""
+    slug = re.sub(r"[^a-z0-9]+", "-", describe(device).lower()).strip("-")
+    return Path(__file__).parent / f"{benchmark}_torch-{torch.__version__.split('+')[0]}_python-{platform.python_version()}_{slug}.csv"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=15, help="of each row with the plain step, after two that warm up")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--cpu-time", action="store_true", help="count the processor's seconds instead of the clock's")
+    args = parser.parse_args()
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    device = choose_device(args.device)
+    dtype = choose_precision("auto", device)
+    print(f"{str(dtype).removeprefix('torch.')} on {describe(device)}, torch {torch.__version__}")
+    table: list[dict[str, Any]] = []
+    for name, recipe in RECIPES.items():
+        plain = seconds_of_steps("plain", PLAIN, device, dtype, args.turns + 2, clock)
+        turns = list(zip(plain, seconds_of_steps(name, recipe, device, dtype, args.turns + 2, clock), strict=True))[2:]
+        low, median, high = (round(q, 3) for q in statistics.quantiles([row / of for of, row in turns], n=4, method="inclusive"))
+        of, row = (min(times) for times in zip(*turns, strict=True))
+        ratio, precision = round(row / of, 3), str(dtype).removeprefix("torch.")
+        print(f"{name:52s} {ratio:6.2f}  ({median:.2f}, {low:.2f}-{high:.2f})  {1000 * row:8.1f} ms", flush=True)
+        figures = {"ratio": ratio, "median_of_turns": median, "low": low, "high": high, "least_ms": round(1000 * row, 1)}
+        table.append({"step": name, "precision": precision, **figures})
+    path = path_of("cost", device)
+    with open(path, "w", newline="") as f:
+        writer = csv.DictWriter(f, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+    print(path.name)
+
+
+if __name__ == "__main__":
+    main()
