@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "device": FLOOR,
     "clock": FLOOR,
     "model": FLOOR | {"zoo"},
-    "kernels": FLOOR | {"model"},
+    "kernels": FLOOR | {"model", "locality", "device"},
     "data": FLOOR,
     "optim": FLOOR | {"model"},
     "loss": FLOOR,

@@ -374,6 +374,9 @@ class Run:
     """Recompute activations in the backward pass: less memory, more time (docs/training.md)."""
     compile: bool = False
     """torch.compile the network."""
+    kernels: Literal["auto", "compiled", "torch"] = "auto"
+    """What a block runs on, on a CPU: kernels that the C compiler makes here, or torch's operations alone; auto takes the former where
+    they can be had, and the run says which it took."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     test: bool = True

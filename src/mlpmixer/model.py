@@ -69,11 +69,15 @@ class MixerBlock(nn.Module):
 
     def drop(self, branch: Tensor) -> Tensor:
         """Stochastic depth: zero the whole branch of a sample, drawn anew for each branch (big_vision's mlp_mixer.py)."""
+        kept = self.kept(branch)
+        return branch if kept is None else branch * kept
+
+    def kept(self, x: Tensor) -> Tensor | None:
+        """What a branch of each sample is multiplied by, (B, 1, 1); None where no branch is dropped."""
         if self.drop_path == 0 or not self.training:
-            return branch
-        kept = 1 - self.drop_path
-        mask = branch.new_empty(len(branch), 1, 1).bernoulli_(kept)
-        return branch * (mask / kept if self.rescale else mask)
+            return None
+        mask = x.new_empty(len(x), 1, 1).bernoulli_(1 - self.drop_path)
+        return mask / (1 - self.drop_path) if self.rescale else mask
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mix_channels(self.mix_tokens(x))

@@ -37,7 +37,7 @@ def write_recipe(run: Path, recipe: Recipe) -> None:
     write_json(run / "recipe.json", to_json(recipe))
 
 
-def environment(device: str, precision: str) -> dict[str, Any]:
+def environment(device: str, precision: str, kernels: str) -> dict[str, Any]:
     """Versions, hardware, commit and command line: what one needs to believe a figure."""
     packages = {}
     for name in ("mlpmixer", "torch", "numpy", "pillow", "safetensors", "scikit-learn"):
@@ -52,6 +52,7 @@ def environment(device: str, precision: str) -> dict[str, Any]:
         "packages": packages,
         "device": device,
         "precision": precision,
+        "kernels": kernels,
         "cpu_count": os.cpu_count(),
         "commit": _commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlpmixer import checkpoint, locality, optim, progressive
+from mlpmixer import checkpoint, kernels, locality, optim, progressive
 from mlpmixer.config import Data, MixerConfig, Recipe, pair
 from mlpmixer.data.augment import augment, normalise, resize
 from mlpmixer.data.datasets import open_data
@@ -76,6 +76,9 @@ class Step:
     def take(self, model: Mixer, average: Mixer) -> None:
         """Train this network from here on, with fresh optimizers; `average` is the same one where nothing is averaged."""
         self.model, self.average = model, average
+        self.kernels = choose_kernels(model, self.recipe, self.device)
+        if average is not model:
+            choose_kernels(average, self.recipe, self.device)
         self.optimizers = optim.make_optimizers(model, self.recipe.optim)
         self.forward: Callable[[Tensor], Tensor] = torch.compile(model) if self.recipe.run.compile else model
 
@@ -159,6 +162,19 @@ class Step:
         if self.average is not self.model:
             self.average.load_state_dict({k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")})
         optim.load_state_tensors(self.optimizers, tensors)
+
+
+def choose_kernels(model: Mixer, recipe: Recipe, device: torch.device) -> str:
+    """Let `model` run on what `recipe.run.kernels` says, in place, and name it. ValueError when that cannot be had."""
+    if recipe.run.kernels == "torch" or device.type != "cpu":
+        return "torch"
+    reason = "the network is left to torch.compile" if recipe.run.compile else kernels.why_not(model)
+    if not reason:
+        kernels.install(model)
+        return "compiled"
+    if recipe.run.kernels == "compiled":
+        raise ValueError(f"run.kernels=compiled cannot be had: {reason}; leave it at auto, or take torch")
+    return f"torch ({reason})"
 
 
 def first_model(recipe: Recipe, stores: Stores, start: Start | None) -> Mixer:

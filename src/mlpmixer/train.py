@@ -140,7 +140,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
 
     run.mkdir(parents=True, exist_ok=True)
     runlog.write_recipe(run, recipe)
-    env = runlog.environment(describe(device), str(dtype).removeprefix("torch."))
+    env = runlog.environment(describe(device), str(dtype).removeprefix("torch."), step_of.kernels)
     runlog.write_json(run / "env.json", env)
     state = restore(run, step_of, len(stores.train), total)
     log = runlog.MetricsFile(run / "metrics.jsonl", state.step)
@@ -150,6 +150,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
             "out": str(run),
             "device": env["device"],
             "precision": env["precision"],
+            "kernels": env["kernels"],
             "params": final_params(recipe),
             "train_images": len(stores.train),
             "val_images": len(stores.val),

@@ -1,0 +1,110 @@
+"""A training step on compiled kernels beside the same step written plainly in torch at its defaults: python benchmarks/kernels.py
+
+Each implementation lives in a process of its own (what `kernels.install` asks of the memory allocator holds for a process), all stay alive, and
+they take turns; a row is the median of the rounds, `ratio` its speed over plain torch in float32. A step is forward, cross-entropy and backward,
+without an optimizer. `max_abs_diff_vs_reference` is the largest difference of the logits from plain float32 ones; `gradient_error` the
+mean, over parameters, of the relative distance of the gradient from the plain float32 one (without the token-mixing biases, whose gradient
+is 0 but for rounding). Writes benchmarks/kernels_<torch>_<cpu>.csv.
+"""
+
+import argparse
+import csv
+import multiprocessing as mp
+import platform
+import re
+import statistics
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from mlpmixer import kernels
+from mlpmixer.device import cpu_name, has_bf16
+from mlpmixer.model import create_model
+
+
+def work(spec: str, compiled: bool, bf16: bool, threads: int, pipe: Connection) -> None:
+    """Answer each "step" with its seconds, and "check" with (logits, gradients)."""
+    torch.set_num_threads(threads)
+    name, batch = spec.split(":")
+    torch.manual_seed(0)
+    model = create_model(name)
+    torch.nn.init.normal_(model.head.weight, std=0.02)  # type: ignore[union-attr, arg-type]
+    size = model.cfg.image_size
+    assert isinstance(size, int)
+    images, labels = torch.randn(int(batch), 3, size, size), torch.randint(0, model.cfg.num_classes, (int(batch),))
+    if compiled:
+        if reason := kernels.why_not(model):
+            raise SystemExit(reason)
+        kernels.install(model)
+    while (order := pipe.recv()) != "stop":
+        model.zero_grad()
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = model(images)
+        F.cross_entropy(logits.float(), labels).backward()
+        seconds = time.perf_counter() - start
+        grads = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None and "token_mixing.fc2.bias" not in n}
+        pipe.send(seconds if order == "step" else (logits.detach().float().numpy(), grads))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", nargs="+", default=["Nano/4:128", "S/16:8"], help="NAME:BATCH")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    kinds = [(compiled, bf16) for bf16 in ([False, True] if has_bf16(torch.device("cpu")) else [False]) for compiled in (False, True)]
+    context = mp.get_context("spawn")
+    for spec in args.models:
+        pipes, workers = {}, []
+        for kind in kinds:
+            pipes[kind], theirs = context.Pipe()
+            workers.append(context.Process(target=work, args=(spec, *kind, args.threads, theirs), daemon=True))
+            workers[-1].start()
+
+        def ask(kind: tuple[bool, bool], order: str, pipes: dict[tuple[bool, bool], Any] = pipes) -> Any:
+            pipes[kind].send(order)
+            return pipes[kind].recv()
+
+        checks = {kind: ask(kind, "check") for kind in kinds}
+        times: dict[tuple[bool, bool], list[float]] = {kind: [] for kind in kinds}
+        for i in range(args.rounds + 2):
+            for kind in kinds:
+                seconds = ask(kind, "step")
+                if i >= 2:  # the first rounds warm up
+                    times[kind].append(seconds)
+        logits, grads = checks[False, False]
+        base = statistics.median(times[False, False])
+        for kind in kinds:
+            median = statistics.median(times[kind])
+            errors = [((checks[kind][1][n] - g) ** 2).sum() ** 0.5 / (g**2).sum() ** 0.5 for n, g in grads.items()]
+            rows.append(
+                {
+                    "model": spec.split(":")[0], "batch": spec.split(":")[1], "threads": args.threads,
+                    "kernels": "compiled" if kind[0] else "torch", "precision": "bfloat16" if kind[1] else "float32",
+                    "images_per_s": round(int(spec.split(":")[1]) / median, 1), "median_ms": round(1000 * median, 1),
+                    "min_ms": round(1000 * min(times[kind]), 1), "ratio": round(base / median, 2),
+                    "max_abs_diff_vs_reference": f"{abs(checks[kind][0] - logits).max():.1e}",
+                    "gradient_error": f"{statistics.mean(errors):.1e}",
+                }
+            )  # fmt: skip
+            print(*rows[-1].values(), sep="\t", flush=True)
+        for kind, worker in zip(kinds, workers, strict=True):
+            pipes[kind].send("stop")
+            worker.join()
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()}-{args.threads}-threads".lower()).strip("-")
+    path = Path(__file__).parent / f"kernels_torch-{torch.__version__.split('+')[0]}_python-{platform.python_version()}_{slug}.csv"
+    with open(path, "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    print(path.name)
+
+
+if __name__ == "__main__":
+    main()
