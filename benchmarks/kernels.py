@@ -1,10 +1,10 @@
 """A training step on compiled kernels beside the same step written plainly in torch at its defaults: python benchmarks/kernels.py
 
-Each implementation lives in a process of its own (what `kernels.install` asks of the memory allocator holds for a process), all stay alive, and
-they take turns; a row is the median of the rounds, `ratio` its speed over plain torch in float32. A step is forward, cross-entropy and backward,
-without an optimizer. `max_abs_diff_vs_reference` is the largest difference of the logits from plain float32 ones; `gradient_error` the
-mean, over parameters, of the relative distance of the gradient from the plain float32 one (without the token-mixing biases, whose gradient
-is 0 but for rounding). Writes benchmarks/kernels_<torch>_<cpu>.csv.
+Each implementation lives in a process of its own (what `kernels.install` asks of the memory allocator holds for a process), all stay
+alive, and they take turns; a row is the median of the rounds, `ratio` its speed over plain torch in float32. A step is forward,
+cross-entropy and backward, without an optimizer. `max_abs_diff_vs_reference` is the largest difference of the logits from plain float32
+ones; `gradient_error` the mean, over parameters, of the relative distance of the gradient from the plain float32 one (without the
+token-mixing biases, whose gradient is 0 but for rounding). Writes benchmarks/kernels_<torch>_<cpu>.csv.
 """
 
 import argparse

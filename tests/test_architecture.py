@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "export": BELOW_VERBS | VERBS,
     "bench": BELOW_VERBS | VERBS,
     "reproduce": BELOW_VERBS | VERBS | {"train"},
-    "doctor": FLOOR | {"device", "__version__"},
+    "doctor": FLOOR | {"device", "kernels", "__version__"},
     "cli": None,  # the edges may import everything
     "serve": None,
     "__init__": None,

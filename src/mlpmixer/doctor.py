@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mlpmixer import __version__
+from mlpmixer import __version__, kernels
 from mlpmixer.device import choose_device, cpu_name, describe, has_bf16
 
 NEEDED = ("torch", "numpy", "pillow", "safetensors", "tyro", "rich", "scikit-learn", "matplotlib")
@@ -38,6 +38,7 @@ def diagnose() -> list[Finding]:
         Finding("threads", f"{torch.get_num_threads()} for operations, {torch.get_num_interop_threads()} between them"),
         Finding("matrix products", _matrix_path()),
         Finding("bfloat16 on cpu", _bf16(cpu)),
+        Finding("kernels", f"torch's operations ({reason})" if (reason := kernels.missing()) else "compiled"),
         Finding("device", f"{best} ({describe(best)})" + ("" if best.type == "cpu" else f"; bfloat16 {_bf16(best)}")),
         *torchvision_findings(),
     ]

@@ -41,19 +41,23 @@ def weight(layer: nn.Linear) -> Tensor:
     return layer.whole_weight() if isinstance(layer, LocalLinear) else layer.weight
 
 
-def why_not(model: Mixer) -> str:
-    """Why `install` cannot speed this model up on this machine; empty when it can."""
-    cfg = model.cfg
-    if cfg.dropout:
-        return "they have no dropout"
-    if cfg.part_grid != cfg.grid:
-        return "they mix no parts"
+def missing() -> str:
+    """Why this machine has no compiled kernels; empty when it has."""
     try:
         for dtype in DTYPES:
             library(dtype)
     except Unavailable as e:
         return str(e)
     return ""
+
+
+def why_not(model: Mixer) -> str:
+    """Why `install` cannot speed this model up on this machine; empty when it can."""
+    if model.cfg.dropout:
+        return "compiled kernels have no dropout"
+    if model.cfg.part_grid != model.cfg.grid:
+        return "compiled kernels mix no parts"
+    return missing()
 
 
 def install(model: Mixer) -> None:

@@ -69,7 +69,7 @@ class Block(torch.autograd.Function):
 
         branch = (g if keep2 is None else g * keep2.to(dtype)[:, None, None]).view(b * s, c)
         h, du, db3 = gelu_backward(hidden2, product(branch, w4), ctx.erf)
-        dw4, dw3 = product(branch.T, h), product(du.T, y)
+        dw4, dw3 = product(branch.T, h), product(y.T, du).T  # rather than du.T y: the narrow matrix first is up to 4 times as fast
         del h
         dgamma2, dbeta2, db4 = x.new_empty(3, c, dtype=torch.float32)
         g1 = torch.empty_like(x)
@@ -78,10 +78,10 @@ class Block(torch.autograd.Function):
         mixed, db2 = torch.empty_like(columns), x.new_empty(s, dtype=torch.float32)
         call("to_columns", dtype, g1, keep1, mixed, db2, b, s, c)
         h, du, db1 = gelu_backward(hidden1, product(mixed, w2), ctx.erf)
-        dw2, dw1 = product(mixed.T, h), product(du.T, columns)
+        dw2, dw1 = product(mixed.T, h), product(columns.T, du).T
         del h
         dgamma1, dbeta1, unused = x.new_empty(3, c, dtype=torch.float32)
         dx = torch.empty_like(x)
         call("norm_backward", dtype, product(du, w1), 1, x, mean1, rstd1, gamma1, g1, None, dx, dgamma1, dbeta1, unused, b, s, c)
-        dw1, dw2, dw3, dw4 = (d.float() for d in (dw1, dw2, dw3, dw4))
+        dw1, dw2, dw3, dw4 = (d.float().contiguous() for d in (dw1, dw2, dw3, dw4))
         return dx, None, None, dgamma1, dbeta1, dw1, db1, dw2, db2, dgamma2, dbeta2, dw3, db3, dw4, db4
