@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "clock": FLOOR,
     "model": FLOOR | {"zoo"},
     "kernels": FLOOR | {"model", "locality", "device"},
-    "data": FLOOR,
+    "data": FLOOR | {"fetch"},
     "optim": FLOOR | {"model"},
     "loss": FLOOR,
     "init": FLOOR | {"model"},

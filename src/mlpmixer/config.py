@@ -170,8 +170,19 @@ class Data:
     """Decoded images up to this size stay in memory (uint8; float32 for vit_jax_eval); larger sets are decoded for each batch."""
     workers: int = 0
     """Decoding threads; 0 means one per CPU core. Batches do not depend on it."""
+    stream: bool = False
+    """Read training images from shards while training, for data larger than memory and disk; tar shards and web addresses always are."""
+    lanes: int = 16
+    """Places in the shards that a streamed batch is drawn from, part of the order of the images. As many processes as divide it read each
+    shard once between them."""
+    buffer: int = 8192
+    """Streamed images held in memory as they are stored; those of a lane are shuffled among buffer / (2 lanes) neighbours."""
+    classes: str = ""
+    """Names of the classes of shards that do not tell: a file with one a line, or just how many there are."""
 
     def __post_init__(self) -> None:
+        require(1 <= self.lanes <= 1024, f"data.lanes must be in 1..1024, got {self.lanes}")
+        require(self.buffer >= 1, f"data.buffer must be at least 1, got {self.buffer}")
         require(0 < self.val_fraction < 1, f"val_fraction must be in (0, 1), got {self.val_fraction}")
         require(0 < self.test_fraction < 1, f"test_fraction must be in (0, 1), got {self.test_fraction}")
         require(self.train_scale >= 1, f"train_scale must be at least 1, got {self.train_scale}")

@@ -17,6 +17,7 @@ from mlpmixer.checkpoint import ModelMeta
 from mlpmixer.config import Distill, Recipe
 from mlpmixer.data.augment import normalise, resize
 from mlpmixer.data.store import Store
+from mlpmixer.data.stream import Stream
 from mlpmixer.evaluate import match_classes
 from mlpmixer.model import Mixer
 from mlpmixer.transfer import adapt_trained
@@ -75,7 +76,9 @@ def _logits(logits: np.ndarray, name: str) -> np.ndarray:
     return logits
 
 
-def make_teacher(source: Source, cfg: Distill, train: Store, classes: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> Teacher:
+def make_teacher(
+    source: Source, cfg: Distill, train: Store | Stream, classes: tuple[str, ...], device: torch.device, dtype: torch.dtype
+) -> Teacher:
     """The teacher of a run whose training images and classes are known.
 
     Errors: ValueError for stored logits of another number of images or classes, and for a network with other classes.
@@ -85,13 +88,15 @@ def make_teacher(source: Source, cfg: Distill, train: Store, classes: tuple[str,
         return torch.empty((len(batch), 0), device=device)
 
     def stored(indices: np.ndarray) -> Tensor:
-        assert isinstance(source, np.ndarray)
+        assert isinstance(source, np.ndarray) and not isinstance(train, Stream)
         logits = torch.from_numpy(source[train.kept[indices]].astype(np.float32)).to(device)
         return distribution(logits, cfg)
 
     if source is None:
         return Teacher(nothing, nothing)
     if isinstance(source, np.ndarray):
+        if isinstance(train, Stream):
+            raise ValueError(f"{cfg.teacher} holds logits by image number, but these images are streamed: let a network be the teacher")
         wanted = (len(train.images), len(classes))
         if source.shape != wanted:
             raise ValueError(
@@ -117,7 +122,7 @@ def distribution(logits: Tensor, cfg: Distill) -> Tensor:
 
 
 def _network_answer(
-    network: Mixer, meta: ModelMeta, train: Store, classes: tuple[str, ...], device: torch.device, dtype: torch.dtype
+    network: Mixer, meta: ModelMeta, train: Store | Stream, classes: tuple[str, ...], device: torch.device, dtype: torch.dtype
 ) -> Answer:
     """The same augmented images, brought to the network's size and channels and normalised as it has been trained."""
     network, meta = adapt_trained(network, meta, in_channels=train.preprocess.in_channels)

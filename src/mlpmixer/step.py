@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from mlpmixer.data.images import Pixels
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.sources import ImageSet, Splits
 from mlpmixer.data.store import Store
+from mlpmixer.data.stream import Stream
+from mlpmixer.data.streamed import StreamedSplits, is_streamed, open_streamed
 from mlpmixer.distill import Teacher, make_teacher
 from mlpmixer.init import set_head_bias, whiten_stem
 from mlpmixer.loss import loss_of, soft_targets
@@ -31,15 +34,20 @@ SAMPLE_VALUES = 1 << 26  # half a GiB in float64
 class Stores:
     """The images of a run as arrays, and what was left out."""
 
-    splits: Splits
+    splits: Splits | StreamedSplits
     preprocess: Preprocess
-    train: Store
+    train: Store | Stream
     val: Store
 
     @property
     def bad(self) -> list[tuple[str, str]]:
         """(name, reason) of the images that could not be read, at the start or since."""
         return [*self.train.bad, *self.val.bad]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when a run goes on: the number of training images, and of what shards they are."""
+        return {"train_images": len(self.train), "shards": self.train.fingerprint if isinstance(self.train, Stream) else ""}
 
 
 class Step:
@@ -65,10 +73,12 @@ class Step:
         self.take(model, copy.deepcopy(model).eval() if averaged else model)
         self.teacher = teacher or make_teacher(None, recipe.distill, stores.train, stores.splits.classes, device, dtype)
         self.gradients = self.backward_up_the_slope if recipe.optim.sam_rho else self.backward
-        self.labels = torch.from_numpy(stores.train.labels).to(device)
+        self.labels_of = labels_on(device, stores.train)
         self.size = pair(recipe.model.image_size)  # of the augmented images, before they become the network's size
         class_weights: Tensor | None = None
         if recipe.data.class_weights == "balanced":
+            if isinstance(stores.train, Stream):
+                raise ValueError("data.class_weights=balanced needs the labels before training; streamed data has none to count")
             counts = np.bincount(stores.train.labels, minlength=recipe.model.num_classes)
             class_weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32, device=device)
         self.loss = loss_of(recipe.optim, recipe.distill, class_weights)
@@ -101,7 +111,7 @@ class Step:
         cfg = self.recipe
         seed = int(np.random.SeedSequence([cfg.run.seed, step]).generate_state(1, np.uint64)[0] >> 1)
         torch.manual_seed(seed)  # whatever a teacher draws
-        labels = self.labels[torch.from_numpy(indices).to(self.device)]
+        labels = self.labels_of(indices)
         targets = torch.cat([soft_targets(labels, cfg.model.num_classes), self.teacher.before(indices)], 1)
         images, targets = augment(
             torch.from_numpy(pixels).to(self.device), targets, cfg.augment, self.size, torch.Generator().manual_seed(seed)
@@ -195,11 +205,18 @@ def first_model(recipe: Recipe, stores: Stores, start: Start | None) -> Mixer:
     return model
 
 
-def sample_of(store: Store) -> Pixels:
-    """(N, H, W, C): up to 5,000 images, evenly spread over the store, of at most SAMPLE_VALUES values in all."""
-    per_image = int(np.prod(store.array(np.zeros(1, np.int64)).shape))
-    n = min(len(store), 5000, max(SAMPLE_VALUES // per_image, 1))
-    return store.array(np.linspace(0, len(store) - 1, n).astype(np.int64))
+def labels_on(device: torch.device, images: Store | Stream) -> Callable[[np.ndarray], Tensor]:
+    """The labels of training images by number, on the device: from a table of all, or as they came with a streamed batch."""
+    if isinstance(images, Stream):
+        return lambda numbers: torch.from_numpy(images.labels_of(numbers)).to(device)
+    table = torch.from_numpy(images.labels).to(device)
+    return lambda numbers: table[torch.from_numpy(numbers).to(device)]
+
+
+def sample_of(images: Store | Stream) -> Pixels:
+    """(N, H, W, C): up to 5,000 images from everywhere, of at most SAMPLE_VALUES values in all."""
+    per_image = int(np.prod(images.preprocess.image_size)) * images.preprocess.in_channels
+    return images.sample(min(len(images), 5000, max(SAMPLE_VALUES // per_image, 1)))
 
 
 def augmented_sample(recipe: Recipe, stores: Stores) -> Tensor:
@@ -215,14 +232,16 @@ def load_images(data: Data, model: MixerConfig, pretrained: Preprocess | None = 
 
     Pixels are normalised by the mean and deviation of the training images, or as trained weights have seen them.
     """
-    splits = open_data(data)
+    splits = open_streamed(data) if is_streamed(data) else open_data(data)
     channels = model.in_channels
     shape = Preprocess(image_size=pair(model.image_size), in_channels=channels, fit=data.fit, mean=(0.5,) * channels, std=(0.5,) * channels)
 
     def store(images: ImageSet, form: Preprocess) -> Store:
         return Store(images, form, cache_mib=data.cache_mib, workers=data.workers, max_bad_share=data.max_bad_share)
 
-    train_store, val_store = store(splits.train, shape.scaled(data.train_scale)), store(splits.val, shape)
+    larger = shape.scaled(data.train_scale)
+    train_store = Stream(splits.train, splits.labels, larger, data) if isinstance(splits, StreamedSplits) else store(splits.train, larger)
+    val_store = store(splits.val, shape)
     if not len(train_store) or not len(val_store):
         raise ValueError(f"{data.name}: {len(train_store)} training and {len(val_store)} validation images are left; both splits need some")
     if pretrained:

@@ -142,7 +142,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
     runlog.write_recipe(run, recipe)
     env = runlog.environment(describe(device), str(dtype).removeprefix("torch."), step_of.kernels)
     runlog.write_json(run / "env.json", env)
-    state = restore(run, step_of, len(stores.train), total)
+    state = restore(run, step_of, total)
     log = runlog.MetricsFile(run / "metrics.jsonl", state.step)
     tell(
         {
@@ -169,7 +169,9 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
         if not all(p.isfinite().all() for p in step_of.model.parameters()):
             raise _diverged(f"some weights are not finite after step {state.step}", run)
         state.train_s = clock.elapsed()
-        checkpoint.save_state(run, state.step, step_of.tensors(), {"state": dataclasses.asdict(state), "train_images": len(stores.train)})
+        checkpoint.save_state(
+            run, state.step, step_of.tensors(), {"state": dataclasses.asdict(state), **stores.identity, "bad": stores.bad}
+        )
         tell({"kind": "save", "step": state.step})
 
     def flush(images_per_s: float) -> dict[str, Any]:
@@ -348,16 +350,20 @@ def final_params(recipe: Recipe) -> int:
         return count_params(create_model(recipe.model))
 
 
-def restore(run: Path, step_of: Step, train_images: int, total: int) -> State:
+def restore(run: Path, step_of: Step, total: int) -> State:
     """Load the newest sound training state of a run of `total` steps into `step_of`; a fresh State when there is none."""
     path = checkpoint.last_state(run)
     if path is None:
         return State()
     tensors, meta = checkpoint.read_tensors(path)
-    if meta["train_images"] != train_images:
+    stores = step_of.stores
+    if meta["train_images"] != len(stores.train):
         raise ValueError(
-            f"{path} was trained on {meta['train_images']} images, but the data now gives {train_images}; it cannot be resumed exactly"
+            f"{path} was trained on {meta['train_images']} images, but the data now gives {len(stores.train)}; it cannot be resumed exactly"
         )
+    if meta.get("shards", "") != stores.identity["shards"]:
+        raise ValueError(f"{path} was trained on shards of other names or sizes than the data now has; it cannot be resumed exactly")
+    stores.train.note_bad([(name, why) for name, why in meta.get("bad", []) if (name, why) not in stores.val.bad])
     state = State(**meta["state"])
     step_of.resize(progressive.image_size(state.step, total, step_of.recipe))
     step_of.load_tensors(tensors)

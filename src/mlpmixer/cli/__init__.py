@@ -13,7 +13,7 @@ import tyro
 
 from mlpmixer.cli.models import Convert, Doctor, List, Push, Reproduce, Summary
 from mlpmixer.cli.printing import first_line, print_error
-from mlpmixer.cli.training import DataCheck, DataPreview, LrFind, Train
+from mlpmixer.cli.training import DataCheck, DataPreview, DataShards, LrFind, Train
 from mlpmixer.cli.using import Evaluate, Predict, Probe
 from mlpmixer.registry import suggest
 
@@ -35,6 +35,7 @@ COMMANDS: dict[str, Any] = {
     "list": List,
     "data check": DataCheck,
     "data preview": DataPreview,
+    "data shards": DataShards,
     "doctor": Doctor,
 }
 

@@ -40,6 +40,7 @@ SHORT = {
 SWITCHES = {"--quiet", "--json", "--tensorboard", "-h", "--help"} | {
     f"--{owner}.{no}{name}"
     for owner, name in (
+        ("data", "stream"),
         ("augment", "flip"),
         ("augment", "trivialaugment"),
         ("init", "magnified"),

@@ -1,4 +1,4 @@
-"""Commands that start from data: train, lr-find, data check, data preview."""
+"""Commands that start from data: train, lr-find, data check, data preview, data shards."""
 
 import dataclasses
 import re
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -28,7 +28,8 @@ class Train:
     """Train a network on DATA. The recipe sets everything, options override it: `mlpmixer train cifar10 --epochs 5 --lr 3e-4`."""
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
-    """A data set's name (mlpmixer list datasets), a folder with a folder for each class, a Parquet file or folder, or hf:owner/name."""
+    """A data set's name (mlpmixer list datasets), a folder with a folder for each class, a Parquet file or folder, or hf:owner/name. Shards
+    are streamed: a folder of WebDataset tars, https://HOST/FOLDER, 'DIR/train-{000..146}.tar', Parquet and hf: with --data.stream."""
     recipe: Annotated[str, arg(metavar="NAME")] = ""
     """Where to start from (mlpmixer list recipes); the default fits the data."""
     model: Annotated[str, arg(metavar="NAME")] = ""
@@ -68,6 +69,7 @@ class Train:
         return dataclasses.replace(parsed, resume=str(run))
 
     def __call__(self) -> int:
+        from mlpmixer.data.shards import ShardError
         from mlpmixer.runlog import free_directory
         from mlpmixer.tensorboard import curves
         from mlpmixer.train import Diverged, Interrupted, train
@@ -84,6 +86,10 @@ class Train:
             return 130
         except Diverged as e:
             print_error(str(e))
+            return 1
+        except ShardError as e:
+            saved = (out / "checkpoints").exists()
+            print_error(str(e) + (f"; the run is saved, and goes on with: mlpmixer train --resume {out}" if saved else ""))
             return 1
         if not self.json:
             print_result(result.path, result.summary)
@@ -213,6 +219,40 @@ def print_check(report: "CheckReport") -> None:
                 print(f"  and {len(lines) - 10:,} more: --json")
     if report.ok:
         print("\nnothing wrong was found")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataShards:
+    """Write the images of DATA as shards in OUT, each split in a random order: what `train` streams when data outgrows a machine."""
+
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    """A data set's name, a folder with a folder for each class, a Parquet file or folder, or hf:owner/name."""
+    out: Annotated[Positional[str], arg(metavar="OUT")]
+    """A new folder."""
+    format: Literal["tar", "parquet"] = "tar"
+    """WebDataset tar files, or Parquet files as on the Hugging Face Hub."""
+    per_shard: int = 1000
+    """Images in a file; 100 MB to 1 GB a file serve well."""
+    seed: int = 0
+    """Of the order."""
+    data_dir: Annotated[str, arg(metavar="DIR")] = ""
+    """Where the files of a named data set are."""
+
+    def __call__(self) -> int:
+        from mlpmixer.data.datasets import open_data
+        from mlpmixer.data.shards import write_shards
+
+        splits = open_data(Data(name=self.data, data_dir=self.data_dir or None))
+        sets = {"train": splits.train, "val": splits.val} | ({"test": splits.test} if splits.test is not None else {})
+        counts, bad = write_shards(sets, self.out, kind=self.format, per_shard=self.per_shard, seed=self.seed)
+        for name, reason in bad[:10]:
+            print_error(f"left out: {name}: {reason}")
+        if bad:
+            print_error(f"{len(bad)} images could not be opened and are left out")
+        for split, shards in counts.items():
+            print(f"{split:5}  {sum(shards):,} images in {len(shards)} shards")
+        print(f"next   mlpmixer train {self.out}")
+        return 1 if bad else 0
 
 
 @dataclass(frozen=True, kw_only=True)

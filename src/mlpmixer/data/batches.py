@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,14 @@ class Images(Protocol):
     def array(self, indices: Indices) -> Pixels: ...
 
 
+@runtime_checkable
+class Streamed(Protocol):
+    """Images that come in an order of their own, see `stream.Stream`."""
+
+    def __len__(self) -> int: ...
+    def stream(self, run: Run, first: int, last: int) -> Iterator[tuple[int, Indices, Pixels]]: ...
+
+
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
     """Whole batches in an epoch; the rest of a permutation is left to the next epoch's. A batch larger than the set is the whole set."""
     return max(num_images // batch_size, 1)
@@ -31,7 +39,12 @@ def batch_indices(num_images: int, batch_size: int, seed: int, step: int, repeat
     """
     distinct = batch_size // repeats
     epoch, index = divmod(step - 1, steps_per_epoch(num_images, distinct))
-    return np.repeat(_order(num_images, seed, epoch)[index * distinct : (index + 1) * distinct], repeats)
+    return repeated(_order(num_images, seed, epoch)[index * distinct : (index + 1) * distinct], repeats)
+
+
+def repeated(numbers: Indices, repeats: int) -> Indices:
+    """What a batch makes of its different images: each so many times in a row."""
+    return np.repeat(numbers, repeats)
 
 
 @functools.lru_cache(maxsize=2)
@@ -39,8 +52,11 @@ def _order(num_images: int, seed: int, epoch: int) -> Indices:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_images)
 
 
-def batches(images: Images, run: Run, first: int, last: int) -> Iterator[tuple[int, Indices, Pixels]]:
+def batches(images: Images | Streamed, run: Run, first: int, last: int) -> Iterator[tuple[int, Indices, Pixels]]:
     """(step, image numbers, images (B,H,W,C)) of steps first..last; the next batch is fetched while one is used."""
+    if isinstance(images, Streamed):
+        yield from images.stream(run, first, last)
+        return
     with ThreadPoolExecutor(1) as pool:
 
         def fetch(step: int) -> tuple[int, Indices, Pixels]:

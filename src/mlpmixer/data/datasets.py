@@ -26,6 +26,7 @@ from mlpmixer.data.readers import (
     Parts,
     files_in,
     files_in_tar,
+    neighbours,
     parquet_files,
     read_cifar,
     read_folder,
@@ -36,6 +37,7 @@ from mlpmixer.data.readers import (
     tables_to_parts,
 )
 from mlpmixer.data.sources import ArrayImages, ImageSet, Numbered, Splits, chain
+from mlpmixer.data.streamed import is_streamed, open_streamed
 from mlpmixer.registry import Registry, suggest
 
 SplitName = Literal["train", "val", "test", "all"]
@@ -168,6 +170,12 @@ def open_images(data: Data, split: SplitName | str) -> ImageSet:
     """
     if split not in (TRAIN, VAL, TEST, "all"):
         raise ValueError(f"no split {split!r}; expected train, val, test or all")
+    if is_streamed(data) and split in (VAL, TEST):
+        streamed = open_streamed(data)
+        by_index = streamed.val if split == VAL else streamed.test
+        if by_index is None:
+            raise ValueError(f"{streamed.name} has no test shards and too few to cut some off")
+        return by_index
     parts = open_parts(data)
     if split == "all" or not {TRAIN, "all"} & set(parts.sets):
         wanted = list(parts.sets) if split == "all" else [split]
@@ -245,6 +253,10 @@ def open_parts(data: Data) -> Parts:
     name = data.name.strip()
     if not name:
         raise ValueError(f"no data given: a path, hf:owner/name or one of {', '.join(DATASETS)}")
+    if is_streamed(data):
+        raise ValueError(
+            f"{name} is streamed: it can be trained on, and its val and test evaluated; give the images themselves for all else"
+        )
     if name.startswith("hf:"):
         return _from_datasets(name[3:])
     key = name.casefold().replace("_", "-")
@@ -253,16 +265,7 @@ def open_parts(data: Data) -> Parts:
     for path in (os.path.expanduser(name), os.path.join(os.path.expanduser(data.data_dir or "."), name)):
         if os.path.exists(path):
             return _from_path(path)
-    raise ValueError(f"no data set and no file or folder named {readable(name)!r}; {suggest(name, [*DATASETS, *_neighbours(name)])}")
-
-
-def _neighbours(name: str) -> list[str]:
-    parent = os.path.dirname(os.path.expanduser(name))
-    try:
-        siblings = sorted(os.listdir(parent or "."))
-    except (OSError, ValueError):
-        return []
-    return [readable(os.path.join(parent, s)) for s in difflib.get_close_matches(os.path.basename(name), siblings, 3, 0.6)]
+    raise ValueError(f"no data set and no file or folder named {readable(name)!r}; {suggest(name, [*DATASETS, *neighbours(name)])}")
 
 
 def _from_path(path: str) -> Parts:
@@ -295,7 +298,7 @@ def _named(name: str, data_dir: str | None) -> Parts:
         return _from_hub(name, known)
     root = os.path.expanduser(data_dir)
     if not os.path.isdir(root):
-        near = _neighbours(data_dir)
+        near = neighbours(data_dir)
         raise ValueError(f"no folder {readable(data_dir)!r} (--data-dir)" + (f"; did you mean {', '.join(near)}?" if near else ""))
     for folder in _places(root, name, known):
         parts = _in_folder(folder, name, known)

@@ -3,6 +3,7 @@
 Each reader returns what is there as `Parts`; cutting splits and checking classes is done by `datasets`.
 """
 
+import difflib
 import gzip
 import io
 import json
@@ -284,11 +285,11 @@ def read_parquet(files: Sequence[str], name: str, classes: Sequence[str] | None,
         notes.append(f"not used, as the name says no split: {', '.join(map(os.path.basename, unused))}")
     tables: dict[str, list[Any]] = {}
     for split, paths in by_split.items():
-        _require_all_shards(paths)
+        require_all_shards(paths)
         for path in paths:
             try:
                 parquet = pa.parquet.ParquetFile(path)
-                columns = [c for c in parquet.schema_arrow.names if c in _IMAGE_COLUMNS + _LABEL_COLUMNS]
+                columns = [c for c in parquet.schema_arrow.names if c in IMAGE_COLUMNS + LABEL_COLUMNS]
                 table = parquet.read(columns=columns, use_threads=False)
             except (pa.ArrowException, OSError, ValueError) as e:
                 raise ValueError(f"{path} is not a readable Parquet file: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
@@ -296,16 +297,18 @@ def read_parquet(files: Sequence[str], name: str, classes: Sequence[str] | None,
     return tables_to_parts(tables, name, classes, channels, notes)
 
 
-def _require_all_shards(paths: Sequence[str]) -> None:
+def require_all_shards(paths: Sequence[str]) -> None:
+    """ValueError when files named NAME-00003-of-00010 lack some of their number."""
     shards = [m for p in paths if (m := re.search(r"^(.*)-(\d+)-of-(\d+)", os.path.basename(p)))]
+    suffix = os.path.splitext(paths[0])[1]
     for stem, total in {(m[1], m[3]) for m in shards}:
         have = {int(m[2]) for m in shards if (m[1], m[3]) == (stem, total)}
-        if int(total) < 100_000 and (missing := [f"{stem}-{i:05d}-of-{total}.parquet" for i in range(int(total)) if i not in have]):
+        if int(total) < 100_000 and (missing := [f"{stem}-{i:05d}-of-{total}{suffix}" for i in range(int(total)) if i not in have]):
             raise ValueError(f"incomplete: {', '.join(missing[:5])} missing beside {paths[0]}")
 
 
-_IMAGE_COLUMNS = ("image", "img")
-_LABEL_COLUMNS = ("label", "fine_label", "labels")
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "fine_label", "labels")
 
 
 def tables_to_parts(
@@ -316,13 +319,13 @@ def tables_to_parts(
     named: list[str] | None = None
     for split, pieces in tables.items():
         for table, schema, path in pieces:
-            image, label = (next((c for c in cs if c in schema.names), None) for cs in (_IMAGE_COLUMNS, _LABEL_COLUMNS))
+            image, label = (next((c for c in cs if c in schema.names), None) for cs in (IMAGE_COLUMNS, LABEL_COLUMNS))
             if image is None or label is None:
                 raise ValueError(
-                    f"{path}: expected a column {' or '.join(_IMAGE_COLUMNS)} and a column {' or '.join(_LABEL_COLUMNS)}, "
+                    f"{path}: expected a column {' or '.join(IMAGE_COLUMNS)} and a column {' or '.join(LABEL_COLUMNS)}, "
                     f"found {', '.join(schema.names)}"
                 )
-            here = _class_names(schema, label)
+            here = class_names(schema, label)
             if named and here and named != here:
                 raise ValueError(f"{path}: its class names differ from the other files' ({here[:3]}... and {named[:3]}...)")
             named = named or here
@@ -368,7 +371,7 @@ def tables_to_parts(
     return Parts(name, sets, notes)
 
 
-def _class_names(schema: Any, column: str) -> list[str] | None:
+def class_names(schema: Any, column: str) -> list[str] | None:
     try:
         names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][column]["names"]
     except (KeyError, TypeError, ValueError):
@@ -411,6 +414,16 @@ def _image_column(column: Any, path: str) -> ArrowImages:
 def readable(text: str) -> str:
     """A file name that can be printed and stored, whatever bytes it is made of."""
     return os.fsencode(text).decode("utf-8", "replace")
+
+
+def neighbours(name: str) -> list[str]:
+    """Paths beside a missing one whose names are like its name."""
+    parent = os.path.dirname(os.path.expanduser(name))
+    try:
+        siblings = sorted(os.listdir(parent or "."))
+    except (OSError, ValueError):
+        return []
+    return [readable(os.path.join(parent, s)) for s in difflib.get_close_matches(os.path.basename(name), siblings, 3, 0.6)]
 
 
 def class_name(folder: str) -> str:

@@ -1,7 +1,7 @@
 """Decoded images of one size, by index: in memory when they fit, else decoded again for each batch."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -94,8 +94,16 @@ class Store:
         out: Pixels = np.empty((len(indices), *self.preprocess.image_size, self.preprocess.in_channels), self.preprocess.dtype)
         for row, (pixels, failures) in enumerate(self._threads.map(self._one, indices.tolist())):
             out[row] = pixels
-            self.bad += [failure for failure in failures if failure not in self.bad]
+            self.note_bad(failures)
         return out
+
+    def note_bad(self, found: Iterable[tuple[str, str]]) -> None:
+        """Add to `bad` what is not in it yet."""
+        self.bad += [failure for failure in found if failure not in self.bad]
+
+    def sample(self, n: int) -> Pixels:
+        """(n, H, W, C): images evenly spread over the store."""
+        return self.array(np.linspace(0, len(self) - 1, n).astype(np.int64))
 
     def _one(self, position: int) -> tuple[Pixels, list[tuple[str, str]]]:
         """The image at `position`, or its replacement, with what failed on the way."""
