@@ -299,10 +299,10 @@ def test_mixup_and_cutmix_take_turns_with_mix_probability() -> None:
     for seed in range(400):
         out, targets = augment(images, torch.eye(2), Augment(mixup=1, cutmix=1, mix_probability=0.6), (8, 8), seeded(seed))
         if torch.equal(targets, torch.eye(2)):
-            seen["nothing"] += 1  # also half of the others: a permutation of two may be the identity
+            seen["nothing"] += 1
         else:
             seen["mixup" if ((out > 0) & (out < 255)).any() else "cutmix"] += 1
-    assert abs(seen["nothing"] / 400 - (0.4 + 0.3)) < 0.08
+    assert abs(seen["nothing"] / 400 - 0.4) < 0.08
     assert abs(seen["mixup"] - seen["cutmix"]) < 50
 
 

@@ -144,7 +144,7 @@ def value(op: Op, level: float) -> float:
 def test_the_clean_forms_ranges_are_torchvisions() -> None:
     seen: list[dict[str, Op]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "one_of", lambda table, images, levels, _: (seen.append(table), images)[1])
+        patch.setattr(ops, "one_of", lambda table, images, *_: (seen.append(table), images)[1])
         randaugment(photos(1, 331, 662), 1, 9, "torchvision", seeded())
         trivialaugment(photos(1, 331, 662), seeded())
     rand, trivial = seen

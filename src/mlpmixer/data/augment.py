@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlpmixer.config import Augment
+from mlpmixer.data.batches import Rows, rows_of
 from mlpmixer.data.randaugment import randaugment, trivialaugment
 
 if TYPE_CHECKING:
@@ -29,23 +30,28 @@ ERASING_ASPECT = (0.3, 1 / 0.3)  # Zhong et al. 2017, section 4
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, Pillow's convert("L")
 
 
-def augment(images: Tensor, targets: Tensor, cfg: Augment, size: Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def augment(
+    images: Tensor, targets: Tensor, cfg: Augment, size: Size, generator: torch.Generator, rows: Rows | None = None
+) -> tuple[Tensor, Tensor]:
     """A training batch: images (B,H,W,C) and targets (B,K) -> float32 images (B,C,h,w) in 0..255, and targets.
 
     Images come as uint8, or as float32 in 0..255. Applies the fields of `cfg` in their order. A field that is off draws nothing and
     does nothing. Stored images may be larger than `size`: an Inception crop is resampled from the whole of them; otherwise a window of
     `size` is cut at a random place (`pad_crop_px` widens the range of places by that border). RandAugment and TrivialAugment round to
     whole levels first. With everything off and images of `size`, the result is exactly the images. Mixing draws a proportion for every
-    image; partners are a permutation of the batch.
+    image; its partner is the next of the batch, for the last one the first.
+    rows: the images are those of a larger batch. All is drawn as for the whole of it, so each becomes what it is there; with mixing, the
+    rows must go on to the partner of the last of `own`. Those `own` are returned.
     `generator` is on the CPU. Raises ValueError for other shapes, and for images smaller than `size` that no Inception crop enlarges.
     """
     if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
         raise ValueError(f"expected images (B,H,W,C) and targets (B,K), got {tuple(images.shape)} and {tuple(targets.shape)}")
     images = images.permute(0, 3, 1, 2)  # (B,C,H,W), a view
-    n = len(images)
+    rows = rows or rows_of(len(images))
+    n, here = rows.of, torch.from_numpy(rows.numbers)
 
     if cfg.inception_crop:
-        images = resized_crop(images, draw_crop_boxes(n, _size(images), size, cfg.inception_crop, generator), size)
+        images = resized_crop(images, draw_crop_boxes(n, _size(images), size, cfg.inception_crop, generator)[here], size)
 
     larger = [stored - wanted for stored, wanted in zip(_size(images), size, strict=True)]
     if min(larger) < 0:
@@ -55,40 +61,42 @@ def augment(images: Tensor, targets: Tensor, cfg: Augment, size: Size, generator
         )
     free = [px + 2 * cfg.pad_crop_px for px in larger]
     if any(free) or cfg.flip:
-        top, left = (_integers(n, space + 1, generator) if space else torch.zeros(n, dtype=torch.int64) for space in free)
-        mirror = torch.rand(n, generator=generator) < 0.5 if cfg.flip else None
+        top, left = ((_integers(n, space + 1, generator) if space else torch.zeros(n, dtype=torch.int64))[here] for space in free)
+        mirror = torch.rand(n, generator=generator)[here] < 0.5 if cfg.flip else None
         images = crop(images, top, left, size, mirror=mirror, pad_px=cfg.pad_crop_px, pad_mode=cfg.pad_mode)
     if cfg.randaugment_layers or cfg.trivialaugment:
         images = (images.round().clamp(0, 255) if images.is_floating_point() else images).to(torch.uint8)
     if cfg.randaugment_layers:
-        images = randaugment(images, cfg.randaugment_layers, cfg.randaugment_magnitude, cfg.randaugment_form, generator)
+        images = randaugment(images, cfg.randaugment_layers, cfg.randaugment_magnitude, cfg.randaugment_form, generator, rows)
     if cfg.trivialaugment:
-        images = trivialaugment(images, generator)
+        images = trivialaugment(images, generator, rows)
     if not (cfg.inception_crop and images.is_floating_point()):  # floats of our own making
         images = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)  # (B,C,h,w)
 
     if cfg.rotate_deg or cfg.zoom or cfg.shear:
-        images = affine(images, draw_affine(n, cfg.rotate_deg, cfg.zoom, cfg.shear, generator), cfg.pad_mode)
+        images = affine(images, draw_affine(n, cfg.rotate_deg, cfg.zoom, cfg.shear, generator)[here], cfg.pad_mode)
     if cfg.color_jitter:
         low = max(0.0, 1 - cfg.color_jitter)
-        images = jitter(images, *(_uniform(n, low, 1 + cfg.color_jitter, generator) for _ in range(3)))
+        images = jitter(images, *(_uniform(n, low, 1 + cfg.color_jitter, generator)[here] for _ in range(3)))
     if cfg.noise:
-        images = add_noise(images, torch.randn(images.shape, generator=generator), cfg.noise)
+        images = add_noise(images, torch.randn((n, *images.shape[1:]), generator=generator)[here], cfg.noise)
     if cfg.erasing:
-        chosen = (torch.rand(n, generator=generator) < cfg.erasing).nonzero()[:, 0]
-        boxes = draw_erasing_boxes(len(chosen), size, generator)
-        fill = torch.randint(256, (len(chosen), *images.shape[1:]), generator=generator, dtype=torch.uint8)
-        chosen = chosen.to(images.device)
-        images.index_copy_(0, chosen, erase(images[chosen], boxes, fill))
+        erased = torch.rand(n, generator=generator) < cfg.erasing
+        boxes = draw_erasing_boxes(int(erased.sum()), size, generator)
+        fill = torch.randint(256, (len(boxes), *images.shape[1:]), generator=generator, dtype=torch.uint8)
+        drawn = (erased.cumsum(0) - 1)[here][erased[here]]  # of the boxes, those of the images here
+        chosen = erased[here].nonzero()[:, 0].to(images.device)
+        images.index_copy_(0, chosen, erase(images[chosen], boxes[drawn], fill[drawn]))
 
     if (cfg.mixup or cfg.cutmix) and float(torch.rand((), generator=generator)) < cfg.mix_probability:
         first = not cfg.cutmix or bool(cfg.mixup and float(torch.rand((), generator=generator)) < 0.5)
-        partner = torch.randperm(n, generator=generator)
+        partner = torch.arange(1, rows.own + 1) % len(images)
         share = _beta(n, cfg.mixup if first else cfg.cutmix, generator)
+        own = here[: rows.own]
         if first:
-            return mixup(images, targets, share, partner)
-        return cutmix(images, targets, draw_cutmix_boxes(share, size, generator), partner)
-    return images, targets
+            return mixup(images, targets, share[own], partner)
+        return cutmix(images, targets, draw_cutmix_boxes(share, size, generator)[own], partner)
+    return images[: rows.own], targets[: rows.own]
 
 
 def prepare_eval(images: Tensor) -> Tensor:
@@ -194,19 +202,23 @@ def erase(images: Tensor, boxes: Tensor, fill: Tensor) -> Tensor:
 
 
 def mixup(images: Tensor, targets: Tensor, share: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-    """share * x + (1 - share) * x[partner], for images and targets; `share`, `partner` are (B,). Zhang et al. 2018, equation (1)."""
+    """share * x + (1 - share) * x[partner], for images and targets. Zhang et al. 2018, equation (1).
+
+    `share`, `partner` are (b,): the first b of the B images are mixed and returned.
+    """
     partner, weight = partner.to(images.device), share.to(images.device, images.dtype)[:, None, None, None]
-    return torch.lerp(images[partner], images, weight), _mix_targets(targets, share, partner)
+    return torch.lerp(images[partner], images[: len(partner)], weight), _mix_targets(targets, share, partner)
 
 
 def cutmix(images: Tensor, targets: Tensor, boxes: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-    """Each image's box (B,4) comes from its partner; targets are mixed by the pixels that really did. Yun et al. 2019, equation (1).
+    """Each image's box comes from its partner; targets are mixed by the pixels that really did. Yun et al. 2019, equation (1).
 
-    Boxes that reach over the border are clipped, and the share is counted after that.
+    `boxes` are (b,4), `partner` is (b,): the first b of the B images are mixed and returned. Boxes that reach over the border are clipped,
+    and the share is counted after that.
     """
     partner, inside = partner.to(images.device), _inside(boxes, images)
     share = (~inside).sum((1, 2)) / inside[0].numel()
-    return torch.where(inside[:, None], images[partner], images), _mix_targets(targets, share, partner)
+    return torch.where(inside[:, None], images[partner], images[: len(partner)]), _mix_targets(targets, share, partner)
 
 
 def draw_crop_boxes(n: int, stored: Size, size: Size, min_share: float, generator: torch.Generator) -> Tensor:
@@ -300,7 +312,7 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _inside(boxes: Tensor, images: Tensor) -> Tensor:
-    """(B,h,w) bool: the pixels of (B,C,h,w) images that lie in their image's box."""
+    """(b,h,w) bool: the pixels of (B,C,h,w) images that lie in the box (b,4) of the first b."""
     h, w = _size(images)
     top, left, tall, wide = boxes.to(images.device)[:, :, None].unbind(1)  # (B,1) each
     y, x = torch.arange(h, device=images.device), torch.arange(w, device=images.device)
@@ -309,7 +321,7 @@ def _inside(boxes: Tensor, images: Tensor) -> Tensor:
 
 def _mix_targets(targets: Tensor, share: Tensor, partner: Tensor) -> Tensor:
     share = share.to(targets.device, targets.dtype)[:, None]
-    return share * targets + (1 - share) * targets[partner.to(targets.device)]
+    return share * targets[: len(partner)] + (1 - share) * targets[partner.to(targets.device)]
 
 
 def _uniform(shape: int | tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:

@@ -1,8 +1,9 @@
 """Which images make batch number i: a function of (seed, epoch, index) and nothing else."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -24,7 +25,25 @@ class Streamed(Protocol):
     """Images that come in an order of their own, see `stream.Stream`."""
 
     def __len__(self) -> int: ...
-    def stream(self, run: Run, first: int, last: int) -> Iterator[tuple[int, Indices, Pixels]]: ...
+    def stream(self, run: Run, first: int, last: int, rows: Indices) -> Iterator[tuple[int, Indices, Pixels]]: ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a batch of `of` images, by number: the first `own` are computed here, the others are only there to be mixed into them."""
+
+    numbers: Indices
+    own: int
+    of: int
+
+
+def rows_of(n: int, part: int = 0, parts: int = 1, lent: int = 0) -> Rows:
+    """Rows of a batch of n images that one of several parts computes, and `lent` more that follow them, from the last to the first.
+
+    The parts are contiguous and differ by one row at most. A part that is the whole batch borrows nothing.
+    """
+    first, end = n * part // parts, n * (part + 1) // parts
+    return Rows(np.arange(first, min(end + lent, first + n)) % n, end - first, n)
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -35,7 +54,7 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
 def batch_indices(num_images: int, batch_size: int, seed: int, step: int, repeats: int = 1) -> Indices:
     """Image numbers of step 1, 2, ...: the permutation of a pass depends on (seed, pass), the slice on the index in it.
 
-    With `repeats`, batch_size / repeats numbers, each that many times in a row; a pass over the images takes that many times the steps.
+    With `repeats`, batch_size / repeats numbers, all of them that many times over; a pass over the images takes that many times the steps.
     """
     distinct = batch_size // repeats
     epoch, index = divmod(step - 1, steps_per_epoch(num_images, distinct))
@@ -43,8 +62,8 @@ def batch_indices(num_images: int, batch_size: int, seed: int, step: int, repeat
 
 
 def repeated(numbers: Indices, repeats: int) -> Indices:
-    """What a batch makes of its different images: each so many times in a row."""
-    return np.repeat(numbers, repeats)
+    """What a batch makes of its different images: all of them so many times over."""
+    return np.tile(numbers, repeats)
 
 
 @functools.lru_cache(maxsize=2)
@@ -52,16 +71,21 @@ def _order(num_images: int, seed: int, epoch: int) -> Indices:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_images)
 
 
-def batches(images: Images | Streamed, run: Run, first: int, last: int) -> Iterator[tuple[int, Indices, Pixels]]:
-    """(step, image numbers, images (B,H,W,C)) of steps first..last; the next batch is fetched while one is used."""
+def batches(
+    images: Images | Streamed, run: Run, first: int, last: int, rows: Callable[[int], Rows] = rows_of
+) -> Iterator[tuple[int, Indices, Pixels]]:
+    """(step, image numbers (B,), images (b,H,W,C)) of steps first..last; the next batch is fetched while one is used.
+
+    rows: which b of the B rows to fetch.
+    """
     if isinstance(images, Streamed):
-        yield from images.stream(run, first, last)
+        yield from images.stream(run, first, last, rows(run.batch_size).numbers)
         return
     with ThreadPoolExecutor(1) as pool:
 
         def fetch(step: int) -> tuple[int, Indices, Pixels]:
             indices = batch_indices(len(images), run.batch_size, run.seed, step, run.repeats)
-            return step, indices, images.array(indices)
+            return step, indices, images.array(indices[rows(len(indices)).numbers])
 
         ahead = pool.submit(fetch, first)
         for step in range(first, last + 1):

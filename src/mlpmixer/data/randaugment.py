@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mlpmixer.data.batches import Rows, rows_of
+
 Form = Literal["torchvision", "big_vision"]
 
 BINS = 30  # steps of magnitude: torchvision's num_magnitude_bins less one; TrivialAugment's 31 strengths
@@ -35,8 +37,11 @@ class Op:
     """It has a place, too: (n,2) uniform in 0..1."""
 
 
-def randaugment(images: Tensor, layers: int, magnitude: int, form: Form, generator: torch.Generator) -> Tensor:
-    """`layers` operations on each image, one after the other, all of the same magnitude: 0..30 (torchvision) or 0..20 (big_vision)."""
+def randaugment(images: Tensor, layers: int, magnitude: int, form: Form, generator: torch.Generator, rows: Rows | None = None) -> Tensor:
+    """`layers` operations on each image, one after the other, all of the same magnitude: 0..30 (torchvision) or 0..20 (big_vision).
+
+    rows: the images are those of a larger batch, each with the operations that it has there.
+    """
     h, w = images.shape[2:]
     if form == "big_vision":
         ops, level = big_vision_ops(h, w), magnitude / BIG_VISION_SCALE
@@ -44,23 +49,24 @@ def randaugment(images: Tensor, layers: int, magnitude: int, form: Form, generat
         ops = torchvision_ops(shear=0.3, down_px=150 / 331 * h, right_px=150 / 331 * w, rotate_deg=30, enhance=0.9, bits=4)
         level = magnitude / BINS
     for _ in range(layers):
-        images = one_of(ops, images, torch.full((len(images),), level, dtype=torch.float64), generator)
+        images = one_of(ops, images, torch.full((len(images),), level, dtype=torch.float64), generator, rows)
     return images
 
 
-def trivialaugment(images: Tensor, generator: torch.Generator) -> Tensor:
+def trivialaugment(images: Tensor, generator: torch.Generator, rows: Rows | None = None) -> Tensor:
     """One operation on each image, its strength drawn evenly: the paper's Wide space, with shifts of up to 32 px at any size."""
     ops = torchvision_ops(shear=0.99, down_px=32, right_px=32, rotate_deg=135, enhance=0.99, bits=2)  # torchvision's TrivialAugmentWide
-    levels = torch.randint(BINS + 1, (len(images),), generator=generator).double() / BINS
-    return one_of(ops, images, levels, generator)
+    rows = rows or rows_of(len(images))
+    levels = torch.randint(BINS + 1, (rows.of,), generator=generator)[rows.numbers].double() / BINS
+    return one_of(ops, images, levels, generator, rows)
 
 
-def one_of(ops: dict[str, Op], images: Tensor, levels: Tensor, generator: torch.Generator) -> Tensor:
+def one_of(ops: dict[str, Op], images: Tensor, levels: Tensor, generator: torch.Generator, rows: Rows | None = None) -> Tensor:
     """Each image after one of `ops`, drawn evenly, at its level (n,). Every image draws the same numbers whatever the others draw."""
-    n, images = len(images), images.clone()
-    which = torch.randint(len(ops), (n,), generator=generator)
-    sign = 2 * torch.randint(2, (n,), generator=generator) - 1
-    place = torch.rand((n, 2), generator=generator)
+    rows, images = rows or rows_of(len(images)), images.clone()
+    which = torch.randint(len(ops), (rows.of,), generator=generator)[rows.numbers]
+    sign = 2 * torch.randint(2, (rows.of,), generator=generator)[rows.numbers] - 1
+    place = torch.rand((rows.of, 2), generator=generator)[rows.numbers]
     for k, op in enumerate(ops.values()):
         at = (which == k).nonzero()[:, 0]
         if len(at):

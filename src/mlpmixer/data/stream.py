@@ -156,7 +156,7 @@ class Stream:
         block = max(self.data.buffer // (2 * lanes), 1)
         return Order(samples=tuple(s.samples for s in self.shards), rows=rows, lanes=lanes, block=block, seed=run.seed)
 
-    def stream(self, run: Run, first: int, last: int, rows: Sequence[int] | None = None) -> Iterator[tuple[int, Indices, Pixels]]:
+    def stream(self, run: Run, first: int, last: int, rows: Sequence[int] | Indices | None = None) -> Iterator[tuple[int, Indices, Pixels]]:
         """(step, sample numbers (B,), images (b,H,W,C)) of steps first..last; the next batch is fetched while one is used.
 
         rows: which b of the B rows to fetch, all by default; only the lanes that fill them are read. Of the others the numbers are given
