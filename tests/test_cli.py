@@ -282,7 +282,7 @@ def test_a_diverged_run_is_a_failure_and_no_wrong_usage(monkeypatch: pytest.Monk
 def test_progress_lines_off_a_terminal_and_on_one(capsys: pytest.CaptureFixture[str]) -> None:
     start = {"kind": "start", "out": "runs/x", "device": "cpu", "precision": "float32", "params": 1000, "train_images": 10, "val_images": 2}
     events = [
-        start | {"classes": 3, "steps": 20, "notes": ["val was cut from train"]},
+        start | {"classes": 3, "steps": 20, "kernels": "torch", "notes": ["val was cut from train"]},
         {
             "kind": "step",
             "step": 10,
@@ -302,7 +302,7 @@ def test_progress_lines_off_a_terminal_and_on_one(capsys: pytest.CaptureFixture[
     for event in events:
         report(event)
     out = capsys.readouterr().out
-    assert "note: val was cut from train" in out
+    assert "float32 on cpu; kernels: torch\n" in out and "note: val was cut from train" in out
     assert "step 10/20  loss 1.5000  train 25.00 %  2,000 images/s  1,234 MiB  1 min 15 s left" in out
     assert "epoch 1  step 10  val: top-1 50.00 %, loss 1.2500" in out
     with progress.live_training() as live:
@@ -495,3 +495,33 @@ def test_a_run_is_fine_tuned_used_at_another_size_and_converted(run: Line, digit
 def test_weights_that_are_not_there_get_help_and_exit_2(run: Line, line: list[str], says: str) -> None:
     code, _, err = run(*line)
     assert code == 2 and says in err and "Traceback" not in err
+
+
+def test_resume_beside_out_starts_a_run_or_goes_on_with_it(tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    for args in (
+        ["train", "digits", "--lr", "0.1", "--out", out, "--resume"],
+        ["train", "digits", "--resume", "--out", out, "--lr", "0.1"],
+    ):
+        command: Any = cli.parse(args)
+        assert (command.out, command.resume, command.config.optim.lr) == (out, out, 0.1)
+
+
+def test_one_of_several_processes_knows_its_place(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert arguments.ranks_here() == {}
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(ValueError, match=r"WORLD_SIZE=4, but LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set; .* torchrun"):
+        arguments.ranks_here()
+    for name, value in (("LOCAL_RANK", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    assert arguments.ranks_here() == {"rank": 3, "size": 4, "local_rank": 1}
+    for args in (["train", "digits", "--epoch", "3"], ["train", "digits", "--recipe", "digitz"]):  # the first of its machine says it
+        assert cli.main(args) == 2
+        assert capsys.readouterr() == ("", "")
+
+
+def test_a_command_that_torchrun_may_start_again_must_be_able_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    with pytest.raises(ValueError, match="needs --out DIR --resume"):
+        cli.parse(["train", "digits", "--out", "runs/x"])

@@ -126,7 +126,7 @@ def test_a_step_sees_the_batch_as_augmented_at_the_full_size_and_then_made_small
     step(1, 1.0, indices, pixels)
     step.resize(8)
     step(1, 1.0, indices, pixels)
-    (small, targets, seed), (large, same, _) = seen
+    (small, targets, seed, _), (large, same, _, _) = seen
     assert small.shape[2:] == (4, 4) and torch.equal(targets, same)
     images, _ = augment(torch.from_numpy(pixels), targets, BASE.augment, (8, 8), torch.Generator().manual_seed(seed))
     torch.testing.assert_close(large, normalise(images, stores.preprocess))

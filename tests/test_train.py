@@ -242,10 +242,10 @@ def test_a_sharpness_aware_step_is_the_papers_two_passes_and_no_more() -> None:
     loss, _ = ours(1, 1.0, batch, ours.stores.train.array(batch))
     assert len(passes) == 2 * 2
 
-    seen: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # the plain rule in the paper's words, on the batch that the loop makes
+    seen: list[tuple[torch.Tensor, torch.Tensor, int, int]] = []  # the plain rule in the paper's words, on the batch that the loop makes
     reference.gradients = lambda *batch: seen.append(batch) or reference.backward(*batch)  # type: ignore[func-returns-value]
     reference(1, 0.0, batch, reference.stores.train.array(batch))
-    (images, targets, seed), model = seen[0], reference.model
+    (images, targets, seed, _), model = seen[0], reference.model
     weights = [p for p in model.parameters() if p.requires_grad]
 
     def loss_and_gradient() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:

@@ -363,7 +363,7 @@ class Run:
     """Start with smaller images, and grow: 16:0.3,24:0.6 means 16 px until 0.3 of the steps, 24 px until 0.6, then model.image_size.
     16x24 is height x width. The patch stays, so the steps get cheaper; token mixing is resized as for other data (docs/training.md)."""
     batch_size: int = 128
-    """Images per step, over all accumulation parts."""
+    """Images per step, over all accumulation parts and processes."""
     repeats: int = 1
     """Repeated augmentation (Hoffer et al. 2020, arXiv:1901.09335): each step takes batch_size / repeats images, and augments each this
     many times. A step costs the same, and an epoch has as many, so that it sees so many times fewer of the images."""
@@ -372,7 +372,7 @@ class Run:
     seed: int = 0
     """Of initialisation, order and augmentation."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    """auto, cpu, cuda, cuda:1, mps. Of several processes each takes its own GPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 is autocast; auto takes it where the hardware computes in it."""
     eval_every: float = 1.0

@@ -37,7 +37,7 @@ def write_recipe(run: Path, recipe: Recipe) -> None:
     write_json(run / "recipe.json", to_json(recipe))
 
 
-def environment(device: str, precision: str, kernels: str) -> dict[str, Any]:
+def environment(device: str, precision: str, kernels: str, processes: int = 1) -> dict[str, Any]:
     """Versions, hardware, commit and command line: what one needs to believe a figure."""
     packages = {}
     for name in ("mlpmixer", "torch", "numpy", "pillow", "safetensors", "scikit-learn"):
@@ -53,6 +53,7 @@ def environment(device: str, precision: str, kernels: str) -> dict[str, Any]:
         "device": device,
         "precision": precision,
         "kernels": kernels,
+        "processes": processes,
         "cpu_count": os.cpu_count(),
         "commit": _commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -90,6 +91,16 @@ class MetricsFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+class Unwritten:
+    """The metrics file of a process that writes none."""
+
+    def write(self, line: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

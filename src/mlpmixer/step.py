@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlpmixer import checkpoint, kernels, locality, optim, progressive
 from mlpmixer.config import Data, MixerConfig, Recipe, pair
 from mlpmixer.data.augment import augment, normalise, resize
+from mlpmixer.data.batches import Rows
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.images import Pixels
 from mlpmixer.data.preprocess import Preprocess
@@ -21,6 +22,7 @@ from mlpmixer.data.store import Store
 from mlpmixer.data.stream import Stream
 from mlpmixer.data.streamed import StreamedSplits, is_streamed, open_streamed
 from mlpmixer.distill import Teacher, make_teacher
+from mlpmixer.distributed import Ranks, exchanging
 from mlpmixer.init import set_head_bias, whiten_stem
 from mlpmixer.loss import loss_of, soft_targets
 from mlpmixer.model import Mixer, create_model
@@ -44,6 +46,12 @@ class Stores:
         """(name, reason) of the images that could not be read, at the start or since."""
         return [*self.train.bad, *self.val.bad]
 
+    def share_bad(self, ranks: Ranks) -> None:
+        """Let every process know the images that any of them could not read."""
+        for images in (self.train, self.val):
+            for found in ranks.gather(images.bad):
+                images.note_bad(found)
+
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same when a run goes on: the number of training images, and of what shards they are."""
@@ -61,9 +69,10 @@ class Step:
         dtype: torch.dtype,
         start: Start | None = None,
         teacher: Teacher | None = None,
+        ranks: Ranks = Ranks(),  # noqa: B008 (a value)
     ) -> None:
         torch.manual_seed(recipe.run.seed)
-        self.recipe, self.stores, self.device, self.dtype = recipe, stores, device, dtype
+        self.recipe, self.stores, self.device, self.dtype, self.ranks = recipe, stores, device, dtype, ranks
         model = first_model(recipe, stores, start)
         if recipe.optim.locality:
             locality.inject(model, recipe.optim.locality)
@@ -90,7 +99,8 @@ class Step:
         if average is not model:
             choose_kernels(average, self.recipe, self.device)
         self.optimizers = optim.make_optimizers(model, self.recipe.optim)
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(model) if self.recipe.run.compile else model
+        self.network: nn.Module = model
+        self.learning: list[bool] = []  # which parameters do: not known before the first step
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -106,21 +116,39 @@ class Step:
         self.take(model, model if self.average is self.model else progressive.resized(self.average, size, kernel_size))
         optim.carry_over(optimizers, self.optimizers)
 
+    def prepare(self, step: int, factor: float) -> None:
+        """Set the rates and the parameters that learn in a step; when those are others than before, tell who exchanges the gradients."""
+        optim.prepare(self.optimizers, step, factor)
+        learning = [p.requires_grad for p in self.model.parameters()]
+        if learning != self.learning:
+            self.learning, self.network = learning, self.ranks.parallel(self.model)
+            self.forward: Callable[[Tensor], Tensor] = torch.compile(self.network) if self.recipe.run.compile else self.network
+
+    def rows(self, n: int) -> Rows:
+        """Which rows of a batch of n images this process works on; of those that come after them one is mixed into the last."""
+        return self.ranks.rows(n, lent=bool(self.recipe.augment.mixup or self.recipe.augment.cutmix))
+
     def __call__(self, step: int, factor: float, indices: np.ndarray, pixels: Pixels) -> tuple[Tensor, Tensor]:
-        """(mean loss, share of right answers) of the batch, both on the device. Everything random depends on (seed, step)."""
-        cfg = self.recipe
-        seed = int(np.random.SeedSequence([cfg.run.seed, step]).generate_state(1, np.uint64)[0] >> 1)
-        torch.manual_seed(seed)  # whatever a teacher draws
-        labels = self.labels_of(indices)
-        targets = torch.cat([soft_targets(labels, cfg.model.num_classes), self.teacher.before(indices)], 1)
-        images, targets = augment(
-            torch.from_numpy(pixels).to(self.device), targets, cfg.augment, self.size, torch.Generator().manual_seed(seed)
+        """The images with these numbers (B,), of which this process has its `rows` (b,H,W,C): one update of the weights.
+
+        Returns its part of (mean loss, share of right answers), both on the device: over all processes they add up to those of the batch.
+        Everything random depends on (seed, step); what is drawn within the network, on the process too.
+        """
+        cfg, rows = self.recipe, self.rows(len(indices))
+        seed, own_seed = (
+            int(np.random.SeedSequence([cfg.run.seed, step, rank]).generate_state(1, np.uint64)[0] >> 1) for rank in (0, self.ranks.rank)
         )
+        torch.manual_seed(own_seed)  # whatever a teacher draws
+        numbers = indices[rows.numbers]
+        labels = self.labels_of(numbers)
+        targets = torch.cat([soft_targets(labels, cfg.model.num_classes), self.teacher.before(numbers)], 1)
+        images = torch.from_numpy(pixels).to(self.device)
+        images, targets = augment(images, targets, cfg.augment, self.size, torch.Generator().manual_seed(seed), rows)
         targets = torch.cat([targets, self.teacher.after(images)], 1)  # (B, K); with a teacher (B, 2K)
         images = normalise(resize(images, self.image_size), self.stores.preprocess)
 
-        optim.prepare(self.optimizers, step, factor)
-        loss, right = self.gradients(images, targets, seed)
+        self.prepare(step, factor)
+        loss, right = self.gradients(images, targets, own_seed, rows.of)
         if cfg.optim.clip_norm:
             optim.clip_gradients(self.model, cfg.optim.clip_norm)
         for optimizer in self.optimizers:
@@ -133,26 +161,31 @@ class Step:
         if self.average is not self.model:
             optim.update_average(self.average, self.model, weight)
 
-    def backward(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Add the gradients of a batch's mean loss, part by part; (mean loss, share of right answers)."""
+    def backward(self, images: Tensor, targets: Tensor, seed: int, of: int) -> tuple[Tensor, Tensor]:
+        """Add the gradients of the mean loss of a batch of `of` images, with these ones of it taken part by part.
+
+        Returns what these images add to its mean loss and to its share of right answers.
+        """
         cfg = self.recipe
         torch.manual_seed(seed)  # dropout and stochastic depth
         self.model.train()
         loss_sum, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for part, wanted in zip(images.chunk(cfg.run.accumulate), targets.chunk(cfg.run.accumulate), strict=True):
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                logits = self.forward(part)
-            loss = self.loss(logits, wanted).sum() / len(images)
-            loss.backward()  # type: ignore[no-untyped-call]
+        parts = list(zip(images.chunk(cfg.run.accumulate), targets.chunk(cfg.run.accumulate), strict=True))
+        for number, (part, wanted) in enumerate(parts, 1):
+            with exchanging(self.network, now=number == len(parts)):
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    logits = self.forward(part)
+                loss = self.loss(logits, wanted).sum() / of
+                (loss * self.ranks.size).backward()  # type: ignore[no-untyped-call]  # the processes' gradients are averaged
             loss_sum += loss.detach()
-            right += (logits.detach().argmax(1) == wanted[:, : logits.shape[1]].argmax(1)).sum() / len(images)
+            right += (logits.detach().argmax(1) == wanted[:, : logits.shape[1]].argmax(1)).sum() / of
         return loss_sum, right
 
-    def backward_up_the_slope(self, images: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def backward_up_the_slope(self, images: Tensor, targets: Tensor, seed: int, of: int) -> tuple[Tensor, Tensor]:
         """`backward` twice, with the same dropout: the gradients are the second pass's, loss and right answers the first one's."""
-        result = self.backward(images, targets, seed)
+        result = self.backward(images, targets, seed, of)
         with optim.up_the_slope(self.model, self.recipe.optim.sam_rho):
-            self.backward(images, targets, seed)
+            self.backward(images, targets, seed, of)
         return result
 
     def plain(self) -> Mixer:

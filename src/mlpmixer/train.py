@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,8 +27,9 @@ from mlpmixer.data.images import ImageError
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.sources import ImageSet
 from mlpmixer.data.store import Store
-from mlpmixer.device import choose_device, choose_precision, describe, peak_mib
+from mlpmixer.device import choose_precision, describe, peak_mib
 from mlpmixer.distill import Answer, Source, make_teacher, open_teacher, with_teacher
+from mlpmixer.distributed import Ranks
 from mlpmixer.evaluate import evaluate
 from mlpmixer.model import count_params, create_model
 from mlpmixer.step import Start, Step, Stores, load_images
@@ -77,6 +78,7 @@ def train(
     resume: bool = False,
     report: Report | None = None,
     teacher: Answer | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008 (a value)
 ) -> RunResult:
     """Train a Mixer as `recipe` says; write model, metrics, report and checkpoints to the run directory `out`.
 
@@ -86,24 +88,35 @@ def train(
         while the weights to start from are downloaded (`fetch.fetch`).
     teacher: learn from this classifier too, as `recipe.distill` says: augmented images, float32 (B,C,H,W) in 0..255 on the device of the
         run, to logits (B,K) in the order of the data's classes. It is no part of the run's files: give it again to resume.
+    ranks: which of several processes this is, each of which calls this within `distributed.joined`. They compute the run together: the
+        batches are the same for any number of them, and a run may go on with another number. All of them must see `out`; rank 0 writes
+        and reports. The result of the others has no summary: they leave before the final evaluation.
 
     Errors: ValueError for data, recipe or directory that do not fit; Diverged when the loss is not finite; Interrupted on
-    Ctrl-C, after saving; OSError when nothing can be written (the last checkpoint survives).
+    Ctrl-C, after saving; OSError when nothing can be written (the last checkpoint survives); distributed.FailedElsewhere when another
+    rank has one of these.
     """
-    recipe = with_teacher(recipe, teacher)
-    run = Path(out) if out is not None else runlog.free_directory(Path("runs") / recipe.name)
-    tell: Report = report or (lambda line: None)
-    if (run / "recipe.json").exists():
-        if not resume:
-            raise ValueError(f"{run} already holds a run; give another out, or resume it")
-        recipe = _same_recipe(recipe, runlog.read_recipe(run))
-        if (run / "summary.json").exists():
-            summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-            tell({"kind": "end", "summary": summary, "out": str(run)})
-            return RunResult(run, summary)
-    start, source = trained_parts(recipe, tell, teacher)  # before Ctrl-C waits for the end of a step: a download may be long
+    tell: Report = report if report and ranks.leads else lambda line: None
+    run, recipe, summary = ranks.lead(lambda: _open_run(with_teacher(recipe, teacher), out, resume))
+    if summary is not None:
+        tell({"kind": "end", "summary": summary, "out": str(run)})
+        return RunResult(run, summary)
+    # before Ctrl-C waits for the end of a step: a download may be long
+    start, source = ranks.together(lambda: trained_parts(recipe, tell, teacher))
     with torch.random.fork_rng(), _stop_signal() as stop:
-        return _train(recipe, start, source, run, tell, stop)
+        return _train(recipe, start, source, run, tell, stop, ranks)
+
+
+def _open_run(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool) -> tuple[Path, Recipe, dict[str, Any] | None]:
+    """The directory of a run, its recipe, and its summary if it is finished."""
+    run = Path(out) if out is not None else runlog.free_directory(Path("runs") / recipe.name)
+    if not (run / "recipe.json").exists():
+        return run, recipe, None
+    if not resume:
+        raise ValueError(f"{run} already holds a run; give another out, or resume it")
+    done = run / "summary.json"
+    summary = json.loads(done.read_text(encoding="utf-8")) if done.exists() else None
+    return run, _same_recipe(recipe, runlog.read_recipe(run)), summary
 
 
 def trained_parts(recipe: Recipe, report: Report, teacher: Answer | None = None) -> tuple[Start | None, Source]:
@@ -114,42 +127,48 @@ def trained_parts(recipe: Recipe, report: Report, teacher: Answer | None = None)
     return start, open_teacher(recipe.distill.teacher, report) if teacher is None else teacher
 
 
-def first_step(recipe: Recipe, start: Start | None, source: Source) -> Step:
+def first_step(recipe: Recipe, start: Start | None, source: Source, ranks: Ranks = Ranks()) -> Step:  # noqa: B008 (a value)
     """The data opened and the network built, before the first batch. The recipe of the Step has the number of classes of the data."""
-    device = choose_device(recipe.run.device)
+    device = ranks.device(recipe.run.device)
     dtype = choose_precision(recipe.run.precision, device)
     stores = load_images(recipe.data, recipe.model, start[1].preprocess if start else None)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=len(stores.splits.classes)))
+    batch = min(recipe.run.batch_size, len(stores.train))
+    if batch < ranks.size:
+        raise ValueError(f"{ranks.size} processes cannot share a batch of {batch}; use at most {batch}, or a larger --run.batch-size")
     teacher = make_teacher(source, recipe.distill, stores.train, stores.splits.classes, device, dtype)
-    return Step(recipe, stores, device, dtype, start, teacher)
+    return Step(recipe, stores, device, dtype, start, teacher, ranks)
 
 
-def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell: Report, stop: threading.Event) -> RunResult:
+def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell: Report, stop: threading.Event, ranks: Ranks) -> RunResult:
     started = time.monotonic()
-    step_of = first_step(recipe, start, source)
+    step_of = ranks.together(lambda: first_step(recipe, start, source, ranks))
     recipe, stores, device, dtype = step_of.recipe, step_of.stores, step_of.device, step_of.dtype
     if not recipe.run.test:
         stores = dataclasses.replace(stores, splits=dataclasses.replace(stores.splits, test=None))
     elif stores.splits.test is not None:
-        _require_a_readable_image(stores.splits.test, stores.preprocess)
+        ranks.together(partial(_require_a_readable_image, stores.splits.test, stores.preprocess))
     if recipe.run.time and not recipe.run.steps:
         recipe = _fix_steps(recipe, step_of, stores, start, time.monotonic() - started)
     per_epoch = steps_per_epoch(len(stores.train), recipe.run.batch_size)
     total = recipe.run.steps or max(round(recipe.run.epochs * per_epoch), 1)
     eval_every = max(round(recipe.run.eval_every * per_epoch), 1)
 
-    run.mkdir(parents=True, exist_ok=True)
-    runlog.write_recipe(run, recipe)
-    env = runlog.environment(describe(device), str(dtype).removeprefix("torch."), step_of.kernels)
-    runlog.write_json(run / "env.json", env)
+    env = runlog.environment(describe(device), str(dtype).removeprefix("torch."), step_of.kernels, ranks.size)
     state = restore(run, step_of, total)
-    log = runlog.MetricsFile(run / "metrics.jsonl", state.step)
+    log: runlog.MetricsFile | runlog.Unwritten = runlog.Unwritten()
+    if ranks.leads:
+        run.mkdir(parents=True, exist_ok=True)
+        runlog.write_recipe(run, recipe)
+        runlog.write_json(run / "env.json", env)
+        log = runlog.MetricsFile(run / "metrics.jsonl", state.step)
     tell(
         {
             "kind": "start",
             "out": str(run),
             "device": env["device"],
             "precision": env["precision"],
+            "processes": ranks.size,
             "kernels": env["kernels"],
             "params": final_params(recipe),
             "train_images": len(stores.train),
@@ -169,14 +188,16 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
         if not all(p.isfinite().all() for p in step_of.model.parameters()):
             raise _diverged(f"some weights are not finite after step {state.step}", run)
         state.train_s = clock.elapsed()
-        checkpoint.save_state(
-            run, state.step, step_of.tensors(), {"state": dataclasses.asdict(state), **stores.identity, "bad": stores.bad}
-        )
+        stores.share_bad(ranks)
+        if ranks.leads:
+            meta = {"state": dataclasses.asdict(state), **stores.identity, "bad": stores.bad}
+            checkpoint.save_state(run, state.step, step_of.tensors(), meta)
         tell({"kind": "save", "step": state.step})
 
     def flush(images_per_s: float) -> dict[str, Any]:
         """The log line of the steps since the last one; Diverged when one of them has no finite loss."""
-        values = torch.stack(losses).tolist()
+        sums = ranks.sum(torch.stack([*losses, *corrects]).tolist())
+        values, shares = sums[: len(losses)], sums[len(losses) :]
         for step, value in enumerate(values, state.step - len(values) + 1):
             if not math.isfinite(value):
                 raise _diverged(f"the loss is {value} at step {step}", run)
@@ -185,7 +206,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
             "step": state.step,
             "epoch": state.step / per_epoch,
             "loss": sum(values) / len(values),
-            "top1": torch.stack(corrects).mean().item(),
+            "top1": sum(shares) / len(shares),
             "lr": recipe.optim.lr * optim.lr_factor(state.step, total, recipe.optim),
             "images_per_s": images_per_s,
             "peak_mib": peak_mib(step_of.device),
@@ -197,7 +218,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
 
     try:
         if state.step < total:
-            for step, indices, images in batches(stores.train, recipe.run, state.step + 1, total):
+            for step, indices, images in batches(stores.train, recipe.run, state.step + 1, total, step_of.rows):
                 step_of.resize(progressive.image_size(step, total, recipe))
                 factor = optim.lr_factor(step, total, recipe.optim)
                 loss, correct = step_of(step, factor, indices, images)
@@ -207,8 +228,8 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
                 corrects.append(correct)
                 clock.count(len(indices))
 
-                due = step == total or stop.is_set()
-                if due or step % recipe.run.log_every == 0 or step % eval_every == 0:
+                logged = step == total or step % recipe.run.log_every == 0 or step % eval_every == 0
+                if logged:
                     line = flush(clock.images_per_s())
                     log.write(line)
                     tell(line)
@@ -217,21 +238,25 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
                         line = {"kind": "eval", "step": step, "epoch": step / per_epoch, "split": "val", **validate(step_of, stores.val)}
                     log.write(line)
                     tell(line)
-                    if improved(state, line["top1"]) and recipe.run.patience:
+                    if improved(state, line["top1"]) and recipe.run.patience and ranks.leads:
                         checkpoint.save_model(run / "best.safetensors", step_of.plain(), model_meta(recipe, stores, env, {}))
-                if due or clock.since_save() > recipe.run.save_every_s:
+                stopping, saving = ranks.agree(logged, stop.is_set(), step == total or clock.since_save() > recipe.run.save_every_s)
+                if stopping or saving:
                     if losses:
                         line = flush(clock.images_per_s())
                         log.write(line)
                         tell(line)
                     save()
                     clock.saved()
-                if stop.is_set() and step < total:
+                if stopping and step < total:
                     raise Interrupted(step, run)
                 if recipe.run.patience and state.waited >= recipe.run.patience:
                     break
     finally:
         log.close()
+    stores.share_bad(ranks)
+    if not ranks.leads:
+        return RunResult(run, {})
     state.train_s = clock.elapsed()
     summary = finish(run, recipe, stores, step_of, state, clock, env)
     tell({"kind": "end", "summary": summary, "out": str(run)})
@@ -261,11 +286,12 @@ def _require_a_readable_image(test: ImageSet, preprocess: Preprocess) -> None:
 
 @torch.no_grad()
 def validate(step_of: Step, store: Store) -> dict[str, float]:
-    """top1 and nll of the averaged model on every image of a split, in the precision of the run."""
+    """top1 and nll of the averaged model on every image of a split, in the precision of the run. Each process takes its share of them."""
     model = step_of.average.eval()
     right, nll = 0.0, 0.0
-    for start in range(0, len(store), EVAL_BATCH):
-        indices = np.arange(start, min(start + EVAL_BATCH, len(store)))
+    own = step_of.ranks.rows(len(store)).numbers
+    for start in range(0, len(own), EVAL_BATCH):
+        indices = own[start : start + EVAL_BATCH]
         labels = torch.from_numpy(store.labels[indices]).to(step_of.device)
         images = resize(prepare_eval(torch.from_numpy(store.array(indices)).to(step_of.device)), step_of.image_size)
         images = normalise(images, step_of.stores.preprocess)
@@ -273,6 +299,7 @@ def validate(step_of: Step, store: Store) -> dict[str, float]:
             logits = model(images).float()
         right += (logits.argmax(1) == labels).sum().item()
         nll += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+    right, nll = step_of.ranks.sum([right, nll])
     return {"top1": right / len(store), "nll": nll / len(store)}
 
 
@@ -352,7 +379,7 @@ def final_params(recipe: Recipe) -> int:
 
 def restore(run: Path, step_of: Step, total: int) -> State:
     """Load the newest sound training state of a run of `total` steps into `step_of`; a fresh State when there is none."""
-    path = checkpoint.last_state(run)
+    path = step_of.ranks.lead(lambda: checkpoint.last_state(run))
     if path is None:
         return State()
     tensors, meta = checkpoint.read_tensors(path)
@@ -388,7 +415,8 @@ def _fix_steps(recipe: Recipe, step_of: Step, stores: Stores, start_from: Start 
     """Turn the time budget into a number of steps by timing a few of each stage on a throw-away copy."""
     began, budget = time.monotonic(), parse_duration(recipe.run.time)
     whole = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, head_steps=0))  # steps of the head alone are cheaper
-    trial = Step(whole, stores, step_of.device, step_of.dtype, start_from, step_of.teacher)
+    ranks = step_of.ranks
+    trial = Step(whole, stores, step_of.device, step_of.dtype, start_from, step_of.teacher, ranks)
     seconds, before = 0.0, 0.0
     for size, end in progressive.stages(recipe):
         trial.resize(size)
@@ -398,16 +426,17 @@ def _fix_steps(recipe: Recipe, step_of: Step, stores: Stores, start_from: Start 
     validate(trial, stores.val)
     validation = (time.monotonic() - start) / (recipe.run.eval_every * steps_per_epoch(len(stores.train), recipe.run.batch_size))
     left = budget - spent_s - (time.monotonic() - began)
-    return dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=max(int(left / (seconds + validation)), 1)))
+    steps = ranks.same(max(int(left / (seconds + validation)), 1))
+    return dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=steps))
 
 
 def _seconds_of_a_step(step_of: Step, spend_s: float) -> float:
     """After two steps, which warm up; at least five are taken."""
     start, times = time.monotonic(), [0.0]
-    for step, indices, images in batches(step_of.stores.train, step_of.recipe.run, 1, 1000):
+    for step, indices, images in batches(step_of.stores.train, step_of.recipe.run, 1, 1000, step_of.rows):
         step_of(step, 0.0, indices, images)[0].item()
         times.append(time.monotonic() - start)
-        if times[-1] > spend_s and step >= 5:
+        if step >= 5 and any(step_of.ranks.agree(True, times[-1] > spend_s)):
             break
     return (times[-1] - times[2]) / (len(times) - 3)
 

@@ -7,6 +7,7 @@ Each command is a frozen dataclass: its fields are the arguments, calling it run
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any, Protocol
 
 import tyro
@@ -68,6 +69,17 @@ def parse(args: Sequence[str]) -> Command:
     return parsed
 
 
+def _parse_once(args: Sequence[str]) -> Command:
+    """As `parse`. Of several processes on a machine (torchrun) the first one tells what is wrong with the command they all have."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        return parse(args)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        try:
+            return parse(args)
+        except ValueError:
+            raise SystemExit(2) from None
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code."""
     # Torch's threads wait for each other in a busy loop. When another process holds a core, the loop burns whole time slices: a
@@ -83,7 +95,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"mlpmixer {__version__}")
         return 0
     try:
-        return parse(args)()
+        return _parse_once(args)()
     except SystemExit as e:
         return int(e.code or 0)
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """The options of `train` before tyro reads them: short forms, and the recipe that all other options override."""
 
 import dataclasses
+import os
 import re
 import typing
 from collections.abc import Sequence
@@ -136,6 +137,21 @@ def first_positional(args: Sequence[str]) -> str:
             return a
         before = a
     return ""
+
+
+def ranks_here() -> dict[str, int]:
+    """The fields of `distributed.Ranks`, as torchrun passes them to each process it starts; none when nobody did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return {}
+    if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        size = os.environ["WORLD_SIZE"]
+        raise ValueError(f"WORLD_SIZE={size}, but {', '.join(missing)} is not set; start several processes with torchrun")
+    return {field: int(os.environ[name]) for field, name in (("rank", "RANK"), ("size", "WORLD_SIZE"), ("local_rank", "LOCAL_RANK"))}
+
+
+def restarts_by_itself() -> bool:
+    """Whether torchrun is to start this command again when it fails."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:

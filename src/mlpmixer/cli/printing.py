@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ MAX_ROWS = 40  # longer tables of classes are cut; --json has all
 
 
 def print_error(message: str) -> None:
-    print(f"mlpmixer: {message}", file=sys.stderr, flush=True)
+    rank = os.environ.get("RANK", "0")  # of several processes, those that are not the first say which they are
+    print(f"mlpmixer: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:

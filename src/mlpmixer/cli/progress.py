@@ -119,7 +119,9 @@ def live_training() -> Iterator[Callable[[Event], None]]:
 def start_lines(e: Event) -> list[str]:
     return [
         f"{e['train_images']:,} training images, {e['val_images']:,} for validation, {e['classes']} classes",
-        f"{e['params']:,} parameters, {e['steps']:,} steps, {e['precision']} on {e['device']}; kernels: {e['kernels']}",
+        f"{e['params']:,} parameters, {e['steps']:,} steps, {e['precision']} on {e['device']}"
+        + (f" in each of {e['processes']} processes" if e.get("processes", 1) > 1 else "")
+        + f"; kernels: {e['kernels']}",
         f"run: {e['out']}",
         *(f"note: {note}" for note in e.get("notes", ())),
     ]

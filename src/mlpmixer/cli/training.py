@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from mlpmixer.cli.arguments import Flag, data_first, first_positional, long_form, start_from, value_of, with_short
+from mlpmixer.cli.arguments import (
+    Flag,
+    data_first,
+    first_positional,
+    long_form,
+    ranks_here,
+    restarts_by_itself,
+    start_from,
+    value_of,
+    with_short,
+)
 from mlpmixer.cli.printing import MAX_ROWS, duration, percent, print_error, print_json, print_table
 from mlpmixer.cli.progress import reporter
 from mlpmixer.config import Data, Recipe, pair
@@ -39,7 +49,9 @@ class Train:
     out: Annotated[str, arg(metavar="DIR")] = ""
     """The run's folder; default: a new one under runs/."""
     resume: Annotated[str, arg(metavar="[DIR]")] = ""
-    """Go on with the run in DIR, or with the latest unfinished one."""
+    """Go on with the run in DIR, or with the latest unfinished one. Beside --out: go on with that run if it is there, else start it."""
+    peer_timeout: Annotated[str, arg(metavar="TIME")] = "10m"
+    """Of several processes (torchrun): how long one waits for another before it gives up."""
     quiet: Flag = False
     """Print the result only."""
     json: Flag = False
@@ -54,8 +66,12 @@ class Train:
         for i, a in enumerate(args):
             if a == "--resume" and (i + 1 == len(args) or args[i + 1].startswith("-")):
                 args[i] = f"--resume={LATEST}"
-        resume = value_of(args, "--resume")
-        if not resume or {"-h", "--help"} & set(args):
+        resume, out = value_of(args, "--resume"), value_of(args, "--out")
+        if restarts_by_itself() and not resume:
+            raise ValueError("torchrun --max-restarts starts the command again after a failure; to go on then, it needs --out DIR --resume")
+        if resume == LATEST and out:
+            args[args.index(f"--resume={LATEST}")] = f"--resume={out}"
+        if not resume or (resume == LATEST and out) or {"-h", "--help"} & set(args):
             config = start_from(args)
             default = cls(data=config.data.name, config=config)
             return tyro.cli(cls, prog="mlpmixer train", description=with_short(cls), args=args, default=default)
@@ -69,29 +85,41 @@ class Train:
         return dataclasses.replace(parsed, resume=str(run))
 
     def __call__(self) -> int:
+        from mlpmixer.clock import parse_duration
         from mlpmixer.data.shards import ShardError
+        from mlpmixer.distributed import FailedElsewhere, Lost, Ranks, joined
         from mlpmixer.runlog import free_directory
         from mlpmixer.tensorboard import curves
         from mlpmixer.train import Diverged, Interrupted, train
 
-        out = Path(self.resume or self.out or free_directory(RUNS / run_name(self.config)))
+        ranks = Ranks(**ranks_here())
+        out = self.resume or self.out
         try:
             with (
-                reporter(quiet=self.quiet, as_json=self.json) as show,
-                curves(out, show) if self.tensorboard else nullcontext(show) as report,
+                joined(ranks, parse_duration(self.peer_timeout)),
+                reporter(quiet=self.quiet or not ranks.leads, as_json=self.json and ranks.leads) as show,
+                ExitStack() as stack,
             ):
-                result = train(self.config, out=out, resume=bool(self.resume), report=report)
-        except Interrupted as stop:
-            print_error(f"stopped after step {stop.step:,}, saved; to go on: mlpmixer train --resume {stop.path}")
-            return 130
-        except Diverged as e:
-            print_error(str(e))
-            return 1
+                out = out or str(ranks.lead(lambda: free_directory(RUNS / run_name(self.config))))
+                drawn = curves(out, show) if self.tensorboard and ranks.leads else nullcontext(show)
+                report = ranks.together(lambda: stack.enter_context(drawn))
+                result = train(self.config, out=out, resume=bool(self.resume), report=report, ranks=ranks)
+        except (Interrupted, Diverged) as e:  # on all ranks alike
+            if ranks.leads and isinstance(e, Interrupted):
+                print_error(f"stopped after step {e.step:,}, saved; to go on: mlpmixer train --resume {e.path}")
+            elif ranks.leads:
+                print_error(str(e))
+            return 130 if isinstance(e, Interrupted) else 1
         except ShardError as e:
-            saved = (out / "checkpoints").exists()
+            saved = (Path(out) / "checkpoints").exists()
             print_error(str(e) + (f"; the run is saved, and goes on with: mlpmixer train --resume {out}" if saved else ""))
             return 1
-        if not self.json:
+        except Lost as e:
+            print_error(f"{e}; to go on from the last checkpoint: --resume {out}")
+            return 1
+        except FailedElsewhere:
+            return 2
+        if ranks.leads and not self.json:
             print_result(result.path, result.summary)
             if self.tensorboard:
                 print(f"curves  tensorboard --logdir {result.path}")
