@@ -135,6 +135,14 @@ def test_ctrl_c_saves_and_the_run_goes_on_exactly(undisturbed: Path, tmp_path: P
     assert_same_run(undisturbed, tmp_path / "run")
 
 
+def test_a_run_whose_time_is_over_saves_and_goes_on_exactly(undisturbed: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted) as stopped:
+        train(BASE, out=tmp_path / "run", stop_after_s=0.0)
+    assert 1 <= stopped.value.step < 24 and not (tmp_path / "run" / "summary.json").exists()
+    train(BASE, out=tmp_path / "run", resume=True, stop_after_s=1e6)
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(LOCAL, out=tmp_path_factory.mktemp("runs") / "local").path

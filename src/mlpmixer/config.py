@@ -384,7 +384,10 @@ class Run:
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time (docs/training.md)."""
     compile: bool = False
-    """torch.compile the network."""
+    """torch.compile the network, and on CUDA the augmentation."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
+    """How: reduce-overhead replays the network as CUDA graphs, for small networks; the max-autotune pair looks for faster kernels, for
+    minutes, and may find others after a resume, which is then not bit-identical."""
     kernels: Literal["auto", "compiled", "torch"] = "auto"
     """What a block runs on, on a CPU: kernels that the C compiler makes here, or torch's operations alone; auto takes the former where
     they can be had, and the run says which it took."""

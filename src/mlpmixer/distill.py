@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mlpmixer.checkpoint import ModelMeta
 from mlpmixer.config import Distill, Recipe
-from mlpmixer.data.augment import normalise, resize
+from mlpmixer.data.augment import resize, standardise, statistics
+from mlpmixer.data.resident import send
 from mlpmixer.data.store import Store
 from mlpmixer.data.stream import Stream
 from mlpmixer.evaluate import match_classes
@@ -89,8 +90,7 @@ def make_teacher(
 
     def stored(indices: np.ndarray) -> Tensor:
         assert isinstance(source, np.ndarray) and not isinstance(train, Stream)
-        logits = torch.from_numpy(source[train.kept[indices]].astype(np.float32)).to(device)
-        return distribution(logits, cfg)
+        return distribution(send(torch.from_numpy(source[train.kept[indices]].astype(np.float32)), device), cfg)
 
     if source is None:
         return Teacher(nothing, nothing)
@@ -128,11 +128,12 @@ def _network_answer(
     network, meta = adapt_trained(network, meta, in_channels=train.preprocess.in_channels)
     network = network.to(device).eval().requires_grad_(False)
     order = torch.from_numpy(match_classes(classes, meta.classes)).to(device)
+    mean, std = statistics(meta.preprocess, train.preprocess.in_channels, device)
 
     def answer(images: Tensor) -> Tensor:
         images = resize(images, meta.preprocess.image_size)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits: Tensor = network(normalise(images, meta.preprocess))[:, order]
+            logits: Tensor = network(standardise(images, mean, std))[:, order]
         return logits
 
     return answer

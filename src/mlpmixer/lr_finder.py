@@ -70,7 +70,7 @@ def find_lr(
     with torch.random.fork_rng():
         step_of = first_step(dataclasses.replace(recipe, optim=optim), start, source)
         mean = 0.0
-        for step, indices, images in batches(step_of.stores.train, recipe.run, 1, steps):
+        for step, indices, images in batches(step_of.images, recipe.run, 1, steps):
             loss = step_of(step, rates[step - 1] / optim.lr, indices, images)[0].item()
             if not math.isfinite(loss):
                 break

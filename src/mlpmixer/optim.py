@@ -26,22 +26,20 @@ class Muon(torch.optim.Muon):
                 if p.grad is not None:
                     shapes.setdefault((min(p.shape), max(p.shape)), []).append(p)
             for matrices in shapes.values():
-                updates = []
-                for p in matrices:
-                    assert p.grad is not None
-                    buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                    buffer.lerp_(p.grad, 1 - group["momentum"])
-                    update = p.grad.lerp(buffer, group["momentum"])  # Nesterov
-                    updates.append((update if p.shape[0] <= p.shape[1] else update.T).bfloat16())
-                x = torch.stack(updates)  # (matrices of this shape, short side, long side)
+                grads = [p.grad for p in matrices if p.grad is not None]
+                buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in matrices]
+                torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+                nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
+                lying = [update if update.shape[0] <= update.shape[1] else update.T for update in nesterov]
+                x = torch.stack(lying).bfloat16()  # (matrices of this shape, short side, long side)
                 x /= x.flatten(1).norm(dim=1).clamp(min=group["eps"])[:, None, None]
                 for _ in range(group["ns_steps"]):
                     gram = x @ x.mT
                     x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-                for p, update in zip(matrices, x.unbind(), strict=True):
-                    p.mul_(1 - lr * group["weight_decay"])
-                    scale = 0.2 * math.sqrt(max(p.shape))  # match_rms_adamw: Liu et al. 2025, "Muon is scalable", equation 4
-                    p.add_(update if p.shape[0] <= p.shape[1] else update.T, alpha=-lr * scale)
+                scale = 0.2 * math.sqrt(max(matrices[0].shape))  # match_rms_adamw: Liu et al. 2025, "Muon is scalable", equation 4
+                updates = [u if p.shape[0] <= p.shape[1] else u.T for p, u in zip(matrices, x.to(matrices[0].dtype), strict=True)]
+                torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
+                torch._foreach_add_(matrices, updates, alpha=-lr * scale)
 
 
 class HalfMomentumSGD(torch.optim.SGD):

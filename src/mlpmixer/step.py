@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from mlpmixer import checkpoint, kernels, locality, optim, progressive
 from mlpmixer.config import Data, MixerConfig, Recipe, pair
-from mlpmixer.data.augment import augment, normalise, resize
-from mlpmixer.data.batches import Rows
+from mlpmixer.data.augment import alter, augment, mix, normalise, resize, standardise, statistics
+from mlpmixer.data.batches import Images, Rows, Streamed
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.images import Pixels
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.resident import resident, send, works_alone
 from mlpmixer.data.sources import ImageSet, Splits
 from mlpmixer.data.store import Store
 from mlpmixer.data.stream import Stream
@@ -58,6 +59,9 @@ class Stores:
         return {"train_images": len(self.train), "shards": self.train.fingerprint if isinstance(self.train, Stream) else ""}
 
 
+def nothing() -> None: ...
+
+
 class Step:
     """One optimizer update as a function of (step, learning-rate factor, batch): forward, loss, backward, clip, step."""
 
@@ -80,6 +84,12 @@ class Step:
         model.checkpointing = recipe.run.checkpointing
         averaged = recipe.optim.ema_decay or recipe.optim.average_last
         self.take(model, copy.deepcopy(model).eval() if averaged else model)
+        self.alter, self.begin = alter, nothing
+        if recipe.run.compile and works_alone(device):
+            self.alter = torch.compile(alter)
+            self.begin = torch.compiler.cudagraph_mark_step_begin
+        self.images: Images[Pixels | Tensor] | Streamed = resident(stores.train, device)
+        self.statistics = statistics(stores.preprocess, recipe.model.in_channels, device)
         self.teacher = teacher or make_teacher(None, recipe.distill, stores.train, stores.splits.classes, device, dtype)
         self.gradients = self.backward_up_the_slope if recipe.optim.sam_rho else self.backward
         self.labels_of = labels_on(device, stores.train)
@@ -122,30 +132,37 @@ class Step:
         learning = [p.requires_grad for p in self.model.parameters()]
         if learning != self.learning:
             self.learning, self.network = learning, self.ranks.parallel(self.model)
-            self.forward: Callable[[Tensor], Tensor] = torch.compile(self.network) if self.recipe.run.compile else self.network
+            self.forward: Callable[[Tensor], Tensor] = self.network
+            if self.recipe.run.compile:
+                self.forward = torch.compile(self.network, mode=self.recipe.run.compile_mode)
 
     def rows(self, n: int) -> Rows:
         """Which rows of a batch of n images this process works on; of those that come after them one is mixed into the last."""
         return self.ranks.rows(n, lent=bool(self.recipe.augment.mixup or self.recipe.augment.cutmix))
 
-    def __call__(self, step: int, factor: float, indices: np.ndarray, pixels: Pixels) -> tuple[Tensor, Tensor]:
+    def __call__(self, step: int, factor: float, indices: np.ndarray, pixels: Pixels | Tensor) -> tuple[Tensor, Tensor]:
         """The images with these numbers (B,), of which this process has its `rows` (b,H,W,C): one update of the weights.
 
         Returns its part of (mean loss, share of right answers), both on the device: over all processes they add up to those of the batch.
-        Everything random depends on (seed, step); what is drawn within the network, on the process too.
+        Everything random depends on (seed, step); what is drawn within the network, on the process too. On CUDA the host only says what is
+        to be done and never waits for it.
         """
         cfg, rows = self.recipe, self.rows(len(indices))
         seed, own_seed = (
             int(np.random.SeedSequence([cfg.run.seed, step, rank]).generate_state(1, np.uint64)[0] >> 1) for rank in (0, self.ranks.rank)
         )
-        torch.manual_seed(own_seed)  # whatever a teacher draws
+        torch.manual_seed(seed)  # on CUDA, of the augmentation
+        self.begin()
+        generator = torch.Generator().manual_seed(seed)
         numbers = indices[rows.numbers]
         labels = self.labels_of(numbers)
         targets = torch.cat([soft_targets(labels, cfg.model.num_classes), self.teacher.before(numbers)], 1)
-        images = torch.from_numpy(pixels).to(self.device)
-        images, targets = augment(images, targets, cfg.augment, self.size, torch.Generator().manual_seed(seed), rows)
+        images = pixels if isinstance(pixels, Tensor) else send(torch.from_numpy(pixels), self.device)
+        images = self.alter(images, cfg.augment, self.size, self.device if works_alone(self.device) else generator, rows)
+        images, targets = mix(images, targets, cfg.augment, generator, rows)
+        torch.manual_seed(own_seed)  # whatever a teacher draws
         targets = torch.cat([targets, self.teacher.after(images)], 1)  # (B, K); with a teacher (B, 2K)
-        images = normalise(resize(images, self.image_size), self.stores.preprocess)
+        images = standardise(resize(images, self.image_size), *self.statistics)
 
         self.prepare(step, factor)
         loss, right = self.gradients(images, targets, own_seed, rows.of)
@@ -241,9 +258,9 @@ def first_model(recipe: Recipe, stores: Stores, start: Start | None) -> Mixer:
 def labels_on(device: torch.device, images: Store | Stream) -> Callable[[np.ndarray], Tensor]:
     """The labels of training images by number, on the device: from a table of all, or as they came with a streamed batch."""
     if isinstance(images, Stream):
-        return lambda numbers: torch.from_numpy(images.labels_of(numbers)).to(device)
+        return lambda numbers: send(torch.from_numpy(images.labels_of(numbers)), device)
     table = torch.from_numpy(images.labels).to(device)
-    return lambda numbers: table[torch.from_numpy(numbers).to(device)]
+    return lambda numbers: table.index_select(0, send(torch.from_numpy(numbers), device))
 
 
 def sample_of(images: Store | Stream) -> Pixels:

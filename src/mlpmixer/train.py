@@ -79,6 +79,7 @@ def train(
     report: Report | None = None,
     teacher: Answer | None = None,
     ranks: Ranks = Ranks(),  # noqa: B008 (a value)
+    stop_after_s: float | None = None,
 ) -> RunResult:
     """Train a Mixer as `recipe` says; write model, metrics, report and checkpoints to the run directory `out`.
 
@@ -91,10 +92,11 @@ def train(
     ranks: which of several processes this is, each of which calls this within `distributed.joined`. They compute the run together: the
         batches are the same for any number of them, and a run may go on with another number. All of them must see `out`; rank 0 writes
         and reports. The result of the others has no summary: they leave before the final evaluation.
+    stop_after_s: stop then as on Ctrl-C; what comes after the last step (scoring val and test) is not cut short.
 
     Errors: ValueError for data, recipe or directory that do not fit; Diverged when the loss is not finite; Interrupted on
-    Ctrl-C, after saving; OSError when nothing can be written (the last checkpoint survives); distributed.FailedElsewhere when another
-    rank has one of these.
+    Ctrl-C, SIGTERM or when the time is over, after saving; OSError when nothing can be written (the last checkpoint survives);
+    distributed.FailedElsewhere when another rank has one of these.
     """
     tell: Report = report if report and ranks.leads else lambda line: None
     run, recipe, summary = ranks.lead(lambda: _open_run(with_teacher(recipe, teacher), out, resume))
@@ -103,7 +105,7 @@ def train(
         return RunResult(run, summary)
     # before Ctrl-C waits for the end of a step: a download may be long
     start, source = ranks.together(lambda: trained_parts(recipe, tell, teacher))
-    with torch.random.fork_rng(), _stop_signal() as stop:
+    with torch.random.fork_rng(), _stop_signal() as stop, _alarm(stop, stop_after_s):
         return _train(recipe, start, source, run, tell, stop, ranks)
 
 
@@ -194,9 +196,10 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
             checkpoint.save_state(run, state.step, step_of.tensors(), meta)
         tell({"kind": "save", "step": state.step})
 
-    def flush(images_per_s: float) -> dict[str, Any]:
+    def flush() -> dict[str, Any]:
         """The log line of the steps since the last one; Diverged when one of them has no finite loss."""
-        sums = ranks.sum(torch.stack([*losses, *corrects]).tolist())
+        sums = ranks.sum(torch.stack([*losses, *corrects]).tolist())  # the host waits for the device here, ...
+        images_per_s = clock.images_per_s()  # ... and so the rate is that of the device
         values, shares = sums[: len(losses)], sums[len(losses) :]
         for step, value in enumerate(values, state.step - len(values) + 1):
             if not math.isfinite(value):
@@ -218,7 +221,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
 
     try:
         if state.step < total:
-            for step, indices, images in batches(stores.train, recipe.run, state.step + 1, total, step_of.rows):
+            for step, indices, images in batches(step_of.images, recipe.run, state.step + 1, total, step_of.rows):
                 step_of.resize(progressive.image_size(step, total, recipe))
                 factor = optim.lr_factor(step, total, recipe.optim)
                 loss, correct = step_of(step, factor, indices, images)
@@ -230,7 +233,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
 
                 logged = step == total or step % recipe.run.log_every == 0 or step % eval_every == 0
                 if logged:
-                    line = flush(clock.images_per_s())
+                    line = flush()
                     log.write(line)
                     tell(line)
                 if step % eval_every == 0 or step == total:
@@ -243,7 +246,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
                 stopping, saving = ranks.agree(logged, stop.is_set(), step == total or clock.since_save() > recipe.run.save_every_s)
                 if stopping or saving:
                     if losses:
-                        line = flush(clock.images_per_s())
+                        line = flush()
                         log.write(line)
                         tell(line)
                     save()
@@ -288,7 +291,7 @@ def _require_a_readable_image(test: ImageSet, preprocess: Preprocess) -> None:
 def validate(step_of: Step, store: Store) -> dict[str, float]:
     """top1 and nll of the averaged model on every image of a split, in the precision of the run. Each process takes its share of them."""
     model = step_of.average.eval()
-    right, nll = 0.0, 0.0
+    right, nll = [], []
     own = step_of.ranks.rows(len(store)).numbers
     for start in range(0, len(own), EVAL_BATCH):
         indices = own[start : start + EVAL_BATCH]
@@ -297,10 +300,10 @@ def validate(step_of: Step, store: Store) -> dict[str, float]:
         images = normalise(images, step_of.stores.preprocess)
         with torch.autocast(step_of.device.type, step_of.dtype, enabled=step_of.dtype != torch.float32):
             logits = model(images).float()
-        right += (logits.argmax(1) == labels).sum().item()
-        nll += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-    right, nll = step_of.ranks.sum([right, nll])
-    return {"top1": right / len(store), "nll": nll / len(store)}
+        right.append((logits.argmax(1) == labels).sum())
+        nll.append(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+    sums = step_of.ranks.sum([sum(torch.stack(values).tolist()) if values else 0.0 for values in (right, nll)])
+    return {"top1": sums[0] / len(store), "nll": sums[1] / len(store)}
 
 
 def improved(state: State, top1: float) -> bool:
@@ -433,7 +436,7 @@ def _fix_steps(recipe: Recipe, step_of: Step, stores: Stores, start_from: Start 
 def _seconds_of_a_step(step_of: Step, spend_s: float) -> float:
     """After two steps, which warm up; at least five are taken."""
     start, times = time.monotonic(), [0.0]
-    for step, indices, images in batches(step_of.stores.train, step_of.recipe.run, 1, 1000, step_of.rows):
+    for step, indices, images in batches(step_of.images, step_of.recipe.run, 1, 1000, step_of.rows):
         step_of(step, 0.0, indices, images)[0].item()
         times.append(time.monotonic() - start)
         if step >= 5 and any(step_of.ranks.agree(True, times[-1] > spend_s)):
@@ -460,3 +463,16 @@ def _stop_signal() -> Iterator[threading.Event]:
     finally:
         for s, old in before.items():
             signal.signal(s, old)
+
+
+@contextmanager
+def _alarm(stop: threading.Event, after_s: float | None) -> Iterator[None]:
+    """Set `stop` after so many seconds; None: never."""
+    timer = threading.Timer(threading.TIMEOUT_MAX if after_s is None else after_s, stop.set)
+    timer.daemon = True
+    if after_s is not None:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

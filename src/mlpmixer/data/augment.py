@@ -1,8 +1,9 @@
 """Augmentation of whole batches: small functions with explicit parameters, and `augment`, which draws the parameters.
 
 Letters: B batch, H, W stored height, width, h, w the model's, C channels, K classes. Pixels are 0..255 throughout. Boxes are
-rows of (top, left, height, width) in pixels. Nothing loops over images, and pixels are worked on where they are; all random
-numbers come from one CPU generator, so a batch is a function of that generator's seed and not of the device.
+rows of (top, left, height, width) in pixels. Nothing loops over images, and pixels are worked on where they are. Random numbers come
+from one CPU generator: a batch is then a function of its seed and not of the device. On a CUDA device `alter` draws there, from the
+device's global generator: other numbers, but as many as pixels, and nothing that the host would have to wait for.
 """
 
 import math
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from mlpmixer.config import Augment
 from mlpmixer.data.batches import Rows, rows_of
-from mlpmixer.data.randaugment import randaugment, trivialaugment
+from mlpmixer.data.randaugment import Source, device_of, draw, randaugment, trivialaugment
+from mlpmixer.data.resident import send
 
 if TYPE_CHECKING:
     from mlpmixer.data.preprocess import Preprocess
@@ -46,12 +48,20 @@ def augment(
     """
     if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
         raise ValueError(f"expected images (B,H,W,C) and targets (B,K), got {tuple(images.shape)} and {tuple(targets.shape)}")
+    return mix(alter(images, cfg, size, generator, rows), targets, cfg, generator, rows)
+
+
+def alter(images: Tensor, cfg: Augment, size: Size, source: Source, rows: Rows | None = None) -> Tensor:
+    """The part of `augment` that is about single images: (B,H,W,C) -> float32 (B,C,h,w). `source`: a CPU generator, or the images' device.
+
+    Drawing from a device takes nothing from the host and asks the device for nothing, and can be compiled as a whole.
+    """
     images = images.permute(0, 3, 1, 2)  # (B,C,H,W), a view
     rows = rows or rows_of(len(images))
-    n, here = rows.of, torch.from_numpy(rows.numbers)
+    n = rows.of
 
     if cfg.inception_crop:
-        images = resized_crop(images, draw_crop_boxes(n, _size(images), size, cfg.inception_crop, generator)[here], size)
+        images = resized_crop(images, rows.take(draw_crop_boxes(n, _size(images), size, cfg.inception_crop, source)), size)
 
     larger = [stored - wanted for stored, wanted in zip(_size(images), size, strict=True)]
     if min(larger) < 0:
@@ -61,42 +71,53 @@ def augment(
         )
     free = [px + 2 * cfg.pad_crop_px for px in larger]
     if any(free) or cfg.flip:
-        top, left = ((_integers(n, space + 1, generator) if space else torch.zeros(n, dtype=torch.int64))[here] for space in free)
-        mirror = torch.rand(n, generator=generator)[here] < 0.5 if cfg.flip else None
+        still = torch.zeros(n, dtype=torch.int64, device=device_of(source))
+        top, left = (rows.take(_integers(n, space + 1, source) if space else still) for space in free)
+        mirror = rows.take(draw(torch.rand, (n,), source)) < 0.5 if cfg.flip else None
         images = crop(images, top, left, size, mirror=mirror, pad_px=cfg.pad_crop_px, pad_mode=cfg.pad_mode)
     if cfg.randaugment_layers or cfg.trivialaugment:
         images = (images.round().clamp(0, 255) if images.is_floating_point() else images).to(torch.uint8)
     if cfg.randaugment_layers:
-        images = randaugment(images, cfg.randaugment_layers, cfg.randaugment_magnitude, cfg.randaugment_form, generator, rows)
+        images = randaugment(images, cfg.randaugment_layers, cfg.randaugment_magnitude, cfg.randaugment_form, source, rows)
     if cfg.trivialaugment:
-        images = trivialaugment(images, generator, rows)
+        images = trivialaugment(images, source, rows)
     if not (cfg.inception_crop and images.is_floating_point()):  # floats of our own making
         images = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)  # (B,C,h,w)
 
     if cfg.rotate_deg or cfg.zoom or cfg.shear:
-        images = affine(images, draw_affine(n, cfg.rotate_deg, cfg.zoom, cfg.shear, generator)[here], cfg.pad_mode)
+        images = affine(images, rows.take(draw_affine(n, cfg.rotate_deg, cfg.zoom, cfg.shear, source)), cfg.pad_mode)
     if cfg.color_jitter:
         low = max(0.0, 1 - cfg.color_jitter)
-        images = jitter(images, *(_uniform(n, low, 1 + cfg.color_jitter, generator)[here] for _ in range(3)))
+        images = jitter(images, *(rows.take(_uniform(n, low, 1 + cfg.color_jitter, source)) for _ in range(3)))
     if cfg.noise:
-        images = add_noise(images, torch.randn((n, *images.shape[1:]), generator=generator)[here], cfg.noise)
+        images = add_noise(images, rows.take(draw(torch.randn, (n, *images.shape[1:]), source)), cfg.noise)
     if cfg.erasing:
-        erased = torch.rand(n, generator=generator) < cfg.erasing
-        boxes = draw_erasing_boxes(int(erased.sum()), size, generator)
-        fill = torch.randint(256, (len(boxes), *images.shape[1:]), generator=generator, dtype=torch.uint8)
-        drawn = (erased.cumsum(0) - 1)[here][erased[here]]  # of the boxes, those of the images here
-        chosen = erased[here].nonzero()[:, 0].to(images.device)
+        struck = draw(torch.rand, (n,), source) < cfg.erasing
+        if isinstance(source, torch.device):  # how many were struck is not asked: that would be waiting for the device
+            boxes = draw_erasing_boxes(n, size, source) * struck[:, None]
+            fill = draw(torch.randint, (0, 256, (n, *images.shape[1:])), source, dtype=torch.uint8)
+            return erase(images, rows.take(boxes), rows.take(fill))
+        boxes = draw_erasing_boxes(int(struck.sum()), size, source)
+        fill = draw(torch.randint, (0, 256, (len(boxes), *images.shape[1:])), source, dtype=torch.uint8)
+        chosen = rows.take(struck).nonzero()[:, 0]
+        drawn = rows.take(struck.cumsum(0) - 1)[chosen]  # of the boxes, those of the images here
+        chosen = chosen.to(images.device)
         images.index_copy_(0, chosen, erase(images[chosen], boxes[drawn], fill[drawn]))
+    return images
 
-    if (cfg.mixup or cfg.cutmix) and float(torch.rand((), generator=generator)) < cfg.mix_probability:
-        first = not cfg.cutmix or bool(cfg.mixup and float(torch.rand((), generator=generator)) < 0.5)
-        partner = torch.arange(1, rows.own + 1) % len(images)
-        share = _beta(n, cfg.mixup if first else cfg.cutmix, generator)
-        own = here[: rows.own]
-        if first:
-            return mixup(images, targets, share[own], partner)
-        return cutmix(images, targets, draw_cutmix_boxes(share, size, generator)[own], partner)
-    return images[: rows.own], targets[: rows.own]
+
+def mix(images: Tensor, targets: Tensor, cfg: Augment, generator: torch.Generator, rows: Rows | None = None) -> tuple[Tensor, Tensor]:
+    """The part of `augment` that is about pairs: images (B,C,h,w) and targets (B,K), mixed or as they are. `generator` is on the CPU."""
+    rows = rows or rows_of(len(images))
+    if not ((cfg.mixup or cfg.cutmix) and float(torch.rand((), generator=generator)) < cfg.mix_probability):
+        return images[: rows.own], targets[: rows.own]
+    first = not cfg.cutmix or bool(cfg.mixup and float(torch.rand((), generator=generator)) < 0.5)
+    partner = torch.arange(1, rows.own + 1, device=images.device) % len(images)
+    share = _beta(rows.of, cfg.mixup if first else cfg.cutmix, generator)
+    if first:
+        return mixup(images, targets, send(rows.take(share)[: rows.own], images.device), partner)
+    boxes = draw_cutmix_boxes(share, _size(images), generator)
+    return cutmix(images, targets, send(rows.take(boxes)[: rows.own], images.device), partner)
 
 
 def prepare_eval(images: Tensor) -> Tensor:
@@ -114,13 +135,23 @@ def normalise(images: Tensor, preprocess: "Preprocess") -> Tensor:
 
     Raises ValueError when mean or std has neither one value per channel nor one for all.
     """
+    return standardise(images, *statistics(preprocess, images.shape[1], images.device))
+
+
+def statistics(preprocess: "Preprocess", channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(mean, std) of `preprocess` as `standardise` takes them, on the device. ValueError as in `normalise`."""
     stats = []
     for name in ("mean", "std"):
         values = getattr(preprocess, name)
-        if len(values) not in (1, images.shape[1]):
-            raise ValueError(f"preprocess.{name} has {len(values)} values, but the images have {images.shape[1]} channels")
-        stats.append(torch.tensor(values, dtype=torch.float32, device=images.device)[:, None, None])
-    return (images / 255).sub_(stats[0]).div_(stats[1])
+        if len(values) not in (1, channels):
+            raise ValueError(f"preprocess.{name} has {len(values)} values, but the images have {channels} channels")
+        stats.append(send(torch.tensor(values, dtype=torch.float32)[:, None, None], device))
+    return stats[0], stats[1]
+
+
+def standardise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(B,C,h,w) in 0..255 -> (x / 255 - mean) / std, a new tensor."""
+    return (images / 255).sub_(mean).div_(std)
 
 
 def crop(
@@ -141,10 +172,10 @@ def crop(
     if pad_px and pad_mode == "constant":
         images, pad_px = F.pad(images, (pad_px,) * 4), 0
     n, channels, height, width = images.shape
-    xs = torch.arange(w)
-    rows = _reflect(top[:, None].cpu() + torch.arange(h) - pad_px, height)  # (B,h)
-    columns = left[:, None].cpu() + (xs if mirror is None else torch.where(mirror[:, None].cpu(), w - 1 - xs, xs)) - pad_px
-    index = rows[:, :, None].to(device) * width + _reflect(columns, width)[:, None, :].to(device)  # (B,h,w)
+    ys, xs = torch.arange(h, device=device), torch.arange(w, device=device)
+    rows = _reflect(top[:, None].to(device) + ys - pad_px, height)  # (B,h)
+    columns = left[:, None].to(device) + (xs if mirror is None else torch.where(mirror[:, None].to(device), w - 1 - xs, xs)) - pad_px
+    index = rows[:, :, None] * width + _reflect(columns, width)[:, None, :]  # (B,h,w)
     index = index.reshape(n, 1, h * w).expand(n, channels, h * w)
     return images.reshape(n, channels, height * width).gather(2, index).view(n, channels, h, w)
 
@@ -169,8 +200,9 @@ def affine(images: Tensor, matrices: Tensor, pad_mode: PadMode = "reflect") -> T
     Outside the image: reflection about the border, or 0 for constant. Not antialiased: meant for mild zooms.
     """
     h, w = _size(images)
-    to_unit = torch.tensor([[1.0, h / w], [w / h, 1.0]])  # grid_sample counts half widths and half heights
-    theta = F.pad(matrices.cpu().float() * to_unit, (0, 1)).to(images.device)  # (B,2,3), no shift
+    (xx, xy), (yx, yy) = (row.unbind(1) for row in matrices.to(images.device, torch.float32).unbind(1))
+    theta = torch.stack([xx, xy * (h / w), yx * (w / h), yy], 1).view(-1, 2, 2)  # grid_sample counts half widths and half heights
+    theta = F.pad(theta, (0, 1))  # (B,2,3), no shift
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     outside = "reflection" if pad_mode == "reflect" else "zeros"
     return F.grid_sample(images, grid, mode="bilinear", padding_mode=outside, align_corners=False)
@@ -221,7 +253,7 @@ def cutmix(images: Tensor, targets: Tensor, boxes: Tensor, partner: Tensor) -> t
     return torch.where(inside[:, None], images[partner], images[: len(partner)]), _mix_targets(targets, share, partner)
 
 
-def draw_crop_boxes(n: int, stored: Size, size: Size, min_share: float, generator: torch.Generator) -> Tensor:
+def draw_crop_boxes(n: int, stored: Size, size: Size, min_share: float, source: Source) -> Tensor:
     """Boxes (n,4) in images of `stored` pixels: area share uniform in [min_share, 1], aspect log-uniform in 3/4 .. 4/3.
 
     The aspect is relative to that of `size`: it is the distortion that the crop suffers. Where none of 10 draws fits, the largest
@@ -229,45 +261,46 @@ def draw_crop_boxes(n: int, stored: Size, size: Size, min_share: float, generato
     """
     height, width = stored
     ratio = size[1] / size[0]
-    area = _uniform((n, ATTEMPTS), min_share, 1, generator) * height * width
-    aspect = ratio * _log_uniform((n, ATTEMPTS), *CROP_ASPECT, generator)
+    area = _uniform((n, ATTEMPTS), min_share, 1, source) * height * width
+    aspect = ratio * _log_uniform((n, ATTEMPTS), *CROP_ASPECT, source)
     h, w = (area / aspect).sqrt(), (area * aspect).sqrt()
     fits = (h <= height) & (w <= width)
     pick = fits.int().argmax(1, keepdim=True)  # the first that fits
     largest = min(height, width / (ratio * CROP_ASPECT[0])), min(width, height * ratio * CROP_ASPECT[1])
     found = fits.any(1)
     h, w = (torch.where(found, side.gather(1, pick)[:, 0], limit) for side, limit in zip((h, w), largest, strict=True))
-    y, x = torch.rand((2, n), generator=generator)
+    y, x = draw(torch.rand, (2, n), source)
     y, x = (torch.where(found, place, 0.5) for place in (y, x))
     return torch.stack([y * (height - h), x * (width - w), h, w], 1)
 
 
-def draw_affine(n: int, rotate_deg: float, zoom: float, shear: float, generator: torch.Generator) -> Tensor:
+def draw_affine(n: int, rotate_deg: float, zoom: float, shear: float, source: Source) -> Tensor:
     """Matrices (n,2,2) for `affine`: the content is turned counter-clockwise, then zoomed, then sheared."""
-    matrices = torch.eye(2).expand(n, 2, 2)  # output -> input: the inverse steps, the last one applied to the output first
+    eye = torch.eye(2, device=device_of(source))
+    matrices = eye.expand(n, 2, 2)  # output -> input: the inverse steps, the last one applied to the output first
     if rotate_deg:
-        angle = torch.deg2rad(_uniform(n, -rotate_deg, rotate_deg, generator))
+        angle = torch.deg2rad(_uniform(n, -rotate_deg, rotate_deg, source))
         cos, sin = angle.cos(), angle.sin()
         matrices = torch.stack([cos, -sin, sin, cos], 1).view(n, 2, 2)
     if zoom:
-        matrices = matrices * _uniform((n, 1, 2), -zoom, zoom, generator).exp()
+        matrices = matrices * _uniform((n, 1, 2), -zoom, zoom, source).exp()
     if shear:
-        lean = F.pad(_uniform((n, 1, 1), -shear, shear, generator), (1, 0, 0, 1))  # (n,2,2), only (0,1) is not 0
-        matrices = matrices @ (torch.eye(2) + lean)
+        lean = F.pad(_uniform((n, 1, 1), -shear, shear, source), (1, 0, 0, 1))  # (n,2,2), only (0,1) is not 0
+        matrices = matrices @ (eye + lean)
     return matrices
 
 
-def draw_erasing_boxes(n: int, size: Size, generator: torch.Generator) -> Tensor:
+def draw_erasing_boxes(n: int, size: Size, source: Source) -> Tensor:
     """Integer boxes (n,4), area share uniform in 2-33 %, aspect log-uniform in 0.3 .. 1/0.3; empty where none of 10 draws fits."""
     h, w = size
-    area = _uniform((n, ATTEMPTS), *ERASING_AREA, generator) * h * w
-    aspect = _log_uniform((n, ATTEMPTS), *ERASING_ASPECT, generator)
+    area = _uniform((n, ATTEMPTS), *ERASING_AREA, source) * h * w
+    aspect = _log_uniform((n, ATTEMPTS), *ERASING_ASPECT, source)
     tall, wide = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     share = tall * wide / (h * w)
     fits = (tall <= h) & (wide <= w) & (share >= ERASING_AREA[0]) & (share <= ERASING_AREA[1])
     pick = fits.int().argmax(1, keepdim=True)
     tall, wide = (torch.where(fits.any(1), side.gather(1, pick)[:, 0], 0) for side in (tall, wide))
-    y, x = torch.rand((2, n), generator=generator)
+    y, x = draw(torch.rand, (2, n), source)
     top, left = (y * (h - tall + 1)).floor().clamp(max=h - 1), (x * (w - wide + 1)).floor().clamp(max=w - 1)
     return torch.stack([top, left, tall, wide], 1).long()
 
@@ -324,16 +357,16 @@ def _mix_targets(targets: Tensor, share: Tensor, partner: Tensor) -> Tensor:
     return share * targets[: len(partner)] + (1 - share) * targets[partner.to(targets.device)]
 
 
-def _uniform(shape: int | tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=generator) * (high - low) + low
+def _uniform(shape: int | tuple[int, ...], low: float, high: float, source: Source) -> Tensor:
+    return draw(torch.rand, (shape,), source) * (high - low) + low
 
 
-def _log_uniform(shape: int | tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
-    return _uniform(shape, math.log(low), math.log(high), generator).exp()
+def _log_uniform(shape: int | tuple[int, ...], low: float, high: float, source: Source) -> Tensor:
+    return _uniform(shape, math.log(low), math.log(high), source).exp()
 
 
-def _integers(n: int, end: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(end, (n,), generator=generator)
+def _integers(n: int, end: int, source: Source) -> Tensor:
+    return draw(torch.randint, (end, (n,)), source)
 
 
 def _beta(n: int, a: float, generator: torch.Generator) -> Tensor:

@@ -4,20 +4,26 @@ import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from mlpmixer.config import Run
 from mlpmixer.data.images import Pixels
+from mlpmixer.data.resident import Resident
 
 Indices = npt.NDArray[np.int64]
 
 
-class Images(Protocol):
+T_co = TypeVar("T_co", covariant=True)  # Pixels, or a Tensor on a device
+
+
+class Images(Protocol[T_co]):
     def __len__(self) -> int: ...
-    def array(self, indices: Indices) -> Pixels: ...
+    def array(self, indices: Indices) -> T_co: ...
 
 
 @runtime_checkable
@@ -30,11 +36,25 @@ class Streamed(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a batch of `of` images, by number: the first `own` are computed here, the others are only there to be mixed into them."""
+    """`count` rows of a batch of `of` images, beginning with `first`; after the last row of the batch comes its row 0.
 
-    numbers: Indices
+    The first `own` of them are computed here, the others are only there to be mixed into them.
+    """
+
+    first: int
+    count: int
     own: int
     of: int
+
+    @property
+    def numbers(self) -> Indices:
+        return np.arange(self.first, self.first + self.count) % self.of
+
+    def take(self, drawn: Tensor) -> Tensor:
+        """(of, ...), drawn for the whole batch -> (count, ...), these rows of it."""
+        beyond = max(self.first + self.count - self.of, 0)
+        rows = drawn[self.first : self.first + self.count]
+        return torch.cat([rows, drawn[:beyond]]) if beyond else rows
 
 
 def rows_of(n: int, part: int = 0, parts: int = 1, lent: int = 0) -> Rows:
@@ -43,7 +63,7 @@ def rows_of(n: int, part: int = 0, parts: int = 1, lent: int = 0) -> Rows:
     The parts are contiguous and differ by one row at most. A part that is the whole batch borrows nothing.
     """
     first, end = n * part // parts, n * (part + 1) // parts
-    return Rows(np.arange(first, min(end + lent, first + n)) % n, end - first, n)
+    return Rows(first, min(end + lent, first + n) - first, end - first, n)
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -72,8 +92,8 @@ def _order(num_images: int, seed: int, epoch: int) -> Indices:
 
 
 def batches(
-    images: Images | Streamed, run: Run, first: int, last: int, rows: Callable[[int], Rows] = rows_of
-) -> Iterator[tuple[int, Indices, Pixels]]:
+    images: Images[T_co] | Streamed, run: Run, first: int, last: int, rows: Callable[[int], Rows] = rows_of
+) -> Iterator[tuple[int, Indices, T_co | Pixels]]:
     """(step, image numbers (B,), images (b,H,W,C)) of steps first..last; the next batch is fetched while one is used.
 
     rows: which b of the B rows to fetch.
@@ -81,12 +101,15 @@ def batches(
     if isinstance(images, Streamed):
         yield from images.stream(run, first, last, rows(run.batch_size).numbers)
         return
+
+    def fetch(step: int) -> tuple[int, Indices, T_co]:
+        indices = batch_indices(len(images), run.batch_size, run.seed, step, run.repeats)
+        return step, indices, images.array(indices[rows(len(indices)).numbers])
+
+    if isinstance(images, Resident):  # nothing to wait for
+        yield from map(fetch, range(first, last + 1))
+        return
     with ThreadPoolExecutor(1) as pool:
-
-        def fetch(step: int) -> tuple[int, Indices, Pixels]:
-            indices = batch_indices(len(images), run.batch_size, run.seed, step, run.repeats)
-            return step, indices, images.array(indices[rows(len(indices)).numbers])
-
         ahead = pool.submit(fetch, first)
         for step in range(first, last + 1):
             batch = ahead.result()

@@ -1,7 +1,8 @@
 """RandAugment and TrivialAugment on batches: one operation for each image, each operation applied once, to all images that drew it.
 
-Letters: n images, C channels, h, w pixels. Images are (n,C,h,w) uint8 on any device; values are (n,) float64 on the CPU, in the unit of
-the operation. What Pillow defines is Pillow's, to one grey level. Warps take the nearest pixel, as all the sources do.
+Letters: n images, C channels, h, w pixels. Images are (n,C,h,w) uint8 on any device; values are (n,) float64 on the CPU or beside
+them, in the unit of the operation. What Pillow defines is Pillow's, to one grey level. Warps take the nearest pixel, as all the sources
+do.
 
 RandAugment: Cubuk et al. 2020, arXiv:1909.13719. TrivialAugment: Mueller and Hutter 2021, arXiv:2103.10158. What an operation does at
 which magnitude is in neither paper in full: torchvision's transforms/autoaugment.py is one form, big_vision's pp/autoaugment.py another.
@@ -18,6 +19,8 @@ from torch import Tensor
 from mlpmixer.data.batches import Rows, rows_of
 
 Form = Literal["torchvision", "big_vision"]
+Source = torch.Generator | torch.device
+"""Where random numbers come from: a generator, or the global generator of a device, which puts them there."""
 
 BINS = 30  # steps of magnitude: torchvision's num_magnitude_bins less one; TrivialAugment's 31 strengths
 BIG_VISION_SCALE = 10  # _MAX_LEVEL there, the unit and no maximum: the published runs have 10, 15 and 20
@@ -37,7 +40,18 @@ class Op:
     """It has a place, too: (n,2) uniform in 0..1."""
 
 
-def randaugment(images: Tensor, layers: int, magnitude: int, form: Form, generator: torch.Generator, rows: Rows | None = None) -> Tensor:
+def device_of(source: Source) -> torch.device:
+    return source if isinstance(source, torch.device) else source.device
+
+
+def draw(function: Callable[..., Tensor], args: tuple[object, ...], source: Source, **kwargs: object) -> Tensor:
+    """function(*args) of torch.rand, torch.randn or torch.randint with the numbers of `source`, on its device."""
+    if isinstance(source, torch.Generator):
+        kwargs["generator"] = source
+    return function(*args, device=device_of(source), **kwargs)
+
+
+def randaugment(images: Tensor, layers: int, magnitude: int, form: Form, source: Source, rows: Rows | None = None) -> Tensor:
     """`layers` operations on each image, one after the other, all of the same magnitude: 0..30 (torchvision) or 0..20 (big_vision).
 
     rows: the images are those of a larger batch, each with the operations that it has there.
@@ -49,30 +63,46 @@ def randaugment(images: Tensor, layers: int, magnitude: int, form: Form, generat
         ops = torchvision_ops(shear=0.3, down_px=150 / 331 * h, right_px=150 / 331 * w, rotate_deg=30, enhance=0.9, bits=4)
         level = magnitude / BINS
     for _ in range(layers):
-        images = one_of(ops, images, torch.full((len(images),), level, dtype=torch.float64), generator, rows)
+        levels = torch.full((len(images),), level, dtype=torch.float64, device=device_of(source))
+        images = one_of(ops, images, levels, source, rows)
     return images
 
 
-def trivialaugment(images: Tensor, generator: torch.Generator, rows: Rows | None = None) -> Tensor:
+def trivialaugment(images: Tensor, source: Source, rows: Rows | None = None) -> Tensor:
     """One operation on each image, its strength drawn evenly: the paper's Wide space, with shifts of up to 32 px at any size."""
     ops = torchvision_ops(shear=0.99, down_px=32, right_px=32, rotate_deg=135, enhance=0.99, bits=2)  # torchvision's TrivialAugmentWide
     rows = rows or rows_of(len(images))
-    levels = torch.randint(BINS + 1, (rows.of,), generator=generator)[rows.numbers].double() / BINS
-    return one_of(ops, images, levels, generator, rows)
+    levels = rows.take(draw(torch.randint, (BINS + 1, (rows.of,)), source)).double() / BINS
+    return one_of(ops, images, levels, source, rows)
 
 
-def one_of(ops: dict[str, Op], images: Tensor, levels: Tensor, generator: torch.Generator, rows: Rows | None = None) -> Tensor:
+def one_of(ops: dict[str, Op], images: Tensor, levels: Tensor, source: Source, rows: Rows | None = None) -> Tensor:
     """Each image after one of `ops`, drawn evenly, at its level (n,). Every image draws the same numbers whatever the others draw."""
-    rows, images = rows or rows_of(len(images)), images.clone()
-    which = torch.randint(len(ops), (rows.of,), generator=generator)[rows.numbers]
-    sign = 2 * torch.randint(2, (rows.of,), generator=generator)[rows.numbers] - 1
-    place = torch.rand((rows.of, 2), generator=generator)[rows.numbers]
+    rows = rows or rows_of(len(images))
+    which = rows.take(draw(torch.randint, (len(ops), (rows.of,)), source))
+    sign = 2 * rows.take(draw(torch.randint, (2, (rows.of,)), source)) - 1
+    place = rows.take(draw(torch.rand, ((rows.of, 2),), source))
+    return (for_all if isinstance(source, torch.device) else for_some)(ops, images, which, levels, sign, place)
+
+
+def for_some(ops: dict[str, Op], images: Tensor, which: Tensor, levels: Tensor, sign: Tensor, place: Tensor) -> Tensor:
+    """Each operation works on the images that drew it. The numbers (n,) are on the CPU, for it has to know how many those are."""
+    images = images.clone()
     for k, op in enumerate(ops.values()):
         at = (which == k).nonzero()[:, 0]
         if len(at):
             values = op.start + levels[at] * (sign[at] if op.signed else 1) * (op.end - op.start)
             here = at.to(images.device)
             images.index_copy_(0, here, op.apply(images[here], values, *([place[at]] if op.placed else [])))
+    return images
+
+
+def for_all(ops: dict[str, Op], images: Tensor, which: Tensor, levels: Tensor, sign: Tensor, place: Tensor) -> Tensor:
+    """The same, where waiting for numbers costs more than work that is thrown away: each operation works on all images."""
+    for k, op in enumerate(ops.values()):
+        values = op.start + levels * (sign if op.signed else 1) * (op.end - op.start)
+        changed = op.apply(images, values, *([place] if op.placed else []))
+        images = torch.where((which == k)[:, None, None, None], changed, images)
     return images
 
 

@@ -41,8 +41,8 @@ class Store:
     """The readable images of a set as arrays of `preprocess.dtype`, by position 0..M-1 among them.
 
     `kept` (M,) are their indices in the set, `labels` (M,) int64, `names` M strings; `bad` lists (name, reason) of those
-    that could not be read. Sets larger than `cache_mib` are decoded once at the start to find those, then again for
-    every batch. Nothing here depends on `workers`. ValueError when the share of bad ones is above `max_bad_share`.
+    that could not be read. Sets larger than `cache_mib` (`nbytes` is what all arrays take) are decoded once at the start to find those,
+    then again for every batch. Nothing here depends on `workers`. ValueError when the share of bad ones is above `max_bad_share`.
     """
 
     def __init__(self, images: ImageSet, preprocess: Preprocess, *, cache_mib: int, workers: int, max_bad_share: float = 1.0) -> None:
@@ -50,7 +50,8 @@ class Store:
         shape = (*preprocess.image_size, preprocess.in_channels)
         n = len(images)
         size_bytes = n * int(np.prod(shape)) * preprocess.dtype.itemsize
-        self._pixels: Pixels | None = np.empty((n, *shape), preprocess.dtype) if size_bytes <= cache_mib << 20 else None
+        self.nbytes, self.in_memory = size_bytes, size_bytes <= cache_mib << 20
+        self._pixels: Pixels | None = np.empty((n, *shape), preprocess.dtype) if self.in_memory else None
         self._threads: ThreadPoolExecutor | None = None
         found = [failure for failures in in_chunks(self._decode_into, n, workers) for failure in failures]
         self.bad: list[tuple[str, str]] = [(images.names[i], reason) for i, reason in found]
