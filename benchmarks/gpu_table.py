@@ -35,6 +35,7 @@ from mlpmixer.recipes import RECIPES
 from mlpmixer.registry import Registry
 from mlpmixer.train import Interrupted, Report, train
 
+WARM: set[str] = set()  # rows whose kernels this process has compiled
 LEFT = 3  # exit code of a piece that has not finished its work
 RESERVE_S = 25.0  # of a piece's time: to save, to score the test split, to write the report
 MODES = ["none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -49,8 +50,8 @@ class Row:
     reach: float
     """Top-1 on test to be reached, a fraction."""
     seeds: int
-    at_once: int = 1
-    """Runs that share the GPU."""
+    together: bool = False
+    """Whether its runs share the GPU, each in a process of its own; else one process takes them one after the other."""
     within_s: float | None = None
     """The time to be kept, of a row about time."""
     mode: str = "default"
@@ -60,7 +61,7 @@ class Row:
 
 ROWS: Registry[Row] = Registry("row")
 ROWS["1m"] = Row(
-    recipe="small-images-1m", what="at most 1.2 M parameters, 300 epochs", reach=0.925, seeds=3, at_once=3, mode="reduce-overhead"
+    recipe="small-images-1m", what="at most 1.2 M parameters, 300 epochs", reach=0.925, seeds=3, together=True, mode="reduce-overhead"
 )
 ROWS["wide"] = Row(recipe="small-images-wide", what="any size, no other data", reach=0.95, seeds=1)
 ROWS["distilled"] = Row(recipe="small-images-distilled", what="with a convolutional teacher", reach=0.965, seeds=1, teacher=True)
@@ -87,25 +88,25 @@ def run_folder(out: Path, name: str, seed: int) -> Path:
     return out / name / f"seed-{seed}"
 
 
-def work(name: str, seed: int, args: argparse.Namespace, stop_after_s: float | None, say: Report | None = None) -> dict[str, Any]:
+def work(name: str, seed: int, args: argparse.Namespace, stop_after_s: float | None, report: Report | None = None) -> dict[str, Any]:
     """One run of a row, from where it stopped; its summary. Interrupted when the time is over, after saving."""
     row, out = ROWS[name], Path(args.out)
-    recipe, started, answer = recipe_of(row, seed, args), time.monotonic(), None
+    recipe, answer, until = recipe_of(row, seed, args), None, None if stop_after_s is None else time.monotonic() + stop_after_s
     if row.teacher:
         torch.backends.cudnn.benchmark = True
         settings = TeacherSettings(depth=10, width=1, epochs=1, batch_size=64) if args.tiny else TeacherSettings()
         answer = train_teacher(recipe, settings, out / name, compiled=recipe.run.compile, stop_after_s=stop_after_s)
-        if stop_after_s is not None:
-            stop_after_s = max(stop_after_s - (time.monotonic() - started), 0.0)
     run = run_folder(out, name, seed)
     if (run / "recipe.json").exists():
         stored = runlog.read_recipe(run).run
         recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, compile=stored.compile, compile_mode=stored.compile_mode))
-    if row.within_s:
+    if row.within_s and name not in WARM:
+        WARM.add(name)
         warm = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=3 if args.tiny else 12, test=False))
         with tempfile.TemporaryDirectory() as folder:
             train(warm, out=Path(folder) / "warm", teacher=answer)
-    return train(recipe, out=run, resume=True, teacher=answer, stop_after_s=stop_after_s, report=say).summary
+    left = None if until is None else max(until - time.monotonic(), 0.0)
+    return train(recipe, out=run, resume=True, teacher=answer, stop_after_s=left, report=report).summary
 
 
 def seeds_of(name: str, args: argparse.Namespace) -> range:
@@ -169,13 +170,10 @@ def one_piece(args: argparse.Namespace) -> int:
     for name in args.row or ROWS:
         row = ROWS[name]
         todo = [seed for seed in seeds_of(name, args) if seed not in summaries_of(name, args)]
-        while todo:
-            group, todo = todo[: row.at_once], todo[row.at_once :]
-            left = None if deadline is None else deadline - time.monotonic() - RESERVE_S * (not args.tiny)
-            if left is not None and left <= 0:
-                break
-            print(f"{name}: seed {', '.join(map(str, group))}", flush=True)
-            codes = run_at_once(name, group, args, left)
+        left = None if deadline is None else deadline - time.monotonic() - RESERVE_S * (not args.tiny)
+        if todo and (left is None or left > 0):
+            print(f"{name}: seed {', '.join(map(str, todo))}", flush=True)
+            codes = run_processes(name, [[seed] for seed in todo] if row.together else [todo], args, left)
             write_table(args)
             if any(code not in (0, LEFT) for code in codes):
                 print(f"{name}: failed; {Path(args.out) / name}/seed-*.log says why", file=sys.stderr, flush=True)
@@ -184,16 +182,16 @@ def one_piece(args: argparse.Namespace) -> int:
     return 1 if failed else LEFT if left_of(args) else 0
 
 
-def run_at_once(name: str, seeds: Sequence[int], args: argparse.Namespace, stop_after_s: float | None) -> list[int]:
-    """Exit codes of the runs of these seeds, each a process of its own, all on the same GPU."""
+def run_processes(name: str, groups: Sequence[Sequence[int]], args: argparse.Namespace, stop_after_s: float | None) -> list[int]:
+    """Exit codes of processes at the same time on the same GPU, one for each group of seeds."""
     folder = Path(args.out) / name
     folder.mkdir(parents=True, exist_ok=True)
     processes = []
     try:
-        for seed in seeds:
-            command = [sys.executable, __file__, *args.words, "--worker", name, str(seed)]
+        for seeds in groups:
+            command = [sys.executable, __file__, *args.words, "--worker", name, *map(str, seeds)]
             command += [] if stop_after_s is None else ["--stop-after", str(stop_after_s)]
-            with open(folder / f"seed-{seed}.log", "a", encoding="utf-8") as log:
+            with open(folder / f"seed-{seeds[0]}.log", "a", encoding="utf-8") as log:
                 processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
         return [process.wait() for process in processes]
     finally:
@@ -237,7 +235,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--no-test", action="store_true", help="leave the test split out, while a recipe is being chosen")
     parser.add_argument("--tiny", action="store_true", help="tiny networks, a few steps, on noise unless --data-dir is given")
-    parser.add_argument("--worker", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--stop-after", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args(words)
     for name in args.row or ():
@@ -251,6 +249,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def say(line: dict[str, Any]) -> None:
+    if line["kind"] != "end":
+        print(json.dumps(line), flush=True)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     try:
         args = parse(sys.argv[1:] if words is None else words)
@@ -258,11 +261,11 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"gpu_table: {e}", file=sys.stderr)
         return 2
     if args.worker:
-        name, seed = args.worker
+        (name, *seeds), started = args.worker, time.monotonic()
         try:
-            work(
-                name, int(seed), args, args.stop_after, lambda line: print(json.dumps(line), flush=True) if line["kind"] != "end" else None
-            )
+            for seed in map(int, seeds):
+                left = None if args.stop_after is None else max(args.stop_after - (time.monotonic() - started), 0.0)
+                work(name, seed, args, left, say)
         except Interrupted as e:
             print(e)
             return LEFT

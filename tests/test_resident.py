@@ -132,15 +132,20 @@ def test_batches_of_images_on_a_device_are_those_of_the_store() -> None:
         assert step == other and np.array_equal(indices, others) and np.array_equal(pixels, images.numpy())
 
 
-@pytest.mark.parametrize("form", ["torchvision", "big_vision"])
-def test_operations_on_all_images_are_those_on_the_images_that_drew_them(form: str) -> None:
+def operations(form: str) -> tuple[Tensor, dict[str, randaugment.Op], tuple[Tensor, ...]]:
+    """Images, the operations of a form, and what each image draws."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (64, 3, 16, 12), generator=generator, dtype=torch.uint8)
     enhance: dict[str, Any] = {"shear": 0.3, "down_px": 7, "right_px": 5, "rotate_deg": 30, "enhance": 0.9, "bits": 4}
     ops = randaugment.big_vision_ops(16, 12) if form == "big_vision" else randaugment.torchvision_ops(**enhance)
-    which = torch.arange(64) % len(ops)
-    drawn = (which, torch.rand(64, generator=generator).double(), 2 * torch.randint(2, (64,)) - 1, torch.rand((64, 2), generator=generator))
-    some, everything = (form(ops, images, *drawn) for form in (randaugment.for_some, randaugment.for_all))
+    which, sign = torch.arange(64) % len(ops), 2 * torch.randint(2, (64,), generator=generator) - 1
+    return images, ops, (which, torch.rand(64, generator=generator).double(), sign, torch.rand((64, 2), generator=generator))
+
+
+@pytest.mark.parametrize("form", ["torchvision", "big_vision"])
+def test_operations_on_all_images_are_those_on_the_images_that_drew_them(form: str) -> None:
+    images, ops, drawn = operations(form)
+    some, everything = (way(ops, images, *drawn) for way in (randaugment.for_some, randaugment.for_all))
     assert torch.equal(some, everything) and not torch.equal(some, images)
 
 
@@ -189,6 +194,17 @@ def test_a_step_on_cuda_never_waits(name: str, compiled: bool) -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert loss.isfinite()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", ["torchvision", "big_vision"])
+def test_compiled_operations_are_the_operations(form: str) -> None:
+    images, ops, drawn = operations(form)
+    compiled = torch.compile(lambda images, *numbers: randaugment.for_all(ops, images, *numbers))
+    there = compiled(images.cuda(), *(numbers.cuda() for numbers in drawn)).cpu().int()
+    difference = (there - randaugment.for_some(ops, images, *drawn).int()).abs().flatten(1)
+    whole_levels = difference <= 1  # a product that is rounded elsewhere may fall to the next level
+    assert whole_levels.float().mean() > 0.99 and (difference == 0).float().mean() > 0.97  # and a warp to the next pixel
 
 
 @pytest.mark.gpu

@@ -133,10 +133,10 @@ def small_images_1m() -> Recipe:
 
 @RECIPES.register("small-images-wide")
 def small_images_wide() -> Recipe:
-    """Any small photos (32 px), any size, nothing but these data: a wide Mixer, as many channels as patches, for 300 epochs on one GPU.
+    """Any small photos (32 px), any size, nothing but these data: a wide Mixer, as many channels as patches, for 200 epochs on one GPU.
 
     C = S is where a Mixer of given cost is widest (Hayase and Karakida 2024, arXiv:2306.01470). Strong augmentation and stochastic depth,
-    as pyramids of MLPs are trained that reach 95-97 % (arXiv:2305.17644). 12.1 GFLOPs an image, 178 PFLOPs on 49,000.
+    as pyramids of MLPs are trained that reach 95-97 % (arXiv:2305.17644). 12.1 GFLOPs an image, 118 PFLOPs on 49,000.
     python benchmarks/gpu_table.py --data-dir DIR --row wide
     Result: not run yet.
     """
@@ -155,12 +155,13 @@ def small_images_wide() -> Recipe:
         ),
         augment=dataclasses.replace(base.augment, erasing=0.25, mixup=0.8, mix_probability=0.8),
         optim=dataclasses.replace(base.optim, lr=2e-3, muon_lr=6e-3),
+        run=dataclasses.replace(base.run, epochs=200),
     )
 
 
 @RECIPES.register("small-images-distilled")
 def small_images_distilled() -> Recipe:
-    """`small-images-wide` for 200 epochs with a teacher that was trained on the same images: to be given as --teacher, or in Python.
+    """`small-images-wide` for 100 epochs with a teacher that was trained on the same images: to be given as --teacher, or in Python.
 
     python benchmarks/gpu_table.py --data-dir DIR --row distilled
     Result: not run yet.
@@ -170,7 +171,7 @@ def small_images_distilled() -> Recipe:
         base,
         name="small-images-distilled",
         distill=dataclasses.replace(base.distill, alpha=0.9, temperature=2.0),
-        run=dataclasses.replace(base.run, epochs=200),
+        run=dataclasses.replace(base.run, epochs=100),
     )
 
 
@@ -195,9 +196,9 @@ def small_images_30s() -> Recipe:
 
 @RECIPES.register("small-images-5m")
 def small_images_5m() -> Recipe:
-    """Any small photos (32 px), as far as five minutes on one GPU take: `small-images-wide` with 10 narrower blocks, for 100 epochs.
+    """Any small photos (32 px), as far as five minutes on one GPU take: `small-images-wide` with 10 narrower blocks, for 60 epochs.
 
-    6.0 GFLOPs an image, 30 PFLOPs on 49,000.
+    6.0 GFLOPs an image, 18 PFLOPs on 49,000.
     python benchmarks/gpu_table.py --data-dir DIR --row 94
     Result: not run yet.
     """
@@ -207,7 +208,7 @@ def small_images_5m() -> Recipe:
         name="small-images-5m",
         model=dataclasses.replace(base.model, num_blocks=10, channels_mlp_dim=512, drop_path=0.05),
         augment=small_images_1m().augment,
-        run=dataclasses.replace(base.run, epochs=100, eval_every=50),
+        run=dataclasses.replace(base.run, epochs=60, eval_every=30),
     )
 
 

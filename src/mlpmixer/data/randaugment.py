@@ -187,8 +187,8 @@ def solarize(images: Tensor, threshold: Tensor) -> Tensor:
 
 def solarize_add(images: Tensor, more: Tensor) -> Tensor:
     """`more` (n,), in 0..255, is added to the dark half of the values, below 128."""
-    added = _each(more, images, torch.uint8) + images
-    return torch.where(images < 128, torch.where(added < images, 255, added), images)  # a sum that has wrapped is below its parts
+    added = (_each(more, images, torch.int16) + images).clamp_(max=255).to(torch.uint8)
+    return torch.where(images < 128, added, images)
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
