@@ -66,7 +66,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--section", nargs="+", choices=["matrix", "train", "step"], default=["matrix", "train", "step"])
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args(words)
-    device = choose_device(args.device)
+    try:
+        device = choose_device(args.device)
+    except ValueError as e:
+        parser.error(str(e))
     deadline = time.monotonic() + 60 * args.max_minutes if args.max_minutes else float("inf")
     slug = re.sub(r"[^a-z0-9]+", "-", describe(device).lower()).strip("-") + ("_tiny" if args.tiny else "")
     cuda = f"_cuda-{torch.version.cuda}" if device.type == "cuda" else ""

@@ -38,6 +38,7 @@ from mlpmixer.train import Interrupted, Report, train
 WARM: set[str] = set()  # rows whose kernels this process has compiled
 LEFT = 3  # exit code of a piece that has not finished its work
 RESERVE_S = 25.0  # of a piece's time: to save, to score the test split, to write the report
+START_S = 45.0  # no row is started with less left: it would only import, decode and compile
 MODES = ["none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
@@ -165,24 +166,27 @@ def write_table(args: argparse.Namespace) -> str:
 
 def one_piece(args: argparse.Namespace) -> int:
     """Work through the rows until they are done or the time is over; what is left is printed."""
-    deadline, failed = time.monotonic() + 60 * args.max_minutes if args.max_minutes else None, False
+    until = time.time() + 60 * args.max_minutes - RESERVE_S * (not args.tiny) if args.max_minutes else None
+    failed = False
     write_table(args)
     for name in args.row or ROWS:
         row = ROWS[name]
         todo = [seed for seed in seeds_of(name, args) if seed not in summaries_of(name, args)]
-        left = None if deadline is None else deadline - time.monotonic() - RESERVE_S * (not args.tiny)
-        if todo and (left is None or left > 0):
+        if todo and (until is None or until - time.time() > START_S * (not args.tiny)):
             print(f"{name}: seed {', '.join(map(str, todo))}", flush=True)
-            codes = run_processes(name, [[seed] for seed in todo] if row.together else [todo], args, left)
+            codes = run_processes(name, [[seed] for seed in todo] if row.together else [todo], args, until)
             write_table(args)
-            if any(code not in (0, LEFT) for code in codes):
-                print(f"{name}: failed; {Path(args.out) / name}/seed-*.log says why", file=sys.stderr, flush=True)
-                failed = True
+            for seed, code in zip(todo, codes, strict=False):
+                if code not in (0, LEFT):
+                    log = Path(args.out) / name / f"seed-{seed}.log"
+                    why = (log.read_text(encoding="utf-8").strip().splitlines() or [f"exit code {code}"])[-1]
+                    print(f"{name}: failed, see {log}: {why}", file=sys.stderr, flush=True)
+                    failed = True
     say_what_is_left(args)
     return 1 if failed else LEFT if left_of(args) else 0
 
 
-def run_processes(name: str, groups: Sequence[Sequence[int]], args: argparse.Namespace, stop_after_s: float | None) -> list[int]:
+def run_processes(name: str, groups: Sequence[Sequence[int]], args: argparse.Namespace, until: float | None) -> list[int]:
     """Exit codes of processes at the same time on the same GPU, one for each group of seeds."""
     folder = Path(args.out) / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +194,7 @@ def run_processes(name: str, groups: Sequence[Sequence[int]], args: argparse.Nam
     try:
         for seeds in groups:
             command = [sys.executable, __file__, *args.words, "--worker", name, *map(str, seeds)]
-            command += [] if stop_after_s is None else ["--stop-after", str(stop_after_s)]
+            command += [] if until is None else ["--until", str(until)]
             with open(folder / f"seed-{seeds[0]}.log", "a", encoding="utf-8") as log:
                 processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
         return [process.wait() for process in processes]
@@ -236,7 +240,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no-test", action="store_true", help="leave the test split out, while a recipe is being chosen")
     parser.add_argument("--tiny", action="store_true", help="tiny networks, a few steps, on noise unless --data-dir is given")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
-    parser.add_argument("--stop-after", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args(words)
     for name in args.row or ():
         ROWS[name]  # an unknown one is answered
@@ -261,10 +265,13 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"gpu_table: {e}", file=sys.stderr)
         return 2
     if args.worker:
-        (name, *seeds), started = args.worker, time.monotonic()
+        name, *seeds = args.worker
+        sys.argv[1:] = args.words[: args.words.index("--worker")]  # what a run says it was started by
         try:
             for seed in map(int, seeds):
-                left = None if args.stop_after is None else max(args.stop_after - (time.monotonic() - started), 0.0)
+                left = None if args.until is None else args.until - time.time()
+                if left is not None and left <= 0:
+                    return LEFT
                 work(name, seed, args, left, say)
         except Interrupted as e:
             print(e)

@@ -21,6 +21,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "argv", ["gpu_table.py"])
     import gpu_table
 
     return gpu_table
@@ -112,6 +113,7 @@ def test_mistakes_are_answered(table: ModuleType, capsys: pytest.CaptureFixture[
     assert "--data-dir is needed" in capsys.readouterr().err
     assert table.main(["--data-dir", str(tmp_path / "nothing"), "--out", str(tmp_path / "out"), "--worker", "1m", "0"]) == 2
     assert "nothing" in capsys.readouterr().out
+    assert sys.argv[1:] == ["--data-dir", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")], "what a run says it was started by"
 
 
 @pytest.mark.slow
