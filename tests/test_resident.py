@@ -181,6 +181,7 @@ def test_sending_to_a_cpu_is_nothing() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "compiled"), [*((name, False) for name in AUGMENTS), ("all", True)])
 def test_a_step_on_cuda_never_waits(name: str, compiled: bool) -> None:
     run = dataclasses.replace(BASE.run, compile=compiled, precision="bfloat16")
@@ -195,18 +196,20 @@ def test_a_step_on_cuda_never_waits(name: str, compiled: bool) -> None:
     assert loss.isfinite()
 
 
-@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("where", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("form", ["torchvision", "big_vision"])
-def test_compiled_operations_are_the_operations(form: str) -> None:
+def test_compiled_operations_are_the_operations(form: str, where: str) -> None:
     images, ops, drawn = operations(form)
     compiled = torch.compile(lambda images, *numbers: randaugment.for_all(ops, images, *numbers))
-    there = compiled(images.cuda(), *(numbers.cuda() for numbers in drawn)).cpu().int()
-    difference = (there - randaugment.for_some(ops, images, *drawn).int()).abs().flatten(1)
-    whole_levels = difference <= 1  # a product that is rounded elsewhere may fall to the next level
-    assert whole_levels.float().mean() > 0.99 and (difference == 0).float().mean() > 0.97  # and a warp to the next pixel
+    there = compiled(images.to(where), *(numbers.to(where) for numbers in drawn)).cpu().int()
+    difference = (there - randaugment.for_some(ops, images, *drawn).int()).abs()
+    for k, name in enumerate(ops):  # a product that is rounded elsewhere may fall to the next level, a warp to the next pixel
+        assert (difference[drawn[0] == k] <= 1).float().mean() > 0.97, name
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", ["", "default", "reduce-overhead"])
 def test_a_run_on_cuda_that_is_stopped_goes_on_with_the_same_bits(mode: str, tmp_path: Path) -> None:
     run = dataclasses.replace(BASE.run, device="cuda", precision="bfloat16", save_every_s=0, steps=12, compile=bool(mode))

@@ -156,8 +156,8 @@ def big_vision_ops(h: int, w: int) -> dict[str, Op]:
 
 def autocontrast(images: Tensor, _: Tensor) -> Tensor:
     """Each channel stretched so that its darkest pixel is 0 and its lightest 255: Pillow's ImageOps.autocontrast."""
-    levels, flat = _levels(images), images.flatten(2)
-    low, high = (flat.amin(2, keepdim=True).int(), flat.amax(2, keepdim=True).int())  # (n,C,1)
+    levels, flat = _levels(images), images.flatten(2).int()  # torch.compile has amin of uint8 wrong on a CPU (2.13)
+    low, high = flat.amin(2, keepdim=True), flat.amax(2, keepdim=True)  # (n,C,1)
     stretched = (levels - low) * 255 // (high - low).clamp(min=1)
     return _look_up(images, torch.where(high > low, stretched.clamp(0, 255), levels))
 
