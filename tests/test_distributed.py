@@ -1,11 +1,13 @@
 """Several processes train as one does: the same batches, the same weights, exact after a death, and an end where a peer is stuck."""
 
 import dataclasses
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 from pathlib import Path
@@ -14,11 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mlpmixer import checkpoint, runlog
 from mlpmixer.config import Augment, Data, Optim, Recipe, Run, to_json
 from mlpmixer.data.augment import augment
 from mlpmixer.data.batches import rows_of
+from mlpmixer.data.stream import Order
 from mlpmixer.distributed import Ranks
 from mlpmixer.zoo import MODELS
 
@@ -34,6 +38,7 @@ EXACT = Recipe(  # nothing is drawn within the network; 130 images over 4 proces
     run=Run(steps=12, batch_size=130, accumulate=2, precision="float32", log_every=3, save_every_s=0, test=False),
 )
 MUON = dataclasses.replace(EXACT, optim=dataclasses.replace(EXACT.optim, name="muon", lr=1e-3, head_steps=0))
+STREAMED = dataclasses.replace(EXACT, run=dataclasses.replace(EXACT.run, batch_size=20, progressive="4:0.5"))
 NOISY = dataclasses.replace(MUON, model=dataclasses.replace(SMALL, dropout=0.1, drop_path=0.1))
 
 LOST, STOPPED = 99, 100  # exit codes
@@ -95,6 +100,26 @@ def job(recipe: Recipe, out: Path, ranks: int, **more: Any) -> dict[str, Any]:
     return {"recipe": to_json(recipe), "out": str(out), "ranks": ranks, **more}
 
 
+def shards(folder: Path) -> Data:
+    """Three training shards of 20 images of noise, of which numbers 3, 10 and 17 are torn, and a sound one each for val and test."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    splits = {"train": ["train-0.tar", "train-1.tar", "train-2.tar"], "val": ["val-0.tar"], "test": ["test-0.tar"]}
+    for name in (name for names in splits.values() for name in names):
+        with tarfile.open(folder / name, "w") as tar:
+            for i in range(20):
+                image = io.BytesIO()
+                Image.fromarray(rng.integers(256, size=(8, 8), dtype=np.uint8)).save(image, "PNG")
+                torn = name.startswith("train") and i % 7 == 3
+                for suffix, content in (("png", image.getvalue()[: 30 if torn else None]), ("cls", b"%d" % (i % 3))):
+                    member = tarfile.TarInfo(f"{i:02}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    info = {split: {"filenames": names, "shard_lengths": [20] * len(names)} for split, names in splits.items()}
+    (folder / "_info.json").write_text(json.dumps({"splits": info, "classes": ["a", "b", "c"]}))
+    return Data(name=str(folder), lanes=4, buffer=32, workers=2, max_bad_share=0.2)
+
+
 Codes = dict[str, list[int]]
 
 
@@ -103,6 +128,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Codes]:
     """A directory of runs by name, and the exit codes of the processes of each."""
     at = tmp_path_factory.mktemp("ranks")
     killed = {"at": [1, 7], "signal": int(signal.SIGKILL)}
+    streamed = dataclasses.replace(STREAMED, data=shards(at / "shards"))
     jobs = {
         "one": job(EXACT, at / "one", 1),
         "killed": job(EXACT, at / "killed", 2, **killed),
@@ -110,6 +136,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Codes]:
         "killed, then four": job(EXACT, at / "killed, then four", 4, after=str(at / "killed")),
         "muon, one": job(MUON, at / "muon, one", 1),
         "muon, two": job(MUON, at / "muon, two", 2),
+        "streamed, one": job(streamed, at / "streamed, one", 1),
+        "streamed, two": job(streamed, at / "streamed, two", 2),
         "noisy": job(NOISY, at / "noisy", 2),
         "noisy, killed": job(NOISY, at / "noisy, killed", 2, **killed),
         "noisy, killed, restarted": job(NOISY, at / "noisy, killed, restarted", 2, after=str(at / "noisy, killed")),
@@ -144,6 +172,7 @@ def lines(run: Path, kind: str, key: str) -> list[float]:
     [
         ("one", "killed, then one", 1e-6),
         ("one", "killed, then four", 1e-6),
+        ("streamed, one", "streamed, two", 1e-6),
         ("muon, one", "muon, two", 5e-4),  # Muon makes its matrices orthogonal in bfloat16: what rounds the other way is seen
     ],
 )
@@ -161,6 +190,18 @@ def test_any_number_of_processes_also_a_changing_one_trains_the_same_weights(
         np.testing.assert_allclose(lines(at / several, "step", key)[:2], single[:2], atol=1e-5)
     for key in ("top1", "nll"):
         np.testing.assert_allclose(lines(at / several, "eval", key), lines(at / alone, "eval", key), atol=1e-4)
+
+
+def test_what_one_process_could_not_read_of_a_stream_all_know(runs: tuple[Path, Codes]) -> None:
+    torn = np.arange(60)[np.arange(60) % 20 % 7 == 3]
+    order = Order(samples=(20, 20, 20), rows=20, lanes=4, block=4, seed=0)
+    read = [np.isin(torn, np.concatenate([order.numbers(step)[half] for step in range(1, 13)])) for half in (slice(10), slice(10, 20))]
+    assert (read[0] & ~read[1]).any() and (read[1] & ~read[0]).any(), "by either process alone"
+    for run in ("streamed, one", "streamed, two"):
+        bad = json.loads((runs[0] / run / "summary.json").read_text())["bad_images"]
+        assert sorted(name for name, _ in bad) == [f"train-{n // 20}.tar/{n % 20:02}" for n in torn]
+        path = checkpoint.last_state(runs[0] / run)
+        assert path is not None and sorted(map(tuple, checkpoint.read_tensors(path)[1]["bad"])) == sorted(map(tuple, bad))
 
 
 def test_a_process_that_dies_ends_the_others(runs: tuple[Path, Codes]) -> None:
@@ -213,7 +254,7 @@ def test_every_row_belongs_to_one_part_and_borrows_its_successor(n: int, parts: 
 
 def test_one_alone_needs_no_others() -> None:
     alone = Ranks()
-    assert alone.leads and alone.sum([1.5]) == [1.5] and alone.same("x") == "x" and alone.lead(lambda: 3) == 3
+    assert alone.leads and alone.sum([1.5]) == [1.5] and alone.same("x") == "x" and alone.gather(2) == [2] and alone.lead(lambda: 3) == 3
     assert alone.agree(False, True, False) == (True, False)
 
 
