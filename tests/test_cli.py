@@ -516,6 +516,7 @@ def test_one_of_several_processes_knows_its_place(monkeypatch: pytest.MonkeyPatc
     for name, value in (("LOCAL_RANK", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
         monkeypatch.setenv(name, value)
     assert arguments.ranks_here() == {"rank": 3, "size": 4, "local_rank": 1}
+    monkeypatch.setattr(printing, "SPEAKING_S", 0.0)
     for args in (["train", "digits", "--epoch", "3"], ["train", "digits", "--recipe", "digitz"]):  # the first of its machine says it
         assert cli.main(args) == 2
         assert capsys.readouterr() == ("", "")

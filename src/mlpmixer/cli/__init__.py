@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import tyro
 
 from mlpmixer.cli.models import Convert, Doctor, List, Push, Reproduce, Summary
-from mlpmixer.cli.printing import first_line, print_error
+from mlpmixer.cli.printing import first_line, let_another_speak, print_error
 from mlpmixer.cli.training import DataCheck, DataPreview, DataShards, LrFind, Train
 from mlpmixer.cli.using import Evaluate, Predict, Probe
 from mlpmixer.registry import suggest
@@ -76,7 +76,10 @@ def _parse_once(args: Sequence[str]) -> Command:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         try:
             return parse(args)
-        except ValueError:
+        except (ValueError, SystemExit) as e:
+            if isinstance(e, SystemExit) and not e.code:  # help
+                raise
+            let_another_speak()
             raise SystemExit(2) from None
 
 

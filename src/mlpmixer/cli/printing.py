@@ -5,6 +5,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,14 @@ MAX_ROWS = 40  # longer tables of classes are cut; --json has all
 def print_error(message: str) -> None:
     rank = os.environ.get("RANK", "0")  # of several processes, those that are not the first say which they are
     print(f"mlpmixer: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr, flush=True)
+
+
+SPEAKING_S = 30.0
+
+
+def let_another_speak() -> None:
+    """While another process says what is wrong for all, wait: torchrun ends all when one has ended, which must not be this one."""
+    time.sleep(SPEAKING_S)
 
 
 def print_json(value: Any) -> None:

@@ -22,7 +22,7 @@ from mlpmixer.cli.arguments import (
     value_of,
     with_short,
 )
-from mlpmixer.cli.printing import MAX_ROWS, duration, percent, print_error, print_json, print_table
+from mlpmixer.cli.printing import MAX_ROWS, duration, let_another_speak, percent, print_error, print_json, print_table
 from mlpmixer.cli.progress import reporter
 from mlpmixer.config import Data, Recipe, pair
 
@@ -118,6 +118,7 @@ class Train:
             print_error(f"{e}; to go on from the last checkpoint: --resume {out}")
             return 1
         except FailedElsewhere:
+            let_another_speak()
             return 2
         if ranks.leads and not self.json:
             print_result(result.path, result.summary)
