@@ -143,6 +143,29 @@ def test_a_run_whose_time_is_over_saves_and_goes_on_exactly(undisturbed: Path, t
     assert_same_run(undisturbed, tmp_path / "run")
 
 
+def test_sigterm_saves_also_when_it_comes_twice(undisturbed: Path, tmp_path: Path) -> None:
+    def terminate(line: dict[str, Any]) -> None:
+        if line["kind"] == "step" and line["step"] == 9:
+            os.kill(os.getpid(), signal.SIGTERM)  # by a scheduler
+            os.kill(os.getpid(), signal.SIGTERM)  # by torchrun, which has been told, too
+
+    recipe = change(BASE, run={"save_every_s": 1e9})
+    with pytest.raises(Interrupted):
+        train(recipe, out=tmp_path / "run", report=terminate)
+    train(recipe, out=tmp_path / "run", resume=True)
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    def press(line: dict[str, Any]) -> None:
+        if line["kind"] == "step":
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(BASE, out=tmp_path / "run", report=press)
+
+
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(LOCAL, out=tmp_path_factory.mktemp("runs") / "local").path

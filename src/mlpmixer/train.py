@@ -446,14 +446,17 @@ def _seconds_of_a_step(step_of: Step, spend_s: float) -> float:
 
 @contextmanager
 def _stop_signal() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that a run stops between two steps; a second Ctrl-C stops at once."""
+    """An event that Ctrl-C or SIGTERM sets, so that a run stops between two steps; a second Ctrl-C stops at once.
+
+    A second SIGTERM does not: who stops a job may signal every process of it, and torchrun passes on to its own what it gets.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def handle(signum: int, frame: object) -> None:
-        if stop.is_set():
+        if stop.is_set() and signum == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
 
