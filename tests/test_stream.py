@@ -131,6 +131,13 @@ def test_the_stream_is_the_order_and_image_and_label_belong_together(shards: Pat
     assert [(s, n.tolist()) for s, n, _ in batches(stream, run, 1, 3)] == [(s, n) for s, n, *_ in seen[:3]]
 
 
+def test_who_reads_some_rows_knows_the_numbers_of_all(shards: Path) -> None:
+    stream, run = opened(shards), Run(batch_size=20, seed=5)
+    order = stream.order(run)
+    for step, numbers, images in stream.stream(run, 3, 12, range(5, 10)):  # into the third epoch
+        assert len(images) == 5 and numbers.tolist() == order.numbers(step).tolist()
+
+
 def test_both_kinds_of_shards_give_the_same_batches(tmp_path: Path) -> None:
     run = Run(batch_size=17)
     a, b = (drawn(opened(write(tmp_path / kind, kind)), run, 1, 8) for kind in ("tar", "parquet"))  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -85,18 +85,20 @@ class Order:
                 yield shard, start - begin, stop - begin
             start, at = stop, at + 1
 
+    def dealt(self, lane: int, first_step: int, last_step: int) -> Iterator[int]:
+        """The sample numbers that a lane deals from one step to another, and then the rest of the block."""
+        starts = np.cumsum([0, *self.samples])
+        for epoch, places, order, skip in self.blocks(lane, first_step, last_step):
+            numbers = np.concatenate([np.arange(a, b) + starts[s] for s, a, b in self.pieces(epoch, places)])
+            yield from numbers[order[skip:]].tolist()
+
     def numbers(self, step: int) -> Indices:
         """(B,) sample numbers of a step, without reading anything."""
-        starts = np.cumsum([0, *self.samples])
-        out: list[int] = []
-        for lane in range(self.lanes):
-            share = len(self.lane_rows(lane))
-            dealt: list[int] = []
-            for epoch, places, order, skip in self.blocks(lane, step, step):
-                numbers = np.concatenate([np.arange(a, b) + starts[s] for s, a, b in self.pieces(epoch, places)])
-                dealt += numbers[order[skip:]].tolist()
-            out += dealt[:share]
-        return np.asarray(out, dtype=np.int64)
+        return self.row_of([self.dealt(lane, step, step) for lane in range(self.lanes)])
+
+    def row_of(self, lanes: Sequence[Iterator[int]]) -> Indices:
+        """(B,) the next sample numbers of all lanes, side by side."""
+        return np.fromiter(chain.from_iterable(islice(dealt, len(self.lane_rows(i))) for i, dealt in enumerate(lanes)), np.int64, self.rows)
 
 
 @functools.lru_cache(maxsize=4)
@@ -177,6 +179,7 @@ class Stream:
             readers, decoders = pool(min(len(lanes), READERS), "read"), pool(worker_count(self.data.workers), "decode")
             dealers = [(order.lane_rows(lane), self._deal(order, lane, first, last, readers)) for lane in lanes]
             is_wanted = np.isin(np.arange(order.rows), wanted).tolist()
+            all_lanes = [order.dealt(lane, first, last) for lane in range(order.lanes)]
 
             def fetch(step: int) -> tuple[int, Indices, Pixels]:
                 dealt = []
@@ -184,7 +187,7 @@ class Stream:
                     dealt += [d for row, d in zip(share, islice(dealer, len(share)), strict=True) if is_wanted[row]]
                 numbers, labels, images = self._arrays(list(decoders.map(self._decode, dealt)))
                 self._labels.append(dict(zip(numbers.tolist(), labels.tolist(), strict=True)))
-                everyone = order.numbers(step) if len(wanted) < order.rows else np.empty(order.rows, np.int64)
+                everyone = order.row_of(all_lanes) if len(wanted) < order.rows else np.empty(order.rows, np.int64)
                 everyone[wanted] = numbers
                 at = np.searchsorted(wanted, asked)
                 return step, everyone[distinct], images if np.array_equal(at, np.arange(len(images))) else images[at]
