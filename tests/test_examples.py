@@ -15,6 +15,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         ("train_and_use.py", ["run", "0.2"], "of 360 images"),
         ("own_architecture.py", [], "parameters"),
         ("save_images.py", ["digits", "images", "3"], ""),
+        ("scale.py", ["--model", "L/16", "--images", "14e6", "--epochs", "300", "--gpus", "8", "16"], "| 16 | 55% |"),
     ],
 )
 def test_an_example_runs(

@@ -1,0 +1,293 @@
+"""What a training run takes, on paper: python examples/scale.py --model L/16 --images 14e6 --epochs 300 --gpus 8 16
+
+Arithmetic on the architecture and the assumptions below, each of which is an option; docs/scale.md reads the tables. No torch is needed.
+
+S, C, DS, DC, N, P as in the paper: patches, channels, hidden widths of token and channel mixing, blocks, values of a patch; K classes.
+"""
+
+import dataclasses
+import math
+import sys
+from dataclasses import dataclass
+
+import tyro
+
+from mlpmixer.config import MixerConfig, pair
+from mlpmixer.zoo import MODELS, count_params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The run, and what is assumed of the machines."""
+
+    model: str = "H/14"
+    """A name of `mlpmixer list models`."""
+    images: float = 300e6
+    """In the training set."""
+    epochs: float = 14
+    """Over it (the paper's table 4)."""
+    batch: int = 4096
+    """Images per step, all GPUs together (the paper, section 3)."""
+    gpus: tuple[int, ...] = (8, 64, 256)
+    """Whose time is worked out."""
+    gpus_per_node: int = 8
+    """On one machine."""
+    matrix_tflops: float = 790
+    """What a GPU gives in large bfloat16 products; 989 is the H100's and H200's nominal rate."""
+    share: float = 0.55
+    """Of that rate, reached in forward and backward passes."""
+    low_share: float = 0.40
+    """The same, should it go badly."""
+    memory_tb_s: float = 3.0
+    """Read and written by a GPU in its own memory, while the optimizer works."""
+    node_gb_s: float = 320
+    """Sent by a machine to others, and received, at once: here eight adapters of 400 Gb/s at 80 %."""
+    slow_gb_s: float = 40
+    """The same with a single adapter."""
+    nvlink_gb_s: float = 360
+    """Sent by a GPU to others in its machine: here 450 GB/s at 80 %."""
+    gpu_gb: tuple[float, ...] = (80, 141)
+    """Memory of a GPU: H100, H200."""
+    reserve_gb: float = 8
+    """Of it, for CUDA, NCCL, workspaces and what the allocator cannot use."""
+    image_kb: float = 67
+    """A stored image."""
+    decoded_per_core: float = 400
+    """Images a second, to 224 px."""
+    per_shard: int = 10_000
+    """Images in a shard."""
+    buffer: int = 1 << 20
+    """Images in memory on all machines together (--data.buffer)."""
+    write_gb_s: float = 1.0
+    """To where the checkpoints are."""
+    save_every_s: float = 1800
+    """Between checkpoints."""
+    price: float = 3.0
+    """Dollars for one GPU and one hour."""
+    gpu_kw: float = 1.3
+    """Drawn for each GPU, with its share of the machine, network and cooling."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            values = value if isinstance(value, tuple) else (value,)
+            if name != "model" and not (values and all(v > 0 for v in values)):
+                raise ValueError(f"{name} must be positive, got {value}")
+
+
+# --- the network ----------------------------------------------------------------------------------------------------
+
+
+def forward_flops(cfg: MixerConfig) -> int:
+    """Of one image, 2 for each multiply-add: stem, N blocks, head. A backward pass costs twice as much."""
+    s, c, p = cfg.num_patches, cfg.hidden_dim, patch_values(cfg)
+    block = 4 * s * c * cfg.tokens_mlp_dim + 4 * s * c * cfg.channels_mlp_dim
+    return 2 * s * p * c + cfg.num_blocks * block + 2 * c * cfg.num_classes
+
+
+def training_flops(model: str) -> int:
+    return 3 * forward_flops(MODELS[model])
+
+
+def patch_values(cfg: MixerConfig) -> int:
+    rows, columns = pair(cfg.patch_size)
+    return cfg.in_channels * rows * columns
+
+
+def block_bytes(cfg: MixerConfig, norm_bytes: int = 4) -> int:
+    """What autograd keeps of one image in one block, under bfloat16 autocast.
+
+    Both norms: input (`norm_bytes` a value: autocast makes it float32 on CUDA, leaves it bfloat16 on a CPU), mean and deviation; both MLPs:
+    input, hidden values before and after GELU.
+    """
+    x, t, h = cfg.num_patches * cfg.hidden_dim, cfg.hidden_dim * cfg.tokens_mlp_dim, cfg.num_patches * cfg.channels_mlp_dim
+    return 2 * (norm_bytes * x + 8 * cfg.num_patches) + 2 * (x + 2 * t) + 2 * (x + 2 * h)
+
+
+def kept_bytes(cfg: MixerConfig, norm_bytes: int = 4, checkpointing: bool = False) -> int:
+    """What is kept of one image until the backward pass: patches, blocks (checkpointed: their bfloat16 inputs), last norm, head, logits."""
+    s, x = cfg.num_patches, cfg.num_patches * cfg.hidden_dim
+    blocks = cfg.num_blocks * (2 * x if checkpointing else block_bytes(cfg, norm_bytes))
+    return 2 * s * patch_values(cfg) + blocks + norm_bytes * x + 8 * s + 2 * cfg.hidden_dim + 4 * cfg.num_classes
+
+
+def image_bytes(cfg: MixerConfig, checkpointing: bool) -> int:
+    """Memory for one more image of a batch: what is kept, two hidden gradients of a block, and the pixels before and after normalising.
+
+    With checkpointing, one block is computed again at a time.
+    """
+    height, width = pair(cfg.image_size)
+    working = 4 * cfg.num_patches * cfg.channels_mlp_dim + (block_bytes(cfg) if checkpointing else 0)
+    return kept_bytes(cfg, checkpointing=checkpointing) + working + 8 * cfg.in_channels * height * width
+
+
+STATE = {
+    "weights, float32": 4,
+    "gradients, float32": 4,
+    "AdamW's two moments, float32": 8,
+    "weights in bfloat16, while autocast keeps them": 2,
+    "moving average of the weights, float32 (only with --optim.ema-decay)": 4,
+}  # bytes a parameter, on every GPU
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """Of one training step, in seconds. The exchange of gradients is hidden behind the backward pass, two thirds of the computing."""
+
+    compute: float
+    exchange: float
+    optimizer: float
+
+    @property
+    def whole(self) -> float:
+        return self.compute + max(0.0, self.exchange - self.compute * 2 / 3) + self.optimizer
+
+
+def step_of(plan: Plan, gpus: int, share: float, node_gb_s: float) -> Step:
+    """Compute at `share` of the matrix rate; ring all-reduce of float32 gradients; AdamW and clipping, 32 bytes a parameter."""
+    cfg = MODELS[plan.model]
+    params = count_params(cfg)
+    among = plan.nvlink_gb_s if gpus <= plan.gpus_per_node else min(plan.nvlink_gb_s, node_gb_s)
+    return Step(
+        compute=plan.batch / gpus * training_flops(plan.model) / (share * plan.matrix_tflops * 1e12),
+        exchange=2 * (gpus - 1) / gpus * 4 * params / (among * 1e9),
+        optimizer=32 * params / (plan.memory_tb_s * 1e12),
+    )
+
+
+def table(head: str, rows: list[list[str]]) -> str:
+    columns = head.split(" | ")
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows])
+
+
+def tables(plan: Plan) -> dict[str, str]:
+    """Markdown tables by name."""
+    cfg = MODELS[plan.model]
+    params, steps = count_params(cfg), round(plan.images * plan.epochs / plan.batch)
+    names = dict.fromkeys(["S/16", "B/16", "L/16", "H/14", plan.model])
+    rate = {share: share * plan.matrix_tflops * 1e12 for share in (plan.low_share, plan.share)}
+    out = {}
+
+    out["Work"] = table(
+        "model | parameters | GFLOP an image, forward | forward and backward"
+        + "".join(f" | images/s of a GPU at {share:.0%} of {plan.matrix_tflops:g} TFLOP/s" for share in rate),
+        [
+            [
+                name,
+                f"{count_params(c) / 1e6:.1f} M",
+                f"{f / 1e9:.1f}",
+                f"{3 * f / 1e9:.1f}",
+                *(f"{r / (3 * f):,.0f}" for r in rate.values()),
+            ]
+            for name in names
+            for c in [MODELS[name]]
+            for f in [forward_flops(c)]
+        ],
+    )
+
+    rows = []
+    for gpus in plan.gpus:
+        for share, node_gb_s in ((plan.share, plan.node_gb_s), (plan.low_share, plan.node_gb_s), (plan.share, plan.slow_gb_s)):
+            if gpus <= plan.gpus_per_node and node_gb_s == plan.slow_gb_s:
+                continue
+            s = step_of(plan, gpus, share, node_gb_s)
+            days, hours = steps * s.whole / 86400, steps * s.whole / 3600 * gpus
+            network = "NVLink" if gpus <= plan.gpus_per_node else f"{node_gb_s:g} GB/s a machine"
+            times = [f"{1e3 * t:,.1f}" for t in (s.compute, s.exchange, s.whole)]
+            speed = [f"{plan.batch / s.whole:,.0f}", f"{days:,.1f}", f"{hours:,.0f}"]
+            rows.append(
+                [f"{gpus}", f"{share:.0%}", network, *times, *speed, f"{hours * plan.price:,.0f}", f"{hours * plan.gpu_kw / 1e3:.1f}"]
+            )
+    out[f"Time and cost of {steps:,} steps"] = table(
+        "GPUs | share | between machines | computing, ms | exchange, ms | step, ms | images/s | days | GPU hours | dollars | MWh", rows
+    )
+
+    out["State"] = table(
+        "on each GPU | bytes a parameter | GB",
+        [[what, f"{b}", f"{b * params / 1e9:.2f}"] for what, b in STATE.items()]
+        + [["all", f"{sum(STATE.values())}", f"{sum(STATE.values()) * params / 1e9:.2f}"]],
+    )
+
+    rows = []
+    for name in names:
+        c = MODELS[name]
+        state = sum(STATE.values()) * count_params(c) / 1e9
+        room = [max(gb - plan.reserve_gb - state, 0) * 1e9 for gb in plan.gpu_gb]
+        fits = [[f"{math.floor(r / image_bytes(c, ck)):,}" for r in room] for ck in (False, True)]
+        mb = [f"{image_bytes(c, ck) / 1e6:.1f}" for ck in (False, True)]
+        rows.append([name, f"{state:.1f}", mb[0], *fits[0], mb[1], *fits[1]])
+    sizes = "".join(f" | fit {gb:g} GB" for gb in plan.gpu_gb)
+    out["Images that fit"] = table(f"model | state, GB | MB an image{sizes} | MB with checkpointing{sizes}", rows)
+
+    rows = []
+    for gpus in plan.gpus:
+        own, state = math.ceil(plan.batch / gpus), sum(STATE.values()) * params / 1e9
+        need = [plan.reserve_gb + state + own * image_bytes(cfg, ck) / 1e9 for ck in (False, True)]
+        fit = [math.floor((gb - plan.reserve_gb - state) * 1e9 / image_bytes(cfg, False)) for gb in plan.gpu_gb]
+        parts = [f"{math.ceil(own / n)}" if n > 0 else "does not fit" for n in fit]
+        rows.append([f"{gpus}", f"{own}", *(f"{n:.0f}" for n in need), *parts])
+    parts_of = "".join(f" | parts on {gb:g} GB" for gb in plan.gpu_gb)
+    out["Memory of a GPU"] = table(f"GPUs | images of a GPU | GB | GB with checkpointing{parts_of}", rows)
+
+    rows = []
+    for gpus in plan.gpus:
+        fed = plan.batch / step_of(plan, gpus, plan.share, plan.node_gb_s).whole
+        cores = fed / plan.decoded_per_core
+        nodes = max(gpus / plan.gpus_per_node, 1)
+        held = plan.buffer * plan.image_kb / 1e6 / nodes
+        cells = f"{fed:,.0f}", f"{fed * plan.image_kb / 1e6:.2f}", f"{cores:,.0f}", f"{cores / gpus:.1f}", f"{held:.1f}"
+        rows.append([f"{gpus}", *cells])
+    out[f"Data: {plan.images * plan.image_kb / 1e9:,.1f} TB in {math.ceil(plan.images / plan.per_shard):,} shards of "
+        f"{plan.per_shard * plan.image_kb / 1e3:,.0f} MB"] = table(
+        "GPUs | images/s | GB/s from storage | cores that decode | a GPU | buffer of a machine, GB", rows
+    )  # fmt: skip
+
+    size = 12 * params / 1e9  # weights and two moments; the average, if any, 4 bytes more
+    wait = size / plan.write_gb_s
+    out["Checkpoints"] = table(
+        "GB of a checkpoint | with an average | s to write | share of the time",
+        [[f"{size:.1f}", f"{16 * params / 1e9:.1f}", f"{wait:.1f}", f"{wait / (plan.save_every_s + wait):.1%}"]],
+    )
+    return out
+
+
+# --- what others have measured ------------------------------------------------------------------------------------------
+
+TPU = 61.5  # nominal TFLOP/s of a TPU v3 core: half of a chip's 123
+RTX_3090 = 71  # nominal, float16 products with float32 sums
+
+
+def published() -> str:
+    """Which share of the nominal rate the formula makes of published times. Above 100 % it would be wrong."""
+    larger = MODELS["H/14"].adapted(image_size=448, method="parts")
+    day = 86400.0
+    cases = [  # (what, FLOP an image, images, seconds of one device, its nominal TFLOP/s)
+        ("H/14, JFT-300M, 14 epochs: 1,010 days of a TPU v3 core (paper, table 2)", training_flops("H/14"), 14 * 300e6, 1010 * day, TPU),
+        ("L/16, ImageNet-21k, 300 epochs: 410 days of a core (paper, table 2)", training_flops("L/16"), 300 * 14.2e6, 410 * day, TPU),
+        ("B/16, ImageNet-1k, 300 epochs: 131 min of 128 cores (big_vision)", training_flops("B/16"), 300 * 1.268e6, 128 * 131 * 60.0, TPU),
+        ("H/14 at 448 px, forward: 40 images/s of a core (paper, table 2)", forward_flops(larger), 40, 1.0, TPU),
+        ("L/16, training: 171 images/s of an RTX 3090 (timm, NHWC, 2022)", training_flops("L/16"), 171, 1.0, RTX_3090),
+        ("B/16, the same: 557 images/s", training_flops("B/16"), 557, 1.0, RTX_3090),
+        ("S/16, the same: 1,661 images/s", training_flops("S/16"), 1661, 1.0, RTX_3090),
+    ]
+    rows = [
+        [what, f"{f * n:.2e}", f"{f * n / s / 1e12:.1f}", f"{peak:g}", f"{f * n / s / 1e12 / peak:.0%}"] for what, f, n, s, peak in cases
+    ]
+    return table("published | FLOP by the formula | TFLOP/s of a device | nominal | share", rows)
+
+
+def main(plan: Plan) -> None:
+    for name, text in tables(plan).items():
+        print(f"**{name}**\n\n{text}\n")
+    print(f"**The formula on published runs**\n\n{published()}\n")
+    for field in dataclasses.fields(plan):
+        print(f"{field.name} = {getattr(plan, field.name)}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Plan, description=__doc__))
+    except ValueError as e:
+        sys.exit(f"scale.py: {e}")
