@@ -38,10 +38,11 @@ ALLOWED: dict[str, set[str] | None] = {
     "interop": DATA | {"zoo", "model", "kernels", "checkpoint"},
     "hub": DATA | {"zoo", "checkpoint", "runlog", "fetch"},
     "report": DATA | {"runlog"},
+    "onnx_model": DATA | {"checkpoint"},
     "tensorboard": FLOOR | {"runlog"},
     "predict": BELOW_VERBS,
     "evaluate": BELOW_VERBS | {"predict"},
-    "distill": BELOW_VERBS | VERBS,
+    "distill": BELOW_VERBS | VERBS | {"onnx_model"},
     "distributed": DATA | {"device"},
     "step": BELOW_VERBS | {"distill", "distributed"},
     "train": BELOW_VERBS | VERBS | {"distill", "distributed", "step"},
@@ -126,12 +127,13 @@ def test_only_the_edges_print_and_read_the_environment() -> None:
         "from mlpmixer.cli import main; assert main(['reproduce']) == main(['reproduce', '--help']) == 0",
         "from mlpmixer.cli import main; assert main(['summary', 'S/32']) == 0",
         "from mlpmixer.cli import main; assert main(['data', 'check', 'digits']) in (0, 1)",
-        "import mlpmixer.predict, mlpmixer.probe, mlpmixer.checkpoint, mlpmixer.runlog, mlpmixer.report",
+        "import mlpmixer.predict, mlpmixer.probe, mlpmixer.onnx_model, mlpmixer.checkpoint, mlpmixer.runlog, mlpmixer.report",
         "import mlpmixer.recipes, mlpmixer.data.datasets",
     ],
 )
 def test_torch_is_imported_only_where_it_is_needed(code: str, tmp_path: Path) -> None:
-    code += "; import sys; heavy = {'torch', 'datasets', 'matplotlib.pyplot', 'torchvision'} & set(sys.modules); assert not heavy, heavy"
+    code += "; import sys; heavy = {'torch', 'datasets', 'matplotlib.pyplot', 'torchvision', 'onnxruntime'} & set(sys.modules)"
+    code += "; assert not heavy, heavy"
     done = python(code, tmp_path)
     assert done.returncode == 0, done.stderr
 

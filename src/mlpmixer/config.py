@@ -333,9 +333,9 @@ class Distill:
     """A teacher to learn from beside the labels."""
 
     teacher: str = ""
-    """A run, a weight file or name as for init.weights, or logits: FILE.npy, or FILE.npz with an array "logits", a row for each training
-    image. A network sees each image as the student does, augmented and mixed; stored logits are of the image as it is, mixed as labels are.
-    Empty: none."""
+    """A run, a weight file or name as for init.weights, a classifier FILE.onnx, or logits: FILE.npy, or FILE.npz with an array "logits", a
+    row for each training image. A network sees each image as the student does, augmented and mixed; stored logits are of the image as it
+    is, mixed as labels are. Empty: none."""
     alpha: float = 0.5
     """The teacher's share of the loss; the labels have the rest."""
     temperature: float = 1.0

@@ -21,12 +21,13 @@ from mlpmixer.data.store import Store
 from mlpmixer.data.stream import Stream
 from mlpmixer.evaluate import match_classes
 from mlpmixer.model import Mixer
+from mlpmixer.onnx_model import OnnxModel, open_onnx
 from mlpmixer.transfer import adapt_trained
 from mlpmixer.weights import Report, load_weights
 
 Answer = Callable[[Tensor], Tensor]
 """Augmented images, float32 (B,C,h,w) in 0..255 on the device of the run -> logits (B,K). Called without gradients."""
-Source = Answer | np.ndarray | tuple[Mixer, ModelMeta] | None
+Source = Answer | np.ndarray | tuple[Mixer, ModelMeta] | OnnxModel | None
 FUNCTION = "function"  # what the recipe of a run says whose teacher was given in Python
 
 
@@ -38,6 +39,8 @@ class Teacher:
     """Of training images by number, (B,) int64: stored answers. They are of the images as they are, and are mixed as labels are."""
     after: Answer
     """Of images that have been augmented and mixed."""
+    notes: tuple[str, ...] = ()
+    """What was assumed about it."""
 
 
 def with_teacher(recipe: Recipe, function: Answer | None) -> Recipe:
@@ -54,7 +57,9 @@ def with_teacher(recipe: Recipe, function: Answer | None) -> Recipe:
 
 
 def open_teacher(name: str, report: Report | None = None) -> Source:
-    """What `distill.teacher` names: logits (N,K) as an array, or a trained network. ValueError, FileNotFoundError for what is neither.
+    """What `distill.teacher` names: logits (N,K) as an array, an ONNX model, or a trained network.
+
+    Errors: ValueError, FileNotFoundError for what is none of them.
 
     report: receives the progress of a download.
     """
@@ -67,6 +72,8 @@ def open_teacher(name: str, report: Report | None = None) -> Source:
         with np.load(path) as arrays:
             if "logits" in arrays.files:  # else it may be an official weight file
                 return _logits(arrays["logits"], name)
+    if path.suffix == ".onnx":
+        return open_onnx(name, threads=torch.get_num_threads())
     return load_weights(name, report=report)
 
 
@@ -82,7 +89,7 @@ def make_teacher(
 ) -> Teacher:
     """The teacher of a run whose training images and classes are known.
 
-    Errors: ValueError for stored logits of another number of images or classes, and for a network with other classes.
+    Errors: ValueError for stored logits of another number of images or classes, and for a network with other classes or channels.
     """
 
     def nothing(batch: np.ndarray | Tensor) -> Tensor:
@@ -104,7 +111,11 @@ def make_teacher(
                 f'data.datasets.open_images(recipe.data, "train") gives them, of {wanted[1]} classes'
             )
         return Teacher(stored, nothing)
-    answer = _network_answer(*source, train, classes, device, dtype) if isinstance(source, tuple) else source
+    notes: tuple[str, ...] = ()
+    if isinstance(source, OnnxModel):
+        answer, notes = _onnx_answer(source, train, classes, device)
+    else:
+        answer = _network_answer(*source, train, classes, device, dtype) if isinstance(source, tuple) else source
 
     @torch.no_grad()
     def after(images: Tensor) -> Tensor:
@@ -113,7 +124,7 @@ def make_teacher(
             raise ValueError(f"the teacher's answer has shape {tuple(logits.shape)}; expected logits ({len(images)}, {len(classes)})")
         return distribution(logits.float(), cfg)
 
-    return Teacher(nothing, after)
+    return Teacher(nothing, after, notes)
 
 
 def distribution(logits: Tensor, cfg: Distill) -> Tensor:
@@ -137,3 +148,27 @@ def _network_answer(
         return logits
 
     return answer
+
+
+def _onnx_answer(model: OnnxModel, train: Store | Stream, classes: tuple[str, ...], device: torch.device) -> tuple[Answer, tuple[str, ...]]:
+    """The same augmented images, brought to the graph's size and normalised as its metadata say; without any as for the student, noted."""
+    channels, said = train.preprocess.in_channels, model.metadata
+    _, wanted, *sides = model.input_shape
+    if wanted not in (None, channels):
+        raise ValueError(f"{model.name} takes images of {wanted} channels, those of this run have {channels}; try --in-channels {wanted}")
+    if said is None and model.num_classes not in (None, len(classes)):
+        raise ValueError(f"{model.name} answers with {model.num_classes} classes, the data has {len(classes)}")
+    order: slice | np.ndarray = slice(None) if said is None else match_classes(classes, said.classes)
+    preprocess = train.preprocess if said is None else said.preprocess
+    mean, std = statistics(preprocess, channels, device)
+
+    def answer(images: Tensor) -> Tensor:
+        given = tuple(images.shape[2:]) if said is None else said.preprocess.image_size
+        height, width = (side or free for side, free in zip(sides, given, strict=True))
+        images = standardise(resize(images, (height, width)), mean, std)
+        return send(torch.from_numpy(model(images.cpu().numpy())[:, order]), device)
+
+    if said is not None:
+        return answer, ()
+    rule = f"mean {', '.join(map(str, preprocess.mean))}, std {', '.join(map(str, preprocess.std))} of the 0..1 range"
+    return answer, (f"{model.name} says nothing of its images and classes: normalised as for the student ({rule}), in the data's order",)

@@ -12,7 +12,14 @@ from mlpmixer import __version__, kernels
 from mlpmixer.device import choose_device, cpu_name, describe, has_bf16
 
 NEEDED = ("torch", "numpy", "pillow", "safetensors", "tyro", "rich", "scikit-learn", "matplotlib")
-OPTIONAL = {"datasets": "hf", "pyarrow": "hf", "huggingface-hub": "hf", "tensorboard": "tensorboard"}  # and its extra
+OPTIONAL = {  # and its extra
+    "datasets": "hf",
+    "pyarrow": "hf",
+    "huggingface-hub": "hf",
+    "tensorboard": "tensorboard",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+}
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16")
 
 

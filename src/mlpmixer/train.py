@@ -178,7 +178,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
             "classes": len(stores.splits.classes),
             "steps": total,
             "step": state.step,
-            "notes": list(stores.splits.notes),
+            "notes": [*stores.splits.notes, *step_of.teacher.notes],
             "bad_images": [list(b) for b in stores.bad],
         }
     )
@@ -364,7 +364,7 @@ def finish(run: Path, recipe: Recipe, stores: Stores, step_of: Step, state: Stat
         "device": env["device"],
         "precision": env["precision"],
         "bad_images": [list(b) for b in bad],
-        "notes": list(stores.splits.notes),
+        "notes": [*stores.splits.notes, *step_of.teacher.notes],
     }
     metrics, images = (test, stores.splits.test) if test and stores.splits.test else (val, stores.splits.val)
     final = {k: summary[k] for k in ("top1", "val_top1")}
