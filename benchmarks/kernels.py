@@ -10,6 +10,7 @@ token-mixing biases, whose gradient is 0 but for rounding). Writes benchmarks/ke
 import argparse
 import csv
 import multiprocessing as mp
+import os
 import platform
 import re
 import statistics
@@ -59,6 +60,7 @@ def main() -> None:
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     kinds = [(compiled, bf16) for bf16 in ([False, True] if has_bf16(torch.device("cpu")) else [False]) for compiled in (False, True)]
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `mlpmixer` sets it: else the threads of who waits for its turn keep a core busy
     context = mp.get_context("spawn")
     for spec in args.models:
         pipes, workers = {}, []
