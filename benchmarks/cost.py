@@ -7,18 +7,15 @@ what other processes do to a step being always more; then median and quartiles o
 """
 
 import argparse
-import csv
 import dataclasses
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from table import path_of, write
 
 from mlpmixer import optim
 from mlpmixer.config import Augment, Optim, Recipe, pair
@@ -90,12 +87,6 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def path_of(benchmark: str, device: torch.device) -> Path:
-    """The CSV file, with its environment in the name."""
-    slug = re.sub(r"[^a-z0-9]+", "-", describe(device).lower()).strip("-")
-    return Path(__file__).parent / f"{benchmark}_torch-{torch.__version__.split('+')[0]}_python-{platform.python_version()}_{slug}.csv"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=15, help="of each row with the plain step, after two that warm up")
@@ -116,12 +107,7 @@ def main() -> None:
         print(f"{name:52s} {ratio:6.2f}  ({median:.2f}, {low:.2f}-{high:.2f})  {1000 * row:8.1f} ms", flush=True)
         figures = {"ratio": ratio, "median_of_turns": median, "low": low, "high": high, "least_ms": round(1000 * row, 1)}
         table.append({"step": name, "precision": precision, **figures})
-    path = path_of("cost", device)
-    with open(path, "w", newline="") as f:
-        writer = csv.DictWriter(f, table[0])
-        writer.writeheader()
-        writer.writerows(table)
-    print(path.name)
+    write(path_of("cost", device), table)
 
 
 if __name__ == "__main__":

@@ -8,22 +8,19 @@ token-mixing biases, whose gradient is 0 but for rounding). Writes benchmarks/ke
 """
 
 import argparse
-import csv
 import multiprocessing as mp
 import os
-import platform
-import re
 import statistics
 import time
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from table import path_of, write
 
 from mlpmixer import kernels
-from mlpmixer.device import cpu_name, has_bf16
+from mlpmixer.device import has_bf16
 from mlpmixer.model import create_model
 
 
@@ -99,13 +96,8 @@ def main() -> None:
         for kind, worker in zip(kinds, workers, strict=True):
             pipes[kind].send("stop")
             worker.join()
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()}-{args.threads}-threads".lower()).strip("-")
-    path = Path(__file__).parent / f"kernels_torch-{torch.__version__.split('+')[0]}_python-{platform.python_version()}_{slug}.csv"
-    with open(path, "w", newline="") as f:
-        writer = csv.DictWriter(f, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    print(path.name)
+    torch.set_num_threads(args.threads)
+    write(path_of("kernels", torch.device("cpu")), rows)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ benchmarks/memory_<torch>_<device>.csv.
 """
 
 import argparse
-import csv
 import json
 import statistics
 import subprocess
@@ -24,7 +23,8 @@ def measure(case: str, checkpointing: bool, steps: int, device_name: str, clock:
     """Of this process: take the steps and look."""
     import dataclasses
 
-    from cost import PLAIN, noise, path_of, wait
+    from cost import PLAIN, noise, wait
+    from table import path_of
 
     from mlpmixer.data.batches import batches
     from mlpmixer.device import choose_device, choose_precision, peak_mib
@@ -83,11 +83,9 @@ def main() -> None:
             path = found[0]["path"]
             table.append(row)
             print(*row.values(), sep="\t", flush=True)
-    with open(path, "w", newline="") as f:
-        writer = csv.DictWriter(f, table[0])
-        writer.writeheader()
-        writer.writerows(table)
-    print(Path(path).name)
+    from table import write
+
+    write(Path(path), table)
 
 
 if __name__ == "__main__":

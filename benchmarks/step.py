@@ -6,18 +6,15 @@ float32 ones for the same weights, and a row that is not close is void. Writes b
 """
 
 import argparse
-import csv
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from table import path_of, write
 
-from mlpmixer.device import cpu_name, has_bf16
+from mlpmixer.device import has_bf16
 from mlpmixer.model import Mixer, create_model
 
 MODES = ["float32", "bfloat16"]
@@ -94,13 +91,7 @@ def main() -> None:
             }  # fmt: skip
             rows.append(row)
             print(*row.values(), sep="\t", flush=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()}-{torch.get_num_threads()}-threads".lower()).strip("-")
-    path = Path(__file__).parent / f"step_torch-{torch.__version__.split('+')[0]}_python-{platform.python_version()}_{slug}.csv"
-    with open(path, "w", newline="") as f:
-        writer = csv.DictWriter(f, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    print(path.name)
+    write(path_of("step", torch.device("cpu")), rows)
 
 
 def timed(run: Callable[[], object]) -> float:

@@ -19,6 +19,7 @@ Indices = npt.NDArray[np.int64]
 
 
 T_co = TypeVar("T_co", covariant=True)  # Pixels, or a Tensor on a device
+Batch = TypeVar("Batch")
 
 
 class Images(Protocol[T_co]):
@@ -110,9 +111,14 @@ def batches(
         yield from map(fetch, range(first, last + 1))
         return
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(fetch, first)
-        for step in range(first, last + 1):
-            batch = ahead.result()
-            if step < last:
-                ahead = pool.submit(fetch, step + 1)
-            yield batch
+        yield from ahead(pool, fetch, first, last)
+
+
+def ahead(pool: ThreadPoolExecutor, fetch: Callable[[int], Batch], first: int, last: int) -> Iterator[Batch]:
+    """fetch(step) for first..last, in order, each begun by `pool` when the one before it is done."""
+    coming = pool.submit(fetch, first)
+    for step in range(first, last + 1):
+        batch = coming.result()
+        if step < last:
+            coming = pool.submit(fetch, step + 1)
+        yield batch

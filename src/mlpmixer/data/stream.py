@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlpmixer.config import Data, Run
-from mlpmixer.data.batches import Indices, repeated, steps_per_epoch
+from mlpmixer.data.batches import Indices, ahead, repeated, steps_per_epoch
 from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.remote import Retry
@@ -192,13 +192,7 @@ class Stream:
                 at = np.searchsorted(wanted, asked)
                 return step, everyone[distinct], images if np.array_equal(at, np.arange(len(images))) else images[at]
 
-            ahead = pool(1, "batch")
-            coming = ahead.submit(fetch, first)
-            for step in range(first, last + 1):
-                batch = coming.result()
-                if step < last:
-                    coming = ahead.submit(fetch, step + 1)
-                yield batch
+            yield from ahead(pool(1, "batch"), fetch, first, last)
 
     def labels_of(self, numbers: Indices) -> Indices:
         """(b,) class numbers of images of the batch that was given last. They come with the images: nothing else knows them."""
