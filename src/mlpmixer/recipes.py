@@ -131,6 +131,23 @@ def small_images_1m() -> Recipe:
     )
 
 
+@RECIPES.register("small-images-2h")
+def small_images_2h() -> Recipe:
+    """Any small photos (32 px) with at most 1.2 M parameters, as far as two hours on two CPU cores take: 4-px patches, 100 epochs.
+
+    mlpmixer train DATA --recipe small-images-2h
+    Result: not run yet.
+    """
+    base = small_images_1m()
+    return dataclasses.replace(
+        base,
+        name="small-images-2h",
+        model=dataclasses.replace(zoo.MODELS["Nano/4"], tokens_mlp_dim=96, channels_mlp_dim=512),
+        optim=dataclasses.replace(base.optim, lr=3e-3, muon_lr=8e-3, ema_decay=0.0),
+        run=Run(epochs=100, batch_size=128, eval_every=5, log_every=200),
+    )
+
+
 @RECIPES.register("small-images-wide")
 def small_images_wide() -> Recipe:
     """Any small photos (32 px), any size, nothing but these data: a wide Mixer, as many channels as patches, for 200 epochs on one GPU.
