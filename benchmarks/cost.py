@@ -46,6 +46,7 @@ RECIPES = {
     "mean of the last steps": change(optim={"average_last": 1.0}),
     "SAM": change(optim={"sam_rho": 0.1}),
     "locality 3": change(optim={"locality": 3}),
+    "mirror symmetry": change(optim={"mirror": True}),
     "pad, crop, flip, CutMix": dataclasses.replace(PLAIN, augment=cifar10().augment),
     "RandAugment, 2 layers": change(augment={"randaugment_layers": 2}),
     "checkpointing": change(run={"checkpointing": True}),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "src" / "mlpmixer"
 FLOOR = {"config", "registry"}  # imports nothing of ours
 DATA = FLOOR | {"data"}
 BELOW_VERBS = DATA | {"zoo", "device", "clock", "model", "kernels", "optim", "loss", "init", "checkpoint", "runlog", "recipes", "report"}
-BELOW_VERBS |= {"locality", "progressive", "transfer", "interop", "fetch", "hub", "weights"}
+BELOW_VERBS |= {"locality", "symmetry", "progressive", "transfer", "interop", "fetch", "hub", "weights"}
 VERBS = {"evaluate", "predict"}  # the other verbs import these two of each other
 ALLOWED: dict[str, set[str] | None] = {
     "config": set(),
@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "loss": FLOOR,
     "init": FLOOR | {"model"},
     "locality": FLOOR | {"model"},
+    "symmetry": FLOOR | {"model"},
     "progressive": FLOOR | {"model", "locality", "transfer"},
     "checkpoint": DATA | {"model", "kernels"},
     "runlog": FLOOR,

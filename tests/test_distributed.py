@@ -37,7 +37,7 @@ EXACT = Recipe(  # nothing is drawn within the network; 130 images over 4 proces
     ),
     run=Run(steps=12, batch_size=130, accumulate=2, precision="float32", log_every=3, save_every_s=0, test=False),
 )
-MUON = dataclasses.replace(EXACT, optim=dataclasses.replace(EXACT.optim, name="muon", lr=1e-3, head_steps=0))
+MUON = dataclasses.replace(EXACT, optim=dataclasses.replace(EXACT.optim, name="muon", lr=1e-3, head_steps=0, mirror=True))
 STREAMED = dataclasses.replace(EXACT, run=dataclasses.replace(EXACT.run, batch_size=20, progressive="4:0.5"))
 NOISY = dataclasses.replace(MUON, model=dataclasses.replace(SMALL, dropout=0.1, drop_path=0.1))
 

@@ -32,7 +32,7 @@ BASE = Recipe(
     name="test",
     model=dataclasses.replace(SMALL, num_classes=10),
     data=Data(name="digits"),
-    optim=Optim(name="muon", ema_decay=0.9, clip_norm=1.0, label_smoothing=0.1, locality=3),
+    optim=Optim(name="muon", ema_decay=0.9, clip_norm=1.0, label_smoothing=0.1, locality=3, mirror=True),
     run=Run(steps=8, batch_size=32, precision="float32", test=False),
 )
 AUGMENTS = {

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlpmixer import checkpoint, kernels, locality, optim, progressive
+from mlpmixer import checkpoint, kernels, locality, optim, progressive, symmetry
 from mlpmixer.config import Data, MixerConfig, Recipe, pair
 from mlpmixer.data.augment import alter, augment, mix, normalise, resize, standardise, statistics
 from mlpmixer.data.batches import Images, Rows, Streamed
@@ -109,6 +109,7 @@ class Step:
         if average is not model:
             choose_kernels(average, self.recipe, self.device)
         self.optimizers = optim.make_optimizers(model, self.recipe.optim)
+        self.orders = symmetry.orders(model) if self.recipe.optim.mirror else []
         self.network: nn.Module = model
         self.learning: list[bool] = []  # which parameters do: not known before the first step
 
@@ -171,6 +172,7 @@ class Step:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        symmetry.keep(self.orders, gradients=False)  # but for rounding they still were
         return loss, right
 
     def average_in(self, weight: float) -> None:
@@ -196,6 +198,7 @@ class Step:
                 (loss * self.ranks.size).backward()  # type: ignore[no-untyped-call]  # the processes' gradients are averaged
             loss_sum += loss.detach()
             right += (logits.detach().argmax(1) == wanted[:, : logits.shape[1]].argmax(1)).sum() / of
+        symmetry.keep(self.orders, gradients=True)
         return loss_sum, right
 
     def backward_up_the_slope(self, images: Tensor, targets: Tensor, seed: int, of: int) -> tuple[Tensor, Tensor]:
@@ -246,12 +249,19 @@ def first_model(recipe: Recipe, stores: Stores, start: Start | None) -> Mixer:
         if recipe.init.stem == "whitened":
             whiten_stem(model, resize(augmented_sample(recipe, stores), pair(size)))
         set_head_bias(model, recipe.init.head_bias)
+        if recipe.optim.mirror:
+            symmetry.begin(model)
         return model
     pretrained, meta = start
     model = adapt_to(pretrained, cfg, recipe.init.resize, recipe.init.magnified)
     if meta.classes != stores.splits.classes:
         reset_head(model)
         set_head_bias(model, recipe.init.head_bias)
+    if recipe.optim.mirror and (share := symmetry.asymmetry(model)) > 1e-3:
+        raise ValueError(
+            f"optim.mirror keeps a symmetric network symmetric, but {100 * share:.0f} % of a layer of {recipe.init.weights} is not; "
+            "leave it out, or start from a run that was trained with it"
+        )
     return model
 
 
