@@ -31,6 +31,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "recipe": ("recipe `cifar10`", {}),
     "adamw": ("AdamW, 2e-3, instead of Muon", {"optim.name": "adamw", "optim.lr": 2e-3}),
     "no-locality": ("no locality injection", {"optim.locality": 0}),
+    "no-mirror": ("no mirror symmetry", {"optim.mirror": False}),
+    "sam": ("sharpness-aware minimisation, 0.1", {"optim.sam_rho": 0.1}),
     "no-whitening": ("stem as in the paper, not whitened", {"init.stem": "lecun"}),
     "augment-none": ("no augmentation", {"augment.pad_crop_px": 0, "augment.flip": False, "augment.mix_probability": 0.0}),
     "augment-light": ("flip and shift only, no CutMix", {"augment.mix_probability": 0.0}),
@@ -40,6 +42,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "patch-8": ("patches of 8 px: S 16", {"model.patch_size": 8}),
     "narrow": ("C 96 instead of 128", {"model.hidden_dim": 96}),
     "wide": ("C 192, 6 blocks", {"model.hidden_dim": 192, "model.num_blocks": 6}),
+    "square": ("C 64 = S, 16 blocks", {"model.hidden_dim": 64, "model.num_blocks": 16}),
 }
 
 
