@@ -70,19 +70,29 @@ def fashion_mnist() -> Recipe:
 
 @RECIPES.register("cifar10")
 def cifar10() -> Recipe:
-    """CIFAR-10 from scratch on two CPU cores, 10 epochs, 1.00 M parameters.
+    """CIFAR-10 from scratch on two CPU cores, 10 epochs, 1.17 M parameters.
 
     mlpmixer train cifar10 --data-dir DIR --seed N
     Result: test top-1 84.95 % (84.81-85.12, n = 3), 10.1 min on two cores of an AMD EPYC (family 26), bfloat16.
     """
     return Recipe(
         name="cifar10",
-        model=dataclasses.replace(zoo.MODELS["Nano/4"], channels_mlp_dim=448),
+        model=dataclasses.replace(zoo.MODELS["Nano/4"], tokens_mlp_dim=96, channels_mlp_dim=512),
         data=Data(name="cifar10", val_fraction=0.02),
         init=Init(stem="whitened"),
-        augment=Augment(pad_crop_px=4, flip=True, cutmix=1.0, mix_probability=0.5),
-        optim=Optim(name="muon", lr=3e-3, muon_lr=8e-3, weight_decay=0.1, schedule="linear", warmup_steps=300, label_smoothing=0.1),
-        run=Run(epochs=10, batch_size=128),
+        augment=Augment(pad_crop_px=4, flip=True, cutmix=1.0, mix_probability=0.25),
+        optim=Optim(
+            name="muon",
+            lr=3e-3,
+            muon_lr=8e-3,
+            weight_decay=0.1,
+            schedule="linear",
+            warmup_steps=600,
+            locality=3,
+            mirror=True,
+            label_smoothing=0.1,
+        ),
+        run=Run(epochs=10, batch_size=64),
     )
 
 
