@@ -153,8 +153,9 @@ def small_images_2h() -> Recipe:
         base,
         name="small-images-2h",
         model=dataclasses.replace(zoo.MODELS["Nano/4"], tokens_mlp_dim=96, channels_mlp_dim=512),
-        optim=dataclasses.replace(base.optim, lr=3e-3, muon_lr=8e-3, ema_decay=0.0),
-        run=Run(epochs=100, batch_size=128, eval_every=5, log_every=200),
+        augment=dataclasses.replace(base.augment, mix_probability=0.25),
+        optim=dataclasses.replace(base.optim, lr=3e-3, muon_lr=8e-3, mirror=True, ema_decay=0.0),
+        run=Run(epochs=100, batch_size=64, eval_every=5, log_every=200),
     )
 
 
