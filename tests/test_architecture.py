@@ -14,10 +14,14 @@ FLOOR = {"config", "registry"}  # imports nothing of ours
 DATA = FLOOR | {"data"}
 BELOW_VERBS = DATA | {"zoo", "device", "clock", "model", "kernels", "optim", "loss", "init", "checkpoint", "runlog", "recipes", "report"}
 BELOW_VERBS |= {"locality", "symmetry", "progressive", "transfer", "interop", "fetch", "hub", "weights"}
+BELOW_VERBS |= {"significance", "calibration", "metrics"}
 VERBS = {"evaluate", "predict"}  # the other verbs import these two of each other
 ALLOWED: dict[str, set[str] | None] = {
     "config": set(),
     "registry": set(),
+    "significance": set(),
+    "calibration": {"significance"},
+    "metrics": {"significance", "calibration"},
     "fetch": set(),
     "zoo": FLOOR,
     "device": FLOOR,
@@ -38,7 +42,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "weights": DATA | {"zoo", "model", "checkpoint", "interop", "transfer", "fetch", "hub", "runlog"},
     "interop": DATA | {"zoo", "model", "kernels", "checkpoint"},
     "hub": DATA | {"zoo", "checkpoint", "runlog", "fetch"},
-    "report": DATA | {"runlog"},
+    "report": DATA | {"runlog", "significance"},
     "onnx_model": DATA | {"checkpoint"},
     "tensorboard": FLOOR | {"runlog"},
     "predict": BELOW_VERBS,

@@ -130,6 +130,7 @@ def test_a_recipe_by_name_can_be_used_on_other_data() -> None:
         ("train digits --device tpu --out x", "cpu"),
         ("evaluate no/such/run digits", "no/such/run"),
         ("evaluate no/such/run digits --tta flop", "did you mean flip?"),
+        ("evaluate no/such/run digits --temperature --split val", "cannot be judged on them"),
         ("predict no/such/run x.png", "no/such/run"),
         ("predict no/such/run", "which images"),
         ("probe no/such/run digits", "no/such/run"),
@@ -319,10 +320,20 @@ def test_evaluate_prints_numbers_or_json_and_writes_a_page(digits_run: Path, run
     assert "augmentation" not in out
     code, out, _ = run("evaluate", str(digits_run), "--tta", "flip,shift")
     first, second = out.splitlines()[:2]
-    assert code == 0 and first.startswith("360 images  top-1 ")
+    assert code == 0 and re.match(r"360 images  top-1 +[\d.]+ % \([\d.]+-[\d.]+\)  top-5 .* nll [\d.]+  ece [\d.]+  brier [\d.]+$", first)
     assert second.startswith("with test-time augmentation (flip, shift: the mean over 10 views)  top-1 ")
     numbers = json.loads(run("evaluate", str(digits_run), "--json")[1])
     assert numbers["n"] == json.loads((digits_run / "summary.json").read_text())["test"]["n"]
+
+
+def test_evaluate_fits_a_temperature_on_validation_images(digits_run: Path, run: Line, tmp_path: Path) -> None:
+    code, _, err = run("evaluate", str(digits_run), "--temperature")
+    assert code == 2 and "on these 72 validation images the answers are no better than chance" in err  # after two steps
+    assert run("train", "digits", "--out", str(tmp_path / "run"), "--steps", "50", *QUICK[2:])[0] == 0
+    code, out, _ = run("evaluate", str(tmp_path / "run"), "--temperature")
+    assert code == 0 and re.search(r"divided by the temperature [\d.]+ \(fitted on 72 validation images\)  nll", out)
+    tempered = json.loads(run("evaluate", str(tmp_path / "run"), "--temperature", "--json")[1])["tempered"]
+    assert tempered["n"] == 72 and tempered["temperature"] > 0 and len(tempered["reliability"]) == 15
 
 
 def images(folder: Path, n: int = 2) -> list[str]:

@@ -11,11 +11,14 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
 
 from mlpmixer import zoo
+from mlpmixer.calibration import expected_calibration_error, fit_temperature, negative_log_likelihood, tempered
 from mlpmixer.config import Data, Recipe, to_json
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.evaluate import evaluate, expected_calibration_error, match_classes, metrics_from_probabilities, shifted
+from mlpmixer.evaluate import evaluate, match_classes, shifted
+from mlpmixer.metrics import metrics_from_probabilities
 from mlpmixer.predict import Classifier
+from mlpmixer.significance import wilson
 
 
 def random_case(seed, n=200, k=7):
@@ -48,6 +51,17 @@ def test_metrics_agree_with_scikit_learn():
     assert m.top5 == pytest.approx(top_k_accuracy_score(labels, p, k=5))
     assert m.nll == pytest.approx(log_loss(labels, p))
     assert np.mean([c.f1 for c in m.per_class]) == pytest.approx(f1_score(labels, p.argmax(axis=1), average="macro"))
+
+
+def test_every_accuracy_has_wilsons_interval_and_the_bins_make_up_the_calibration_error():
+    p, labels, classes, names = random_case(2)
+    m = metrics_from_probabilities(p, labels, classes, names)
+    assert m.top1_interval == wilson(round(200 * m.top1), 200) and m.top5_interval == wilson(round(200 * m.top5), 200)
+    assert all(c.recall_interval == wilson(round(c.recall * c.support), c.support) for c in m.per_class)
+    assert m.brier == pytest.approx(np.mean(((p - np.eye(7)[labels]) ** 2).sum(axis=1)))
+    assert sum(b.count for b in m.reliability) == 200 and len(m.reliability) == 15
+    assert m.ece == pytest.approx(sum(b.count * abs(b.accuracy - b.confidence) for b in m.reliability if b.count) / 200)
+    assert metrics_from_probabilities(p[:, :3], np.zeros(200, int), list("abc"), names).top5_interval is None
 
 
 def test_a_confidence_on_the_edge_of_a_bin_belongs_to_the_lower_bin():
@@ -171,6 +185,30 @@ def test_test_time_augmentation_stands_beside_the_plain_numbers_and_is_the_mean_
     assert evaluate(model, images, tta=("flip", "shift")).tta.views == 10
     with pytest.raises(ValueError, match=r"no test-time augmentation named 'flop'; did you mean flip\?"):
         evaluate(model, images, tta=["flop"])
+
+
+def test_a_temperature_is_fitted_on_other_images_and_changes_nothing_but_how_sure_the_model_is(tmp_path):
+    for split, levels in (("val", (100, 120, 130, 140, 150)), ("test", (90, 110, 125, 135, 160, 170))):
+        for i, level in enumerate(levels):
+            name = "red" if (level > 127) != (i == 1) else "blue"  # the second image of each split is of the other class
+            (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (level, 127, 255 - level)).save(tmp_path / split / name / f"{level}.png")
+    model = red_or_blue(("blue", "red"))
+    val, test = (open_images(Data(name=str(tmp_path / split)), "all") for split in ("val", "test"))
+    plain, both = evaluate(model, test), evaluate(model, test, validation=val)
+    assert dataclasses.replace(both, tempered=None) == plain and plain.tempered is None
+
+    def probabilities(images):
+        return model.probabilities(np.stack([model.array(images.source(i)) for i in range(len(images))]))
+
+    temperature = fit_temperature(probabilities(val), val.labels)
+    assert (both.tempered.temperature, both.tempered.n) == (temperature, 5)
+    assert both.tempered.nll == negative_log_likelihood(tempered(probabilities(test), temperature), test.labels) != plain.nll
+    assert sum(b.count for b in both.tempered.reliability) == 6 and both.tempered.brier != plain.brier
+    assert json.loads(json.dumps(both.to_json())) == both.to_json()
+    with pytest.raises(ValueError, match="sigmoid loss"):
+        model.multi_label = True
+        evaluate(model, test, validation=val)
 
 
 def test_a_shifted_view_is_the_image_a_32nd_of_its_side_further():

@@ -1,3 +1,4 @@
+import dataclasses
 import html
 import json
 import re
@@ -10,7 +11,7 @@ from PIL import Image
 
 from mlpmixer.config import Data, Recipe, to_json
 from mlpmixer.data.datasets import open_images
-from mlpmixer.evaluate import metrics_from_probabilities
+from mlpmixer.metrics import metrics_from_probabilities, with_temperature
 from mlpmixer.report import esc, evaluation_html, thumbnails_of, write_report
 
 EVIL = (
@@ -98,7 +99,7 @@ def test_a_report_shows_the_run_and_how_to_use_it(run):
     for text in ("digits<i>", "x<y.png", "empty file", "mlpmixer train digits"):
         assert text in page.text, text
     assert f"mlpmixer predict '{run}' photo.jpg" in page.text  # quoted: the path has a space
-    assert path.read_text(encoding="utf-8").count("<svg") == 3  # loss, accuracy, learning rate
+    assert path.read_text(encoding="utf-8").count("<svg") == 4  # loss, accuracy, learning rate, reliability
 
 
 def test_given_metrics_take_the_place_of_the_stored_ones(run):
@@ -142,6 +143,21 @@ def test_a_perfect_model_has_a_page():
     m = metrics_from_probabilities(np.eye(3), np.arange(3), list("abc"), list("xyz"))
     page = check_safe(evaluation_html(m))
     assert "100.0 %" in page.text and "No image was classified wrong" in page.text
+
+
+def test_calibration_is_drawn_and_told_before_and_after_a_temperature():
+    rng = np.random.default_rng(0)
+    p, labels = rng.dirichlet(np.ones(3), 60), rng.integers(0, 3, 60)
+    m = metrics_from_probabilities(p, labels, list("abc"), [str(i) for i in range(60)])
+    plain = evaluation_html(m)
+    after = with_temperature(p, labels, 2.5, 17)
+    m = dataclasses.replace(m, tempered=after)
+    page = check_safe(evaluation_html(m))
+    for text in ("logits divided by 2.500, the best on 17 validation images", f"{after.nll:.4f}"):
+        assert text in page.text and text not in plain
+    assert f"{m.brier:.4f}" in page.text and f"{m.brier:.4f}" in plain
+    stored = {k: v for k, v in m.to_json().items() if k not in ("reliability", "brier", "tempered")}
+    assert "Calibration" not in check_safe(evaluation_html(stored)).text  # of an older run
 
 
 def test_thumbnails_are_small_pictures_and_unreadable_images_have_none(tmp_path):

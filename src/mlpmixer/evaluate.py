@@ -1,4 +1,4 @@
-"""How good a model is: every image once, all numbers from the probabilities. Imports no torch.
+"""How good a model is: every image once, all numbers (see `metrics`) from the probabilities. Imports no torch.
 
 N images, K classes. All shares are fractions between 0 and 1.
 """
@@ -6,25 +6,22 @@ N images, K classes. All shares are fractions between 0 and 1.
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlpmixer import zoo
+from mlpmixer.calibration import fit_temperature
 from mlpmixer.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.images import Pixels
 from mlpmixer.data.sources import ImageSet
+from mlpmixer.metrics import Averaged, Metrics, metrics_from_probabilities, with_temperature
 from mlpmixer.predict import Classifier, load, outputs_of
 from mlpmixer.registry import Registry
 from mlpmixer.runlog import read_recipe
 
-ECE_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks"
-MOST_WRONG = 24
-CONFUSION_MAX_CLASSES = 1000  # K x K integers: above this the matrix is left empty
 SHIFT = 32  # a shifted view moves by this part of the side, at least by one pixel: one pixel of CIFAR's 32
 
 View = Callable[[Pixels], Pixels]
@@ -66,78 +63,6 @@ def views_of(kinds: Sequence[str]) -> list[View]:
     return views
 
 
-@dataclass(frozen=True)
-class ClassScore:
-    """One class of the model. `support` is its number of images; a ratio with nothing below the line is 0."""
-
-    name: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
-
-
-@dataclass(frozen=True)
-class Wrong:
-    """A mistake: `probability` is the model's belief in `predicted`; `index` is the image's place in the data."""
-
-    name: str
-    true: str
-    predicted: str
-    probability: float
-    index: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Averaged:
-    """The same numbers as in `Metrics`, from probabilities that are the mean over several views of each image."""
-
-    kinds: tuple[str, ...]
-    """Of test-time augmentation, see `TTA`."""
-    views: int
-    """How many times each image went through the network."""
-    top1: float
-    top5: float | None
-    nll: float
-    ece: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """The result of an evaluation on `n` readable images."""
-
-    n: int
-    classes: tuple[str, ...]
-    top1: float
-    top5: float | None
-    """None when there are five classes or fewer: it would always be 1."""
-    nll: float
-    """Mean negative log-likelihood of the true class, in nats."""
-    ece: float
-    """Expected calibration error over 15 equal-width bins (lo, hi] of the top probability."""
-    per_class: tuple[ClassScore, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    """[true][predicted] counts; empty above 1000 classes."""
-    most_wrong: tuple[Wrong, ...]
-    """The mistakes the model was surest of, surest first."""
-    bad: tuple[tuple[str, str], ...] = ()
-    """Unreadable images, (name, reason): not counted in anything above."""
-    tta: Averaged | None = None
-    """With test-time augmentation, where it was asked for. Everything above is without."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; rows become objects."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return plain | {
-            "classes": list(self.classes),
-            "per_class": [dataclasses.asdict(row) for row in self.per_class],
-            "confusion": [list(row) for row in self.confusion],
-            "most_wrong": [dataclasses.asdict(row) for row in self.most_wrong],
-            "bad": [list(pair) for pair in self.bad],
-            "tta": self.tta and dataclasses.asdict(self.tta) | {"kinds": list(self.tta.kinds)},
-        }
-
-
 def evaluate(
     model: Classifier | str | os.PathLike[str],
     data: ImageSet | Data | str | None = None,
@@ -145,42 +70,58 @@ def evaluate(
     split: str = "test",
     batch_size: int = 256,
     tta: Sequence[str] = (),
+    validation: ImageSet | None = None,
 ) -> Metrics:
     """Metrics of a model on every image of `data`, once; unreadable images are skipped and named in `Metrics.bad`.
 
     model: a Classifier, or what `load` takes. data: an ImageSet, a Data, the name or path of a data set (then its
     `split` is taken), or None for the data that the run was trained on. Where a run's own data is named, it is cut as
     in training, so that no training image lands in the test split. tta: kinds of test-time augmentation, such as ("flip", "shift"):
-    `Metrics.tta` is then what the mean over those views gives; all the rest stays without.
+    `Metrics.tta` is then what the mean over those views gives. validation: other images to fit a temperature on, for `Metrics.tempered`.
+    Neither changes the rest.
 
-    Raises ValueError when the classes of data and model differ (another order is fine), when no image is readable, and for unknown names.
+    Raises ValueError when the classes of data and model differ (another order is fine), when no image is readable, for unknown names,
+    and when there is no best temperature.
     """
-    views = views_of(tta)
+    views_of(tta)  # a wrong kind is said before anything runs
     classifier = model if isinstance(model, Classifier) else load(model)
     images = data if isinstance(data, ImageSet) else open_images(data_of(classifier, data), split)
     to_model = match_classes(images.classes, classifier.classes)
+    fitted = _temperature(classifier, validation, batch_size) if validation is not None else None
 
-    def score(views: Sequence[View]) -> Metrics:
-        def mean_over_views(arrays: Pixels) -> NDArray[np.float32]:
-            mean: NDArray[np.float32] = np.mean([classifier.probabilities(np.ascontiguousarray(view(arrays))) for view in views], axis=0)
-            return mean
+    kept, probabilities, bad = outputs_of(classifier, images, classifier.probabilities, batch_size)
+    labels, names = to_model[images.labels[kept]], [str(images.names[i]) for i in kept]
+    metrics = metrics_from_probabilities(probabilities, labels, classifier.classes, names, indices=kept.tolist(), bad=bad)
+    return dataclasses.replace(
+        metrics,
+        tta=_averaged(classifier, images, tta, labels, names, batch_size) if tta else None,
+        tempered=with_temperature(probabilities, labels, *fitted) if fitted else None,
+    )
 
-        kept, probabilities, bad = outputs_of(classifier, images, mean_over_views, batch_size)
-        return metrics_from_probabilities(
-            probabilities,
-            to_model[images.labels[kept]],
-            classifier.classes,
-            [str(images.names[i]) for i in kept],
-            indices=kept.tolist(),
-            bad=bad,
-        )
 
-    plain = score([itself])
-    if not tta:
-        return plain
-    averaged = score(views)
-    numbers = {name: getattr(averaged, name) for name in ("top1", "top5", "nll", "ece")}
-    return dataclasses.replace(plain, tta=Averaged(kinds=tuple(tta), views=len(views), **numbers))
+def _averaged(
+    classifier: Classifier, images: ImageSet, kinds: Sequence[str], labels: NDArray[np.int64], names: Sequence[str], batch_size: int
+) -> Averaged:
+    """The numbers of the mean over all views of each readable image; their labels and names."""
+    views = views_of(kinds)
+
+    def mean_over_views(arrays: Pixels) -> NDArray[np.float32]:
+        mean: NDArray[np.float32] = np.mean([classifier.probabilities(np.ascontiguousarray(view(arrays))) for view in views], axis=0)
+        return mean
+
+    _, probabilities, _ = outputs_of(classifier, images, mean_over_views, batch_size)
+    metrics = metrics_from_probabilities(probabilities, labels, classifier.classes, names)
+    numbers = {f.name: getattr(metrics, f.name) for f in dataclasses.fields(Averaged) if f.name not in ("kinds", "views")}
+    return Averaged(kinds=tuple(kinds), views=len(views), **numbers)
+
+
+def _temperature(classifier: Classifier, validation: ImageSet, batch_size: int) -> tuple[float, int]:
+    """The best temperature on these images, and how many of them could be read."""
+    if classifier.multi_label:
+        raise ValueError("a temperature belongs to a softmax; this model was trained with the sigmoid loss")
+    to_model = match_classes(validation.classes, classifier.classes)
+    kept, probabilities, _ = outputs_of(classifier, validation, classifier.probabilities, batch_size)
+    return fit_temperature(probabilities, to_model[validation.labels[kept]]), len(kept)
 
 
 def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> NDArray[np.int64]:
@@ -204,67 +145,6 @@ def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> 
         raise ValueError("the classes of data and model differ: " + "; ".join(parts) + ". Class folders must be named as in training")
     index = {name: i for i, name in enumerate(model_classes)}
     return np.array([index[name] for name in data_classes], dtype=np.int64)
-
-
-def metrics_from_probabilities(
-    probabilities: NDArray[np.floating[Any]],
-    labels: NDArray[np.integer[Any]],
-    classes: Sequence[str],
-    names: Sequence[str],
-    *,
-    indices: Sequence[int] | None = None,
-    bad: Sequence[tuple[str, str]] = (),
-) -> Metrics:
-    """All metrics from probabilities (N,K) and labels (N,). `indices` are the images' places in the data (default 0..N-1).
-
-    Equal probabilities count for the class with the lower index, as in argmax. A probability of 0 counts as the smallest
-    float32 in the negative log-likelihood.
-    """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-    p = np.asarray(probabilities)
-    labels = np.asarray(labels, dtype=np.int64)
-    n, k = p.shape
-    if n == 0 or labels.shape != (n,) or len(names) != n or len(classes) != k:
-        got = f"{p.shape}, {labels.shape}, {len(names)}, {len(classes)}"
-        raise ValueError(f"expected N >= 1 rows of K probabilities, N labels, N names, K classes; got {got}")
-    if not np.isfinite(p).all():
-        raise ValueError("the probabilities hold NaN or infinity: the model is broken, as after a diverged training")
-    if labels.min() < 0 or labels.max() >= k:
-        raise ValueError(f"labels must be in 0..{k - 1}, got {labels.min()}..{labels.max()}")
-
-    of_true = p[np.arange(n), labels]
-    above = p > of_true[:, None]
-    tied_before = (p == of_true[:, None]) & (np.arange(k) < labels[:, None])
-    rank = (above | tied_before).sum(axis=1)  # 0: the true class is the prediction
-    predicted = p.argmax(axis=1)
-    confidence = p.max(axis=1).astype(np.float64)
-
-    nll = -np.log(np.maximum(of_true.astype(np.float64), np.finfo(np.float32).tiny))
-    precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, labels=np.arange(k), zero_division=0)
-    confusion = confusion_matrix(labels, predicted, labels=np.arange(k)) if k <= CONFUSION_MAX_CLASSES else np.zeros((0, 0), int)
-    places = range(n) if indices is None else indices
-    wrong = sorted(np.flatnonzero(rank > 0).tolist(), key=lambda i: (-confidence[i], names[i], places[i]))[:MOST_WRONG]
-    return Metrics(
-        n=n,
-        classes=tuple(classes),
-        top1=float((rank == 0).mean()),
-        top5=float((rank < 5).mean()) if k > 5 else None,
-        nll=float(nll.mean()),
-        ece=expected_calibration_error(confidence, rank == 0),
-        per_class=tuple(ClassScore(classes[c], float(precision[c]), float(recall[c]), float(f1[c]), int(support[c])) for c in range(k)),
-        confusion=tuple(tuple(int(v) for v in row) for row in confusion),
-        most_wrong=tuple(Wrong(names[i], classes[labels[i]], classes[predicted[i]], float(confidence[i]), int(places[i])) for i in wrong),
-        bad=tuple(bad),
-    )
-
-
-def expected_calibration_error(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = ECE_BINS) -> float:
-    """Mean |accuracy - confidence| over equal-width bins (lo, hi] of the confidence (N,), weighted by their counts."""
-    edges = np.arange(1, bins) / bins
-    bin_of = np.digitize(confidence, edges, right=True)
-    gaps = np.bincount(bin_of, weights=correct.astype(np.float64) - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidence))
 
 
 def data_of(classifier: Classifier, data: Data | str | None) -> Data:

@@ -12,10 +12,10 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,10 @@ from PIL import Image
 from mlpmixer.data.images import ImageError, decode
 from mlpmixer.data.sources import ImageSet
 from mlpmixer.runlog import read_metrics
+from mlpmixer.significance import wilson
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TABLE_CLASSES = 20  # up to here the confusion matrix is a table of numbers, above it a picture
 LABELLED_CLASSES = 200  # up to here the picture names its rows and columns
@@ -144,7 +148,7 @@ def _header(title: str, test: Json | None, facts: Sequence[tuple[str, str]], wha
     big = ""
     if test:
         n, top1 = int(test["n"]), float(test["top1"])
-        low, high = _wilson(top1, n)
+        low, high = wilson(round(top1 * n), n)
         big = (
             f'<p class="big">{_percent(top1)}<small> of {n:,} {esc(what)} are classified right</small></p>'
             f'<p class="muted">95 % interval {_percent(low)} to {_percent(high)}, from the number of images alone (Wilson)</p>'
@@ -155,14 +159,15 @@ def _header(title: str, test: Json | None, facts: Sequence[tuple[str, str]], wha
 
 
 def _scores(test: Json) -> list[tuple[str, str]]:
-    scores = [("top-5", _percent(test["top5"]))] if test.get("top5") is not None else []
+    scores = [("top-5", _ranged(test["top5"], test["n"]))] if test.get("top5") is not None else []
     averaged = test.get("tta")
     if averaged:
-        scores.append((f"top-1 with test-time augmentation ({', '.join(averaged['kinds'])})", _percent(averaged["top1"])))
+        scores.append((f"top-1 with test-time augmentation ({', '.join(averaged['kinds'])})", _ranged(averaged["top1"], test["n"])))
     return [
         *scores,
         ("negative log-likelihood", f"{test['nll']:.4f} nats"),
         ("calibration error", _percent(test["ece"])),
+        *([("Brier score", f"{test['brier']:.4f}")] if "brier" in test else []),
         ("classes", f"{len(test['classes']):,}"),
     ]
 
@@ -170,7 +175,12 @@ def _scores(test: Json) -> list[tuple[str, str]]:
 def _metrics_sections(test: Json | None, thumbnails: Thumbnails) -> list[str]:
     if not test:
         return []
-    return [_gallery_section(test["most_wrong"], thumbnails), _confusion_section(test), _classes_section(test["per_class"])]
+    return [
+        _gallery_section(test["most_wrong"], thumbnails),
+        _calibration_section(test),
+        _confusion_section(test),
+        _classes_section(test["per_class"]),
+    ]
 
 
 def _gallery_section(wrong: Sequence[Json], thumbnails: Thumbnails) -> str:
@@ -197,6 +207,28 @@ def _picture(pixels: NDArray[np.uint8] | None) -> str:
     file, small = io.BytesIO(), max(image.size) <= 64
     image.save(file, "PNG") if small else image.save(file, "JPEG", quality=85)
     return f'<img class="{"px" if small else ""}" alt="" src="{_data_uri(file.getvalue())}">'
+
+
+def _calibration_section(test: Json) -> str:
+    """How sure the answers are against how often they are right; nothing for metrics that were stored without it."""
+    if not test.get("reliability"):
+        return ""
+    lines, after = [("val", "as it is", test)], test.get("tempered")
+    if after:
+        what = f"logits divided by {after['temperature']:.3f}, the best on {after['n']:,} validation images"
+        lines.append(("train", what, after))
+    rows = [
+        f'<tr><td><span class="key {kind}"></span>{what}</td><td class="r">{_percent(m["ece"])}</td><td class="r">{m["nll"]:.4f}</td>'
+        f'<td class="r">{m["brier"]:.4f}</td></tr>'
+        for kind, what, m in lines
+    ]
+    note = (
+        "Up: the share of right answers, %, with its 95 % interval (Wilson), among those it was about as sure of; across: how sure, %. "
+        "Below the dashed line it is surer than it should be. Underneath: how many of the images are there, %."
+    )
+    table = _table(["", "calibration error", "NLL, nats", "Brier score"], rows, numbers=3)
+    chart = f'<figure class="chart">{_reliability_chart([m["reliability"] for _, _, m in lines])}</figure>'
+    return _section("Calibration", f'<div class="charts">{chart}<div><p class="muted">{note}</p>{table}</div></div>')
 
 
 def _confusion_section(test: Json) -> str:
@@ -265,10 +297,11 @@ def _classes_section(rows: Sequence[Json]) -> str:
     rows = sorted(rows, key=lambda r: (r["f1"], r["name"])) if many else rows
     lines = [
         f'<tr><td class="name">{esc(r["name"])}</td><td class="bar" style="--s:{100 * r["f1"]:.1f}%">{_percent(r["f1"])}</td>'
-        f'<td class="r">{_percent(r["precision"])}</td><td class="r">{_percent(r["recall"])}</td><td class="r">{r["support"]:,}</td></tr>'
+        f'<td class="r">{_percent(r["precision"])}</td><td class="r">{_ranged(r["recall"], r["support"])}</td>'
+        f'<td class="r">{r["support"]:,}</td></tr>'
         for r in rows
     ]
-    note = '<p class="muted">Sorted by F1, the weakest first.</p>' if many else ""
+    note = f'<p class="muted">{"Sorted by F1, the weakest first. " if many else ""}In brackets: 95 % intervals (Wilson).</p>'
     return _section("Classes", note + _table(["class", "F1", "precision", "recall", "images"], lines, numbers=4, tall=many))
 
 
@@ -346,14 +379,9 @@ _COLOURS = {"#010101": "var(--ink2)", "#020202": "var(--line)", "#030303": "var(
 
 def _chart(series: Sequence[tuple[str, list[float], list[float]]]) -> str:
     """Curves over steps as an inline SVG with nothing but numbers on its axes."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "mlpmixer", "font.family": "sans-serif", "font.size": 9}):
-        figure = Figure(figsize=(4.2, 2.6), layout="constrained")
-        FigureCanvasSVG(figure)
+    def draw(figure: "Figure") -> None:
         axes = figure.add_subplot()
         for name, x, y in series:
             main = name != "train"
@@ -365,11 +393,45 @@ def _chart(series: Sequence[tuple[str, list[float], list[float]]]) -> str:
             axes.plot(x, y, color="#040404" if main else "#030303", linewidth=1.8 if main else 1.4, marker=marker, markersize=3)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.grid(color="#020202", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(colors="#010101", length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+
+    return _svg(draw, 4.2, 2.6)
+
+
+def _reliability_chart(models: Sequence[Sequence[Json]]) -> str:
+    """Accuracy over confidence, in percent, of the bins of one or two sets of probabilities, above the share of the images in each bin."""
+
+    def draw(figure: "Figure") -> None:
+        axes, below = figure.subplots(2, sharex=True, height_ratios=(4, 1))
+        axes.plot((0, 100), (0, 100), color="#010101", linewidth=1, linestyle=(0, (4, 3)))
+        for i, (bins, colour) in enumerate(zip(models, ("#040404", "#030303"), strict=False)):
+            filled, total = [b for b in bins if b["count"]], sum(b["count"] for b in bins)
+            x, y = ([100 * b[key] for b in filled] for key in ("confidence", "accuracy"))
+            reach = [[100 * abs(b["accuracy_interval"][side] - b["accuracy"]) for b in filled] for side in (0, 1)]
+            axes.errorbar(x, y, yerr=reach, color=colour, linewidth=0.8, elinewidth=1, marker="o", markersize=3.5, capsize=2)
+            width = 90 / len(bins) / len(models)
+            left = [100 / len(bins) * (k + 0.05) + width * i for k in range(len(bins))]
+            below.bar(left, [100 * b["count"] / total for b in bins], width=width, color=colour, align="edge")
+        axes.set(xlim=(0, 100), ylim=(0, 100))
+
+    return _svg(draw, 4.6, 4.8)
+
+
+def _svg(draw: Callable[["Figure"], None], width: float, height: float) -> str:
+    """What `draw` puts on an empty figure of that size, in inches, as an inline SVG in the page's colours."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "mlpmixer", "font.family": "sans-serif", "font.size": 9}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        for axes in figure.axes:
+            axes.grid(color="#020202", linewidth=0.8)
+            axes.set_axisbelow(True)
+            axes.tick_params(colors="#010101", length=0)
+            for spine in axes.spines.values():
+                spine.set_visible(False)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = text.getvalue()
@@ -404,18 +466,17 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f} %" if 0.99 <= share < 1 else f"{100 * share:.1f} %"
 
 
+def _ranged(share: float, n: int) -> str:
+    """A share of n images with its 95 % interval: 85.1 % (84.4-85.8)"""
+    low, high = wilson(round(share * n), n)
+    return f"{_percent(share)} ({100 * low:.1f}-{100 * high:.1f})"
+
+
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 90 else f"{int(minutes // 60)} h {int(minutes % 60)} min"
-
-
-def _wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share seen in n trials."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _data_uri(data: bytes) -> str:

@@ -42,7 +42,7 @@ def finite(value: Any) -> Any:
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns of text, numbers to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
-    right = [bool(rows) and all(re.fullmatch(r"[\d.,]*( %)?", row[i]) for row in rows) for i in range(len(header))]
+    right = [bool(rows) and all(re.fullmatch(r"[<+-]?[\d.,]*( %)?", row[i]) for row in rows) for i in range(len(header))]
     for row in (header, *rows):
         cells = (f"{c:>{w}}" if r else f"{c:{w}}" for c, w, r in zip(row, widths, right, strict=True))
         print("  ".join(cells).rstrip())
@@ -54,6 +54,12 @@ def first_line(thing: Any) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
+
+
+def between(interval: Sequence[float]) -> str:
+    """A 95 % interval of a share: (84.4-85.8)"""
+    low, high = (f"{100 * share:.1f}" for share in interval)
+    return f"({low}-{high})"
 
 
 def duration(seconds: float | None) -> str:

@@ -22,9 +22,10 @@ from mlpmixer.cli.arguments import (
     value_of,
     with_short,
 )
-from mlpmixer.cli.printing import MAX_ROWS, duration, let_another_speak, percent, print_error, print_json, print_table
+from mlpmixer.cli.printing import MAX_ROWS, between, duration, let_another_speak, percent, print_error, print_json, print_table
 from mlpmixer.cli.progress import reporter
 from mlpmixer.config import Data, Recipe, pair
+from mlpmixer.significance import wilson
 
 if TYPE_CHECKING:
     from mlpmixer.data.check import CheckReport
@@ -189,9 +190,8 @@ def latest_unfinished() -> Path:
 
 
 def print_result(path: Path, summary: dict[str, Any]) -> None:
-    test = summary.get("test") or {}
-    top1 = {"test": test.get("top1"), "validation": summary.get("val_top1")}
-    scores = [f"{split} top-1 {percent(share)}" for split, share in top1.items() if share is not None]
+    measured = (("test", summary.get("test")), ("validation", summary.get("val")))
+    scores = [f"{split} top-1 {percent(m['top1'])} {between(wilson(round(m['top1'] * m['n']), m['n']))}" for split, m in measured if m]
     peak = f", at most {summary['peak_mib']:,.0f} MiB" if summary.get("peak_mib") else ""
     bad = summary.get("bad_images") or []
     print(f"{', '.join(scores)} after {summary['steps']:,} steps in {duration(summary['train_s'])}{peak}")

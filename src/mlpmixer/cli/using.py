@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from mlpmixer.cli.arguments import Flag, whole_numbers
-from mlpmixer.cli.printing import MAX_ROWS, percent, print_error, print_json, print_table
+from mlpmixer.cli.printing import MAX_ROWS, between, percent, print_error, print_json, print_table
 from mlpmixer.cli.progress import reporter
 from mlpmixer.config import Method
 
 if TYPE_CHECKING:
-    from mlpmixer.evaluate import Averaged, Metrics
+    from mlpmixer.metrics import Averaged, Metrics, Tempered
     from mlpmixer.predict import Classifier, Failure, Prediction
     from mlpmixer.probe import ProbeResult
 
@@ -59,6 +59,8 @@ class Evaluate:
     """Where the files of a named data set are."""
     tta: Annotated[str, arg(metavar="KIND,...")] = ""
     """Also the mean over several views of each image (test-time augmentation): flip, shift (by 1/32 of the side) or flip,shift."""
+    temperature: Flag = False
+    """Also fit a temperature on the validation images of DATA, and say what dividing the logits by it does to calibration."""
     batch_size: int = 256
     """Images at a time."""
     device: str = "auto"
@@ -74,13 +76,21 @@ class Evaluate:
         from mlpmixer.evaluate import data_of, evaluate, views_of
 
         kinds = self.tta.split(",") if self.tta else []
-        views_of(kinds)  # a wrong one is said before anything is loaded
+        views_of(kinds)  # what is wrong is said before anything is loaded
+        if self.temperature and self.split in ("val", "all"):
+            raise ValueError(f"--temperature is fitted on validation images, so it cannot be judged on them: --split {self.split}")
         classifier = self.sizes.load(self.run, self.device)
         data = data_of(classifier, self.data or None)
         if self.data_dir:
             data = dataclasses.replace(data, data_dir=self.data_dir)
         images = open_images(data, self.split)
-        metrics = evaluate(classifier, images, batch_size=self.batch_size, tta=kinds)
+        metrics = evaluate(
+            classifier,
+            images,
+            batch_size=self.batch_size,
+            tta=kinds,
+            validation=open_images(data, "val") if self.temperature else None,
+        )
         if self.json:
             print_json(metrics.to_json())
         else:
@@ -100,25 +110,36 @@ def print_metrics(m: "Metrics") -> None:
     print(f"{m.n:,} images  {score_text(m)}")
     if m.tta:
         print(f"with test-time augmentation ({', '.join(m.tta.kinds)}: the mean over {m.tta.views} views)  {score_text(m.tta)}")
-    print()
-    rows = [(c.name, percent(c.precision), percent(c.recall), percent(c.f1), f"{c.support:,}") for c in m.per_class]
-    shown = rows if len(rows) <= MAX_ROWS else sorted(rows, key=lambda r: float(r[3].split()[0]))[: MAX_ROWS // 2]
-    print_table(("class", "precision", "recall", "f1", "images"), shown)
-    if len(shown) < len(rows):
-        print(f"(the {len(shown)} lowest f1 of {len(rows)} classes; all of them: --json)")
+    if m.tempered:
+        fitted = f"fitted on {m.tempered.n:,} validation images"
+        print(f"with all logits divided by the temperature {m.tempered.temperature:.4g} ({fitted})  {calibration_text(m.tempered)}")
+    print("in brackets: 95 % intervals, %, from the number of images alone (Wilson)\n")
+    shown = m.per_class if len(m.per_class) <= MAX_ROWS else sorted(m.per_class, key=lambda c: c.f1)[: MAX_ROWS // 2]
+    rows = [(c.name, percent(c.precision), percent(c.recall), between(c.recall_interval), percent(c.f1), f"{c.support:,}") for c in shown]
+    print_table(("class", "precision", "recall", "", "f1", "images"), rows)
+    if len(shown) < len(m.per_class):
+        print(f"(the {len(shown)} lowest f1 of {len(m.per_class)} classes; all of them: --json)")
     if m.most_wrong:
         print("\nsurest mistakes")
         mistakes = [(w.name, w.true, w.predicted, percent(w.probability)) for w in m.most_wrong[:5]]
         print_table(("image", "is", "taken for", "with"), mistakes)
-    for name, reason in m.bad[:10]:
+    print_bad(m.bad)
+
+
+def print_bad(bad: Sequence[tuple[str, str]]) -> None:
+    for name, reason in bad[:10]:
         print_error(f"{name}: {reason}")
-    if m.bad:
-        print_error(f"{len(m.bad)} images could not be read; they are counted nowhere above")
+    if bad:
+        print_error(f"{len(bad)} images could not be read; they are counted nowhere above")
 
 
 def score_text(m: "Metrics | Averaged") -> str:
-    top5 = f"  top-5 {percent(m.top5)}" if m.top5 is not None else ""
-    return f"top-1 {percent(m.top1)}{top5}  nll {m.nll:.4f}  ece {m.ece:.4f}"
+    top5 = f"  top-5 {percent(m.top5)} {between(m.top5_interval)}" if m.top5 is not None and m.top5_interval else ""
+    return f"top-1 {percent(m.top1)} {between(m.top1_interval)}{top5}  {calibration_text(m)}"
+
+
+def calibration_text(m: "Metrics | Averaged | Tempered") -> str:
+    return f"nll {m.nll:.4f}  ece {m.ece:.4f}  brier {m.brier:.4f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +306,4 @@ def print_probe(p: "ProbeResult") -> None:
         settled = "" if p.linear.converged else ", not converged"
         rows.append(("linear probe", percent(p.linear.top1), f"l2 {p.linear.l2:g}, chosen on validation{settled}"))
     print_table(("", "top-1", ""), rows)
-    for name, reason in p.bad[:10]:
-        print_error(f"{name}: {reason}")
-    if p.bad:
-        print_error(f"{len(p.bad)} images could not be read; they are counted nowhere above")
+    print_bad(p.bad)
