@@ -131,6 +131,7 @@ def test_a_recipe_by_name_can_be_used_on_other_data() -> None:
         ("evaluate no/such/run digits", "no/such/run"),
         ("evaluate no/such/run digits --tta flop", "did you mean flip?"),
         ("evaluate no/such/run digits --temperature --split val", "cannot be judged on them"),
+        ("evaluate no/such/run digits --real no/such.json", "no file no/such.json"),
         ("predict no/such/run x.png", "no/such/run"),
         ("predict no/such/run", "which images"),
         ("probe no/such/run digits", "no/such/run"),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mlpmixer.config import Data, Recipe, to_json
 from mlpmixer.data.datasets import open_images
-from mlpmixer.metrics import metrics_from_probabilities, with_temperature
+from mlpmixer.metrics import metrics_from_probabilities, real_score, with_temperature
 from mlpmixer.report import esc, evaluation_html, thumbnails_of, write_report
 
 EVIL = (
@@ -151,12 +151,14 @@ def test_calibration_is_drawn_and_told_before_and_after_a_temperature():
     m = metrics_from_probabilities(p, labels, list("abc"), [str(i) for i in range(60)])
     plain = evaluation_html(m)
     after = with_temperature(p, labels, 2.5, 17)
-    m = dataclasses.replace(m, tempered=after)
+    m = dataclasses.replace(
+        m, tempered=after, real=real_score(labels, [frozenset({int(label)}) for label in labels[:40]] + [frozenset()] * 20)
+    )
     page = check_safe(evaluation_html(m))
-    for text in ("logits divided by 2.500, the best on 17 validation images", f"{after.nll:.4f}"):
+    for text in ("logits divided by 2.500, the best on 17 validation images", f"{after.nll:.4f}", "ReaL top-1, 40 images"):
         assert text in page.text and text not in plain
     assert f"{m.brier:.4f}" in page.text and f"{m.brier:.4f}" in plain
-    stored = {k: v for k, v in m.to_json().items() if k not in ("reliability", "brier", "tempered")}
+    stored = {k: v for k, v in m.to_json().items() if k not in ("reliability", "brier", "tempered", "real")}
     assert "Calibration" not in check_safe(evaluation_html(stored)).text  # of an older run
 
 

@@ -16,8 +16,9 @@ from mlpmixer.calibration import fit_temperature
 from mlpmixer.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.images import Pixels
+from mlpmixer.data.real import real_labels
 from mlpmixer.data.sources import ImageSet
-from mlpmixer.metrics import Averaged, Metrics, metrics_from_probabilities, with_temperature
+from mlpmixer.metrics import Averaged, Metrics, metrics_from_probabilities, real_score, with_temperature
 from mlpmixer.predict import Classifier, load, outputs_of
 from mlpmixer.registry import Registry
 from mlpmixer.runlog import read_recipe
@@ -71,6 +72,7 @@ def evaluate(
     batch_size: int = 256,
     tta: Sequence[str] = (),
     validation: ImageSet | None = None,
+    real: str | os.PathLike[str] | None = None,
 ) -> Metrics:
     """Metrics of a model on every image of `data`, once; unreadable images are skipped and named in `Metrics.bad`.
 
@@ -78,15 +80,16 @@ def evaluate(
     `split` is taken), or None for the data that the run was trained on. Where a run's own data is named, it is cut as
     in training, so that no training image lands in the test split. tta: kinds of test-time augmentation, such as ("flip", "shift"):
     `Metrics.tta` is then what the mean over those views gives. validation: other images to fit a temperature on, for `Metrics.tempered`.
-    Neither changes the rest.
+    real: the file of ReaL labels, for `Metrics.real`, when the data is ImageNet's validation images. None of the three changes the rest.
 
     Raises ValueError when the classes of data and model differ (another order is fine), when no image is readable, for unknown names,
-    and when there is no best temperature.
+    when there is no best temperature, and when ReaL labels do not fit the images.
     """
     views_of(tta)  # a wrong kind is said before anything runs
     classifier = model if isinstance(model, Classifier) else load(model)
     images = data if isinstance(data, ImageSet) else open_images(data_of(classifier, data), split)
     to_model = match_classes(images.classes, classifier.classes)
+    accepted = accepted_by_real(real, images, to_model) if real is not None else None
     fitted = _temperature(classifier, validation, batch_size) if validation is not None else None
 
     kept, probabilities, bad = outputs_of(classifier, images, classifier.probabilities, batch_size)
@@ -96,6 +99,7 @@ def evaluate(
         metrics,
         tta=_averaged(classifier, images, tta, labels, names, batch_size) if tta else None,
         tempered=with_temperature(probabilities, labels, *fitted) if fitted else None,
+        real=real_score(probabilities.argmax(axis=1), [accepted[i] for i in kept]) if accepted is not None else None,
     )
 
 
@@ -122,6 +126,23 @@ def _temperature(classifier: Classifier, validation: ImageSet, batch_size: int) 
     to_model = match_classes(validation.classes, classifier.classes)
     kept, probabilities, _ = outputs_of(classifier, validation, classifier.probabilities, batch_size)
     return fit_temperature(probabilities, to_model[validation.labels[kept]]), len(kept)
+
+
+def accepted_by_real(file: str | os.PathLike[str], images: ImageSet, to_model: NDArray[np.int64]) -> list[frozenset[int]]:
+    """The model's classes that are right for each image by the ReaL labels in `file`; to_model: as `match_classes` gives it.
+
+    Raises ValueError when the classes of the images are not ImageNet's 1000, by name or WordNet id, or as `real_labels` does.
+    """
+    orders = (zoo.wordnet_ids("imagenet1k"), zoo.class_names("imagenet1k"))
+    order = next((order for order in orders if set(order) == set(images.classes)), None)
+    if order is None:
+        raise ValueError(
+            f"ReaL labels are of ImageNet's 1000 classes; these images have {len(images.classes):,} classes, such as "
+            f"{_some(images.classes[:3])}: expected folders named by WordNet id, n01440764 to n15075141"
+        )
+    index = {name: i for i, name in enumerate(images.classes)}
+    of_imagenet = [int(to_model[index[name]]) for name in order]
+    return [frozenset(of_imagenet[label] for label in labels) for labels in real_labels(file, images.names)]
 
 
 def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> NDArray[np.int64]:

@@ -73,6 +73,18 @@ class Tempered:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Real:
+    """Top-1 by ReaL labels (Beyer et al. 2020): an answer is right when it is one of the labels that people gave the image."""
+
+    n: int
+    """Images with at least one label."""
+    top1: float
+    top1_interval: Interval
+    skipped: int
+    """Images to which nobody gave any of the classes: left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metrics:
     """The result of an evaluation on `n` readable images."""
 
@@ -102,6 +114,8 @@ class Metrics:
     """With test-time augmentation, where it was asked for. Everything above is without."""
     tempered: Tempered | None = None
     """With a temperature, where validation images to fit it on were given."""
+    real: Real | None = None
+    """By ReaL labels, where they were given."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; rows become objects."""
@@ -197,3 +211,12 @@ def with_temperature(
         brier=brier(p, labels),
         reliability=reliability(confidence, correct),
     )
+
+
+def real_score(answers: NDArray[np.integer[Any]], accepted: Sequence[frozenset[int]]) -> Real:
+    """Top-1 of the answers (N,) where any of the accepted classes is right; images without one are left out. ValueError when all are."""
+    hits = [int(answer) in labels for answer, labels in zip(answers, accepted, strict=True) if labels]
+    n, right = len(hits), sum(hits)
+    if not n:
+        raise ValueError(f"none of the {len(accepted):,} images has a ReaL label")
+    return Real(n=n, top1=right / n, top1_interval=wilson(right, n), skipped=len(accepted) - n)

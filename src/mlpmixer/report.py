@@ -163,6 +163,8 @@ def _scores(test: Json) -> list[tuple[str, str]]:
     averaged = test.get("tta")
     if averaged:
         scores.append((f"top-1 with test-time augmentation ({', '.join(averaged['kinds'])})", _ranged(averaged["top1"], test["n"])))
+    if real := test.get("real"):
+        scores.append((f"ReaL top-1, {real['n']:,} images", _ranged(real["top1"], real["n"])))
     return [
         *scores,
         ("negative log-likelihood", f"{test['nll']:.4f} nats"),

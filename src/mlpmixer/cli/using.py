@@ -61,6 +61,8 @@ class Evaluate:
     """Also the mean over several views of each image (test-time augmentation): flip, shift (by 1/32 of the side) or flip,shift."""
     temperature: Flag = False
     """Also fit a temperature on the validation images of DATA, and say what dividing the logits by it does to calibration."""
+    real: Annotated[str, arg(metavar="FILE")] = ""
+    """Also top-1 by ReaL labels: real.json of google-research/reassessed-imagenet, when DATA is ImageNet's validation images."""
     batch_size: int = 256
     """Images at a time."""
     device: str = "auto"
@@ -73,12 +75,15 @@ class Evaluate:
 
     def __call__(self) -> int:
         from mlpmixer.data.datasets import open_images
+        from mlpmixer.data.real import read_real
         from mlpmixer.evaluate import data_of, evaluate, views_of
 
         kinds = self.tta.split(",") if self.tta else []
         views_of(kinds)  # what is wrong is said before anything is loaded
         if self.temperature and self.split in ("val", "all"):
             raise ValueError(f"--temperature is fitted on validation images, so it cannot be judged on them: --split {self.split}")
+        if self.real:
+            read_real(self.real)
         classifier = self.sizes.load(self.run, self.device)
         data = data_of(classifier, self.data or None)
         if self.data_dir:
@@ -90,6 +95,7 @@ class Evaluate:
             batch_size=self.batch_size,
             tta=kinds,
             validation=open_images(data, "val") if self.temperature else None,
+            real=self.real or None,
         )
         if self.json:
             print_json(metrics.to_json())
@@ -113,6 +119,9 @@ def print_metrics(m: "Metrics") -> None:
     if m.tempered:
         fitted = f"fitted on {m.tempered.n:,} validation images"
         print(f"with all logits divided by the temperature {m.tempered.temperature:.4g} ({fitted})  {calibration_text(m.tempered)}")
+    if m.real:
+        print(f"by ReaL labels  top-1 {percent(m.real.top1)} {between(m.real.top1_interval)} of {m.real.n:,} images; ", end="")
+        print(f"{m.real.skipped:,} have no label and are left out")
     print("in brackets: 95 % intervals, %, from the number of images alone (Wilson)\n")
     shown = m.per_class if len(m.per_class) <= MAX_ROWS else sorted(m.per_class, key=lambda c: c.f1)[: MAX_ROWS // 2]
     rows = [(c.name, percent(c.precision), percent(c.recall), between(c.recall_interval), percent(c.f1), f"{c.support:,}") for c in shown]
