@@ -53,6 +53,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "train": BELOW_VERBS | VERBS | {"distill", "distributed", "step"},
     "lr_finder": BELOW_VERBS | VERBS | {"distill", "train"},
     "probe": BELOW_VERBS | VERBS,
+    "compare": BELOW_VERBS | VERBS,
     "explain": BELOW_VERBS | VERBS,
     "export": BELOW_VERBS | VERBS,
     "bench": BELOW_VERBS | VERBS,

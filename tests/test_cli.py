@@ -132,6 +132,7 @@ def test_a_recipe_by_name_can_be_used_on_other_data() -> None:
         ("evaluate no/such/run digits --tta flop", "did you mean flip?"),
         ("evaluate no/such/run digits --temperature --split val", "cannot be judged on them"),
         ("evaluate no/such/run digits --real no/such.json", "no file no/such.json"),
+        ("compare no/such/run no/such/other digits", "no/such/run"),
         ("predict no/such/run x.png", "no/such/run"),
         ("predict no/such/run", "which images"),
         ("probe no/such/run digits", "no/such/run"),
@@ -335,6 +336,19 @@ def test_evaluate_fits_a_temperature_on_validation_images(digits_run: Path, run:
     assert code == 0 and re.search(r"divided by the temperature [\d.]+ \(fitted on 72 validation images\)  nll", out)
     tempered = json.loads(run("evaluate", str(tmp_path / "run"), "--temperature", "--json")[1])["tempered"]
     assert tempered["n"] == 72 and tempered["temperature"] > 0 and len(tempered["reliability"]) == 15
+
+
+def test_compare_says_which_model_is_better_or_that_it_is_a_draw(digits_run: Path, run: Line, tmp_path: Path) -> None:
+    assert run("train", "digits", "--out", str(tmp_path / "b"), *QUICK, "--seed", "1")[0] == 0
+    code, out, _ = run("compare", str(digits_run), str(tmp_path / "b"))
+    assert code == 0
+    assert f"A  {digits_run}" in out and re.search(r"(A|B) is better than (A|B) \(|a draw: ", out)
+    assert "one recipe with two seeds" in out and "largest differences" in out
+    numbers = json.loads(run("compare", str(digits_run), str(tmp_path / "b"), "digits", "--json")[1])
+    assert numbers["n"] == 360 == sum(numbers[k] for k in ("both_right", "only_a", "only_b", "both_wrong"))
+    assert numbers["verdict"] in out and (numbers["a"], numbers["b"]) == (str(digits_run), str(tmp_path / "b"))
+    code, out, _ = run("compare", str(digits_run), str(digits_run))
+    assert code == 0 and "a draw: both have the same" in out and "two seeds" not in out
 
 
 def images(folder: Path, n: int = 2) -> list[str]:

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlpmixer.compare import compare
     from mlpmixer.config import Augment, Data, Distill, Init, MixerConfig, Optim, Recipe, Run
     from mlpmixer.evaluate import evaluate
     from mlpmixer.model import Mixer
@@ -25,6 +26,7 @@ __all__ = [
     "Optim",
     "Recipe",
     "Run",
+    "compare",
     "create_model",
     "evaluate",
     "load",
@@ -37,7 +39,7 @@ _HOME = dict.fromkeys(("Augment", "Data", "Distill", "Init", "MixerConfig", "Opt
     "create_model": "weights",
     "load": "predict",
 }
-_VERBS = ("evaluate", "probe", "train")  # a function in a module of its own name
+_VERBS = ("compare", "evaluate", "probe", "train")  # a function in a module of its own name
 
 
 def __getattr__(name: str) -> Any:

@@ -172,7 +172,7 @@ def data_of(classifier: Classifier, data: Data | str | None) -> Data:
     """The Data that was asked for; the run's own, with its split seed and fractions, where that is meant."""
     if isinstance(data, Data):
         return data
-    own = _own_data(classifier.path)
+    own = own_data(classifier.path)
     if own is not None and data in (None, own.name):
         return own
     if data is None:
@@ -180,7 +180,8 @@ def data_of(classifier: Classifier, data: Data | str | None) -> Data:
     return Data(name=data)
 
 
-def _own_data(model_file: Path | None) -> Data | None:
+def own_data(model_file: Path | None) -> Data | None:
+    """The data that the run around a model file was trained on; None where no run is around it."""
     if model_file is None or not model_file.with_name("recipe.json").is_file():
         return None
     return read_recipe(model_file.parent).data

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import tyro
 
+from mlpmixer.cli.comparing import Compare
 from mlpmixer.cli.models import Convert, Doctor, List, Push, Reproduce, Summary
 from mlpmixer.cli.printing import first_line, let_another_speak, print_error
 from mlpmixer.cli.training import DataCheck, DataPreview, DataShards, LrFind, Train
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Any] = {
     "train": Train,
     "lr-find": LrFind,
     "evaluate": Evaluate,
+    "compare": Compare,
     "predict": Predict,
     "probe": Probe,
     "convert": Convert,
