@@ -39,7 +39,8 @@ def add(claim: str, runs: list[Path]) -> Path:
     recipe["data"] |= {"name": portable(recipe["data"]["name"]), "data_dir": recipe["data"]["data_dir"] and "DIR"}
     (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
     words = env["command"]
-    command = ["DIR" if before == "--data-dir" else portable(word) for before, word in zip(["", *words], words, strict=False)]
+    folders = {"--data-dir": lambda word: "DIR", "--out": lambda word: f"runs/{Path(word).name}"}
+    command = [folders.get(before, portable)(word) for before, word in zip(["", *words], words, strict=False)]
     env = env | {"command": command}
     (out / "env.json").write_text(json.dumps(env, indent=2) + "\n")
     summary = {
@@ -116,7 +117,7 @@ def table() -> str:
     """The stored results as a Markdown table, newest of each recipe and data set."""
     rows = ["| data | test top-1 | seeds | parameters | training | hardware | command |", "|---|---|---|---|---|---|---|"]
     newest: dict[tuple[str, str], Path] = {}
-    for path in sorted(RESULTS.glob("*/*/*/summary.json")):
+    for path in sorted(RESULTS.glob("*/*/*/summary.json"), key=begun):
         newest[(path.parts[-4], path.parts[-3])] = path
     for path in newest.values():
         s = json.loads(path.read_text())
@@ -125,6 +126,11 @@ def table() -> str:
             f"| {minutes(s['train_s']['mean'])} | {s['device']} | `{s['command']}` |"
         )
     return "\n".join(rows)
+
+
+def begun(summary: Path) -> tuple[str, str, str]:
+    """Sorts stored results by data, recipe and time."""
+    return summary.parts[-4], summary.parts[-3], json.loads(summary.with_name("env.json").read_text())["date"]
 
 
 def readme_with_table(readme: str) -> str:
