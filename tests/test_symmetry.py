@@ -107,7 +107,7 @@ def test_the_kept_gradient_is_that_of_the_images_and_their_mirror_images() -> No
     model.zero_grad()
     F.cross_entropy(model(x), labels).backward()
     assert any(not torch.allclose(p.grad, g) for p, g in zip(model.parameters(), both, strict=True) if p.grad is not None)
-    symmetry.keep(symmetry.orders(model), gradients=True)
+    symmetry.keep(symmetry.symmetric(model), gradients=True)
     for p, expected in zip(model.parameters(), both, strict=True):
         torch.testing.assert_close(p.grad, expected, atol=1e-12, rtol=0)
 

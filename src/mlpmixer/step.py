@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class Stores:
         return {"train_images": len(self.train), "shards": self.train.fingerprint if isinstance(self.train, Stream) else ""}
 
 
-def nothing() -> None: ...
+def nothing(**_: object) -> None: ...
 
 
 class Step:
@@ -84,7 +85,8 @@ class Step:
         model.checkpointing = recipe.run.checkpointing
         averaged = recipe.optim.ema_decay or recipe.optim.average_last
         self.take(model, copy.deepcopy(model).eval() if averaged else model)
-        self.alter, self.begin = alter, nothing
+        self.alter = alter
+        self.begin: Callable[[], object] = nothing
         if recipe.run.compile and works_alone(device):
             self.alter = torch.compile(alter)
             self.begin = torch.compiler.cudagraph_mark_step_begin
@@ -109,7 +111,7 @@ class Step:
         if average is not model:
             choose_kernels(average, self.recipe, self.device)
         self.optimizers = optim.make_optimizers(model, self.recipe.optim)
-        self.orders = symmetry.orders(model) if self.recipe.optim.mirror else []
+        self.keep: Callable[..., None] = partial(symmetry.keep, symmetry.symmetric(model)) if self.recipe.optim.mirror else nothing
         self.network: nn.Module = model
         self.learning: list[bool] = []  # which parameters do: not known before the first step
 
@@ -172,7 +174,7 @@ class Step:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        symmetry.keep(self.orders, gradients=False)  # but for rounding they still were
+        self.keep(gradients=False)  # but for rounding they still were
         return loss, right
 
     def average_in(self, weight: float) -> None:
@@ -198,7 +200,7 @@ class Step:
                 (loss * self.ranks.size).backward()  # type: ignore[no-untyped-call]  # the processes' gradients are averaged
             loss_sum += loss.detach()
             right += (logits.detach().argmax(1) == wanted[:, : logits.shape[1]].argmax(1)).sum() / of
-        symmetry.keep(self.orders, gradients=True)
+        self.keep(gradients=True)
         return loss_sum, right
 
     def backward_up_the_slope(self, images: Tensor, targets: Tensor, seed: int, of: int) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,16 @@ gradients would be, which costs two orders of the weights instead of twice the i
 Kahl 2025, arXiv:2502.05169.)
 """
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
 from mlpmixer.config import pair
 from mlpmixer.model import Mixer, MixerBlock
 
-Orders = list[tuple[nn.Parameter, Tensor]]  # of each parameter: the number that its partner has, entry by entry
+Parameters = list[nn.Parameter]
+Symmetric = tuple[Parameters, Tensor]  # the parameters one after the other, and of each entry the number of its partner
 
 
 def _paired(units: int) -> Tensor:
@@ -49,8 +52,8 @@ def _sides(model: Mixer) -> dict[str, tuple[Tensor, Tensor]]:
     return sides
 
 
-def orders(model: Mixer) -> Orders:
-    """For each parameter the numbers of its entries' partners, on its device, in its shape. Kernels of `locality` are reversed."""
+def _orders(model: Mixer) -> list[tuple[nn.Parameter, Tensor]]:
+    """Each parameter with the numbers of its entries' partners within it, flat. The kernels of `locality` are reversed."""
     sides, found = _sides(model), []
     for name, p in model.named_parameters():
         layer, _, kind = name.rpartition(".")
@@ -58,32 +61,42 @@ def orders(model: Mixer) -> Orders:
             order = _reversed(*p.shape)
         else:
             rows, columns = sides[layer]
-            order = rows[:, None] * len(columns) + columns if p.ndim == 2 else rows
-        found.append((p, order.view(p.shape).to(p.device)))
+            order = (rows[:, None] * len(columns) + columns).flatten() if p.ndim == 2 else rows
+        found.append((p, order.to(p.device)))
     return found
 
 
-def _mirrored(values: Tensor, order: Tensor) -> Tensor:
-    return values.flatten()[order]
+def _mirrored(p: Tensor, order: Tensor) -> Tensor:
+    return p.flatten()[order].view_as(p)
 
 
 @torch.no_grad()
 def begin(model: Mixer) -> None:
     """Make fresh weights symmetric, in place: matrices by (W + R W Q) / sqrt(2), which keeps the variance, all else by the mean of both."""
-    for p, order in orders(model):
+    for p, order in _orders(model):
         p.add_(_mirrored(p, order)).mul_(0.5**0.5 if p.ndim == 2 else 0.5)
-
-
-@torch.no_grad()
-def keep(values: Orders, *, gradients: bool) -> None:
-    """Replace weights, or their gradients, by the mean of them and their mirrored ones. What was symmetric stays, to the bit."""
-    for p, order in values:
-        value = p.grad if gradients else p
-        if value is not None:
-            value.add_(_mirrored(value, order)).mul_(0.5)
 
 
 @torch.no_grad()
 def asymmetry(model: Mixer) -> float:
     """The largest share, over the parameters, that is not symmetric: |W - R W Q| / |W|, 0 for a symmetric network."""
-    return max(float((p - _mirrored(p, order)).norm() / p.norm().clamp(min=1e-12)) for p, order in orders(model))
+    return max(float((p - _mirrored(p, order)).norm() / p.norm().clamp(min=1e-12)) for p, order in _orders(model))
+
+
+def symmetric(model: Mixer) -> Symmetric:
+    """What `keep` needs to know of a model."""
+    orders = _orders(model)
+    before = [0, *itertools.accumulate(p.numel() for p, _ in orders)]
+    return [p for p, _ in orders], torch.cat([start + order for start, (_, order) in zip(before, orders, strict=False)])
+
+
+@torch.no_grad()
+def keep(of: Symmetric, *, gradients: bool) -> None:
+    """Replace the weights, or their gradients, by the mean of them and their mirrored ones. What was symmetric stays, to the bit."""
+    parameters, partners = of
+    values = [p.grad if gradients else p for p in parameters]
+    flat = torch.cat([torch.zeros_like(p).flatten() if v is None else v.flatten() for p, v in zip(parameters, values, strict=True)])
+    mean = flat.index_select(0, partners).add_(flat).mul_(0.5)
+    parts = torch.split_with_sizes(mean, [p.numel() for p in parameters])
+    pairs = [(v, part.view_as(v)) for v, part in zip(values, parts, strict=True) if v is not None]
+    torch._foreach_copy_([v for v, _ in pairs], [part for _, part in pairs])
