@@ -56,7 +56,7 @@ def environment(device: str, precision: str, kernels: str, processes: int = 1) -
         "processes": processes,
         "cpu_count": os.cpu_count(),
         "commit": _commit(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": ["mlpmixer" if (name := Path(sys.argv[0]).name) == "__main__.py" else name, *sys.argv[1:]],
     }
 
 
