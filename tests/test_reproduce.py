@@ -1,336 +1,152 @@
-"""Published tables: what they say, what is looked for before anything starts, and runs to the end on weights of the true shapes."""
+"""The paper as commands: the frame that every experiment runs in."""
 
 import dataclasses
 import json
-import shlex
-import zipfile
-from collections.abc import Callable, Iterator
+import sys
+import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
+import torch
 
-from mlpmixer import cli, reproduce, runlog, zoo
-from mlpmixer.config import MixerConfig
-from mlpmixer.data.datasets import DATASETS
-from mlpmixer.fetch import cache_path
-from mlpmixer.interop import official_table, read_npz
-from mlpmixer.recipes import RECIPES
-from mlpmixer.reproduce import TABLES, Row, Settings, Table, outcome_of, plan
-from mlpmixer.train import Interrupted
-from mlpmixer.zoo import MODELS, WEIGHTS, Weights
+from mlpmixer import cli
+from mlpmixer.checkpoint import read_tensors
+from mlpmixer.config import Data, Recipe, Run
+from mlpmixer.reproduce import EXPERIMENTS, Cells, Experiment, Lab, Page, Plot, run
+from mlpmixer.zoo import MODELS
 
-CIFAR = TABLES["cifar10-transfer"]
-SMALL = MixerConfig(image_size=32, num_blocks=2, hidden_dim=48, tokens_mlp_dim=24, channels_mlp_dim=96, patch_size=8)
-NAMES = ("Small/8:imagenet1k", "Small/8:imagenet21k")
-
-
-def write_as_published(path: Path, cfg: MixerConfig) -> Path:
-    """An .npz of random weights with the names, the shapes and to the byte the size of Google's files of May 2021."""
-    rng = np.random.default_rng(0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        for row in sorted(official_table(cfg), key=lambda row: row.theirs.split("/")):
-            array = rng.standard_normal(row.shape, dtype=np.float32)
-            array *= 0.02
-            with archive.open(f"{row.theirs}.npy", "w") as f:
-                np.lib.format.write_array(f, array)
-    return path
-
-
-def published_size(cfg: MixerConfig) -> int:
-    """What `write_as_published` writes: for each array a header of 128 bytes and two of the archive's with its name; at the end 22."""
-    rows = official_table(cfg)
-    return 22 + sum(4 * int(np.prod(r.shape)) + 128 + 30 + 46 + 2 * len(f"{r.theirs}.npy") for r in rows)
-
-
-def write_cifar10(folder: Path, per_class: int = 2) -> Path:
-    """A stand-in for CIFAR-10 in its binary form: 5 batches and a test batch of `per_class` noise images a class."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        labels = np.arange(10 * per_class, dtype=np.uint8)[:, None] % 10
-        pixels = rng.integers(0, 256, (10 * per_class, 3072), dtype=np.uint8)
-        (folder / f"{name}.bin").write_bytes(np.hstack([labels, pixels]).tobytes())
-    return folder
+TINY = Recipe(
+    model=dataclasses.replace(MODELS["Pico/2"], num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8),
+    data=Data(name="digits"),
+    run=Run(steps=6, batch_size=32, log_every=1),
+)
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A table "small" of two rows, whose weights and data are under the folder that is given, as weights/ and data/."""
+def trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An experiment "trial" that trains two networks and measures once, in an empty working directory."""
+
+    def work(lab: Lab) -> Page:
+        lab.parts = 3
+        recipes = [dataclasses.replace(TINY, run=dataclasses.replace(TINY.run, seed=seed)) for seed in (0, 1)]
+        top1 = [lab.train(f"seed-{recipe.run.seed}", recipe).summary["top1"] for recipe in recipes]
+        clock = lab.measure("clock", lambda: {"now": time.time()})
+        return Page(
+            claim="a claim.",
+            findings=("a finding.",),
+            tables=(Cells(title="Runs", header=("run", "top-1"), rows=tuple((str(i), f"{x:.3f}") for i, x in enumerate(top1))),),
+            plots=(Plot(name="bars", caption="Two bars", draw=lambda figure: figure.add_subplot().bar([0, 1], top1)),),
+            figures={"top1": top1, **clock},
+        )
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
-    official = RECIPES["finetune-official"]()
-    recipe = dataclasses.replace(official, name="small", run=dataclasses.replace(official.run, steps=4, batch_size=16, accumulate=2))
-    monkeypatch.setitem(MODELS, "Small/8", SMALL)
-    monkeypatch.setitem(RECIPES, "small", lambda: recipe)
-    for name in NAMES:
-        like = WEIGHTS[name.replace("Small/8", "B/16")]
-        url = f"https://storage.googleapis.com/mixer_models/{like.classes}/Mixer-Small_8.npz"
-        size = published_size(dataclasses.replace(SMALL, num_classes=like.num_classes))
-        monkeypatch.setitem(WEIGHTS, name, dataclasses.replace(like, model="Small/8", url=url, num_bytes=size))
-        write_as_published(tmp_path / "weights" / like.classes / "Mixer-Small_8.npz", WEIGHTS[name].config)
-    rows = (Row(weights=NAMES[0], top1=0.25), Row(weights=NAMES[1], top1=0.5))
-    table = dataclasses.replace(CIFAR, recipe="small", rows=rows, train_images=99, test_images=20)
-    monkeypatch.setitem(TABLES, "small", table)
-    write_cifar10(tmp_path / "data")
-    yield tmp_path
+    monkeypatch.setitem(sys.modules, "mlpmixer.reproduce.trial", SimpleNamespace(run=work))  # type: ignore[misc]
+    entry = Experiment(title="a trial", source="nowhere", scales={"small": "2 s"}, module="trial", data="digits")
+    monkeypatch.setitem(EXPERIMENTS, "trial", entry)
+    return tmp_path
 
 
-HERE = ["--data-dir", "data", "--weights-dir", "weights", "--device", "cpu"]
+def test_what_there_is_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["reproduce"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out and EXPERIMENTS[name].title in out for name in EXPERIMENTS)
 
 
-def run(*words: str) -> int:
-    return cli.main(["reproduce", *words])
+def test_every_experiment_has_its_module_and_a_small_scale() -> None:
+    import importlib
+
+    for name, experiment in EXPERIMENTS.items():
+        assert callable(importlib.import_module(f"mlpmixer.reproduce.{experiment.module}").run), name
+        assert "small" in experiment.scales
 
 
-# --- what the table says ------------------------------------------------------------------------------------------
-
-
-def test_the_table_holds_the_published_figures_and_the_official_rule() -> None:
-    assert {row.weights: row.top1 for row in CIFAR.rows} == {
-        "B/16:imagenet1k": 0.9672,
-        "L/16:imagenet1k": 0.9659,
-        "B/16:imagenet21k": 0.9682,
-        "L/16:imagenet21k": 0.9834,
-    }
-    for row in CIFAR.rows:
-        recipe = CIFAR.recipe_of(row)
-        assert (recipe.run.steps, recipe.run.batch_size, recipe.optim.lr, recipe.optim.warmup_steps) == (10_000, 512, 0.03, 500)
-        assert (recipe.init.weights, recipe.model.image_size, recipe.data.name) == (row.weights, 224, "cifar10")
-        assert recipe.model == dataclasses.replace(MODELS[row.weights[:4]], num_classes=WEIGHTS[row.weights].num_classes)
-
-
-@pytest.mark.parametrize("name", sorted(TABLES))
-def test_every_row_of_every_table_has_weights_and_a_recipe(name: str) -> None:
-    for row in TABLES[name].rows:
-        assert isinstance(WEIGHTS[row.weights], Weights) and 0 < row.top1 < 1
-        assert TABLES[name].recipe_of(row).data.name in DATASETS
-
-
-@pytest.mark.parametrize("row", CIFAR.rows, ids=lambda row: row.weights)
-def test_the_names_and_shapes_of_its_weights_add_up_to_the_published_size(row: Row) -> None:
-    assert published_size(WEIGHTS[row.weights].config) == WEIGHTS[row.weights].num_bytes
-
-
-def test_tables_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run() == 0
-    assert "cifar10-transfer" in (out := capsys.readouterr().out) and "L/16:imagenet21k" in out
-    assert run("--json") == 0
-    assert json.loads(capsys.readouterr().out)[0]["rows"] == [row.weights for row in CIFAR.rows]
-
-
-# --- before anything starts ---------------------------------------------------------------------------------------
-
-
-def test_weights_that_cannot_be_fetched_are_one_message_for_all_rows(
-    small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_page_has_command_hardware_tables_and_plots_and_finished_parts_are_not_run_again(
+    trial: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def offline(url: str, **options: Any) -> Path:
-        raise ValueError("long story") from ValueError("no network")
-
-    monkeypatch.setattr(reproduce, "fetch", offline)
-    assert run("small", "--data-dir", "data") == 2
-    out, err = capsys.readouterr()
-    assert out == "" and not (small / "runs").exists()
-    total = sum(WEIGHTS[name].num_bytes for name in NAMES)
-    assert f"{total:,} bytes in all (no network)" in err
-    for name in NAMES:
-        assert f"{WEIGHTS[name].url} ({WEIGHTS[name].num_bytes:,} bytes)" in err and str(cache_path(WEIGHTS[name].url)) in err
-    assert "GiB of memory" in err
-
-
-def test_absent_weights_are_fetched_when_everything_else_is_there(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched = []
-
-    def fetch(url: str, *, num_bytes: int, report: object) -> Path:
-        fetched.append(url)
-        (path := cache_path(url)).parent.mkdir(parents=True)
-        return (small / "weights" / path.parent.name / path.name).rename(path)
-
-    monkeypatch.setattr(reproduce, "fetch", fetch)
-    with pytest.raises(ValueError, match=r"no folder 'nowhere'"):
-        reproduce.reproduce("small", [NAMES[0]], Settings(data_dir="nowhere", device="cpu"))
-    assert fetched == []
-    done = reproduce.reproduce("small", [NAMES[0]], Settings(data_dir="data", device="cpu"))
-    assert fetched == [WEIGHTS[NAMES[0]].url] and done.results[0] and done.results[1] is None
-    assert runlog.read_recipe(Path(done.results[0].run)).init.weights == NAMES[0]
-    assert "--weights-dir" not in done.results[0].command
+    assert cli.main(["reproduce", "trial", "--quiet", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    folder = trial / "results" / "trial" / "small"
+    text, told = (folder / "README.md").read_text(), json.loads((folder / "table.json").read_text())
+    assert str(Path("results", "trial", "small", "README.md")) in out and "a finding." in out
+    assert "mlpmixer reproduce trial --scale small --device cpu" in text and "threads; torch" in text and "![Two bars](bars.png)" in text
+    assert (folder / "bars.png").read_bytes()[:4] == b"\x89PNG"
+    assert told["figures"]["top1"] == [json.loads((folder / "runs" / f"seed-{s}" / "summary.json").read_text())["top1"] for s in (0, 1)]
+    assert cli.main(["reproduce", "trial", "--json", "--device", "cpu"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["kind"] for line in lines] == ["end", "end", "page"] and lines[-1]["figures"] == told["figures"]
 
 
-def test_everything_that_is_lacking_is_said_at_once(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    damaged = small / "weights" / "imagenet1k" / "Mixer-Small_8.npz"
-    content = damaged.read_bytes()
-    damaged.write_bytes(content[:-200] + bytes(200))
-    (small / "weights" / "imagenet21k" / "Mixer-Small_8.npz").unlink()
-    assert run("small", "--data-dir", "dato", "--weights-dir", "weights", "--device", "tpu") == 2
+def test_a_piece_that_runs_out_of_time_says_so_and_the_next_one_goes_on_exactly(trial: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["reproduce", "trial", "--max-minutes", "0.0001", "--quiet"]) == 3
     err = capsys.readouterr().err
-    assert "no folder 'dato'" in err and "did you mean" in err
-    assert "no device named 'tpu'" in err
-    assert f"{Path('weights', 'imagenet1k', 'Mixer-Small_8.npz')} is not an .npz file, or it is cut off or damaged" in err
-    assert f"at {Path('weights', 'imagenet21k', 'Mixer-Small_8.npz')}" in err
-    assert not (small / "runs").exists()
-    damaged.write_bytes(content[:-1])
-    assert f"has {len(content) - 1:,} bytes, but" in plan("small", [NAMES[0]], Settings(data_dir="data", weights_dir="weights")).lacking()
+    assert "the time is over; 0 of 3 parts are finished" in err and "the same command" in err
 
+    def stop_soon(line: dict[str, object]) -> None:
+        if line["kind"] == "step":
+            time.sleep(0.3)
 
-def test_weights_of_another_mixer_are_refused(small: Path) -> None:
-    other = dataclasses.replace(SMALL, tokens_mlp_dim=96, channels_mlp_dim=24, num_classes=1000)
-    file = write_as_published(small / "weights" / "imagenet1k" / "Mixer-Small_8.npz", other)
-    with zipfile.ZipFile(file, "a") as archive:
-        archive.comment = b"x" * (WEIGHTS[NAMES[0]].num_bytes - file.stat().st_size)
-    found = plan("small", (), Settings(data_dir="data", weights_dir="weights", device="cpu"))
-    assert len(found.problems) == 1
-    assert "are of another Mixer: tokens_mlp_dim 96 instead of 24, channels_mlp_dim 24 instead of 96" in found.problems[0]
-
-
-def test_weight_files_may_lie_side_by_side_and_are_told_apart_by_size(small: Path) -> None:
-    (small / "flat").mkdir()
-    (small / "weights" / "imagenet21k" / "Mixer-Small_8.npz").rename(small / "flat" / "Mixer-Small_8.npz")
-    found = plan("small", (), Settings(data_dir="data", weights_dir="flat"))
-    assert [job.row.weights for job in found.absent] == [NAMES[0]]
-    assert found.jobs[1].file == Path("flat", "Mixer-Small_8.npz")
+    for _ in range(20):  # pieces of 0.1 s
+        try:
+            run("trial", max_minutes=(10 + 0.1) / 60, report=stop_soon)
+        except Exception as e:
+            assert "of 3 parts are finished" in str(e)
+        else:
+            break
+    else:
+        pytest.fail("never done")
+    run("trial", out="whole")
+    for seed in (0, 1):
+        files = [Path(out, "runs", f"seed-{seed}", "model.safetensors") for out in ("results/trial/small", "whole")]
+        pieces, whole = (read_tensors(file)[0] for file in files)
+        assert all(torch.equal(pieces[k], whole[k]) for k in whole)
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["smal"], "did you mean small"),
-        (["small", "--row", "Small/8:imagenet"], "did you mean Small/8:imagenet"),
-        (["small", "--steps", "5"], "at most the published 4, got 5"),
-        (["small", "--batch-size", "-1"], "at least 1 and at most the published 16, got -1"),
-        (["small", "--accumulate", "3"], "must divide run.batch_size=16"),
+        (["tabel1"], "did you mean table1"),
+        (["cifar10-transfr"], "did you mean cifar10-transfer"),
+        (["trial", "--scale", "full"], "trial has no scale 'full'; it has: small"),
+        (["trial", "--row", "B/16:imagenet1k"], "trial is an experiment, and --row is of tables"),
+        (["cifar10-transfer", "--scale", "full"], "cifar10-transfer is a table, and --scale is of experiments"),
+        (["trial", "--max-minutes", "-1"], "must be positive"),
     ],
 )
-def test_a_mistake_is_answered_with_what_is_right(small: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(*words, *HERE) == 2
-    assert says in capsys.readouterr().err and not (small / "runs").exists()
+def test_a_mistake_is_answered_with_what_is_right(trial: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["reproduce", *words]) == 2
+    assert says in capsys.readouterr().err and not (trial / "results").exists()
 
 
-def test_check_says_what_it_takes_and_starts_nothing(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("small", "--check", *HERE) == 0
-    assert NAMES[0] in (out := capsys.readouterr().out) and "PFLOPs" in out
-    (small / "weights" / "imagenet1k" / "Mixer-Small_8.npz").unlink()
-    assert run("small", "--check", "--json", *HERE) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert [row["weights"] for row in told["rows"]] == ["absent", "there"] and "Mixer-Small_8.npz" in told["lacking"]
-    assert not (small / "runs").exists()
+def test_runs_of_other_settings_are_not_taken_for_these(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("trial", out="here")
+    monkeypatch.setattr(sys.modules[__name__], "TINY", dataclasses.replace(TINY, run=dataclasses.replace(TINY.run, steps=7)))
+    with pytest.raises(ValueError, match="another out"):
+        run("trial", out="here")
 
 
-def test_the_cost_is_that_of_the_network() -> None:
-    job = plan("cifar10-transfer", ["B/16:imagenet1k"], Settings(data_dir="nowhere", weights_dir="nowhere")).jobs[0]
-    assert job.flops == 3 * 10_000 * 512 * sum(layer.flops for layer in zoo.summary(MODELS["B/16"]))
-    assert job.num_bytes == pytest.approx(8.4e9, rel=0.02)  # 64 images at a time
+def test_table_1_is_the_papers(tmp_path: Path) -> None:
+    page, path = run("table1", out=tmp_path)
+    assert all(row["equal"] and row["as_configured"] for row in page.figures) and "all seven are equal" in page.findings[0]
+    assert {row["size"]: row["params_without_head"] for row in page.figures} == {
+        "S/32": 18_591_624,
+        "S/16": 18_015_264,
+        "B/32": 59_524_428,
+        "B/16": 59_111_472,
+        "L/32": 205_914_264,
+        "L/16": 207_171_168,
+        "H/14": 431_069_952,
+    }
+    assert "| B/16 | 12 | 16 | 768 | 196 | 3072 | 384 | 59 M | 59,111,472 | 59,880,472 | 25.20 |" in path.read_text()
 
 
-# --- runs ---------------------------------------------------------------------------------------------------------
+def test_what_an_image_keeps_for_the_backward_pass_is_counted_exactly() -> None:
+    from mlpmixer.config import MixerConfig
+    from mlpmixer.reproduce.table1 import measured
 
-
-def test_a_table_is_run_and_written_and_not_run_again(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("small", "--quiet", *HERE) == 0
-    out = capsys.readouterr().out
-    assert "REDUCED" not in out and "9,728 of the 10,000" in out and "known deviations of ours: crops are antialiased" in out
-    told = json.loads((small / "runs" / "small" / "table.json").read_text())
-    for row, official in zip(told["rows"], (0.25, 0.5), strict=True):
-        summary = json.loads((Path(row["run"]) / "summary.json").read_text())
-        assert (row["top1"], row["n"], row["steps"], row["reduced"]) == (summary["test"]["top1"], 20, 4, False)
-        assert row["difference"] == pytest.approx(row["top1"] - official)
-        assert f"`{row['command']}`" in (small / "runs" / "small" / "table.md").read_text()
-    before = {p: p.stat().st_mtime_ns for p in small.glob("runs/*/*/*")}
-    assert run("small", "--json", *HERE) == 0
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last == {"kind": "table", **told}
-    assert {p: p.stat().st_mtime_ns for p in small.glob("runs/*/*/*")} == before
-    (small / "weights").rename(small / "elsewhere")
-    assert cli.main(shlex.split(told["rows"][0]["command"])[1:]) == 0  # it is the command of a finished row
-    assert {p: p.stat().st_mtime_ns for p in small.glob("runs/*/*/*")} == before
-
-
-def test_what_is_not_as_published_is_marked_and_kept_apart(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("small", "--row", NAMES[1], "--steps", "2", "--batch-size", "6", "--quiet", *HERE) == 0
-    out = capsys.readouterr().out
-    assert "REDUCED is not the published setting and reproduces nothing: run.steps 2 instead of 4; run.batch_size 6 instead of 16." in out
-    assert "not run" in out  # the other row
-    first, second = outcome_of("small", "runs/small-reduced").results
-    assert first is None and second and second.reduced
-    options = "--data-dir data --out runs/small-reduced --weights-dir weights --steps 2 --batch-size 6 --device cpu"
-    assert second.command == f"mlpmixer reproduce small --row {NAMES[1]} {options}"
-    assert not (small / "runs" / "small").exists()
-    assert run("small", "--row", NAMES[1], "--steps", "3", "--out", "runs/small-reduced", *HERE) == 2
-    assert "holds a run of other settings (run.steps 3 instead of 2" in capsys.readouterr().err
-
-
-def test_other_images_than_the_published_are_marked_too(small: Path) -> None:
-    write_cifar10(small / "data", per_class=3)
-    done = reproduce.reproduce("small", [NAMES[0]], Settings(data_dir="data", weights_dir="weights", device="cpu"))
-    assert done.results[0] and done.results[0].differs == ("149 training images instead of 99", "30 test images instead of 20")
-
-
-def test_an_interrupted_row_goes_on_exactly(small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import signal
-
-    def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
-        def report(event: dict[str, Any]) -> None:
-            if event["kind"] in ("step", "eval") and event["step"] == step:
-                signal.raise_signal(signal.SIGINT)
-
-        return report
-
-    recipe = RECIPES["small"]()
-    often = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, log_every=1))
-    monkeypatch.setitem(RECIPES, "small", lambda: often)
-    settings = Settings(data_dir="data", weights_dir="weights", device="cpu")
-    with pytest.raises(Interrupted):
-        reproduce.reproduce("small", (), settings, "stopped", report=stop_at(2))
-    assert run("small", "--check", "--out", "stopped", *HERE) == 0
-    assert "started" in capsys.readouterr().out
-    rows = []
-    reproduce.reproduce("small", (), settings, "stopped", report=lambda e: rows.append(e["row"]) if e["kind"] == "row" else None)
-    assert rows == list(NAMES)
-    reproduce.reproduce("small", [NAMES[0]], settings, "whole")
-    stopped, whole = (read_model(small / out / "Small-8-imagenet1k") for out in ("stopped", "whole"))
-    assert all(np.array_equal(stopped[name], whole[name]) for name in whole)
-
-
-def read_model(run: Path) -> dict[str, np.ndarray]:
-    from mlpmixer.checkpoint import read_tensors
-
-    return {name: tensor.numpy() for name, tensor in read_tensors(run / runlog.MODEL_FILE)[0].items()}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [row.weights for row in CIFAR.rows if row.weights.startswith("B/16")])
-def test_a_row_runs_to_its_end_on_a_file_of_the_true_names_shapes_and_size(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder, file = WEIGHTS[name].url.split("/")[-2:]
-    path = write_as_published(tmp_path / "weights" / folder / file, WEIGHTS[name].config)
-    assert path.stat().st_size == WEIGHTS[name].num_bytes
-    assert len(read_npz(path)) == 150
-    write_cifar10(tmp_path / "data", per_class=1)
-    assert run("cifar10-transfer", "--row", name, "--steps", "2", "--batch-size", "2", "--quiet", *HERE) == 0
-    assert "REDUCED" in capsys.readouterr().out
-    result = next(r for r in outcome_of("cifar10-transfer", "runs/cifar10-transfer-reduced").results if r)
-    assert (result.row, result.n, result.steps) == (name, 10, 2)
-    assert "run.steps 2 instead of 10,000" in result.differs and "10 test images instead of 10,000" in result.differs
-
-
-def test_another_table_is_another_entry(small: Path) -> None:
-    table = Table(
-        title="an ablation",
-        source="a paper",
-        recipe="small",
-        train_images=99,
-        test_images=20,
-        official_images="all",
-        deviations="",
-        rows=(Row(weights=NAMES[0], top1=0.1),),
-    )
-    TABLES["another"] = table
-    try:
-        done = reproduce.reproduce("another", (), Settings(data_dir="data", weights_dir="weights", device="cpu", steps=1))
-        assert done.out == Path("runs/another-reduced") and done.to_markdown().startswith("# another: an ablation")
-    finally:
-        del TABLES["another"]
+    widths = {"num_blocks": 1, "hidden_dim": 6, "tokens_mlp_dim": 3, "channels_mlp_dim": 7}
+    cfg = MixerConfig(image_size=8, patch_size=4, in_channels=1, num_classes=5, **widths)
+    s, c, ds, dc, patch = 4, 6, 3, 7, 16
+    norms = 3 * (s * c + 2 * s)  # the input, and mean and deviation of each row
+    token, channel = s * c + 2 * c * ds, s * c + 2 * s * dc
+    assert measured(cfg)["kept_bytes"] == 4 * (s * patch + norms + token + channel + c)

@@ -1,7 +1,8 @@
 """The command line: parses, calls one function, prints. Torch is imported by the commands that need it, never for help.
 
 Each command is a frozen dataclass: its fields are the arguments, calling it runs it and gives the exit code.
-0: done; 1: done, with failures that were printed; 2: a wrong command, name, value or path; 130: interrupted.
+0: done; 1: done, with failures that were printed; 2: a wrong command, name, value or path; 3: the time that was given is over, and the
+same command goes on; 130: interrupted.
 """
 
 import os

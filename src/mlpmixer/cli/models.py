@@ -14,7 +14,7 @@ from mlpmixer.cli.progress import reporter
 from mlpmixer.config import MixerConfig, pair
 
 if TYPE_CHECKING:
-    from mlpmixer.reproduce import Outcome, Plan
+    from mlpmixer.reproduce.tables import Outcome, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,49 +61,102 @@ class Push:
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduce:
-    """Run a published table again and put our figures beside the published ones; without TABLE, list the tables.
+    """Try a claim of the paper, and put our figures beside the published ones; without NAME, list what there is.
 
-    Everything is looked for before anything starts: what is lacking is said at once. Given again, the command goes on where it stopped.
-    With fewer steps or smaller batches it is a trial, marked as reduced.
+    An experiment such as table1 writes a page with tables and plots; a table such as cifar10-transfer runs published rows again from
+    published weights. Given again, the command goes on where it stopped.
     """
 
-    table: Annotated[Positional[str], arg(metavar="TABLE")] = ""
-    """Which table, such as cifar10-transfer."""
-    row: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME")] = ()
-    """Only this row, by the name of its weights, such as B/16:imagenet21k; can be given several times."""
+    name: Annotated[Positional[str], arg(metavar="NAME")] = ""
+    """An experiment or a table; without one they are listed."""
+    scale: Literal["small", "long", "full"] = "small"
+    """Of an experiment: small takes minutes on two CPU cores, long hours, full is for one GPU."""
+    max_minutes: float = 0.0
+    """Of an experiment: stop cleanly by then, to go on with the same command (exit code 3); 0: when everything is done."""
     data_dir: Annotated[str, arg(metavar="DIR")] = ""
     """Where the files of the data set are; default: the Hugging Face Hub."""
     weights_dir: Annotated[str, arg(metavar="DIR")] = ""
     """Where the published weight files are (DIR/imagenet21k/Mixer-B_16.npz); default: they are fetched into the cache."""
     out: Annotated[str, arg(metavar="DIR")] = ""
-    """Where each row has its run folder; default: runs/TABLE, or runs/TABLE-reduced."""
-    steps: int = 0
-    """Fewer steps; 0: as published."""
-    batch_size: int = 0
-    """Fewer images a step; 0: as published."""
-    accumulate: int = 0
-    """Parts a batch is computed in, to save memory; 0: parts no larger than published. The result is the same."""
+    """Where everything goes; default: results/NAME/SCALE, of a table runs/NAME or runs/NAME-reduced."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     seed: int = 0
-    """Of order and augmentation."""
+    """Of weights, order and augmentation."""
+    row: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME")] = ()
+    """Of a table: only this row, by the name of its weights, such as B/16:imagenet21k; can be given several times."""
+    steps: int = 0
+    """Of a table: fewer steps; 0: as published. With fewer steps or smaller batches it is a trial, marked as reduced."""
+    batch_size: int = 0
+    """Of a table: fewer images a step; 0: as published."""
+    accumulate: int = 0
+    """Of a table: parts a batch is computed in, to save memory; 0: parts no larger than published. The result is the same."""
     check: Flag = False
-    """Only say what it takes and what is lacking (then the exit code is 1)."""
+    """Of a table: only say what it takes and what is lacking (then the exit code is 1)."""
     quiet: Flag = False
     """Print the result only."""
     json: Flag = False
     """Print one JSON object a line."""
 
     def __call__(self) -> int:
-        from mlpmixer.reproduce import TABLES, Settings, plan, reproduce
+        from mlpmixer.registry import Registry
+        from mlpmixer.reproduce import EXPERIMENTS, TABLES
 
-        if not self.table:
-            rows = [(name, table.title, ", ".join(row.weights for row in table.rows)) for name, table in TABLES.items()]
-            if self.json:
-                print_json([{"table": name, "title": title, "rows": r.split(", ")} for name, title, r in rows])
-            else:
-                print_table(("table", "", "rows"), rows)
+        if not self.name:
+            return print_reproducible(as_json=self.json)
+        known: Registry[object] = Registry("experiment or table")
+        known |= {**EXPERIMENTS, **TABLES}
+        known[self.name]  # an unknown one is answered
+        is_table = self.name in TABLES
+        others = ("scale", "max_minutes") if is_table else ("row", "steps", "batch_size", "accumulate", "check")
+        given = [f"--{o.replace('_', '-')}" for o in others if getattr(self, o) != getattr(Reproduce(), o)]
+        if given:
+            kinds = ("a table", "experiments") if is_table else ("an experiment", "tables")
+            raise ValueError(f"{self.name} is {kinds[0]}, and {', '.join(given)} is of {kinds[1]}: mlpmixer reproduce lists both")
+
+        from mlpmixer.reproduce import OutOfTime
+        from mlpmixer.train import Diverged, Interrupted
+
+        try:
+            return self._table() if is_table else self._experiment()
+        except OutOfTime as stop:
+            print_error(f"{stop}; to go on: the same command")
+            return 3
+        except Interrupted as stop:
+            print_error(f"stopped after step {stop.step:,}, saved in {stop.path}; to go on: the same command")
+            return 130
+        except Diverged as e:
+            print_error(str(e))
+            return 1
+
+    def _experiment(self) -> int:
+        from mlpmixer.reproduce import run
+
+        with reporter(quiet=self.quiet, as_json=self.json) as report:
+            page, path = run(
+                self.name,
+                self.scale,
+                out=self.out or None,
+                data_dir=self.data_dir or None,
+                weights_dir=self.weights_dir or None,
+                device=self.device,
+                seed=self.seed,
+                max_minutes=self.max_minutes,
+                report=report,
+            )
+        if self.json:
+            print_json({"kind": "page", "path": str(path), "findings": page.findings, "figures": page.figures})
             return 0
+        for cells in page.tables:
+            print(f"{cells.title}\n")
+            print_table(cells.header, cells.rows)
+            print()
+        print("\n".join([*page.findings, f"page    {path}"]))
+        return 0
+
+    def _table(self) -> int:
+        from mlpmixer.reproduce.tables import Settings, plan, reproduce
+
         settings = Settings(
             data_dir=self.data_dir or None,
             weights_dir=self.weights_dir or None,
@@ -114,23 +167,32 @@ class Reproduce:
             seed=self.seed,
         )
         if self.check:
-            return print_plan(plan(self.table, self.row, settings, self.out or None), as_json=self.json)
-        from mlpmixer.train import Diverged, Interrupted
-
-        try:
-            with reporter(quiet=self.quiet, as_json=self.json) as report:
-                outcome = reproduce(self.table, self.row, settings, self.out or None, report)
-        except Interrupted as stop:
-            print_error(f"stopped after step {stop.step:,}, saved in {stop.path}; to go on: the same command")
-            return 130
-        except Diverged as e:
-            print_error(str(e))
-            return 1
+            return print_plan(plan(self.name, self.row, settings, self.out or None), as_json=self.json)
+        with reporter(quiet=self.quiet, as_json=self.json) as report:
+            outcome = reproduce(self.name, self.row, settings, self.out or None, report)
         if self.json:
             print_json({"kind": "table", **outcome.to_json()})
         else:
             print_outcome(outcome)
         return 0
+
+
+def print_reproducible(*, as_json: bool) -> int:
+    from mlpmixer.reproduce import EXPERIMENTS, TABLES
+
+    if as_json:
+        tables = [{"table": name, "title": t.title, "rows": [row.weights for row in t.rows]} for name, t in TABLES.items()]
+        experiments = [{"experiment": name, "title": e.title, "source": e.source, "scales": e.scales} for name, e in EXPERIMENTS.items()]
+        print_json([*tables, *experiments])
+        return 0
+    rows = []
+    for name, e in EXPERIMENTS.items():
+        needs = [*(["--data-dir"] if e.data else []), *(['".[rivals]"'] if e.rivals else [])]
+        rows.append((name, e.title, "; ".join(f"{scale}: {text}" for scale, text in e.scales.items()), ", ".join(needs)))
+    print_table(("experiment", "what it shows", "scales", "needs"), rows)
+    print()
+    print_table(("table", "", "rows"), [(name, t.title, ", ".join(row.weights for row in t.rows)) for name, t in TABLES.items()])
+    return 0
 
 
 def print_plan(p: "Plan", *, as_json: bool) -> int:
