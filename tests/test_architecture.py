@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "src" / "mlpmixer"
 FLOOR = {"config", "registry"}  # imports nothing of ours
 DATA = FLOOR | {"data"}
 BELOW_VERBS = DATA | {"zoo", "device", "clock", "model", "kernels", "optim", "loss", "init", "checkpoint", "runlog", "recipes", "report"}
-BELOW_VERBS |= {"locality", "symmetry", "progressive", "transfer", "interop", "fetch", "hub", "weights"}
+BELOW_VERBS |= {"locality", "symmetry", "progressive", "transfer", "interop", "fetch", "hub", "weights", "network"}
 BELOW_VERBS |= {"significance", "calibration", "metrics"}
 VERBS = {"evaluate", "predict"}  # the other verbs import these two of each other
 ALLOWED: dict[str, set[str] | None] = {
@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "device": FLOOR,
     "clock": FLOOR,
     "model": FLOOR | {"zoo"},
+    "network": FLOOR,
     "kernels": FLOOR | {"model", "locality", "device"},
     "data": FLOOR | {"fetch"},
     "optim": FLOOR | {"model"},
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "locality": FLOOR | {"model"},
     "symmetry": FLOOR | {"model"},
     "progressive": FLOOR | {"model", "locality", "transfer"},
-    "checkpoint": DATA | {"model", "kernels"},
+    "checkpoint": DATA | {"model", "network", "kernels"},
     "runlog": FLOOR,
     "recipes": FLOOR | {"zoo"},
     "transfer": DATA | {"zoo", "model", "kernels", "checkpoint"},

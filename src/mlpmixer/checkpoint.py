@@ -10,15 +10,16 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mlpmixer.config import MixerConfig, from_json, to_json
 from mlpmixer.data.preprocess import Preprocess
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from mlpmixer.model import Mixer
+    from mlpmixer.network import Build
 
 FORMAT = 1
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
@@ -36,6 +37,8 @@ class ModelMeta:
     config: MixerConfig
     classes: tuple[str, ...]
     preprocess: Preprocess
+    network: str = ""
+    """Of another network than a Mixer, what built it; `config` then says no more than the sizes of input and output."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where it comes from: recipe, data, metrics, version, date, loss."""
 
@@ -102,9 +105,9 @@ def read_tensors(path: str | os.PathLike[str]) -> "tuple[dict[str, Tensor], dict
         raise CheckpointError(f"{path} is damaged: {e}") from e
 
 
-def save_model(path: str | os.PathLike[str], model: "Mixer", meta: ModelMeta) -> None:
-    """One file that is enough to use the model. Errors: OSError."""
-    assert model.cfg == meta.config
+def save_model(path: str | os.PathLike[str], model: "nn.Module", meta: ModelMeta) -> None:
+    """One file that is enough to use the model (with what builds it, if it is no Mixer). Errors: OSError."""
+    assert meta.network or model.cfg == meta.config
     write_tensors(path, model.state_dict(), {"model": to_json(meta)})
 
 
@@ -125,16 +128,33 @@ def read_meta(path: str | os.PathLike[str]) -> ModelMeta:
         raise CheckpointError(f"{path}: {e}") from e
 
 
-def load_model(path: str | os.PathLike[str]) -> "tuple[Mixer, ModelMeta]":
-    """The model in evaluation mode, on the CPU, and what travels with it. Strict: names and shapes must fit the stored architecture."""
+def require_mixer(path: str | os.PathLike[str], meta: ModelMeta) -> None:
+    """CheckpointError when the file at `path` holds another network."""
+    if meta.network:
+        raise CheckpointError(
+            f"{path} holds another network than a Mixer, {meta.network}: it can be used from Python, "
+            "mlpmixer.load(run, network=what built it)"
+        )
+
+
+def load_model(path: str | os.PathLike[str], network: "Build | None" = None) -> "tuple[Mixer, ModelMeta]":
+    """The model in evaluation mode, on the CPU, and what travels with it. Strict: names and shapes must fit the stored architecture.
+
+    network: what built it, of another network than a Mixer.
+    """
     import torch
 
     from mlpmixer.model import Mixer
+    from mlpmixer.network import name_of
 
     meta = read_meta(path)
+    if network is None:
+        require_mixer(path, meta)
+    elif name_of(network) != meta.network:
+        raise CheckpointError(f"{path} holds {meta.network or 'a Mixer'}, and {name_of(network)} is given to build it")
     tensors, _ = read_tensors(path)
-    with torch.device("meta"):
-        model = Mixer(meta.config)
+    with torch.device("meta" if network is None else "cpu"):  # another's constructor may compute with its weights
+        model = cast(Mixer, (network or Mixer)(meta.config))
     try:
         model.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as e:

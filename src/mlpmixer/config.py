@@ -437,6 +437,8 @@ class Recipe:
     """One training run, whole. `model.num_classes` is set from the data when training starts."""
 
     name: str = "custom"
+    network: str = ""
+    """Written by `train(recipe, network=...)`: what it trained instead of a Mixer. Of `model` then only the sizes of the images count."""
     model: MixerConfig = field(default_factory=MixerConfig)
     data: Data = field(default_factory=Data)
     init: Init = field(default_factory=Init)

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mlpmixer.checkpoint import FORMAT, ModelMeta, read_meta
+from mlpmixer.checkpoint import FORMAT, ModelMeta, read_meta, require_mixer
 from mlpmixer.config import Recipe, pair, to_json
 from mlpmixer.data.datasets import DATASETS
 from mlpmixer.fetch import FetchError, hub_file
@@ -36,6 +36,7 @@ def push(run: str | os.PathLike[str], target: str | os.PathLike[str], *, licence
     if not model.is_file():
         raise ValueError(f"nothing to push: expected a finished run, which holds {MODEL_FILE}, or that file, got {run}")
     meta = read_meta(model)
+    require_mixer(model, meta)
     if place.startswith("hf:"):
         repo = _repo(place)
         with tempfile.TemporaryDirectory() as scratch:

@@ -13,6 +13,7 @@ import torch
 from mlpmixer.config import Recipe
 from mlpmixer.data.batches import batches
 from mlpmixer.distill import Answer
+from mlpmixer.network import with_network
 from mlpmixer.train import Report, first_step, trained_parts
 
 MEMORY = 0.9  # of the moving average that smooths the losses
@@ -64,6 +65,7 @@ def find_lr(
     """
     if not 0 < low < high or steps < 20:
         raise ValueError(f"expected 0 < low < high and at least 20 steps, got low={low:g}, high={high:g}, steps={steps}")
+    recipe = with_network(recipe, None)
     optim = dataclasses.replace(recipe.optim, head_steps=0, ema_decay=0.0, average_last=0.0)
     start, source = trained_parts(recipe, report or (lambda line: None), teacher)
     rates, losses, smooth = np.geomspace(low, high, steps).tolist(), [], []

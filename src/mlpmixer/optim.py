@@ -72,8 +72,10 @@ def layer_of(name: str, num_blocks: int) -> int:
     return 0 if owner == "stem" else num_blocks + 1
 
 
-def make_optimizers(model: Mixer, cfg: Optim) -> list[torch.optim.Optimizer]:
-    """One optimizer, or two for muon. Weight decay is for matrices only. Groups carry `peak_lr` and the `from_step` they learn from.
+def make_optimizers(model: nn.Module, cfg: Optim) -> list[torch.optim.Optimizer]:
+    """One optimizer, or two for muon. Weight decay is for matrices only, of another network than a Mixer for convolutions, too.
+
+    Groups carry `peak_lr` and the `from_step` they learn from.
 
     Muon (orthogonalised momentum) is made for hidden matrices: it gets the W1..W4 of the blocks, AdamW the stem, the head,
     the biases and the LayerNorms. Frozen layers are in no group and take no gradient. `layer_decay` is ELECTRA's (Clark et al. 2020),
@@ -81,12 +83,13 @@ def make_optimizers(model: Mixer, cfg: Optim) -> list[torch.optim.Optimizer]:
 
     Errors: ValueError when more layers are to be frozen than lie below the final norm.
     """
-    top = model.cfg.num_blocks + 1
+    # another network is one layer, the last; its parameters of three axes are position embeddings and class tokens
+    top, decayed = (model.cfg.num_blocks + 1, (2,)) if isinstance(model, Mixer) else (0, (2, 4))
     if cfg.frozen_layers > top:
         raise ValueError(f"optim.frozen_layers={cfg.frozen_layers}, but the model has a stem and {top - 1} blocks: at most {top}")
     groups: dict[tuple[bool, bool, float, int], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
-        layer, matrix = layer_of(name, model.cfg.num_blocks), p.ndim == 2
+        layer, matrix = layer_of(name, top - 1) if top else 0, p.ndim in decayed
         p.requires_grad_(layer >= cfg.frozen_layers)
         if p.requires_grad:
             for_muon = cfg.name == "muon" and matrix and name.startswith("blocks.")
@@ -176,8 +179,10 @@ def average_weight(step: int, total: int, cfg: Optim) -> float:
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, weight: float) -> None:
-    """average <- (1 - weight) * average + weight * model."""
+    """average <- (1 - weight) * average + weight * model. Statistics of batches, which a Mixer has none of, are the model's."""
     torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in model.parameters()], weight)
+    for own, of_model in zip(average.buffers(), model.buffers(), strict=True):
+        own.copy_(of_model)
 
 
 def carry_over(old: Iterable[torch.optim.Optimizer], new: Iterable[torch.optim.Optimizer]) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlpmixer.checkpoint import ModelMeta
     from mlpmixer.data.sources import ImageSet
     from mlpmixer.model import Mixer
+    from mlpmixer.network import Build
     from mlpmixer.transfer import Size
     from mlpmixer.weights import Report
 
@@ -63,7 +64,7 @@ class Classifier:
     classes: the K names, in the order of the model's outputs.
     preprocess: the one evaluation preprocessing, stored with the model.
     meta: configuration and provenance; None when the model file carries none.
-    network: the torch `Mixer`, for runs only.
+    network: the torch `Mixer` (or what a `network=` has built), for runs only.
     """
 
     def __init__(
@@ -158,25 +159,33 @@ def load(
     resize: Method = "bicubic",
     magnified: bool = False,
     report: "Report | None" = None,
+    network: "Build | None" = None,
 ) -> Classifier:
     """A trained model in evaluation mode on `device`: a run, a weight file, hf:owner/name or a name of `mlpmixer list weights`.
 
     image_size, patch_size (pixels), in_channels: use it at others, without further training; `transfer.adapt` says what each does to the
         accuracy, and what `resize` (its method) and `magnified` are. The preprocessing follows.
     report: receives the progress of a download.
+    network: of a run that `train(recipe, network=...)` made, the same again.
 
     Errors: ValueError, saying what was expected, when there is no model at `path`, the file is damaged, or it cannot be fetched.
     """
     from mlpmixer.weights import load_file, locate
 
     file = locate(os.fspath(path), report=report)
-    network, meta = load_file(file, os.fspath(path))
+    if network is not None:
+        from mlpmixer.checkpoint import load_model
+
+        if (image_size, patch_size, in_channels) != (None, None, None):
+            raise ValueError("only a Mixer comes to other sizes: leave image_size, patch_size and in_channels out")
+        return from_network(*load_model(file, network), device=device, path=file)
+    model, meta = load_file(file, os.fspath(path))
     if (image_size, patch_size, in_channels) != (None, None, None):
         from mlpmixer.transfer import adapt_trained
 
         sizes: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
-        network, meta = adapt_trained(network, meta, **sizes, method=resize, magnified=magnified)
-    return from_network(network, meta, device=device, path=file)
+        model, meta = adapt_trained(model, meta, **sizes, method=resize, magnified=magnified)
+    return from_network(model, meta, device=device, path=file)
 
 
 def from_network(network: "Mixer", meta: "ModelMeta", *, device: str = "cpu", path: Path | None = None) -> Classifier:
@@ -199,12 +208,16 @@ def from_network(network: "Mixer", meta: "ModelMeta", *, device: str = "cpu", pa
         classes=meta.classes,
         preprocess=meta.preprocess,
         logits=engine(network),
-        pre_logits=engine(network.pre_logits),
+        pre_logits=engine(getattr(network, "pre_logits", _no_features)),
         multi_label=meta.provenance.get("loss") == "sigmoid",
         meta=meta,
         network=network,
         path=path,
     )
+
+
+def _no_features(images: Any) -> Any:
+    raise ValueError("this network gives no features: it would need a method pre_logits, images (B,C,H,W) -> (B,D)")
 
 
 def _name(image: Any, index: int) -> str:

@@ -368,7 +368,8 @@ def _key(classifier: Classifier, images: ImageSet) -> str:
         digest.update(part)
 
     if classifier.network is not None:
-        add(json.dumps(to_json(classifier.network.cfg), sort_keys=True).encode())
+        other = classifier.meta.network if classifier.meta else ""
+        add(other.encode() or json.dumps(to_json(classifier.network.cfg), sort_keys=True).encode())
         for name, tensor in classifier.network.state_dict().items():
             add(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)

@@ -123,7 +123,9 @@ def _headline(title: str, test: Json | None, what: str, summary: Json, recipe: J
         facts.append(("validation", f"{_percent(summary['val_top1'])}"))
     if summary.get("params"):
         facts.append(("parameters", f"{summary['params']:,}"))
-    if model.get("num_blocks"):
+    if recipe.get("network"):
+        facts.append(("network", str(recipe["network"])))
+    elif model.get("num_blocks"):
         patch = model.get("patch_size")
         patch = "x".join(map(str, patch)) if isinstance(patch, list) else patch
         facts.append(("model", f"{model['num_blocks']} blocks, width {model.get('hidden_dim')}, patches of {patch} px"))

@@ -28,9 +28,11 @@ from mlpmixer.distributed import Ranks, exchanging
 from mlpmixer.init import set_head_bias, whiten_stem
 from mlpmixer.loss import loss_of, soft_targets
 from mlpmixer.model import Mixer, create_model
+from mlpmixer.network import Build, build
 from mlpmixer.transfer import adapt_to, reset_head
 
-Start = tuple[Mixer, checkpoint.ModelMeta]
+Start = tuple[Mixer, checkpoint.ModelMeta] | Build
+"""Trained weights, or what builds another network than a Mixer."""
 SAMPLE_VALUES = 1 << 26  # half a GiB in float64
 
 
@@ -79,10 +81,11 @@ class Step:
         torch.manual_seed(recipe.run.seed)
         self.recipe, self.stores, self.device, self.dtype, self.ranks = recipe, stores, device, dtype, ranks
         model = first_model(recipe, stores, start)
-        if recipe.optim.locality:
-            locality.inject(model, recipe.optim.locality)
+        if isinstance(model, Mixer):
+            if recipe.optim.locality:
+                locality.inject(model, recipe.optim.locality)
+            model.checkpointing = recipe.run.checkpointing
         model.to(device)
-        model.checkpointing = recipe.run.checkpointing
         averaged = recipe.optim.ema_decay or recipe.optim.average_last
         self.take(model, copy.deepcopy(model).eval() if averaged else model)
         self.alter = alter
@@ -104,26 +107,29 @@ class Step:
             class_weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32, device=device)
         self.loss = loss_of(recipe.optim, recipe.distill, class_weights)
 
-    def take(self, model: Mixer, average: Mixer) -> None:
+    def take(self, model: nn.Module, average: nn.Module) -> None:
         """Train this network from here on, with fresh optimizers; `average` is the same one where nothing is averaged."""
         self.model, self.average = model, average
         self.kernels = choose_kernels(model, self.recipe, self.device)
         if average is not model:
             choose_kernels(average, self.recipe, self.device)
         self.optimizers = optim.make_optimizers(model, self.recipe.optim)
-        self.keep: Callable[..., None] = partial(symmetry.keep, symmetry.symmetric(model)) if self.recipe.optim.mirror else nothing
+        self.keep: Callable[..., None] = nothing
+        if self.recipe.optim.mirror and isinstance(model, Mixer):
+            self.keep = partial(symmetry.keep, symmetry.symmetric(model))
         self.network: nn.Module = model
         self.learning: list[bool] = []  # which parameters do: not known before the first step
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Pixels (height, width) that the network takes now."""
-        return pair(self.model.cfg.image_size)
+        return pair((self.model.cfg if isinstance(self.model, Mixer) else self.recipe.model).image_size)
 
     def resize(self, size: progressive.Size) -> None:
         """Go on with images of this size: weights and average are resized, and the optimizers start anew for what has another shape."""
         if pair(size) == self.image_size:
             return
+        assert isinstance(self.model, Mixer) and isinstance(self.average, Mixer)
         optimizers, kernel_size = self.optimizers, self.recipe.optim.locality
         model = progressive.resized(self.model, size, kernel_size)
         self.take(model, model if self.average is self.model else progressive.resized(self.average, size, kernel_size))
@@ -210,9 +216,12 @@ class Step:
             self.backward(images, targets, seed, of)
         return result
 
-    def plain(self) -> Mixer:
+    def plain(self) -> nn.Module:
         """What is saved: the averaged model, with its kernels folded into the weights."""
-        return locality.folded(self.average) if self.recipe.optim.locality else self.average
+        if self.recipe.optim.locality:
+            assert isinstance(self.average, Mixer)
+            return locality.folded(self.average)
+        return self.average
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, by name: weights, their average, the state of the optimizers."""
@@ -229,21 +238,25 @@ class Step:
         optim.load_state_tensors(self.optimizers, tensors)
 
 
-def choose_kernels(model: Mixer, recipe: Recipe, device: torch.device) -> str:
+def choose_kernels(model: nn.Module, recipe: Recipe, device: torch.device) -> str:
     """Let `model` run on what `recipe.run.kernels` says, in place, and name it. ValueError when that cannot be had."""
     if recipe.run.kernels == "torch" or device.type != "cpu":
         return "torch"
-    reason = "the network is left to torch.compile" if recipe.run.compile else kernels.why_not(model)
-    if not reason:
-        kernels.install(model)
-        return "compiled"
+    reason = "the network is left to torch.compile" if recipe.run.compile else "the network is no Mixer"
+    if isinstance(model, Mixer) and not recipe.run.compile:
+        reason = kernels.why_not(model)
+        if not reason:
+            kernels.install(model)
+            return "compiled"
     if recipe.run.kernels == "compiled":
         raise ValueError(f"run.kernels=compiled cannot be had: {reason}; leave it at auto, or take torch")
     return f"torch ({reason})"
 
 
-def first_model(recipe: Recipe, stores: Stores, start: Start | None) -> Mixer:
+def first_model(recipe: Recipe, stores: Stores, start: Start | None) -> nn.Module:
     """The model before the first step: fresh, or from trained weights, whose head is kept when it is for the same classes."""
+    if start is not None and not isinstance(start, tuple):
+        return build(start, recipe.model)
     size = progressive.image_size(0, 1, recipe)
     cfg = recipe.model.adapted(image_size=size)
     if start is None:

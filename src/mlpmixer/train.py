@@ -31,7 +31,8 @@ from mlpmixer.device import choose_precision, describe, peak_mib
 from mlpmixer.distill import Answer, Source, make_teacher, open_teacher, with_teacher
 from mlpmixer.distributed import Ranks
 from mlpmixer.evaluate import evaluate
-from mlpmixer.model import count_params, create_model
+from mlpmixer.model import Mixer, count_params, create_model
+from mlpmixer.network import Build, with_network
 from mlpmixer.step import Start, Step, Stores, load_images
 from mlpmixer.transfer import adapt_trained
 from mlpmixer.weights import load_weights
@@ -80,6 +81,7 @@ def train(
     teacher: Answer | None = None,
     ranks: Ranks = Ranks(),  # noqa: B008 (a value)
     stop_after_s: float | None = None,
+    network: Build | None = None,
 ) -> RunResult:
     """Train a Mixer as `recipe` says; write model, metrics, report and checkpoints to the run directory `out`.
 
@@ -93,20 +95,23 @@ def train(
         batches are the same for any number of them, and a run may go on with another number. All of them must see `out`; rank 0 writes
         and reports. The result of the others has no summary: they leave before the final evaluation.
     stop_after_s: stop then as on Ctrl-C; what comes after the last step (scoring val and test) is not cut short.
+    network: train what this builds instead of a Mixer: a function (or a dataclass that can be called) of the MixerConfig, whose sizes of
+        input and output it takes, to a module of images (B,C,H,W) -> logits (B,K). Give it again to resume, and to `load`. What only a
+        Mixer has (kernels, Muon, locality, sizes that grow, trained weights, rates by layer) is refused.
 
     Errors: ValueError for data, recipe or directory that do not fit; Diverged when the loss is not finite; Interrupted on
     Ctrl-C, SIGTERM or when the time is over, after saving; OSError when nothing can be written (the last checkpoint survives);
     distributed.FailedElsewhere when another rank has one of these.
     """
     tell: Report = report if report and ranks.leads else lambda line: None
-    run, recipe, summary = ranks.lead(lambda: _open_run(with_teacher(recipe, teacher), out, resume))
+    run, recipe, summary = ranks.lead(lambda: _open_run(with_network(with_teacher(recipe, teacher), network), out, resume))
     if summary is not None:
         tell({"kind": "end", "summary": summary, "out": str(run)})
         return RunResult(run, summary)
     # before Ctrl-C waits for the end of a step: a download may be long
     start, source = ranks.together(lambda: trained_parts(recipe, tell, teacher))
     with torch.random.fork_rng(), _stop_signal() as stop, _alarm(stop, stop_after_s):
-        return _train(recipe, start, source, run, tell, stop, ranks)
+        return _train(recipe, network or start, source, run, tell, stop, ranks)
 
 
 def _open_run(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool) -> tuple[Path, Recipe, dict[str, Any] | None]:
@@ -121,9 +126,11 @@ def _open_run(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool) 
     return run, _same_recipe(recipe, runlog.read_recipe(run)), summary
 
 
-def trained_parts(recipe: Recipe, report: Report, teacher: Answer | None = None) -> tuple[Start | None, Source]:
+def trained_parts(
+    recipe: Recipe, report: Report, teacher: Answer | None = None
+) -> tuple[tuple[Mixer, checkpoint.ModelMeta] | None, Source]:
     """The trained networks that a run needs, to start from and to learn from; fetched where they are not here yet."""
-    start: Start | None = None
+    start: tuple[Mixer, checkpoint.ModelMeta] | None = None
     if recipe.init.weights:
         start = adapt_trained(*load_weights(recipe.init.weights, report=report), in_channels=recipe.model.in_channels)
     return start, open_teacher(recipe.distill.teacher, report) if teacher is None else teacher
@@ -133,7 +140,7 @@ def first_step(recipe: Recipe, start: Start | None, source: Source, ranks: Ranks
     """The data opened and the network built, before the first batch. The recipe of the Step has the number of classes of the data."""
     device = ranks.device(recipe.run.device)
     dtype = choose_precision(recipe.run.precision, device)
-    stores = load_images(recipe.data, recipe.model, start[1].preprocess if start else None)
+    stores = load_images(recipe.data, recipe.model, start[1].preprocess if isinstance(start, tuple) else None)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=len(stores.splits.classes)))
     batch = min(recipe.run.batch_size, len(stores.train))
     if batch < ranks.size:
@@ -172,7 +179,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
             "precision": env["precision"],
             "processes": ranks.size,
             "kernels": env["kernels"],
-            "params": final_params(recipe),
+            "params": final_params(recipe) if start is None or isinstance(start, tuple) else count_params(step_of.model),
             "train_images": len(stores.train),
             "val_images": len(stores.val),
             "classes": len(stores.splits.classes),
@@ -261,7 +268,7 @@ def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell:
     if not ranks.leads:
         return RunResult(run, {})
     state.train_s = clock.elapsed()
-    summary = finish(run, recipe, stores, step_of, state, clock, env)
+    summary = finish(run, recipe, stores, step_of, state, clock, env, None if isinstance(start, tuple) else start)
     tell({"kind": "end", "summary": summary, "out": str(run)})
     return RunResult(run, summary)
 
@@ -321,6 +328,7 @@ def model_meta(recipe: Recipe, stores: Stores, env: dict[str, Any], metrics: dic
         config=recipe.model,
         classes=stores.splits.classes,
         preprocess=stores.preprocess,
+        network=recipe.network,
         provenance={
             "recipe": recipe.name,
             "data": stores.splits.name,
@@ -333,14 +341,23 @@ def model_meta(recipe: Recipe, stores: Stores, env: dict[str, Any], metrics: dic
     )
 
 
-def finish(run: Path, recipe: Recipe, stores: Stores, step_of: Step, state: State, clock: Clock, env: dict[str, Any]) -> dict[str, Any]:
+def finish(
+    run: Path,
+    recipe: Recipe,
+    stores: Stores,
+    step_of: Step,
+    state: State,
+    clock: Clock,
+    env: dict[str, Any],
+    network: Build | None = None,
+) -> dict[str, Any]:
     """Save the model, evaluate it on val and test (float32, as a user would load it), write summary.json and report.html."""
     model = run / runlog.MODEL_FILE
     if recipe.run.patience and (run / "best.safetensors").exists():
         os.replace(run / "best.safetensors", model)
     elif not (recipe.run.patience and model.exists()):
         checkpoint.save_model(model, step_of.plain(), model_meta(recipe, stores, env, {}))
-    classifier = predict.load(model, device=str(step_of.device))
+    classifier = predict.load(model, device=str(step_of.device), network=network)
     bad = stores.bad
     val = evaluate(classifier, stores.splits.val)
     test = evaluate(classifier, stores.splits.test) if stores.splits.test is not None else None

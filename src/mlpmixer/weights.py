@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlpmixer import zoo
-from mlpmixer.checkpoint import CheckpointError, ModelMeta, load_model, read_header, read_meta
+from mlpmixer.checkpoint import CheckpointError, ModelMeta, load_model, read_header, read_meta, require_mixer
 from mlpmixer.config import MixerConfig, pair
 from mlpmixer.data.preprocess import named
 from mlpmixer.runlog import MODEL_FILE
@@ -88,7 +88,9 @@ def architecture(name: str) -> MixerConfig:
     """Of the weights at a path or address; imports no torch where the file is ours."""
     file = locate(name)
     if _is_ours(file):
-        return read_meta(file).config
+        meta = read_meta(file)
+        require_mixer(file, meta)
+        return meta.config
     return load_file(file, name)[0].cfg
 
 

@@ -53,6 +53,8 @@ def missing() -> str:
 
 def why_not(model: Mixer) -> str:
     """Why `install` cannot speed this model up on this machine; empty when it can."""
+    if any(type(block) not in (MixerBlock, FastBlock) for block in model.blocks):
+        return "compiled kernels compute the paper's block and no other"
     if model.cfg.dropout:
         return "compiled kernels have no dropout"
     if model.cfg.part_grid != model.cfg.grid:

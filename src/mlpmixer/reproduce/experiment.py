@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlpmixer import runlog
 from mlpmixer.config import Recipe
@@ -166,7 +166,7 @@ def run(
         raise ValueError(f"max_minutes must be positive, or 0 for no limit, got {max_minutes:g}")
     lab = Lab(
         name=name,
-        scale=cast(Scale, scale),
+        scale=scale,
         out=Path(out) if out is not None else Path("results") / name / scale,
         data_dir=data_dir,
         weights_dir=weights_dir,
