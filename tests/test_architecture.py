@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "clock": FLOOR,
     "model": FLOOR | {"zoo"},
     "network": FLOOR,
+    "rivals": FLOOR,
     "kernels": FLOOR | {"model", "locality", "device"},
     "data": FLOOR | {"fetch"},
     "optim": FLOOR | {"model"},
@@ -58,7 +59,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "explain": BELOW_VERBS | VERBS,
     "export": BELOW_VERBS | VERBS,
     "bench": BELOW_VERBS | VERBS,
-    "reproduce": BELOW_VERBS | VERBS | {"train"},
+    "reproduce": BELOW_VERBS | VERBS | {"train", "probe", "rivals"},
     "doctor": FLOOR | {"device", "kernels", "__version__"},
     "cli": None,  # the edges may import everything
     "serve": None,

@@ -18,6 +18,7 @@ from mlpmixer.registry import Registry, suggest
 from mlpmixer.reproduce.page import Page, write
 
 if TYPE_CHECKING:
+    from mlpmixer.network import Build
     from mlpmixer.train import RunResult
 
 Report = Callable[[dict[str, Any]], None]
@@ -50,6 +51,13 @@ EXPERIMENTS["table1"] = Experiment(
     scales={"small": "seconds", "full": "the same"},
     module="table1",
 )
+EXPERIMENTS["cost"] = Experiment(
+    title="what a Mixer, a ViT and a ResNet of one size cost from 49 to 3,136 patches: speed, FLOPs, memory, fitted exponents",
+    source="abstract and section 2: linear in the number of patches, unlike ViT's quadratic",
+    scales={"small": "about 10 min", "full": "a few minutes on one GPU"},
+    module="cost",
+    rivals=True,
+)
 
 
 class OutOfTime(Exception):
@@ -81,8 +89,10 @@ class Lab:
     """How many calls of `train` and `measure` there will be, told by the experiment."""
     finished: int = field(default=0, init=False)
 
-    def train(self, name: str, recipe: Recipe) -> "RunResult":
+    def train(self, name: str, recipe: Recipe, network: "Build | None" = None) -> "RunResult":
         """Train in out/runs/NAME, or read what is finished there, or go on with it. `data_dir` and `device` become the lab's.
+
+        network: as in `train`, another network than a Mixer.
 
         Errors: OutOfTime, after saving; whatever `train` raises.
         """
@@ -99,7 +109,7 @@ class Lab:
             self._begin(name)
         left = None if math.isinf(self.until) else self.until - time.monotonic()
         try:
-            result = train(recipe, out=run, resume=True, report=self.report, stop_after_s=left)
+            result = train(recipe, out=run, resume=True, report=self.report, stop_after_s=left, network=network)
         except Interrupted as e:
             if time.monotonic() < self.until:
                 raise
@@ -164,6 +174,10 @@ def run(
         raise ValueError(f"{name} has no scale {scale!r}; it has: {', '.join(experiment.scales)}" + (f" ({close})" if close else ""))
     if max_minutes < 0:
         raise ValueError(f"max_minutes must be positive, or 0 for no limit, got {max_minutes:g}")
+    if experiment.rivals:
+        from mlpmixer import rivals
+
+        rivals.require()
     lab = Lab(
         name=name,
         scale=scale,
