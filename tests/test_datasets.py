@@ -22,6 +22,7 @@ from PIL import Image
 from mlpmixer.config import Data
 from mlpmixer.data.datasets import DATASETS, open_data, open_images, stratified_cut
 from mlpmixer.data.images import ImageError, decode
+from mlpmixer.data.streamed import open_streamed
 
 RNG = np.random.default_rng(0)
 
@@ -528,3 +529,16 @@ def test_no_torch_is_imported() -> None:
         "assert not {'torch', 'pyarrow', 'datasets', 'huggingface_hub', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+def test_a_fraction_of_train_leaves_val_and_test_as_they_are() -> None:
+    whole, tenth, third = (open_data(Data(name="digits", train_fraction=share)) for share in (1.0, 0.1, 0.3))
+    assert tenth.test is not None and whole.test is not None
+    assert list(tenth.val.names) == list(whole.val.names) and list(tenth.test.names) == list(whole.test.names)
+    assert set(tenth.train.names) < set(third.train.names) < set(whole.train.names)
+    assert (np.abs(tenth.train.counts() - whole.train.counts() / 10) < 1).all()
+    assert any("fraction 0.1" in note for note in tenth.notes)
+    with pytest.raises(ValueError, match="leave it at 1"):
+        open_streamed(Data(name="shards", stream=True, train_fraction=0.5))
+    with pytest.raises(ValueError, match=r"must be in \(0, 1\], got 0"):
+        Data(train_fraction=0)

@@ -158,8 +158,10 @@ class Data:
     """Share of train cut off, stratified, as validation when the data has none."""
     test_fraction: float = 0.2
     """Share cut off, stratified, as test when the data has none (digits, plain folders)."""
+    train_fraction: float = 1.0
+    """Share of train that is kept, of each class, once val and test are cut. A smaller share is part of a larger one."""
     split_seed: int = 0
-    """Seed of both cuts."""
+    """Seed of all cuts."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced weighs the loss by inverse class frequency."""
     train_scale: float = 1.0
@@ -185,6 +187,7 @@ class Data:
         require(self.buffer >= 1, f"data.buffer must be at least 1, got {self.buffer}")
         require(0 < self.val_fraction < 1, f"val_fraction must be in (0, 1), got {self.val_fraction}")
         require(0 < self.test_fraction < 1, f"test_fraction must be in (0, 1), got {self.test_fraction}")
+        require(0 < self.train_fraction <= 1, f"train_fraction must be in (0, 1], got {self.train_fraction}")
         require(self.train_scale >= 1, f"train_scale must be at least 1, got {self.train_scale}")
 
 

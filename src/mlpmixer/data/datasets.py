@@ -8,6 +8,7 @@ open_data(Data(name="hf:owner/name"))                         the Hugging Face H
 
 import difflib
 import hashlib
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -160,6 +161,13 @@ def open_data(data: Data) -> Splits:
             notes.append("val: no class has two images, so train itself is used")
         else:
             notes.append("test: none, as no class has two images")
+    if data.train_fraction < 1:
+        whole = sets[TRAIN]
+        sets[TRAIN] = whole.subset(stratified_share(whole.labels, data.train_fraction, data.split_seed))
+        notes.append(
+            f"train: {len(sets[TRAIN])} of its {len(whole)} images, stratified "
+            f"(fraction {data.train_fraction}, split_seed {data.split_seed})"
+        )
     return Splits(parts.name, sets[TRAIN], sets[VAL], sets.get(TEST), tuple(classes), tuple(notes))
 
 
@@ -243,6 +251,12 @@ def stratified_cut(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.n
     ]
     cut = np.sort(np.concatenate(picked)) if picked else np.zeros(0, np.int64)
     return np.setdiff1d(indices, cut), cut
+
+
+def stratified_share(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Indices, sorted, of `fraction` of every class, rounded up. Those of a smaller fraction are among those of a larger one."""
+    orders = [np.random.default_rng([seed % 2**32, k, 1]).permutation(np.flatnonzero(labels == k)) for k in np.unique(labels)]
+    return np.sort(np.concatenate([order[: math.ceil(fraction * len(order))] for order in orders]))
 
 
 # ---- finding the files

@@ -96,6 +96,8 @@ def open_streamed(data: Data, *, cache_dir: str | os.PathLike[str] | None = None
     Raises ValueError when there are no shards, too few to cut from, no class names to be found, or labels of no class; ShardError when a
     shard cannot be read.
     """
+    if data.train_fraction < 1:
+        raise ValueError(f"data.train_fraction={data.train_fraction} picks images by number, and those of shards have none: leave it at 1")
     retry = retry or Retry()
     cache = Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "mlpmixer"
     listing = _find(data, retry)
