@@ -17,7 +17,9 @@ from mlpmixer.data.datasets import DATASETS
 from mlpmixer.fetch import cache_path
 from mlpmixer.interop import official_table, read_npz
 from mlpmixer.recipes import RECIPES
-from mlpmixer.reproduce import tables
+from mlpmixer.reproduce import OutOfTime, tables, transfer
+from mlpmixer.reproduce import run as run_experiment
+from mlpmixer.reproduce.published import AVG5, VTAB
 from mlpmixer.reproduce.tables import TABLES, Row, Settings, Table, outcome_of, plan
 from mlpmixer.train import Interrupted
 from mlpmixer.zoo import MODELS, WEIGHTS, Weights
@@ -316,6 +318,34 @@ def test_a_row_runs_to_its_end_on_a_file_of_the_true_names_shapes_and_size(
     result = next(r for r in outcome_of("cifar10-transfer", "runs/cifar10-transfer-reduced").results if r)
     assert (result.row, result.n, result.steps) == (name, 10, 2)
     assert "run.steps 2 instead of 10,000" in result.differs and "10 test images instead of 10,000" in result.differs
+
+
+def test_the_experiment_transfer_tells_all_and_runs_the_rows_whose_weights_are_there(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "RUNNABLE", "small")
+    page, path = run_experiment("transfer", data_dir="data", weights_dir="weights", device="cpu")
+    assert "0 of the 2 rows" in page.findings[0] and f"files are here: {', '.join(NAMES)}" in page.findings[0]
+    assert {key: len(page.figures[key]) for key in ("table2", "table3", "avg5", "vtab")} == {
+        "table2": 10,
+        "table3": 26,
+        "avg5": 5,
+        "vtab": 19,
+    }
+    assert (
+        "| ImageNet-21k | Mixer-L/16 | 448 |  | 84.15 % | 87.86 % | 93.91 % | 74.95 % | 105 | 410 | L/16:imagenet21k |" in path.read_text()
+    )
+    (small / "weights" / "imagenet1k" / "Mixer-Small_8.npz").unlink()
+    with pytest.raises(OutOfTime, match="0 of 1 parts"):
+        run_experiment("transfer", "full", data_dir="data", weights_dir="weights", device="cpu", max_minutes=1e-3)
+    page, path = run_experiment("transfer", "full", data_dir="data", weights_dir="weights", device="cpu")
+    assert "1 of the 2 rows" in page.findings[0] and "Small/8:imagenet21k on CIFAR-10" in page.findings[1] and "50.00 %" in page.findings[1]
+    assert page.figures["ours"][0]["top1"] is None and page.figures["ours"][1]["steps"] == 4
+
+
+def test_vtabs_small_images_are_seen_at_224_px() -> None:
+    small_ones = {task.name for task in VTAB if task.image_px == 224}
+    assert small_ones == {"CIFAR-100", "SVHN", "EuroSAT", "dSprites, x position", "dSprites, orientation"}
+    assert {task.group: sum(t.group == task.group for t in VTAB) for task in VTAB} == {"natural": 7, "specialised": 4, "structured": 8}
+    assert {task.steps for task in VTAB} == {500} and [task.steps for task in AVG5] == [20_000, 10_000, 10_000, 500, 500]
 
 
 def test_another_table_is_another_entry(small: Path) -> None:

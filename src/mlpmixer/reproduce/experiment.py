@@ -54,9 +54,15 @@ EXPERIMENTS["table1"] = Experiment(
 EXPERIMENTS["cost"] = Experiment(
     title="what a Mixer, a ViT and a ResNet of one size cost from 49 to 3,136 patches: speed, FLOPs, memory, fitted exponents",
     source="abstract and section 2: linear in the number of patches, unlike ViT's quadratic",
-    scales={"small": "about 10 min", "full": "a few minutes on one GPU"},
+    scales={"small": "about 6 min", "full": "a few minutes on one GPU"},
     module="cost",
     rivals=True,
+)
+EXPERIMENTS["transfer"] = Experiment(
+    title="transfer: tables 2 and 3, the tasks of Avg5 and VTAB-1k, and what published weights allow to be run",
+    source="tables 2 and 3",
+    scales={"small": "seconds, nothing is trained", "full": "the rows whose weight files are there, hours on one GPU"},
+    module="transfer",
 )
 
 
@@ -113,7 +119,7 @@ class Lab:
         except Interrupted as e:
             if time.monotonic() < self.until:
                 raise
-            raise self._out_of_time() from e
+            raise self.out_of_time() from e
         self.finished += 1
         return result
 
@@ -130,11 +136,11 @@ class Lab:
 
     def _begin(self, name: str) -> None:
         if time.monotonic() >= self.until:
-            raise self._out_of_time()
+            raise self.out_of_time()
         if self.report:
             self.report({"kind": "row", "row": name, "number": self.finished + 1, "of": self.parts})
 
-    def _out_of_time(self) -> OutOfTime:
+    def out_of_time(self) -> OutOfTime:
         return OutOfTime(self.finished, self.parts, self.out)
 
     @property

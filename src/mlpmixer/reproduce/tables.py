@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,14 +281,14 @@ def plan(name: str, rows: Sequence[str] = (), settings: Settings | None = None, 
     if out is None:
         base = RECIPES[table.recipe]()
         out = Path("runs") / (f"{name}-reduced" if differences(settings.of(base, ""), base) else name)
-    jobs = [_job(table, row, settings, Path(out)) for row in chosen]
-    todo = [job for job in jobs if not job.done]
+    asked = [_job(table, row, settings, Path(out)) for row in chosen]
+    todo = [job for job in asked if not job.done]
     problems = [problem for job in todo for problem in _run_problems(job)] + (_shared_problems(todo[0].recipe) if todo else [])
     if todo and settings.weights_dir is not None and not Path(settings.weights_dir).is_dir():
         problems.append(f"weights: no folder {settings.weights_dir}")
     problems += [problem for job in todo if job.file.is_file() for problem in _file_problems(job)]
     absent = tuple(job for job in todo if not job.file.is_file())
-    return Plan(name=name, out=Path(out), jobs=tuple(jobs), problems=tuple(problems), absent=absent)
+    return Plan(name=name, out=Path(out), jobs=tuple(asked), problems=tuple(problems), absent=absent)
 
 
 def reproduce(
@@ -296,6 +297,7 @@ def reproduce(
     settings: Settings | None = None,
     out: str | os.PathLike[str] | None = None,
     report: Report | None = None,
+    stop_after_s: float | None = None,
 ) -> Outcome:
     """Run `rows` (weights' names; all when none is given) of the table `name`, those that are not finished yet under `out`.
 
@@ -304,6 +306,7 @@ def reproduce(
 
     out: default runs/NAME, or runs/NAME-reduced when the settings are not the published ones.
     report: receives {"kind": "row", "row", "number", "of"}, the progress of downloads, and what `train` reports.
+    stop_after_s: stop then, as `train` does.
 
     Errors: ValueError that names all that is lacking; whatever `train` raises (Interrupted and Diverged among it).
     """
@@ -318,13 +321,19 @@ def reproduce(
             raise ValueError(missing)
     from mlpmixer.train import train
 
-    todo = [job for job in found.jobs if not job.done]
+    todo, until = [job for job in found.jobs if not job.done], None if stop_after_s is None else time.monotonic() + stop_after_s
     for number, job in enumerate(todo, 1):
         if report:
             report({"kind": "row", "row": job.row.weights, "number": number, "of": len(todo)})
-        train(job.recipe, out=job.run, resume=True, report=report)
+        left = None if until is None else max(until - time.monotonic(), 0.0)
+        train(job.recipe, out=job.run, resume=True, report=report, stop_after_s=left)
         _write(outcome_of(name, found.out))
     return _write(outcome_of(name, found.out))
+
+
+def jobs(name: str, settings: Settings, out: Path) -> tuple[Job, ...]:
+    """All rows of the table `name`, without a look at anything but whether they are done."""
+    return tuple(_job(TABLES[name], row, settings, out) for row in TABLES[name].rows)
 
 
 def outcome_of(name: str, out: str | os.PathLike[str]) -> Outcome:
