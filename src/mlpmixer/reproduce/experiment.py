@@ -58,11 +58,34 @@ EXPERIMENTS["cost"] = Experiment(
     module="cost",
     rivals=True,
 )
+EXPERIMENTS["permutation"] = Experiment(
+    title="a Mixer and a ResNet on images as they are, with patches and pixels in them shuffled, with all pixels shuffled",
+    source="figure 4",
+    scales={"small": "about 10 min", "long": "an hour or two", "full": "pieces of 10 min on one GPU"},
+    module="permutation",
+    data="cifar10",
+    rivals=True,
+)
+EXPERIMENTS["data-scaling"] = Experiment(
+    title="a Mixer, a ViT and a ResNet on 3, 10, 30 and 100 % of the images, in equally many steps: accuracy, 5-shot",
+    source="figure 2, right",
+    scales={"small": "about 12 min", "long": "three or four hours", "full": "pieces of 10 min on one GPU"},
+    module="data_scaling",
+    data="cifar10",
+    rivals=True,
+)
 EXPERIMENTS["transfer"] = Experiment(
     title="transfer: tables 2 and 3, the tasks of Avg5 and VTAB-1k, and what published weights allow to be run",
     source="tables 2 and 3",
     scales={"small": "seconds, nothing is trained", "full": "the rows whose weight files are there, hours on one GPU"},
     module="transfer",
+)
+EXPERIMENTS["frontier"] = Experiment(
+    title="accuracy against training time and against throughput, over sizes of one family",
+    source="figures 2 (left) and 3, table 3",
+    scales={"small": "about 10 min", "long": "two hours", "full": "pieces of 10 min on one GPU"},
+    module="frontier",
+    data="cifar10",
 )
 
 
