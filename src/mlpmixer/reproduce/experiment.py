@@ -54,14 +54,14 @@ EXPERIMENTS["table1"] = Experiment(
 EXPERIMENTS["cost"] = Experiment(
     title="what a Mixer, a ViT and a ResNet of one size cost from 49 to 3,136 patches: speed, FLOPs, memory, fitted exponents",
     source="abstract and section 2: linear in the number of patches, unlike ViT's quadratic",
-    scales={"small": "about 6 min", "full": "a few minutes on one GPU"},
+    scales={"small": "about 6 min", "full": "one GPU, minutes"},
     module="cost",
     rivals=True,
 )
 EXPERIMENTS["permutation"] = Experiment(
     title="a Mixer and a ResNet on images as they are, with patches and pixels in them shuffled, with all pixels shuffled",
     source="figure 4",
-    scales={"small": "about 10 min", "long": "an hour or two", "full": "pieces of 10 min on one GPU"},
+    scales={"small": "about 10 min", "long": "an hour or two", "full": "one GPU, in pieces"},
     module="permutation",
     data="cifar10",
     rivals=True,
@@ -69,21 +69,21 @@ EXPERIMENTS["permutation"] = Experiment(
 EXPERIMENTS["data-scaling"] = Experiment(
     title="a Mixer, a ViT and a ResNet on 3, 10, 30 and 100 % of the images, in equally many steps: accuracy, 5-shot",
     source="figure 2, right",
-    scales={"small": "about 12 min", "long": "three or four hours", "full": "pieces of 10 min on one GPU"},
+    scales={"small": "about 12 min", "long": "three or four hours", "full": "one GPU, in pieces"},
     module="data_scaling",
     data="cifar10",
     rivals=True,
 )
 EXPERIMENTS["transfer"] = Experiment(
-    title="transfer: tables 2 and 3, the tasks of Avg5 and VTAB-1k, and what published weights allow to be run",
+    title="tables 2 and 3, the tasks of Avg5 and VTAB-1k, and what published weights allow to be run",
     source="tables 2 and 3",
-    scales={"small": "seconds, nothing is trained", "full": "the rows whose weight files are there, hours on one GPU"},
+    scales={"small": "seconds, nothing is trained", "full": "the rows whose weight files are there, one GPU"},
     module="transfer",
 )
 EXPERIMENTS["frontier"] = Experiment(
     title="accuracy against training time and against throughput, over sizes of one family",
     source="figures 2 (left) and 3, table 3",
-    scales={"small": "about 10 min", "long": "two hours", "full": "pieces of 10 min on one GPU"},
+    scales={"small": "about 10 min", "long": "two hours", "full": "one GPU, in pieces"},
     module="frontier",
     data="cifar10",
 )
