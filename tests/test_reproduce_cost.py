@@ -81,6 +81,7 @@ def test_linear_and_quadratic_times_are_told_apart_on_the_page() -> None:
     page = page_of(TINY, counted, least, 1.01, "float32")
     assert "Mixer 1.00, ViT 2.00, ResNet 1.00" in page.findings[0] and "from 36 to 64 patches" in page.findings[0]
     assert "token mixing 1.00, attention with its projections 2.00; in FLOPs 1.00 and 2.00" in page.findings[2]
+    assert "16.00 times the Mixer's time at 16 patches and 64.00 times at 64" in page.findings[4]
     assert page.figures["shares"]["ViT"]["time"] == pytest.approx([2.0] * 3)  # two blocks as dear as the whole: these are made-up times
 
 
@@ -90,7 +91,7 @@ def test_a_short_run_writes_its_page_and_reads_its_turns_again(tmp_path: Path, m
     page, path = run("cost", out=tmp_path, device="cpu")
     text = path.read_text()
     assert "![Seconds an image over patches" in text and (tmp_path / "time.png").exists()
-    assert "At small S attention is a small part of a ViT" in text and "Equal parameters at 64 patches: Mixer" in text
+    assert "is a small part of a ViT at small S" in text and "Equal parameters at 64 patches: Mixer" in text
     assert all(value > 0 for values in page.figures["seconds_per_image"].values() for value in values)
     monkeypatch.setattr(cost, "turn", lambda *_: pytest.fail("measured twice"))
     assert run("cost", out=tmp_path, device="cpu")[0].figures == json.loads(json.dumps(page.figures))

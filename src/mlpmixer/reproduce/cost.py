@@ -306,6 +306,7 @@ def page_of(settings: Settings, counted: dict[str, dict[str, float]], least: dic
     quadratic = [  # scores and weighted sums: 2 S^2 C multiply-adds in a block
         4 * blocks["ViT"] * (s + 1) ** 2 * settings.vit.hidden_dim / f for s, f in zip(patches, counts["ViT"], strict=True)
     ]
+    ratio = [v / m for v, m in zip(curves["ViT, forward"], curves["Mixer, forward"], strict=True)]
     low, high = patches[-2], patches[-1]
     octave = ", ".join(f"{name} {fits[f'{name}, forward']['last_octave']:.2f}" for name in settings.networks)
     steps = ", ".join(f"{name} {fits[f'{name}, train']['last_octave']:.2f}" for name in settings.networks)
@@ -322,15 +323,17 @@ def page_of(settings: Settings, counted: dict[str, dict[str, float]], least: dic
             f"The operator alone, forward, from {low:,} to {high:,}: token mixing {fits['token mixing, forward']['last_octave']:.2f}, "
             f"attention with its projections {fits['attention, forward']['last_octave']:.2f}; in FLOPs "
             f"{of_flops['token mixing']['last_octave']:.2f} and {of_flops['attention']['last_octave']:.2f}.",
-            f"At small S attention is a small part of a ViT: what grows with the square of S is {100 * quadratic[0]:.1f} % of its FLOPs at "
-            f"{patches[0]} patches and {100 * quadratic[-1]:.1f} % at {patches[-1]:,}; attention with its linear projections takes "
-            f"{100 * shares['ViT']['time'][0]:.0f} % and {100 * shares['ViT']['time'][-1]:.0f} % of its time. Below, the two cost alike.",
+            f"What grows with the square of S is a small part of a ViT at small S: {100 * quadratic[0]:.1f} % of its FLOPs at "
+            f"{patches[0]} patches, {100 * quadratic[-1]:.1f} % at {patches[-1]:,}. Attention with its linear projections takes "
+            f"{100 * shares['ViT']['time'][0]:.0f} % and {100 * shares['ViT']['time'][-1]:.0f} % of its time.",
+            f"Forward, a ViT takes {ratio[0]:.2f} times the Mixer's time at {patches[0]} patches and {ratio[-1]:.2f} times at "
+            f"{patches[-1]:,}.",
         ),
         tables=(_exponents(fits, of_flops), *_sizes(settings, counted, least), _shares(patches, shares, quadratic)),
         plots=(
             Plot(
                 name="time",
-                caption="Seconds an image over patches; dashed: the operator alone",
+                caption="Seconds an image over patches; dashed: the operator alone, of one layer",
                 draw=_drawing(patches, curves),
                 size=(9, 4),
             ),
