@@ -175,4 +175,5 @@ def _draw(figure: Any, points: list[dict[str, Any]]) -> None:
         best = [i for i, p in enumerate(points) if p["frontier_time" if what == "train_s" else "frontier_throughput"]]
         best.sort(key=lambda i: xs[i])
         axes.plot([xs[i] for i in best], [ys[i] for i in best], "-", color="0.6", zorder=0)
+        axes.tick_params(axis="x", which="both", labelsize="x-small", labelrotation=30)
         axes.legend(fontsize="small")

@@ -32,7 +32,7 @@ MODES: dict[Mode, str] = {
 }
 NAMES = ("Mixer", "ResNet")
 CHECKED = 256  # images of the identity
-SCALES = CONTESTS | {"small": dataclasses.replace(CONTESTS["small"], steps=1500, rate_steps=300, evaluations=10)}  # fewer runs, longer ones
+SCALES = CONTESTS | {"small": dataclasses.replace(CONTESTS["small"], steps=1200, rate_steps=240, evaluations=10)}  # fewer runs, longer ones
 
 
 def orders(cfg: MixerConfig, seed: int) -> tuple[Tensor, Tensor]:
@@ -153,8 +153,10 @@ def run(lab: Lab) -> Page:
 
     def fall(name: str, mode: Mode) -> str:
         before, after = mean[name]["original"], mean[name][mode]
-        verdict = " (a draw)" if draw(before, after, n) else ""
-        return f"{name} {100 * before:.1f} % to {100 * after:.1f} %, {100 * (before - after) / before:+.0f} % of it lost{verdict}"
+        change = (
+            "a draw" if draw(before, after, n) else f"{100 * abs(after / before - 1):.0f} % of it {'lost' if after < before else 'gained'}"
+        )
+        return f"{name} {100 * before:.1f} % to {100 * after:.1f} % ({change})"
 
     rows = tuple((name, text, spread(top1[name][mode]), _interval(mean[name][mode], n)) for name in NAMES for mode, text in MODES.items())
     return Page(
