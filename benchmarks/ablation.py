@@ -57,7 +57,7 @@ def changed(recipe: Recipe, fields: dict[str, Any]) -> Recipe:
 
 
 def step_costs(variants: dict[str, Recipe], rounds: int) -> dict[str, float]:
-    """Seconds of a step, the median of rounds in which the variants take turns; on one thread."""
+    """Seconds of processor time of a step, the median of rounds in which the variants take turns; on one thread."""
     torch.set_num_threads(1)
     times: dict[str, list[float]] = {name: [] for name in variants}
     runs = {}
@@ -67,9 +67,9 @@ def step_costs(variants: dict[str, Recipe], rounds: int) -> dict[str, float]:
     for _ in range(rounds + 1):
         for name, (step_of, source) in runs.items():
             step, indices, images = next(source)
-            start = time.perf_counter()
+            start = time.process_time()
             step_of(step, 0.1, indices, images)
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.process_time() - start)
     return {name: statistics.median(t[1:]) for name, t in times.items()}
 
 
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of one core, for each variant")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--rounds", type=int, default=7, help="of timing")
+    parser.add_argument("--rounds", type=int, default=15, help="of timing")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="variants, by name")
     parser.add_argument("--out", type=Path, default=Path("results/ablation"))
     args = parser.parse_args()
