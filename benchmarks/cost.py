@@ -1,6 +1,6 @@
 """What each option of a training step costs, as a multiple of the plain step: python benchmarks/cost.py
 
-The network of the recipe cifar10 (1.00 M parameters, batch 128) on noise, in the precision that `train` chooses. The plain step is AdamW
+The network of the recipe cifar10 (1.17 M parameters, batch 64) on noise, in the precision that `train` chooses. The plain step is AdamW
 without augmentation or average. Each row takes turns with the plain step, a step each; `ratio` is between the least times of the two,
 what other processes do to a step being always more; then median and quartiles of the turns. On a busy machine take one thread
 (OMP_NUM_THREADS=1) and --cpu-time. Writes benchmarks/cost_<torch>_<device>.csv.
@@ -51,7 +51,7 @@ RECIPES = {
     "RandAugment, 2 layers": change(augment={"randaugment_layers": 2}),
     "checkpointing": change(run={"checkpointing": True}),
     "half the image size (progressive)": change(run={"progressive": "16:0.9"}),
-    "the recipe cifar10: Muon, pad, crop, flip, CutMix": cifar10(),
+    "the recipe cifar10: Muon, locality, mirror, pad, crop, flip, CutMix": cifar10(),
 }
 
 
