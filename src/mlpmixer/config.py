@@ -305,7 +305,7 @@ class Optim:
     """Size (odd) of the kernels over the patch grid that W1 and W2 learn through; the saved model has them folded in. 0 means off."""
     mirror: bool = False
     """Keep the network symmetric from its start: the logits of an image and of its mirror image are the same, by the weights alone. For
-    images whose class a mirror does not change, and any of those is learned from as two."""
+    images whose class a mirror does not change: a step then learns from each image and its mirror image."""
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 means no clipping."""
     label_smoothing: float = 0.0
