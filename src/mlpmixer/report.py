@@ -74,7 +74,7 @@ def write_report(run_dir: str | os.PathLike[str], metrics: ToJson | Json | None 
     ]
     path = run / "report.html"
     part = path.with_name(".report.html.part")
-    part.write_text(_page(title, body), encoding="utf-8")
+    part.write_text(page(title, body), encoding="utf-8")
     os.replace(part, path)
     return path
 
@@ -90,7 +90,7 @@ def evaluation_html(
         *_metrics_sections(test, thumbnails),
         _bad_section("Skipped images", test.get("bad") or []),
     ]
-    return _page(title, body)
+    return page(title, body)
 
 
 def thumbnails_of(images: ImageSet, indices: Iterable[int], size_px: int = THUMBNAIL_PX) -> list[NDArray[np.uint8] | None]:
@@ -503,14 +503,15 @@ def _read(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _page(title: str, body: Iterable[str]) -> str:
+def page(title: str, body: Iterable[str], style: str = "") -> str:
+    """A whole page out of HTML that is safe already; `style` is CSS beside the common one."""
     # the policy forbids every request and every script, whatever a class name holds
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-        f"<title>{esc(title)}</title><style>{_STYLE}</style></head><body><main>\n"
+        f"<title>{esc(title)}</title><style>{_STYLE}{style}</style></head><body><main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main></body></html>\n"
     )

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import tyro
 
 from mlpmixer.cli.comparing import Compare
+from mlpmixer.cli.explaining import Explain
 from mlpmixer.cli.models import Convert, Doctor, List, Push, Reproduce, Summary
 from mlpmixer.cli.printing import first_line, let_another_speak, print_error
 from mlpmixer.cli.training import DataCheck, DataPreview, DataShards, LrFind, Train
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Any] = {
     "compare": Compare,
     "predict": Predict,
     "probe": Probe,
+    "explain": Explain,
     "convert": Convert,
     "push": Push,
     "reproduce": Reproduce,
