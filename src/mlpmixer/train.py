@@ -375,7 +375,7 @@ def finish(
         "train_images": len(stores.train),
         "steps": state.step,
         "best_step": state.best_step if recipe.run.patience else state.step,
-        "train_s": round(state.train_s, 1),
+        "train_s": round(state.train_s, 3),
         "images_per_s": round(clock.overall_images_per_s(), 1),
         "peak_mib": peak_mib(step_of.device),
         "device": env["device"],
