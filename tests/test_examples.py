@@ -1,12 +1,18 @@
 """The scripts in examples/ run."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from test_explain import digits_classifier
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from mlpmixer.checkpoint import save_model
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.mark.parametrize(
@@ -15,6 +21,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         ("train_and_use.py", ["run", "0.2"], "of 360 images"),
         ("own_architecture.py", [], "parameters"),
         ("save_images.py", ["digits", "images", "3"], ""),
+        ("learn.py", ["model.safetensors", "7.png", "steps"], "6-head.png"),
         ("scale.py", ["--model", "L/16", "--images", "14e6", "--epochs", "300", "--gpus", "8", "16"], "| 16 | 55% |"),
     ],
 )
@@ -22,6 +29,9 @@ def test_an_example_runs(
     script: str, args: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    classifier, meta = digits_classifier()
+    save_model("model.safetensors", classifier.network, meta)
+    Image.new("L", (8, 8), 120).save("7.png")
     monkeypatch.setattr(sys, "argv", [script, *args])
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
     assert says in capsys.readouterr().out
@@ -30,3 +40,12 @@ def test_an_example_runs(
 def test_every_example_is_run() -> None:
     tested = {args[0] for args in test_an_example_runs.pytestmark[0].args[1]}
     assert tested == {p.name for p in EXAMPLES.glob("*.py")}
+
+
+def test_every_step_that_the_learners_page_explains_is_a_line_of_the_model_and_has_its_picture() -> None:
+    page, model = (ROOT / "docs/learn.md").read_text(encoding="utf-8"), (ROOT / "src/mlpmixer/model.py").read_text(encoding="utf-8")
+    quoted = [line for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    lines = {line.strip() for line in model.splitlines()}
+    assert len(quoted) == 9 and [line for line in quoted if line not in lines] == []
+    drawings = runpy.run_path(str(EXAMPLES / "learn.py"))["DRAWINGS"]
+    assert re.findall(r"\]\(learn/(.*?)\.png\)", page) == list(drawings)
