@@ -62,7 +62,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "pictures": FLOOR | {"report"},
     "export": BELOW_VERBS | VERBS,
     "bench": BELOW_VERBS | VERBS,
-    "reproduce": BELOW_VERBS | VERBS | {"train", "probe", "rivals"},
+    "reproduce": BELOW_VERBS | VERBS | {"train", "probe", "rivals", "mixing", "pictures"},
     "doctor": FLOOR | {"device", "kernels", "__version__"},
     "cli": None,  # the edges may import everything
     "serve": None,

@@ -87,6 +87,13 @@ EXPERIMENTS["frontier"] = Experiment(
     module="frontier",
     data="cifar10",
 )
+EXPERIMENTS["weights"] = Experiment(
+    title="what token mixing and the stem look for: hidden units and filters, trained with and without augmentation, beside their start",
+    source="figures 5, 6 and 7, appendix D",
+    scales={"small": "about 10 min", "long": "an hour or two", "full": "one GPU, in pieces"},
+    module="weights",
+    data="cifar10",
+)
 
 
 class OutOfTime(Exception):
