@@ -29,7 +29,7 @@ SAVE_S = 10.0  # of a piece's time: to save, and to end
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A claim of the paper that can be tried. Its code is `run(lab)` in the module of that name beside this one."""
+    """A claim of the paper, or of notes on it, that can be tried. Its code is `run(lab)` in the module of that name beside this one."""
 
     title: str
     """What it shows, in a line."""
@@ -93,6 +93,20 @@ EXPERIMENTS["weights"] = Experiment(
     scales={"small": "about 10 min", "long": "an hour or two", "full": "one GPU, in pieces"},
     module="weights",
     data="cifar10",
+)
+EXPERIMENTS["seed-cifar10"] = Experiment(
+    title="a small Mixer on CIFAR-10, 10 epochs, beside the run of the notes that this project is made from, epoch by epoch",
+    source="no part of the paper: a run in notes on it",
+    scales={"small": "about 10 min, a smaller network than the recipe's", "long": "half an hour, the recipe cifar10"},
+    module="seed",
+    data="cifar10",
+)
+EXPERIMENTS["seed-mnist"] = Experiment(
+    title="a small Mixer on MNIST, epoch by epoch; the notes that this project is made from name such a demo, without figures",
+    source="no part of the paper: a link in notes on it",
+    scales={"small": "about 9 min, a smaller network than the recipe's", "long": "half an hour, the recipe mnist"},
+    module="seed",
+    data="mnist",
 )
 
 

@@ -45,6 +45,8 @@ class Page:
 
     claim: str
     """What the paper says, with its figures."""
+    claimed_by: str = "The paper"
+    """Who else says it."""
     findings: tuple[str, ...]
     """What was measured here, a sentence each; a draw is called a draw."""
     tables: tuple[Cells, ...] = ()
@@ -66,7 +68,7 @@ def write(page: Page, title: str, out: Path, command: str, device: str) -> Path:
     parts = [
         f"# {title[0].upper()}{title[1:]}",
         f"    {command}",
-        f"The paper: {page.claim}",
+        f"{page.claimed_by}: {page.claim}",
         "Here:\n\n" + "\n".join(f"- {finding}" for finding in page.findings),
         *(f"![{plot.caption}]({plot.name}.png)\n\n*{plot.caption}*" for plot in page.plots),
         *(cells.to_markdown() for cells in page.tables),
