@@ -40,10 +40,12 @@ class Contest:
     seeds: int = 1
     evaluations: int = 10
     """On validation images, in a run."""
+    variants: dict[str, Build | None] = dataclasses.field(default_factory=dict)
+    """Others, by name."""
 
     def network(self, name: str) -> Build | None:
         """What `train` takes as the network; None for the Mixer."""
-        return {"Mixer": None, "ViT": self.vit, "ResNet": self.resnet}[name]
+        return ({"Mixer": None, "ViT": self.vit, "ResNet": self.resnet} | self.variants)[name]
 
     def data(self, lab: Lab) -> Data:
         return Data(name="cifar10", data_dir=lab.data_dir, val_fraction=0.05)  # 2,500 images to choose by
@@ -142,3 +144,9 @@ def spread(values: Sequence[float]) -> str:
     """Mean, and range of several seeds, in percent."""
     mean = f"{100 * sum(values) / len(values):.2f} %"
     return mean if len(values) == 1 else f"{mean} ({100 * min(values):.2f}-{100 * max(values):.2f})"
+
+
+def interval(share: float, n: int) -> str:
+    """Wilson's 95 % interval of an accuracy on `n` images, in percent."""
+    low, high = wilson(round(share * n), n)
+    return f"{100 * low:.1f}-{100 * high:.1f}"

@@ -108,6 +108,13 @@ EXPERIMENTS["seed-mnist"] = Experiment(
     module="seed",
     data="mnist",
 )
+EXPERIMENTS["ablation"] = Experiment(
+    title="token mixing untied, over grouped channels, over learnt views, in a pyramid; what tying its weights saves",
+    source="appendix A.1, section 2",
+    scales={"small": "about 10 min", "long": "two or three hours", "full": "one GPU, in pieces"},
+    module="ablation",
+    data="cifar10",
+)
 
 
 class OutOfTime(Exception):

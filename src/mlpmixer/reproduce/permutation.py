@@ -17,12 +17,11 @@ from mlpmixer.data.datasets import open_data
 from mlpmixer.model import Mixer
 from mlpmixer.network import Build
 from mlpmixer.predict import load
-from mlpmixer.reproduce.contest import COLOURS, CONTESTS, DRAW, best_rates, draw, sizes, spread
+from mlpmixer.reproduce.contest import COLOURS, CONTESTS, DRAW, best_rates, draw, interval, sizes, spread
 from mlpmixer.reproduce.experiment import Lab
 from mlpmixer.reproduce.page import Cells, Page, Plot
 from mlpmixer.rivals import ResNet, ViT
 from mlpmixer.runlog import read_metrics
-from mlpmixer.significance import wilson
 
 Mode = Literal["original", "patches", "pixels"]
 MODES: dict[Mode, str] = {
@@ -158,7 +157,7 @@ def run(lab: Lab) -> Page:
         )
         return f"{name} {100 * before:.1f} % to {100 * after:.1f} % ({change})"
 
-    rows = tuple((name, text, spread(top1[name][mode]), _interval(mean[name][mode], n)) for name in NAMES for mode, text in MODES.items())
+    rows = tuple((name, text, spread(top1[name][mode]), interval(mean[name][mode], n)) for name in NAMES for mode, text in MODES.items())
     return Page(
         claim=(
             "figure 4, JFT-300M, linear 5-shot ImageNet top-1: with patches and the pixels in them shuffled, Mixer-B/16's curve is the "
@@ -198,11 +197,6 @@ def _identity(lab: Lab, name: str, images: Any) -> dict[str, float]:
     with torch.no_grad():
         logits, twins = model(seen), for_shuffled(model, seed=0)(seen)
     return {"max_abs_difference": float((logits - twins).abs().max()), "max_abs_logit": float(logits.abs().max())}
-
-
-def _interval(share: float, n: int) -> str:
-    low, high = wilson(round(share * n), n)
-    return f"{100 * low:.1f}-{100 * high:.1f}"
 
 
 def _draw(figure: Any, curves: dict[str, dict[str, list[tuple[int, float]]]]) -> None:
