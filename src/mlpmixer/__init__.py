@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mlpmixer.compare import compare
     from mlpmixer.config import Augment, Data, Distill, Init, MixerConfig, Optim, Recipe, Run
     from mlpmixer.evaluate import evaluate
+    from mlpmixer.export import export
     from mlpmixer.model import Mixer
     from mlpmixer.predict import load
     from mlpmixer.probe import probe
@@ -29,6 +30,7 @@ __all__ = [
     "compare",
     "create_model",
     "evaluate",
+    "export",
     "load",
     "probe",
     "train",
@@ -39,7 +41,7 @@ _HOME = dict.fromkeys(("Augment", "Data", "Distill", "Init", "MixerConfig", "Opt
     "create_model": "weights",
     "load": "predict",
 }
-_VERBS = ("compare", "evaluate", "probe", "train")  # a function in a module of its own name
+_VERBS = ("compare", "evaluate", "export", "probe", "train")  # a function in a module of its own name
 
 
 def __getattr__(name: str) -> Any:

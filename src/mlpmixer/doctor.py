@@ -19,6 +19,7 @@ OPTIONAL = {  # and its extra
     "tensorboard": "tensorboard",
     "onnx": "onnx",
     "onnxruntime": "onnx",
+    "onnxscript": "onnx",
 }
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16")
 

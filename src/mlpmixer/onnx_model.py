@@ -69,24 +69,12 @@ def open_onnx(path: str | os.PathLike[str], *, threads: int) -> OnnxModel:
     Errors: ValueError when the packages are not installed, and for a file that is missing, no ONNX, or no such classifier.
     """
     name = os.fspath(path)
-    if not Path(path).is_file():
-        close = difflib.get_close_matches(name, map(str, Path(path).parent.glob("*.onnx")), 1)
-        raise ValueError(f"{name} does not exist: expected an ONNX file" + (f"; did you mean {close[0]}?" if close else ""))
+    session = open_session(name, threads)
     try:
         import onnx
-        import onnxruntime
     except ModuleNotFoundError as e:
-        raise ValueError(f'reading {name} needs onnx and onnxruntime (no {e.name} here): pip install "mlpmixer[onnx]"') from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.use_deterministic_compute = True
-    options.log_severity_level = 4  # what goes wrong is raised, too
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the student computes on the same cores
-    try:
-        session = onnxruntime.InferenceSession(name, options, providers=["CPUExecutionProvider"])
-        graph = onnx.load(name, load_external_data=False).graph
-    except Exception as e:  # the packages' own errors have no common class
-        raise ValueError(f"onnxruntime cannot open {name} as an ONNX file: {_first_line(e)}") from e
+        raise ValueError(_lacking(name, e)) from None
+    graph = onnx.load(name, load_external_data=False).graph
 
     takes, gives = session.get_inputs(), next(iter(session.get_outputs()), None)
     if len(takes) != 1 or takes[0].type != "tensor(float)" or len(takes[0].shape) != 4:
@@ -114,6 +102,33 @@ def open_onnx(path: str | os.PathLike[str], *, threads: int) -> OnnxModel:
         raise ValueError(f"{name} answers with {num_classes} classes, but its metadata name {len(metadata.classes)}")
     num_classes = len(metadata.classes) if metadata is not None else num_classes
     return OnnxModel(name, (batch, channels, height, width), num_classes, metadata, compute)
+
+
+def open_session(name: str, threads: int) -> Any:
+    """onnxruntime's session of the file, on the CPU. `threads`: 0 leaves their number to onnxruntime.
+
+    Errors: ValueError when onnxruntime is not installed, and for a file that is missing or no ONNX.
+    """
+    if not Path(name).is_file():
+        close = difflib.get_close_matches(name, map(str, Path(name).parent.glob("*.onnx")), 1)
+        raise ValueError(f"{name} does not exist: expected an ONNX file" + (f"; did you mean {close[0]}?" if close else ""))
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as e:
+        raise ValueError(_lacking(name, e)) from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.use_deterministic_compute = True
+    options.log_severity_level = 4  # what goes wrong is raised, too
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others compute on the same cores, such as a student
+    try:
+        return onnxruntime.InferenceSession(name, options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # the package's own errors have no common class
+        raise ValueError(f"onnxruntime cannot open {name} as an ONNX file: {_first_line(e)}") from e
+
+
+def _lacking(name: str, error: ModuleNotFoundError) -> str:
+    return f'reading {name} needs onnx and onnxruntime (no {error.name} here): pip install "mlpmixer[onnx]"'
 
 
 def _metadata(text: str | None, name: str) -> Metadata | None:

@@ -2,7 +2,7 @@
 
 B images of H x W pixels with C channels; K classes. A `Classifier` holds two functions, images -> logits (B,K) and
 images -> pre_logits (B,hidden_dim); what runs behind them is no business of the code here. This module imports no
-torch by itself: `load` does, when it is asked for a run.
+torch by itself: `load` does, when it is asked for a run, and does not for what `mlpmixer export` wrote.
 """
 
 import csv
@@ -24,6 +24,7 @@ from PIL import Image
 from mlpmixer.config import Method
 from mlpmixer.data.images import IMAGE_SUFFIXES, Pixels
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.exported import FEATURES, PROBABILITIES, Export, export_at, open_export
 
 if TYPE_CHECKING:
     from mlpmixer.checkpoint import ModelMeta
@@ -143,10 +144,41 @@ class Classifier:
         if images.dtype != dtype or images.ndim != 4 or images.shape[1:] != want:
             raise ValueError(f"expected {dtype} images of shape (B, {', '.join(map(str, want))}), got {images.dtype} {images.shape}")
         starts = range(0, max(len(images), 1), CHUNK)
-        out = np.concatenate([engine(self.preprocess.normalise(images[i : i + CHUNK])) for i in starts])
+        out = np.concatenate([engine(self._prepared(images[i : i + CHUNK])) for i in starts])
         if not np.isfinite(out).all():
             raise ValueError("the network's output is not finite (NaN or infinity): its weights are broken, as after a diverged training")
         return out
+
+    def _prepared(self, images: Pixels) -> NDArray[Any]:
+        """What the functions behind take."""
+        return self.preprocess.normalise(images)
+
+
+class Exported(Classifier):
+    """A Classifier around what `mlpmixer export` wrote: its graph takes pixels and ends in probabilities. `export`: that graph."""
+
+    def __init__(self, export: Export) -> None:
+        def output(name: str) -> Engine:
+            return lambda images: np.asarray(export(images, name)[0], np.float32)
+
+        meta = export.meta
+        super().__init__(
+            classes=meta.classes,
+            preprocess=meta.preprocess,
+            logits=output(PROBABILITIES),
+            pre_logits=output(FEATURES),
+            multi_label=meta.provenance.get("loss") == "sigmoid",
+            meta=meta,
+            path=export.path,
+        )
+        self.export = export
+
+    def probabilities(self, images: Pixels) -> NDArray[np.float32]:
+        """As of any Classifier; the softmax or sigmoid is in the graph."""
+        return self._run(self._logits, images)
+
+    def _prepared(self, images: Pixels) -> NDArray[Any]:
+        return images
 
 
 def load(
@@ -163,6 +195,8 @@ def load(
 ) -> Classifier:
     """A trained model in evaluation mode on `device`: a run, a weight file, hf:owner/name or a name of `mlpmixer list weights`.
 
+    Or what `mlpmixer export` wrote, an .onnx file or a bundle: for the CPU, at its own size, without torch.
+
     image_size, patch_size (pixels), in_channels: use it at others, without further training; `transfer.adapt` says what each does to the
         accuracy, and what `resize` (its method) and `magnified` are. The preprocessing follows.
     report: receives the progress of a download.
@@ -170,6 +204,12 @@ def load(
 
     Errors: ValueError, saying what was expected, when there is no model at `path`, the file is damaged, or it cannot be fetched.
     """
+    if export := export_at(path):
+        if (image_size, patch_size, in_channels, network) != (None, None, None, None):
+            raise ValueError(f"{os.fspath(path)} is an export, of one size for good: export the run itself at another one")
+        if device not in ("auto", "cpu"):
+            raise ValueError(f"{os.fspath(path)} is an export, which is computed on the CPU: device={device!r} is for runs")
+        return Exported(open_export(export))
     from mlpmixer.weights import load_file, locate
 
     file = locate(os.fspath(path), report=report)

@@ -15,6 +15,7 @@ import tyro
 
 from mlpmixer.cli.comparing import Compare
 from mlpmixer.cli.explaining import Explain
+from mlpmixer.cli.exporting import Export
 from mlpmixer.cli.models import Convert, Doctor, List, Push, Reproduce, Summary
 from mlpmixer.cli.printing import first_line, let_another_speak, print_error
 from mlpmixer.cli.training import DataCheck, DataPreview, DataShards, LrFind, Train
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Any] = {
     "predict": Predict,
     "probe": Probe,
     "explain": Explain,
+    "export": Export,
     "convert": Convert,
     "push": Push,
     "reproduce": Reproduce,

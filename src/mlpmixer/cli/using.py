@@ -38,11 +38,15 @@ class Sizes:
     def load(self, run: str, device: str) -> "Classifier":
         if self.image_size is None and self.patch_size is None and (self.resize != "bicubic" or self.magnified):
             raise ValueError("--resize and --magnified are about another size: give --image-size or --patch-size, too")
-        from mlpmixer.device import choose_device
+        from mlpmixer.exported import export_at
         from mlpmixer.predict import load
 
+        if not export_at(run):
+            from mlpmixer.device import choose_device
+
+            device = str(choose_device(device))
         with reporter() as report:
-            return load(run, device=str(choose_device(device)), report=report, **dataclasses.asdict(self))
+            return load(run, device=device, report=report, **dataclasses.asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ class Evaluate:
     """Accuracy, calibration and the worst mistakes of the model in RUN on DATA."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (.onnx, a bundle)."""
     data: Annotated[Positional[str], arg(metavar="DATA")] = ""
     """A data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
     split: Literal["test", "val", "train", "all"] = "test"
@@ -156,7 +160,7 @@ class Predict:
     """Class probabilities of images by the model in RUN. Unreadable files are named, the rest is done; then the exit code is 1."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (.onnx, a bundle)."""
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SRC...")]
     """Image files, folders (searched to the bottom), patterns such as 'photos/*.jpg', or - for a list of them on standard input."""
     top_k: int = 5
@@ -255,7 +259,7 @@ class Probe:
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (.onnx, a bundle)."""
     data: Annotated[Positional[str], arg(metavar="DATA")] = ""
     """A data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
     shots: Annotated[str, arg(metavar="K,K,...")] = "1,5,10,25"

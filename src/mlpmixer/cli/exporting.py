@@ -1,0 +1,96 @@
+"""The command that writes a model in a form that runs without torch: export."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from mlpmixer.cli.arguments import Flag
+from mlpmixer.cli.printing import between, percent, print_error, print_json
+from mlpmixer.cli.progress import megabytes
+from mlpmixer.cli.using import Sizes
+
+if TYPE_CHECKING:
+    from mlpmixer.export import Written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write the model in RUN as an .onnx file or a bundle, preprocessing inside, and check it there against the model.
+
+    It is compared with torch on real images, from the same pixels: the same likeliest class for all and probabilities within 1e-4, or
+    nothing is written (exit code 1). `mlpmixer predict`, `evaluate` and `probe` take the result as they take a run, without torch.
+    """
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
+    to: Literal["onnx", "bundle"] = "onnx"
+    """onnx: one file; bundle: a folder that needs onnxruntime, numpy and pillow only, with a program, a Dockerfile and a README."""
+    out: Annotated[str, arg(metavar="PATH")] = ""
+    """What to write; default: model.onnx or bundle/ in the run's folder."""
+    batch: Annotated[str, arg(metavar="N")] = "dynamic"
+    """How many images the graph takes at a time; dynamic: any number."""
+    any_size: Flag = False
+    """Let the graph resize and fit images of any size, too; compared with Pillow, from which a pixel may be off by 1 of 255."""
+    top_k: int = 5
+    """How many of the likeliest classes the graph gives beside all probabilities."""
+    licence: Annotated[str, arg(metavar="NAME")] = ""
+    """The model's licence, stored with it: apache-2.0, mit, ...; default: what its own file says."""
+    data: Annotated[str, arg(metavar="DATA")] = ""
+    """Whose images to check on: a data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
+    data_dir: Annotated[str, arg(metavar="DIR")] = ""
+    """Where the files of a named data set are."""
+    images: int = 1000
+    """How many images to check on, or all there are."""
+    json: Flag = False
+    """Print all numbers as JSON."""
+    sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
+
+    def __call__(self) -> int:
+        if not (self.batch == "dynamic" or (self.batch.isdecimal() and int(self.batch))):
+            raise ValueError(f"--batch {self.batch}: expected a number of images, or dynamic for any number")
+        from mlpmixer.evaluate import data_of
+        from mlpmixer.export import Disagrees, export
+        from mlpmixer.exported import export_at
+
+        if export_at(self.run):
+            raise ValueError(f"{self.run} is an export already: export the run that it was made from")
+        classifier = self.sizes.load(self.run, "cpu")
+        data = data_of(classifier, self.data or None)
+        try:
+            written = export(
+                classifier,
+                self.to,
+                out=self.out or None,
+                data=dataclasses.replace(data, data_dir=self.data_dir or data.data_dir),
+                batch=None if self.batch == "dynamic" else int(self.batch),
+                any_size=self.any_size,
+                top_k=self.top_k,
+                images=self.images,
+                licence=self.licence,
+            )
+        except Disagrees as e:
+            print_error(str(e))
+            return 1
+        if self.json:
+            print_json({"path": str(written.path), "num_bytes": written.num_bytes, **written.made})
+        else:
+            print_written(written)
+        return 0
+
+
+def print_written(w: "Written") -> None:
+    from mlpmixer.significance import wilson
+
+    c = w.checked
+    print(f"compared on {c.n:,} images of {c.data}: the likeliest class is the same for {percent(c.agreement)}, ", end="")
+    print(f"the largest difference of a probability is {c.probability_max_diff:.1e}")
+    if c.fit:
+        print(f"resize and fit against Pillow's, {c.fit.n:,} images: {percent(c.fit.pixels_different)} of the values are off, ", end="")
+        print(f"by {c.fit.pixel_max_diff} of 255 at most, and probabilities by {c.fit.probability_max_diff:.1e} at most")
+    if c.right is not None and c.n_test:
+        print(f"top-1 {percent(c.right / c.n_test)} {between(wilson(c.right, c.n_test))} on the {c.n_test:,} test images among them")
+    if c.unreadable:
+        print_error(f"{c.unreadable} images could not be read; they are counted nowhere above")
+    print(f"written  {w.path}, {megabytes(w.num_bytes)}\nuse it   mlpmixer predict {w.path} IMAGE...")

@@ -1,0 +1,169 @@
+"""A trained model in a form that runs without torch. Each is checked, as it is written, against the model it was made from.
+
+    export("runs/photos", "onnx", out="photos.onnx")     one file
+    export("runs/photos", "bundle", out="photos/")       a folder that needs onnxruntime, numpy and pillow, and nothing of this package
+
+A target is a module of this folder with two functions, `write` and `finish`; all else is the same for all of them.
+"""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlpmixer import __version__
+from mlpmixer.checkpoint import ModelMeta
+from mlpmixer.config import Data
+from mlpmixer.evaluate import data_of
+from mlpmixer.export import to_bundle, to_onnx
+from mlpmixer.export.check import Checked, Disagrees, check, check_fit, sample
+from mlpmixer.export.job import Job, require_fit
+from mlpmixer.exported import export_at, open_export
+from mlpmixer.predict import Classifier, load
+from mlpmixer.registry import Registry
+
+if TYPE_CHECKING:
+    from mlpmixer.weights import Report
+
+__all__ = ["IMAGES", "TARGETS", "Checked", "Disagrees", "Target", "Written", "export"]
+
+IMAGES = 1000  # to check on
+
+
+@dataclass(frozen=True)
+class Target:
+    """A form to export to."""
+
+    name: str
+    """Of the file or folder beside a run, where no other is given."""
+    write: Callable[[Job, Path], None]
+    """Writes what `exported.open_export` opens to a path that does not exist yet."""
+    finish: Callable[[Job, Path, Checked], None]
+    """Adds what the check found."""
+    require: Callable[[ModelMeta], None] = lambda meta: None
+    """ValueError for a model that cannot be had in this form."""
+
+
+TARGETS: Registry[Target] = Registry("export")
+TARGETS["onnx"] = Target("model.onnx", to_onnx.write, to_onnx.finish)
+TARGETS["bundle"] = Target("bundle", to_bundle.write, to_bundle.finish, to_bundle.require)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """An export that has passed its check."""
+
+    path: Path
+    num_bytes: int
+    made: dict[str, Any]
+    """As it is stored in the export."""
+    checked: Checked
+
+
+def export(
+    model: Classifier | str | os.PathLike[str],
+    to: str = "onnx",
+    *,
+    out: str | os.PathLike[str] | None = None,
+    data: Data | str | None = None,
+    batch: int | None = None,
+    any_size: bool = False,
+    top_k: int = 5,
+    images: int = IMAGES,
+    licence: str = "",
+    report: "Report | None" = None,
+) -> Written:
+    """Write the model to `out`, and compare it there with the torch model on real images. If they differ, nothing is left.
+
+    model: a run, a weight file, a name of `mlpmixer list weights`, or a Classifier around a torch network on the CPU.
+    to: a name of TARGETS. out: a file or folder that does not exist; None: beside the run.
+    data: whose images to check on; None: those the run was trained on.
+    batch: images at a time; None: any number, chosen anew with each call.
+    any_size: let the graph resize and fit images of any size, too (a batch of one size at a time), and compare that with Pillow.
+    top_k: how many of the likeliest classes the graph gives (fewer where the model has fewer).
+    images: how many to check on, or all there are.
+    licence: of the model, stored with it; "": what its own file says.
+    report: receives the progress of a download.
+
+    Errors: Disagrees when the two answer differently; ValueError for a model, path or number that cannot be used, and for missing packages.
+    """
+    target = TARGETS[to]
+    for name, value in (("batch", batch), ("top_k", top_k)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    classifier = model if isinstance(model, Classifier) else load(_no_export(model), report=report)
+    meta = _meta(classifier, licence)
+    target.require(meta)
+    if any_size:
+        require_fit(meta.preprocess)
+    path = _free_path(out, classifier, target.name)
+    given = sample(data_of(classifier, data), images)
+    top_k = min(top_k, len(meta.classes))
+    job = Job(classifier=classifier, meta=meta, batch=batch, top_k=top_k, any_size=any_size, made=_made(batch, any_size))
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+        part = Path(scratch) / path.name
+        target.write(job, part)
+        file = export_at(part)
+        assert file
+        opened = open_export(file)
+        checked = check(classifier, opened, given)
+        checked.require_float()
+        if any_size:
+            checked = dataclasses.replace(checked, fit=check_fit(classifier, opened, given))
+        job = dataclasses.replace(job, made=job.made | {"check": dataclasses.asdict(checked)})
+        target.finish(job, part, checked)
+        os.replace(part, path)
+    num_bytes = sum(f.stat().st_size for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file())
+    return Written(path=path, num_bytes=num_bytes, made=job.made, checked=checked)
+
+
+def _no_export(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    if export_at(model):
+        raise ValueError(f"{os.fspath(model)} is an export already: export the run that it was made from")
+    return model
+
+
+def _meta(classifier: Classifier, licence: str) -> ModelMeta:
+    """What travels with the export. ValueError for what is no torch model with a head, on the CPU."""
+    meta, network = classifier.meta, classifier.network
+    if meta is None or network is None:
+        raise ValueError(
+            "expected a run, a weight file, or a classifier that mlpmixer.load made of one: only a torch model can be exported"
+        )
+    if not meta.classes:
+        raise ValueError("this model has no head (num_classes=0), and an export answers with probabilities: train it on some data first")
+    if any(p.device.type != "cpu" for p in network.parameters()):
+        raise ValueError("a model is exported from the CPU: mlpmixer.load(..., device='cpu')")
+    return dataclasses.replace(meta, provenance=meta.provenance | {"licence": licence}) if licence else meta
+
+
+def _free_path(out: str | os.PathLike[str] | None, classifier: Classifier, name: str) -> Path:
+    if out is None:
+        if classifier.path is None or not classifier.path.with_name("recipe.json").is_file():
+            raise ValueError("where to? This model is no run of its own, beside which an export could lie: name a file or folder (--out)")
+        out = classifier.path.with_name(name)
+    path = Path(out)
+    suffix = Path(name).suffix
+    if path.suffix != suffix and (suffix or path.suffix == ".onnx"):
+        raise ValueError(f"cannot write {path}: expected a {f'file that ends in {suffix}' if suffix else 'folder'}")
+    if path.exists() or path.is_symlink():
+        raise ValueError(f"{path} exists already: name another (--out), or remove it")
+    return path
+
+
+def _made(batch: int | None, any_size: bool) -> dict[str, Any]:
+    import torch
+
+    return {
+        "batch": batch,
+        "any_size": any_size,
+        "mlpmixer": __version__,
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+    }

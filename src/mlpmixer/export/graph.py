@@ -1,0 +1,66 @@
+"""The model as one graph, from pixels to probabilities, in plain operations that every runtime has.
+
+B images of H x W pixels with C channels, K classes, k of them on top, D features; S patches and hidden_dim as in `model`.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.export.fit import Fitted
+from mlpmixer.exported import FEATURES, PIXELS, PROBABILITIES, TOP_CLASSES, TOP_PROBABILITIES
+from mlpmixer.kernels import FastBlock
+from mlpmixer.model import Mixer, MixerBlock
+
+
+class WholeGridBlock(MixerBlock):
+    """A MixerBlock whose token mixing sees the whole grid: a transpose there and back, where parts take six axes."""
+
+    def columns(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)  # (B, hidden_dim, S)
+
+    rows = columns  # (B, S, hidden_dim)
+
+
+class Graph(nn.Module):
+    """Pixels (B,H,W,C) of `preprocess.dtype`, 0..255 -> `outputs`, in that order: see `exported.Export`.
+
+    any_size: images of any other size, too, all of one size; they are resized and fitted first.
+    The network is copied in structure and shares its weights with `network`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, preprocess: Preprocess, *, multi_label: bool, top_k: int, any_size: bool = False) -> None:
+        super().__init__()
+        self.network, self.multi_label, self.top_k = plain(network), multi_label, top_k
+        self.register_buffer("mean", torch.tensor(preprocess.mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocess.std).view(-1, 1, 1))
+        self.fitted = Fitted(preprocess) if any_size else None
+        further = (*((FEATURES,) if isinstance(network, Mixer) else ()), *((PIXELS,) if any_size else ()))
+        self.outputs = (PROBABILITIES, TOP_PROBABILITIES, TOP_CLASSES, *further)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        x = self.fitted(images) if self.fitted else images.permute(0, 3, 1, 2).float()  # (B, C, H, W)
+        pixels = (x.permute(0, 2, 3, 1).to(images.dtype),) if self.fitted else ()
+        x = (x / 255 - self.mean) / self.std  # as Preprocess.normalise, in its order
+        features: tuple[Tensor, ...] = ()
+        if isinstance(self.network, Mixer):
+            features = (self.network.pre_logits(x),)
+            logits = self.network.head(features[0])
+        else:
+            logits = self.network(x)
+        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(1)
+        return (probabilities, *probabilities.topk(self.top_k), *features, *pixels)
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """A copy for evaluation without compiled kernels, which are no operations of a graph; it shares its parameters with `network`."""
+    copied = copy.deepcopy(network, {id(p): p for p in network.parameters()})
+    for block in copied.modules():
+        if isinstance(block, MixerBlock) and type(block) in (MixerBlock, FastBlock):
+            block.__class__ = MixerBlock if block.parts != (1, 1) else WholeGridBlock
+    return copied.eval()

@@ -1,0 +1,145 @@
+"""A folder that classifies with onnxruntime, numpy and pillow alone: the model, its class names, a program, a Dockerfile, a README."""
+
+import json
+import shutil
+import statistics
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlpmixer.checkpoint import FORMAT, ModelMeta
+from mlpmixer.export import to_onnx
+from mlpmixer.export.check import Checked
+from mlpmixer.export.job import FITS, Job
+from mlpmixer.exported import MANIFEST, MODEL, PROBABILITIES, Export, digest, open_export
+from mlpmixer.runlog import write_json
+from mlpmixer.significance import wilson
+from mlpmixer.zoo import count_params
+
+PACKAGES = ("onnxruntime", "numpy", "pillow")
+PROGRAM = Path(__file__).with_name("bundled") / "predict.py"
+MEASURING_S = 1.0  # each of the two figures; longer where three calls take longer
+
+
+def require(meta: ModelMeta) -> None:
+    """ValueError for a model whose preprocessing the bundle's program does not have."""
+    pre = meta.preprocess
+    if pre.fit not in FITS or pre.in_channels not in (1, 3):
+        what = f"fit={pre.fit!r}, only {', '.join(FITS)}" if pre.fit not in FITS else f"images of {pre.in_channels} channels"
+        raise ValueError(f"the program in a bundle knows no {what}: export to onnx, and predict with mlpmixer")
+
+
+def write(job: Job, path: Path) -> None:
+    path.mkdir()
+    to_onnx.write(job, path / MODEL)
+    _write_manifest(path)
+
+
+def finish(job: Job, path: Path, checked: Checked) -> None:
+    to_onnx.finish(job, path / MODEL, checked)
+    _write_manifest(path)
+    shutil.copyfile(PROGRAM, path / "predict.py")
+    labels = json.dumps(job.meta.classes, ensure_ascii=False, indent=0)
+    texts = {
+        "labels.json": labels + "\n",
+        "requirements.txt": "".join(f"{name}=={metadata.version(name)}\n" for name in PACKAGES),
+        "Dockerfile": DOCKERFILE.format(python=f"{sys.version_info.major}.{sys.version_info.minor}"),
+        "README.md": readme(job, checked, measure(open_export(path / MODEL))),
+    }
+    for name, text in texts.items():
+        (path / name).write_text(text, encoding="utf-8")
+
+
+def _write_manifest(path: Path) -> None:
+    write_json(path / MANIFEST, {"format": FORMAT, "files": {MODEL: digest(path / MODEL)}})
+
+
+def measure(export: Export) -> dict[str, Any]:
+    """Milliseconds for one image (median), and images/s in batches, from pixels to probabilities on all cores."""
+    pre, size = export.meta.preprocess, export.batch or 32
+    images = np.random.default_rng(0).integers(0, 256, (size, *pre.image_size, pre.in_channels)).astype(pre.dtype)
+    one, many = (_median_s(export, images[:n]) for n in (1, size))
+    return {"one_ms": 1e3 * one, "batch": size, "images_per_s": size / many}
+
+
+def _median_s(export: Export, images: Any) -> float:
+    export(images, PROBABILITIES)  # the first call allocates
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < MEASURING_S:
+        start = time.perf_counter()
+        export(images, PROBABILITIES)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+DOCKERFILE = """\
+# docker build -t classifier . && docker run --rm -v "$PWD:/images:ro" classifier /images/photo.jpg
+FROM python:{python}-slim
+WORKDIR /app
+COPY requirements.txt .
+RUN pip install --no-cache-dir -r requirements.txt
+COPY model.onnx bundle.json predict.py ./
+USER nobody
+ENTRYPOINT ["python", "predict.py"]
+"""
+
+
+def readme(job: Job, checked: Checked, speed: dict[str, Any]) -> str:
+    """What the bundle is, how to use it, and what was measured when it was made."""
+    from mlpmixer.device import cpu_name
+
+    meta, pre = job.meta, job.meta.preprocess
+    (height, width), provenance = pre.image_size, job.meta.provenance
+    kind = f"a network of its own kind, {meta.network}" if meta.network else f"an MLP-Mixer of {count_params(meta.config):,} parameters"
+    accuracy = "The images it was checked on have other classes: accuracy was not measured."
+    if checked.right is not None and checked.n_test:
+        low, high = wilson(checked.right, checked.n_test)
+        share = f"{100 * checked.right / checked.n_test:.2f} % ({100 * low:.1f}-{100 * high:.1f}, 95 % interval from the number of images)"
+        accuracy = f"{share} of {checked.n_test:,} test images of {checked.data}, computed by this `model.onnx`."
+    origin = ", ".join(f"{key} {provenance[key]}" for key in ("recipe", "data", "weights", "source", "date") if provenance.get(key))
+    shown = ", ".join(meta.classes[:20]) + (f" and {len(meta.classes) - 20:,} more" if len(meta.classes) > 20 else "")
+    features = ", `features`" if checked.feature_max_diff is not None else ""
+    taken = f"{job.batch or 'any number'}, {height}, {width}, {pre.in_channels}"
+    return f"""\
+# An image classifier without a framework
+
+{kind[0].upper() + kind[1:]} for {len(meta.classes):,} classes ({shown}), exported by mlpmixer {job.made["mlpmixer"]}.
+This folder needs Python with onnxruntime, numpy and pillow, and nothing else; no torch.
+
+```
+pip install -r requirements.txt
+python predict.py photo.jpg more/*.png
+python predict.py --json --top 3 photo.jpg
+docker build -t classifier . && docker run --rm -v "$PWD:/images:ro" classifier /images/photo.jpg
+```
+
+```python
+from predict import Model
+
+model = Model()
+print(model.predict("photo.jpg"))  # [(class, probability), ...]
+```
+
+## Measured when it was made
+
+- Accuracy: {accuracy}
+- Against the torch model: on {checked.n:,} images the likeliest class is the same for {100 * checked.agreement:.2f} %,
+  and the largest difference of a probability is {checked.probability_max_diff:.1e}.
+- Speed: {speed["one_ms"]:.2f} ms for one image, {speed["images_per_s"]:,.0f} images/s in batches of {speed["batch"]}, from pixels to
+  probabilities, on {cpu_name()} with all its cores, in float32. Other work on the machine counts in: measure on yours.
+
+## The files
+
+- `model.onnx`: `images`, {pre.dtype} ({taken}) in 0..255 -> `probabilities`, `top_probabilities`, `top_classes`{features}.
+  Normalisation is inside. Class names, preprocessing and origin are in its metadata, as JSON under `mlpmixer`.
+- `predict.py`: brings an image of any size to {width}x{height} pixels as in training (fit: {pre.fit}, {pre.interpolation},
+  antialiased), and asks the model.
+- `labels.json`: the class names in the model's order. `bundle.json`: the SHA-256 of the model, without which it is not opened.
+- `requirements.txt`: the versions it was checked with. `Dockerfile`: a container that does the same.
+
+Origin: {origin or "nothing is recorded with the model"}. Licence of the model: {provenance.get("licence") or "none is stated"}.
+"""

@@ -1,0 +1,92 @@
+"""One .onnx file, through torch.onnx: operations of the standard alone, and all that belongs to the model in its metadata."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlpmixer.export.check import Checked
+from mlpmixer.export.job import Job
+from mlpmixer.exported import INPUT, metadata
+from mlpmixer.onnx_model import KEY
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 20  # the first in which GELU is one operation (onnx.ai/onnx/operators/onnx__Gelu.html)
+
+
+def write(job: Job, path: Path) -> None:
+    """Errors: ValueError when onnx or onnxscript is not installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401  torch.onnx works with both
+    except ModuleNotFoundError as e:
+        raise ValueError(f'the export to ONNX needs onnx and onnxscript (no {e.name} here): pip install "mlpmixer[onnx]"') from None
+    import torch
+
+    from mlpmixer.export.graph import Graph
+
+    assert job.classifier.network is not None
+    pixels = job.classifier.preprocess
+    multi_label = job.classifier.multi_label
+    graph = Graph(job.classifier.network, pixels, multi_label=multi_label, top_k=job.top_k, any_size=job.any_size).eval()
+    # two images, and an odd size where any is taken: torch.export takes a size of 1, or what is equal by accident, for a constant
+    size = (37, 53) if job.any_size else pixels.image_size
+    example = torch.zeros(job.batch or 2, *size, pixels.in_channels, dtype=getattr(torch, pixels.dtype.name))
+    free = [0] * (not job.batch) + [1, 2] * job.any_size
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=({axis: torch.export.Dim(("batch", "height", "width")[axis]) for axis in free},),
+            input_names=[INPUT],
+            output_names=list(graph.outputs),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _without_traces(model)
+    _save(model, job, path)
+
+
+def finish(job: Job, path: Path, checked: Checked) -> None:
+    """`checked` is part of `job.made`, and so of the metadata."""
+    import onnx
+
+    _save(onnx.load(str(path)), job, path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Deprecations between torch and onnxscript, and what it says of a missing torchvision, are not the user's."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _save(model: "onnx.ModelProto", job: Job, path: Path) -> None:
+    import onnx
+
+    model.producer_name, model.producer_version = "mlpmixer", job.made["mlpmixer"]
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {KEY: metadata(job.meta, job.made)})
+    onnx.save(model, str(path))
+
+
+def _without_traces(model: "onnx.ModelProto") -> None:
+    """torch.onnx keeps for each operation the lines of Python it comes from, with the paths of this machine."""
+    graph = model.graph
+    for thing in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info, *model.functions):
+        del thing.metadata_props[:]
+        thing.doc_string = ""

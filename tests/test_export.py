@@ -1,0 +1,523 @@
+"""An export answers as the model it was made from, without torch, or there is none."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from mlpmixer import cli, kernels
+from mlpmixer.checkpoint import ModelMeta, save_model
+from mlpmixer.config import Data, MixerConfig, Recipe
+from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.export import TARGETS, Disagrees, export
+from mlpmixer.export import graph as graph_module
+from mlpmixer.export.check import check, check_fit, sample
+from mlpmixer.export.fit import Fitted
+from mlpmixer.export.graph import Graph, WholeGridBlock, plain
+from mlpmixer.exported import Export, metadata, open_export
+from mlpmixer.model import Mixer, MixerBlock
+from mlpmixer.predict import Classifier, Exported, from_network, load
+from mlpmixer.runlog import MODEL_FILE, write_recipe
+
+onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+
+DIGITS = tuple("0123456789")
+SMALL = {"num_blocks": 2, "hidden_dim": 16, "tokens_mlp_dim": 8, "channels_mlp_dim": 32, "num_classes": 10}
+GREY = MixerConfig(image_size=8, patch_size=2, in_channels=1, **SMALL)
+PARTS = MixerConfig(image_size=(8, 16), patch_size=(2, 4), parts=(2, 1), activation="gelu_erf", **SMALL)
+
+
+class Flat(nn.Module):
+    """Another network than a Mixer, which has no features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(images.flatten(1))  # type: ignore[no-any-return]
+
+
+def mixer(cfg: MixerConfig) -> Mixer:
+    torch.manual_seed(0)
+    model = Mixer(cfg)
+    if cfg.num_classes:
+        nn.init.normal_(model.head.weight)  # type: ignore[arg-type]
+    return model
+
+
+def classifier_of(cfg: MixerConfig, network: nn.Module | None = None, loss: str = "softmax", **preprocess: Any) -> Classifier:
+    size = cfg.image_size if isinstance(cfg.image_size, tuple) else (cfg.image_size, cfg.image_size)
+    meta = ModelMeta(
+        config=cfg,
+        classes=DIGITS,
+        preprocess=Preprocess(image_size=size, in_channels=cfg.in_channels, **preprocess),
+        network="Flat" if network else "",
+        provenance={"loss": loss, "data": "digits", "licence": "mit"},
+    )
+    return from_network(network or mixer(cfg), meta)  # type: ignore[arg-type]
+
+
+def pixels_for(classifier: Classifier, n: int) -> np.ndarray:
+    pre = classifier.preprocess
+    return np.random.default_rng(n).integers(0, 256, (n, *pre.image_size, pre.in_channels)).astype(pre.dtype)
+
+
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "digits": (lambda: classifier_of(GREY, mean=(0.2,), std=(0.3,)), {}),
+    "parts, oblong, erf, three at a time": (lambda: classifier_of(PARTS, fit="pad"), {"batch": 3, "top_k": 2, "licence": "apache-2.0"}),
+    "sigmoid, pixels that are never rounded": (lambda: classifier_of(GREY, loss="sigmoid", fit="vit_jax_eval"), {"top_k": 99}),
+    "another network": (lambda: classifier_of(GREY, Flat()), {"batch": 1}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_export_answers_as_the_model_and_knows_all_that_belongs_to_it(case: str, tmp_path: Path) -> None:
+    make, options = CASES[case]
+    model = make()
+    written = export(model, out=tmp_path / "new" / "model.onnx", data="digits", images=40, **options)
+    assert written.path == tmp_path / "new" / "model.onnx" and written.num_bytes == written.path.stat().st_size
+    assert os.listdir(tmp_path / "new") == ["model.onnx"]
+    checked = written.checked
+    assert checked.n == checked.agreeing == checked.n_test == 40 and checked.probability_max_diff < 1e-5 and checked.data == "digits"
+
+    found = load(written.path)
+    assert isinstance(found, Exported)
+    for n in (1, 2, 7):
+        pixels = pixels_for(model, n)
+        np.testing.assert_allclose(found.probabilities(pixels), model.probabilities(pixels), atol=1e-5)
+        p, top_p, top = found.export(pixels, "probabilities", "top_probabilities", "top_classes")
+        k = min(options.get("top_k", 5), 10)
+        np.testing.assert_array_equal(top_p, -np.sort(-p, axis=1)[:, :k])
+        np.testing.assert_array_equal(np.take_along_axis(p, top, 1), top_p)
+        if isinstance(model.network, Mixer):
+            np.testing.assert_allclose(found.features(pixels), model.features(pixels), atol=1e-5)
+    if not isinstance(model.network, Mixer):
+        with pytest.raises(ValueError, match="gives no features; it gives probabilities, top_probabilities, top_classes"):
+            found.features(pixels_for(model, 1))
+
+    assert model.meta is not None and found.meta is not None
+    licence = options.get("licence", "mit")
+    assert found.meta == dataclasses.replace(model.meta, provenance=model.meta.provenance | {"licence": licence})
+    assert (found.classes, found.preprocess, found.multi_label) == (model.classes, model.preprocess, model.multi_label)
+    assert found.export.batch == options.get("batch") and found.export.made == written.made
+    assert written.made["check"]["agreeing"] == 40
+    with pytest.raises(ValueError, match=r"expected (uint8|float32) images of shape"):
+        found.probabilities(np.zeros((1, 3, 3, 1), np.uint8))
+
+
+def test_a_file_holds_nothing_of_the_machine_it_was_made_on(tmp_path: Path) -> None:
+    path = export(classifier_of(GREY), out=tmp_path / "model.onnx", data="digits", images=1).path
+    content = path.read_bytes()
+    assert b"stack_trace" not in content and b".py" not in content and str(Path(cli.__file__).parent).encode() not in content
+    operations = {node.op_type for node in onnx.load(str(path)).graph.node}
+    assert {"Gelu", "LayerNormalization", "MatMul", "Softmax", "TopK"} <= operations
+    assert {node.domain for node in onnx.load(str(path)).graph.node} == {""}
+
+
+def test_compiled_kernels_stay_out_of_the_graph_and_in_the_model() -> None:
+    network = mixer(GREY)
+    kernels.install(network)
+    copied = plain(network)
+    assert [type(b) for b in copied.blocks] == [WholeGridBlock] * 2  # type: ignore[attr-defined]
+    assert [type(b) for b in network.blocks] == [kernels.FastBlock] * 2
+    assert all(a is b for a, b in zip(copied.parameters(), network.parameters(), strict=True))
+    assert [type(b) for b in plain(mixer(PARTS)).blocks] == [MixerBlock] * 2  # type: ignore[attr-defined]
+    images = torch.randn(3, 1, 8, 8)
+    assert torch.equal(copied(images), mixer(GREY)(images))
+
+
+# --- resize and fit in the graph ----------------------------------------------------------------------------------
+
+SHAPES = ((8, 12), (5, 7), (30, 17), (64, 48), (201, 333), (1, 50), (12, 8), (9, 9))
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_two_matrix_products_are_pillows_resize_but_for_rounding(fit: Any) -> None:
+    different = []
+    for i, (height, width) in enumerate(SHAPES):
+        for channels in (1, 3):
+            pre = Preprocess(image_size=((8, 12), (16, 16), (32, 24))[i % 3], in_channels=channels, fit=fit)
+            image = np.random.default_rng(i).integers(0, 256, (height, width, channels), dtype=np.uint8)
+            found = Fitted(pre)(torch.from_numpy(image[None]))[0].permute(1, 2, 0).numpy()
+            off = np.abs(found - pre.array(image))
+            assert off.max() <= 1
+            different.append((off > 0).mean())
+    assert np.mean(different) < 0.03
+
+
+def test_a_graph_of_any_size_sees_what_pillow_shows(tmp_path: Path) -> None:
+    cfg = dataclasses.replace(PARTS, in_channels=3)
+    model = classifier_of(cfg, fit="pad")
+    written = export(model, out=tmp_path / "model.onnx", data="digits", images=30, any_size=True)
+    fit = written.checked.fit
+    assert fit and fit.n == 60 and fit.pixel_max_diff <= 1 and fit.pixels_different < 0.03 and fit.agreeing == 60
+    found = load(written.path)
+    assert isinstance(found, Exported)
+    own = pixels_for(model, 3)
+    np.testing.assert_array_equal(found.export(own, "pixels")[0], own)  # an image of the model's size passes unchanged
+    np.testing.assert_allclose(found.probabilities(own), model.probabilities(own), atol=1e-5)
+    for height, width in SHAPES:
+        images = np.random.default_rng(height).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+        pixels, p = found.export(images, "pixels", "probabilities")
+        wanted = np.stack([model.array(image) for image in images])
+        assert pixels.dtype == np.uint8 and np.abs(pixels.astype(int) - wanted).max() <= 1
+        np.testing.assert_allclose(p, model.probabilities(pixels), atol=1e-5)
+
+
+def test_a_resize_that_is_not_pillows_fails_and_a_rule_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    model = classifier_of(GREY)
+    own = answering(model)
+
+    def compute(images: Any, outputs: tuple[str, ...]) -> list[Any]:
+        pixels = np.stack([model.array(image) for image in images])
+        pixels[..., 0, 0, 0] ^= 2
+        return [pixels if name == "pixels" else own.compute(pixels, (name,))[0] for name in outputs]
+
+    wrong = dataclasses.replace(own, outputs=(*own.outputs, "pixels"), compute=compute)
+    with pytest.raises(Disagrees, match="differ from Pillow's by up to 2 levels of 255; expected at most 1"):
+        check_fit(model, wrong, sample(Data(name="digits"), 5))
+    with pytest.raises(ValueError, match="this model has short_side_crop, bicubic"):
+        bicubic = classifier_of(GREY, fit="short_side_crop", interpolation="bicubic")
+        export(bicubic, out=tmp_path / "a.onnx", data="digits", any_size=True)
+
+
+# --- the check ----------------------------------------------------------------------------------------------------
+
+
+def answering(model: Classifier, change: Any = lambda p, i: p) -> Export:
+    """An export in numpy, whose probabilities (K,) of image i of a batch are changed."""
+    assert model.meta is not None
+
+    def compute(images: Any, outputs: tuple[str, ...]) -> list[Any]:
+        p = np.stack([change(p, i) for i, p in enumerate(model.probabilities(images))])
+        top = np.argsort(-p, axis=1, kind="stable")[:, :3]
+        known = {"probabilities": p, "top_probabilities": np.take_along_axis(p, top, 1), "top_classes": top}
+        return [known[name] if name in known else model.features(images) for name in outputs]
+
+    return Export(Path("x.onnx"), model.meta, {}, None, ("probabilities", "top_probabilities", "top_classes", "features"), compute)
+
+
+def test_one_answer_in_a_hundred_that_differs_fails_the_check() -> None:
+    model, given = classifier_of(GREY), sample(Data(name="digits"), 100)
+    same = check(model, answering(model), given)
+    same.require_float()
+    assert (same.n, same.agreeing, same.agreement, same.probability_max_diff, same.unreadable) == (100, 100, 1.0, 0.0, 0)
+    labels = given.images.labels
+    right = sum(p.label == DIGITS[y] for p, y in zip(model.predict([given.images.source(i) for i in range(100)]), labels, strict=True))
+    assert same.right == right
+
+    def swapped(p: np.ndarray, i: int) -> np.ndarray:  # the second batch holds 36 images
+        order = np.argsort(-p)
+        p[order[:2]] = p[order[1::-1]] if i == 50 else p[order[:2]]
+        return p
+
+    other = check(model, answering(model, swapped), given)
+    assert other.agreeing == 99
+    with pytest.raises(Disagrees, match=r"on 100 images of digits top-1 is the same for 99"):
+        other.require_float()
+    blurred = check(model, answering(model, lambda p, i: p * np.float32(1 - 2e-4)), given)
+    assert blurred.agreeing == 100
+    with pytest.raises(Disagrees, match="expected all of them, and less than 1e-04"):
+        blurred.require_float()
+    with pytest.raises(Disagrees, match="features differ by up to nan"):
+        dataclasses.replace(same, feature_max_diff=float("nan")).require_float()
+
+
+def test_it_is_checked_on_test_images_first_and_on_all_there_are() -> None:
+    few, many, all_ = (sample(Data(name="digits"), n) for n in (10, 400, 10_000))
+    assert (len(few.images), few.n_test) == (10, 10)
+    assert (len(many.images), many.n_test) == (400, 360)
+    assert all_.n_test == 360 and len(all_.images) == 360 + 1293
+    with pytest.raises(ValueError, match="at least 1 image, got 0"):
+        sample(Data(name="digits"), 0)
+
+
+def test_a_lone_test_split_will_do_and_the_folder_it_lies_in_stays_unsaid(tmp_path: Path) -> None:
+    for i in range(6):
+        folder = tmp_path / "photos" / "test" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (i, i, i)).save(folder / f"{i}.png")
+    given = sample(Data(name=str(tmp_path / "photos")), 10)
+    assert (given.data, len(given.images), given.n_test) == ("photos", 6, 6)
+    model = classifier_of(GREY)
+    (tmp_path / "photos" / "test" / "a" / "0.png").write_bytes(b"broken")
+    checked = check(model, answering(model), given)
+    assert (checked.n, checked.unreadable, checked.right) == (5, 1, None)  # its classes are others
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_an_export_that_disagrees_leaves_nothing(to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Brighter(Graph):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return super().forward((images // 2 * 2 + 1).to(images.dtype))
+
+    monkeypatch.setattr(graph_module, "Graph", Brighter)
+    with pytest.raises(Disagrees, match="the export disagrees with the model"):
+        export(classifier_of(GREY), to, out=tmp_path / f"a{Path(TARGETS[to].name).suffix}", data="digits", images=20)
+    assert not list(tmp_path.iterdir())
+
+
+# --- the bundle ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of digits, as training leaves it."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    model = classifier_of(GREY)
+    assert model.meta is not None and model.network is not None
+    folder.mkdir()
+    save_model(folder / MODEL_FILE, model.network, model.meta)
+    write_recipe(folder, Recipe(name="digits", model=GREY, data=Data(name="digits")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path) -> Path:
+    return export(run, "bundle", images=50).path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """One image of each kind that needs care."""
+    folder = tmp_path_factory.mktemp("pictures")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)
+    rgb = Image.fromarray(noise[..., :3])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    rgb.resize((200, 90)).save(folder / "turned.jpg", exif=exif)
+    rgb.save(folder / "rgb.png")
+    rgb.resize((8, 8)).save(folder / "of-its-size.png")
+    Image.fromarray(noise).save(folder / "alpha.png")
+    rgb.convert("P").save(folder / "palette.png", transparency=3)
+    rgb.convert("CMYK").save(folder / "cmyk.jpg")
+    rgb.convert("1").save(folder / "bits.png")
+    Image.fromarray(noise[:, :30, 0].astype(np.uint16) * 200).save(folder / "sixteen.png")
+    return sorted(map(str, folder.iterdir()))
+
+
+def program(bundle: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("bundled_predict", bundle / "predict.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_bundle_is_all_one_needs_and_says_what_was_measured(bundle: Path, run: Path) -> None:
+    assert bundle == run / "bundle"
+    files = ["Dockerfile", "README.md", "bundle.json", "labels.json", "model.onnx", "predict.py", "requirements.txt"]
+    assert sorted(os.listdir(bundle)) == files
+    assert json.loads((bundle / "labels.json").read_text()) == list(DIGITS)
+    readme = (bundle / "README.md").read_text()
+    assert re.search(r"Accuracy: [\d.]+ % \(.*\) of 50 test images of digits", readme)
+    assert "on 50 images the likeliest class is the same for 100.00 %" in readme and "Licence of the model: mit" in readme
+    assert re.search(r"Speed: [\d.]+ ms for one image, [\d,]+ images/s in batches of 32", readme)
+    assert len((bundle / "predict.py").read_text().splitlines()) < 100
+    assert re.fullmatch(r"(\w+==[\w.]+\n){3}", (bundle / "requirements.txt").read_text())
+    assert not [f for f in files if f != "model.onnx" and str(bundle) in (bundle / f).read_text()]
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_its_program_sees_images_as_the_package_does(fit: Any, channels: int, bundle: Path, pictures: list[str]) -> None:
+    ours = Preprocess(image_size=(8, 12), in_channels=channels, fit=fit, interpolation="bicubic" if channels == 1 else "bilinear")
+    model = program(bundle).Model()
+    model.preprocess = json.loads(json.dumps(dataclasses.asdict(ours)))
+    for path in pictures:
+        np.testing.assert_array_equal(model.pixels(path), ours.array(path), err_msg=path)
+
+
+ALONE = """
+import sys
+from importlib.abc import MetaPathFinder
+allowed = {"numpy", "PIL", "onnxruntime", *%r}
+class Blocker(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in allowed | set(sys.stdlib_module_names):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+OF_ONNXRUNTIME = ("google", "flatbuffers", "packaging")  # what it depends on
+OF_THE_COMMAND = ("mlpmixer", "tyro", "typeguard", "docstring_parser", "typing_extensions", "shtab", "rich")
+
+
+def alone(code: str, packages: tuple[str, ...] = (), *, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    """Python with nothing but its standard library, the three packages of a bundle, and these."""
+    code = ALONE % ((*OF_ONNXRUNTIME, *packages),) + code
+    env = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=env)
+
+
+def test_its_program_answers_as_the_model_with_three_packages(bundle: Path, run: Path, pictures: list[str], tmp_path: Path) -> None:
+    moved = shutil.copytree(bundle, tmp_path / "elsewhere")
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    done = alone(
+        f"import runpy; sys.argv = ['predict.py', '--json', '--top', '3', {str(bad)!r}, *{pictures!r}]; "
+        f"runpy.run_path({str(moved / 'predict.py')!r}, run_name='__main__')"
+    )
+    assert done.returncode == 1 and "bad.jpg" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    for line, wanted in zip(lines, load(run).predict(pictures, top_k=3), strict=True):
+        assert line["image"] == wanted.name
+        assert [t["label"] for t in line["top"]] == [label for label, _ in wanted.top]
+        assert [t["probability"] for t in line["top"]] == pytest.approx([p for _, p in wanted.top], abs=1e-5)
+
+
+def test_the_command_predicts_where_there_is_no_torch(bundle: Path, run: Path, pictures: list[str], tmp_path: Path) -> None:
+    code = "from mlpmixer.cli import main; code = main(['predict', {!r}, *{!r}, '--format', 'jsonl', '--features', {!r}]); "
+    code += "assert 'torch' not in sys.modules; sys.exit(code)"
+    for of, features in ((bundle, "a.npz"), (bundle / "model.onnx", "b.npz")):
+        done = alone(code.format(str(of), pictures, str(tmp_path / features)), OF_THE_COMMAND)
+        assert done.returncode == 0, done.stderr
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        wanted = load(run).predict(pictures)
+        assert [a["label"] for a in answers] == [w.label for w in wanted]
+        assert [a["probability"] for a in answers] == pytest.approx([w.probability for w in wanted], abs=1e-5)
+        assert np.load(tmp_path / features)["features"].shape == (len(pictures), 16)
+
+
+def test_predicting_from_python_imports_no_torch(bundle: Path, pictures: list[str]) -> None:
+    code = f"import sys, mlpmixer.predict; print(mlpmixer.predict.load({str(bundle)!r}).predict({pictures[0]!r})[0].label)\n"
+    code += "assert not {'torch', 'onnx', 'onnxscript', 'sklearn'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() in DIGITS, done.stderr
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_checks_and_says_so_and_evaluate_agrees(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "digits.onnx")
+    assert cli.main(["export", str(run), "--out", out, "--batch", "64", "--images", "360", "--licence", "cc0-1.0"]) == 0
+    said = capsys.readouterr().out
+    assert "compared on 360 images of digits: the likeliest class is the same for 100.00 %" in said
+    assert f"mlpmixer predict {out} IMAGE..." in said
+    top1 = re.search(r"top-1 ([\d.]+) %", said)
+    assert top1
+    assert cli.main(["evaluate", out, "digits", "--json"]) == 0
+    assert f"{100 * json.loads(capsys.readouterr().out)['top1']:.2f}" == top1[1]
+    assert open_export(Path(out)).meta.provenance["licence"] == "cc0-1.0"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("export {run} --to onxn", "invalid choice"),
+        ("export {run}x", "does not exist"),
+        ("export {bundle}", "is an export already: export the run that it was made from"),
+        ("export {run} --to bundle", "exists already: name another (--out), or remove it"),
+        ("export {run} --out {tmp}/model.zip", "expected a file that ends in .onnx"),
+        ("export {run} --to bundle --out {tmp}/model.onnx", "expected a folder"),
+        ("export {run} --batch many", "--batch many: expected a number of images, or dynamic"),
+        ("export {run} --batch 0", "--batch 0: expected a number of images, or dynamic"),
+        ("export {run} --top-k 0 --out {tmp}/model.onnx", "top_k must be at least 1, got 0"),
+        ("export {run} --data nowhere --out {tmp}/model.onnx", "no data set and no file or folder named 'nowhere'"),
+        ("export {run}/model.safetensors --data digits", "exists already"),
+        ("predict {bundle} x.png --image-size 16", "is an export, of one size for good"),
+        ("predict {bundle} x.png --device cuda", "is an export, which is computed on the CPU"),
+        ("predict {bundle}/modle.onnx x.png", "did you mean {bundle}/model.onnx?"),
+        ("explain {bundle} x.png", "or an exported one"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(
+    line: str, says: str, run: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"run": run, "bundle": bundle, "tmp": tmp_path}
+    if "model.safetensors" in line:
+        (run / "model.onnx").touch()
+    assert cli.main(line.format(**names).split()) == 2
+    err = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
+    assert says.format(**names) in err and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_a_head_or_of_another_kind_is_refused(tmp_path: Path, bundle: Path) -> None:
+    headless = classifier_of(dataclasses.replace(GREY, num_classes=0))
+    assert headless.meta is not None
+    bare = from_network(mixer(headless.meta.config), dataclasses.replace(headless.meta, classes=()))
+    with pytest.raises(ValueError, match="no head"):
+        export(bare, out=tmp_path / "a.onnx", data="digits")
+    with pytest.raises(ValueError, match="only a torch model can be exported"):
+        export(load(bundle), out=tmp_path / "a.onnx", data="digits")
+    with pytest.raises(ValueError, match="knows no fit='bv_resmall_crop', only crop, pad, squash: export to onnx"):
+        export(classifier_of(GREY, fit="bv_resmall_crop"), "bundle", out=tmp_path / "a", data="digits")
+    with pytest.raises(ValueError, match="no run of its own"):
+        export(classifier_of(GREY), data="digits")
+
+
+# --- what is no export --------------------------------------------------------------------------------------------
+
+
+def test_a_swapped_model_or_a_damaged_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
+    def damaged(name: str) -> Path:
+        return shutil.copytree(bundle, tmp_path / name)
+
+    swapped = damaged("swapped")
+    model = onnx.load(str(swapped / "model.onnx"))
+    model.doc_string = "another"
+    onnx.save(model, str(swapped / "model.onnx"))
+    for name in (swapped, swapped / "model.onnx"):
+        with pytest.raises(ValueError, match="is not the file that the bundle was made with"):
+            load(name)
+    with pytest.raises(ValueError, match="is not the file that this bundle was made with"):
+        program(swapped).Model()
+    (damaged("gone") / "model.onnx").unlink()
+    with pytest.raises(ValueError, match="the bundle is not whole"):
+        load(tmp_path / "gone")
+    for i, text in enumerate(("", "[]", "{}", '{"format": 7, "files": {}}', '{"format": 1, "files": []}')):
+        (damaged(str(i)) / "bundle.json").write_text(text)
+        with pytest.raises(ValueError, match=r"bundle.json cannot be read"):
+            load(tmp_path / str(i))
+
+
+def test_metadata_that_are_not_those_of_an_export_are_refused(bundle: Path, tmp_path: Path) -> None:
+    model, path = onnx.load(str(bundle / "model.onnx")), tmp_path / "model.onnx"
+    meta, made = open_export(bundle / "model.onnx").meta, {"batch": None}
+    good = json.loads(metadata(meta, made))
+    larger = dataclasses.replace(meta.preprocess, image_size=(16, 16))
+    cases = [
+        (None, "no export of this package: its metadata have no entry 'format'"),
+        ("{", "its metadata cannot be read"),
+        ("[]", "its metadata cannot be read"),
+        (json.dumps(good | {"format": 2}), "this version reads format 1"),
+        (json.dumps({k: v for k, v in good.items() if k != "export"}), "no entry 'export'"),
+        (json.dumps(good | {"model": good["model"] | {"run": "rm"}}), "has no field 'run'"),
+        (json.dumps(good | {"model": {}}), "its metadata cannot be read"),
+        (metadata(dataclasses.replace(meta, classes=DIGITS[:3]), made), "name 3 classes"),
+        (metadata(dataclasses.replace(meta, preprocess=larger), made), r"speak of images \[16, 16, 1\]"),
+    ]
+    for text, says in cases:
+        del model.metadata_props[:]
+        if text is not None:
+            onnx.helper.set_model_props(model, {"mlpmixer": text})
+        onnx.save(model, str(path))
+        with pytest.raises(ValueError, match=says):
+            load(path)
+    path.write_bytes((bundle / "model.onnx").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="onnxruntime cannot open"):
+        load(path)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_without_the_packages_the_answer_is_how_to_get_them(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=rf'no {package} here\): pip install "mlpmixer\[onnx\]"'):
+        export(classifier_of(GREY), out=tmp_path / "model.onnx", data="digits", images=5)
+    assert not list(tmp_path.iterdir())
