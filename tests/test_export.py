@@ -393,6 +393,12 @@ def test_the_command_predicts_where_there_is_no_torch(bundle: Path, run: Path, p
         assert np.load(tmp_path / features)["features"].shape == (len(pictures), 16)
 
 
+def test_what_needs_torch_says_so_where_there_is_none(run: Path) -> None:
+    done = alone(f"from mlpmixer.cli import main; sys.exit(main(['predict', {str(run)!r}, 'x.png']))", OF_THE_COMMAND)
+    assert done.returncode == 2 and "this command needs torch, which is not installed here" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_predicting_from_python_imports_no_torch(bundle: Path, pictures: list[str]) -> None:
     code = f"import sys, mlpmixer.predict; print(mlpmixer.predict.load({str(bundle)!r}).predict({pictures[0]!r})[0].label)\n"
     code += "assert not {'torch', 'onnx', 'onnxscript', 'sklearn'} & set(sys.modules)"

@@ -48,6 +48,9 @@ COMMANDS: dict[str, Any] = {
 }
 
 
+DEPENDENCIES = ("torch", "safetensors", "sklearn", "matplotlib", "rich")  # that an installation for exports may lack
+
+
 def help() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {first_line(command)}" for name, command in COMMANDS.items()]
@@ -113,6 +116,14 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except ModuleNotFoundError as e:
+        if e.name not in DEPENDENCIES:
+            raise
+        print_error(
+            f"this command needs {e.name}, which is not installed here: pip install mlpmixer, with all it depends on. What does without: "
+            "mlpmixer predict on an .onnx file or a bundle that `mlpmixer export` wrote"
+        )
+        return 2
     except ValueError as e:
         print_error(str(e))
         return 2
