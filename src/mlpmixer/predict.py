@@ -131,13 +131,13 @@ class Classifier:
         """Predictions for images as `array` gives them, stacked (B,H,W,C)."""
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
-        probabilities = self.probabilities(images)
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
-        out = []
-        for name, row, best in zip(names, probabilities, order, strict=True):
-            top = tuple((self.classes[k], float(row[k])) for k in best)
-            out.append(Prediction(name, top[0][0], top[0][1], top))
-        return out
+        return [self.prediction(name, row, top_k) for name, row in zip(names, self.probabilities(images), strict=True)]
+
+    def prediction(self, name: str, probabilities: NDArray[np.float32], top_k: int) -> Prediction:
+        """One row (K,) of `probabilities` as a Prediction."""
+        best = np.argsort(-probabilities, kind="stable")[:top_k]
+        top = tuple((self.classes[k], float(probabilities[k])) for k in best)
+        return Prediction(name, top[0][0], top[0][1], top)
 
     def _run(self, engine: Engine, images: Pixels) -> NDArray[np.float32]:
         dtype, want = self.preprocess.dtype, (*self.preprocess.image_size, self.preprocess.in_channels)

@@ -18,6 +18,7 @@ from mlpmixer.cli.explaining import Explain
 from mlpmixer.cli.exporting import Export
 from mlpmixer.cli.models import Convert, Doctor, List, Push, Reproduce, Summary
 from mlpmixer.cli.printing import first_line, let_another_speak, print_error
+from mlpmixer.cli.serving import Serve
 from mlpmixer.cli.training import DataCheck, DataPreview, DataShards, LrFind, Train
 from mlpmixer.cli.using import Evaluate, Predict, Probe
 from mlpmixer.registry import suggest
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Any] = {
     "probe": Probe,
     "explain": Explain,
     "export": Export,
+    "serve": Serve,
     "convert": Convert,
     "push": Push,
     "reproduce": Reproduce,

@@ -1,0 +1,357 @@
+"""The endpoints. `make_app` puts the service together around a Classifier; a server such as uvicorn runs what it gives."""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from io import BytesIO
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from PIL import Image
+from pydantic import BaseModel, Field
+
+from mlpmixer import __version__
+from mlpmixer.data.images import Pixels
+from mlpmixer.predict import Classifier, to_record
+from mlpmixer.serve import page
+from mlpmixer.serve.batcher import Batcher, Closed, Compute, Full
+from mlpmixer.serve.evidence import evidence_of
+from mlpmixer.serve.limits import IMAGES, Limited, Refused
+from mlpmixer.serve.metrics import Measured, Metrics
+from mlpmixer.serve.settings import Settings
+from mlpmixer.serve.uploads import Images, Upload, pixels_of, uploads_of
+
+STUCK_S = 60.0  # a batch takes seconds at most; an engine that is longer in one answers nobody
+
+
+class Ranked(BaseModel):
+    """A class and its probability."""
+
+    label: str
+    probability: float
+
+
+class Prediction(BaseModel):
+    """An image's answer: the likeliest class, and the `top_k` likeliest."""
+
+    image: str = Field(description="the file's name, or images[i]")
+    label: str
+    probability: float
+    top: list[Ranked]
+
+
+class Predictions(BaseModel):
+    """One for each image, in the order of the request."""
+
+    results: list[Prediction]
+    time_ms: float = Field(description="from the whole body to the answer, in the service")
+
+
+class Features(BaseModel):
+    """What the head sees of an image."""
+
+    image: str
+    features: list[float]
+
+
+class AllFeatures(BaseModel):
+    """One for each image, in the order of the request."""
+
+    results: list[Features]
+    time_ms: float
+
+
+class PatchEvidence(BaseModel):
+    """What each patch adds to the logit of the class: logit = bias + the sum of all evidence."""
+
+    image: str
+    label: str
+    probability: float
+    logit: float
+    bias: float
+    evidence: list[list[float]] = Field(description="rows of the patch grid, from the top")
+    seen: str = Field(description="the image as the network saw it, a PNG in a data: address")
+
+
+class AllEvidence(BaseModel):
+    """One for each image, in the order of the request."""
+
+    results: list[PatchEvidence]
+    time_ms: float
+
+
+class Problem(BaseModel):
+    """Why there is no answer."""
+
+    detail: str
+
+
+class Model(BaseModel):
+    """What the service answers with."""
+
+    name: str
+    classes: list[str]
+    image_size: tuple[int, int] = Field(description="height and width, pixels")
+    in_channels: int
+    fit: str = Field(description="what becomes of images of another shape")
+    features: bool
+    evidence: bool
+    max_bytes: int
+    max_pixels: int
+    max_images: int
+    version: str
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": text}
+    for status, text in {
+        401: "The token is missing or wrong.",
+        408: "The body took too long to arrive.",
+        413: "Too many bytes, pixels or images.",
+        415: "No JPEG, PNG or WebP image, no form, no JSON.",
+        422: "A damaged image, or a wrong value.",
+        429: "Too many requests of this client at once; Retry-After says when to come back.",
+        503: "Too much to do, or going down; Retry-After says when to come back.",
+    }.items()
+}
+BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "An image file; or several in a form; or one or several in JSON.",
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGES}
+        | {
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}}}
+            },
+            "application/json": {"schema": Images.model_json_schema()},
+        },
+    }
+}
+
+
+class Service:
+    """A Classifier, and what stands around it while it is asked."""
+
+    batcher: Batcher
+    """Is there from the start of the event loop."""
+    leaving = False
+    """Requests are still taken, but no more should be sent."""
+    draining = False
+    """None are taken; those inside are answered."""
+
+    def __init__(self, classifier: Classifier, settings: Settings, name: str) -> None:
+        self.classifier, self.settings, self.name = classifier, settings, name
+        self.metrics = Metrics()
+        self.evidence = evidence_of(classifier)
+        self.pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decoder")
+        self.compute: dict[str, Compute] = {"predict": classifier.probabilities}
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """A first image through everything: what the model cannot do is known, and a broken one is a ValueError, before anyone asks."""
+        preprocess, evidence = self.classifier.preprocess, self.evidence
+        if preprocess.in_channels not in (1, 3):
+            raise ValueError(f"files hold 1 or 3 channels, and this model takes {preprocess.in_channels}: it cannot be served")
+        nothing = np.zeros((1, *preprocess.image_size, preprocess.in_channels), preprocess.dtype)
+        self.classifier.probabilities(nothing)
+        try:
+            self.classifier.features(nothing)
+            self.compute["features"] = self.classifier.features
+        except ValueError:  # another network than a Mixer
+            pass
+        if evidence:
+            self.compute["evidence"] = lambda pixels: list(zip(self.classifier.probabilities(pixels), evidence.of(pixels), strict=True))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        settings = self.settings
+        self.batcher = Batcher(self.compute, max_batch=settings.max_batch, places=settings.queue, observe=self.metrics.batch)
+        try:
+            yield
+        finally:
+            self.draining = True
+            await asyncio.to_thread(self.batcher.close, settings.answer_s)
+            self.pool.shutdown(wait=False, cancel_futures=True)
+
+    async def answers(self, kind: str, request: Request) -> tuple[list[Upload], list[Pixels], list[Any]]:
+        """What was asked, the pixels the network saw, and what it says of each. Refused says why not."""
+        loop, settings = asyncio.get_running_loop(), self.settings
+        if kind not in self.compute:
+            raise Refused(404, f"this model gives no {kind}")
+        deadline = loop.time() + settings.answer_s
+        try:
+            async with asyncio.timeout_at(deadline):
+                of = uploads_of, request.headers["content-type"], await request.body(), settings
+                uploads = await loop.run_in_executor(self.pool, *of)
+                with self.batcher.admit(len(uploads)), self.metrics.inside_while(len(uploads)):
+                    pixels = await loop.run_in_executor(self.pool, pixels_of, uploads, self.classifier, settings, deadline)
+                    return uploads, pixels, await self.batcher.ask(kind, pixels)
+        except Full:
+            raise Refused(503, "too many images are waiting", later=True) from None
+        except Closed:
+            raise Refused(503, "the service is going down", later=True) from None
+        except TimeoutError:
+            raise Refused(503, f"no answer within {settings.answer_s:g} s", later=True) from None
+
+    def trouble(self) -> str:
+        """Why it should get no requests now; empty when all is well."""
+        if self.leaving or self.draining:
+            return "going down"
+        busy_since = self.batcher.busy_since
+        if not self.batcher.alive or (busy_since is not None and time.monotonic() - busy_since > STUCK_S):
+            return "the engine is stuck"
+        return ""
+
+
+def make_app(classifier: Classifier, settings: Settings | None = None, *, token: str = "", name: str = "") -> FastAPI:
+    """The service as an ASGI app. `app.state.service` is the Service.
+
+    token: what clients must send as `Authorization: Bearer TOKEN`, "": nothing. name: of the model, shown.
+
+    Errors: ValueError for a model that cannot be served: no head, channels that no image file has, broken weights.
+    """
+    settings = settings or Settings()
+    service = Service(classifier, settings, name)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = FastAPI(title=f"mlpmixer: {name}" if name else "mlpmixer", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    _add_pages(app, service)
+    _add_questions(app, service)
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, e: Refused) -> JSONResponse:
+        return JSONResponse({"detail": e.detail}, e.status, e.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, e: RequestValidationError) -> JSONResponse:
+        return JSONResponse({"detail": "; ".join(f"{error['loc'][-1]}: {error['msg']}" for error in e.errors())}, 422)
+
+    app.add_middleware(Limited, settings=settings, token=token, draining=lambda: service.draining)
+    app.add_middleware(Measured, metrics=service.metrics, paths=[route.path for route in app.routes if hasattr(route, "path")])
+    return app
+
+
+def _add_pages(app: FastAPI, service: Service) -> None:
+    @app.head("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
+    async def home() -> Response:
+        return HTMLResponse(page.HOME, headers={"content-security-policy": page.POLICY})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(page.docs(app.openapi()), headers={"content-security-policy": page.POLICY})
+
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health", response_class=PlainTextResponse, summary="Is the process there?")
+    async def health() -> Response:
+        return PlainTextResponse("ok")
+
+    @app.head("/ready", include_in_schema=False)
+    @app.get("/ready", response_class=PlainTextResponse, summary="Should it get requests?", responses={503: {"description": "No: why."}})
+    async def ready() -> Response:
+        trouble = service.trouble()
+        return PlainTextResponse(trouble or "ok", 503 if trouble else 200)
+
+    @app.get("/metrics", response_class=PlainTextResponse, summary="Counters for Prometheus.")
+    def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/model", response_model=Model, summary="What the service answers with.")
+    async def model() -> Response:
+        c, settings = service.classifier, service.settings
+        return _json(
+            {
+                "name": service.name,
+                "classes": c.classes,
+                "image_size": c.preprocess.image_size,
+                "in_channels": c.preprocess.in_channels,
+                "fit": c.preprocess.fit,
+                "features": "features" in service.compute,
+                "evidence": "evidence" in service.compute,
+                "max_bytes": settings.max_bytes,
+                "max_pixels": settings.max_pixels,
+                "max_images": settings.max_images,
+                "version": __version__,
+            }
+        )
+
+
+def _add_questions(app: FastAPI, service: Service) -> None:
+    post = partial(app.post, responses=PROBLEMS, openapi_extra=BODY)
+    classifier = service.classifier
+
+    @post("/predict", response_model=Predictions, summary="Which classes are the likeliest?")
+    async def predict(request: Request, top_k: Annotated[int, Query(ge=1, description="How many classes of each image.")] = 5) -> Response:
+        def say(upload: Upload, pixels: Pixels, probabilities: Any) -> dict[str, Any]:
+            return to_record(classifier.prediction(upload.name, probabilities, top_k))
+
+        return await _answered(service, "predict", request, say)
+
+    @post("/features", response_model=AllFeatures, summary="What does the head see?", responses=PROBLEMS | _lacking("features"))
+    async def features(request: Request) -> Response:
+        return await _answered(service, "features", request, lambda upload, _, row: {"image": upload.name, "features": row.tolist()})
+
+    @post("/evidence", response_model=AllEvidence, summary="Which patches speak for a class?", responses=PROBLEMS | _lacking("evidence"))
+    async def evidence(
+        request: Request, label: Annotated[str | None, Query(alias="class", description="Default: the likeliest of each image.")] = None
+    ) -> Response:
+        if label is not None and label not in classifier.classes:
+            raise Refused(422, f"the model has no class {label[:100]!r}; GET /model names them")
+        return await _answered(service, "evidence", request, partial(_evidence, service, label))
+
+
+def _lacking(what: str) -> dict[int | str, dict[str, Any]]:
+    return {404: {"model": Problem, "description": f"The model gives no {what}."}}
+
+
+async def _answered(service: Service, kind: str, request: Request, say: Callable[[Upload, Pixels, Any], dict[str, Any]]) -> Response:
+    start = time.perf_counter()
+    uploads, pixels, rows = await service.answers(kind, request)
+
+    def results() -> list[dict[str, Any]]:
+        return [say(*each) for each in zip(uploads, pixels, rows, strict=True)]
+
+    said = await asyncio.to_thread(results) if kind == "evidence" else results()
+    return _json({"results": said, "time_ms": round(1000 * (time.perf_counter() - start), 2)})
+
+
+def _evidence(service: Service, label: str | None, upload: Upload, pixels: Pixels, row: tuple[Any, Any]) -> dict[str, Any]:
+    probabilities, own = row  # (K,), (S,K)
+    assert service.evidence
+    classes, grid = service.classifier.classes, service.evidence.grid
+    k = classes.index(label) if label is not None else int(probabilities.argmax())
+    bias = float(service.evidence.bias[k])
+    return {
+        "image": upload.name,
+        "label": classes[k],
+        "probability": round(float(probabilities[k]), 6),
+        "logit": bias + float(own[:, k].sum()),
+        "bias": bias,
+        "evidence": own[:, k].reshape(grid).tolist(),
+        "seen": _png(pixels),
+    }
+
+
+def _png(pixels: Pixels) -> str:
+    """(H,W,C) -> a data: address."""
+    file = BytesIO()
+    whole = np.rint(pixels).astype(np.uint8)
+    Image.fromarray(whole[..., 0] if whole.shape[2] == 1 else whole).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _json(value: Any) -> Response:
+    return Response(json.dumps(value, ensure_ascii=False, allow_nan=False), media_type="application/json")

@@ -1,0 +1,46 @@
+"""Which patches speak for which class, for the models that can say it: a Mixer whose head is at hand."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpmixer.data.images import Pixels
+from mlpmixer.predict import Classifier
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Letters: B images, S patches in a grid of h x w, K classes."""
+
+    grid: tuple[int, int]
+    """h, w: patches down and across."""
+    bias: Floats
+    """(K,), of the head."""
+    of: Callable[[Pixels], Floats]
+    """Pixels (B,H,W,C) as `classifier.array` gives them -> (B,S,K): what each patch adds to each logit. Logit = bias + their sum."""
+
+
+def evidence_of(classifier: Classifier) -> Evidence | None:
+    """None for a model that gives none: an exported one, or another network than a Mixer."""
+    if classifier.network is None:
+        return None
+    import torch
+
+    from mlpmixer.explain import as_tensor, network_of, patch_evidence
+
+    try:
+        network = network_of(classifier)
+    except ValueError:
+        return None
+    bias = network.head.bias.detach()
+
+    def of(pixels: Pixels) -> Floats:
+        with torch.inference_mode():
+            own = patch_evidence(network, as_tensor(classifier, pixels)) - bias
+            return np.asarray((own / network.cfg.num_patches).cpu().numpy(), np.float32)
+
+    return Evidence(network.cfg.grid, np.asarray(bias.cpu().numpy(), np.float32), of)

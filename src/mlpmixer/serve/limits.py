@@ -1,0 +1,170 @@
+"""What is refused before a body is parsed: too many, too large, too slow, of a wrong type, without the token. Pure ASGI."""
+
+import asyncio
+import hmac
+import ipaddress
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from typing import Any
+
+from mlpmixer.serve.settings import Settings
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+IMAGES = ("image/jpeg", "image/png", "image/webp")
+TYPES = (*IMAGES, "multipart/form-data", "application/json")
+OPEN = ("/", "/health", "/ready")  # without the token: the page asks for it, and probes have none
+RETRY_S = 1
+LINGER_S, LINGER_BYTES = 2.0, 64 * 2**20  # of a refused body that is still read: many clients look for an answer only when all is sent
+SEND_S = 30.0  # for the answer to be taken
+
+
+class Refused(Exception):
+    """A request that gets no answer, but a status and the reason; with `later`, a client may try again in RETRY_S seconds."""
+
+    def __init__(self, status: int, detail: str, *, later: bool = False, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.detail = status, detail
+        self.headers = (headers or {}) | ({"retry-after": str(RETRY_S)} if later else {})
+
+
+class Gone(Exception):
+    """The client has closed the connection."""
+
+
+class Limited:
+    """The app behind it gets requests within the limits, each with its whole body.
+
+    draining: whether the service is going down. For one event loop: counters have no lock.
+    """
+
+    def __init__(self, app: App, settings: Settings, *, token: str, draining: Callable[[], bool]) -> None:
+        self.app, self.settings, self.token, self.draining = app, settings, token.encode(), draining
+        self.inside: Counter[str] = Counter()
+        """Requests with a body that are read or worked on, by client."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        try:
+            self._require_token(scope["path"], headers)
+            if scope["method"] != "POST":
+                return await self.app(scope, _no_body, send)
+            client = _client(scope)
+            self._require_room(client)
+        except Refused as refused:
+            return await refuse(refused, _Incoming(receive), send)
+        self.inside[client] += 1
+        incoming = _Incoming(receive)
+        try:
+            body = await self._body(headers, incoming)
+            async with asyncio.timeout(self.settings.answer_s + SEND_S):  # a client that takes no answer holds no place for ever
+                await self.app(scope, _whole(body, receive), send)
+        except Refused as refused:
+            await refuse(refused, incoming, send)
+        except (Gone, TimeoutError):
+            pass  # the server closes the connection
+        finally:
+            self.inside[client] -= 1
+            if not self.inside[client]:
+                del self.inside[client]
+
+    def _require_token(self, path: str, headers: dict[bytes, bytes]) -> None:
+        if self.token and path not in OPEN:
+            kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+            if not (kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.token)):
+                raise Refused(401, "this service wants a token: Authorization: Bearer TOKEN", headers={"www-authenticate": "Bearer"})
+
+    def _require_room(self, client: str) -> None:
+        if self.draining():
+            raise Refused(503, "the service is going down", later=True)
+        most = self.settings.client_requests
+        if most and self.inside[client] >= most:
+            raise Refused(429, f"{most} requests of this client are being worked on: wait for an answer", later=True)
+        if self.inside.total() >= self.settings.requests:
+            raise Refused(503, "too many requests are being worked on", later=True)
+
+    async def _body(self, headers: dict[bytes, bytes], incoming: "_Incoming") -> bytes:
+        kind, most = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1"), self.settings.max_bytes
+        if kind not in TYPES:
+            raise Refused(415, f"expected content-type {', '.join(TYPES[:-1])} or {TYPES[-1]}, got {kind or 'none'}")
+        too_large = Refused(413, f"the body has more than {most:,} bytes")
+        if (said := headers.get(b"content-length", b"")).isdigit() and int(said) > most:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.settings.upload_s):
+                while incoming.more:
+                    body += await incoming.part()
+                    if len(body) > most:
+                        raise too_large
+        except TimeoutError:
+            raise Refused(408, f"the body took longer than {self.settings.upload_s:g} s to arrive") from None
+        return bytes(body)
+
+
+class _Incoming:
+    """A body on its way. `more`: whether there is more of it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self.receive, self.more = receive, True
+
+    async def part(self) -> bytes:
+        message = await self.receive()
+        self.more = message["type"] == "http.request" and message.get("more_body", False)
+        if message["type"] == "http.disconnect":
+            raise Gone
+        part: bytes = message.get("body", b"")
+        return part
+
+
+async def refuse(refused: Refused, incoming: _Incoming, send: Send) -> None:
+    """Answers, reads on for a moment, so that a client that is still sending comes to see the answer, and closes the connection."""
+    body = json.dumps({"detail": refused.detail}).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"} | refused.headers
+    raw = [(key.encode(), value.encode("latin-1")) for key, value in headers.items()]
+    await send({"type": "http.response.start", "status": refused.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    left = LINGER_BYTES
+    with suppress(Gone, TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while incoming.more and left > 0:
+                left -= len(await incoming.part())
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _client(scope: Scope) -> str:
+    """By address; of IPv6 the /64, which is one subscriber's."""
+    host = str((scope.get("client") or ("",))[0])
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv6Address) and not address.ipv4_mapped:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return host
+
+
+async def _no_body() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def _whole(body: bytes, receive: Receive) -> Receive:
+    """The body in one message, then whatever comes."""
+    pending = True
+
+    async def give() -> Message:
+        nonlocal pending
+        if pending:
+            pending = False
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return give

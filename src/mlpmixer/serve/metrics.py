@@ -1,0 +1,89 @@
+"""What Prometheus reads at /metrics. With several workers all of them write to one folder, and whichever is asked adds them up."""
+
+import glob
+import os
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from mlpmixer.serve.limits import App, Message, Receive, Scope, Send
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the library's name for the folder that workers share; it is read when the library is imported
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"cache-control", b"no-store"))
+IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """The counters of one app, each with its own registry."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.answers = Counter("mlpmixer_answers", "Requests answered, by path and status.", ("path", "status"), registry=r)
+        self.seconds = Histogram("mlpmixer_answer_seconds", "From header to answer.", ("path",), buckets=SECONDS, registry=r)
+        self.batches = Histogram("mlpmixer_batch_images", "Images that were computed at once.", ("kind",), buckets=IMAGES, registry=r)
+        self.engine = Histogram("mlpmixer_engine_seconds", "Of a batch in the network.", ("kind",), buckets=SECONDS, registry=r)
+        self.inside = Gauge("mlpmixer_images_inside", "Images let in and not answered yet.", registry=r, multiprocess_mode="livesum")
+        if FOLDER not in os.environ:
+            ProcessCollector(registry=r)
+
+    def batch(self, kind: str, images: int, seconds: float) -> None:
+        self.batches.labels(kind).observe(images)
+        self.engine.labels(kind).observe(seconds)
+
+    @contextmanager
+    def inside_while(self, images: int) -> Iterator[None]:
+        self.inside.inc(images)
+        try:
+            yield
+        finally:
+            self.inside.dec(images)
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        folder = os.environ.get(FOLDER)
+        if folder is None:
+            return generate_latest(self.registry)
+        for file in glob.glob(os.path.join(folder, "gauge_live*.db")):
+            pid = int(file.rpartition("_")[2].removesuffix(".db"))
+            if not os.path.exists(f"/proc/{pid}") and os.path.exists("/proc/self"):  # killed: its gauges stand still for ever
+                mark_process_dead(pid)  # type: ignore[no-untyped-call]
+        every = CollectorRegistry()
+        MultiProcessCollector(every)  # type: ignore[no-untyped-call]
+        return generate_latest(every)
+
+
+class Measured:
+    """Counts and times the answers of the app behind it, and gives them the headers that all have.
+
+    Paths other than `paths` count as "other": a client must not make names.
+    """
+
+    def __init__(self, app: App, metrics: Metrics, paths: Collection[str]) -> None:
+        self.app, self.metrics, self.paths = app, metrics, frozenset(paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        path = scope["path"] if scope["path"] in self.paths else "other"
+        start, status = time.perf_counter(), 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *HEADERS]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            self.metrics.answers.labels(path, str(status) if status else "gone").inc()
+            self.metrics.seconds.labels(path).observe(time.perf_counter() - start)

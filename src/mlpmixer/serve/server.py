@@ -1,0 +1,152 @@
+"""Sockets, signals and several workers around the app, with uvicorn."""
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.supervisors.multiprocess import Multiprocess
+
+from mlpmixer.serve.metrics import FOLDER
+from mlpmixer.serve.settings import Settings
+
+HEADER_S = 10.0  # for a request's header to arrive, and for a client to take the next part of an answer
+CONNECTIONS = 1024  # of one worker; further ones get 503
+
+
+class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """A connection that is closed when its client neither asks nor takes the answer; it is looked at from time to time."""
+
+    _seen: Any = None
+    _unsent = 0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(HEADER_S, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _look(self) -> None:
+        idle = self.cycle is None or self.cycle.response_complete
+        unsent = self.transport.get_write_buffer_size()
+        if (idle and self.cycle is self._seen) or (unsent and unsent >= self._unsent > 0):
+            self.transport.abort()
+            return
+        self._seen, self._unsent = self.cycle, unsent
+        self._timer = self.loop.call_later(HEADER_S, self._look)
+
+
+class Workers(Multiprocess):
+    """uvicorn's supervisor, which starts another worker in the place of a dead one."""
+
+    def terminate_all(self) -> None:
+        super().terminate_all()
+        for sock in self.sockets:  # each worker has a copy; when the last one is closed, connections are refused and not kept waiting
+            sock.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound, not listening. Port 0 takes a free one. ValueError when that cannot be."""
+    if not 0 <= port < 2**16:
+        raise ValueError(f"--port {port} is no port: expected 0 to 65535")
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        sock = socket.socket(family, kind, proto)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as e:
+        hint = "; try another --port (0 takes a free one)" if e.errno in (errno.EADDRINUSE, errno.EACCES) else ""
+        raise ValueError(f"cannot listen at {host}:{port}: {e.strerror or e}{hint}") from None
+    return sock
+
+
+def run(make: Callable[[], FastAPI], sock: socket.socket, settings: Settings, *, workers: int, trusted: str, log_requests: bool) -> int:
+    """Serves until SIGTERM or SIGINT, then lets what was accepted be answered. The exit code.
+
+    make: what each worker calls for its app; a picklable function when there are several.
+    trusted: addresses of proxies, whose X-Forwarded-For is believed; "": none.
+    """
+
+    def config(app: Any, **more: Any) -> uvicorn.Config:
+        return uvicorn.Config(
+            app,
+            http=Patient,
+            ws="none",
+            lifespan="on",
+            proxy_headers=bool(trusted),
+            forwarded_allow_ips=trusted or None,
+            server_header=False,
+            log_level="info" if log_requests else "warning",
+            access_log=log_requests,
+            limit_concurrency=CONNECTIONS,
+            timeout_worker_healthcheck=30,
+            **more,
+        )
+
+    if workers == 1:
+        server = uvicorn.Server(config(draining(make(), settings.drain_s)))
+        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when all is done
+        server.run(sockets=[sock])
+        return 0
+    with tempfile.TemporaryDirectory(prefix="mlpmixer-metrics-") as folder:
+        os.environ[FOLDER] = folder
+        supervisor = Workers(config(Worker(make, settings.drain_s), factory=True, workers=workers), [sock])
+        supervisor.run()
+        return 2 if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes) else 0
+
+
+class Worker:
+    """What a worker process calls for its app."""
+
+    def __init__(self, make: Callable[[], FastAPI], drain_s: float) -> None:
+        self.make, self.drain_s = make, drain_s
+
+    def __call__(self) -> FastAPI:
+        try:
+            return draining(self.make(), self.drain_s)
+        except ValueError as e:  # another worker would fail the same way
+            print(f"mlpmixer: {e}", file=sys.stderr, flush=True)
+            raise SystemExit(STARTUP_FAILURE) from None
+
+
+def draining(app: FastAPI, drain_s: float) -> FastAPI:
+    """The app, which at SIGTERM first says at /ready that it is going, and goes `drain_s` seconds later; at a second SIGTERM at once."""
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
+        async with inner(app) as state:
+            if threading.current_thread() is threading.main_thread():
+                _drain_on_sigterm(app.state.service, drain_s)
+            yield state
+
+    app.router.lifespan_context = lifespan
+    return app
+
+
+def _drain_on_sigterm(service: Any, drain_s: float) -> None:
+    loop, stop = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+    assert callable(stop)  # uvicorn's
+
+    def go(sig: int) -> None:
+        service.draining = True
+        stop(sig, None)
+
+    def leave(sig: int, frame: Any) -> None:
+        again, service.leaving = service.leaving, True
+        loop.call_soon_threadsafe(loop.call_later, 0 if again else drain_s, go, sig)
+
+    signal.signal(signal.SIGTERM, leave)
