@@ -92,7 +92,7 @@ def run(make: Callable[[], FastAPI], sock: socket.socket, settings: Settings, *,
             log_level="info" if log_requests else "warning",
             access_log=log_requests,
             limit_concurrency=CONNECTIONS,
-            timeout_worker_healthcheck=30,
+            timeout_worker_healthcheck=60,  # from its start, which imports a lot
             **more,
         )
 
