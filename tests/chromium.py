@@ -42,6 +42,8 @@ class Chromium:
         self._session = self("Target.attachToTarget", targetId=pages[0]["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
             self(f"{domain}.enable")
+        phone = width < 600  # a window cannot be so narrow
+        self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
 
     def __enter__(self) -> "Chromium":
         return self

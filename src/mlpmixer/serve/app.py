@@ -189,8 +189,8 @@ class Service:
         deadline = loop.time() + settings.answer_s
         try:
             async with asyncio.timeout_at(deadline):
-                of = uploads_of, request.headers["content-type"], await request.body(), settings
-                uploads = await loop.run_in_executor(self.pool, *of)
+                body = await request.body()
+                uploads = await loop.run_in_executor(self.pool, uploads_of, request.headers["content-type"], body, settings)
                 with self.batcher.admit(len(uploads)), self.metrics.inside_while(len(uploads)):
                     pixels = await loop.run_in_executor(self.pool, pixels_of, uploads, self.classifier, settings, deadline)
                     return uploads, pixels, await self.batcher.ask(kind, pixels)

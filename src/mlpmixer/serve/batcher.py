@@ -13,10 +13,12 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlpmixer.data.images import Pixels
 
-Compute = Callable[[Pixels], Sequence[Any]]
+Answers = Sequence[Any] | NDArray[Any]
+Compute = Callable[[Pixels], Answers]
 """Images (B,H,W,C), stacked -> B answers."""
 Observe = Callable[[str, int, float], None]
 """Told of each batch, by the engine's thread: its kind, its images, its seconds."""
@@ -109,7 +111,7 @@ class Batcher:
         while batch := self._next():
             kind, start = batch[0][0].kind, time.monotonic()
             self.busy_since = start
-            answers: Sequence[Any] | Exception
+            answers: Answers | Exception
             try:
                 answers = self.compute[kind](np.stack([image for _, _, image in batch]))
             except Exception as e:  # it belongs to those who asked
@@ -140,7 +142,7 @@ class Batcher:
             return batch
 
 
-def _deliver(jobs: list[tuple[_Request, int]], answers: Sequence[Any] | Exception) -> None:
+def _deliver(jobs: list[tuple[_Request, int]], answers: Answers | Exception) -> None:
     """In the event loop's thread: each answer to the request it belongs to, which is done with its last one."""
     for position, (request, i) in enumerate(jobs):
         if request.future.done():  # an error before, or nobody waits

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ def evidence_of(classifier: Classifier) -> Evidence | None:
     if classifier.network is None:
         return None
     import torch
+    from torch import nn
 
     from mlpmixer.explain import as_tensor, network_of, patch_evidence
 
@@ -36,7 +38,7 @@ def evidence_of(classifier: Classifier) -> Evidence | None:
         network = network_of(classifier)
     except ValueError:
         return None
-    bias = network.head.bias.detach()
+    bias = cast(nn.Linear, network.head).bias.detach()
 
     def of(pixels: Pixels) -> Floats:
         with torch.inference_mode():

@@ -186,7 +186,7 @@ def size_of(data: bytes, kind: str) -> tuple[int, int]:
     """(width, height) by the header of a file of this kind; nothing is allocated for its pixels. ImageError when there is none."""
     try:
         if kind == "PNG":
-            return struct.unpack(">II", data[16:24])  # type: ignore[return-value]
+            return struct.unpack(">II", data[16:24])
         if kind == "WEBP":
             return _webp_size(data)
         with JpegImageFile(BytesIO(data)) as image:  # its size stands behind segments of any length
