@@ -22,7 +22,7 @@ class Serve:
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (.onnx, a bundle)."""
     host: str = "127.0.0.1"
     """The address to listen at; 0.0.0.0: every one this machine has."""
     port: int = 8000
