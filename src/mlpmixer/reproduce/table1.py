@@ -145,6 +145,7 @@ def run(lab: Lab) -> Page:
 
 def _draw(figure: Any, rows: list[dict[str, Any]]) -> None:
     axes = figure.add_subplot(xscale="log", yscale="log", xlabel="GFLOPs an image", ylabel="parameters, millions")
+    axes.margins(x=0.1)  # room for the last name
     for row in rows:
         x, y = row["flops"] / 1e9, row["params_without_head"] / 1e6
         axes.plot([x], [y], "o", color="tab:blue")
