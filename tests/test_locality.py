@@ -115,7 +115,7 @@ def test_the_centre_of_a_kernel_scales_and_a_neighbour_shifts() -> None:
     layer = nn.Linear(6, 1)  # a row of W1 over a grid of 2 x 3
     with torch.no_grad():
         layer.weight.copy_(torch.arange(1.0, 7.0)[None])
-        local = locality.LocalLinear(layer, (2, 3), 3, columns=False)
+        local = locality.LocalLinear(layer, locality.moves((2, 3), 3), columns=False)
         local.kernel[0, 0, 1, 1], local.kernel[0, 0, 1, 2] = 2.0, 10.0  # itself, and its neighbour on the right
     assert local.whole_weight().tolist() == [[3 + 20, 6 + 30, 9, 12 + 50, 15 + 60, 18]]
 

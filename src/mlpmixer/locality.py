@@ -10,6 +10,7 @@ instead of activations, so its cost does not grow with the batch. It is linear a
 """
 
 import copy
+import math
 
 import torch
 import torch.nn.functional as F
@@ -18,25 +19,35 @@ from torch import Tensor, nn
 from mlpmixer.model import Mixer, MixerBlock
 
 
+def moves(grid: tuple[int, int], size: int) -> Tensor:
+    """(S, S, size**2), 1 where an entry of a kernel, counted row by row, carries patch s to patch t, else 0.
+
+    With the kernel summed over them, a convolution of a map over the grid is its product with an (S, S) matrix.
+    """
+    patches = grid[0] * grid[1]
+    return F.unfold(torch.eye(patches).view(patches, 1, *grid), size, padding=size // 2).mT.contiguous()
+
+
 class LocalLinear(nn.Linear):
     """A linear layer with the weight W + conv(W, kernel): maps in the rows of W (a layer that reads the grid) or in its columns.
 
-    The kernel starts as zeros. Its shape is that of a convolution, (1, 1, k, k): no matrix, so it is AdamW's, and does not decay.
+    `moves` are those of the grid. The kernel starts as zeros. Its shape is that of a convolution, (1, 1, k, k): no matrix, so it is
+    AdamW's and does not decay.
     """
 
-    def __init__(self, plain: nn.Linear, grid: tuple[int, int], size: int, *, columns: bool) -> None:
+    def __init__(self, plain: nn.Linear, moves: Tensor, *, columns: bool) -> None:
         super().__init__(plain.in_features, plain.out_features, device="meta")  # draws nothing from the global generator
-        self.grid, self.columns = grid, columns
+        self.columns = columns
         self.weight, self.bias = plain.weight, plain.bias
+        size = math.isqrt(moves.shape[-1])
         self.kernel = nn.Parameter(plain.weight.new_zeros(1, 1, size, size))
+        self.register_buffer("moves", moves, persistent=False)
 
     def whole_weight(self) -> Tensor:
         """W + conv(W, kernel), in the shape of W and at least in its precision."""
-        maps, size = self.weight.T if self.columns else self.weight, self.kernel.shape[-1]
-        # not conv2d, which takes bfloat16 under autocast and TF32 on CUDA: what trains must be what is saved
-        near = F.unfold(maps.reshape(-1, 1, *self.grid), size, padding=size // 2)  # (maps, k*k, S)
-        local = (near * self.kernel.reshape(-1, 1)).sum(1)
-        return self.weight + (local.T if self.columns else local)
+        with torch.autocast(self.weight.device.type, enabled=False):  # what trains must be what is saved
+            conv = (self.moves.flatten(0, 1) @ self.kernel.flatten()).view(self.moves.shape[:2])  # (S, S)
+            return torch.addmm(self.weight, conv.T, self.weight) if self.columns else torch.addmm(self.weight, self.weight, conv)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.whole_weight(), self.bias)
@@ -51,11 +62,12 @@ class LocalLinear(nn.Linear):
 
 def inject(model: Mixer, size: int) -> None:
     """Let every token-mixing MLP of `model` learn through size x size kernels (size odd), in place. The function stays the same."""
+    of_grid = moves(model.cfg.part_grid, size).to(model.stem.weight)  # one for all layers
     for block in model.blocks:
         assert isinstance(block, MixerBlock)
-        mlp, grid = block.token_mixing, block.part_grid
-        mlp.fc1 = LocalLinear(mlp.fc1, grid, size, columns=False)
-        mlp.fc2 = LocalLinear(mlp.fc2, grid, size, columns=True)
+        mlp = block.token_mixing
+        mlp.fc1 = LocalLinear(mlp.fc1, of_grid, columns=False)
+        mlp.fc2 = LocalLinear(mlp.fc2, of_grid, columns=True)
 
 
 def folded(model: Mixer) -> Mixer:
