@@ -35,7 +35,7 @@ def _of(contest: Contest, **training: Any) -> Contest:
 
 
 SCALES: dict[Scale, Contest] = {
-    "small": _of(CONTESTS["small"], steps=1000, rate_steps=150, evaluations=10),
+    "small": _of(CONTESTS["small"], steps=800, rate_steps=100, evaluations=10),
     "long": _of(CONTESTS["long"]),
     "full": _of(CONTESTS["full"]),
 }

@@ -31,7 +31,7 @@ MODES: dict[Mode, str] = {
 }
 NAMES = ("Mixer", "ResNet")
 CHECKED = 256  # images of the identity
-SCALES = CONTESTS | {"small": dataclasses.replace(CONTESTS["small"], steps=1200, rate_steps=240, evaluations=10)}  # fewer runs, longer ones
+SCALES = CONTESTS | {"small": dataclasses.replace(CONTESTS["small"], steps=900, rate_steps=180, evaluations=10)}  # fewer runs, longer ones
 
 
 def orders(cfg: MixerConfig, seed: int) -> tuple[Tensor, Tensor]:
