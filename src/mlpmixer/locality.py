@@ -41,6 +41,7 @@ class LocalLinear(nn.Linear):
         self.weight, self.bias = plain.weight, plain.bias
         size = math.isqrt(moves.shape[-1])
         self.kernel = nn.Parameter(plain.weight.new_zeros(1, 1, size, size))
+        self.moves: Tensor
         self.register_buffer("moves", moves, persistent=False)
 
     def whole_weight(self) -> Tensor:
