@@ -14,7 +14,7 @@ FLOOR = {"config", "registry"}  # imports nothing of ours
 DATA = FLOOR | {"data"}
 BELOW_VERBS = DATA | {"zoo", "device", "clock", "model", "kernels", "optim", "loss", "init", "checkpoint", "runlog", "recipes", "report"}
 BELOW_VERBS |= {"locality", "symmetry", "progressive", "transfer", "interop", "fetch", "hub", "weights", "network"}
-BELOW_VERBS |= {"significance", "calibration", "metrics", "exported"}
+BELOW_VERBS |= {"significance", "calibration", "metrics", "engines", "exported"}
 VERBS = {"evaluate", "predict"}  # the other verbs import these two of each other
 ALLOWED: dict[str, set[str] | None] = {
     "config": set(),
@@ -46,7 +46,8 @@ ALLOWED: dict[str, set[str] | None] = {
     "hub": DATA | {"zoo", "checkpoint", "runlog", "fetch"},
     "report": DATA | {"runlog", "significance"},
     "onnx_model": DATA | {"checkpoint"},
-    "exported": DATA | {"checkpoint", "onnx_model"},
+    "engines": DATA | {"onnx_model"},
+    "exported": DATA | {"checkpoint", "onnx_model", "engines"},
     "tensorboard": FLOOR | {"runlog"},
     "predict": BELOW_VERBS,
     "evaluate": BELOW_VERBS | {"predict"},
@@ -146,7 +147,7 @@ def test_only_the_edges_print_and_read_the_environment() -> None:
     ],
 )
 def test_torch_is_imported_only_where_it_is_needed(code: str, tmp_path: Path) -> None:
-    code += "; import sys; heavy = {'torch', 'datasets', 'matplotlib.pyplot', 'torchvision', 'onnxruntime'} & set(sys.modules)"
+    code += "; import sys; heavy = {'torch', 'datasets', 'matplotlib.pyplot', 'torchvision', 'onnxruntime', 'openvino'} & set(sys.modules)"
     code += "; assert not heavy, heavy"
     done = python(code, tmp_path)
     assert done.returncode == 0, done.stderr

@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_one_line(options: dict[str, Any], says: str, tmp_p
 
 
 def test_what_is_no_onnx_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(tmp_path / "none.onnx", "none.onnx does not exist: expected an ONNX file", capsys)
+    assert_refused(tmp_path / "none.onnx", "none.onnx does not exist: expected a file", capsys)
     whole = write(tmp_path / "model.onnx").read_bytes()
     assert_refused(tmp_path / "modle.onnx", f"did you mean {tmp_path / 'model.onnx'}?", capsys)
     for i, content in enumerate((b"", b"hello " * 10, whole[:-1000])):

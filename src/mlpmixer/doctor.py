@@ -20,6 +20,7 @@ OPTIONAL = {  # and its extra
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
+    "openvino": "openvino",
     "fastapi": "serve",
     "uvicorn": "serve",
 }

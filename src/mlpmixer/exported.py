@@ -1,4 +1,4 @@
-"""What `mlpmixer export` has written, opened and computed by onnxruntime. Imports no torch.
+"""What `mlpmixer export` has written, opened in one of `engines.ENGINES`. Imports no torch but for a .pt2.
 
 B images of H x W pixels with C channels, K classes, k of them on top, D features. The graph of an export takes pixels, not normalised
 images, and ends in probabilities: what lies between is inside, so that every caller gets the same answer.
@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from mlpmixer.checkpoint import FORMAT, ModelMeta
 from mlpmixer.config import from_json, to_json
 from mlpmixer.data.images import Pixels
-from mlpmixer.onnx_model import KEY, open_session
+from mlpmixer.engines import SUFFIXES, Precision, Runtime, open_session, reason
+from mlpmixer.onnx_model import require_file
 
 MODEL, MANIFEST = "model.onnx", "bundle.json"  # of a bundle
 INPUT = "images"
 PROBABILITIES, TOP_PROBABILITIES, TOP_CLASSES = "probabilities", "top_probabilities", "top_classes"
 FEATURES, PIXELS = "features", "pixels"
-EXPECTED = "expected an .onnx file or a bundle that `mlpmixer export` wrote"
+EXPECTED = "expected an .onnx, .xml or .pt2 file, or a bundle, that `mlpmixer export` wrote"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Export:
     batch: int | None
     """B; None where the graph takes any number."""
     outputs: tuple[str, ...]
+    runtime: Runtime
     compute: Callable[[Pixels, tuple[str, ...]], list[NDArray[Any]]]
 
     def __call__(self, images: Pixels, *outputs: str) -> list[NDArray[Any]]:
@@ -62,55 +64,63 @@ class Export:
 
 
 def export_at(name: str | os.PathLike[str]) -> Path | None:
-    """The .onnx file meant by the name of such a file or of a bundle; None for whatever else, such as a run."""
+    """The file meant by the name of an exported file or of a bundle; None for whatever else, such as a run."""
     path = Path(name)
-    return path if path.suffix == ".onnx" else path / MODEL if (path / MANIFEST).is_file() else None
+    return path if path.suffix in SUFFIXES else path / MODEL if (path / MANIFEST).is_file() else None
 
 
-def open_export(file: Path, *, threads: int = 0) -> Export:
-    """The export in an .onnx file, which `export_at` has found. `threads`: 0 leaves it to the runtime, which takes one for each core.
+def open_export(file: Path, *, engine: str | None = None, precision: Precision = "float32", threads: int = 0) -> Export:
+    """The export in a file that `export_at` has found, ready to compute.
 
-    Errors: ValueError when onnxruntime is not installed, and for a file that is missing, damaged, not written by `mlpmixer export`, or not
-    the one that the bundle around it was made with.
+    engine: a name of `engines.ENGINES`; None: onnxruntime for .onnx, openvino for .xml, torch for .pt2.
+    precision: of what is float in the model. threads: 0 leaves it to the engine, which takes one for each core.
+
+    Errors: ValueError when the engine is unknown, not installed, or not for such a file or precision, and for a file that is missing,
+    damaged, not written by `mlpmixer export`, or not the one that the bundle or the .xml beside it was made with.
     """
-    require_same_files(file.parent)
-    session = open_session(os.fspath(file), threads)
-    meta, made = _read_metadata(session.get_modelmeta().custom_metadata_map.get(KEY), file)
+    if file.name == MODEL:
+        require_same_files(file.parent)
+    require_file(file)
+    session, runtime = open_session(file, engine, precision, threads)
+    meta, made, weights = _read_metadata(session.metadata, file)
+    if session.weights and digest(session.weights) != weights:
+        raise ValueError(f"{session.weights} is not the file that {file} was written with (SHA-256 differs): export it again")
     pixels, classes = meta.preprocess, len(meta.classes)
     size = [*pixels.image_size, pixels.in_channels]
-    takes, gives = session.get_inputs(), {value.name: value for value in session.get_outputs()}
-    kind = "tensor(uint8)" if pixels.dtype == np.uint8 else "tensor(float)"
+    takes, gives = session.takes, {value.name: value for value in session.gives}
     wanted = [None, None, size[2]] if PIXELS in gives else size
-    if [(value.name, value.type, list(map(_number, value.shape[1:]))) for value in takes] != [(INPUT, kind, wanted)]:
-        raise ValueError(f"the metadata of {file} speak of images {size}, its graph takes {', '.join(map(_described, takes))}; {EXPECTED}")
-    if PROBABILITIES not in gives or gives[PROBABILITIES].shape[1:] != [classes]:
-        found = ", ".join(map(_described, gives.values()))
+    if [(value.name, value.dtype, list(value.shape[1:])) for value in takes] != [(INPUT, pixels.dtype.name, wanted)]:
+        raise ValueError(f"the metadata of {file} speak of images {size}, its graph takes {', '.join(map(str, takes))}; {EXPECTED}")
+    if PROBABILITIES not in gives or gives[PROBABILITIES].shape[1:] != (classes,):
+        found = ", ".join(map(str, gives.values()))
         raise ValueError(f"the metadata of {file} name {classes} classes, its graph gives {found}; {EXPECTED}")
 
     def compute(images: Pixels, outputs: tuple[str, ...]) -> list[NDArray[Any]]:
         try:
-            answers: list[NDArray[Any]] = session.run(list(outputs), {INPUT: images})
-        except Exception as e:  # onnxruntime's errors have no common class
-            raise ValueError(f"onnxruntime cannot compute {file} for images of shape {images.shape}: {e}") from e
-        return answers
+            return session.compute(images, outputs)
+        except Exception as e:  # the engines' errors have no common class
+            raise ValueError(f"{runtime.engine} cannot compute {file} for images of shape {images.shape}: {reason(e)}") from e
 
-    return Export(file, meta, made, _number(takes[0].shape[0]), tuple(gives), compute)
-
-
-def metadata(meta: ModelMeta, made: dict[str, Any]) -> str:
-    """What is stored in the file: the header of a model file, and how the export was made."""
-    return json.dumps({"format": FORMAT, "model": to_json(meta), "export": made}, ensure_ascii=False)
+    return Export(file, meta, made, takes[0].shape[0], tuple(gives), runtime, compute)
 
 
-def _read_metadata(text: str | None, file: Path) -> tuple[ModelMeta, dict[str, Any]]:
+def metadata(meta: ModelMeta, made: dict[str, Any], weights: str = "") -> str:
+    """What is stored in the file: the header of a model file, how the export was made, and the SHA-256 of weights that lie beside it.
+
+    ASCII, since XML does not hold every character.
+    """
+    return json.dumps({"format": FORMAT, "model": to_json(meta), "export": made} | ({"weights": weights} if weights else {}))
+
+
+def _read_metadata(text: str | None, file: Path) -> tuple[ModelMeta, dict[str, Any], str]:
     try:
         stored = json.loads(text or "{}")
         if stored["format"] != FORMAT:
             raise ValueError(f"format {stored['format']!r}; this version reads format {FORMAT}")
-        return from_json(ModelMeta, stored["model"]), dict(stored["export"])
-    except (KeyError, TypeError, ValueError) as e:
-        reason = "its metadata have no entry" if isinstance(e, KeyError) else "its metadata cannot be read:"
-        raise ValueError(f"{file} is no export of this package: {reason} {e}; {EXPECTED}") from e
+        return from_json(ModelMeta, stored["model"]), dict(stored["export"]), str(stored.get("weights", ""))
+    except (KeyError, TypeError, ValueError, RecursionError) as e:
+        problem = "its metadata have no entry" if isinstance(e, KeyError) else "its metadata cannot be read:"
+        raise ValueError(f"{file} is no export of this package: {problem} {e}; {EXPECTED}") from e
 
 
 def digest(file: Path) -> str:
@@ -135,12 +145,3 @@ def require_same_files(folder: Path) -> None:
         raise ValueError(f"{folder / MODEL} does not exist: the bundle is not whole; export it again")
     if digest(folder / MODEL) != wanted:
         raise ValueError(f"{folder / MODEL} is not the file that the bundle was made with (SHA-256 differs): export it again")
-
-
-def _number(size: Any) -> int | None:
-    """Of a dimension: onnxruntime says None or a name where it takes any."""
-    return size if isinstance(size, int) else None
-
-
-def _described(value: Any) -> str:
-    return f"{value.name!r}, {value.type} ({', '.join(map(str, value.shape))})"

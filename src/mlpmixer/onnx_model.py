@@ -109,9 +109,7 @@ def open_session(name: str, threads: int) -> Any:
 
     Errors: ValueError when onnxruntime is not installed, and for a file that is missing or no ONNX.
     """
-    if not Path(name).is_file():
-        close = difflib.get_close_matches(name, map(str, Path(name).parent.glob("*.onnx")), 1)
-        raise ValueError(f"{name} does not exist: expected an ONNX file" + (f"; did you mean {close[0]}?" if close else ""))
+    require_file(Path(name))
     try:
         import onnxruntime
     except ModuleNotFoundError as e:
@@ -125,6 +123,13 @@ def open_session(name: str, threads: int) -> Any:
         return onnxruntime.InferenceSession(name, options, providers=["CPUExecutionProvider"])
     except Exception as e:  # the package's own errors have no common class
         raise ValueError(f"onnxruntime cannot open {name} as an ONNX file: {_first_line(e)}") from e
+
+
+def require_file(path: Path) -> None:
+    """ValueError, with the name that comes nearest, unless there is a file."""
+    if not path.is_file():
+        close = difflib.get_close_matches(str(path), map(str, path.parent.glob(f"*{path.suffix}")), 1)
+        raise ValueError(f"{path} does not exist: expected a file" + (f"; did you mean {close[0]}?" if close else ""))
 
 
 def _lacking(name: str, error: ModuleNotFoundError) -> str:

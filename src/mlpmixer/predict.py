@@ -24,6 +24,7 @@ from PIL import Image
 from mlpmixer.config import Method
 from mlpmixer.data.images import IMAGE_SUFFIXES, Pixels
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.engines import Precision, Runtime, require_threads
 from mlpmixer.exported import FEATURES, PROBABILITIES, Export, export_at, open_export
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Classifier:
     preprocess: the one evaluation preprocessing, stored with the model.
     meta: configuration and provenance; None when the model file carries none.
     network: the torch `Mixer` (or what a `network=` has built), for runs only.
+    runtime: what computes it; None when nobody said.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Classifier:
         meta: "ModelMeta | None" = None,
         network: "Mixer | None" = None,
         path: Path | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
         self.classes = tuple(classes)
         self.preprocess = preprocess
@@ -86,6 +89,7 @@ class Classifier:
         self.meta = meta
         self.network = network
         self.path = path
+        self.runtime = runtime
         self._logits = logits
         self._pre_logits = pre_logits
 
@@ -170,6 +174,7 @@ class Exported(Classifier):
             multi_label=meta.provenance.get("loss") == "sigmoid",
             meta=meta,
             path=export.path,
+            runtime=export.runtime,
         )
         self.export = export
 
@@ -185,6 +190,9 @@ def load(
     path: str | os.PathLike[str],
     *,
     device: str = "cpu",
+    engine: str | None = None,
+    precision: Precision = "float32",
+    threads: int = 0,
     image_size: "int | Size | None" = None,
     patch_size: "int | Size | None" = None,
     in_channels: int | None = None,
@@ -195,8 +203,11 @@ def load(
 ) -> Classifier:
     """A trained model in evaluation mode on `device`: a run, a weight file, hf:owner/name or a name of `mlpmixer list weights`.
 
-    Or what `mlpmixer export` wrote, an .onnx file or a bundle: for the CPU, at its own size, without torch.
+    Or what `mlpmixer export` wrote, an .onnx, .xml or .pt2 file or a bundle: for the CPU, at its own size, and without torch but for .pt2.
 
+    engine: what computes an export, see `exported.open_export`; a run is computed by torch.
+    precision: bfloat16 is faster where the device has it, with about three digits (in torch: autocast).
+    threads: on the CPU; 0: as many as the engine chooses.
     image_size, patch_size (pixels), in_channels: use it at others, without further training; `transfer.adapt` says what each does to the
         accuracy, and what `resize` (its method) and `magnified` are. The preprocessing follows.
     report: receives the progress of a download.
@@ -209,7 +220,9 @@ def load(
             raise ValueError(f"{os.fspath(path)} is an export, of one size for good: export the run itself at another one")
         if device not in ("auto", "cpu"):
             raise ValueError(f"{os.fspath(path)} is an export, which is computed on the CPU: device={device!r} is for runs")
-        return Exported(open_export(export))
+        return Exported(open_export(export, engine=engine, precision=precision, threads=threads))
+    if engine not in (None, "torch"):
+        raise ValueError(f"{os.fspath(path)} is no export, so torch computes it, not {engine}: mlpmixer export makes one of a run")
     from mlpmixer.weights import load_file, locate
 
     file = locate(os.fspath(path), report=report)
@@ -218,28 +231,38 @@ def load(
 
         if (image_size, patch_size, in_channels) != (None, None, None):
             raise ValueError("only a Mixer comes to other sizes: leave image_size, patch_size and in_channels out")
-        return from_network(*load_model(file, network), device=device, path=file)
+        return from_network(*load_model(file, network), device=device, precision=precision, threads=threads, path=file)
     model, meta = load_file(file, os.fspath(path))
     if (image_size, patch_size, in_channels) != (None, None, None):
         from mlpmixer.transfer import adapt_trained
 
         sizes: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
         model, meta = adapt_trained(model, meta, **sizes, method=resize, magnified=magnified)
-    return from_network(model, meta, device=device, path=file)
+    return from_network(model, meta, device=device, precision=precision, threads=threads, path=file)
 
 
-def from_network(network: "Mixer", meta: "ModelMeta", *, device: str = "cpu", path: Path | None = None) -> Classifier:
+def from_network(
+    network: "Mixer",
+    meta: "ModelMeta",
+    *,
+    device: str = "cpu",
+    precision: Precision = "float32",
+    threads: int = 0,
+    path: Path | None = None,
+) -> Classifier:
     """A Classifier around a torch network, which is put in evaluation mode, in float32, on `device` (auto, cpu, cuda, ...)."""
     import torch
 
     from mlpmixer.device import choose_device
+    from mlpmixer.engines.on_torch import computing
 
+    require_threads(threads)
     where = choose_device(device)
     network = network.to(device=where, dtype=torch.float32).eval()
 
     def engine(function: Callable[[Any], Any]) -> Engine:
         def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
-            with torch.inference_mode():
+            with torch.inference_mode(), computing(where.type, precision, threads):
                 return np.asarray(function(torch.from_numpy(images).to(where)).float().cpu().numpy(), dtype=np.float32)
 
         return run
@@ -253,6 +276,7 @@ def from_network(network: "Mixer", meta: "ModelMeta", *, device: str = "cpu", pa
         meta=meta,
         network=network,
         path=path,
+        runtime=Runtime(engine="torch", version=torch.__version__, precision=precision, threads=threads),
     )
 
 

@@ -338,7 +338,8 @@ def features_of(
     """The features of every readable image, each seen once by the network.
 
     With `cache`, a folder, they are kept there as NAME-KEY.safetensors and read from it the next time. KEY is the SHA-256 of the
-    network (architecture and weights, as they are now; without a torch network, the model file), the preprocessing, and the images:
+    network (architecture and weights, as they are now; without a torch network, the model file), what computes it in which precision, the
+    preprocessing, and the images:
     names, and the bytes of those in memory or path, size and times of those in files. Any change of these gives another key, so
     that an outdated file is never read.
 
@@ -378,7 +379,8 @@ def _key(classifier: Classifier, images: ImageSet) -> str:
             add(hashlib.file_digest(f, "sha256").digest())
     else:
         raise ValueError("features are kept for networks and model files, and this model is neither: leave cache out")
-    add(json.dumps([CACHE_FORMAT, to_json(classifier.preprocess)], sort_keys=True).encode())
+    how = (classifier.runtime.engine, classifier.runtime.precision) if classifier.runtime else ()
+    add(json.dumps([CACHE_FORMAT, to_json(classifier.preprocess), *how], sort_keys=True).encode())
     for i in range(len(images)):
         add(os.fsencode(str(images.names[i])))
         try:

@@ -123,7 +123,7 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         print_error(
             f"this command needs {e.name}, which is not installed here: pip install mlpmixer, with all it depends on. What does without: "
-            "mlpmixer predict on an .onnx file or a bundle that `mlpmixer export` wrote"
+            "mlpmixer predict on an .onnx or .xml file or a bundle that `mlpmixer export` wrote"
         )
         return 2
     except ValueError as e:

@@ -1,14 +1,14 @@
 """The command about two models: compare."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from mlpmixer.cli.arguments import Flag
 from mlpmixer.cli.printing import between, percent, print_json, print_table
-from mlpmixer.cli.using import Sizes, print_bad
+from mlpmixer.cli.using import Computing, Sizes, print_bad
 
 if TYPE_CHECKING:
     from mlpmixer.compare import Comparison
@@ -24,7 +24,7 @@ class Compare:
     """
 
     run_a: Annotated[Positional[str], arg(metavar="RUN_A")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (file or bundle)."""
     run_b: Annotated[Positional[str], arg(metavar="RUN_B")]
     """The other one."""
     data: Annotated[Positional[str], arg(metavar="DATA")] = ""
@@ -39,12 +39,13 @@ class Compare:
     """auto, cpu, cuda, cuda:1, mps."""
     json: Flag = False
     """Print all numbers as JSON."""
+    computing: Annotated[Computing, arg(name="")] = field(default_factory=Computing)
 
     def __call__(self) -> int:
         from mlpmixer.compare import compare
         from mlpmixer.evaluate import data_of
 
-        a, b = (Sizes().load(run, self.device) for run in (self.run_a, self.run_b))
+        a, b = (Sizes().load(run, self.device, self.computing) for run in (self.run_a, self.run_b))
         data = data_of(a, self.data or None)
         if self.data_dir:
             data = dataclasses.replace(data, data_dir=self.data_dir)

@@ -84,7 +84,7 @@ def print_written(w: "Written") -> None:
     from mlpmixer.significance import wilson
 
     c = w.checked
-    print(f"compared on {c.n:,} images of {c.data}: the likeliest class is the same for {percent(c.agreement)}, ", end="")
+    print(f"compared on {c.n:,} images of {c.data}, by {c.runtime}: the likeliest class is the same for {percent(c.agreement)}, ", end="")
     print(f"the largest difference of a probability is {c.probability_max_diff:.1e}")
     if c.fit:
         print(f"resize and fit against Pillow's, {c.fit.n:,} images: {percent(c.fit.pixels_different)} of the values are off, ", end="")

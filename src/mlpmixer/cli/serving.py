@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from mlpmixer.cli.arguments import Flag
-from mlpmixer.cli.using import Sizes
+from mlpmixer.cli.using import Computing, Sizes
 from mlpmixer.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Serve:
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (.onnx, a bundle)."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (file or bundle)."""
     host: str = "127.0.0.1"
     """The address to listen at; 0.0.0.0: every one this machine has."""
     port: int = 8000
@@ -38,6 +38,7 @@ class Serve:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     settings: Annotated[Settings, arg(name="")] = field(default_factory=Settings)
+    computing: Annotated[Computing, arg(name="")] = field(default_factory=Computing)
     sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
 
     def __call__(self) -> int:
@@ -64,7 +65,7 @@ class Serve:
         """The service, in the process that runs it."""
         from mlpmixer.serve.app import make_app
 
-        classifier = self.sizes.load(self.run, self.device)
+        classifier = self.sizes.load(self.run, self.device, self.computing)
         return make_app(classifier, self.settings, token=self.token(), name=Path(self.run).name or self.run)
 
     def token(self) -> str:

@@ -35,7 +35,7 @@ class Sizes:
     magnified: Flag = False
     """The images at the new size are enlargements of small ones and show no more than those did."""
 
-    def load(self, run: str, device: str) -> "Classifier":
+    def load(self, run: str, device: str, computing: "Computing | None" = None) -> "Classifier":
         if self.image_size is None and self.patch_size is None and (self.resize != "bicubic" or self.magnified):
             raise ValueError("--resize and --magnified are about another size: give --image-size or --patch-size, too")
         from mlpmixer.exported import export_at
@@ -45,8 +45,26 @@ class Sizes:
             from mlpmixer.device import choose_device
 
             device = str(choose_device(device))
+        how = computing or Computing()
+        engine = None if how.engine == "auto" else how.engine
         with reporter() as report:
-            return load(run, device=device, report=report, **dataclasses.asdict(self))
+            sizes = dataclasses.asdict(self)
+            loaded = load(run, device=device, engine=engine, precision=how.precision, threads=how.threads, report=report, **sizes)
+        if computing and (export_at(run) or how != Computing()):
+            print_error(f"{run} is computed by {loaded.runtime}")
+        return loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing:
+    """What computes the model, and how."""
+
+    engine: Literal["auto", "onnxruntime", "openvino", "torch"] = "auto"
+    """Of an export; auto: onnxruntime for an .onnx file or a bundle, which openvino takes, too; openvino for an .xml; torch for a .pt2."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: faster on processors that have it, with about three digits; in openvino and torch. Layers in int8 stay that."""
+    threads: int = 0
+    """On the CPU; 0: as many as the engine chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +72,7 @@ class Evaluate:
     """Accuracy, calibration and the worst mistakes of the model in RUN on DATA."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (.onnx, a bundle)."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (file or bundle)."""
     data: Annotated[Positional[str], arg(metavar="DATA")] = ""
     """A data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
     split: Literal["test", "val", "train", "all"] = "test"
@@ -75,6 +93,7 @@ class Evaluate:
     """Print all numbers as JSON."""
     html: Annotated[str, arg(metavar="FILE")] = ""
     """Also write a page with plots and the worst mistakes."""
+    computing: Annotated[Computing, arg(name="")] = field(default_factory=Computing)
     sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
 
     def __call__(self) -> int:
@@ -88,7 +107,7 @@ class Evaluate:
             raise ValueError(f"--temperature is fitted on validation images, so it cannot be judged on them: --split {self.split}")
         if self.real:
             read_real(self.real)
-        classifier = self.sizes.load(self.run, self.device)
+        classifier = self.sizes.load(self.run, self.device, self.computing)
         data = data_of(classifier, self.data or None)
         if self.data_dir:
             data = dataclasses.replace(data, data_dir=self.data_dir)
@@ -160,7 +179,7 @@ class Predict:
     """Class probabilities of images by the model in RUN. Unreadable files are named, the rest is done; then the exit code is 1."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (.onnx, a bundle)."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (file or bundle)."""
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SRC...")]
     """Image files, folders (searched to the bottom), patterns such as 'photos/*.jpg', or - for a list of them on standard input."""
     top_k: int = 5
@@ -175,6 +194,7 @@ class Predict:
     """Images at a time."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    computing: Annotated[Computing, arg(name="")] = field(default_factory=Computing)
     sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
 
     def __call__(self) -> int:
@@ -184,7 +204,7 @@ class Predict:
             raise ValueError(f"--features {self.features}: expected a name that ends in .npz or .csv")
         from mlpmixer.predict import Failure, csv_lines, find_images, json_lines, jsonl_lines, predict_files
 
-        classifier = self.sizes.load(self.run, self.device)
+        classifier = self.sizes.load(self.run, self.device, self.computing)
         sources = [s for given in self.sources for s in ((line.rstrip("\n") for line in sys.stdin) if given == "-" else [given]) if s]
         paths = find_images(sources)
         failed: list[Failure] = []
@@ -259,7 +279,7 @@ class Probe:
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (.onnx, a bundle)."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (file or bundle)."""
     data: Annotated[Positional[str], arg(metavar="DATA")] = ""
     """A data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
     shots: Annotated[str, arg(metavar="K,K,...")] = "1,5,10,25"
@@ -278,6 +298,7 @@ class Probe:
     """auto, cpu, cuda, cuda:1, mps."""
     json: Flag = False
     """Print all numbers as JSON."""
+    computing: Annotated[Computing, arg(name="")] = field(default_factory=Computing)
     sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
 
     def __call__(self) -> int:
@@ -285,7 +306,7 @@ class Probe:
         from mlpmixer.evaluate import data_of
         from mlpmixer.probe import probe
 
-        classifier = self.sizes.load(self.run, self.device)
+        classifier = self.sizes.load(self.run, self.device, self.computing)
         data = data_of(classifier, self.data or None)
         if self.data_dir:
             data = dataclasses.replace(data, data_dir=self.data_dir)

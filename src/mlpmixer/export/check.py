@@ -53,6 +53,8 @@ class Checked:
     right: int | None
     """Of the test images, those that the export has right; None where their classes are not the model's."""
     unreadable: int
+    runtime: str
+    """What computed the export: engine, version, precision."""
     fit: "FitChecked | None" = None
     """Of a graph that takes images of any size."""
 
@@ -155,6 +157,7 @@ def check(reference: Classifier, export: Export, given: Sample) -> Checked:
         n_test=n_test,
         right=None if right_class is None else right,
         unreadable=unreadable,
+        runtime=str(export.runtime),
     )
 
 

@@ -107,6 +107,7 @@ class Model(BaseModel):
     max_bytes: int
     max_pixels: int
     max_images: int
+    runtime: str = Field(description="what computes the answers, and in which precision")
     version: str
 
 
@@ -284,6 +285,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
                 "max_bytes": settings.max_bytes,
                 "max_pixels": settings.max_pixels,
                 "max_images": settings.max_images,
+                "runtime": str(c.runtime or ""),
                 "version": __version__,
             }
         )

@@ -1,0 +1,77 @@
+"""What computes an exported model: one file for each engine, one table of them. An engine is imported when it opens a file.
+
+`exported.open_export` opens a file with one of them; another engine is another entry of ENGINES.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlpmixer.engines import on_onnxruntime, on_openvino, on_torch
+from mlpmixer.engines.session import Precision, Runtime, Session, Value
+from mlpmixer.registry import Registry
+
+__all__ = ["ENGINES", "SUFFIXES", "Engine", "Precision", "Runtime", "Session", "Value", "open_session"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A library that computes graphs on the CPU."""
+
+    suffixes: tuple[str, ...]
+    """Of the files it opens."""
+    precisions: tuple[Precision, ...]
+    package: str
+    """What pip installs it by."""
+    open: Callable[[Path, Precision, int], Session]
+    """A file that exists, a precision of these, threads (0: as it chooses). ValueError for what is known to go wrong; whatever else is
+    raised is the engine's word that it cannot open the file."""
+
+
+ENGINES: Registry[Engine] = Registry("engine")
+"""Of several that open a file, the first one does where none is named."""
+ENGINES["onnxruntime"] = Engine((".onnx",), ("float32",), "mlpmixer[onnx]", on_onnxruntime.open_file)
+ENGINES["openvino"] = Engine((".xml", ".onnx"), ("float32", "bfloat16"), "mlpmixer[openvino]", on_openvino.open_file)
+ENGINES["torch"] = Engine((".pt2",), ("float32", "bfloat16"), "torch", on_torch.open_file)
+
+SUFFIXES = tuple(dict.fromkeys(suffix for engine in ENGINES.values() for suffix in engine.suffixes))
+
+
+def open_session(file: Path, engine: str | None, precision: Precision, threads: int) -> tuple[Session, Runtime]:
+    """The graph in a file that exists, in `engine`; None: in the one that is there for such files.
+
+    Errors: ValueError for an unknown engine, one that does not open such files or compute so, one that is not installed, and for a file
+    that it cannot open.
+    """
+    able = [name for name, e in ENGINES.items() if file.suffix in e.suffixes]
+    if not able:
+        raise ValueError(f"{file} is no file that an engine opens: expected {', '.join(SUFFIXES)}")
+    name = engine or able[0]
+    chosen = ENGINES[name]
+    if name not in able:
+        raise ValueError(f"{name} does not compute {file.suffix} files such as {file}; {' and '.join(able)} can")
+    if precision not in chosen.precisions:
+        others = [other for other, e in ENGINES.items() if precision in e.precisions]
+        known = f"; {' and '.join(others)} can, each of its own files" if others else ""
+        raise ValueError(f"{name} computes in {' or '.join(chosen.precisions)}, not in {precision}{known}")
+    require_threads(threads)
+    try:
+        session = chosen.open(file, precision, threads)
+    except ValueError:
+        raise
+    except ModuleNotFoundError as e:
+        lacking = f'{file} is computed by {name}, which is not installed (no {e.name} here): pip install "{chosen.package}"'
+        raise ValueError(lacking) from None
+    except Exception as e:  # the engines' own errors have no common class
+        raise ValueError(f"{name} cannot open {file}: {reason(e)}") from e
+    return session, Runtime(engine=name, version=session.version, precision=precision, threads=threads)
+
+
+def require_threads(threads: int) -> None:
+    if threads < 0:
+        raise ValueError(f"threads must be at least 0 (as many as the engine chooses), got {threads}")
+
+
+def reason(error: Exception) -> str:
+    """Of several lines, the last one: what comes before are places in the engine's source."""
+    return str(error).strip().split("\n")[-1].strip() or type(error).__name__

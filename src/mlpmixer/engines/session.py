@@ -1,0 +1,58 @@
+"""What an engine makes of a file: a graph that is ready to compute. Imports no runtime."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from mlpmixer.data.images import Pixels
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """What computes a model, and how."""
+
+    engine: str
+    version: str
+    precision: Precision
+    """Of what is float in the model; layers in int8 stay what they are."""
+    threads: int
+    """0: as many as the engine chooses."""
+
+    def __str__(self) -> str:
+        count = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""
+        return f"{self.engine} {self.version} in {self.precision}{count}"
+
+
+@dataclass(frozen=True)
+class Value:
+    """An input or output of a graph."""
+
+    name: str
+    dtype: str
+    """As numpy calls it."""
+    shape: tuple[int | None, ...]
+    """None where it takes any number."""
+
+    def __str__(self) -> str:
+        return f"{self.name!r}, {self.dtype} ({', '.join('any' if n is None else str(n) for n in self.shape)})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One graph in one engine."""
+
+    version: str
+    """Of the engine."""
+    metadata: str | None
+    """The text stored in the file under `onnx_model.KEY`; None where there is none."""
+    takes: tuple[Value, ...]
+    gives: tuple[Value, ...]
+    compute: Callable[[Pixels, Sequence[str]], list[NDArray[Any]]]
+    """The first input -> the outputs of these names. May be called by several threads; raises whatever the engine raises."""
+    weights: Path | None = None
+    """The file beside it that it cannot do without."""
