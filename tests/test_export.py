@@ -416,7 +416,9 @@ def test_the_command_writes_checks_and_says_so_and_evaluate_agrees(run: Path, tm
     out = str(tmp_path / "digits.onnx")
     assert cli.main(["export", str(run), "--out", out, "--batch", "64", "--images", "360", "--licence", "cc0-1.0"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"compared on 360 images of digits, by onnxruntime [\d.]+ in float32: the likeliest class is the same for 100.00 %", said)
+    assert re.search(
+        r"compared on 360 images of digits, by onnxruntime [\d.]+ in float32: the likeliest class is the same for 100.00 %", said
+    )
     assert f"mlpmixer predict {out} IMAGE..." in said
     top1 = re.search(r"top-1 ([\d.]+) %", said)
     assert top1

@@ -1,4 +1,4 @@
-"""The command that writes a model in a form that runs without torch: export."""
+"""The command that writes a model in a form that others run: export."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write the model in RUN as an .onnx file or a bundle, preprocessing inside, and check it there against the model.
+    """Write the model in RUN in a form that others run, preprocessing inside, and check it there against the model.
 
     It is compared with torch on real images, from the same pixels: the same likeliest class for all and probabilities within 1e-4, or
-    nothing is written (exit code 1). `mlpmixer predict`, `evaluate` and `probe` take the result as they take a run, without torch.
+    nothing is written (exit code 1). `mlpmixer predict`, `evaluate`, `probe`, `compare` and `serve` take the result as they take
+    a run, without torch; a .pt2 needs it.
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
-    to: Literal["onnx", "bundle"] = "onnx"
-    """onnx: one file; bundle: a folder that needs onnxruntime, numpy and pillow only, with a program, a Dockerfile and a README."""
+    to: Literal["onnx", "openvino", "pt2", "bundle"] = "onnx"
+    """onnx: one file; openvino: an .xml and a .bin; pt2: a file for torch; bundle: a folder that needs onnxruntime, numpy and pillow
+    only, with a program, a Dockerfile and a README."""
     out: Annotated[str, arg(metavar="PATH")] = ""
-    """What to write; default: model.onnx or bundle/ in the run's folder."""
+    """What to write; default: model.onnx, .xml, .pt2 or bundle/ in the run's folder."""
     batch: Annotated[str, arg(metavar="N")] = "dynamic"
     """How many images the graph takes at a time; dynamic: any number."""
     any_size: Flag = False
@@ -93,4 +95,4 @@ def print_written(w: "Written") -> None:
         print(f"top-1 {percent(c.right / c.n_test)} {between(wilson(c.right, c.n_test))} on the {c.n_test:,} test images among them")
     if c.unreadable:
         print_error(f"{c.unreadable} images could not be read; they are counted nowhere above")
-    print(f"written  {w.path}, {megabytes(w.num_bytes)}\nuse it   mlpmixer predict {w.path} IMAGE...")
+    print(f"written  {' and '.join(map(str, (w.path, *w.beside)))}, {megabytes(w.num_bytes)}\nuse it   mlpmixer predict {w.path} IMAGE...")

@@ -27,6 +27,7 @@ def open_file(file: Path, precision: Precision, threads: int) -> Session:
             raise ValueError(f"{weights} does not exist: an .xml keeps its weights in the .bin of the same name; the two belong together")
     openvino = import_openvino()
     core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # a file that is overwritten later must not change, or end, what was read from it
     model = core.read_model(file)
     # by itself it computes in bfloat16 where the processor can, and leaves a wish for bfloat16 unfulfilled where it cannot
     if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

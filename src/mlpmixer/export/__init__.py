@@ -1,6 +1,8 @@
-"""A trained model in a form that runs without torch. Each is checked, as it is written, against the model it was made from.
+"""A trained model in a form that others run. Each is checked, as it is written, against the model it was made from.
 
     export("runs/photos", "onnx", out="photos.onnx")     one file
+    export("runs/photos", "openvino", out="photos.xml")  and photos.bin, its weights
+    export("runs/photos", "pt2", out="photos.pt2")       one file, for torch
     export("runs/photos", "bundle", out="photos/")       a folder that needs onnxruntime, numpy and pillow, and nothing of this package
 
 A target is a module of this folder with two functions, `write` and `finish`; all else is the same for all of them.
@@ -18,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from mlpmixer import __version__
 from mlpmixer.checkpoint import ModelMeta
 from mlpmixer.config import Data
+from mlpmixer.engines import SUFFIXES
 from mlpmixer.evaluate import data_of
-from mlpmixer.export import to_bundle, to_onnx
+from mlpmixer.export import to_bundle, to_onnx, to_openvino, to_pt2
 from mlpmixer.export.check import Checked, Disagrees, check, check_fit, sample
 from mlpmixer.export.job import Job, require_fit
 from mlpmixer.exported import export_at, open_export
@@ -46,10 +49,18 @@ class Target:
     """Adds what the check found."""
     require: Callable[[ModelMeta], None] = lambda meta: None
     """ValueError for a model that cannot be had in this form."""
+    beside: tuple[str, ...] = ()
+    """Suffixes of further files, of the same name."""
+
+    def files(self, path: Path) -> list[Path]:
+        """All it writes, `path` last."""
+        return [*(path.with_suffix(suffix) for suffix in self.beside), path]
 
 
 TARGETS: Registry[Target] = Registry("export")
 TARGETS["onnx"] = Target("model.onnx", to_onnx.write, to_onnx.finish)
+TARGETS["openvino"] = Target("model.xml", to_openvino.write, to_openvino.finish, beside=(".bin",))
+TARGETS["pt2"] = Target("model.pt2", to_pt2.write, to_pt2.finish)
 TARGETS["bundle"] = Target("bundle", to_bundle.write, to_bundle.finish, to_bundle.require)
 
 
@@ -58,7 +69,10 @@ class Written:
     """An export that has passed its check."""
 
     path: Path
+    beside: tuple[Path, ...]
+    """Further files, which belong to it."""
     num_bytes: int
+    """Of all of them."""
     made: dict[str, Any]
     """As it is stored in the export."""
     checked: Checked
@@ -100,7 +114,7 @@ def export(
     target.require(meta)
     if any_size:
         require_fit(meta.preprocess)
-    path = _free_path(out, classifier, target.name)
+    path = _free_path(out, classifier, target)
     given = sample(data_of(classifier, data), images)
     top_k = min(top_k, len(meta.classes))
     job = Job(classifier=classifier, meta=meta, batch=batch, top_k=top_k, any_size=any_size, made=_made(batch, any_size))
@@ -118,9 +132,11 @@ def export(
             checked = dataclasses.replace(checked, fit=check_fit(classifier, opened, given))
         job = dataclasses.replace(job, made=job.made | {"check": dataclasses.asdict(checked)})
         target.finish(job, part, checked)
-        os.replace(part, path)
-    num_bytes = sum(f.stat().st_size for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file())
-    return Written(path=path, num_bytes=num_bytes, made=job.made, checked=checked)
+        for written, wanted in zip(target.files(part), target.files(path), strict=True):
+            os.replace(written, wanted)
+    *beside, _ = target.files(path)
+    num_bytes = sum(f.stat().st_size for f in (*beside, path, *path.rglob("*")) if f.is_file())
+    return Written(path=path, beside=tuple(beside), num_bytes=num_bytes, made=job.made, checked=checked)
 
 
 def _no_export(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
@@ -143,17 +159,18 @@ def _meta(classifier: Classifier, licence: str) -> ModelMeta:
     return dataclasses.replace(meta, provenance=meta.provenance | {"licence": licence}) if licence else meta
 
 
-def _free_path(out: str | os.PathLike[str] | None, classifier: Classifier, name: str) -> Path:
+def _free_path(out: str | os.PathLike[str] | None, classifier: Classifier, target: Target) -> Path:
     if out is None:
         if classifier.path is None or not classifier.path.with_name("recipe.json").is_file():
             raise ValueError("where to? This model is no run of its own, beside which an export could lie: name a file or folder (--out)")
-        out = classifier.path.with_name(name)
+        out = classifier.path.with_name(target.name)
     path = Path(out)
-    suffix = Path(name).suffix
-    if path.suffix != suffix and (suffix or path.suffix == ".onnx"):
+    suffix = Path(target.name).suffix
+    if path.suffix != suffix and (suffix or path.suffix in SUFFIXES):
         raise ValueError(f"cannot write {path}: expected a {f'file that ends in {suffix}' if suffix else 'folder'}")
-    if path.exists() or path.is_symlink():
-        raise ValueError(f"{path} exists already: name another (--out), or remove it")
+    for file in target.files(path):
+        if file.exists() or file.is_symlink():
+            raise ValueError(f"{file} exists already: name another (--out), or remove it")
     return path
 
 

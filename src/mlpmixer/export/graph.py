@@ -7,9 +7,11 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.export.fit import Fitted
+from mlpmixer.export.job import Job
 from mlpmixer.exported import FEATURES, PIXELS, PROBABILITIES, TOP_CLASSES, TOP_PROBABILITIES
 from mlpmixer.kernels import FastBlock
 from mlpmixer.model import Mixer, MixerBlock
@@ -55,6 +57,36 @@ class Graph(nn.Module):
             logits = self.network(x)
         probabilities = logits.sigmoid() if self.multi_label else logits.softmax(1)
         return (probabilities, *probabilities.topk(self.top_k), *features, *pixels)
+
+
+class Named(nn.Module):
+    """A graph whose outputs are a dict, by name."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.model = graph  # not "graph", which a program of torch has for itself
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.model.outputs, self.model(images), strict=True))
+
+
+def graph_of(job: Job) -> Graph:
+    """For evaluation."""
+    network, pixels = job.classifier.network, job.classifier.preprocess
+    assert network is not None
+    return Graph(network, pixels, multi_label=job.classifier.multi_label, top_k=job.top_k, any_size=job.any_size).eval()
+
+
+def example_of(job: Job) -> tuple[Tensor, dict[int, Dim]]:
+    """Images to trace the graph with, and which of their axes are free.
+
+    Two images, and an odd size where any is taken: torch.export takes a size of 1, or what is equal by accident, for a constant.
+    """
+    pixels = job.classifier.preprocess
+    size = (37, 53) if job.any_size else pixels.image_size
+    example = torch.zeros(job.batch or 2, *size, pixels.in_channels, dtype=getattr(torch, pixels.dtype.name))
+    free = [0] * (not job.batch) + [1, 2] * job.any_size
+    return example, {axis: Dim(("batch", "height", "width")[axis]) for axis in free}
 
 
 def plain(network: nn.Module) -> nn.Module:

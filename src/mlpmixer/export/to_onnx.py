@@ -27,23 +27,17 @@ def write(job: Job, path: Path) -> None:
         raise ValueError(f'the export to ONNX needs onnx and onnxscript (no {e.name} here): pip install "mlpmixer[onnx]"') from None
     import torch
 
-    from mlpmixer.export.graph import Graph
+    from mlpmixer.export.graph import example_of, graph_of
 
-    assert job.classifier.network is not None
-    pixels = job.classifier.preprocess
-    multi_label = job.classifier.multi_label
-    graph = Graph(job.classifier.network, pixels, multi_label=multi_label, top_k=job.top_k, any_size=job.any_size).eval()
-    # two images, and an odd size where any is taken: torch.export takes a size of 1, or what is equal by accident, for a constant
-    size = (37, 53) if job.any_size else pixels.image_size
-    example = torch.zeros(job.batch or 2, *size, pixels.in_channels, dtype=getattr(torch, pixels.dtype.name))
-    free = [0] * (not job.batch) + [1, 2] * job.any_size
+    graph = graph_of(job)
+    example, free = example_of(job)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             graph,
             (example,),
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=({axis: torch.export.Dim(("batch", "height", "width")[axis]) for axis in free},),
+            dynamic_shapes=(free,),
             input_names=[INPUT],
             output_names=list(graph.outputs),
             verbose=False,

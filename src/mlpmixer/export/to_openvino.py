@@ -1,0 +1,37 @@
+"""OpenVINO's own form, an .xml and its weights in a .bin, made from the .onnx file that `to_onnx` writes: one graph, two runtimes."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from mlpmixer.engines.on_openvino import PLACE, import_openvino
+from mlpmixer.export import to_onnx
+from mlpmixer.export.check import Checked
+from mlpmixer.export.job import Job
+from mlpmixer.exported import digest, metadata
+
+
+def write(job: Job, path: Path) -> None:
+    """Errors: ValueError when openvino, onnx or onnxscript is not installed."""
+    try:
+        openvino = import_openvino()
+    except ModuleNotFoundError as e:
+        raise ValueError(f'the export to OpenVINO needs openvino (no {e.name} here): pip install "mlpmixer[openvino]"') from None
+    onnx = path.with_suffix(".onnx")
+    to_onnx.write(job, onnx)
+    openvino.save_model(openvino.Core().read_model(onnx), path, compress_to_fp16=False)
+    onnx.unlink()
+    _store(job, path)
+
+
+def finish(job: Job, path: Path, checked: Checked) -> None:
+    """`checked` is part of `job.made`, and so of the metadata."""
+    _store(job, path)
+
+
+def _store(job: Job, path: Path) -> None:
+    """What the .onnx file said of itself, anew and with the digest of the weights."""
+    tree = ElementTree.parse(path)
+    entry = tree.find("/".join(("rt_info", *PLACE)))
+    assert entry is not None
+    entry.set("value", metadata(job.meta, job.made, digest(path.with_suffix(".bin"))))
+    tree.write(path, encoding="utf-8", xml_declaration=True)
