@@ -76,10 +76,11 @@ def run(lab: Lab) -> Page:
         ),
         tables=(*(_cells(title, what, cells) for title, what in (("Test top-1", "top1"), (f"Linear {SHOTS}-shot top-1", "few"))), tried),
         plots=(
-            Plot(name="scaling", caption="Accuracy over the share of the training images", draw=lambda f: _draw(f, cells), size=(9, 4)),
+            Plot(name="scaling", caption="Accuracy over the share of the training images", draw=lambda f: _draw(f, cells), size=(10, 4)),
         ),
         notes=(
-            f"CIFAR-10 at 32 px; {contest.steps:,} steps of {contest.batch_size} images for every run, n = {contest.seeds}. Shares are "
+            f"CIFAR-10 at 32 px; {contest.steps:,} steps of {contest.batch_size} images for every run, n = {contest.seeds}: "
+            f"{', '.join(f'{contest.steps / (len(splits.train) * f / contest.batch_size):.1f}' for f in FRACTIONS)} epochs. Shares are "
             "stratified, and each is part of the next.",
             size,
             "The learning rate of each network was chosen on validation images with all training images. Of each run the best of "
@@ -112,4 +113,4 @@ def _draw(figure: Any, cells: Table) -> None:
             means = [sum(cell[what]) / len(cell[what]) for cell in of.values()]
             axes.plot(list(of), means, marker="o", color=COLOURS[name], label=name)
         axes.set_xticks(FRACTIONS, [f"{100 * f:g} %" for f in FRACTIONS], minor=False)
-        axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
