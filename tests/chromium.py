@@ -37,11 +37,12 @@ class Chromium:
         self._process = subprocess.Popen(args, close_fds=False, preexec_fn=place_pipes, **quiet)
         os.close(read_commands)
         os.close(write_answers)
-        self._unread, self._count, self._session, self._loaded = b"", 0, "", False
+        self._unread, self._count, self._session, self._loaded = b"", 0, "", set[str]()
         pages = [t for t in self("Target.getTargets")["targetInfos"] if t["type"] == "page"]
         self._session = self("Target.attachToTarget", targetId=pages[0]["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
             self(f"{domain}.enable")
+        self("Page.setLifecycleEventsEnabled", enabled=True)
         phone = width < 600  # a window cannot be so narrow
         self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
 
@@ -66,9 +67,10 @@ class Chromium:
         return answer["result"]
 
     def open(self, address: str) -> None:
-        self._loaded = False
-        self("Page.navigate", url=address)
-        while not self._loaded:
+        answer = self("Page.navigate", url=address)
+        assert not answer.get("errorText"), (address, answer["errorText"])
+        loader = answer["loaderId"]
+        while loader not in self._loaded:  # an empty page is loaded, too, and may say so late
             self._note(self._next())
 
     def value(self, script: str) -> Any:
@@ -118,8 +120,8 @@ class Chromium:
         params = event.get("params", {})
         if event.get("method") == "Network.requestWillBeSent":
             self.asked.append(params["request"]["url"])
-        elif event.get("method") == "Page.loadEventFired":
-            self._loaded = True
+        elif event.get("method") == "Page.lifecycleEvent" and params["name"] == "load":
+            self._loaded.add(params["loaderId"])
         elif event.get("method") == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             self.problems.append(params["entry"]["text"])
         elif event.get("method") == "Runtime.exceptionThrown":

@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ def serve() -> Iterator[Serve]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
         running.append((server, thread))
+        while not server.started:  # until then a connection is refused
+            assert thread.is_alive()
+            time.sleep(0.01)
         return f"http://127.0.0.1:{sock.getsockname()[1]}/"
 
     yield start
