@@ -22,11 +22,13 @@ from mlpmixer.checkpoint import ModelMeta, save_model
 from mlpmixer.config import Data, MixerConfig, Recipe
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.engines import Runtime
+from mlpmixer.explain import as_tensor, patch_evidence
 from mlpmixer.export import TARGETS, Disagrees, export
 from mlpmixer.export import graph as graph_module
 from mlpmixer.export.check import check, check_fit, sample
 from mlpmixer.export.fit import Fitted
 from mlpmixer.export.graph import Graph, WholeGridBlock, plain
+from mlpmixer.export.onnxruntime_web import FILES
 from mlpmixer.exported import Export, metadata, open_export
 from mlpmixer.model import Mixer, MixerBlock
 from mlpmixer.predict import Classifier, Exported, from_network, load
@@ -76,6 +78,13 @@ def classifier_of(cfg: MixerConfig, network: nn.Module | None = None, loss: str 
 def pixels_for(classifier: Classifier, n: int) -> np.ndarray:
     pre = classifier.preprocess
     return np.random.default_rng(n).integers(0, 256, (n, *pre.image_size, pre.in_channels)).astype(pre.dtype)
+
+
+def runtime_in(folder: Path) -> Path:
+    """Made-up files of onnxruntime-web, for tests that open no browser."""
+    for name in FILES:
+        (folder / name).write_text(f"made up: {name}")
+    return folder
 
 
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -128,6 +137,33 @@ def test_a_file_holds_nothing_of_the_machine_it_was_made_on(tmp_path: Path) -> N
     operations = {node.op_type for node in onnx.load(str(path)).graph.node}
     assert {"Gelu", "LayerNormalization", "MatMul", "Softmax", "TopK"} <= operations
     assert {node.domain for node in onnx.load(str(path)).graph.node} == {""}
+
+
+@pytest.mark.parametrize(("to", "cfg"), [("onnx", GREY), ("onnx", PARTS), ("openvino", GREY), ("pt2", GREY)])
+def test_a_graph_with_evidence_says_what_each_patch_adds_and_is_checked_for_it(
+    to: str, cfg: MixerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = TARGETS[to].name
+    model = classifier_of(cfg)
+    assert model.network is not None
+    nn.init.normal_(model.network.head.bias)  # type: ignore[arg-type]
+    written = export(model, to, out=tmp_path / name, data="digits", images=20, evidence=True)
+    assert written.checked.evidence_max_diff is not None and written.checked.evidence_max_diff < 1e-5
+    found, pixels = open_export(written.path), pixels_for(model, 3)
+    logits, own, p = found(pixels, "logits", "evidence", "probabilities")
+    wanted = patch_evidence(model.network, as_tensor(model, pixels)).numpy()  # (B, S, K)
+    bias = model.network.head.bias.detach().numpy()  # type: ignore[union-attr]
+    np.testing.assert_allclose(own * cfg.num_patches + bias, wanted, atol=1e-5)
+    np.testing.assert_allclose(bias + own.sum(axis=1), logits, atol=1e-5)
+    np.testing.assert_allclose(torch.from_numpy(logits).softmax(1).numpy(), p, atol=1e-5)
+
+    other = patch_evidence
+    monkeypatch.setattr("mlpmixer.explain.patch_evidence", lambda *args: other(*args).roll(1, dims=1))
+    with pytest.raises(Disagrees, match="the evidence of the export differs from the model's"):
+        export(model, to, out=tmp_path / f"other-{name}", data="digits", images=20, evidence=True)
+    assert not list(tmp_path.glob("*other*"))
+    with pytest.raises(ValueError, match=r"this is another network \(Flat\): leave evidence out"):
+        export(classifier_of(GREY, Flat()), out=tmp_path / "other.onnx", data="digits", evidence=True)
 
 
 def test_compiled_kernels_stay_out_of_the_graph_and_in_the_model() -> None:
@@ -264,14 +300,17 @@ def test_a_lone_test_split_will_do_and_the_folder_it_lies_in_stays_unsaid(tmp_pa
 
 
 @pytest.mark.parametrize("to", TARGETS)
-def test_an_export_that_disagrees_leaves_nothing(to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_disagrees_leaves_nothing(
+    to: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Brighter(Graph):
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return super().forward((images // 2 * 2 + 1).to(images.dtype))
 
     monkeypatch.setattr(graph_module, "Graph", Brighter)
+    web = {"runtime": runtime_in(tmp_path_factory.mktemp("runtime"))} if to == "web" else {}
     with pytest.raises(Disagrees, match="the export disagrees with the model"):
-        export(classifier_of(GREY), to, out=tmp_path / f"a{Path(TARGETS[to].name).suffix}", data="digits", images=20)
+        export(classifier_of(GREY), to, **web, out=tmp_path / f"a{Path(TARGETS[to].name).suffix}", data="digits", images=20)
     assert not list(tmp_path.iterdir())
 
 

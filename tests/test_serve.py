@@ -117,7 +117,8 @@ def test_what_the_model_cannot_do_is_not_found(client: TestClient) -> None:
     assert client.get("/model").json()["evidence"] is False and client.get("/model").json()["features"] is True
 
 
-def test_the_evidence_of_a_mixer_adds_up_to_its_logit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("exported", [False, True])
+def test_the_evidence_of_a_mixer_adds_up_to_its_logit(exported: bool, tmp_path: Path) -> None:
     import torch
 
     from mlpmixer.checkpoint import ModelMeta, save_model
@@ -140,6 +141,11 @@ def test_the_evidence_of_a_mixer_adds_up_to_its_logit(tmp_path: Path) -> None:
     Image.fromarray(image).save(file, "PNG")
     with torch.inference_mode():
         logits = network.eval()(torch.from_numpy(model.preprocess.normalise(image[None, ..., None])))[0]
+    if exported:
+        pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+        from mlpmixer.export import export
+
+        model = load(export(model, out=tmp_path / "model.onnx", data="digits", images=5, evidence=True).path)
     with TestClient(make_app(model)) as client:
         for k, name in enumerate("abc"):
             answer = client.post(f"/evidence?class={name}", content=file.getvalue(), headers={"content-type": "image/png"})

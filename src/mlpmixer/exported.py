@@ -1,7 +1,7 @@
 """What `mlpmixer export` has written, opened in one of `engines.ENGINES`. Imports no torch but for a .pt2.
 
-B images of H x W pixels with C channels, K classes, k of them on top, D features. The graph of an export takes pixels, not normalised
-images, and ends in probabilities: what lies between is inside, so that every caller gets the same answer.
+B images of H x W pixels with C channels, S patches, K classes, k of them on top, D features. The graph of an export takes pixels, not
+normalised images, and ends in probabilities: what lies between is inside, so that every caller gets the same answer.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ MODEL, MANIFEST = "model.onnx", "bundle.json"  # of a bundle
 INPUT = "images"
 PROBABILITIES, TOP_PROBABILITIES, TOP_CLASSES = "probabilities", "top_probabilities", "top_classes"
 FEATURES, PIXELS = "features", "pixels"
+LOGITS, EVIDENCE = "logits", "evidence"
 EXPECTED = "expected an .onnx, .xml or .pt2 file, or a bundle, that `mlpmixer export` wrote"
 
 
@@ -33,8 +34,9 @@ class Export:
     """Pixels (B,H,W,C) as `meta.preprocess.array` gives them -> what is asked for, by `open_export`.
 
     probabilities (B,K) float32; top_probabilities (B,k) float32, falling, and top_classes (B,k) int64, their classes; features (B,D)
-    float32, which the head sees. Another network than a Mixer has no features. A graph that takes images of any size, all of one size, also
-    gives pixels (B,H,W,C) uint8, what it made of them.
+    float32, which the head sees. Another network than a Mixer has no features. A graph with evidence also gives logits (B,K) and evidence
+    (B,S,K), both float32: what each patch adds to each logit, which is the head's bias and the sum of it. A graph that takes images of any
+    size, all of one size, also gives pixels (B,H,W,C) uint8, what it made of them.
     """
 
     path: Path

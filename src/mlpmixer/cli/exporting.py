@@ -26,15 +26,19 @@ class Export:
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
-    to: Literal["onnx", "openvino", "pt2", "bundle"] = "onnx"
+    to: Literal["onnx", "openvino", "pt2", "bundle", "web"] = "onnx"
     """onnx: one file; openvino: an .xml and a .bin; pt2: a file for torch; bundle: a folder that needs onnxruntime, numpy and pillow
-    only, with a program, a Dockerfile and a README."""
+    only, with a program, a Dockerfile and a README; web: a folder with a page that classifies in the browser, for any server of files."""
     out: Annotated[str, arg(metavar="PATH")] = ""
-    """What to write; default: model.onnx, .xml, .pt2 or bundle/ in the run's folder."""
+    """What to write; default: model.onnx, .xml, .pt2, bundle/ or web/ in the run's folder."""
     batch: Annotated[str, arg(metavar="N")] = "dynamic"
     """How many images the graph takes at a time; dynamic: any number."""
     any_size: Flag = False
     """Let the graph resize and fit images of any size, too; compared with Pillow, from which a pixel may be off by 1 of 255."""
+    evidence: Flag = False
+    """Let the graph say what each patch adds to each class, too, which `mlpmixer serve` shows; --to web always does. Mixers only."""
+    runtime: Annotated[str, arg(metavar="FOLDER")] = ""
+    """For --to web: where onnxruntime-web lies, such as node_modules/onnxruntime-web; default: npm fetches it."""
     top_k: int = 5
     """How many of the likeliest classes the graph gives beside all probabilities."""
     licence: Annotated[str, arg(metavar="NAME")] = ""
@@ -52,6 +56,8 @@ class Export:
     def __call__(self) -> int:
         if not (self.batch == "dynamic" or (self.batch.isdecimal() and int(self.batch))):
             raise ValueError(f"--batch {self.batch}: expected a number of images, or dynamic for any number")
+        if self.runtime and self.to != "web":
+            raise ValueError(f"--runtime {self.runtime} is what a page computes with: give --to web, or leave it out")
         from mlpmixer.evaluate import data_of
         from mlpmixer.export import Disagrees, export
         from mlpmixer.exported import export_at
@@ -68,6 +74,8 @@ class Export:
                 data=dataclasses.replace(data, data_dir=self.data_dir or data.data_dir),
                 batch=None if self.batch == "dynamic" else int(self.batch),
                 any_size=self.any_size,
+                evidence=self.evidence,
+                runtime=self.runtime or None,
                 top_k=self.top_k,
                 images=self.images,
                 licence=self.licence,
@@ -79,6 +87,8 @@ class Export:
             print_json({"path": str(written.path), "num_bytes": written.num_bytes, **written.made})
         else:
             print_written(written)
+            if self.to == "web":
+                print(f"look at it   python -m http.server --bind 127.0.0.1 --directory {written.path}   and open http://127.0.0.1:8000/")
         return 0
 
 

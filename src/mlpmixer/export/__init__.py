@@ -4,6 +4,7 @@
     export("runs/photos", "openvino", out="photos.xml")  and photos.bin, its weights
     export("runs/photos", "pt2", out="photos.pt2")       one file, for torch
     export("runs/photos", "bundle", out="photos/")       a folder that needs onnxruntime, numpy and pillow, and nothing of this package
+    export("runs/photos", "web", out="photos-page/")     a folder with a page that classifies in the browser, for any server of files
 
 A target is a module of this folder with two functions, `write` and `finish`; all else is the same for all of them.
 """
@@ -22,8 +23,8 @@ from mlpmixer.checkpoint import ModelMeta
 from mlpmixer.config import Data
 from mlpmixer.engines import SUFFIXES
 from mlpmixer.evaluate import data_of
-from mlpmixer.export import to_bundle, to_onnx, to_openvino, to_pt2
-from mlpmixer.export.check import Checked, Disagrees, check, check_fit, sample
+from mlpmixer.export import to_bundle, to_onnx, to_openvino, to_pt2, to_web
+from mlpmixer.export.check import Checked, Disagrees, check, check_evidence, check_fit, sample
 from mlpmixer.export.job import Job, require_fit
 from mlpmixer.exported import export_at, open_export
 from mlpmixer.predict import Classifier, load
@@ -49,6 +50,8 @@ class Target:
     """Adds what the check found."""
     require: Callable[[ModelMeta], None] = lambda meta: None
     """ValueError for a model that cannot be had in this form."""
+    evidence: bool = False
+    """Whether a Mixer gives evidence in this form without being asked for it."""
     beside: tuple[str, ...] = ()
     """Suffixes of further files, of the same name."""
 
@@ -62,6 +65,7 @@ TARGETS["onnx"] = Target("model.onnx", to_onnx.write, to_onnx.finish)
 TARGETS["openvino"] = Target("model.xml", to_openvino.write, to_openvino.finish, beside=(".bin",))
 TARGETS["pt2"] = Target("model.pt2", to_pt2.write, to_pt2.finish)
 TARGETS["bundle"] = Target("bundle", to_bundle.write, to_bundle.finish, to_bundle.require)
+TARGETS["web"] = Target("web", to_web.write, to_web.finish, to_web.require, evidence=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,8 @@ def export(
     data: Data | str | None = None,
     batch: int | None = None,
     any_size: bool = False,
+    evidence: bool = False,
+    runtime: str | os.PathLike[str] | None = None,
     top_k: int = 5,
     images: int = IMAGES,
     licence: str = "",
@@ -98,6 +104,8 @@ def export(
     data: whose images to check on; None: those the run was trained on.
     batch: images at a time; None: any number, chosen anew with each call.
     any_size: let the graph resize and fit images of any size, too (a batch of one size at a time), and compare that with Pillow.
+    evidence: let the graph say what each patch adds to each logit, too; a page always does, of a Mixer.
+    runtime: for a page, the folder with onnxruntime-web; None: it is fetched by npm.
     top_k: how many of the likeliest classes the graph gives (fewer where the model has fewer).
     images: how many to check on, or all there are.
     licence: of the model, stored with it; "": what its own file says.
@@ -112,12 +120,26 @@ def export(
     classifier = model if isinstance(model, Classifier) else load(_no_export(model), report=report)
     meta = _meta(classifier, licence)
     target.require(meta)
+    if evidence and meta.network:
+        raise ValueError(f"only a Mixer says what each patch adds, and this is another network ({meta.network}): leave evidence out")
+    if runtime is not None and target is not TARGETS["web"]:
+        raise ValueError(f"runtime={os.fspath(runtime)} is what a page computes with, for web, not for {to}: leave it out")
     if any_size:
         require_fit(meta.preprocess)
     path = _free_path(out, classifier, target)
     given = sample(data_of(classifier, data), images)
     top_k = min(top_k, len(meta.classes))
-    job = Job(classifier=classifier, meta=meta, batch=batch, top_k=top_k, any_size=any_size, made=_made(batch, any_size))
+    evidence = evidence or (target.evidence and not meta.network)
+    job = Job(
+        classifier=classifier,
+        meta=meta,
+        batch=batch,
+        top_k=top_k,
+        any_size=any_size,
+        evidence=evidence,
+        runtime=None if runtime is None else Path(runtime),
+        made=_made(batch, any_size, evidence),
+    )
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
@@ -130,6 +152,8 @@ def export(
         checked.require_float()
         if any_size:
             checked = dataclasses.replace(checked, fit=check_fit(classifier, opened, given))
+        if evidence:
+            checked = dataclasses.replace(checked, evidence_max_diff=check_evidence(classifier, opened, given))
         job = dataclasses.replace(job, made=job.made | {"check": dataclasses.asdict(checked)})
         target.finish(job, part, checked)
         for written, wanted in zip(target.files(part), target.files(path), strict=True):
@@ -174,12 +198,13 @@ def _free_path(out: str | os.PathLike[str] | None, classifier: Classifier, targe
     return path
 
 
-def _made(batch: int | None, any_size: bool) -> dict[str, Any]:
+def _made(batch: int | None, any_size: bool, evidence: bool) -> dict[str, Any]:
     import torch
 
     return {
         "batch": batch,
         "any_size": any_size,
+        "evidence": evidence,
         "mlpmixer": __version__,
         "torch": torch.__version__,
         "date": datetime.now(UTC).date().isoformat(),

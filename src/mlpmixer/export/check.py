@@ -13,13 +13,15 @@ from mlpmixer.data.images import Pixels, Source, decode
 from mlpmixer.data.sources import ImageSet, chain
 from mlpmixer.data.streamed import is_streamed
 from mlpmixer.evaluate import match_classes
-from mlpmixer.exported import FEATURES, PIXELS, PROBABILITIES, TOP_CLASSES, TOP_PROBABILITIES, Export
+from mlpmixer.exported import EVIDENCE, FEATURES, LOGITS, PIXELS, PROBABILITIES, TOP_CLASSES, TOP_PROBABILITIES, Export
 from mlpmixer.predict import Classifier, Failure, decoded_batches
 
 PROBABILITY_TOLERANCE = 1e-4
 FEATURE_TOLERANCE = 1e-4  # of the largest feature
+EVIDENCE_TOLERANCE = 1e-4  # of the largest logit of a patch
 PIXEL_TOLERANCE = 1  # level of 255: Pillow rounds after each axis, in an order of its own, and in whole numbers
 FITTED = 100  # images to compare resize and fit on: they are computed one by one, at full size
+EXPLAINED = 100  # images to compare evidence on: a number for each patch and class
 BATCH = 64  # images at a time
 
 
@@ -57,6 +59,8 @@ class Checked:
     """What computed the export: engine, version, precision."""
     fit: "FitChecked | None" = None
     """Of a graph that takes images of any size."""
+    evidence_max_diff: float | None = None
+    """Of a graph that gives evidence, as a share of the largest logit of a patch."""
 
     @property
     def agreement(self) -> float:
@@ -193,6 +197,36 @@ def check_fit(reference: Classifier, export: Export, given: Sample) -> FitChecke
         probability_max_diff=probability_diff,
         agreeing=agreeing,
     )
+
+
+def check_evidence(reference: Classifier, export: Export, given: Sample) -> float:
+    """The largest difference of what a patch says, as a share of the largest logit of a patch.
+
+    Errors: ValueError when no image can be read, Disagrees from EVIDENCE_TOLERANCE on.
+    """
+    from mlpmixer.explain import as_tensor, network_of, patch_evidence
+
+    images, network = _spread(given.images, EXPLAINED), network_of(reference)
+    size = off = 0.0
+    items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
+    for batch in decoded_batches(items, reference.array, BATCH):
+        good = [image for _, image in batch if not isinstance(image, Failure)]
+        if not good:
+            continue
+        pixels = np.stack(good)
+        wanted = patch_evidence(network, as_tensor(reference, pixels)).numpy()  # logits of each patch, (B, S, K)
+        logits, own = export(pixels, LOGITS, EVIDENCE)
+        bias = logits - own.sum(axis=1)
+        found = own * own.shape[1] + bias[:, None]
+        size, off = max(size, float(np.abs(wanted).max())), max(off, float(np.abs(found - wanted).max()))
+    if not size:
+        raise ValueError(f"none of the {len(images)} images of {given.data} could be read")
+    if not off < EVIDENCE_TOLERANCE * size:
+        raise Disagrees(
+            f"the evidence of the export differs from the model's by up to {off / size:.1e} of the largest logit of a patch; "
+            f"expected less than {EVIDENCE_TOLERANCE:.0e}. Nothing was written"
+        )
+    return off / size
 
 
 def _full(source: Source, channels: int) -> Pixels:

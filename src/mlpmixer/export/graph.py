@@ -4,15 +4,17 @@ B images of H x W pixels with C channels, K classes, k of them on top, D feature
 """
 
 import copy
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.export.fit import Fitted
 from mlpmixer.export.job import Job
-from mlpmixer.exported import FEATURES, PIXELS, PROBABILITIES, TOP_CLASSES, TOP_PROBABILITIES
+from mlpmixer.exported import EVIDENCE, FEATURES, LOGITS, PIXELS, PROBABILITIES, TOP_CLASSES, TOP_PROBABILITIES
 from mlpmixer.kernels import FastBlock
 from mlpmixer.model import Mixer, MixerBlock
 
@@ -30,33 +32,48 @@ class Graph(nn.Module):
     """Pixels (B,H,W,C) of `preprocess.dtype`, 0..255 -> `outputs`, in that order: see `exported.Export`.
 
     any_size: images of any other size, too, all of one size; they are resized and fitted first.
+    evidence: of a Mixer, the logits and what each patch adds to them, too.
     The network is copied in structure and shares its weights with `network`.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess, *, multi_label: bool, top_k: int, any_size: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocess: Preprocess,
+        *,
+        multi_label: bool,
+        top_k: int,
+        any_size: bool = False,
+        evidence: bool = False,
+    ) -> None:
         super().__init__()
-        self.network, self.multi_label, self.top_k = plain(network), multi_label, top_k
+        self.network, self.multi_label, self.top_k, self.evidence = plain(network), multi_label, top_k, evidence
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocess.std).view(-1, 1, 1))
         self.fitted = Fitted(preprocess) if any_size else None
-        further = (*((FEATURES,) if isinstance(network, Mixer) else ()), *((PIXELS,) if any_size else ()))
-        self.outputs = (PROBABILITIES, TOP_PROBABILITIES, TOP_CLASSES, *further)
+        self.outputs: tuple[str, ...] = (PROBABILITIES, TOP_PROBABILITIES, TOP_CLASSES)
+        self.outputs += (FEATURES,) * isinstance(network, Mixer) + (LOGITS, EVIDENCE) * evidence + (PIXELS,) * any_size
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x = self.fitted(images) if self.fitted else images.permute(0, 3, 1, 2).float()  # (B, C, H, W)
         pixels = (x.permute(0, 2, 3, 1).to(images.dtype),) if self.fitted else ()
         x = (x / 255 - self.mean) / self.std  # as Preprocess.normalise, in its order
-        features: tuple[Tensor, ...] = ()
+        further: tuple[Tensor, ...] = ()
         if isinstance(self.network, Mixer):
-            features = (self.network.pre_logits(x),)
-            logits = self.network.head(features[0])
+            tokens = self.network.features(x)  # (B, S, hidden_dim)
+            features = tokens.mean(dim=1)  # as Mixer.pre_logits
+            logits = self.network.head(features)
+            further = (features,)
+            if self.evidence:
+                head = cast(nn.Linear, self.network.head)
+                further += (logits, F.linear(tokens / self.network.cfg.num_patches, head.weight))  # (B, K), (B, S, K)
         else:
             logits = self.network(x)
         probabilities = logits.sigmoid() if self.multi_label else logits.softmax(1)
-        return (probabilities, *probabilities.topk(self.top_k), *features, *pixels)
+        return (probabilities, *probabilities.topk(self.top_k), *further, *pixels)
 
 
 class Named(nn.Module):
@@ -74,7 +91,8 @@ def graph_of(job: Job) -> Graph:
     """For evaluation."""
     network, pixels = job.classifier.network, job.classifier.preprocess
     assert network is not None
-    return Graph(network, pixels, multi_label=job.classifier.multi_label, top_k=job.top_k, any_size=job.any_size).eval()
+    further = {"any_size": job.any_size, "evidence": job.evidence}
+    return Graph(network, pixels, multi_label=job.classifier.multi_label, top_k=job.top_k, **further).eval()
 
 
 def example_of(job: Job) -> tuple[Tensor, dict[int, Dim]]:

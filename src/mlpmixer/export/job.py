@@ -1,6 +1,7 @@
 """What a target is given, and which of the rules for other sizes of images it may have."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mlpmixer.checkpoint import ModelMeta
@@ -24,17 +25,29 @@ class Job:
     """Not more than there are classes."""
     any_size: bool
     """Whether the graph resizes and fits images of any size, too."""
+    evidence: bool
+    """Whether the graph says what each patch adds to each logit, too."""
+    runtime: Path | None
+    """Where the files of onnxruntime-web are, for a page; None: they are fetched."""
     made: dict[str, Any]
     """How the export was made; stored in it."""
 
 
-def require_fit(preprocess: Preprocess) -> None:
-    """ValueError for a rule that `fit.Fitted` does not know.
+def require_fit(preprocess: Preprocess, what: str = "a graph of any size") -> None:
+    """ValueError for a rule that neither `fit.Fitted` nor the page knows.
 
     Bicubic is not there because which axis Pillow takes first, and so what is cut at black and white in between, depends on its version.
     """
     if preprocess.fit not in FITS or preprocess.interpolation != "bilinear":
         raise ValueError(
-            f"a graph of any size knows fit={', '.join(FITS)}, bilinear; this model has {preprocess.fit}, {preprocess.interpolation}: "
+            f"{what} knows fit={', '.join(FITS)}, bilinear; this model has {preprocess.fit}, {preprocess.interpolation}: "
             "leave the resize to mlpmixer or Pillow"
         )
+
+
+def require_program(meta: ModelMeta, program: str) -> None:
+    """ValueError for a model whose preprocessing a program that goes along with it does not have."""
+    pre = meta.preprocess
+    if pre.fit not in FITS or pre.in_channels not in (1, 3):
+        what = f"fit={pre.fit!r}, only {', '.join(FITS)}" if pre.fit not in FITS else f"images of {pre.in_channels} channels"
+        raise ValueError(f"{program} knows no {what}: export to onnx, and predict with mlpmixer")

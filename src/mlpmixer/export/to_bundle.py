@@ -14,7 +14,7 @@ import numpy as np
 from mlpmixer.checkpoint import FORMAT, ModelMeta
 from mlpmixer.export import to_onnx
 from mlpmixer.export.check import Checked
-from mlpmixer.export.job import FITS, Job
+from mlpmixer.export.job import Job, require_program
 from mlpmixer.exported import MANIFEST, MODEL, PROBABILITIES, Export, digest, open_export
 from mlpmixer.runlog import write_json
 from mlpmixer.significance import wilson
@@ -27,21 +27,18 @@ MEASURING_S = 1.0  # each of the two figures; longer where three calls take long
 
 def require(meta: ModelMeta) -> None:
     """ValueError for a model whose preprocessing the bundle's program does not have."""
-    pre = meta.preprocess
-    if pre.fit not in FITS or pre.in_channels not in (1, 3):
-        what = f"fit={pre.fit!r}, only {', '.join(FITS)}" if pre.fit not in FITS else f"images of {pre.in_channels} channels"
-        raise ValueError(f"the program in a bundle knows no {what}: export to onnx, and predict with mlpmixer")
+    require_program(meta, "the program in a bundle")
 
 
 def write(job: Job, path: Path) -> None:
     path.mkdir()
     to_onnx.write(job, path / MODEL)
-    _write_manifest(path)
+    write_manifest(path)
 
 
 def finish(job: Job, path: Path, checked: Checked) -> None:
     to_onnx.finish(job, path / MODEL, checked)
-    _write_manifest(path)
+    write_manifest(path)
     shutil.copyfile(PROGRAM, path / "predict.py")
     labels = json.dumps(job.meta.classes, ensure_ascii=False, indent=0)
     texts = {
@@ -54,7 +51,8 @@ def finish(job: Job, path: Path, checked: Checked) -> None:
         (path / name).write_text(text, encoding="utf-8")
 
 
-def _write_manifest(path: Path) -> None:
+def write_manifest(path: Path) -> None:
+    """Makes a folder with a model one that `exported.open_export` opens, and only with that model."""
     write_json(path / MANIFEST, {"format": FORMAT, "files": {MODEL: digest(path / MODEL)}})
 
 
@@ -93,21 +91,14 @@ def readme(job: Job, checked: Checked, speed: dict[str, Any]) -> str:
     from mlpmixer.device import cpu_name
 
     meta, pre = job.meta, job.meta.preprocess
-    (height, width), provenance = pre.image_size, job.meta.provenance
-    kind = f"a network of its own kind, {meta.network}" if meta.network else f"an MLP-Mixer of {count_params(meta.config):,} parameters"
-    accuracy = "The images it was checked on have other classes: accuracy was not measured."
-    if checked.right is not None and checked.n_test:
-        low, high = wilson(checked.right, checked.n_test)
-        share = f"{100 * checked.right / checked.n_test:.2f} % ({100 * low:.1f}-{100 * high:.1f}, 95 % interval from the number of images)"
-        accuracy = f"{share} of {checked.n_test:,} test images of {checked.data}, computed by this `model.onnx`."
-    origin = ", ".join(f"{key} {provenance[key]}" for key in ("recipe", "data", "weights", "source", "date") if provenance.get(key))
-    shown = ", ".join(meta.classes[:20]) + (f" and {len(meta.classes) - 20:,} more" if len(meta.classes) > 20 else "")
+    height, width = pre.image_size
     features = ", `features`" if checked.feature_max_diff is not None else ""
+    evidence = ", `logits`, `evidence`" if job.evidence else ""
     taken = f"{job.batch or 'any number'}, {height}, {width}, {pre.in_channels}"
     return f"""\
 # An image classifier without a framework
 
-{kind[0].upper() + kind[1:]} for {len(meta.classes):,} classes ({shown}), exported by mlpmixer {job.made["mlpmixer"]}.
+{described(job)}
 This folder needs Python with onnxruntime, numpy and pillow, and nothing else; no torch.
 
 ```
@@ -126,20 +117,47 @@ print(model.predict("photo.jpg"))  # [(class, probability), ...]
 
 ## Measured when it was made
 
-- Accuracy: {accuracy}
-- Against the torch model: on {checked.n:,} images the likeliest class is the same for {100 * checked.agreement:.2f} %,
-  and the largest difference of a probability is {checked.probability_max_diff:.1e}.
+{measured(checked)}
 - Speed: {speed["one_ms"]:.2f} ms for one image, {speed["images_per_s"]:,.0f} images/s in batches of {speed["batch"]}, from pixels to
   probabilities, on {cpu_name()} with all its cores, in float32. Other work on the machine counts in: measure on yours.
 
 ## The files
 
-- `model.onnx`: `images`, {pre.dtype} ({taken}) in 0..255 -> `probabilities`, `top_probabilities`, `top_classes`{features}.
+- `model.onnx`: `images`, {pre.dtype} ({taken}) in 0..255 -> `probabilities`, `top_probabilities`, `top_classes`{features}{evidence}.
   Normalisation is inside. Class names, preprocessing and origin are in its metadata, as JSON under `mlpmixer`.
 - `predict.py`: brings an image of any size to {width}x{height} pixels as in training (fit: {pre.fit}, {pre.interpolation},
   antialiased), and asks the model.
 - `labels.json`: the class names in the model's order. `bundle.json`: the SHA-256 of the model, without which it is not opened.
 - `requirements.txt`: the versions it was checked with. `Dockerfile`: a container that does the same.
 
-Origin: {origin or "nothing is recorded with the model"}. Licence of the model: {provenance.get("licence") or "none is stated"}.
+{origin(meta)}
 """
+
+
+def described(job: Job) -> str:
+    """A sentence: what network it is, for which classes, and what exported it."""
+    meta = job.meta
+    kind = f"A network of its own kind, {meta.network}" if meta.network else f"An MLP-Mixer of {count_params(meta.config):,} parameters"
+    shown = ", ".join(meta.classes[:20]) + (f" and {len(meta.classes) - 20:,} more" if len(meta.classes) > 20 else "")
+    return f"{kind} for {len(meta.classes):,} classes ({shown}), exported by mlpmixer {job.made['mlpmixer']}."
+
+
+def measured(checked: Checked) -> str:
+    """Two items of a list: its accuracy, and how it compares with the torch model."""
+    accuracy = "The images it was checked on have other classes: accuracy was not measured."
+    if checked.right is not None and checked.n_test:
+        low, high = wilson(checked.right, checked.n_test)
+        share = f"{100 * checked.right / checked.n_test:.2f} % ({100 * low:.1f}-{100 * high:.1f}, 95 % interval from the number of images)"
+        accuracy = f"{share} of {checked.n_test:,} test images of {checked.data}, computed by this `{MODEL}`."
+    return f"""\
+- Accuracy: {accuracy}
+- Against the torch model: on {checked.n:,} images the likeliest class is the same for {100 * checked.agreement:.2f} %,
+  and the largest difference of a probability is {checked.probability_max_diff:.1e}."""
+
+
+def origin(meta: ModelMeta) -> str:
+    """A line: where the model comes from, and its licence."""
+    provenance = meta.provenance
+    known = ", ".join(f"{key} {provenance[key]}" for key in ("recipe", "data", "weights", "source", "date") if provenance.get(key))
+    licence = provenance.get("licence") or "none is stated"
+    return f"Origin: {known or 'nothing is recorded with the model'}. Licence of the model: {licence}."

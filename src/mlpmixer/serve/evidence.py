@@ -1,4 +1,4 @@
-"""Which patches speak for which class, for the models that can say it: a Mixer whose head is at hand."""
+"""Which patches speak for which class, for the models that can say it: a Mixer whose head is at hand, and exports with evidence."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpmixer.data.images import Pixels
-from mlpmixer.predict import Classifier
+from mlpmixer.exported import EVIDENCE, LOGITS
+from mlpmixer.predict import Classifier, Exported
 
 Floats = NDArray[np.float32]
 
@@ -26,7 +27,9 @@ class Evidence:
 
 
 def evidence_of(classifier: Classifier) -> Evidence | None:
-    """None for a model that gives none: an exported one, or another network than a Mixer."""
+    """None for a model that gives none: an export that was made without it, or another network than a Mixer."""
+    if isinstance(classifier, Exported):
+        return _of_export(classifier)
     if classifier.network is None:
         return None
     import torch
@@ -46,3 +49,11 @@ def evidence_of(classifier: Classifier) -> Evidence | None:
             return np.asarray((own / network.cfg.num_patches).cpu().numpy(), np.float32)
 
     return Evidence(network.cfg.grid, np.asarray(bias.cpu().numpy(), np.float32), of)
+
+
+def _of_export(classifier: Exported) -> Evidence | None:
+    export, pre = classifier.export, classifier.preprocess
+    if EVIDENCE not in export.outputs:
+        return None
+    logits, own = export(np.zeros((1, *pre.image_size, pre.in_channels), pre.dtype), LOGITS, EVIDENCE)
+    return Evidence(export.meta.config.grid, logits[0] - own[0].sum(axis=0), lambda pixels: export(pixels, EVIDENCE)[0])

@@ -1,38 +1,22 @@
-"""The two pages: one file without any request but to the service itself, and the OpenAPI description as a page."""
+"""The two pages of the service: the one that classifies, without any request but to the service itself, and the OpenAPI description."""
 
-import base64
-import hashlib
 import html
-import re
-from importlib.resources import files
 from typing import Any
 
+from mlpmixer.page import page, policy, style
 
-def _policy(page: str) -> str:
-    """What the page may do: run and look as written in it, show pictures it was given, ask this service. Nothing else."""
-    allowed = {"script": "", "style": ""}
-    for kind in allowed:
-        for text in re.findall(rf"<{kind}>(.*?)</{kind}>", page, re.S):
-            allowed[kind] += f" 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-    return (
-        f"default-src 'none'; script-src{allowed['script']}; style-src{allowed['style']}; img-src blob: data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-
-HOME = files("mlpmixer.serve").joinpath("page.html").read_text(encoding="utf-8")
-POLICY = _policy(HOME)
+HOME = page("server")
+POLICY = policy(HOME) + "; frame-ancestors 'none'"
 
 
 def docs(api: dict[str, Any]) -> str:
     """The OpenAPI description of the service as HTML, with the style of the page."""
-    style = HOME[HOME.index("<style>") : HOME.index("</style>") + len("</style>")]
     parts = [_operation(path, method, what) for path, methods in api["paths"].items() for method, what in methods.items()]
     schemas = [_schema(name, schema) for name, schema in api["components"]["schemas"].items() if "properties" in schema]
     title = html.escape(api["info"]["title"])
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">{style}</head><body><main><h1>{title}</h1>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">{style(HOME)}</head><body><main><h1>{title}</h1>'
         f'<p>Version {html.escape(api["info"]["version"])}. For programs: <a href="openapi.json">openapi.json</a>.</p>'
         f"{''.join(parts)}<h2>Answers</h2>{''.join(schemas)}</main></body></html>"
     )

@@ -1,0 +1,41 @@
+// --- the page asks the service that it comes from ---
+let token = "";
+
+const door = $("about").parentNode.insertBefore(element("section"), $("pick"));
+door.id = "door";
+door.hidden = true;
+{
+  const form = door.appendChild(element("form")), label = form.appendChild(element("label", "This service wants a token."));
+  const row = form.appendChild(element("p")), input = row.appendChild(element("input"));
+  row.append(" ", element("button", "Use it"));
+  form.id = "key";
+  Object.assign(input, {id: label.htmlFor = "token", type: "password", autocomplete: "off", required: true});
+  form.onsubmit = e => { e.preventDefault(); token = input.value.trim(); opening = open(); };
+}
+
+async function ask(path, blob) {
+  const headers = token ? {authorization: "Bearer " + token} : {};
+  if (blob) headers["content-type"] = blob.type || "application/octet-stream";
+  let answer;
+  try { answer = await fetch(path, {method: blob ? "POST" : "GET", headers, body: blob}); }
+  catch { throw new Error("The service cannot be reached."); }
+  if (answer.status === 401) door.hidden = false;
+  const said = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(`${answer.status}: ${said.detail || answer.statusText}`);
+  return said;
+}
+
+const backEnd = {
+  computed: "in the service",
+  foot: [Object.assign(element("a", "For programs"), {href: "docs"})],
+  async open() {
+    const model = await ask("model");
+    door.hidden = true;
+    return model;
+  },
+  async predict(blob, most) {
+    const {results, time_ms} = await ask(`predict?top_k=${most}`, blob);
+    return {top: results[0].top, time_ms};
+  },
+  async evidence(blob, label) { return (await ask(`evidence?class=${encodeURIComponent(label)}`, blob)).results[0]; },
+};
