@@ -10,6 +10,7 @@ A target is a module of this folder with two functions, `write` and `finish`; al
 """
 
 import dataclasses
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from mlpmixer.config import Data
 from mlpmixer.engines import SUFFIXES
 from mlpmixer.evaluate import data_of
 from mlpmixer.export import to_bundle, to_onnx, to_openvino, to_pt2, to_web
-from mlpmixer.export.check import Checked, Disagrees, check, check_evidence, check_fit, sample
+from mlpmixer.export.check import EVIDENCE_TOLERANCE, Checked, Disagrees, Sample, check, check_evidence, check_fit, sample
+from mlpmixer.export.int8 import Given, Int8, images_for, quantise
 from mlpmixer.export.job import Job, require_fit
 from mlpmixer.exported import export_at, open_export
 from mlpmixer.predict import Classifier, load
@@ -33,7 +35,7 @@ from mlpmixer.registry import Registry
 if TYPE_CHECKING:
     from mlpmixer.weights import Report
 
-__all__ = ["IMAGES", "TARGETS", "Checked", "Disagrees", "Target", "Written", "export"]
+__all__ = ["IMAGES", "TARGETS", "Checked", "Disagrees", "Int8", "Target", "Written", "export"]
 
 IMAGES = 1000  # to check on
 
@@ -52,6 +54,8 @@ class Target:
     """ValueError for a model that cannot be had in this form."""
     evidence: bool = False
     """Whether a Mixer gives evidence in this form without being asked for it."""
+    int8: str | None = "onnxruntime"
+    """The engine that layers in int8 are for; None: there are none in this form."""
     beside: tuple[str, ...] = ()
     """Suffixes of further files, of the same name."""
 
@@ -62,8 +66,8 @@ class Target:
 
 TARGETS: Registry[Target] = Registry("export")
 TARGETS["onnx"] = Target("model.onnx", to_onnx.write, to_onnx.finish)
-TARGETS["openvino"] = Target("model.xml", to_openvino.write, to_openvino.finish, beside=(".bin",))
-TARGETS["pt2"] = Target("model.pt2", to_pt2.write, to_pt2.finish)
+TARGETS["openvino"] = Target("model.xml", to_openvino.write, to_openvino.finish, int8="openvino", beside=(".bin",))
+TARGETS["pt2"] = Target("model.pt2", to_pt2.write, to_pt2.finish, int8=None)
 TARGETS["bundle"] = Target("bundle", to_bundle.write, to_bundle.finish, to_bundle.require)
 TARGETS["web"] = Target("web", to_web.write, to_web.finish, to_web.require, evidence=True)
 
@@ -80,6 +84,8 @@ class Written:
     made: dict[str, Any]
     """As it is stored in the export."""
     checked: Checked
+    int8: Int8 | None
+    """What became of the layers, where int8 was asked for."""
 
 
 def export(
@@ -92,6 +98,7 @@ def export(
     any_size: bool = False,
     evidence: bool = False,
     runtime: str | os.PathLike[str] | None = None,
+    int8: bool = False,
     top_k: int = 5,
     images: int = IMAGES,
     licence: str = "",
@@ -99,10 +106,13 @@ def export(
 ) -> Written:
     """Write the model to `out`, and compare it there with the torch model on real images. If they differ, nothing is left.
 
+    With int8 they do differ: the float form is checked first, and then what top-1 on validation images may lose decides.
+
     model: a run, a weight file, a name of `mlpmixer list weights`, or a Classifier around a torch network on the CPU.
     to: a name of TARGETS. out: a file or folder that does not exist; None: beside the run.
     data: whose images to check on; None: those the run was trained on.
     batch: images at a time; None: any number, chosen anew with each call.
+    int8: compute the layers in whole numbers of 8 bits, as many as cost at most half a point of top-1 on validation images (`export.int8`).
     any_size: let the graph resize and fit images of any size, too (a batch of one size at a time), and compare that with Pillow.
     evidence: let the graph say what each patch adds to each logit, too; a page always does, of a Mixer.
     runtime: for a page, the folder with onnxruntime-web; None: it is fetched by npm.
@@ -111,7 +121,8 @@ def export(
     licence: of the model, stored with it; "": what its own file says.
     report: receives the progress of a download.
 
-    Errors: Disagrees when the two answer differently; ValueError for a model, path or number that cannot be used, and for missing packages.
+    Errors: Disagrees when the two answer differently, or no layer can be int8; ValueError for a model, path, data or number that cannot
+    be used, and for missing packages.
     """
     target = TARGETS[to]
     for name, value in (("batch", batch), ("top_k", top_k)):
@@ -124,10 +135,15 @@ def export(
         raise ValueError(f"only a Mixer says what each patch adds, and this is another network ({meta.network}): leave evidence out")
     if runtime is not None and target is not TARGETS["web"]:
         raise ValueError(f"runtime={os.fspath(runtime)} is what a page computes with, for web, not for {to}: leave it out")
+    if int8 and not target.int8:
+        able = ", ".join(name for name, other in TARGETS.items() if other.int8)
+        raise ValueError(f"there is no int8 in the form {to}: export to one of {able}")
     if any_size:
         require_fit(meta.preprocess)
     path = _free_path(out, classifier, target)
-    given = sample(data_of(classifier, data), images)
+    data = data_of(classifier, data)
+    given = sample(data, images)
+    judges = images_for(classifier, data) if int8 else None
     top_k = min(top_k, len(meta.classes))
     evidence = evidence or (target.evidence and not meta.network)
     job = Job(
@@ -143,24 +159,43 @@ def export(
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+        if judges:
+            job = _quantised(job, Path(scratch), given, judges, target.int8)
         part = Path(scratch) / path.name
         target.write(job, part)
         file = export_at(part)
         assert file
-        opened = open_export(file)
-        checked = check(classifier, opened, given)
-        checked.require_float()
-        if any_size:
-            checked = dataclasses.replace(checked, fit=check_fit(classifier, opened, given))
-        if evidence:
-            checked = dataclasses.replace(checked, evidence_max_diff=check_evidence(classifier, opened, given))
+        checked = _checked(job, file, given)
         job = dataclasses.replace(job, made=job.made | {"check": dataclasses.asdict(checked)})
         target.finish(job, part, checked)
         for written, wanted in zip(target.files(part), target.files(path), strict=True):
             os.replace(written, wanted)
     *beside, _ = target.files(path)
     num_bytes = sum(f.stat().st_size for f in (*beside, path, *path.rglob("*")) if f.is_file())
-    return Written(path=path, beside=tuple(beside), num_bytes=num_bytes, made=job.made, checked=checked)
+    return Written(path=path, beside=tuple(beside), num_bytes=num_bytes, made=job.made, checked=checked, int8=job.int8)
+
+
+def _checked(job: Job, file: Path, given: Sample, engine: str | None = None) -> Checked:
+    """What the export in `file` answers beside the model. Disagrees when it is not the same; layers in int8 may differ."""
+    opened = open_export(file, engine=engine)
+    checked = check(job.classifier, opened, given)
+    if not job.int8:
+        checked.require_float()
+    if job.any_size:
+        checked = dataclasses.replace(checked, fit=check_fit(job.classifier, opened, given))
+    if job.evidence:
+        off = check_evidence(job.classifier, opened, given, math.inf if job.int8 else EVIDENCE_TOLERANCE)
+        checked = dataclasses.replace(checked, evidence_max_diff=off)
+    return checked
+
+
+def _quantised(job: Job, folder: Path, given: Sample, judges: Given, engine: str | None) -> Job:
+    """The job with layers in int8, in a file that is made in `folder` of a float one that has passed its check, both in `engine`."""
+    whole, rounded = folder / "float.onnx", folder / "int8.onnx"
+    to_onnx.write(job, whole)
+    _checked(job, whole, given, engine)
+    found = quantise(whole, rounded, judges, engine=engine)
+    return dataclasses.replace(job, onnx=rounded, int8=found, made=job.made | {"int8": dataclasses.asdict(found)})
 
 
 def _no_export(model: str | os.PathLike[str]) -> str | os.PathLike[str]:

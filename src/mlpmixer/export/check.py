@@ -199,10 +199,10 @@ def check_fit(reference: Classifier, export: Export, given: Sample) -> FitChecke
     )
 
 
-def check_evidence(reference: Classifier, export: Export, given: Sample) -> float:
+def check_evidence(reference: Classifier, export: Export, given: Sample, tolerance: float = EVIDENCE_TOLERANCE) -> float:
     """The largest difference of what a patch says, as a share of the largest logit of a patch.
 
-    Errors: ValueError when no image can be read, Disagrees from EVIDENCE_TOLERANCE on.
+    Errors: ValueError when no image can be read, Disagrees from `tolerance` on.
     """
     from mlpmixer.explain import as_tensor, network_of, patch_evidence
 
@@ -221,10 +221,10 @@ def check_evidence(reference: Classifier, export: Export, given: Sample) -> floa
         size, off = max(size, float(np.abs(wanted).max())), max(off, float(np.abs(found - wanted).max()))
     if not size:
         raise ValueError(f"none of the {len(images)} images of {given.data} could be read")
-    if not off < EVIDENCE_TOLERANCE * size:
+    if not off < tolerance * size:
         raise Disagrees(
             f"the evidence of the export differs from the model's by up to {off / size:.1e} of the largest logit of a patch; "
-            f"expected less than {EVIDENCE_TOLERANCE:.0e}. Nothing was written"
+            f"expected less than {tolerance:.0e}. Nothing was written"
         )
     return off / size
 

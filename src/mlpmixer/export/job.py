@@ -6,6 +6,7 @@ from typing import Any
 
 from mlpmixer.checkpoint import ModelMeta
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.export.int8 import Int8
 from mlpmixer.predict import Classifier
 
 FITS = ("crop", "pad", "squash")  # those of training; the others are rules of published weights
@@ -31,6 +32,10 @@ class Job:
     """Where the files of onnxruntime-web are, for a page; None: they are fetched."""
     made: dict[str, Any]
     """How the export was made; stored in it."""
+    onnx: Path | None = None
+    """The model as an ONNX file, where that is ready: with layers in int8."""
+    int8: Int8 | None = None
+    """What became of them."""
 
 
 def require_fit(preprocess: Preprocess, what: str = "a graph of any size") -> None:

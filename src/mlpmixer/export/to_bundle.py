@@ -92,6 +92,7 @@ def readme(job: Job, checked: Checked, speed: dict[str, Any]) -> str:
 
     meta, pre = job.meta, job.meta.preprocess
     height, width = pre.image_size
+    numbers = "in float32" if job.int8 is None else f"{job.int8.layers} layers in int8"
     features = ", `features`" if checked.feature_max_diff is not None else ""
     evidence = ", `logits`, `evidence`" if job.evidence else ""
     taken = f"{job.batch or 'any number'}, {height}, {width}, {pre.in_channels}"
@@ -117,9 +118,9 @@ print(model.predict("photo.jpg"))  # [(class, probability), ...]
 
 ## Measured when it was made
 
-{measured(checked)}
+{measured(job, checked)}
 - Speed: {speed["one_ms"]:.2f} ms for one image, {speed["images_per_s"]:,.0f} images/s in batches of {speed["batch"]}, from pixels to
-  probabilities, on {cpu_name()} with all its cores, in float32. Other work on the machine counts in: measure on yours.
+  probabilities, on {cpu_name()} with all its cores, {numbers}. Other work on the machine counts in: measure on yours.
 
 ## The files
 
@@ -142,17 +143,22 @@ def described(job: Job) -> str:
     return f"{kind} for {len(meta.classes):,} classes ({shown}), exported by mlpmixer {job.made['mlpmixer']}."
 
 
-def measured(checked: Checked) -> str:
-    """Two items of a list: its accuracy, and how it compares with the torch model."""
+def measured(job: Job, checked: Checked) -> str:
+    """Items of a list: its accuracy, how it compares with the torch model, and what its layers in int8 are worth."""
     accuracy = "The images it was checked on have other classes: accuracy was not measured."
     if checked.right is not None and checked.n_test:
         low, high = wilson(checked.right, checked.n_test)
         share = f"{100 * checked.right / checked.n_test:.2f} % ({100 * low:.1f}-{100 * high:.1f}, 95 % interval from the number of images)"
         accuracy = f"{share} of {checked.n_test:,} test images of {checked.data}, computed by this `{MODEL}`."
+    int8 = ""
+    if q := job.int8:
+        before, after = (f"{100 * right / q.n:.2f} %" for right in (q.right_float, q.right))
+        speed = f"on one thread it has {q.speed:.2f} times the speed."
+        int8 = f"\n- Int8: on {q.n:,} validation images top-1 is {after}, in float32 {before}; {speed}"
     return f"""\
 - Accuracy: {accuracy}
 - Against the torch model: on {checked.n:,} images the likeliest class is the same for {100 * checked.agreement:.2f} %,
-  and the largest difference of a probability is {checked.probability_max_diff:.1e}."""
+  and the largest difference of a probability is {checked.probability_max_diff:.1e}.{int8}"""
 
 
 def origin(meta: ModelMeta) -> str:

@@ -79,7 +79,7 @@ network: browsers forbid it.
 
 ## Measured when it was made
 
-{to_bundle.measured(checked)}
+{to_bundle.measured(job, checked)}
 
 ## The files
 
