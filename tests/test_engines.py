@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_export import CASES, DIGITS, GREY, OF_THE_COMMAND, PARTS, SHAPES, alone, classifier_of, mixer, pixels_for
+from test_export import CASES, DIGITS, GREY, OF_THE_COMMAND, PARTS, SHAPES, alone, classifier_of, mixer, pixels_for, saved
 
 from mlpmixer import cli
 from mlpmixer.cli.using import Computing
-from mlpmixer.config import Data, Recipe
+from mlpmixer.config import Data
 from mlpmixer.engines import ENGINES
 from mlpmixer.engines.on_openvino import import_openvino
 from mlpmixer.engines.on_torch import computing
@@ -32,7 +32,6 @@ from mlpmixer.exported import digest, metadata, open_export
 from mlpmixer.model import Mixer
 from mlpmixer.predict import Exported, from_network, load
 from mlpmixer.probe import features_of
-from mlpmixer.runlog import MODEL_FILE, write_recipe
 
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
@@ -43,14 +42,7 @@ OF = {"openvino": "openvino", "pt2": "torch"}  # which engine is there for what
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mlpmixer.checkpoint import save_model
-
-    folder, model = tmp_path_factory.mktemp("runs") / "digits", classifier_of(GREY)
-    assert model.meta is not None and model.network is not None
-    folder.mkdir()
-    save_model(folder / MODEL_FILE, model.network, model.meta)
-    write_recipe(folder, Recipe(name="digits", model=GREY, data=Data(name="digits")))
-    return folder
+    return saved(classifier_of(GREY), tmp_path_factory.mktemp("runs") / "digits")
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,15 @@ class Flat(nn.Module):
         return self.head(images.flatten(1))  # type: ignore[no-any-return]
 
 
+def saved(model: Classifier, folder: Path) -> Path:
+    """A run of digits that has ended with this model."""
+    assert model.meta is not None and model.network is not None
+    folder.mkdir()
+    save_model(folder / MODEL_FILE, model.network, model.meta)
+    write_recipe(folder, Recipe(name="digits", model=model.meta.config, data=Data(name="digits")))
+    return folder
+
+
 def mixer(cfg: MixerConfig) -> Mixer:
     torch.manual_seed(0)
     model = Mixer(cfg)
@@ -320,13 +329,7 @@ def test_an_export_that_disagrees_leaves_nothing(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of digits, as training leaves it."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    model = classifier_of(GREY)
-    assert model.meta is not None and model.network is not None
-    folder.mkdir()
-    save_model(folder / MODEL_FILE, model.network, model.meta)
-    write_recipe(folder, Recipe(name="digits", model=GREY, data=Data(name="digits")))
-    return folder
+    return saved(classifier_of(GREY), tmp_path_factory.mktemp("runs") / "digits")
 
 
 @pytest.fixture(scope="module")

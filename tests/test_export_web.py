@@ -21,18 +21,18 @@ import pytest
 import torch
 from chromium import PROGRAM, Chromium
 from PIL import Image, ImageCms
+from test_export import Flat, saved
 from torch import nn
 
 from mlpmixer import cli
-from mlpmixer.checkpoint import ModelMeta, save_model
-from mlpmixer.config import Data, MixerConfig, Recipe
+from mlpmixer.checkpoint import ModelMeta
+from mlpmixer.config import MixerConfig
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.export import export, onnxruntime_web
 from mlpmixer.export.onnxruntime_web import FILES, VERSION
 from mlpmixer.model import Mixer
 from mlpmixer.page import page, policy
 from mlpmixer.predict import Classifier, from_network, load
-from mlpmixer.runlog import MODEL_FILE, write_recipe
 from mlpmixer.serve.evidence import evidence_of
 
 pytest.importorskip("onnx", reason="the extra onnx is not installed")
@@ -66,12 +66,7 @@ def runtime_in(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of digits, as training leaves it."""
-    folder, model = tmp_path_factory.mktemp("runs") / "digits", classifier_of(GREY)
-    assert model.meta is not None and model.network is not None
-    folder.mkdir()
-    save_model(folder / MODEL_FILE, model.network, model.meta)
-    write_recipe(folder, Recipe(name="digits", model=GREY, data=Data(name="digits")))
-    return folder
+    return saved(classifier_of(GREY), tmp_path_factory.mktemp("runs") / "digits")
 
 
 @pytest.fixture(scope="module")
@@ -131,17 +126,6 @@ def test_the_folder_predicts_like_a_bundle_and_says_what_patches_add(web: Path, 
     assert wanted and ours and wanted.grid == ours.grid
     np.testing.assert_allclose(ours.bias, wanted.bias, atol=1e-5)
     np.testing.assert_allclose(ours.of(pixels), wanted.of(pixels), atol=1e-5)
-
-
-class Flat(nn.Module):
-    """Another network than a Mixer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(images.flatten(1))  # type: ignore[no-any-return]
 
 
 def test_another_network_has_a_page_without_evidence(tmp_path: Path) -> None:
