@@ -84,7 +84,8 @@ def test_a_mirrored_image_has_the_same_logits(
     if num_classes == 0:  # pre-logits: the mirror image's are those of the partners
         half = hidden // 2
         mirrored = torch.cat([mirrored[:, half : 2 * half], mirrored[:, :half], mirrored[:, 2 * half :]], 1)
-    torch.testing.assert_close(mirrored, logits, atol=1e-9, rtol=0)  # a LayerNorm over two channels can magnify rounding a thousand times
+    atol = 1e-9 if hidden == 2 else 1e-12  # a LayerNorm over two channels, nearly equal, magnifies rounding up to a thousand times
+    torch.testing.assert_close(mirrored, logits, atol=atol, rtol=0)
     assert symmetry.asymmetry(model) == 0
     if kernels:
         assert symmetry.asymmetry(locality.folded(model)) < 1e-12
