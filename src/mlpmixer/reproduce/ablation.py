@@ -35,8 +35,8 @@ def _of(contest: Contest, **training: Any) -> Contest:
 
 
 SCALES: dict[Scale, Contest] = {
-    "small": _of(CONTESTS["small"], steps=800, rate_steps=100, evaluations=10),
-    "long": _of(CONTESTS["long"]),
+    "small": _of(CONTESTS["small"], steps=500, rate_steps=60, evaluations=10),
+    "long": _of(CONTESTS["long"], steps=2000),
     "full": _of(CONTESTS["full"]),
 }
 

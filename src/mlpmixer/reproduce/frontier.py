@@ -37,12 +37,13 @@ class Settings:
         return nano(*self.sizes[name])
 
 
-_SMALL = {"4 x 32": (4, 32, 24), "4 x 48": (4, 48, 36), "6 x 64": (6, 64, 48), "8 x 96": (8, 96, 72)}
+_SMALL = {"2 x 32": (2, 32, 24), "4 x 32": (4, 32, 24), "4 x 48": (4, 48, 36), "6 x 64": (6, 64, 48)}
+_MIDDLE = _SMALL | {"8 x 96": (8, 96, 72)}
 _LARGE = {"8 x 128": (8, 128, 96), "8 x 256": (8, 256, 192), "12 x 384": (12, 384, 288)}
 SCALES: dict[Scale, Settings] = {
     "small": Settings(sizes=_SMALL, epochs=(1, 3)),
-    "long": Settings(sizes=_SMALL, epochs=(2, 5, 10)),
-    "full": Settings(sizes=_SMALL | _LARGE, epochs=(10, 30, 100), seeds=3, recipe="small-images-30s", images=512),
+    "long": Settings(sizes=_MIDDLE, epochs=(1, 4)),
+    "full": Settings(sizes=_MIDDLE | _LARGE, epochs=(10, 30, 100), seeds=3, recipe="small-images-30s", images=512),
 }
 
 
