@@ -192,3 +192,12 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with pytest.raises(native.Unavailable, match=r"cannot compile broken\.c"):
         native.library.__wrapped__(torch.float32)
     assert list((tmp_path / ".cache" / "mlpmixer" / "kernels").iterdir()) == []
+
+
+@needs_compiler
+def test_a_processor_with_other_instructions_gets_code_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    for features in ("sse avx2", "sse avx2 avx512f"):  # one name for both, as clouds have it, and one home
+        monkeypatch.setattr(native, "cpu_features", lambda features=features: features)
+        native.library.__wrapped__(torch.float32)
+    assert len(list((tmp_path / ".cache" / "mlpmixer" / "kernels").iterdir())) == 2

@@ -46,14 +46,27 @@ def describe(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    """As the system calls it; without a model number ("AMD EPYC", on a virtual machine) with its family, since speeds differ by it."""
+    """As the system calls it; without a number ("AMD EPYC", on a virtual machine) with family and model, since speeds differ by them."""
+    facts = _cpu_facts()
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    if re.search(r"\d", name) or "cpu family" not in facts:
+        return name
+    return f"{name} (family {facts['cpu family']}, model {facts['model']})"
+
+
+def cpu_features() -> str:
+    """The instructions that the CPU has, as the system lists them; empty where it does not."""
+    facts = _cpu_facts()
+    return facts.get("flags") or facts.get("Features", "")
+
+
+def _cpu_facts() -> dict[str, str]:
+    """What Linux says of the last core."""
     try:
         with open("/proc/cpuinfo") as f:
-            facts = dict(re.split(r"\s*:\s*", line.strip(), maxsplit=1) for line in f if ":" in line)
-        name = facts["model name"]
-    except (OSError, KeyError):
-        return platform.processor() or platform.machine()
-    return name if re.search(r"\d", name) or "cpu family" not in facts else f"{name} (family {facts['cpu family']})"
+            return {key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in f) if colon}
+    except OSError:
+        return {}
 
 
 def peak_mib(device: torch.device) -> float | None:
