@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "rivals": FLOOR,
     "kernels": FLOOR | {"model", "locality", "device"},
     "data": FLOOR | {"fetch"},
-    "optim": FLOOR | {"model"},
+    "optim": FLOOR | {"model", "device"},
     "loss": FLOOR,
     "init": FLOOR | {"model"},
     "locality": FLOOR | {"model"},

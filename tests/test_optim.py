@@ -222,7 +222,9 @@ def test_the_state_of_the_optimizers_survives_as_tensors(options: dict[str, Any]
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def test_batched_muon_takes_torchs_steps() -> None:
+@pytest.mark.parametrize(("in_hardware", "apart"), [(True, 2e-3), (False, 5e-3)])
+def test_batched_muon_takes_torchs_steps(in_hardware: bool, apart: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "has_bf16", lambda device: in_hardware)
     torch.manual_seed(0)
     shapes = [(12, 5), (5, 12), (5, 12), (7, 7), (7, 7)]
     ours, theirs = ([torch.nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(3))) for s in shapes] for _ in "ab")
@@ -235,4 +237,4 @@ def test_batched_muon_takes_torchs_steps() -> None:
         batched.step()
         single.step()
     for p, q in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(p, q, atol=2e-3, rtol=0)  # bfloat16 inside both
+        torch.testing.assert_close(p, q, atol=apart, rtol=0)  # bfloat16 inside torch's
