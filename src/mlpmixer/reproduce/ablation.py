@@ -35,7 +35,7 @@ def _of(contest: Contest, **training: Any) -> Contest:
 
 
 SCALES: dict[Scale, Contest] = {
-    "small": _of(CONTESTS["small"], steps=500, rate_steps=60, evaluations=10),
+    "small": _of(CONTESTS["small"], steps=400, rate_steps=60, evaluations=10),
     "long": _of(CONTESTS["long"], steps=2000),
     "full": _of(CONTESTS["full"]),
 }

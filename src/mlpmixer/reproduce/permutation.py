@@ -33,7 +33,7 @@ NAMES = ("Mixer", "ResNet")
 CHECKED = 256  # images of the identity
 SCALES = CONTESTS | {  # fewer runs than data-scaling has, longer ones
     "small": dataclasses.replace(CONTESTS["small"], steps=900, rate_steps=180, evaluations=10),
-    "long": dataclasses.replace(CONTESTS["long"], steps=1400, rate_steps=150),
+    "long": dataclasses.replace(CONTESTS["long"], steps=1200, rate_steps=150),
 }
 
 
