@@ -1,6 +1,7 @@
 """Appendix A.1: a Mixer with other ways to mix tokens, and what tying the weights of token mixing over the channels saves (section 2)."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -29,13 +30,13 @@ VARIANTS: dict[str, tuple[Build | None, str]] = {
 }
 
 
-def _of(contest: Contest, **training: Any) -> Contest:
-    rates = dict.fromkeys(VARIANTS, RATES["Mixer"])
-    return dataclasses.replace(contest, variants={name: build for name, (build, _) in VARIANTS.items()}, rates=rates, **training)
+def _of(contest: Contest, names: Iterable[str] = VARIANTS, **training: Any) -> Contest:
+    rates = dict.fromkeys(names, RATES["Mixer"])
+    return dataclasses.replace(contest, variants={name: VARIANTS[name][0] for name in rates}, rates=rates, **training)
 
 
-SCALES: dict[Scale, Contest] = {
-    "small": _of(CONTESTS["small"], steps=400, rate_steps=60, evaluations=10),
+SCALES: dict[Scale, Contest] = {  # small: of two ways to group channels, the one that changes more
+    "small": _of(CONTESTS["small"], ("tied", "untied", "grouped-4", "views-4", "pyramid"), steps=400, rate_steps=60, evaluations=10),
     "long": _of(CONTESTS["long"], steps=2000),
     "full": _of(CONTESTS["full"]),
 }
@@ -54,13 +55,13 @@ def saving(cfg: MixerConfig) -> dict[str, int]:
 
 def run(lab: Lab) -> Page:
     contest = SCALES[lab.scale]
-    data, cfg = contest.data(lab), contest.mixer
+    data, cfg, names = contest.data(lab), contest.mixer, tuple(contest.variants)
     train_images = len(open_data(data).train)
-    lab.parts = sum(len(contest.rates[name]) for name in VARIANTS) + len(VARIANTS) * contest.seeds
-    rates, tried = best_rates(lab, contest, tuple(VARIANTS), data, train_images)
+    lab.parts = sum(len(contest.rates[name]) for name in names) + len(names) * contest.seeds
+    rates, tried = best_rates(lab, contest, names, data, train_images)
 
     rows: dict[str, dict[str, Any]] = {
-        name: {**size_of(contest, name), "lr": rates[name], "top1_runs": [], "train_s_runs": [], "curve": []} for name in VARIANTS
+        name: {**size_of(contest, name), "lr": rates[name], "top1_runs": [], "train_s_runs": [], "curve": []} for name in names
     }
     n = 0
     for seed in range(lab.seed, lab.seed + contest.seeds):
