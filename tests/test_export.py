@@ -317,7 +317,7 @@ def test_an_export_that_disagrees_leaves_nothing(
             return super().forward((images // 2 * 2 + 1).to(images.dtype))
 
     monkeypatch.setattr(graph_module, "Graph", Brighter)
-    web = {"runtime": runtime_in(tmp_path_factory.mktemp("runtime"))} if to == "web" else {}
+    web = {"page_runtime": runtime_in(tmp_path_factory.mktemp("runtime"))} if to == "web" else {}
     with pytest.raises(Disagrees, match="the export disagrees with the model"):
         export(classifier_of(GREY), to, **web, out=tmp_path / f"a{Path(TARGETS[to].name).suffix}", data="digits", images=20)
     assert not list(tmp_path.iterdir())

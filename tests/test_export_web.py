@@ -71,7 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def web(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(run, "web", images=30, runtime=runtime_in(tmp_path_factory.mktemp("package"))).path
+    return export(run, "web", images=30, page_runtime=runtime_in(tmp_path_factory.mktemp("package"))).path
 
 
 def known(web: Path) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def test_another_network_has_a_page_without_evidence(tmp_path: Path) -> None:
     meta = classifier_of(GREY).meta
     assert meta is not None
     model = from_network(Flat(), dataclasses.replace(meta, network="Flat"))  # type: ignore[arg-type]
-    written = export(model, "web", out=tmp_path / "page", data="digits", images=5, runtime=runtime_in(tmp_path / "package"))
+    written = export(model, "web", out=tmp_path / "page", data="digits", images=5, page_runtime=runtime_in(tmp_path / "package"))
     assert known(written.path)["evidence"] is False and "A network of its own kind, Flat" in (written.path / "README.md").read_text()
     assert evidence_of(load(written.path)) is None
 
@@ -215,7 +215,7 @@ def test_an_npm_that_does_not_bring_it_is_said_in_one_line_and_nothing_is_left(
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("--to web --runtime {tmp}", "there is no ort.wasm.bundle.min.mjs in {tmp}: expected the folder of onnxruntime-web"),
+        ("--to web --runtime {tmp} --data nowhere", "there is no ort.wasm.bundle.min.mjs in {tmp}: expected the folder of onnxruntime-web"),
         ("--to web --runtime {half}", "there is no ort-wasm-simd-threaded.wasm in {half}"),
         ("--to onnx --runtime {tmp}", "is what a page computes with: give --to web, or leave it out"),
         ("--to web", "exists already: name another (--out)"),
@@ -240,12 +240,12 @@ def test_a_model_whose_preprocessing_the_page_does_not_have_is_refused(tmp_path:
         ({"interpolation": "bicubic"}, "the page knows fit=crop, pad, squash, bilinear; this model has crop, bicubic"),
     ):
         with pytest.raises(ValueError, match=says):
-            export(classifier_of(GREY, **preprocess), "web", out=tmp_path / "out", data="digits", runtime=tmp_path)
+            export(classifier_of(GREY, **preprocess), "web", out=tmp_path / "out", data="digits", page_runtime=tmp_path)
     four = dataclasses.replace(GREY, in_channels=4)
     with pytest.raises(ValueError, match="the page knows no images of 4 channels"):
-        export(classifier_of(four), "web", out=tmp_path / "out", data="digits", runtime=tmp_path)
+        export(classifier_of(four), "web", out=tmp_path / "out", data="digits", page_runtime=tmp_path)
     with pytest.raises(ValueError, match="is what a page computes with, for web, not for bundle"):
-        export(classifier_of(GREY), "bundle", out=tmp_path / "out", data="digits", runtime=tmp_path)
+        export(classifier_of(GREY), "bundle", out=tmp_path / "out", data="digits", page_runtime=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -279,7 +279,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def digits(run: Path, runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(run, "web", out=tmp_path_factory.mktemp("pages") / "digits", images=30, runtime=runtime).path
+    return export(run, "web", out=tmp_path_factory.mktemp("pages") / "digits", images=30, page_runtime=runtime).path
 
 
 @pytest.fixture
@@ -446,7 +446,7 @@ def test_photographs_are_answered_as_in_python(runtime: Path, hosted: Hosted, tm
     import sklearn.datasets
 
     model = classifier_of(COLOUR, fit="pad")
-    options: dict[str, Any] = {"data": "digits", "images": 20, "runtime": runtime, "batch": 3, "any_size": True}
+    options: dict[str, Any] = {"data": "digits", "images": 20, "page_runtime": runtime, "batch": 3, "any_size": True}
     written = export(model, "web", out=tmp_path / "page", **options)
     photos = sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"))
     assert len(photos) == 2

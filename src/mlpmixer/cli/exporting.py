@@ -80,7 +80,7 @@ class Export:
                 batch=None if self.batch == "dynamic" else int(self.batch),
                 any_size=self.any_size,
                 evidence=self.evidence,
-                runtime=self.runtime or None,
+                page_runtime=self.runtime or None,
                 int8=self.int8,
                 top_k=self.top_k,
                 images=self.images,

@@ -50,8 +50,8 @@ class Target:
     """Writes what `exported.open_export` opens to a path that does not exist yet."""
     finish: Callable[[Job, Path, Checked], None]
     """Adds what the check found."""
-    require: Callable[[ModelMeta], None] = lambda meta: None
-    """ValueError for a model that cannot be had in this form."""
+    require: Callable[[Job], None] = lambda job: None
+    """ValueError for a model that cannot be had in this form, or when what writes it is not installed. Asked before any work."""
     evidence: bool = False
     """Whether a Mixer gives evidence in this form without being asked for it."""
     int8: str | None = "onnxruntime"
@@ -65,8 +65,8 @@ class Target:
 
 
 TARGETS: Registry[Target] = Registry("export")
-TARGETS["onnx"] = Target("model.onnx", to_onnx.write, to_onnx.finish)
-TARGETS["openvino"] = Target("model.xml", to_openvino.write, to_openvino.finish, int8="openvino", beside=(".bin",))
+TARGETS["onnx"] = Target("model.onnx", to_onnx.write, to_onnx.finish, to_onnx.require)
+TARGETS["openvino"] = Target("model.xml", to_openvino.write, to_openvino.finish, to_openvino.require, int8="openvino", beside=(".bin",))
 TARGETS["pt2"] = Target("model.pt2", to_pt2.write, to_pt2.finish, int8=None)
 TARGETS["bundle"] = Target("bundle", to_bundle.write, to_bundle.finish, to_bundle.require)
 TARGETS["web"] = Target("web", to_web.write, to_web.finish, to_web.require, evidence=True)
@@ -97,7 +97,7 @@ def export(
     batch: int | None = None,
     any_size: bool = False,
     evidence: bool = False,
-    runtime: str | os.PathLike[str] | None = None,
+    page_runtime: str | os.PathLike[str] | None = None,
     int8: bool = False,
     top_k: int = 5,
     images: int = IMAGES,
@@ -115,7 +115,7 @@ def export(
     int8: compute the layers in whole numbers of 8 bits, as many as cost at most half a point of top-1 on validation images (`export.int8`).
     any_size: let the graph resize and fit images of any size, too (a batch of one size at a time), and compare that with Pillow.
     evidence: let the graph say what each patch adds to each logit, too; a page always does, of a Mixer.
-    runtime: for a page, the folder with onnxruntime-web; None: it is fetched by npm.
+    page_runtime: for a page, the folder with onnxruntime-web; None: it is fetched by npm.
     top_k: how many of the likeliest classes the graph gives (fewer where the model has fewer).
     images: how many to check on, or all there are.
     licence: of the model, stored with it; "": what its own file says.
@@ -130,32 +130,31 @@ def export(
             raise ValueError(f"{name} must be at least 1, got {value}")
     classifier = model if isinstance(model, Classifier) else load(_no_export(model), report=report)
     meta = _meta(classifier, licence)
-    target.require(meta)
     if evidence and meta.network:
         raise ValueError(f"only a Mixer says what each patch adds, and this is another network ({meta.network}): leave evidence out")
-    if runtime is not None and target is not TARGETS["web"]:
-        raise ValueError(f"runtime={os.fspath(runtime)} is what a page computes with, for web, not for {to}: leave it out")
+    if page_runtime is not None and target is not TARGETS["web"]:
+        raise ValueError(f"page_runtime={os.fspath(page_runtime)} is what a page computes with, for web, not for {to}: leave it out")
     if int8 and not target.int8:
         able = ", ".join(name for name, other in TARGETS.items() if other.int8)
         raise ValueError(f"there is no int8 in the form {to}: export to one of {able}")
     if any_size:
         require_fit(meta.preprocess)
     path = _free_path(out, classifier, target)
-    data = data_of(classifier, data)
-    given = sample(data, images)
-    judges = images_for(classifier, data) if int8 else None
-    top_k = min(top_k, len(meta.classes))
     evidence = evidence or (target.evidence and not meta.network)
     job = Job(
         classifier=classifier,
         meta=meta,
         batch=batch,
-        top_k=top_k,
+        top_k=min(top_k, len(meta.classes)),
         any_size=any_size,
         evidence=evidence,
-        runtime=None if runtime is None else Path(runtime),
+        page_runtime=None if page_runtime is None else Path(page_runtime),
         made=_made(batch, any_size, evidence),
     )
+    target.require(job)
+    data = data_of(classifier, data)
+    given = sample(data, images)
+    judges = images_for(classifier, data) if int8 else None
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:

@@ -1,6 +1,7 @@
 """What a target is given, and which of the rules for other sizes of images it may have."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Job:
     """Whether the graph resizes and fits images of any size, too."""
     evidence: bool
     """Whether the graph says what each patch adds to each logit, too."""
-    runtime: Path | None
+    page_runtime: Path | None
     """Where the files of onnxruntime-web are, for a page; None: they are fetched."""
     made: dict[str, Any]
     """How the export was made; stored in it."""
@@ -56,3 +57,11 @@ def require_program(meta: ModelMeta, program: str) -> None:
     if pre.fit not in FITS or pre.in_channels not in (1, 3):
         what = f"fit={pre.fit!r}, only {', '.join(FITS)}" if pre.fit not in FITS else f"images of {pre.in_channels} channels"
         raise ValueError(f"{program} knows no {what}: export to onnx, and predict with mlpmixer")
+
+
+def require_packages(form: str, extra: str, *names: str) -> None:
+    """ValueError, with the command that installs them, unless these packages are there. Imports none of them."""
+    for name in names:
+        if find_spec(name) is None:
+            needed = " and ".join(names)
+            raise ValueError(f'the export to {form} needs {needed} (no {name} here): pip install "mlpmixer[{extra}]"')

@@ -18,6 +18,14 @@ TIMEOUT_S = 600  # npm itself gives up a silent connection earlier
 ELSEWHERE = f"Or elsewhere: npm pack {NAME}@{VERSION}, unpack it, and name its folder here: --runtime FOLDER"
 
 
+def require(source: Path | None) -> None:
+    """ValueError when the files are not in `source`, or npm is not there to fetch them."""
+    if source is None:
+        _npm()
+    else:
+        _whole(source)
+
+
 def place(folder: Path, source: Path | None) -> None:
     """Write the runtime and its licences to `folder`, which is made.
 
@@ -34,21 +42,28 @@ def place(folder: Path, source: Path | None) -> None:
 
 
 def _copy(source: Path, folder: Path) -> None:
+    found, licences = _whole(source)
+    for name, called in FILES.items():
+        shutil.copyfile(found / name, folder / called)
+    for name in LICENCES:
+        if (licences / name).is_file():
+            shutil.copyfile(licences / name, folder / name)
+
+
+def _whole(source: Path) -> tuple[Path, Path]:
+    """The folders, in `source` or elsewhere, that hold the two files and the licences."""
     script = next(iter(FILES))
     found = next((place for place in (source, source / "dist", source / "package" / "dist") if (place / script).is_file()), source)
-    for name, called in FILES.items():
+    for name in FILES:
         if not (found / name).is_file():
             raise ValueError(
                 f"there is no {name} in {source}: expected the folder of {NAME} (tested with {VERSION}) or its dist, "
                 f"such as node_modules/{NAME}"
             )
-        shutil.copyfile(found / name, folder / called)
     licences = [place for place in (found, found.parent, *_installed()) if (place / LICENCES[0]).is_file()]
     if not licences:
         raise ValueError(f"no {LICENCES[0]} of onnxruntime in {source} or in the Python package here: put it beside {script}")
-    for name in LICENCES:
-        if (licences[0] / name).is_file():
-            shutil.copyfile(licences[0] / name, folder / name)
+    return found, licences[0]
 
 
 def _installed() -> list[Path]:
@@ -59,10 +74,7 @@ def _installed() -> list[Path]:
 
 def _fetched(scratch: Path) -> Path:
     """The package by npm, unpacked as far as it is needed; its dist."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise ValueError(f"a page computes with {NAME} {VERSION}, and npm, which fetches it, is not installed. {ELSEWHERE}")
-    command = [npm, "pack", f"{NAME}@{VERSION}", "--prefer-offline", "--loglevel=error"]
+    command = [_npm(), "pack", f"{NAME}@{VERSION}", "--prefer-offline", "--loglevel=error"]
     try:
         done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -80,6 +92,13 @@ def _fetched(scratch: Path) -> Path:
             assert content
             (scratch / name).write_bytes(content.read())
     return scratch
+
+
+def _npm() -> str:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise ValueError(f"a page computes with {NAME} {VERSION}, and npm, which fetches it, is not installed. {ELSEWHERE}")
+    return npm
 
 
 def _reason(said: str) -> str:

@@ -25,9 +25,10 @@ PROGRAM = Path(__file__).with_name("bundled") / "predict.py"
 MEASURING_S = 1.0  # each of the two figures; longer where three calls take longer
 
 
-def require(meta: ModelMeta) -> None:
-    """ValueError for a model whose preprocessing the bundle's program does not have."""
-    require_program(meta, "the program in a bundle")
+def require(job: Job) -> None:
+    """ValueError for a model whose preprocessing the bundle's program does not have, and when packages are missing."""
+    require_program(job.meta, "the program in a bundle")
+    to_onnx.require(job)
 
 
 def write(job: Job, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import ast
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlpmixer.export.check import Checked
-from mlpmixer.export.job import Job
+from mlpmixer.export.job import Job, require_packages
 from mlpmixer.exported import INPUT, metadata
 from mlpmixer.onnx_model import KEY
 
@@ -20,16 +19,17 @@ if TYPE_CHECKING:
 OPSET = 20  # the first in which GELU is one operation (onnx.ai/onnx/operators/onnx__Gelu.html)
 
 
+def require(job: Job) -> None:
+    """ValueError unless what writes it and what checks it is installed."""
+    require_packages("ONNX", "onnx", "onnx", "onnxscript", "onnxruntime")  # torch.onnx works with the first two
+
+
 def write(job: Job, path: Path) -> None:
-    """Errors: ValueError when onnx or onnxscript is not installed."""
     if job.onnx:
-        shutil.copyfile(job.onnx, path)
+        import onnx
+
+        _save(onnx.load(str(job.onnx)), job, path)
         return
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401  torch.onnx works with both
-    except ModuleNotFoundError as e:
-        raise ValueError(f'the export to ONNX needs onnx and onnxscript (no {e.name} here): pip install "mlpmixer[onnx]"') from None
     import torch
 
     from mlpmixer.export.graph import example_of, graph_of

@@ -6,16 +6,18 @@ from xml.etree import ElementTree
 from mlpmixer.engines.on_openvino import PLACE, import_openvino
 from mlpmixer.export import to_onnx
 from mlpmixer.export.check import Checked
-from mlpmixer.export.job import Job
+from mlpmixer.export.job import Job, require_packages
 from mlpmixer.exported import digest, metadata
 
 
+def require(job: Job) -> None:
+    """ValueError unless what writes it is installed."""
+    require_packages("OpenVINO", "openvino", "openvino")
+    require_packages("ONNX, on the way to OpenVINO,", "onnx", "onnx", "onnxscript")
+
+
 def write(job: Job, path: Path) -> None:
-    """Errors: ValueError when openvino, onnx or onnxscript is not installed."""
-    try:
-        openvino = import_openvino()
-    except ModuleNotFoundError as e:
-        raise ValueError(f'the export to OpenVINO needs openvino (no {e.name} here): pip install "mlpmixer[openvino]"') from None
+    openvino = import_openvino()
     onnx = path.with_suffix(".onnx")
     to_onnx.write(job, onnx)
     openvino.save_model(openvino.Core().read_model(onnx), path, compress_to_fp16=False)

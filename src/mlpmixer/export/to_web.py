@@ -5,7 +5,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from mlpmixer.checkpoint import ModelMeta
 from mlpmixer.export import onnxruntime_web, to_bundle, to_onnx
 from mlpmixer.export.check import Checked
 from mlpmixer.export.job import Job, require_fit, require_program
@@ -16,15 +15,17 @@ RUNTIME = onnxruntime_web.NAME
 SCRIPTS = ("'self'", "'wasm-unsafe-eval'")  # the runtime's script, and that it may compile its .wasm
 
 
-def require(meta: ModelMeta) -> None:
-    """ValueError for a model whose preprocessing the page does not have."""
-    require_program(meta, "the page")
-    require_fit(meta.preprocess, "the page")
+def require(job: Job) -> None:
+    """ValueError for a model whose preprocessing the page does not have, and when packages, the runtime or npm are missing."""
+    require_program(job.meta, "the page")
+    require_fit(job.meta.preprocess, "the page")
+    to_onnx.require(job)
+    onnxruntime_web.require(job.page_runtime)
 
 
 def write(job: Job, path: Path) -> None:
     path.mkdir()
-    onnxruntime_web.place(path / RUNTIME, job.runtime)  # first: whoever lacks it waits for nothing
+    onnxruntime_web.place(path / RUNTIME, job.page_runtime)  # first: whoever lacks it waits for nothing
     to_onnx.write(job, path / MODEL)
     to_bundle.write_manifest(path)
 
