@@ -202,7 +202,8 @@ def test_openvino_judges_what_is_for_openvino(model: Classifier, tmp_path: Path)
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     done = to_int8(model, tmp_path / "model.xml", to="openvino")
     q, found = done.int8, load(done.path)
-    assert q and q.layers == 10 and done.checked.runtime.startswith("openvino") and done.path.with_suffix(".bin").is_file()
+    assert re.fullmatch(r"openvino [\d.]+ in int8 and float32", done.checked.runtime)
+    assert q and q.layers == 10 and done.path.with_suffix(".bin").is_file()
     assert b'element_type="i8"' in done.path.read_bytes() and done.num_bytes < 200_000
     val = open_data(Data(name="digits")).val
     assert isinstance(found, Exported) and round(evaluate(found, val).top1 * len(val)) == q.right
@@ -211,7 +212,7 @@ def test_openvino_judges_what_is_for_openvino(model: Classifier, tmp_path: Path)
 def test_a_bundle_answers_as_the_package_and_tells_of_it(model: Classifier, written: Written, tmp_path: Path) -> None:
     done = to_int8(model, tmp_path / "bundle", to="bundle")
     q = done.int8
-    assert q
+    assert q and re.fullmatch(r"onnxruntime [\d.]+ in int8 and float32", done.checked.runtime)
     readme = (done.path / "README.md").read_text()
     assert f"Int8: on 144 validation images top-1 is {100 * q.right / q.n:.2f} %, in float32 {100 * q.right_float / q.n:.2f} %" in readme
     assert "with all its cores, 10 layers in int8." in readme

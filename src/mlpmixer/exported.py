@@ -4,6 +4,7 @@ B images of H x W pixels with C channels, S patches, K classes, k of them on top
 normalised images, and ends in probabilities: what lies between is inside, so that every caller gets the same answer.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -85,6 +86,7 @@ def open_export(file: Path, *, engine: str | None = None, precision: Precision =
     require_file(file)
     session, runtime = open_session(file, engine, precision, threads)
     meta, made, weights = _read_metadata(session.metadata, file)
+    runtime = dataclasses.replace(runtime, int8=bool(made.get("int8")))
     if session.weights and digest(session.weights) != weights:
         raise ValueError(f"{session.weights} is not the file that {file} was written with (SHA-256 differs): export it again")
     pixels, classes = meta.preprocess, len(meta.classes)

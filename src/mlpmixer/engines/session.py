@@ -22,10 +22,17 @@ class Runtime:
     """Of what is float in the model; layers in int8 stay what they are."""
     threads: int
     """0: as many as the engine chooses."""
+    int8: bool = False
+    """Whether there are layers in int8."""
+
+    @property
+    def numbers(self) -> str:
+        """What it computes in."""
+        return f"int8 and {self.precision}" if self.int8 else self.precision
 
     def __str__(self) -> str:
         count = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""
-        return f"{self.engine} {self.version} in {self.precision}{count}"
+        return f"{self.engine} {self.version} in {self.numbers}{count}"
 
 
 @dataclass(frozen=True)
