@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlpmixer.bench import bench
     from mlpmixer.compare import compare
     from mlpmixer.config import Augment, Data, Distill, Init, MixerConfig, Optim, Recipe, Run
     from mlpmixer.evaluate import evaluate
@@ -27,6 +28,7 @@ __all__ = [
     "Optim",
     "Recipe",
     "Run",
+    "bench",
     "compare",
     "create_model",
     "evaluate",
@@ -41,7 +43,7 @@ _HOME = dict.fromkeys(("Augment", "Data", "Distill", "Init", "MixerConfig", "Opt
     "create_model": "weights",
     "load": "predict",
 }
-_VERBS = ("compare", "evaluate", "export", "probe", "train")  # a function in a module of its own name
+_VERBS = ("bench", "compare", "evaluate", "export", "probe", "train")  # a function in a module of its own name
 
 
 def __getattr__(name: str) -> Any:

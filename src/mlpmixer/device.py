@@ -1,11 +1,9 @@
 """Which device and which precision: chosen once, before anything runs, and always told to the user."""
 
-import platform
-import re
-import sys
-
 import torch
 
+from mlpmixer import machine
+from mlpmixer.machine import cpu_name
 from mlpmixer.registry import suggest
 
 
@@ -45,37 +43,8 @@ def describe(device: torch.device) -> str:
     return f"{cpu_name()}, {torch.get_num_threads()} threads"
 
 
-def cpu_name() -> str:
-    """As the system calls it; without a number ("AMD EPYC", on a virtual machine) with family and model, since speeds differ by them."""
-    facts = _cpu_facts()
-    name = facts.get("model name") or platform.processor() or platform.machine()
-    if re.search(r"\d", name) or "cpu family" not in facts:
-        return name
-    return f"{name} (family {facts['cpu family']}, model {facts['model']})"
-
-
-def cpu_features() -> str:
-    """The instructions that the CPU has, as the system lists them; empty where it does not."""
-    facts = _cpu_facts()
-    return facts.get("flags") or facts.get("Features", "")
-
-
-def _cpu_facts() -> dict[str, str]:
-    """What Linux says of the last core."""
-    try:
-        with open("/proc/cpuinfo") as f:
-            return {key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in f) if colon}
-    except OSError:
-        return {}
-
-
 def peak_mib(device: torch.device) -> float | None:
     """Most memory held so far, MiB: of the GPU's allocator, else of this process; None where the system does not tell (Windows)."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+    return machine.peak_mib()

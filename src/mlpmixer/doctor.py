@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from mlpmixer import __version__, kernels
-from mlpmixer.device import choose_device, cpu_name, describe, has_bf16
+from mlpmixer.device import choose_device, describe, has_bf16
+from mlpmixer.machine import cpu_name
 
 NEEDED = ("torch", "numpy", "pillow", "safetensors", "tyro", "rich", "scikit-learn", "matplotlib")
 OPTIONAL = {  # and its extra

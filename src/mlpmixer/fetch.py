@@ -17,6 +17,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
+from mlpmixer.machine import cache_folder
+
 if sys.platform != "win32":
     import fcntl
 
@@ -39,7 +41,7 @@ def cache_path(url: str, cache_dir: str | os.PathLike[str] | None = None) -> Pat
 
     ValueError when `url` is neither https://HOST/FILE (or http) nor hf:OWNER/NAME/FILE.
     """
-    root = Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "mlpmixer"
+    root = Path(cache_dir) if cache_dir is not None else cache_folder()
     if url.startswith("hf:"):
         segments = ["hf", *url[3:].split("/")]
         ok = len(segments) >= 4 and all(re.fullmatch(r"[\w.-]+", s) for s in segments)

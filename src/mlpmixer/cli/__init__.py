@@ -16,6 +16,7 @@ import tyro
 from mlpmixer.cli.comparing import Compare
 from mlpmixer.cli.explaining import Explain
 from mlpmixer.cli.exporting import Export
+from mlpmixer.cli.measuring import Bench
 from mlpmixer.cli.models import Convert, Doctor, List, Push, Reproduce, Summary
 from mlpmixer.cli.printing import first_line, let_another_speak, print_error
 from mlpmixer.cli.serving import Serve
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Any] = {
     "probe": Probe,
     "explain": Explain,
     "export": Export,
+    "bench": Bench,
     "serve": Serve,
     "convert": Convert,
     "push": Push,

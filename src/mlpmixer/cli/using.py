@@ -38,6 +38,7 @@ class Sizes:
     def load(self, run: str, device: str, computing: "Computing | None" = None) -> "Classifier":
         if self.image_size is None and self.patch_size is None and (self.resize != "bicubic" or self.magnified):
             raise ValueError("--resize and --magnified are about another size: give --image-size or --patch-size, too")
+        from mlpmixer.choices import Recalled, recall
         from mlpmixer.exported import export_at
         from mlpmixer.predict import load
 
@@ -45,13 +46,15 @@ class Sizes:
             from mlpmixer.device import choose_device
 
             device = str(choose_device(device))
-        how = computing or Computing()
-        engine = None if how.engine == "auto" else how.engine
+        how, recalled = computing or Computing(), Recalled()
+        if (file := export_at(run)) and how.engine == "auto" and how.precision == "float32":
+            recalled = recall(file)
+        engine = recalled.engine if how.engine == "auto" else how.engine
         with reporter() as report:
             sizes = dataclasses.asdict(self)
             loaded = load(run, device=device, engine=engine, precision=how.precision, threads=how.threads, report=report, **sizes)
         if computing and (export_at(run) or how != Computing()):
-            print_error(f"{run} is computed by {loaded.runtime}")
+            print_error(f"{run} is computed by {loaded.runtime}" + (f" ({recalled.word})" if recalled.word else ""))
         return loaded
 
 
@@ -60,7 +63,8 @@ class Computing:
     """What computes the model, and how."""
 
     engine: Literal["auto", "onnxruntime", "openvino", "torch"] = "auto"
-    """Of an export; auto: onnxruntime for an .onnx file or a bundle, which openvino takes, too; openvino for an .xml; torch for a .pt2."""
+    """Of an export; auto: what `mlpmixer bench` has chosen for it on this machine, or else onnxruntime for an .onnx file or a bundle (which
+    openvino takes, too), openvino for an .xml, torch for a .pt2."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: faster on processors that have it, with about three digits; in openvino and torch. Layers in int8 stay that."""
     threads: int = 0

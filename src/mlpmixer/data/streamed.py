@@ -26,6 +26,7 @@ from mlpmixer.data.readers import SPLIT_WORDS, TEST, TRAIN, VAL, neighbours, rea
 from mlpmixer.data.remote import Retry
 from mlpmixer.data.shards import SUFFIXES, Contents, Label, Shard, ShardError, images_on_disk, look_into
 from mlpmixer.data.sources import ImageSet, chain
+from mlpmixer.machine import cache_folder
 
 INFO = "_info.json"  # as timm writes it beside its WebDataset shards
 AT_ONCE = 16  # shards that are counted at the same time
@@ -99,7 +100,7 @@ def open_streamed(data: Data, *, cache_dir: str | os.PathLike[str] | None = None
     if data.train_fraction < 1:
         raise ValueError(f"data.train_fraction={data.train_fraction} picks images by number, and those of shards have none: leave it at 1")
     retry = retry or Retry()
-    cache = Path(cache_dir) if cache_dir is not None else Path.home() / ".cache" / "mlpmixer"
+    cache = Path(cache_dir) if cache_dir is not None else cache_folder()
     listing = _find(data, retry)
     shards = listing.shards
     notes = [listing.note]

@@ -5,13 +5,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from mlpmixer.engines import on_onnxruntime, on_openvino, on_torch
 from mlpmixer.engines.session import Precision, Runtime, Session, Value
 from mlpmixer.registry import Registry
 
-__all__ = ["ENGINES", "SUFFIXES", "Engine", "Precision", "Runtime", "Session", "Value", "open_session"]
+__all__ = ["ENGINES", "SUFFIXES", "Engine", "Precision", "Runtime", "Session", "Value", "engines_for", "installed", "open_session"]
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,32 @@ ENGINES["torch"] = Engine((".pt2",), ("float32", "bfloat16"), "torch", on_torch.
 SUFFIXES = tuple(dict.fromkeys(suffix for engine in ENGINES.values() for suffix in engine.suffixes))
 
 
+def engines_for(file: Path) -> list[str]:
+    """Those that open such files, the one first that does where none is named."""
+    return [name for name, engine in ENGINES.items() if file.suffix in engine.suffixes]
+
+
+def installed(name: str) -> str | None:
+    """The version of the engine that is installed, "" where it is not known; None: it is not. Imports no engine."""
+    from importlib import metadata  # itself slow to import
+
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        pass
+    try:
+        return "" if find_spec(name) else None
+    except ModuleNotFoundError:
+        return None
+
+
 def open_session(file: Path, engine: str | None, precision: Precision, threads: int) -> tuple[Session, Runtime]:
     """The graph in a file that exists, in `engine`; None: in the one that is there for such files.
 
     Errors: ValueError for an unknown engine, one that does not open such files or compute so, one that is not installed, and for a file
     that it cannot open.
     """
-    able = [name for name, e in ENGINES.items() if file.suffix in e.suffixes]
+    able = engines_for(file)
     if not able:
         raise ValueError(f"{file} is no file that an engine opens: expected {', '.join(SUFFIXES)}")
     name = engine or able[0]

@@ -35,7 +35,7 @@ from mlpmixer.registry import Registry
 if TYPE_CHECKING:
     from mlpmixer.weights import Report
 
-__all__ = ["IMAGES", "TARGETS", "Checked", "Disagrees", "Int8", "Target", "Written", "export"]
+__all__ = ["IMAGES", "TARGETS", "Checked", "Disagrees", "Int8", "Target", "Written", "export", "write_unchecked"]
 
 IMAGES = 1000  # to check on
 
@@ -172,6 +172,26 @@ def export(
     *beside, _ = target.files(path)
     num_bytes = sum(f.stat().st_size for f in (*beside, path, *path.rglob("*")) if f.is_file())
     return Written(path=path, beside=tuple(beside), num_bytes=num_bytes, made=job.made, checked=checked, int8=job.int8)
+
+
+def write_unchecked(classifier: Classifier, to: str, path: Path) -> None:
+    """The model in the form `to` at `path`, as `export` writes it without options, for whoever compares its answers himself.
+
+    Errors: ValueError for a model that cannot be exported, and for missing packages.
+    """
+    meta, target = _meta(classifier, ""), TARGETS[to]
+    job = Job(
+        classifier=classifier,
+        meta=meta,
+        batch=None,
+        top_k=min(5, len(meta.classes)),
+        any_size=False,
+        evidence=False,
+        page_runtime=None,
+        made=_made(None, False, False),
+    )
+    target.require(job)
+    target.write(job, path)
 
 
 def _checked(job: Job, file: Path, given: Sample, engine: str | None = None) -> Checked:

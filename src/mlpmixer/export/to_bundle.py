@@ -16,6 +16,7 @@ from mlpmixer.export import to_onnx
 from mlpmixer.export.check import Checked
 from mlpmixer.export.job import Job, require_program
 from mlpmixer.exported import MANIFEST, MODEL, PROBABILITIES, Export, digest, open_export
+from mlpmixer.machine import cpu_name
 from mlpmixer.runlog import write_json
 from mlpmixer.significance import wilson
 from mlpmixer.zoo import count_params
@@ -89,8 +90,6 @@ ENTRYPOINT ["python", "predict.py"]
 
 def readme(job: Job, checked: Checked, speed: dict[str, Any]) -> str:
     """What the bundle is, how to use it, and what was measured when it was made."""
-    from mlpmixer.device import cpu_name
-
     meta, pre = job.meta, job.meta.preprocess
     height, width = pre.image_size
     numbers = "in float32" if job.int8 is None else f"{job.int8.layers} layers in int8"

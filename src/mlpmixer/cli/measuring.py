@@ -1,0 +1,120 @@
+"""The command that measures what computes a model fastest: bench."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from mlpmixer.cli.arguments import Flag, whole_numbers
+from mlpmixer.cli.printing import percent, print_error, print_json, print_table
+from mlpmixer.cli.progress import reporter
+
+if TYPE_CHECKING:
+    from mlpmixer.bench import Bench as Measured
+    from mlpmixer.bench import Row
+
+HEADER = ("engine", "computes in", "threads", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "MiB", "start s", "same top-1", "off by")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """How fast each engine computes the model in RUN here, from pixels to probabilities, and which one to take from now on.
+
+    For an export, the fastest engine in float32 whose answers are the same is remembered: `predict`, `evaluate`, `probe`, `compare` and
+    `serve` take it, for this file on this machine, unless --engine names another. A run is computed by torch; it is measured beside its
+    export.
+    """
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """An export (file or bundle), a run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
+    batch: Annotated[str, arg(metavar="N,...")] = "1,32"
+    """Images at a time."""
+    threads: Annotated[str, arg(metavar="N,...")] = "1,0"
+    """0: as many as the engine chooses, which is what counts for the choice."""
+    seconds: float = 20.0
+    """For all calls together; a large model takes longer, since each row is three calls at least."""
+    csv: Annotated[str, arg(metavar="FILE")] = ""
+    """Also write the table, with the machine and the versions in each line."""
+    json: Flag = False
+    """Print all numbers as JSON."""
+    forget: Flag = False
+    """Measure nothing, and forget what was chosen for RUN."""
+
+    def __call__(self) -> int:
+        batches, threads = whole_numbers("--batch", self.batch), whole_numbers("--threads", self.threads)
+        from mlpmixer.choices import forget
+        from mlpmixer.exported import export_at
+
+        if self.csv and not Path(self.csv).absolute().parent.is_dir():
+            raise ValueError(f"--csv {self.csv}: there is no such folder")
+        file = export_at(self.run)
+        if self.forget:
+            if file is None:
+                raise ValueError(f"{self.run} is no export: nothing is chosen for it, and nothing can be forgotten")
+            print(f"{self.run}: nothing is chosen in {forget(file)} any more")
+            return 0
+        from mlpmixer.bench import bench
+
+        print_error(f"{self.run} is measured for {self.seconds:g} s or, if it is large, longer; other work on this machine counts in")
+        with reporter() as report:
+            found = bench(self.run, batches=batches, threads=threads, seconds=self.seconds, report=report)
+        kept = _remembered(found, file)
+        if self.csv:
+            Path(self.csv).write_text(found.to_csv(), encoding="utf-8")
+        if self.json:
+            print_json(found.to_json() | {"remembered": kept})
+        else:
+            print_bench(found)
+            if kept:
+                print(f"remembered in {kept}")
+        return 0
+
+
+def _remembered(found: "Measured", file: Path | None) -> str | None:
+    """Where the choice is kept; None where there is none, or no room for it, which is said."""
+    if file is None or found.choice is None:
+        return None
+    from mlpmixer.choices import remember
+
+    try:
+        return os.fspath(remember(file, found.choice.engine))
+    except OSError as e:
+        print_error(f"the choice cannot be remembered: {e}")
+        return None
+
+
+def print_bench(b: "Measured") -> None:
+    print_table(HEADER, [_cells(row) for row in b.rows])
+    calls = sorted({row.calls for row in b.rows})
+    print(f"{b.environment['cpu']}, {b.environment['cores']} cores; in turns, {_range(calls)} calls each; MiB: the most a process has held")
+    print(f"same top-1, off by (the largest difference of a probability): beside {b.reference}, on {b.images} made-up images")
+    for failed in b.failed:
+        what = f"{failed.engine} in {failed.precision}" if failed.precision else failed.engine
+        print(f"not measured: {what}: {failed.reason}")
+    if b.choice:
+        print(f"chosen: {b.choice.engine} ({b.choice.why})")
+    elif b.exported:
+        engine, times = b.exported
+        print(f"a run is computed by torch; exported, {engine} has {times:.2f} times its speed: mlpmixer export {b.model}")
+
+
+def _cells(row: "Row") -> Sequence[str]:
+    return (
+        f"{row.engine} {row.version}",
+        row.precision,
+        str(row.threads or "auto"),
+        f"{row.batch:,}",
+        *(f"{ms:,.2f}" for ms in (row.p50_ms, row.p90_ms, row.p99_ms)),
+        f"{row.images_per_s:,.1f}",
+        "" if row.peak_mib is None else f"{row.peak_mib:,.0f}",
+        f"{row.start_s:.2f}",
+        percent(row.agreement),
+        f"{row.probability_max_diff:.0e}",
+    )
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
