@@ -5,7 +5,6 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -16,13 +15,14 @@ class Model:
     """The model in `folder`. ValueError when it is not the file that the bundle was made with."""
 
     def __init__(self, folder: Path = Path(__file__).parent, threads: int = 0) -> None:
-        content = (folder / "model.onnx").read_bytes()
-        if hashlib.sha256(content).hexdigest() != json.loads((folder / "bundle.json").read_text("utf-8"))["files"]["model.onnx"]:
+        with open(folder / "model.onnx", "rb") as f:  # in parts: read whole it would count twice
+            found = hashlib.file_digest(f, "sha256").hexdigest()
+        if found != json.loads((folder / "bundle.json").read_text("utf-8"))["files"]["model.onnx"]:
             raise ValueError(f"{folder / 'model.onnx'} is not the file that this bundle was made with")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads  # 0: one for each core
-        self.session = onnxruntime.InferenceSession(content, options)
-        about: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map["mlpmixer"])["model"]
+        self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+        about = json.loads(self.session.get_modelmeta().custom_metadata_map["mlpmixer"])["model"]
         self.classes, self.preprocess = about["classes"], about["preprocess"]
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
