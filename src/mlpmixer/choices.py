@@ -16,7 +16,6 @@ from typing import Any
 from mlpmixer import machine
 from mlpmixer.engines import ENGINES, engines_for, installed
 from mlpmixer.exported import MANIFEST, MODEL, digest
-from mlpmixer.runlog import write_json
 
 FORMAT = 1
 KEPT = 100  # choices, the newest
@@ -96,6 +95,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def _write(entries: list[dict[str, Any]]) -> Path:
     """Atomic, whoever else writes: one of the two is kept whole."""
+    from mlpmixer.runlog import write_json  # slow to import, and whoever only asks needs none of it
+
     path = kept_at()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:

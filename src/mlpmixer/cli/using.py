@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Optional, Union
 
 from tyro.conf import Positional, arg
 
@@ -19,16 +19,23 @@ if TYPE_CHECKING:
     from mlpmixer.predict import Classifier, Failure, Prediction
     from mlpmixer.probe import ProbeResult
 
+# Written so that tyro sees at once that a default is of its type: else it imports typeguard for that, and `predict` waits.
+Size = Union[int, None, tuple[int, int]]  # noqa: UP007
+if TYPE_CHECKING:
+    Texts = tuple[str, ...]
+else:
+    Texts = tuple
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
     """Use the model at other sizes than its own, without training."""
 
-    image_size: int | tuple[int, int] | None = None
+    image_size: Size = None
     """Pixels, or height and width, without training. The patch is kept, so a larger image has more of them: that costs accuracy."""
-    patch_size: int | tuple[int, int] | None = None
+    patch_size: Size = None
     """Pixels, or height and width; without --image-size the image grows with it. Costs the least accuracy."""
-    in_channels: int | None = None
+    in_channels: Optional[int] = None  # noqa: UP045
     """1 grey, 3 RGB, any other number for multispectral arrays."""
     resize: Method = "bicubic"
     """How token mixing comes to another grid of patches, see transfer.adapt."""
@@ -184,7 +191,7 @@ class Predict:
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (file or bundle)."""
-    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SRC...")]
+    sources: Annotated[Positional[Texts], arg(metavar="SRC...")]
     """Image files, folders (searched to the bottom), patterns such as 'photos/*.jpg', or - for a list of them on standard input."""
     top_k: int = 5
     """How many classes for each image."""
