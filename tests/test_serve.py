@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,10 @@ pytest.importorskip("prometheus_client", reason="the extra serve is not installe
 pytest.importorskip("python_multipart", reason="the extra serve is not installed")
 pytest.importorskip("httpx2", reason="the extra test is not installed")
 
+import uvicorn
 from starlette.testclient import TestClient
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors.multiprocess import Process
 
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.predict import Classifier
@@ -34,6 +38,7 @@ from mlpmixer.serve import page
 from mlpmixer.serve.app import AllEvidence, AllFeatures, Predictions, make_app
 from mlpmixer.serve.batcher import Batcher, Closed, Full
 from mlpmixer.serve.limits import Limited
+from mlpmixer.serve.server import Workers
 from mlpmixer.serve.settings import Settings
 from mlpmixer.serve.uploads import size_of
 
@@ -584,6 +589,17 @@ def test_the_description_names_every_question_and_every_status(client: TestClien
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Settings(**wrong)
+
+
+def test_a_worker_that_dies_while_it_is_asked_for_its_health_is_seen_at_once() -> None:
+    process = Process(uvicorn.Config(nothing), [])
+    workers = object.__new__(Workers)  # without its signal handlers
+    workers.processes, workers.should_exit = [process], threading.Event()
+    workers.config = uvicorn.Config(nothing, timeout_worker_healthcheck=60)
+    process.process = SimpleNamespace(is_alive=lambda: True, kill=lambda: None, join=lambda: None, exitcode=STARTUP_FAILURE, pid=1)
+    start = time.monotonic()
+    workers.keep_subprocess_alive()
+    assert workers.should_exit.is_set() and time.monotonic() - start < 10
 
 
 def test_the_service_imports_no_torch() -> None:

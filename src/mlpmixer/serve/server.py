@@ -52,6 +52,11 @@ class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 class Workers(Multiprocess):
     """uvicorn's supervisor, which starts another worker in the place of a dead one."""
 
+    def keep_subprocess_alive(self) -> None:
+        for process in self.processes:
+            process.child_conn.close()  # the worker's end: open here, too, it would hide that who was just asked for its health has died
+        super().keep_subprocess_alive()
+
     def terminate_all(self) -> None:
         super().terminate_all()
         for sock in self.sockets:  # each worker has a copy; when the last one is closed, connections are refused and not kept waiting
