@@ -1,5 +1,6 @@
 """The command that answers over HTTP: serve."""
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,6 +66,7 @@ class Serve:
         """The service, in the process that runs it."""
         from mlpmixer.serve.app import make_app
 
+        warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata: no client fills the log
         classifier = self.sizes.load(self.run, self.device, self.computing)
         return make_app(classifier, self.settings, token=self.token(), name=Path(self.run).name or self.run)
 
