@@ -21,7 +21,7 @@ from mlpmixer import cli, kernels
 from mlpmixer.checkpoint import ModelMeta, save_model
 from mlpmixer.config import Data, MixerConfig, Recipe
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.engines import Runtime
+from mlpmixer.engines import Runtime, open_session
 from mlpmixer.explain import as_tensor, patch_evidence
 from mlpmixer.export import TARGETS, Disagrees, export
 from mlpmixer.export import graph as graph_module
@@ -29,7 +29,7 @@ from mlpmixer.export.check import check, check_fit, sample
 from mlpmixer.export.fit import Fitted
 from mlpmixer.export.graph import Graph, WholeGridBlock, plain
 from mlpmixer.export.onnxruntime_web import FILES
-from mlpmixer.exported import Export, metadata, open_export
+from mlpmixer.exported import Export, digest, metadata, open_export
 from mlpmixer.model import Mixer, MixerBlock
 from mlpmixer.predict import Classifier, Exported, from_network, load
 from mlpmixer.runlog import MODEL_FILE, write_recipe
@@ -438,6 +438,26 @@ def test_the_command_predicts_where_there_is_no_torch(bundle: Path, run: Path, p
         assert np.load(tmp_path / features)["features"].shape == (len(pictures), 16)
 
 
+def test_the_service_answers_where_there_is_no_torch(bundle: Path, run: Path, pictures: list[str]) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    pytest.importorskip("httpx2", reason="the extra test is not installed")
+    code = f"""
+import sys
+sys.modules["torch"] = None  # importing it fails
+from starlette.testclient import TestClient
+from mlpmixer.cli.serving import Serve
+with TestClient(Serve(run={str(bundle)!r}).app()) as client, open({pictures[0]!r}, "rb") as file:
+    print(client.post("/predict", content=file.read(), headers={{"content-type": "image/png"}}).text)
+    print(client.get("/").status_code, client.get("/docs").status_code, client.get("/ready").text)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answer, pages = done.stdout.splitlines()
+    [found], [wanted] = json.loads(answer)["results"], load(run).predict(pictures[0])
+    assert found["label"] == wanted.label and found["probability"] == pytest.approx(wanted.probability, abs=1e-5)
+    assert pages == "200 200 ok"
+
+
 def test_what_needs_torch_says_so_where_there_is_none(run: Path) -> None:
     done = alone(f"from mlpmixer.cli import main; sys.exit(main(['predict', {str(run)!r}, 'x.png']))", OF_THE_COMMAND)
     assert done.returncode == 2 and "this command needs torch, which is not installed here" in done.stderr
@@ -566,6 +586,134 @@ def test_metadata_that_are_not_those_of_an_export_are_refused(bundle: Path, tmp_
     path.write_bytes((bundle / "model.onnx").read_bytes()[:1000])
     with pytest.raises(ValueError, match="onnxruntime cannot open"):
         load(path)
+
+
+def with_metadata(model: Any, path: Path, text: str) -> Path:
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {"mlpmixer": text})
+    onnx.save(model, str(path))
+    return path
+
+
+WRONG = (None, -1, 10**400, float("nan"), "../../etc/passwd", [[]], ["a", 5], [10**9, 10**9], {"a": 1})
+FINE = (("mean", [10**9, 10**9]), ("std", [10**9, 10**9]))
+DECIDES = (  # what the answers depend on; the rest of the metadata is told, not used
+    ["format"],
+    ["model"],
+    ["export"],
+    ["model", "classes"],
+    ["model", "preprocess"],
+    ["model", "provenance"],
+    ["model", "config", "hidden_dim"],
+    *(["model", "preprocess", field] for field in ("image_size", "in_channels", "fit", "mean", "std", "interpolation")),
+)
+
+
+def test_no_value_of_a_wrong_type_or_size_gets_by(bundle: Path, tmp_path: Path) -> None:
+    model = onnx.load(str(bundle / "model.onnx"))
+    found = open_export(bundle / "model.onnx")
+    good = metadata(found.meta, {"batch": None})
+    for place in DECIDES:
+        for value in WRONG:
+            if (isinstance(value, dict) and place[-1] in ("export", "provenance")) or (place[-1], value) in FINE:
+                continue  # an object of anything, and numbers that may be
+            stored = json.loads(good)
+            inside = stored
+            for key in place[:-1]:
+                inside = inside[key]
+            inside[place[-1]] = value
+            with pytest.raises(ValueError, match=r"expected an \.onnx") as e:
+                load(with_metadata(model, tmp_path / "model.onnx", json.dumps(stored)))
+            assert len(str(e.value)) < 1000, place
+    for text in ("[" * 100_000, good.replace("10", "9" * 5000), json.dumps("x" * 10**6)):
+        with pytest.raises(ValueError, match=r"expected an \.onnx") as e:
+            load(with_metadata(model, tmp_path / "model.onnx", text))
+        assert len(str(e.value)) < 1000
+
+
+def graph_with(path: Path, meta: ModelMeta, batch: Any, *outputs: Any) -> Path:
+    """A graph without a network, which takes images of 8x8 px, with outputs (name, declared shape, value)."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    values = {name: numpy_helper.from_array(np.asarray(value, np.float32)) for name, _, value in outputs}
+    constants = [helper.make_node("Constant", [], [name], value=value) for name, value in values.items()]
+    takes = [helper.make_tensor_value_info("images", TensorProto.UINT8, [batch, 8, 8, 1])]
+    gives = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape, _ in outputs]
+    model = helper.make_model(helper.make_graph(constants, "g", takes, gives), opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return with_metadata(model, path, metadata(meta, {}))
+
+
+def test_a_graph_that_is_not_what_its_metadata_say_is_refused(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meta, path, p = open_export(bundle / "model.onnx").meta, tmp_path / "model.onnx", ("probabilities", ["b", 10], np.full((1, 10), 0.1))
+    assert load(graph_with(path, meta, "b", p)).probabilities(np.zeros((1, 8, 8, 1), np.uint8)).shape == (1, 10)
+    for outputs, says in (
+        ([("probability", ["b", 10], np.ones((1, 10)))], "name 10 classes, its graph gives 'probability'"),
+        ([p, ("features", ["b", 17], np.ones((1, 17)))], r"speak of features of shape \(16,\), its graph gives"),
+        ([p, ("logits", ["b", 3], np.ones((1, 3)))], r"speak of logits of shape \(10,\)"),
+        ([p, ("evidence", ["b", 9, 10], np.ones((1, 9, 10)))], r"speak of evidence of shape \(16, 10\)"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            load(graph_with(path, meta, "b", *outputs))
+    with pytest.raises(ValueError, match=r"takes 1,000,000,000 images at a time, more than fit into 2 GiB"):
+        load(graph_with(path, meta, 10**9, p))
+    larger = dataclasses.replace(meta, preprocess=dataclasses.replace(meta.preprocess, image_size=(10**9, 10**9)))
+    with pytest.raises(ValueError, match="speak of images"):
+        load(graph_with(path, larger, "b", p))
+    session, runtime = open_session(graph_with(path, meta, "b", p), None, "float32", 1)
+    lying = dataclasses.replace(session, compute=lambda images, outputs: [np.ones((1, 3), np.float32)])
+    monkeypatch.setattr("mlpmixer.exported.open_session", lambda *_: (lying, runtime))
+    with pytest.raises(ValueError, match=r"answers 1 images with probabilities of shape \(1, 3\)"):
+        load(path).probabilities(np.zeros((1, 8, 8, 1), np.uint8))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_weights_outside_the_folder_are_not_read(engine: str, bundle: Path, tmp_path: Path) -> None:
+    if engine == "openvino":
+        pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    model = onnx.load(str(bundle / "model.onnx"))
+    weights = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    (tmp_path / "secret").write_bytes(weights.raw_data)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(tmp_path / "secret")
+    length = str(len(weights.raw_data))
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    for place in ("../secret", str(tmp_path / "secret"), "link", "/dev/zero", "missing"):
+        del weights.external_data[:]
+        for key, value in (("location", place), ("offset", "0"), ("length", length)):
+            weights.external_data.add(key=key, value=value)
+        (tmp_path / "folder" / "model.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(ValueError, match=f"{engine} cannot open .*model.onnx"):
+            load(tmp_path / "folder" / "model.onnx", engine=engine)
+
+
+def test_a_manifest_is_not_believed_and_not_read_further_than_a_mebibyte(bundle: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(bundle, tmp_path / "bundle")
+    other = json.dumps({"format": 1, "files": {"../model.onnx": "0" * 64, "/etc/passwd": "0" * 64}})
+    for text in ("[" * 100_000, " " * 2**21, json.dumps({"format": 1, "files": {"model.onnx": {}}}), other):
+        (moved / "bundle.json").write_text(text)
+        with pytest.raises(ValueError, match=r"bundle.json cannot be read|is not the file that the bundle was made with") as e:
+            load(moved)
+        assert len(str(e.value)) < 1000
+        with pytest.raises((ValueError, KeyError, RecursionError)):
+            program(moved).Model()
+
+
+def test_class_names_do_not_steer_the_terminal(
+    bundle: Path, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shutil.copytree(bundle, tmp_path / "bundle")
+    names = tuple(f"\x1b[2J\x9b31m{i}\r\n\u202e" for i in range(10))
+    found = open_export(bundle / "model.onnx")
+    with_metadata(onnx.load(str(bundle / "model.onnx")), moved / "model.onnx", metadata(dataclasses.replace(found.meta, classes=names), {}))
+    (moved / "bundle.json").write_text(json.dumps({"format": 1, "files": {"model.onnx": digest(moved / "model.onnx")}}))
+    assert load(moved).classes == names
+    assert cli.main(["predict", str(moved), pictures[0]]) == 0
+    code = f"import runpy; sys.argv = ['predict.py', {pictures[0]!r}]; "
+    done = alone(code + f"runpy.run_path({str(moved / 'predict.py')!r}, run_name='__main__')")
+    assert done.returncode == 0, done.stderr
+    for text in (capsys.readouterr().out, done.stdout):
+        assert len(text.splitlines()) == 6 and all(line.isprintable() for line in text.splitlines()) and "31m" in text
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import itertools
 import re
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -503,7 +504,7 @@ def _check(hint: Any, value: Any, path: str) -> Any:
                 continue
     elif typing.get_origin(hint) is dict and isinstance(value, dict):
         return value
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         return float(value)
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value

@@ -7,6 +7,7 @@ normalised images, and ends in probabilities: what lies between is inside, so th
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ INPUT = "images"
 PROBABILITIES, TOP_PROBABILITIES, TOP_CLASSES = "probabilities", "top_probabilities", "top_classes"
 FEATURES, PIXELS = "features", "pixels"
 LOGITS, EVIDENCE = "logits", "evidence"
+MAX_BATCH_BYTES = 2**31  # pixels that a graph of a fixed batch may want at once
+MAX_MANIFEST_BYTES = 2**20
 EXPECTED = "expected an .onnx, .xml or .pt2 file, or a bundle, that `mlpmixer export` wrote"
 
 
@@ -98,14 +101,33 @@ def open_export(file: Path, *, engine: str | None = None, precision: Precision =
     if PROBABILITIES not in gives or gives[PROBABILITIES].shape[1:] != (classes,):
         found = ", ".join(map(str, gives.values()))
         raise ValueError(f"the metadata of {file} name {classes} classes, its graph gives {found}; {EXPECTED}")
+    shapes = _shapes(meta)
+    for name, shape in shapes.items():
+        said = gives[name].shape[1:] if name in gives else shape
+        if len(said) != len(shape) or any(n not in (None, m) for n, m in zip(said, shape, strict=True)):
+            raise ValueError(f"the metadata of {file} speak of {name} of shape {shape}, its graph gives {gives[name]}; {EXPECTED}")
+    batch = takes[0].shape[0]
+    if batch and batch * math.prod(pixels.image_size) * pixels.in_channels * pixels.dtype.itemsize > MAX_BATCH_BYTES:
+        raise ValueError(f"{file} takes {batch:,} images at a time, more than fit into {MAX_BATCH_BYTES / 2**30:g} GiB; {EXPECTED}")
 
     def compute(images: Pixels, outputs: tuple[str, ...]) -> list[NDArray[Any]]:
         try:
-            return session.compute(images, outputs)
+            answers = session.compute(images, outputs)
         except Exception as e:  # the engines' errors have no common class
             raise ValueError(f"{runtime.engine} cannot compute {file} for images of shape {images.shape}: {reason(e)}") from e
+        for name, answer in zip(outputs, answers, strict=True):  # what a graph says of its outputs is not what it must do
+            if name in shapes and answer.shape != (len(images), *shapes[name]):
+                raise ValueError(f"{file} answers {len(images)} images with {name} of shape {answer.shape}; {EXPECTED}")
+        return answers
 
-    return Export(file, meta, made, takes[0].shape[0], tuple(gives), runtime, compute)
+    return Export(file, meta, made, batch, tuple(gives), runtime, compute)
+
+
+def _shapes(meta: ModelMeta) -> dict[str, tuple[int, ...]]:
+    """Of the outputs, for one image, where the metadata decide them. Of another network than a Mixer they know no features."""
+    classes, pixels, own = len(meta.classes), meta.preprocess, not meta.network
+    shapes: dict[str, tuple[int, ...]] = {PROBABILITIES: (classes,), LOGITS: (classes,), PIXELS: (*pixels.image_size, pixels.in_channels)}
+    return shapes | ({FEATURES: (meta.config.hidden_dim,), EVIDENCE: (meta.config.num_patches, classes)} if own else {})
 
 
 def metadata(meta: ModelMeta, made: dict[str, Any], weights: str = "") -> str:
@@ -121,10 +143,12 @@ def _read_metadata(text: str | None, file: Path) -> tuple[ModelMeta, dict[str, A
         stored = json.loads(text or "{}")
         if stored["format"] != FORMAT:
             raise ValueError(f"format {stored['format']!r}; this version reads format {FORMAT}")
-        return from_json(ModelMeta, stored["model"]), dict(stored["export"]), str(stored.get("weights", ""))
-    except (KeyError, TypeError, ValueError, RecursionError) as e:
+        if not isinstance(stored["export"], dict):
+            raise ValueError("export: expected an object")
+        return from_json(ModelMeta, stored["model"]), stored["export"], str(stored.get("weights", ""))
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as e:
         problem = "its metadata have no entry" if isinstance(e, KeyError) else "its metadata cannot be read:"
-        raise ValueError(f"{file} is no export of this package: {problem} {e}; {EXPECTED}") from e
+        raise ValueError(f"{file} is no export of this package: {problem} {str(e)[:300]}; {EXPECTED}") from e
 
 
 def digest(file: Path) -> str:
@@ -139,12 +163,14 @@ def require_same_files(folder: Path) -> None:
     if not manifest.is_file():
         return
     try:
+        if manifest.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ValueError(f"more than {MAX_MANIFEST_BYTES:,} bytes")
         stored = json.loads(manifest.read_text(encoding="utf-8"))
         if stored["format"] != FORMAT:
             raise ValueError(f"format {stored['format']!r}; this version reads format {FORMAT}")
         wanted = str(stored["files"][MODEL])
-    except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{manifest} cannot be read ({type(e).__name__}: {e}); {EXPECTED}") from e
+    except (KeyError, TypeError, ValueError, RecursionError) as e:
+        raise ValueError(f"{manifest} cannot be read ({type(e).__name__}: {str(e)[:300]}); {EXPECTED}") from e
     if not (folder / MODEL).is_file():
         raise ValueError(f"{folder / MODEL} does not exist: the bundle is not whole; export it again")
     if digest(folder / MODEL) != wanted:

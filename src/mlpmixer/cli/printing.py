@@ -15,7 +15,8 @@ MAX_ROWS = 40  # longer tables of classes are cut; --json has all
 
 def print_error(message: str) -> None:
     rank = os.environ.get("RANK", "0")  # of several processes, those that are not the first say which they are
-    print(f"mlpmixer: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr, flush=True)
+    lines = "\n".join(map(visible, message.split("\n")))
+    print(f"mlpmixer: {f'rank {rank}: ' if rank != '0' else ''}{lines}", file=sys.stderr, flush=True)
 
 
 SPEAKING_S = 30.0
@@ -39,8 +40,14 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def visible(text: str) -> str:
+    """Names come from files of others: what would steer the terminal, such as an escape sequence or a line break, is shown as a box."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{WHITE SQUARE}" for c in text)
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns of text, numbers to the right."""
+    rows = [tuple(map(visible, row)) for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     right = [bool(rows) and all(re.fullmatch(r"[<+-]?[\d.,]*( %)?", row[i]) for row in rows) for i in range(len(header))]
     for row in (header, *rows):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional, Union
 from tyro.conf import Positional, arg
 
 from mlpmixer.cli.arguments import Flag, whole_numbers
-from mlpmixer.cli.printing import MAX_ROWS, between, percent, print_error, print_json, print_table
+from mlpmixer.cli.printing import MAX_ROWS, between, percent, print_error, print_json, print_table, visible
 from mlpmixer.cli.progress import reporter
 from mlpmixer.config import Method
 
@@ -250,7 +250,7 @@ def table_lines(results: "Iterable[Prediction | Failure]") -> "Iterator[str]":
 
     for result in results:
         if isinstance(result, Prediction):
-            yield f"{result.name}\n" + "".join(f"  {percent(p):>8}  {label}\n" for label, p in result.top)
+            yield f"{visible(result.name)}\n" + "".join(f"  {percent(p):>8}  {visible(label)}\n" for label, p in result.top)
 
 
 def write_features(classifier: "Classifier", paths: "Iterable[str | Failure]", file: Path, batch_size: int) -> "list[str | Failure]":

@@ -1,6 +1,7 @@
 """The one evaluation preprocessing: any image -> pixels of the model's size -> float. It is stored with the model."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from mlpmixer.data.images import Pixels, Source, decode
 from mlpmixer.data.official import RULES, require_room, with_margin
 from mlpmixer.registry import Registry
 
+MAX_CHANNELS = 10_000  # satellites have hundreds; more is no image, but a file that wants memory
 GREY = 128  # what "pad" fills with: close to the mean of the 0..255 range
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -40,12 +42,16 @@ class Preprocess:
     def __post_init__(self) -> None:
         if min(self.image_size) < 1 or self.in_channels < 1:
             raise ValueError(f"image_size {self.image_size} and in_channels {self.in_channels} must be positive")
+        if self.in_channels > MAX_CHANNELS:
+            raise ValueError(f"in_channels must be at most {MAX_CHANNELS:,}, got {self.in_channels}")
         for name in ("mean", "std"):
             values = tuple(getattr(self, name))
             if len(values) != self.in_channels:
                 if len(set(values)) != 1:
                     raise ValueError(f"{name} has {len(values)} values for {self.in_channels} channels")
                 values = values[:1] * self.in_channels
+            if not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} must be finite, got {values}")
             object.__setattr__(self, name, values)
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")

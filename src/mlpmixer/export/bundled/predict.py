@@ -91,7 +91,8 @@ def main() -> int:
             print(f"{name}: {e}", file=sys.stderr)
             continue
         as_json = json.dumps({"image": name, "top": [{"label": label, "probability": p} for label, p in top]}, ensure_ascii=False)
-        print(as_json if args.json else "\n".join([name, *(f"  {100 * p:6.2f} %  {label}" for label, p in top)]))
+        lines = [name, *(f"  {100 * p:6.2f} %  {label}" for label, p in top)]
+        print(as_json if args.json else "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines))
     return failed
 
 
