@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -341,6 +342,19 @@ def test_what_openvino_or_torch_have_written_without_us_is_refused(copied: Path,
         with pytest.raises(ValueError, match=r"torch cannot open .*model.pt2: "):
             load(pt2)
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_xml_brings_no_other_file_along_and_does_not_grow(copied: Path) -> None:
+    xml = copied / "model.xml"
+    (copied / "secret").write_text("told")
+    body = xml.read_text(encoding="utf-8").partition("?>")[2]
+    nested = '<!ENTITY a0 "ha">' + "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 10))
+    for entities, name in ((f'<!ENTITY x SYSTEM "file://{copied}/secret">', "x"), (nested, "a9")):
+        named = re.sub(r'(<mlpmixer value=")[^"]*"', rf'\1&{name};"', body)
+        xml.write_text(f'<?xml version="1.0"?><!DOCTYPE net [{entities}]>{named}', encoding="utf-8")
+        with pytest.raises(ValueError, match="its metadata cannot be read") as e:
+            load(xml)
+        assert "told" not in str(e.value) and "haha" not in str(e.value)
 
 
 def test_class_names_survive_xml(tmp_path: Path) -> None:
