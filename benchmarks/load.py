@@ -198,6 +198,8 @@ def measure(precision: str, file: Path, args: argparse.Namespace) -> list[dict[s
             for name, server in servers.items():
                 turns = shares[name]
                 middle = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
+                if not middle["rate"] or not middle["server_cpu"]:
+                    raise SystemExit(f"{name} answered nothing within {args.seconds:g} s: give more --seconds")
                 row = {
                     "server": name,
                     "options": shlex.join(args.options) if name == OURS else args.litserve_options,
