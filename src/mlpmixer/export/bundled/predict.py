@@ -19,8 +19,7 @@ class Model:
             found = hashlib.file_digest(f, "sha256").hexdigest()
         if found != json.loads((folder / "bundle.json").read_text("utf-8"))["files"]["model.onnx"]:
             raise ValueError(f"{folder / 'model.onnx'} is not the file that this bundle was made with")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads  # 0: one for each core
+        (options := onnxruntime.SessionOptions()).intra_op_num_threads = threads  # 0: one for each core
         self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
         about = json.loads(self.session.get_modelmeta().custom_metadata_map["mlpmixer"])["model"]
         self.classes, self.preprocess = about["classes"], about["preprocess"]
@@ -34,7 +33,7 @@ class Model:
 
     def predict(self, image: str | Path | Image.Image, top: int = 5) -> list[tuple[str, float]]:
         """The `top` likeliest classes of one image with their probabilities."""
-        p = self.probabilities(self.pixels(image)[None])[0]
+        (p,) = self.probabilities(self.pixels(image)[None])
         return [(self.classes[k], float(p[k])) for k in np.argsort(-p, kind="stable")[:top]]
 
     def pixels(self, image: str | Path | Image.Image) -> np.ndarray:
