@@ -5,15 +5,19 @@ import dataclasses
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from mlpmixer import kernels, locality
+from mlpmixer.checkpoint import ModelMeta
 from mlpmixer.config import MixerConfig, Recipe, Run, pair
-from mlpmixer.kernels import native
+from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.kernels import block, native
 from mlpmixer.kernels.block import gelu, gelu_backward
-from mlpmixer.model import Mixer
+from mlpmixer.model import Mixer, MixerBlock
+from mlpmixer.predict import from_network
 from mlpmixer.step import choose_kernels
 
 SMALL = MixerConfig(image_size=12, patch_size=4, num_classes=5, num_blocks=2, hidden_dim=24, tokens_mlp_dim=7, channels_mlp_dim=33)
@@ -144,6 +148,82 @@ def test_evaluation_and_memory_saving_take_them_too() -> None:
     assert max(distances(got, wanted)) < 1e-5
 
 
+@pytest.fixture(params=["apart", "fused"])
+def fusing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways of `infer`, whatever this processor takes."""
+    monkeypatch.setattr(block, "fuses", lambda: request.param == "fused")
+    return bool(request.param == "fused")
+
+
+def outputs(model: Mixer, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        return model.eval()(images).float()
+
+
+@needs_compiler
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("cfg", [SMALL, ODD])
+def test_inference_is_the_plain_network(cfg: MixerConfig, local: bool, fusing: bool) -> None:
+    plain, _ = twins(dataclasses.replace(cfg, drop_path=0.5), local=local)
+    ready = kernels.for_inference(plain)
+    for n in (0, 1, 7):
+        images = torch.randn(n, 3, *pair(cfg.image_size))
+        wanted = outputs(plain, images)
+        assert not n or ((outputs(ready, images) - wanted).abs().max() <= 1e-5 * wanted.abs().max()).item()
+        assert outputs(ready, images).shape == wanted.shape
+
+
+@needs_compiler
+@pytest.mark.parametrize("cfg", [SMALL, ODD])
+def test_inference_in_bfloat16_is_no_further_from_float32_than_autocast(cfg: MixerConfig, fusing: bool) -> None:
+    if fusing and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN has no bfloat16 on this processor")
+    plain, _ = twins(cfg)
+    images = torch.randn(64, 3, *pair(cfg.image_size))
+    truth = outputs(plain, images)
+    ready = outputs(kernels.for_inference(plain), images, torch.bfloat16)
+    assert distance(ready, truth) < 1.2 * distance(outputs(plain, images, torch.bfloat16), truth)
+
+
+@needs_compiler
+def test_inference_keeps_what_is_not_finite_in_sight(fusing: bool) -> None:
+    plain, _ = twins(SMALL)
+    images = torch.randn(4, 3, 12, 12)
+    images[1, 0, 3, 3] = torch.nan
+    assert outputs(kernels.for_inference(plain), images).isnan().any(1).tolist() == [False, True, False, False]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inference_shares_the_parameters_and_follows_them(dtype: torch.dtype) -> None:
+    plain, _ = twins(SMALL)
+    ready, images = kernels.for_inference(plain), torch.randn(3, 3, 12, 12)
+    assert {type(b) for b in plain.blocks} == {MixerBlock} and all(
+        a is b for a, b in zip(plain.parameters(), ready.parameters(), strict=True)
+    )
+    before = outputs(ready, images, dtype)
+    assert torch.equal(outputs(ready, images, dtype), before)
+    with torch.no_grad():
+        plain.blocks[1].channel_mixing.fc1.weight.mul_(1.5)
+    after = outputs(ready, images, dtype)
+    assert distance(after, before) > 0.01 and torch.equal(after, outputs(kernels.for_inference(plain), images, dtype))
+    plain.load_state_dict(twins(SMALL)[0].state_dict())
+    assert torch.equal(outputs(ready, images, dtype), before)
+
+
+@needs_compiler
+def test_a_run_is_computed_on_them_and_says_so() -> None:
+    plain, _ = twins(SMALL)
+    meta = ModelMeta(config=SMALL, classes=tuple("abcde"), preprocess=Preprocess(image_size=(12, 12)))
+    classifier = from_network(plain, meta)
+    assert classifier.network is plain and " with compiled kernels in float32" in str(classifier.runtime)
+    images = np.random.default_rng(0).integers(0, 256, (9, 12, 12, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        wanted = plain(torch.from_numpy(meta.preprocess.normalise(images))).softmax(1).numpy()
+    np.testing.assert_allclose(classifier.probabilities(images), wanted, atol=1e-5)
+    assert classifier.features(images[:0]).shape == (0, SMALL.hidden_dim)
+
+
 def test_float64_stays_float64() -> None:
     plain, fast = twins(SMALL)
     images = torch.randn(2, 3, 12, 12, dtype=torch.float64)
@@ -179,6 +259,8 @@ def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch,
         said = choose_kernels(model, Recipe(model=SMALL), torch.device("cpu"))
         assert said.startswith("torch (") and ("compiler" in said or "Linux" in said)
         assert type(model.blocks[0]).__name__ == "MixerBlock"
+        meta = ModelMeta(config=SMALL, classes=tuple("abcde"), preprocess=Preprocess(image_size=(12, 12)))
+        assert "compiled" not in str(from_network(model, meta).runtime)
     finally:
         native.library.cache_clear()
 
@@ -197,7 +279,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
 @needs_compiler
 def test_a_processor_with_other_instructions_gets_code_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    for features in ("sse avx2", "sse avx2 avx512f"):  # one name for both, as clouds have it, and one home
-        monkeypatch.setattr(native, "cpu_features", lambda features=features: features)
+    for avx512 in (False, True):  # one name for both, as clouds have it, and one home
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda avx512=avx512: {"avx2": True, "avx512_f": avx512})
         native.library.__wrapped__(torch.float32)
     assert len(list((tmp_path / ".cache" / "mlpmixer" / "kernels").iterdir())) == 2

@@ -4,31 +4,19 @@ import os
 import platform
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
 def cpu_name() -> str:
     """As the system calls it; without a number ("AMD EPYC", on a virtual machine) with family and model, since speeds differ by them."""
-    facts = _cpu_facts()
+    facts: dict[str, str] = {}
+    with suppress(OSError), open("/proc/cpuinfo") as f:  # Linux
+        facts = {key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in f) if colon}
     name = facts.get("model name") or platform.processor() or platform.machine()
     if re.search(r"\d", name) or "cpu family" not in facts:
         return name
     return f"{name} (family {facts['cpu family']}, model {facts['model']})"
-
-
-def cpu_features() -> str:
-    """The instructions that the processor has, as the system lists them; empty where it does not."""
-    facts = _cpu_facts()
-    return facts.get("flags") or facts.get("Features", "")
-
-
-def _cpu_facts() -> dict[str, str]:
-    """What Linux says of the last core."""
-    try:
-        with open("/proc/cpuinfo") as f:
-            return {key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in f) if colon}
-    except OSError:
-        return {}
 
 
 def cores() -> int:

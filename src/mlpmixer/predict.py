@@ -250,33 +250,46 @@ def from_network(
     threads: int = 0,
     path: Path | None = None,
 ) -> Classifier:
-    """A Classifier around a torch network, which is put in evaluation mode, in float32, on `device` (auto, cpu, cuda, ...)."""
+    """A Classifier around a torch network, which is put in evaluation mode, in float32, on `device` (auto, cpu, cuda, ...).
+
+    On a CPU a Mixer computes on compiled kernels where this machine has them (`kernels.for_inference`: other modules around the same
+    parameters); `network` itself stays as it is.
+    """
     import torch
 
+    from mlpmixer import kernels
     from mlpmixer.device import choose_device
     from mlpmixer.engines.on_torch import computing
+    from mlpmixer.model import Mixer
 
     require_threads(threads)
     where = choose_device(device)
     network = network.to(device=where, dtype=torch.float32).eval()
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    compiled = where.type == "cpu" and isinstance(network, Mixer) and not kernels.why_not(network, [dtype])
+    computed = kernels.for_inference(network) if compiled else network
 
     def engine(function: Callable[[Any], Any]) -> Engine:
         def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
             with torch.inference_mode(), computing(where.type, precision, threads):
-                return np.asarray(function(torch.from_numpy(images).to(where)).float().cpu().numpy(), dtype=np.float32)
+                size = kernels.portion(network.cfg) if compiled else CHUNK
+                parts = torch.split(torch.from_numpy(images).to(where), size)
+                return np.concatenate([np.asarray(function(part).float().cpu().numpy(), dtype=np.float32) for part in parts])
 
         return run
 
     return Classifier(
         classes=meta.classes,
         preprocess=meta.preprocess,
-        logits=engine(network),
-        pre_logits=engine(getattr(network, "pre_logits", _no_features)),
+        logits=engine(computed),
+        pre_logits=engine(getattr(computed, "pre_logits", _no_features)),
         multi_label=meta.provenance.get("loss") == "sigmoid",
         meta=meta,
         network=network,
         path=path,
-        runtime=Runtime(engine="torch", version=torch.__version__, precision=precision, threads=threads),
+        runtime=Runtime(
+            engine="torch", version=torch.__version__, precision=precision, threads=threads, kernels="compiled" if compiled else ""
+        ),
     )
 
 

@@ -24,6 +24,8 @@ class Runtime:
     """0: as many as the engine chooses."""
     int8: bool = False
     """Whether there are layers in int8."""
+    kernels: str = ""
+    """compiled: of a Mixer in torch on a CPU, with what `kernels` has; empty: the engine's own operations."""
 
     @property
     def numbers(self) -> str:
@@ -32,7 +34,8 @@ class Runtime:
 
     def __str__(self) -> str:
         count = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""
-        return f"{self.engine} {self.version} in {self.numbers}{count}"
+        kernels = f" with {self.kernels} kernels" if self.kernels else ""
+        return f"{self.engine} {self.version}{kernels} in {self.numbers}{count}"
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,17 @@
 `model.MixerBlock` says what is computed; tests hold the two equal, forward and backward. GPUs have torch.compile instead.
 """
 
+import copy
 import ctypes
 import sys
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from mlpmixer.kernels.block import Block
+from mlpmixer.config import MixerConfig
+from mlpmixer.kernels.block import Block, infer
 from mlpmixer.kernels.native import Unavailable, library
 from mlpmixer.locality import LocalLinear
 from mlpmixer.model import Mixer, MixerBlock
@@ -24,42 +27,64 @@ class FastBlock(MixerBlock):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype not in DTYPES or x.device.type != "cpu":
             return super().forward(x)
-        t, c = self.token_mixing, self.channel_mixing
         keep = [k.float().flatten() for k in (self.kept(x), self.kept(x)) if k is not None]  # drawn in the order of the plain block
+        erf, x = self.token_mixing.approximate == "none", x.contiguous()
         with torch.autocast("cpu", enabled=False):
-            return cast(
-                Tensor,
-                Block.apply(  # type: ignore[no-untyped-call]
-                    x.contiguous(), t.approximate == "none", torch.stack(keep) if keep else None,
-                    self.norm1.weight, self.norm1.bias, weight(t.fc1), t.fc1.bias, weight(t.fc2), t.fc2.bias,
-                    self.norm2.weight, self.norm2.bias, weight(c.fc1), c.fc1.bias, weight(c.fc2), c.fc2.bias,
-                ),
-            )  # fmt: skip
+            if not keep and not torch.is_grad_enabled():
+                return infer(x, erf, *self.operands(x.dtype))
+            scales = torch.stack(keep) if keep else None
+            return cast(Tensor, Block.apply(x, erf, scales, *self.weights()))  # type: ignore[no-untyped-call]
+
+    def weights(self) -> list[Tensor]:
+        """gamma1, beta1, W1, b1, W2, b2, gamma2, beta2, W3, b3, W4, b4."""
+        mixers = ((self.norm1, self.token_mixing), (self.norm2, self.channel_mixing))
+        return [p for norm, mlp in mixers for p in (norm.weight, norm.bias, weight(mlp.fc1), mlp.fc1.bias, weight(mlp.fc2), mlp.fc2.bias)]
+
+    def operands(self, dtype: torch.dtype) -> list[Tensor]:
+        """The same with matrices and their biases in `dtype`."""
+        return [p if i % 6 < 2 else p.to(dtype) for i, p in enumerate(self.weights())]
+
+
+class InferenceBlock(FastBlock):
+    """A FastBlock that keeps its matrices in bfloat16 for the next call, as long as they stay what they are."""
+
+    converted: tuple[list[tuple[int, int]], list[Tensor]] | None = None
+
+    def operands(self, dtype: torch.dtype) -> list[Tensor]:
+        if dtype == torch.float32:
+            return self.weights()
+        own = self.weights()
+        if any(p.is_inference() for p in own):  # whose changes nobody counts
+            return super().operands(dtype)
+        now = [(p.data_ptr(), p._version) for p in own]
+        if self.converted is None or self.converted[0] != now:
+            self.converted = now, super().operands(dtype)
+        return self.converted[1]
 
 
 def weight(layer: nn.Linear) -> Tensor:
     return layer.whole_weight() if isinstance(layer, LocalLinear) else layer.weight
 
 
-def missing() -> str:
-    """Why this machine has no compiled kernels; empty when it has."""
+def missing(dtypes: Sequence[torch.dtype] = DTYPES) -> str:
+    """Why this machine has no compiled kernels for these; empty when it has."""
     try:
-        for dtype in DTYPES:
+        for dtype in dtypes:
             library(dtype)
     except Unavailable as e:
         return str(e)
     return ""
 
 
-def why_not(model: Mixer) -> str:
-    """Why `install` cannot speed this model up on this machine; empty when it can."""
+def why_not(model: Mixer, dtypes: Sequence[torch.dtype] = DTYPES) -> str:
+    """Why `install` and `for_inference` cannot speed this model up on this machine; empty when they can."""
     if any(type(block) not in (MixerBlock, FastBlock) for block in model.blocks):
         return "compiled kernels compute the paper's block and no other"
     if model.cfg.dropout:
         return "compiled kernels have no dropout"
     if model.cfg.part_grid != model.cfg.grid:
         return "compiled kernels mix no parts"
-    return missing()
+    return missing(dtypes)
 
 
 def install(model: Mixer) -> None:
@@ -75,4 +100,19 @@ def install(model: Mixer) -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
+def for_inference(model: Mixer) -> Mixer:
+    """The same network on compiled kernels, for evaluation on a CPU: a copy of its modules that shares all parameters. See `why_not`."""
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}).eval()
+    for block in copied.blocks:
+        block.__class__ = InferenceBlock
+    return copied
+
+
+def portion(cfg: MixerConfig) -> int:
+    """Images at a time that keep what lies between two products near the processor, for all of torch's threads."""
+    values = max(cfg.num_patches * cfg.channels_mlp_dim, cfg.hidden_dim * cfg.tokens_mlp_dim)  # of a hidden layer, for one image
+    return max(torch.get_num_threads() * PORTION // values, 1)
+
+
+PORTION = 1 << 21  # values: 8 MiB in float32
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # malloc.h of glibc

@@ -177,7 +177,7 @@ void norm_to_columns(const T *x, const float *gamma, const float *beta, T *y, fl
 #pragma omp parallel
     {
         float *tile = malloc(TILE * C * sizeof(float));
-#pragma omp for schedule(static)
+#pragma omp for collapse(2) schedule(static)
         for (int64_t b = 0; b < B; b++)
             for (int64_t s = 0; s < S; s += TILE) {
                 int64_t rows = S - s < TILE ? S - s : TILE;
@@ -200,10 +200,10 @@ void add_columns_and_norm(const T *x, const T *z, const float *scale, const floa
 #pragma omp parallel
     {
         float *tile = malloc(TILE * C * sizeof(float));
-#pragma omp for schedule(static)
-        for (int64_t b = 0; b < B; b++) {
-            float factor = scale ? scale[b] : 1.0f;
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t b = 0; b < B; b++)
             for (int64_t s = 0; s < S; s += TILE) {
+                float factor = scale ? scale[b] : 1.0f;
                 int64_t rows = S - s < TILE ? S - s : TILE, at = (b * S + s) * C;
                 const T *from = z + b * C * S + s;
                 for (int64_t c = 0; c < C; c++)
@@ -217,7 +217,6 @@ void add_columns_and_norm(const T *x, const T *z, const float *scale, const floa
                 for (int64_t i = 0; i < rows * C; i++)
                     y[at + i] = store(tile[i]);
             }
-        }
         free(tile);
     }
 }

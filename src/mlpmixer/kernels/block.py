@@ -3,9 +3,11 @@
 Letters as in model.py; D stands for DS or DC, M for rows of a matrix product: B*C for token mixing, B*S for channel mixing.
 """
 
+import functools
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mlpmixer.kernels.native import call
@@ -29,6 +31,43 @@ def gelu_backward(u: Tensor, dh: Tensor, erf: bool) -> tuple[Tensor, Tensor, Ten
     h, db = torch.empty_like(u), u.new_empty(u.shape[1], dtype=torch.float32)
     call("gelu_backward", u.dtype, u, dh, h, db, *u.shape, erf)
     return h, dh, db
+
+
+@functools.cache
+def fuses() -> bool:
+    """Whether oneDNN's products are to take the GELU and the residual sum along: on AVX-512, where that is free.
+
+    On AVX2 its GELU is slower than that of block.c, and torch's own products are as fast and begin sooner.
+    """
+    can = torch.cpu.get_capabilities()
+    return all(can.get(f"avx512_{part}", False) for part in ("f", "bw", "dq", "vl"))  # what oneDNN wants for bfloat16, too
+
+
+def hidden(x: Tensor, w: Tensor, b: Tensor, erf: bool) -> Tensor:
+    """x (M, K) -> gelu(x w^T + b) (M, D), of w (D, K)."""
+    if fuses():
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, w, b, "gelu", [], "none" if erf else "tanh"))
+    u = F.linear(x, w, b)
+    call("gelu", u.dtype, u, u, u.numel(), erf)
+    return u
+
+
+def infer(
+    x: Tensor, erf: bool, gamma1: Tensor, beta1: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
+    gamma2: Tensor, beta2: Tensor, w3: Tensor, b3: Tensor, w4: Tensor, b4: Tensor,
+) -> Tensor:  # fmt: skip
+    """`Block` without gradients, which keeps nothing. Matrices w and biases b are of x's dtype."""
+    (b, s, c), dtype = x.shape, x.dtype
+    columns, u = x.new_empty(b * c, s), torch.empty_like(x)
+    mean, rstd = x.new_empty(2, b * s, dtype=torch.float32)
+    call("norm_to_columns", dtype, x, gamma1, beta1, columns, mean, rstd, b, s, c)
+    h = hidden(columns, w1, b1, erf)  # (B*C, DS)
+    mixed = torch.ops.mkldnn._linear_pointwise(h, w2, b2, "none", [], "") if fuses() else F.linear(h, w2, b2)  # (B*C, S)
+    y = columns.view(b * s, c)  # in memory that is no longer needed
+    call("add_columns_and_norm", dtype, x, mixed, None, gamma2, beta2, u, y, mean, rstd, b, s, c)
+    h, rows = hidden(y, w3, b3, erf), u.view(b * s, c)  # (B*S, DC)
+    out = torch.ops.mkldnn._linear_pointwise.binary(h, rows, w4, b4, "add") if fuses() else rows.add_(F.linear(h, w4, b4))
+    return cast(Tensor, out.view(b, s, c))
 
 
 class Block(torch.autograd.Function):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mlpmixer.machine import cache_folder, cpu_features, cpu_name
+from mlpmixer.machine import cache_folder, cpu_name
 
 SOURCE = Path(__file__).with_name("block.c")
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=gnu11", "-shared", "-fPIC"]
@@ -29,8 +29,13 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
     if sys.platform != "linux":
         raise Unavailable("compiled kernels are for Linux")
     flags = [*FLAGS, *(["-DBFLOAT16"] if dtype == torch.bfloat16 else [])]
-    what = "\n".join([SOURCE.read_text(encoding="utf-8"), *flags, platform.machine(), cpu_name(), cpu_features()])
-    path = cache_folder() / "kernels" / f"block-{hashlib.sha256(what.encode()).hexdigest()[:16]}.so"
+    can = sorted(name for name, there in torch.cpu.get_capabilities().items() if there is True)  # two "AMD EPYC" may share a home
+    what = "\n".join([SOURCE.read_text(encoding="utf-8"), *flags, platform.machine(), cpu_name(), *can])
+    try:
+        folder = cache_folder() / "kernels"
+    except RuntimeError as e:
+        raise Unavailable(f"there is no place for compiled code: {e}") from None
+    path = folder / f"block-{hashlib.sha256(what.encode()).hexdigest()[:16]}.so"
     try:
         if not path.exists():
             compile_to(path, flags)
