@@ -37,7 +37,7 @@ def _of(contest: Contest, names: Iterable[str] = VARIANTS, **training: Any) -> C
 
 SCALES: dict[Scale, Contest] = {  # small: of two ways to group channels, the one that changes more
     "small": _of(CONTESTS["small"], ("tied", "untied", "grouped-4", "views-4", "pyramid"), steps=400, rate_steps=60, evaluations=10),
-    "long": _of(CONTESTS["long"], steps=2000),
+    "long": _of(CONTESTS["long"]),
     "full": _of(CONTESTS["full"]),
 }
 

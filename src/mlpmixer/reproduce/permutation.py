@@ -31,10 +31,7 @@ MODES: dict[Mode, str] = {
 }
 NAMES = ("Mixer", "ResNet")
 CHECKED = 256  # images of the identity
-SCALES = CONTESTS | {  # fewer runs than data-scaling has, longer ones
-    "small": dataclasses.replace(CONTESTS["small"], steps=900, rate_steps=180, evaluations=10),
-    "long": dataclasses.replace(CONTESTS["long"], steps=1200, rate_steps=150),
-}
+SCALES = CONTESTS | {"small": dataclasses.replace(CONTESTS["small"], steps=900, rate_steps=180, evaluations=10)}  # fewer runs, longer ones
 
 
 def orders(cfg: MixerConfig, seed: int) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ PLAIN, AUGMENTED, START = "without augmentation", "with augmentation", "at the s
 # Of each scale the Mixer and its training (nobody else in the contest), and further patch sizes, of which the stem alone is looked at.
 SCALES: dict[Scale, tuple[Contest, tuple[int, ...]]] = {
     "small": (dataclasses.replace(CONTESTS["small"], mixer=nano(6, 64, 128), steps=800), (8,)),
-    "long": (dataclasses.replace(CONTESTS["long"], mixer=nano(8, 128, 128), steps=5000), (8,)),
+    "long": (dataclasses.replace(CONTESTS["long"], mixer=nano(8, 128, 128), steps=10_000), (8,)),
     "full": (dataclasses.replace(CONTESTS["full"], mixer=dataclasses.replace(nano(8, 256, 256), patch_size=2)), (4, 8)),  # 16x16 patches
 }
 
