@@ -347,7 +347,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(t
     recipe = change(BASE, optim={"name": "sgd", "lr": 1e30, "warmup_steps": 0, "clip_norm": 0.0}, run={"log_every": 1})
     with pytest.raises(Diverged, match=r"the loss is nan at step \d"):
         train(change(recipe, run={"save_every_s": 1e9}), out=tmp_path / "never-saved")
-    with pytest.raises(Diverged, match=r"weights are not finite after step 2; last good checkpoint: .*step-000000001"):
+    first = r"(weights are not finite after|the loss is nan at) step 2"  # which is seen first is up to the processor's rounding
+    with pytest.raises(Diverged, match=first + "; last good checkpoint: .*step-000000001"):
         train(recipe, out=tmp_path / "run")
 
 
