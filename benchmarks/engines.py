@@ -176,7 +176,7 @@ def prepare(model: str, batch: int, folder: Path) -> None:
     logging.disable(logging.WARNING)
     classifier = from_network(network, meta)
     made = {"mlpmixer": "benchmark"}
-    job = Job(classifier=classifier, meta=meta, batch=None, top_k=1, any_size=False, evidence=False, runtime=None, made=made)
+    job = Job(classifier=classifier, meta=meta, batch=None, top_k=1, any_size=False, evidence=False, page_runtime=None, made=made)
     to_onnx.write(job, folder / "model.onnx")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
