@@ -58,7 +58,14 @@ def make_exports(model: str, folder: Path, precisions: tuple[str, ...] = ("float
     classifier = from_network(network, meta)
     made = {"mlpmixer": "0", "batch": None}
     job = Job(
-        classifier=classifier, meta=meta, batch=None, top_k=min(5, cfg.num_classes), any_size=False, evidence=False, page_runtime=None, made=made
+        classifier=classifier,
+        meta=meta,
+        batch=None,
+        top_k=min(5, cfg.num_classes),
+        any_size=False,
+        evidence=False,
+        page_runtime=None,
+        made=made,
     )
     files = {"float32": folder / "float32.onnx"}
     to_onnx.write(job, files["float32"])
