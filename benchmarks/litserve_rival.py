@@ -2,8 +2,8 @@
 
 Runs in an environment of its own, with LitServe, which is no dependency of this package, and mlpmixer without torch:
 
-    python -m venv /tmp/litserve && /tmp/litserve/bin/pip install litserve python-multipart onnxruntime numpy pillow
-    python benchmarks/load.py --litserve /tmp/litserve/bin/python
+    python -m venv .litserve && .litserve/bin/pip install litserve python-multipart onnxruntime numpy pillow
+    python benchmarks/load.py --litserve .litserve/bin/python
 
 It is LitServe as its documentation has it: a form with a file in, its dynamic batching, JSON out. The engine's session, the preprocessing
 and the shape of the answer are those of `mlpmixer serve`; what is refused there before a body is parsed is not refused here.
