@@ -80,7 +80,7 @@ def _contest(mixer: tuple[int, int, int], vit: tuple[int, int], width: int, **tr
 
 CONTESTS: dict[Scale, Contest] = {  # parameters and FLOPs within a quarter of each other; a test counts them
     "small": _contest((4, 64, 32), (3, 64), 12, steps=400, rate_steps=100, evaluations=5),
-    "long": _contest((6, 96, 64), (4, 96), 20, steps=1500, rate_steps=200),
+    "long": _contest((4, 64, 32), (3, 64), 12, steps=1000, rate_steps=150),
     "full": _contest((8, 256, 128), (6, 256), 60, steps=20_000, rate_steps=2000, seeds=3, batch_size=512),
 }
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[dict[str, Any]], None]
 Scale = Literal["small", "long", "full"]
-"""small: minutes on two CPU cores; long: hours on them; full: one GPU, in pieces."""
+"""small: minutes on two CPU cores; long: an hour or more on them; full: one GPU, in pieces."""
 SAVE_S = 10.0  # of a piece's time: to save, and to end
 
 
@@ -61,7 +61,7 @@ EXPERIMENTS["cost"] = Experiment(
 EXPERIMENTS["permutation"] = Experiment(
     title="a Mixer and a ResNet on images as they are, with patches and pixels in them shuffled, with all pixels shuffled",
     source="figure 4",
-    scales={"small": "about 13 min", "long": "an hour or two", "full": "one GPU, in pieces"},
+    scales={"small": "about 13 min", "long": "about an hour", "full": "one GPU, in pieces"},
     module="permutation",
     data="cifar10",
     rivals=True,
@@ -69,7 +69,7 @@ EXPERIMENTS["permutation"] = Experiment(
 EXPERIMENTS["data-scaling"] = Experiment(
     title="a Mixer, a ViT and a ResNet on 3, 10, 30 and 100 % of the images, in equally many steps: accuracy, 5-shot",
     source="figure 2, right",
-    scales={"small": "about 15 min", "long": "three or four hours", "full": "one GPU, in pieces"},
+    scales={"small": "about 15 min", "long": "about an hour", "full": "one GPU, in pieces"},
     module="data_scaling",
     data="cifar10",
     rivals=True,
@@ -83,7 +83,7 @@ EXPERIMENTS["transfer"] = Experiment(
 EXPERIMENTS["frontier"] = Experiment(
     title="accuracy against training time and against throughput, over sizes of one family",
     source="figures 2 (left) and 3, table 3",
-    scales={"small": "about 18 min", "long": "three hours", "full": "one GPU, in pieces"},
+    scales={"small": "about 18 min", "long": "about an hour", "full": "one GPU, in pieces"},
     module="frontier",
     data="cifar10",
 )
@@ -111,7 +111,7 @@ EXPERIMENTS["seed-mnist"] = Experiment(
 EXPERIMENTS["ablation"] = Experiment(
     title="token mixing untied, over grouped channels, over learnt views, in a pyramid; what tying its weights saves",
     source="appendix A.1, section 2",
-    scales={"small": "about 10 min", "long": "two or three hours", "full": "one GPU, in pieces"},
+    scales={"small": "about 10 min", "long": "about an hour", "full": "one GPU, in pieces"},
     module="ablation",
     data="cifar10",
 )

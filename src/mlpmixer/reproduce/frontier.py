@@ -42,7 +42,7 @@ _MIDDLE = _SMALL | {"8 x 96": (8, 96, 72)}
 _LARGE = {"8 x 128": (8, 128, 96), "8 x 256": (8, 256, 192), "12 x 384": (12, 384, 288)}
 SCALES: dict[Scale, Settings] = {
     "small": Settings(sizes=_SMALL, epochs=(1, 3)),
-    "long": Settings(sizes=_MIDDLE, epochs=(2, 5, 10)),
+    "long": Settings(sizes=_MIDDLE, epochs=(1, 3)),
     "full": Settings(sizes=_MIDDLE | _LARGE, epochs=(10, 30, 100), seeds=3, recipe="small-images-30s", images=512),
 }
 

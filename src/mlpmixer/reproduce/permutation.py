@@ -31,7 +31,10 @@ MODES: dict[Mode, str] = {
 }
 NAMES = ("Mixer", "ResNet")
 CHECKED = 256  # images of the identity
-SCALES = CONTESTS | {"small": dataclasses.replace(CONTESTS["small"], steps=900, rate_steps=180, evaluations=10)}  # fewer runs, longer ones
+SCALES = CONTESTS | {  # fewer runs than elsewhere, longer ones
+    "small": dataclasses.replace(CONTESTS["small"], steps=900, rate_steps=180, evaluations=10),
+    "long": dataclasses.replace(CONTESTS["long"], steps=1500),
+}
 
 
 def orders(cfg: MixerConfig, seed: int) -> tuple[Tensor, Tensor]:
