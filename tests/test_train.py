@@ -22,7 +22,7 @@ from mlpmixer.data.augment import normalise, prepare_eval
 from mlpmixer.evaluate import evaluate
 from mlpmixer.model import count_params
 from mlpmixer.predict import load
-from mlpmixer.step import Step, load_images
+from mlpmixer.step import Kept, Step, load_images
 from mlpmixer.train import Diverged, Interrupted, restore, train
 from mlpmixer.zoo import MODELS
 
@@ -63,6 +63,26 @@ def assert_same_run(a: Path, b: Path) -> None:
         return [(x["kind"], x["step"], x["top1"]) for x in runlog.read_metrics(run / "metrics.jsonl") if x["kind"] == "eval"]
 
     assert lines(a) == lines(b)
+
+
+def test_runs_one_after_the_other_decode_their_images_once_and_are_the_runs_they_were(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[Data] = []
+
+    def counted(data: Data, *rest: Any) -> Any:
+        decoded.append(data)
+        return load_images(data, *rest)
+
+    monkeypatch.setattr("mlpmixer.step.load_images", counted)
+    kept, short = Kept(), change(BASE, run={"steps": 2})
+    train(short, out=tmp_path / "first", kept=kept)
+    assert_same_run(train(BASE, out=tmp_path / "second", kept=kept).path, undisturbed)
+    assert decoded == [BASE.data]
+    few = train(change(short, data={"train_fraction": 0.5}), out=tmp_path / "few", kept=kept)
+    larger = change(short, model={"image_size": 16})
+    train(larger, out=tmp_path / "larger", kept=kept)
+    assert len(decoded) == 3 and few.summary["train_images"] < 700
 
 
 def test_a_run_leaves_everything_needed_to_use_and_to_believe_it(undisturbed: Path) -> None:

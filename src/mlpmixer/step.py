@@ -326,3 +326,18 @@ def load_images(data: Data, model: MixerConfig, pretrained: Preprocess | None = 
     std = np.maximum(sample.std((0, 1, 2), dtype=np.float64) / 255, 1 / 255)
     exact = dataclasses.replace(shape, mean=tuple(round(float(m), 4) for m in mean), std=tuple(round(float(s), 4) for s in std))
     return Stores(splits, exact, train_store, val_store)
+
+
+class Kept:
+    """`load_images` for runs one after the other: what it gave last is given again when the same is asked for, and not decoded twice."""
+
+    def __init__(self) -> None:
+        self._asked: object = None
+        self._stores: Stores | None = None
+
+    def __call__(self, data: Data, model: MixerConfig, pretrained: Preprocess | None = None) -> Stores:
+        asked = (data, pair(model.image_size), model.in_channels, pretrained)
+        if self._stores is None or asked != self._asked:
+            self._stores = None  # before the next ones take their memory
+            self._stores, self._asked = load_images(data, model, pretrained), asked
+        return self._stores

@@ -33,7 +33,7 @@ from mlpmixer.distributed import Ranks
 from mlpmixer.evaluate import evaluate
 from mlpmixer.model import Mixer, count_params, create_model
 from mlpmixer.network import Build, with_network
-from mlpmixer.step import Start, Step, Stores, load_images
+from mlpmixer.step import Kept, Start, Step, Stores, load_images
 from mlpmixer.transfer import adapt_trained
 from mlpmixer.weights import load_weights
 
@@ -82,6 +82,7 @@ def train(
     ranks: Ranks = Ranks(),  # noqa: B008 (a value)
     stop_after_s: float | None = None,
     network: Build | None = None,
+    kept: Kept | None = None,
 ) -> RunResult:
     """Train a Mixer as `recipe` says; write model, metrics, report and checkpoints to the run directory `out`.
 
@@ -98,6 +99,7 @@ def train(
     network: train what this builds instead of a Mixer: a function (or a dataclass that can be called) of the MixerConfig, whose sizes of
         input and output it takes, to a module of images (B,C,H,W) -> logits (B,K). Give it again to resume, and to `load`. What only a
         Mixer has (kernels, Muon, locality, sizes that grow, trained weights, rates by layer) is refused.
+    kept: one `step.Kept()` for runs of the same data one after the other: the images are decoded once.
 
     Errors: ValueError for data, recipe or directory that do not fit; Diverged when the loss is not finite; Interrupted on
     Ctrl-C, SIGTERM or when the time is over, after saving; OSError when nothing can be written (the last checkpoint survives);
@@ -111,7 +113,7 @@ def train(
     # before Ctrl-C waits for the end of a step: a download may be long
     start, source = ranks.together(lambda: trained_parts(recipe, tell, teacher))
     with torch.random.fork_rng(), _stop_signal() as stop, _alarm(stop, stop_after_s):
-        return _train(recipe, network or start, source, run, tell, stop, ranks)
+        return _train(recipe, network or start, source, run, tell, stop, ranks, kept)
 
 
 def _open_run(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool) -> tuple[Path, Recipe, dict[str, Any] | None]:
@@ -136,11 +138,17 @@ def trained_parts(
     return start, open_teacher(recipe.distill.teacher, report) if teacher is None else teacher
 
 
-def first_step(recipe: Recipe, start: Start | None, source: Source, ranks: Ranks = Ranks()) -> Step:  # noqa: B008 (a value)
+def first_step(
+    recipe: Recipe,
+    start: Start | None,
+    source: Source,
+    ranks: Ranks = Ranks(),  # noqa: B008 (a value)
+    kept: Kept | None = None,
+) -> Step:
     """The data opened and the network built, before the first batch. The recipe of the Step has the number of classes of the data."""
     device = ranks.device(recipe.run.device)
     dtype = choose_precision(recipe.run.precision, device)
-    stores = load_images(recipe.data, recipe.model, start[1].preprocess if isinstance(start, tuple) else None)
+    stores = (kept or load_images)(recipe.data, recipe.model, start[1].preprocess if isinstance(start, tuple) else None)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=len(stores.splits.classes)))
     batch = min(recipe.run.batch_size, len(stores.train))
     if batch < ranks.size:
@@ -149,9 +157,18 @@ def first_step(recipe: Recipe, start: Start | None, source: Source, ranks: Ranks
     return Step(recipe, stores, device, dtype, start, teacher, ranks)
 
 
-def _train(recipe: Recipe, start: Start | None, source: Source, run: Path, tell: Report, stop: threading.Event, ranks: Ranks) -> RunResult:
+def _train(
+    recipe: Recipe,
+    start: Start | None,
+    source: Source,
+    run: Path,
+    tell: Report,
+    stop: threading.Event,
+    ranks: Ranks,
+    kept: Kept | None,
+) -> RunResult:
     started = time.monotonic()
-    step_of = ranks.together(lambda: first_step(recipe, start, source, ranks))
+    step_of = ranks.together(lambda: first_step(recipe, start, source, ranks, kept))
     recipe, stores, device, dtype = step_of.recipe, step_of.stores, step_of.device, step_of.dtype
     if not recipe.run.test:
         stores = dataclasses.replace(stores, splits=dataclasses.replace(stores.splits, test=None))

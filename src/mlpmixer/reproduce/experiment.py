@@ -19,6 +19,7 @@ from mlpmixer.reproduce.page import Page, write
 
 if TYPE_CHECKING:
     from mlpmixer.network import Build
+    from mlpmixer.step import Kept
     from mlpmixer.train import RunResult
 
 Report = Callable[[dict[str, Any]], None]
@@ -145,6 +146,7 @@ class Lab:
     parts: int = 0
     """How many calls of `train` and `measure` there will be, told by the experiment."""
     finished: int = field(default=0, init=False)
+    _kept: "Kept | None" = field(default=None, init=False)
 
     def train(self, name: str, recipe: Recipe, network: "Build | None" = None) -> "RunResult":
         """Train in out/runs/NAME, or read what is finished there, or go on with it. `data_dir` and `device` become the lab's.
@@ -153,8 +155,10 @@ class Lab:
 
         Errors: OutOfTime, after saving; whatever `train` raises.
         """
+        from mlpmixer.step import Kept
         from mlpmixer.train import Interrupted, train
 
+        self._kept = self._kept or Kept()
         recipe = dataclasses.replace(
             recipe,
             name=name,
@@ -166,7 +170,7 @@ class Lab:
             self._begin(name)
         left = None if math.isinf(self.until) else self.until - time.monotonic()
         try:
-            result = train(recipe, out=run, resume=True, report=self.report, stop_after_s=left, network=network)
+            result = train(recipe, out=run, resume=True, report=self.report, stop_after_s=left, network=network, kept=self._kept)
         except Interrupted as e:
             if time.monotonic() < self.until:
                 raise
