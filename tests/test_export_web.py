@@ -205,8 +205,9 @@ def test_an_npm_that_does_not_bring_it_is_said_in_one_line_and_nothing_is_left(
     else:
         monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(onnxruntime_web, "TIMEOUT_S", 0.5 if says.startswith("within") else 60)
+    monkeypatch.setattr("mlpmixer.export.to_onnx.write", lambda *_: pytest.fail("worked before it asked"))
     (tmp_path / "here").mkdir()
-    assert cli.main(["export", str(run), "--to", "web", "--out", str(tmp_path / "here" / "out"), "--images", "5"]) == 2
+    assert cli.main(["export", str(run), "--to", "web", "--int8", "--out", str(tmp_path / "here" / "out"), "--images", "5"]) == 2
     err = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
     assert re.search(says, err) and "--runtime FOLDER" in err and "Traceback" not in err
     assert not list((tmp_path / "here").iterdir())

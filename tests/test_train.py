@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from mlpmixer import checkpoint, runlog
 from mlpmixer.clock import parse_duration
-from mlpmixer.config import Augment, Data, Init, Optim, Recipe, Run, to_json
+from mlpmixer.config import Augment, Data, Init, MixerConfig, Optim, Recipe, Run, to_json
 from mlpmixer.data.augment import normalise, prepare_eval
 from mlpmixer.evaluate import evaluate
 from mlpmixer.model import count_params
@@ -370,6 +371,33 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(t
     first = r"(weights are not finite after|the loss is nan at) step 2"  # which is seen first is up to the processor's rounding
     with pytest.raises(Diverged, match=first + "; last good checkpoint: .*step-000000001"):
         train(recipe, out=tmp_path / "run")
+
+
+class Breaks(nn.Module):
+    """At the second step a weight that its loss does not depend on is infinite."""
+
+    def __init__(self, cfg: MixerConfig) -> None:
+        super().__init__()
+        self.head = nn.Linear(cfg.in_channels * 64, cfg.num_classes)
+        self.idle = nn.Parameter(torch.zeros(3))
+        self.steps = 0
+
+    def pre_logits(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.steps += self.training
+        if self.steps == 2:
+            self.idle.data[1] = torch.inf
+        logits: Tensor = self.head(self.pre_logits(images))
+        return logits
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    recipe = change(Recipe(name="test", model=SMALL, data=BASE.data), run={"steps": 4, "batch_size": 64, "save_every_s": 0, "log_every": 1})
+    with pytest.raises(Diverged, match=r"some weights are not finite after step 2; last good checkpoint: .*step-000000001"):
+        train(recipe, out=tmp_path / "run", network=Breaks)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000001.safetensors"]
 
 
 def test_a_disk_that_cannot_be_written_is_an_error_and_the_last_checkpoint_survives(

