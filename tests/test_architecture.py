@@ -67,7 +67,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "page": set(),
     "export": BELOW_VERBS | VERBS | {"explain", "onnx_model", "page", "__version__"},
     "bench": BELOW_VERBS | VERBS | {"export", "onnx_model", "__version__"},
-    "reproduce": BELOW_VERBS | VERBS | {"train", "probe", "rivals", "mixing", "pictures"},
+    "reproduce": BELOW_VERBS | VERBS | {"step", "train", "probe", "rivals", "mixing", "pictures"},
     "doctor": FLOOR | {"device", "kernels", "__version__"},
     "cli": None,  # the edges may import everything
     "serve": None,
