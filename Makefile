@@ -39,8 +39,8 @@ demo: setup ## train on the digits (under a minute), evaluate on test, predict a
 	@echo; echo "== mlpmixer predict $(DEMO) $(DEMO)/images"; $(BIN)/mlpmixer predict $(DEMO) $(DEMO)/images --top-k 3
 	@echo; echo "The report of the run: $(DEMO)/report.html"
 
-test: setup ## run the tests (no network, no GPU, about two minutes)
-	@$(BIN)/python -m pytest -q
+test: setup ## run the tests (no network, no GPU; eight minutes of two cores)
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup ## check style with ruff
 	@$(BIN)/ruff check .
