@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import socket
 import struct
 import subprocess
 import sys
@@ -34,11 +35,11 @@ from uvicorn.supervisors.multiprocess import Process
 
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.predict import Classifier
-from mlpmixer.serve import page
+from mlpmixer.serve import page, server
 from mlpmixer.serve.app import AllEvidence, AllFeatures, Predictions, make_app
 from mlpmixer.serve.batcher import Batcher, Closed, Full
 from mlpmixer.serve.limits import Limited
-from mlpmixer.serve.server import Workers
+from mlpmixer.serve.server import Patient, Workers, listen
 from mlpmixer.serve.settings import Settings
 from mlpmixer.serve.uploads import size_of
 
@@ -600,6 +601,34 @@ def test_a_worker_that_dies_while_it_is_asked_for_its_health_is_seen_at_once() -
     start = time.monotonic()
     workers.keep_subprocess_alive()
     assert workers.should_exit.is_set() and time.monotonic() - start < 10
+
+
+def test_connections_that_ask_nothing_make_room_for_new_ones(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS", 20)
+    config = uvicorn.Config(client.app, http=Patient, ws="none", lifespan="off", limit_concurrency=20, log_level="error")
+    with ExitStack() as stack:
+        sock = stack.enter_context(listen("127.0.0.1", 0))
+        sock.listen()  # whoever comes before the service is up waits
+        service = uvicorn.Server(config)
+        thread = threading.Thread(target=service.run, kwargs={"sockets": [sock]})
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(setattr, service, "should_exit", True)
+        address = sock.getsockname()
+
+        def ask(connection: socket.socket) -> bytes:
+            connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"\r\n\r\nok") and (part := connection.recv(1000)):
+                answer += part
+            return answer.partition(b"\r\n")[0]
+
+        opened = []
+        for _ in range(30):
+            opened.append(stack.enter_context(socket.create_connection(address, timeout=30)))
+            assert ask(opened[0]) == b"HTTP/1.1 200 OK"  # the one that asks stays, though it is the oldest
+        assert opened[1].recv(1) == b""  # closed
+        assert all(ask(connection) == b"HTTP/1.1 200 OK" for connection in opened[-9:])
 
 
 def test_the_service_imports_no_torch() -> None:

@@ -22,27 +22,41 @@ from mlpmixer.serve.metrics import FOLDER
 from mlpmixer.serve.settings import Settings
 
 HEADER_S = 10.0  # for a request's header to arrive, and for a client to take the next part of an answer
-CONNECTIONS = 1024  # of one worker; further ones get 503
+CONNECTIONS = 1024  # of one worker, half of them with nothing to do; further ones get 503
 
 
 class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """A connection that is closed when its client neither asks nor takes the answer; it is looked at from time to time."""
+    """A connection that is closed when its client neither asks nor takes the answer; it is looked at from time to time.
+
+    When there are many, a new one takes the place of the one that has had nothing to do for the longest time.
+    """
 
     _seen: Any = None
     _unsent = 0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._idle_since = self.loop.time()
         self._timer = self.loop.call_later(HEADER_S, self._look)
+        if len(self.connections) > CONNECTIONS // 2:
+            idle = [c for c in self.connections - {self} if c._is_idle() and not c.transport.is_closing()]
+            if idle:
+                min(idle, key=lambda c: c._idle_since).transport.abort()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._idle_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
         super().connection_lost(exc)
 
+    def _is_idle(self) -> bool:
+        return self.cycle is None or bool(self.cycle.response_complete)
+
     def _look(self) -> None:
-        idle = self.cycle is None or self.cycle.response_complete
         unsent = self.transport.get_write_buffer_size()
-        if (idle and self.cycle is self._seen) or (unsent and unsent >= self._unsent > 0):
+        if (self._is_idle() and self.cycle is self._seen) or (unsent and unsent >= self._unsent > 0):
             self.transport.abort()
             return
         self._seen, self._unsent = self.cycle, unsent
