@@ -23,6 +23,8 @@ from mlpmixer.step import choose_kernels
 SMALL = MixerConfig(image_size=12, patch_size=4, num_classes=5, num_blocks=2, hidden_dim=24, tokens_mlp_dim=7, channels_mlp_dim=33)
 ODD = dataclasses.replace(SMALL, image_size=(20, 28), hidden_dim=19, tokens_mlp_dim=50, channels_mlp_dim=65, activation="gelu_erf")
 
+WIDE = dataclasses.replace(ODD, image_size=(20, 20), num_blocks=1, hidden_dim=300, tokens_mlp_dim=400, channels_mlp_dim=900)  # in parts
+
 needs_compiler = pytest.mark.skipif(bool(kernels.why_not(Mixer(SMALL))), reason="needs Linux and a C compiler")
 
 
@@ -162,7 +164,7 @@ def outputs(model: Mixer, images: Tensor, dtype: torch.dtype = torch.float32) ->
 
 @needs_compiler
 @pytest.mark.parametrize("local", [False, True])
-@pytest.mark.parametrize("cfg", [SMALL, ODD])
+@pytest.mark.parametrize("cfg", [SMALL, ODD, WIDE])
 def test_inference_is_the_plain_network(cfg: MixerConfig, local: bool, fusing: bool) -> None:
     plain, _ = twins(dataclasses.replace(cfg, drop_path=0.5), local=local)
     ready = kernels.for_inference(plain)
@@ -191,6 +193,14 @@ def test_inference_keeps_what_is_not_finite_in_sight(fusing: bool) -> None:
     images = torch.randn(4, 3, 12, 12)
     images[1, 0, 3, 3] = torch.nan
     assert outputs(kernels.for_inference(plain), images).isnan().any(1).tolist() == [False, True, False, False]
+
+
+@needs_compiler
+def test_an_image_gets_the_same_bits_in_any_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block, "fuses", lambda: False)
+    ready, tokens = kernels.for_inference(twins(WIDE)[0]).blocks[0], torch.randn(5, 25, 300)
+    with torch.inference_mode():
+        assert torch.equal(ready(tokens), torch.cat([ready(t[None]) for t in tokens]))
 
 
 @needs_compiler

@@ -1,4 +1,4 @@
-"""The one seam behind which a faster implementation of a Mixer block lives: on a CPU, products by oneDNN and compiled code between them.
+"""The one seam behind which a faster implementation of a Mixer block lives: on a CPU, products by oneDNN or our own, compiled code between.
 
 `model.MixerBlock` says what is computed; tests hold the two equal, forward and backward. GPUs have torch.compile instead.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpmixer.config import MixerConfig
-from mlpmixer.kernels.block import Block, infer
+from mlpmixer.kernels.block import Block, infer, pack, packs
 from mlpmixer.kernels.native import Unavailable, library
 from mlpmixer.locality import LocalLinear
 from mlpmixer.model import Mixer, MixerBlock
@@ -41,22 +41,23 @@ class FastBlock(MixerBlock):
         return [p for norm, mlp in mixers for p in (norm.weight, norm.bias, weight(mlp.fc1), mlp.fc1.bias, weight(mlp.fc2), mlp.fc2.bias)]
 
     def operands(self, dtype: torch.dtype) -> list[Tensor]:
-        """The same with matrices and their biases in `dtype`."""
-        return [p if i % 6 < 2 else p.to(dtype) for i, p in enumerate(self.weights())]
+        """The same as `infer` takes them: matrices and their biases in `dtype`."""
+        own = [p if i % 6 < 2 else p.to(dtype) for i, p in enumerate(self.weights())]
+        return [pack(p) if p.dim() == 2 else p for p in own] if packs(dtype) else own
 
 
 class InferenceBlock(FastBlock):
-    """A FastBlock that keeps its matrices in bfloat16 for the next call, as long as they stay what they are."""
+    """A FastBlock that keeps its matrices as `infer` takes them for the next call, as long as they stay what they are."""
 
-    converted: tuple[list[tuple[int, int]], list[Tensor]] | None = None
+    converted: tuple[object, list[Tensor]] | None = None
 
     def operands(self, dtype: torch.dtype) -> list[Tensor]:
-        if dtype == torch.float32:
+        if dtype == torch.float32 and not packs(dtype):
             return self.weights()
         own = self.weights()
         if any(p.is_inference() for p in own):  # whose changes nobody counts
             return super().operands(dtype)
-        now = [(p.data_ptr(), p._version) for p in own]
+        now = dtype, [(p.data_ptr(), p._version) for p in own]
         if self.converted is None or self.converted[0] != now:
             self.converted = now, super().operands(dtype)
         return self.converted[1]

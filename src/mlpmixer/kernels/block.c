@@ -152,18 +152,25 @@ void gelu_backward(const T *u, T *dh, T *h, float *db, int64_t M, int64_t D, int
     free(parts);
 }
 
-/* LayerNorm of `rows` rows of C values, eps 1e-6 (official Flax), in place; the mean and 1/deviation of each row */
+/* The mean and 1/deviation of a row of C values, eps 1e-6 (official Flax) */
+static inline void moments(const float *row, int64_t C, float *mean, float *rstd) {
+    float sum = 0, square = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t c = 0; c < C; c++)
+        sum += row[c];
+    float m = sum / (float)C;
+#pragma omp simd reduction(+ : square)
+    for (int64_t c = 0; c < C; c++)
+        square += (row[c] - m) * (row[c] - m);
+    *mean = m;
+    *rstd = 1.0f / sqrtf(square / (float)C + 1e-6f);
+}
+
+/* LayerNorm of `rows` rows of C values, in place; the mean and 1/deviation of each row */
 static inline void normalise(float *tile, int64_t rows, int64_t C, const float *gamma, const float *beta, float *mean, float *rstd) {
     for (int64_t i = 0; i < rows; i++) {
-        float *row = tile + i * C, sum = 0, square = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t c = 0; c < C; c++)
-            sum += row[c];
-        float m = sum / (float)C;
-#pragma omp simd reduction(+ : square)
-        for (int64_t c = 0; c < C; c++)
-            square += (row[c] - m) * (row[c] - m);
-        float r = 1.0f / sqrtf(square / (float)C + 1e-6f);
+        float *row = tile + i * C, m, r;
+        moments(row, C, &m, &r);
 #pragma omp simd
         for (int64_t c = 0; c < C; c++)
             row[c] = (row[c] - m) * r * gamma[c] + beta[c];
@@ -312,3 +319,181 @@ void to_columns(const T *g, const float *scale, T *d, float *db, int64_t B, int6
     gather(parts, threads, S, db);
     free(parts);
 }
+
+#ifndef BFLOAT16
+/* ---- A whole block for inference, products included: for processors whose libraries leave room.
+ *
+ * Both MLPs are products from the left, w2 gelu(w1 y + b1) + b2, of y with one column for each thing they are applied to: a channel in
+ * token mixing, where y is LayerNorm(x) as it lies in memory (a patch in each row), and a token in channel mixing. Columns are taken
+ * LANES at a time, as a panel (rows, LANES) that lies together, and few enough panels that all that belongs to them stays in the second
+ * level of cache while the weights come by, in tiles of TALL rows, packed in the order in which they are read. So nothing else is
+ * transposed but the tokens, and each hidden value goes from its product into the next one.
+ */
+
+enum { TALL = 6, LANES = 16, NEAR = 1 << 20, MANY = 8, DEEP = 384 };
+/* At a time: NEAR bytes or MANY panels, whatever is less, of them DEEP hidden values of each column */
+
+typedef float vector __attribute__((vector_size(32), aligned(4), may_alias));
+
+static inline int64_t tiles(int64_t rows) { return (rows + TALL - 1) / TALL; }
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* w (M, K) -> (tiles, K, TALL); what the last tile has too many repeats the last row */
+void pack(const float *w, float *packed, int64_t M, int64_t K) {
+#pragma omp parallel for schedule(static)
+    for (int64_t tile = 0; tile < tiles(M); tile++) {
+        const float *row[TALL];
+        for (int i = 0; i < TALL; i++)
+            row[i] = w + least(tile * TALL + i, M - 1) * K;
+        float *to = packed + tile * K * TALL;
+        for (int64_t k = 0; k < K; k++)
+#pragma GCC unroll 6
+            for (int i = 0; i < TALL; i++)
+                to[k * TALL + i] = row[i][k];
+    }
+}
+
+/* out (panels, tiles * TALL, LANES) += w b, of M rows of a packed w, whose tiles are `stride` apart, and b (panels, K, LANES); panels are
+ * `b_step` and `out_step` apart */
+static void add_product(const float *w, int64_t stride, const float *b, int64_t b_step, float *out, int64_t out_step, int64_t M, int64_t K,
+                        int64_t panels) {
+    for (int64_t tile = 0; tile < tiles(M); tile++)
+        for (int64_t p = 0; p < panels; p++) {
+            const float *wk = w + tile * stride, *bk = b + p * b_step;
+            float *to = out + p * out_step + tile * TALL * LANES;
+            vector sum[TALL][2];
+#pragma GCC unroll 6
+            for (int i = 0; i < TALL; i++) {
+                sum[i][0] = *(vector *)(to + i * LANES);
+                sum[i][1] = *(vector *)(to + i * LANES + 8);
+            }
+            for (int64_t k = 0; k < K; k++, wk += TALL, bk += LANES) {
+                vector b0 = *(const vector *)bk, b1 = *(const vector *)(bk + 8);
+#pragma GCC unroll 6
+                for (int i = 0; i < TALL; i++) {
+                    sum[i][0] += wk[i] * b0;
+                    sum[i][1] += wk[i] * b1;
+                }
+            }
+#pragma GCC unroll 6
+            for (int i = 0; i < TALL; i++) {
+                *(vector *)(to + i * LANES) = sum[i][0];
+                *(vector *)(to + i * LANES + 8) = sum[i][1];
+            }
+        }
+}
+
+static void fill(float *panels, int64_t step, const float *bias, int64_t rows, int64_t count) {
+    for (int64_t p = 0; p < count; p++)
+        for (int64_t i = 0; i < rows; i++)
+            for (int j = 0; j < LANES; j++)
+                panels[p * step + i * LANES + j] = bias[i];
+}
+
+typedef struct { /* of K values into K by D hidden ones; the weights are packed */
+    const float *w1, *b1, *w2, *b2;
+    int64_t K, D, depth, panels; /* hidden values of a column, and panels, that are computed at a time */
+} MLP;
+
+static MLP mlp_of(const float *w1, const float *b1, const float *w2, const float *b2, int64_t K, int64_t D) {
+    int64_t parts = (D + DEEP - 1) / DEEP, depth = tiles((D + parts - 1) / parts) * TALL;
+    int64_t fit = NEAR / ((2 * K + depth) * LANES * (int64_t)sizeof(float));
+    return (MLP){w1, b1, w2, b2, K, D, depth, fit < 1 ? 1 : least(fit, MANY)};
+}
+
+static inline int64_t out_step(const MLP *m) { return tiles(m->K) * TALL * LANES; }
+
+/* panels y (count, K, LANES), each K * LANES from the next -> out = w2 gelu(w1 y + b1) + b2, each out_step from the next */
+static void apply(const MLP *m, const float *y, float *h, float *out, int64_t count, int64_t erf) {
+    fill(out, out_step(m), m->b2, m->K, count);
+    for (int64_t d = 0; d < m->D; d += m->depth) {
+        int64_t depth = least(m->depth, m->D - d), step = m->depth * LANES;
+        fill(h, step, m->b1 + d, depth, count);
+        add_product(m->w1 + d * m->K, m->K * TALL, y, m->K * LANES, h, step, depth, m->K, count);
+        for (int64_t p = 0; p < count; p++) {
+            float *u = h + p * step, slope;
+            if (erf) {
+#pragma omp simd private(slope)
+                for (int64_t i = 0; i < depth * LANES; i++)
+                    u[i] = gelu_erf(u[i], &slope);
+            } else {
+#pragma omp simd private(slope)
+                for (int64_t i = 0; i < depth * LANES; i++)
+                    u[i] = gelu_tanh(u[i], &slope);
+            }
+        }
+        add_product(m->w2 + d * TALL, m->D * TALL, h, step, out, out_step(m), m->K, depth, count);
+    }
+}
+
+/* Tokens x -> out, the block of equation (1). The four matrices are packed; mean, rstd (B, S). */
+void infer_block(const float *x, const float *gamma1, const float *beta1, const float *w1, const float *b1, const float *w2, const float *b2,
+                 const float *gamma2, const float *beta2, const float *w3, const float *b3, const float *w4, const float *b4, float *mean,
+                 float *rstd, float *out, int64_t B, int64_t S, int64_t C, int64_t DS, int64_t DC, int64_t erf) {
+    MLP tokens = mlp_of(w1, b1, w2, b2, S, DS), channels = mlp_of(w3, b3, w4, b4, C, DC);
+    int64_t each = B * ((C + LANES - 1) / LANES) / omp_get_max_threads(); /* panels of a thread in token mixing */
+    tokens.panels = each < 1 ? 1 : least(tokens.panels, each);
+    int64_t wide = tokens.panels * LANES, groups = (C + wide - 1) / wide, rows = B * S;
+    size_t size = 0; /* of what a thread needs for y, h and out */
+    for (int i = 0; i < 2; i++) {
+        const MLP *m = i ? &channels : &tokens;
+        size_t s = (size_t)(m->panels * ((m->K + m->depth) * LANES + out_step(m))) * sizeof(float);
+        size = s > size ? s : size;
+    }
+#pragma omp parallel
+    {
+        float *y = aligned_alloc(64, (size + 63) / 64 * 64);
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < rows; t++)
+            moments(x + t * C, C, mean + t, rstd + t);
+
+        float *h = y + tokens.panels * S * LANES, *z = h + tokens.panels * tokens.depth * LANES;
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t b = 0; b < B; b++)
+            for (int64_t g = 0; g < groups; g++) {
+                int64_t c0 = g * wide, count = least(tokens.panels, (C - c0 + LANES - 1) / LANES);
+                for (int64_t p = 0; p < count; p++)
+                    for (int64_t s = 0; s < S; s++) {
+                        int64_t t = b * S + s, c = c0 + p * LANES, there = least(LANES, C - c);
+                        float *to = y + (p * S + s) * LANES;
+                        for (int64_t j = 0; j < there; j++)
+                            to[j] = (x[t * C + c + j] - mean[t]) * rstd[t] * gamma1[c + j] + beta1[c + j];
+                        for (int64_t j = there; j < LANES; j++)
+                            to[j] = 0;
+                    }
+                apply(&tokens, y, h, z, count, erf);
+                for (int64_t p = 0; p < count; p++)
+                    for (int64_t s = 0; s < S; s++) {
+                        int64_t at = (b * S + s) * C + c0 + p * LANES, there = least(LANES, C - c0 - p * LANES);
+                        for (int64_t j = 0; j < there; j++)
+                            out[at + j] = x[at + j] + z[p * out_step(&tokens) + s * LANES + j];
+                    }
+            }
+
+        h = y + channels.panels * C * LANES, z = h + channels.panels * channels.depth * LANES;
+        int64_t first, last;
+        share((rows + LANES - 1) / LANES, &first, &last);
+        for (int64_t p0 = first; p0 < last; p0 += channels.panels) {
+            int64_t count = least(channels.panels, last - p0);
+            for (int64_t t = p0 * LANES; t < (p0 + count) * LANES; t++) {
+                float *to = y + (t / LANES - p0) * C * LANES + t % LANES, m, r;
+                if (t < rows) {
+                    const float *row = out + t * C;
+                    moments(row, C, &m, &r);
+                    for (int64_t c = 0; c < C; c++)
+                        to[c * LANES] = (row[c] - m) * r * gamma2[c] + beta2[c];
+                } else
+                    for (int64_t c = 0; c < C; c++)
+                        to[c * LANES] = 0;
+            }
+            apply(&channels, y, h, z, count, erf);
+            for (int64_t t = p0 * LANES; t < least((p0 + count) * LANES, rows); t++) {
+                const float *from = z + (t / LANES - p0) * out_step(&channels) + t % LANES;
+                for (int64_t c = 0; c < C; c++)
+                    out[t * C + c] += from[c * LANES];
+            }
+        }
+        free(y);
+    }
+}
+#endif
