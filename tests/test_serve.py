@@ -13,8 +13,8 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -603,9 +603,10 @@ def test_a_worker_that_dies_while_it_is_asked_for_its_health_is_seen_at_once() -
     assert workers.should_exit.is_set() and time.monotonic() - start < 10
 
 
-def test_connections_that_ask_nothing_make_room_for_new_ones(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "CONNECTIONS", 20)
-    config = uvicorn.Config(client.app, http=Patient, ws="none", lifespan="off", limit_concurrency=20, log_level="error")
+@contextmanager
+def listening(client: TestClient, connections: int) -> Iterator[Callable[[], socket.socket]]:
+    """The app behind a real socket: what opens a connection to it."""
+    config = uvicorn.Config(client.app, http=Patient, ws="none", lifespan="off", limit_concurrency=connections, log_level="error")
     with ExitStack() as stack:
         sock = stack.enter_context(listen("127.0.0.1", 0))
         sock.listen()  # whoever comes before the service is up waits
@@ -614,21 +615,41 @@ def test_connections_that_ask_nothing_make_room_for_new_ones(client: TestClient,
         thread.start()
         stack.callback(thread.join)
         stack.callback(setattr, service, "should_exit", True)
-        address = sock.getsockname()
+        yield lambda: stack.enter_context(socket.create_connection(sock.getsockname(), timeout=30))
 
-        def ask(connection: socket.socket) -> bytes:
-            connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
-            answer = b""
-            while not answer.endswith(b"\r\n\r\nok") and (part := connection.recv(1000)):
-                answer += part
-            return answer.partition(b"\r\n")[0]
 
+def test_connections_that_ask_nothing_make_room_for_new_ones(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(connection: socket.socket) -> bytes:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"\r\n\r\nok") and (part := connection.recv(1000)):
+            answer += part
+        return answer.partition(b"\r\n")[0]
+
+    monkeypatch.setattr(server, "CONNECTIONS", 20)
+    with listening(client, 20) as connect:
         opened = []
         for _ in range(30):
-            opened.append(stack.enter_context(socket.create_connection(address, timeout=30)))
+            opened.append(connect())
             assert ask(opened[0]) == b"HTTP/1.1 200 OK"  # the one that asks stays, though it is the oldest
         assert opened[1].recv(1) == b""  # closed
         assert all(ask(connection) == b"HTTP/1.1 200 OK" for connection in opened[-9:])
+
+
+@pytest.mark.parametrize("kind", [b"text/plain", b"image/jpeg"])  # refused before the body is read, and while it is
+def test_a_body_that_is_no_http_is_no_error_of_the_service(client: TestClient, kind: bytes) -> None:
+    header = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-type: " + kind + b"\r\n\r\n"
+    with listening(client, 20) as connect:
+        at_once, later = connect(), connect()
+        at_once.sendall(header + b"no chunk\r\n")
+        assert at_once.recv(1000).startswith(b"HTTP/1.1 400 ")
+        later.sendall(header)
+        time.sleep(0.2)
+        later.sendall(b"no chunk\r\n")
+        assert re.match(b"HTTP/1.1 4[01][05] ", later.recv(1000))
+        while later.recv(1000):
+            pass
+    assert 'status="500"' not in client.get("/metrics").text
 
 
 def test_the_service_imports_no_torch() -> None:

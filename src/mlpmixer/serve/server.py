@@ -51,6 +51,13 @@ class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._timer.cancel()
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        if not self._is_idle():  # the body is no HTTP: what the app says goes nowhere from now on
+            self.cycle.disconnected = True
+            if self.cycle.response_started:
+                return self.transport.close()
+        super().send_400_response(msg)
+
     def _is_idle(self) -> bool:
         return self.cycle is None or bool(self.cycle.response_complete)
 
