@@ -3,6 +3,7 @@
 Runs in an environment of its own, with LitServe, which is no dependency of this package, and mlpmixer without torch:
 
     python -m venv .litserve && .litserve/bin/pip install litserve python-multipart onnxruntime numpy pillow
+    .litserve/bin/pip install --no-deps .
     python benchmarks/load.py --litserve .litserve/bin/python
 
 It is LitServe as its documentation has it: a form with a file in, its dynamic batching, JSON out. The engine's session, the preprocessing

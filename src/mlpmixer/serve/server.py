@@ -55,7 +55,8 @@ class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         if not self._is_idle():  # the body is no HTTP: what the app says goes nowhere from now on
             self.cycle.disconnected = True
             if self.cycle.response_started:
-                return self.transport.close()
+                self.transport.close()
+                return
         super().send_400_response(msg)
 
     def _is_idle(self) -> bool:
