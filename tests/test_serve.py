@@ -627,6 +627,7 @@ def test_connections_that_ask_nothing_make_room_for_new_ones(client: TestClient,
         return answer.partition(b"\r\n")[0]
 
     monkeypatch.setattr(server, "CONNECTIONS", 20)
+    monkeypatch.setattr(server, "YOUNG_S", 0.0)
     with listening(client, 20) as connect:
         opened = []
         for _ in range(30):

@@ -23,12 +23,14 @@ from mlpmixer.serve.settings import Settings
 
 HEADER_S = 10.0  # for a request's header to arrive, and for a client to take the next part of an answer
 CONNECTIONS = 1024  # of one worker, half of them with nothing to do; further ones get 503
+YOUNG_S = 1.0
 
 
 class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """A connection that is closed when its client neither asks nor takes the answer; it is looked at from time to time.
 
-    When there are many, a new one takes the place of the one that has had nothing to do for the longest time.
+    When there are many, a new one takes the place of those that have had nothing to do for the longest time, YOUNG_S at least: of many
+    that come at once each is given the time to ask.
     """
 
     _seen: Any = None
@@ -38,10 +40,11 @@ class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         super().connection_made(transport)
         self._idle_since = self.loop.time()
         self._timer = self.loop.call_later(HEADER_S, self._look)
-        if len(self.connections) > CONNECTIONS // 2:
-            idle = [c for c in self.connections - {self} if c._is_idle() and not c.transport.is_closing()]
-            if idle:
-                min(idle, key=lambda c: c._idle_since).transport.abort()
+        if (excess := len(self.connections) - CONNECTIONS // 2) > 0:
+            before = self._idle_since - YOUNG_S
+            idle = [c for c in self.connections if c._is_idle() and c._idle_since <= before and not c.transport.is_closing()]
+            for connection in sorted(idle, key=lambda c: c._idle_since)[:excess]:
+                connection.transport.abort()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
