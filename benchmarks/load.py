@@ -2,9 +2,9 @@
 
 S/16 at 224 px with random weights, in float32 and int8, unless --export names a file. In turns, so that what drifts on the machine meets
 all of them: the bare engine in this process (uint8 images that are in memory, at the batch size that is best for it), then each server
-under as many requests at a time as --connections says, one image each; `share_of_bare` is the median over the turns of a server's
-images/s by the mean of the bare engine's before and after. Then half of that rate, by Poisson arrivals or evenly spaced: latencies count
-from the moment a request should have been sent, so that a server that stands still pays for it.
+under as many requests at a time as --connections says, one image each; whoever is not measured stands still. `share_of_bare` is the
+median over the turns of a server's images/s by the mean of the bare engine's before and after. Then half of that rate, by Poisson
+arrivals or evenly spaced: latencies count from the moment a request should have been sent, so that a server that stands still pays for it.
 
 Requests are JPEG files of the model's size, and of a photograph's. `decode_ms` is what one costs to decode and fit, alone on one thread,
 in processor time; `server_cpu` and `client_cpu` are processor seconds a second, of all cores. The answers are compared with the engine's
@@ -26,7 +26,8 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ from mlpmixer.serve.server import listen
 BATCHES = (1, 2, 4, 8, 16, 32)
 CORES = len(os.sched_getaffinity(0))
 OURS, RIVAL = "mlpmixer serve", "LitServe"
+
+
+@contextmanager
+def alone(servers: dict[str, Server], name: str = "") -> Iterator[None]:
+    """All servers but the named one stand still while the block runs."""
+    with ExitStack() as stack:
+        for other, server in servers.items():
+            if other != name:
+                stack.enter_context(server.standing_still())
+        yield
 
 
 def bare(model: Exported, batch: int, seconds: float) -> float:
@@ -167,7 +178,8 @@ def measure(precision: str, file: Path, args: argparse.Namespace) -> list[dict[s
             servers[RIVAL] = stack.enter_context(serving([*rival, *shlex.split(args.litserve_options)], port, "/health"))
         model = load(file, engine=engine, threads=0 if workers > 1 else threads)
         assert isinstance(model, Exported)
-        by_batch = best_batch(model, args.seconds / 5)
+        with alone(servers):
+            by_batch = best_batch(model, args.seconds / 5)
         batch = max(by_batch, key=lambda b: by_batch[b])
         print(f"{precision}: {model.runtime} alone: " + ", ".join(f"{n:.1f} images/s at {b}" for b, n in by_batch.items()), flush=True)
         for width, height in (model.preprocess.image_size[::-1], tuple(map(int, args.photo.split("x")))):
@@ -180,21 +192,25 @@ def measure(precision: str, file: Path, args: argparse.Namespace) -> list[dict[s
                 asked = [r.replace(path, b"/predict", 1) for r in requests] if name == RIVAL else requests
                 asyncio.run(require_right(server.port, name, model, files, asked))
             shares: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
-            before = bare(model, batch, args.seconds / 3)
+            with alone(servers):
+                before = bare(model, batch, args.seconds / 3)
             for _ in range(args.turns):
                 for name, server in servers.items():
                     images, batches = batches_of(server) if name == OURS else (0.0, 0.0)
                     start, server_cpu, client_cpu = time.perf_counter(), server.cpu_s(), time.process_time()
-                    rate, refused = asyncio.run(saturate(server.port, requests, args.connections, args.seconds))
+                    with alone(servers, name):
+                        rate, refused = asyncio.run(saturate(server.port, requests, args.connections, args.seconds))
                     took = time.perf_counter() - start
                     server_cpu, client_cpu = (server.cpu_s() - server_cpu) / took, (time.process_time() - client_cpu) / took
                     more_images, more_batches = batches_of(server) if name == OURS else (0.0, 0.0)
-                    after = bare(model, batch, args.seconds / 3)
+                    with alone(servers):
+                        after = bare(model, batch, args.seconds / 3)
                     turn = {"rate": rate, "bare": (before + after) / 2, "refused": refused, "server_cpu": server_cpu}
                     turn |= {"client_cpu": client_cpu, "batch": (more_images - images) / max(more_batches - batches, 1)}
                     shares[name].append(turn)
                     before = after
-            ms = decode_ms(model, files, args.seconds / 10)
+            with alone(servers):
+                ms = decode_ms(model, files, args.seconds / 10)
             for name, server in servers.items():
                 turns = shares[name]
                 middle = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
@@ -222,7 +238,8 @@ def measure(precision: str, file: Path, args: argparse.Namespace) -> list[dict[s
                 }
                 for arrivals in ("poisson", "even"):
                     half = middle["rate"] / 2
-                    found = asyncio.run(at_rate(server.port, requests, half, args.latency_seconds, arrivals))
+                    with alone(servers, name):
+                        found = asyncio.run(at_rate(server.port, requests, half, args.latency_seconds, arrivals))
                     p50, p90, p99 = (percentile(found[0], p) for p in (50, 90, 99)) if found[0] else (float("nan"),) * 3
                     figures = {"requests": len(found[0]), "p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "p99_by_p50": p99 / p50}
                     row |= {f"{arrivals}_{key}": round(value, 2) for key, value in figures.items()} | {f"{arrivals}_not_answered": found[1]}
