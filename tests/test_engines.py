@@ -11,6 +11,7 @@ import sys
 import threading
 import typing
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -166,9 +167,19 @@ def test_threads_are_as_many_as_asked_for_and_afterwards_as_many_as_before(made:
         np.testing.assert_allclose(one(pixels, "probabilities")[0], free(pixels, "probabilities")[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.xml", "model.pt2"])
-def test_several_threads_may_ask_at_once(name: str, made: Path) -> None:
-    found = load(made / name)
+@pytest.fixture
+def torch_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("name", ["model.onnx", "model.xml", "model.pt2", "run"])
+def test_several_threads_may_ask_at_once(name: str, streams: int, made: Path, run: Path, torch_threads: None) -> None:
+    found = load(run if name == "run" else made / name, streams=streams)
+    assert found.runtime and found.runtime.streams == streams
+    assert (", 2 streams of " in str(found.runtime)) == (streams == 2) and bool(found.runtime.threads) == (streams == 2)
     batches = [pixels_for(found, n) for n in range(1, 9)]
     alone_ = [found.probabilities(batch) for batch in batches]
     start = threading.Barrier(4)

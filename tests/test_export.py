@@ -659,7 +659,7 @@ def test_a_graph_that_is_not_what_its_metadata_say_is_refused(bundle: Path, tmp_
     larger = dataclasses.replace(meta, preprocess=dataclasses.replace(meta.preprocess, image_size=(10**9, 10**9)))
     with pytest.raises(ValueError, match="speak of images"):
         load(graph_with(path, larger, "b", p))
-    session, runtime = open_session(graph_with(path, meta, "b", p), None, "float32", 1)
+    session, runtime = open_session(graph_with(path, meta, "b", p), None, "float32", 1, 1)
     lying = dataclasses.replace(session, compute=lambda images, outputs: [np.ones((1, 3), np.float32)])
     monkeypatch.setattr("mlpmixer.exported.open_session", lambda *_: (lying, runtime))
     with pytest.raises(ValueError, match=r"answers 1 images with probabilities of shape \(1, 3\)"):

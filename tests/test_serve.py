@@ -33,6 +33,9 @@ from starlette.testclient import TestClient
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Process
 
+from mlpmixer.cli import serving
+from mlpmixer.cli.serving import Serve
+from mlpmixer.cli.using import Computing
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.predict import Classifier
 from mlpmixer.serve import page, server
@@ -473,7 +476,7 @@ def batched(engine: Engine, *asked: tuple[str, list[np.ndarray]], max_batch: int
     """The answers to requests that all wait while the engine is busy with a first one."""
 
     async def run() -> list[Any]:
-        batcher = Batcher({"a": engine, "b": engine}, max_batch=max_batch, places=100, observe=lambda *_: None)
+        batcher = Batcher({"a": engine, "b": engine}, batch_s=1e9, max_batch=max_batch, places=100, observe=lambda *_: None)
         first = asyncio.create_task(batcher.ask("a", numbers(0)))
         while batcher.busy_since is None:
             await asyncio.sleep(0.005)
@@ -513,7 +516,7 @@ def test_places_are_kept_until_the_answer_and_a_cancelled_question_leaves_the_qu
     engine = Engine()
 
     async def run() -> None:
-        batcher = Batcher({"a": engine}, max_batch=1, places=3, observe=lambda *_: None)
+        batcher = Batcher({"a": engine}, batch_s=1, max_batch=1, places=3, observe=lambda *_: None)
         with batcher.admit(2):
             with pytest.raises(Full), batcher.admit(2):
                 pass
@@ -537,6 +540,103 @@ def test_places_are_kept_until_the_answer_and_a_cancelled_question_leaves_the_qu
 
     asyncio.run(run())
     assert engine.batches == [[1], [4]]
+
+
+@pytest.mark.parametrize(("waiting", "sizes"), [([1, 1], [1, 1]), ([5], [2, 3]), ([2, 9], [5, 6]), ([20], [8, 8])])
+def test_streams_compute_at_the_same_time_and_share_what_waits(waiting: list[int], sizes: list[int]) -> None:
+    both, first = threading.Barrier(2, timeout=10), list[int]()
+
+    def engine(images: np.ndarray) -> list[float]:
+        if images.any() and len(first) < 2:
+            first.append(len(images))
+            both.wait()  # one after the other they would never meet
+        return images[:, 0, 0, 0].tolist()
+
+    async def run() -> None:
+        batcher = Batcher({"a": engine}, streams=2, batch_s=1e9, max_batch=8, places=100, observe=lambda *_: None)
+        await batcher.ask("a", numbers(0))  # so that it knows how long one takes
+        asked = [numbers(*range(i, i + count)) for i, count in enumerate(waiting, 1)]
+        with batcher._changed:  # none is begun before all wait
+            tasks = [asyncio.create_task(batcher.ask("a", images)) for images in asked]
+            await asyncio.sleep(0)
+        for images, answer in zip(asked, await asyncio.gather(*tasks), strict=True):
+            assert answer == [image[0, 0, 0] for image in images]
+        assert await asyncio.to_thread(batcher.close, 5) and not batcher.alive
+
+    asyncio.run(run())
+    assert sorted(first) == sizes
+
+
+def test_a_batch_has_as_many_images_as_are_computed_in_the_time_it_is_given() -> None:
+    sizes: list[int] = []
+    seconds = 0.0
+
+    def engine(images: np.ndarray) -> list[float]:
+        sizes.append(len(images))
+        time.sleep(seconds * len(images))
+        return images[:, 0, 0, 0].tolist()
+
+    async def run() -> None:
+        nonlocal seconds
+        batcher = Batcher({"a": engine}, batch_s=0.07, max_batch=16, places=200, observe=lambda *_: None)
+        for each, count in ((0.02, 8), (0.0, 150), (0.08, 24)):
+            seconds = each
+            assert await batcher.ask("a", numbers(*range(count))) == list(range(count))
+            sizes.append(0)
+        await asyncio.to_thread(batcher.close, 5)
+
+    asyncio.run(run())
+    slow, fast, slower = (list(map(int, part.split())) for part in " ".join(map(str, sizes)).split(" 0")[:3])
+    assert slow[0] == 1 and 1 < max(slow) <= 3  # a sleep takes longer, never less
+    assert max(fast) == 16 and slower[-1] == 1
+
+
+def test_a_graph_of_a_fixed_batch_gets_as_many_as_it_computes_anyway() -> None:
+    sizes: list[int] = []
+
+    def engine(images: np.ndarray) -> list[float]:
+        sizes.append(len(images))
+        time.sleep(0.05)
+        return images[:, 0, 0, 0].tolist()
+
+    async def run() -> None:
+        batcher = Batcher({"a": engine}, batch_s=0.01, min_batch=8, max_batch=4, places=99, observe=lambda *_: None)
+        assert await batcher.ask("a", numbers(*range(20))) == list(range(20))
+        await asyncio.to_thread(batcher.close, 5)
+
+    asyncio.run(run())
+    assert sizes == [8, 8, 4]
+
+
+def test_the_oldest_of_the_batches_says_how_long_the_engine_has_been_at_work() -> None:
+    gates = [threading.Event(), threading.Event()]
+
+    def engine(images: np.ndarray) -> list[int]:
+        gates[int(images[0, 0, 0, 0])].wait(10)
+        return [0]
+
+    async def run() -> None:
+        batcher = Batcher({"a": engine}, streams=2, batch_s=1, max_batch=1, places=9, observe=lambda *_: None)
+
+        async def ask(i: int) -> "asyncio.Task[list[Any]]":
+            task = asyncio.create_task(batcher.ask("a", numbers(i)))
+            await asyncio.sleep(0.1)
+            return task
+
+        assert batcher.busy_since is None
+        one, since = await ask(0), batcher.busy_since
+        other = await ask(1)
+        assert since and batcher.busy_since == since
+        gates[0].set()
+        await one
+        await asyncio.sleep(0.05)
+        assert batcher.busy_since and batcher.busy_since > since + 0.05
+        closing = asyncio.create_task(asyncio.to_thread(batcher.close, 0.1))
+        assert await closing is False and not batcher.alive  # the one that is free has ended
+        gates[1].set()
+        assert await other == [0] and await asyncio.to_thread(batcher.close, 5)
+
+    asyncio.run(run())
 
 
 # --- what else it says ------------------------------------------------------------------------------------------------
@@ -590,6 +690,24 @@ def test_the_description_names_every_question_and_every_status(client: TestClien
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Settings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "streams"),
+    [
+        ({}, 4, 2),
+        ({}, 1, 1),
+        ({"workers": 2}, 4, 1),
+        ({"computing": Computing(threads=2)}, 4, 1),
+        ({"run": "runs/a", "device": "cpu"}, 4, 2),
+    ],
+)
+def test_a_worker_that_has_all_cores_computes_two_batches_at_a_time(
+    asked: dict[str, Any], cores: int, streams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "cores", lambda: cores)
+    assert Serve(**{"run": "a.onnx"} | asked).streams_of_a_worker() == streams
+    assert Serve(**{"run": "a.onnx"} | asked, streams=3).streams_of_a_worker() == 3
 
 
 def test_a_worker_that_dies_while_it_is_asked_for_its_health_is_seen_at_once() -> None:

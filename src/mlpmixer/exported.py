@@ -75,11 +75,12 @@ def export_at(name: str | os.PathLike[str]) -> Path | None:
     return path if path.suffix in SUFFIXES else path / MODEL if (path / MANIFEST).is_file() else None
 
 
-def open_export(file: Path, *, engine: str | None = None, precision: Precision = "float32", threads: int = 0) -> Export:
+def open_export(file: Path, *, engine: str | None = None, precision: Precision = "float32", streams: int = 1, threads: int = 0) -> Export:
     """The export in a file that `export_at` has found, ready to compute.
 
     engine: a name of `engines.ENGINES`; None: onnxruntime for .onnx, openvino for .xml, torch for .pt2.
-    precision: of what is float in the model. threads: 0 leaves it to the engine, which takes one for each core.
+    precision: of what is float in the model. streams: calls that are computed at the same time, each on `threads`, with 0 on its share of
+        the cores; of one 0 leaves it to the engine, which takes one for each core.
 
     Errors: ValueError when the engine is unknown, not installed, or not for such a file or precision, and for a file that is missing,
     damaged, not written by `mlpmixer export`, or not the one that the bundle or the .xml beside it was made with.
@@ -87,7 +88,7 @@ def open_export(file: Path, *, engine: str | None = None, precision: Precision =
     if file.name == MODEL:
         require_same_files(file.parent)
     require_file(file)
-    session, runtime = open_session(file, engine, precision, threads)
+    session, runtime = open_session(file, engine, precision, streams, threads)
     meta, made, weights = _read_metadata(session.metadata, file)
     runtime = dataclasses.replace(runtime, int8=bool(made.get("int8")))
     if session.weights and digest(session.weights) != weights:

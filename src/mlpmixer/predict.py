@@ -24,7 +24,7 @@ from PIL import Image
 from mlpmixer.config import Method
 from mlpmixer.data.images import IMAGE_SUFFIXES, Pixels
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.engines import Precision, Runtime, require_threads
+from mlpmixer.engines import Precision, Runtime, threads_each
 from mlpmixer.exported import FEATURES, PROBABILITIES, Export, export_at, open_export
 
 if TYPE_CHECKING:
@@ -192,6 +192,7 @@ def load(
     device: str = "cpu",
     engine: str | None = None,
     precision: Precision = "float32",
+    streams: int = 1,
     threads: int = 0,
     image_size: "int | Size | None" = None,
     patch_size: "int | Size | None" = None,
@@ -207,7 +208,9 @@ def load(
 
     engine: what computes an export, see `exported.open_export`; a run is computed by torch.
     precision: bfloat16 is faster where the device has it, with about three digits (in torch: autocast).
-    threads: on the CPU; 0: as many as the engine chooses.
+    streams: calls that are computed at the same time, on the CPU, where several threads ask: more images a second than one after the other
+        on all cores, and each takes longer. More than one make torch keep to `threads` in the whole process.
+    threads: of each stream, on the CPU; 0: as many as the engine chooses, or of several streams the cores shared out.
     image_size, patch_size (pixels), in_channels: use it at others, without further training; `transfer.adapt` says what each does to the
         accuracy, and what `resize` (its method) and `magnified` are. The preprocessing follows.
     report: receives the progress of a download.
@@ -220,7 +223,7 @@ def load(
             raise ValueError(f"{os.fspath(path)} is an export, of one size for good: export the run itself at another one")
         if device not in ("auto", "cpu"):
             raise ValueError(f"{os.fspath(path)} is an export, which is computed on the CPU: device={device!r} is for runs")
-        return Exported(open_export(export, engine=engine, precision=precision, threads=threads))
+        return Exported(open_export(export, engine=engine, precision=precision, streams=streams, threads=threads))
     if engine not in (None, "torch"):
         raise ValueError(f"{os.fspath(path)} is no export, so torch computes it, not {engine}: mlpmixer export makes one of a run")
     from mlpmixer.weights import load_file, locate
@@ -231,14 +234,14 @@ def load(
 
         if (image_size, patch_size, in_channels) != (None, None, None):
             raise ValueError("only a Mixer comes to other sizes: leave image_size, patch_size and in_channels out")
-        return from_network(*load_model(file, network), device=device, precision=precision, threads=threads, path=file)
+        return from_network(*load_model(file, network), device=device, precision=precision, streams=streams, threads=threads, path=file)
     model, meta = load_file(file, os.fspath(path))
     if (image_size, patch_size, in_channels) != (None, None, None):
         from mlpmixer.transfer import adapt_trained
 
         sizes: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
         model, meta = adapt_trained(model, meta, **sizes, method=resize, magnified=magnified)
-    return from_network(model, meta, device=device, precision=precision, threads=threads, path=file)
+    return from_network(model, meta, device=device, precision=precision, streams=streams, threads=threads, path=file)
 
 
 def from_network(
@@ -247,6 +250,7 @@ def from_network(
     *,
     device: str = "cpu",
     precision: Precision = "float32",
+    streams: int = 1,
     threads: int = 0,
     path: Path | None = None,
 ) -> Classifier:
@@ -259,11 +263,13 @@ def from_network(
 
     from mlpmixer import kernels
     from mlpmixer.device import choose_device
-    from mlpmixer.engines.on_torch import computing
+    from mlpmixer.engines.on_torch import computing, prepare
     from mlpmixer.model import Mixer
 
-    require_threads(threads)
-    where = choose_device(device)
+    where, threads = choose_device(device), threads_each(streams, threads)
+    if streams > 1 and where.type != "cpu":
+        raise ValueError(f"streams are of the CPU: expected 1 on {where}, got {streams}")
+    prepare(streams, threads)
     network = network.to(device=where, dtype=torch.float32).eval()
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
     compiled = where.type == "cpu" and isinstance(network, Mixer) and not kernels.why_not(network, [dtype])
@@ -288,7 +294,12 @@ def from_network(
         network=network,
         path=path,
         runtime=Runtime(
-            engine="torch", version=torch.__version__, precision=precision, threads=threads, kernels="compiled" if compiled else ""
+            engine="torch",
+            version=torch.__version__,
+            precision=precision,
+            threads=threads,
+            streams=streams,
+            kernels="compiled" if compiled else "",
         ),
     )
 

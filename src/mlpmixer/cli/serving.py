@@ -9,6 +9,8 @@ from tyro.conf import Positional, arg
 
 from mlpmixer.cli.arguments import Flag
 from mlpmixer.cli.using import Computing, Sizes
+from mlpmixer.exported import export_at
+from mlpmixer.machine import cores
 from mlpmixer.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ class Serve:
     """0: a free one."""
     workers: int = 1
     """Processes, each with its own copy of the model; one that dies is replaced."""
+    streams: int = 0
+    """Batches that are computed at the same time, on --threads each or on their share of the cores. 0: two, where one worker has the cores
+    of a CPU to itself. One: an image that comes alone has its answer sooner, many have theirs later (docs/serving.md)."""
     token_file: Annotated[str, arg(metavar="FILE")] = ""
     """Clients must send the token in FILE: Authorization: Bearer TOKEN."""
     behind: Annotated[str, arg(metavar="ADDRESS,...")] = ""
@@ -45,6 +50,8 @@ class Serve:
     def __call__(self) -> int:
         if self.workers < 1:
             raise ValueError(f"--workers must be at least 1, got {self.workers}")
+        if self.streams < 0:
+            raise ValueError(f"--streams must be at least 0, got {self.streams}")
         self.token()
         try:
             from mlpmixer.serve.server import listen, run
@@ -67,8 +74,21 @@ class Serve:
         from mlpmixer.serve.app import make_app
 
         warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata: no client fills the log
-        classifier = self.sizes.load(self.run, self.device, self.computing)
+        classifier = self.sizes.load(self.run, self.device, self.computing, self.streams_of_a_worker())
         return make_app(classifier, self.settings, token=self.token(), name=Path(self.run).name or self.run)
+
+    def streams_of_a_worker(self) -> int:
+        """As asked for, or else what is best."""
+        if self.streams:
+            return self.streams
+        if self.workers > 1 or self.computing.threads or cores() == 1:
+            return 1
+        if not export_at(self.run):
+            from mlpmixer.device import choose_device
+
+            if choose_device(self.device).type != "cpu":
+                return 1
+        return 2
 
     def token(self) -> str:
         if not self.token_file:

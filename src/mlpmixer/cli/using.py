@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Optional, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Union
 
 from tyro.conf import Positional, arg
 
@@ -42,7 +42,7 @@ class Sizes:
     magnified: Flag = False
     """The images at the new size are enlargements of small ones and show no more than those did."""
 
-    def load(self, run: str, device: str, computing: "Computing | None" = None) -> "Classifier":
+    def load(self, run: str, device: str, computing: "Computing | None" = None, streams: int = 1) -> "Classifier":
         if self.image_size is None and self.patch_size is None and (self.resize != "bicubic" or self.magnified):
             raise ValueError("--resize and --magnified are about another size: give --image-size or --patch-size, too")
         from mlpmixer.choices import Recalled, recall
@@ -59,8 +59,9 @@ class Sizes:
         engine = recalled.engine if how.engine == "auto" else how.engine
         with reporter() as report:
             sizes = dataclasses.asdict(self)
-            loaded = load(run, device=device, engine=engine, precision=how.precision, threads=how.threads, report=report, **sizes)
-        if computing and (export_at(run) or how != Computing()):
+            more: dict[str, Any] = {"precision": how.precision, "streams": streams, "threads": how.threads}
+            loaded = load(run, device=device, engine=engine, report=report, **more, **sizes)
+        if computing and (export_at(run) or how != Computing() or streams > 1):
             print_error(f"{run} is computed by {loaded.runtime}" + (f" ({recalled.word})" if recalled.word else ""))
         return loaded
 
@@ -75,7 +76,7 @@ class Computing:
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: faster on processors that have it, with about three digits; in openvino and torch. Layers in int8 stay that."""
     threads: int = 0
-    """On the CPU; 0: as many as the engine chooses."""
+    """On the CPU (of each of several --streams); 0: as many as the engine chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 `exported.open_export` opens a file with one of them; another engine is another entry of ENGINES.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,9 +11,22 @@ from pathlib import Path
 
 from mlpmixer.engines import on_onnxruntime, on_openvino, on_torch
 from mlpmixer.engines.session import Precision, Runtime, Session, Value
+from mlpmixer.machine import cores
 from mlpmixer.registry import Registry
 
-__all__ = ["ENGINES", "SUFFIXES", "Engine", "Precision", "Runtime", "Session", "Value", "engines_for", "installed", "open_session"]
+__all__ = [
+    "ENGINES",
+    "SUFFIXES",
+    "Engine",
+    "Precision",
+    "Runtime",
+    "Session",
+    "Value",
+    "engines_for",
+    "installed",
+    "open_session",
+    "threads_each",
+]
 
 
 @dataclass(frozen=True)
@@ -24,9 +38,9 @@ class Engine:
     precisions: tuple[Precision, ...]
     package: str
     """What pip installs it by."""
-    open: Callable[[Path, Precision, int], Session]
-    """A file that exists, a precision of these, threads (0: as it chooses). ValueError for what is known to go wrong; whatever else is
-    raised is the engine's word that it cannot open the file."""
+    open: Callable[[Path, Precision, int, int], Session]
+    """A file that exists, a precision of these, streams, threads of each (0: as it chooses). ValueError for what is known to go wrong;
+    whatever else is raised is the engine's word that it cannot open the file."""
 
 
 ENGINES: Registry[Engine] = Registry("engine")
@@ -57,8 +71,8 @@ def installed(name: str) -> str | None:
         return None
 
 
-def open_session(file: Path, engine: str | None, precision: Precision, threads: int) -> tuple[Session, Runtime]:
-    """The graph in a file that exists, in `engine`; None: in the one that is there for such files.
+def open_session(file: Path, engine: str | None, precision: Precision, streams: int, threads: int) -> tuple[Session, Runtime]:
+    """The graph in a file that exists, in `engine`; None: in the one that is there for such files. threads: as of `threads_each`.
 
     Errors: ValueError for an unknown engine, one that does not open such files or compute so, one that is not installed, and for a file
     that it cannot open.
@@ -74,9 +88,9 @@ def open_session(file: Path, engine: str | None, precision: Precision, threads: 
         others = [other for other, e in ENGINES.items() if precision in e.precisions]
         known = f"; {' and '.join(others)} can, each of its own files" if others else ""
         raise ValueError(f"{name} computes in {' or '.join(chosen.precisions)}, not in {precision}{known}")
-    require_threads(threads)
+    threads = threads_each(streams, threads)
     try:
-        session = chosen.open(file, precision, threads)
+        session = chosen.open(file, precision, streams, threads)
     except ValueError:
         raise
     except ModuleNotFoundError as e:
@@ -84,7 +98,18 @@ def open_session(file: Path, engine: str | None, precision: Precision, threads: 
         raise ValueError(lacking) from None
     except Exception as e:  # the engines' own errors have no common class
         raise ValueError(f"{name} cannot open {file}: {reason(e)}") from e
-    return session, Runtime(engine=name, version=session.version, precision=precision, threads=threads)
+    return session, Runtime(engine=name, version=session.version, precision=precision, threads=threads, streams=streams)
+
+
+def threads_each(streams: int, threads: int) -> int:
+    """Of each of several streams: `threads`, or with 0 their share of the cores; of one with 0 what the engine chooses, 0.
+
+    Errors: ValueError for numbers that cannot be.
+    """
+    if streams < 1:
+        raise ValueError(f"streams must be at least 1, got {streams}")
+    require_threads(threads)
+    return threads or (math.ceil(cores() / streams) if streams > 1 else 0)
 
 
 def require_threads(threads: int) -> None:

@@ -13,7 +13,8 @@ from mlpmixer.data.images import Pixels
 from mlpmixer.engines.session import Precision, Session, Value
 
 
-def open_file(file: Path, precision: Precision, threads: int) -> Session:
+def open_file(file: Path, precision: Precision, streams: int, threads: int) -> Session:
+    """It has as many streams as there are callers: each computes itself, with the threads of the session beside it."""
     session = onnx_model.open_session(os.fspath(file), threads)
     import onnxruntime
 

@@ -1,9 +1,9 @@
 """OpenVINO on the CPU: its own .xml with the weights in a .bin beside it, and .onnx files."""
 
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ PLACE = ("framework", KEY)  # where OpenVINO keeps what metadata_props of an ONN
 HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 
 
-def open_file(file: Path, precision: Precision, threads: int) -> Session:
+def open_file(file: Path, precision: Precision, streams: int, threads: int) -> Session:
     """Errors: ValueError for an .xml without weights or of another kind, and for bfloat16 where the processor has none."""
     weights = file.with_suffix(".bin") if file.suffix == ".xml" else None
     if weights:
@@ -32,15 +32,21 @@ def open_file(file: Path, precision: Precision, threads: int) -> Session:
     # by itself it computes in bfloat16 where the processor can, and leaves a wish for bfloat16 unfulfilled where it cannot
     if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ValueError("this processor has no bfloat16 that OpenVINO would use: take float32")
-    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[precision]}
+    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[precision], "NUM_STREAMS": streams}
     if threads:
-        config["INFERENCE_NUM_THREADS"] = threads
-    request, lock = core.compile_model(model, "CPU", config).create_infer_request(), threading.Lock()
+        config["INFERENCE_NUM_THREADS"] = threads * streams
+    compiled = core.compile_model(model, "CPU", config)
+    requests = SimpleQueue[Any]()
+    for _ in range(streams):
+        requests.put(compiled.create_infer_request())
 
     def compute(images: Pixels, outputs: Sequence[str]) -> list[NDArray[Any]]:
-        with lock:  # a request computes one thing at a time
+        request = requests.get()  # which computes one thing at a time
+        try:
             request.infer([images], share_outputs=True)
             return [request.get_tensor(name).data.copy() for name in outputs]
+        finally:
+            requests.put(request)
 
     return Session(
         version=openvino.__version__.split("-")[0],

@@ -16,9 +16,10 @@ from mlpmixer.onnx_model import KEY
 METADATA = f"{KEY}.json"  # of the extra files in a .pt2
 
 
-def open_file(file: Path, precision: Precision, threads: int) -> Session:
+def open_file(file: Path, precision: Precision, streams: int, threads: int) -> Session:
     import torch
 
+    prepare(streams, threads)
     extra = {METADATA: ""}
     logger = logging.getLogger("torch.export")
     level = logger.level
@@ -51,13 +52,21 @@ def open_file(file: Path, precision: Precision, threads: int) -> Session:
 _threads = threading.Lock()
 
 
+def prepare(streams: int, threads: int) -> None:
+    """For several streams torch keeps to their number of threads from now on, in the whole process: within `computing` nothing changes."""
+    import torch
+
+    if streams > 1:
+        torch.set_num_threads(threads)
+
+
 @contextmanager
 def computing(device: str, precision: Precision, threads: int) -> Iterator[None]:
     """torch's operations within, in `precision` (bfloat16 is autocast) and on so many threads (0: as they are), which are the process's."""
     import torch
 
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-        if not threads:
+        if threads in (0, torch.get_num_threads()):
             yield
             return
         with _threads:

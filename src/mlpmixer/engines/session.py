@@ -21,7 +21,9 @@ class Runtime:
     precision: Precision
     """Of what is float in the model; layers in int8 stay what they are."""
     threads: int
-    """0: as many as the engine chooses."""
+    """Of each stream; 0: as many as the engine chooses."""
+    streams: int = 1
+    """Calls that are computed at the same time."""
     int8: bool = False
     """Whether there are layers in int8."""
     kernels: str = ""
@@ -33,7 +35,8 @@ class Runtime:
         return f"int8 and {self.precision}" if self.int8 else self.precision
 
     def __str__(self) -> str:
-        count = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""
+        count = f", {self.streams} streams of {threads}" if self.streams > 1 else f", {threads}" if threads else ""
         kernels = f" with {self.kernels} kernels" if self.kernels else ""
         return f"{self.engine} {self.version}{kernels} in {self.numbers}{count}"
 
@@ -63,6 +66,7 @@ class Session:
     takes: tuple[Value, ...]
     gives: tuple[Value, ...]
     compute: Callable[[Pixels, Sequence[str]], list[NDArray[Any]]]
-    """The first input -> the outputs of these names. May be called by several threads; raises whatever the engine raises."""
+    """The first input -> the outputs of these names. May be called by several threads, of which as many compute at the same time as it has
+    streams; raises whatever the engine raises."""
     weights: Path | None = None
     """The file beside it that it cannot do without."""

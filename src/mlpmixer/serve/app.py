@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 
 from mlpmixer import __version__
 from mlpmixer.data.images import Pixels
-from mlpmixer.predict import Classifier, to_record
+from mlpmixer.predict import Classifier, Exported, to_record
 from mlpmixer.serve import page
 from mlpmixer.serve.batcher import Batcher, Closed, Compute, Full
 from mlpmixer.serve.evidence import evidence_of
@@ -174,7 +174,15 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         settings = self.settings
-        self.batcher = Batcher(self.compute, max_batch=settings.max_batch, places=settings.queue, observe=self.metrics.batch)
+        self.batcher = Batcher(
+            self.compute,
+            streams=self.classifier.runtime.streams if self.classifier.runtime else 1,
+            batch_s=settings.batch_s,
+            min_batch=(isinstance(self.classifier, Exported) and self.classifier.export.batch) or 1,
+            max_batch=settings.max_batch,
+            places=settings.queue,
+            observe=self.metrics.batch,
+        )
         try:
             yield
         finally:

@@ -1,10 +1,13 @@
 """Many requests, one engine: images that wait while the engine is busy go through it together.
 
-A batch never waits for more images to come, so an idle service answers at once and a busy one batches by itself. Of several requests
-the one that waits longest comes first, and each gives one image in turn, so that a large request holds up no small one.
+A batch never waits for more images to come, so an idle service answers at once and a busy one batches by itself. It has as many images as
+the engine computes in a given time: what a small network wins by a large batch, a large network does not, and others would wait for it. Of
+several requests the one that waits longest comes first, and each gives one image in turn, so that a large request holds up no small one.
+An engine of several streams computes a batch in each; those that are free share what waits.
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -22,6 +25,9 @@ Compute = Callable[[Pixels], Answers]
 """Images (B,H,W,C), stacked -> B answers."""
 Observe = Callable[[str, int, float], None]
 """Told of each batch, by the engine's thread: its kind, its images, its seconds."""
+
+
+KEPT = 0.8  # of what is known of an image's time, when another batch tells
 
 
 class Full(Exception):
@@ -49,20 +55,34 @@ Job = tuple[_Request, int, Pixels]
 class Batcher:
     """Of one event loop, in which it is made.
 
-    compute: the engine, by kind of question. places: images that may be inside, from `admit` to the answer.
+    compute: the engine, by kind of question; as many threads call it as it has streams. batch_s: seconds that a batch should take at most,
+    by what the ones before took for an image. min_batch: images that take no longer than one. places: images that may be inside, from
+    `admit` to the answer.
     """
 
-    def __init__(self, compute: Mapping[str, Compute], *, max_batch: int, places: int, observe: Observe) -> None:
-        self.compute, self.max_batch, self.places, self.observe = compute, max_batch, places, observe
+    def __init__(
+        self,
+        compute: Mapping[str, Compute],
+        *,
+        streams: int = 1,
+        batch_s: float,
+        min_batch: int = 1,
+        max_batch: int,
+        places: int,
+        observe: Observe,
+    ) -> None:
+        self.compute, self.places, self.observe = compute, places, observe
+        self.batch_s, self.min_batch, self.max_batch = batch_s, min_batch, max_batch
         self.admitted = 0
-        self.busy_since: float | None = None
-        """time.monotonic() at the start of the batch that the engine works on."""
+        self._image_s: dict[str, float] = {}  # by kind
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_Request] = deque()
         self._changed = threading.Condition()
+        self._starts: dict[int, float] = {}  # of the batches that are computed, by stream
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._work, args=(i,), name=f"engine-{i}", daemon=True) for i in range(streams)]
+        for thread in self._threads:
+            thread.start()
 
     @contextmanager
     def admit(self, count: int) -> Iterator[None]:
@@ -87,7 +107,7 @@ class Batcher:
             if self._closed:
                 raise Closed
             self._queue.append(request)
-            self._changed.notify()
+            self._changed.notify(len(images))
         try:
             return await request.future
         finally:
@@ -97,40 +117,58 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        """Whether all its threads are there."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    @property
+    def busy_since(self) -> float | None:
+        """time.monotonic() at the start of the batch that the engine works on, the oldest of several."""
+        with self._changed:
+            return min(self._starts.values(), default=None)
 
     def close(self, timeout_s: float) -> bool:
-        """Lets nothing more in, answers what is inside, and ends the thread. Whether that was done in time."""
+        """Lets nothing more in, answers what is inside, and ends the threads. Whether that was done in time."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+            self._changed.notify_all()
+        until = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(until - time.monotonic(), 0))
+        return not any(thread.is_alive() for thread in self._threads)
 
-    def _work(self) -> None:
-        while batch := self._next():
-            kind, start = batch[0][0].kind, time.monotonic()
-            self.busy_since = start
+    def _work(self, stream: int) -> None:
+        while batch := self._next(stream):
+            kind, start = batch[0][0].kind, self._starts[stream]
             answers: Answers | Exception
             try:
                 answers = self.compute[kind](np.stack([image for _, _, image in batch]))
             except Exception as e:  # it belongs to those who asked
                 answers = e
-            self.busy_since = None
+            took = time.monotonic() - start
+            with self._changed:
+                del self._starts[stream]
+                each = took / len(batch)
+                self._image_s[kind] = each + KEPT * (self._image_s.get(kind, each) - each)
             with suppress(RuntimeError):  # a closed loop: nobody is left to be told
                 self._loop.call_soon_threadsafe(_deliver, [(request, i) for request, i, _ in batch], answers)
-            self.observe(kind, len(batch), time.monotonic() - start)
+            self.observe(kind, len(batch), took)
 
-    def _next(self) -> list[Job]:
-        """Up to max_batch images of one kind: that of the request which waits longest. Waits for some; empty when all is done."""
+    def _next(self, stream: int) -> list[Job]:
+        """The next images of one kind: that of the request which waits longest. Waits for some; empty when all is done.
+
+        Of few that wait it leaves their share to the other streams that are free.
+        """
         with self._changed:
             while not self._queue:
                 if self._closed:
                     return []
                 self._changed.wait()
             kind, batch = self._queue[0].kind, list[Job]()
+            share = math.ceil(sum(len(r.waiting) for r in self._queue if r.kind == kind) / (len(self._threads) - len(self._starts)))
+            size = min(share, max(min(self.batch_s / self._image_s.get(kind, math.inf), self.max_batch), self.min_batch))
+            self._starts[stream] = time.monotonic()
             passed: deque[_Request] = deque()  # of another kind: they come first in the next batch
-            while self._queue and len(batch) < self.max_batch:
+            while self._queue and len(batch) <= size - 1:
                 request = self._queue.popleft()
                 if request.kind != kind:
                     passed.append(request)

@@ -14,9 +14,11 @@ class Settings:
     """Pixels of an image, by its header, before anything is decoded; more: 413."""
     max_images: int = 32
     """Images in a request; more: 413."""
-    max_batch: int = 8
-    """Images that go through the network at once. No batch waits for more to come: the engine takes what is there; on a CPU more are
-    rarely faster (docs/serving.md)."""
+    batch_s: float = 0.1
+    """Seconds that the images should take which go through the network together, by what those before took; one goes in any case. No
+    batch waits for more to come: the engine takes what is there."""
+    max_batch: int = 32
+    """Images that go through the network together at most, however fast it is."""
     queue: int = 256
     """Images that were let in and have no answer yet; more: 503."""
     requests: int = 64
