@@ -32,7 +32,9 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
     # by itself it computes in bfloat16 where the processor can, and leaves a wish for bfloat16 unfulfilled where it cannot
     if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ValueError("this processor has no bfloat16 that OpenVINO would use: take float32")
-    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[precision], "NUM_STREAMS": streams}
+    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[precision]}
+    if streams > 1:
+        config["NUM_STREAMS"] = streams
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads * streams
     compiled = core.compile_model(model, "CPU", config)
