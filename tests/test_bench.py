@@ -170,6 +170,13 @@ def test_an_export_is_measured_without_torch(bundle: Path, tmp_path: Path) -> No
     assert "\nchosen: " in done.stdout and f"\nremembered in {Path.home() / '.cache/mlpmixer/engines.json'}\n" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["digits-bundel", "nothing.onnx"])
+def test_a_model_that_is_not_there_is_said_before_anything_is_measured(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", name]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"mlpmixer: {name} does not exist: expected a") and not said.out and said.err.count("\n") == 1
+
+
 def test_the_made_up_images_are_the_same_each_time_and_of_the_models_kind() -> None:
     for pre in (Preprocess(image_size=(5, 9), in_channels=4), Preprocess(image_size=(8, 8), fit="vit_jax_eval")):
         images = images_for(pre, 7)

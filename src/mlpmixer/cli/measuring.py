@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from mlpmixer.cli.arguments import Flag, whole_numbers
 from mlpmixer.cli.printing import percent, print_error, print_json, print_table
 from mlpmixer.cli.progress import reporter
+from mlpmixer.onnx_model import require_file
 
 if TYPE_CHECKING:
     from mlpmixer.bench import Bench as Measured
@@ -58,8 +59,14 @@ class Bench:
             return 0
         from mlpmixer.bench import bench
 
-        print_error(f"{self.run} is measured for {self.seconds:g} s or, if it is large, longer; other work on this machine counts in")
         with reporter() as report:
+            if file:
+                require_file(file)
+            else:
+                from mlpmixer.weights import locate
+
+                locate(self.run, report=report)
+            print_error(f"{self.run} is measured for {self.seconds:g} s or, if it is large, longer; other work on this machine counts in")
             found = bench(self.run, batches=batches, threads=threads, seconds=self.seconds, report=report)
         kept = _remembered(found, file)
         if self.csv:
