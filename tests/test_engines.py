@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from test_export import CASES, DIGITS, GREY, OF_THE_COMMAND, PARTS, SHAPES, alone, classifier_of, mixer, pixels_for, saved
 
-from mlpmixer import cli
+from mlpmixer import cli, onnx_model
 from mlpmixer.cli.using import Computing
 from mlpmixer.config import Data
 from mlpmixer.engines import ENGINES
@@ -192,6 +192,16 @@ def test_several_threads_may_ask_at_once(name: str, streams: int, made: Path, ru
         for turn, answers in enumerate(pool.map(ask, range(4))):
             for i, answer in enumerate(answers):
                 np.testing.assert_allclose(answer, alone_[(i + turn) % 8], atol=1e-6)
+
+
+@pytest.mark.parametrize(("streams", "threads", "of_the_session"), [(1, 0, 0), (1, 3, 3), (2, 1, 1), (2, 8, 15)])
+def test_callers_of_onnxruntime_and_its_threads_are_together_as_many_as_asked_for(
+    streams: int, threads: int, of_the_session: int, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, real = list[int](), onnx_model.open_session
+    monkeypatch.setattr(onnx_model, "open_session", lambda name, number: (opened.append(number), real(name, number))[1])
+    open_export(made / "model.onnx", streams=streams, threads=threads)
+    assert opened == [of_the_session]
 
 
 # --- OpenVINO: no torch, no network -----------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from mlpmixer.engines.session import Precision, Session, Value
 
 
 def open_file(file: Path, precision: Precision, streams: int, threads: int) -> Session:
-    """It has as many streams as there are callers: each computes itself, with the threads of the session beside it."""
-    session = onnx_model.open_session(os.fspath(file), threads)
+    """It has as many streams as there are callers: each computes itself, and all share the other threads of the session."""
+    others = streams * (threads - 1)
+    session = onnx_model.open_session(os.fspath(file), others + 1 if threads else 0)
     import onnxruntime
 
     takes = tuple(map(_value, session.get_inputs()))
