@@ -165,10 +165,9 @@ class Batcher:
                 self._changed.wait()
             kind, batch = self._queue[0].kind, list[Job]()
             share = math.ceil(sum(len(r.waiting) for r in self._queue if r.kind == kind) / (len(self._threads) - len(self._starts)))
-            size = min(share, max(min(self.batch_s / self._image_s.get(kind, math.inf), self.max_batch), self.min_batch))
             self._starts[stream] = time.monotonic()
             passed: deque[_Request] = deque()  # of another kind: they come first in the next batch
-            while self._queue and len(batch) <= size - 1:
+            while self._queue and len(batch) < share and self._takes(kind, len(batch) + 1):
                 request = self._queue.popleft()
                 if request.kind != kind:
                     passed.append(request)
@@ -178,6 +177,11 @@ class Batcher:
                     self._queue.append(request)
             self._queue = passed + self._queue
             return batch
+
+    def _takes(self, kind: str, count: int) -> bool:
+        """Whether a batch may have so many images."""
+        in_time = count * self._image_s.get(kind, math.inf) <= self.batch_s
+        return count <= self.min_batch or (count <= self.max_batch and in_time)
 
 
 def _deliver(jobs: list[tuple[_Request, int]], answers: Answers | Exception) -> None:
