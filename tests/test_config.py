@@ -1,12 +1,185 @@
 """Configurations survive JSON and answer mistakes with the nearest right thing."""
 
+import dataclasses
 import json
+import math
+import re
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpmixer.config import Augment, Data, MixerConfig, Optim, Recipe, Run, from_json, to_json
+import mlpmixer
+from mlpmixer.checkpoint import ModelMeta
+from mlpmixer.cli import main
+from mlpmixer.config import (
+    Augment,
+    Config,
+    Data,
+    Distill,
+    Init,
+    MixerConfig,
+    Optim,
+    Recipe,
+    Run,
+    field_types,
+    from_json,
+    to_json,
+)
+from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.remote import Retry
+from mlpmixer.reproduce import cost, frontier, tables
+from mlpmixer.reproduce.variants import Grouped, Pyramid
+from mlpmixer.rivals import ResNet, ViT
+from mlpmixer.serve.settings import Settings
+
+PREPROCESS = Preprocess(image_size=(8, 8))
+CONFIGS = [MixerConfig(), Data(), Init(), Augment(), Optim(), Distill(), Run(), Recipe()]
+CONFIGS += [PREPROCESS, Settings(), Retry(), ViT(), ResNet()]
+CONFIGS += [ModelMeta(config=MixerConfig(), classes=("a", "b"), preprocess=PREPROCESS), Grouped(2), Pyramid(2)]
+CONFIGS += [tables.Settings(), cost.SCALES["small"], frontier.SCALES["small"]]
+TYPES = [
+    (pytest.param(config, name, id=f"{type(config).__module__}.{type(config).__name__}.{name}"), hint)
+    for config in CONFIGS
+    for name, hint in field_types(type(config)).items()
+]
+FIELDS = [param for param, _ in TYPES]
+WORDS = [param for param, hint in TYPES if typing.get_origin(hint) is Literal]
+FLOATS = [param for param, hint in TYPES if hint is float]
+INTS = [param for param, hint in TYPES if hint in (int, int | tuple[int, int])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner(Config, owner="inner"):
+    word: Literal["left", "right"] = "left"
+    share: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer(Config):
+    count: int = 1
+    on: bool = False
+    pair: tuple[int, float] = (1, 2.0)
+    size: int | tuple[int, int] = 1
+    folder: str | None = None
+    inner: Inner = field(default_factory=Inner)
+    more: tuple[Inner, ...] = ()
+    table: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def test_every_config_is_in_the_table() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in Path(mlpmixer.__file__).parent.rglob("*.py")]
+    names = [name for source in sources for name in re.findall(r"^class (\w+)\(Config\b", source, re.MULTILINE)]
+    assert sorted(names) == sorted(type(c).__name__ for c in CONFIGS)
+
+
+@pytest.mark.parametrize(("config", "name"), WORDS)
+def test_a_wrong_word_is_answered_with_the_nearest(config: Any, name: str) -> None:
+    for word in typing.get_args(field_types(type(config))[name]):
+        with pytest.raises(ValueError, match=rf"{name}='{word}e' is not one of .*; did you mean {word}\?"):
+            dataclasses.replace(config, **{name: f"{word}e"})
+
+
+@pytest.mark.parametrize(("config", "name"), FIELDS)
+def test_a_value_of_the_wrong_type_is_refused(config: Any, name: str) -> None:
+    for wrong in (object(), {1: 2}, b"", [None], (1, 2, 3, "x")):
+        with pytest.raises(ValueError, match=name):
+            dataclasses.replace(config, **{name: wrong})
+        with pytest.raises(ValueError, match=name):
+            from_json(type(config), {name: wrong})
+
+
+@pytest.mark.parametrize(("config", "name"), FLOATS)
+def test_a_float_is_a_finite_number(config: Any, name: str) -> None:
+    for wrong in (math.nan, math.inf, -math.inf, 10**400, np.float32("nan")):
+        with pytest.raises(ValueError, match=rf"{name}=.*: expected a finite number"):
+            dataclasses.replace(config, **{name: wrong})
+    for wrong in ("1", True, None):
+        with pytest.raises(ValueError, match=rf"{name}={wrong!r}: expected float, got {type(wrong).__name__}"):
+            dataclasses.replace(config, **{name: wrong})
+
+
+@pytest.mark.parametrize(("config", "name"), INTS)
+def test_an_int_is_a_whole_number(config: Any, name: str) -> None:
+    for wrong in (1.5, 2.0, True, "1", np.float64(2), np.True_):
+        with pytest.raises(ValueError, match=rf"{name}=.*: expected int"):
+            dataclasses.replace(config, **{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"on": 1}, "on=1: expected bool, got int"),
+        ({"on": "yes"}, "on='yes': expected bool, got str"),
+        ({"pair": (1,)}, r"pair=\(1,\): expected 2 values, got 1"),
+        ({"pair": (1, "x")}, r"pair\[1\]='x': expected float, got str"),
+        ({"pair": 3}, r"pair=3: expected tuple\[int, float\], got int"),
+        ({"size": (1, 2, 3)}, r"size=\(1, 2, 3\): expected int \| tuple\[int, int\], got tuple"),
+        ({"folder": 3}, r"folder=3: expected str \| None, got int"),
+        ({"inner": Outer()}, "inner=.*: expected Inner, got Outer"),
+        ({"inner": None}, "inner=None: expected Inner, got NoneType"),
+        ({"inner": {"share": "x"}}, "inner.share='x': expected float, got str"),
+        ({"more": [Inner(), {"word": "lift"}]}, r"more\[1\].word='lift' is not one of left, right; did you mean left."),
+        ({"table": {"a": "x"}}, r"table\['a'\]='x': expected float, got str"),
+        ({"table": {1: 1.0}}, "a key of table=1: expected str, got int"),
+        ({"count": "9" * 1000}, "count='9{79}[.]{3}: expected int, got str"),
+    ],
+)
+def test_the_message_names_field_value_and_type(values: dict[str, Any], message: str) -> None:
+    for make in (lambda: Outer(**values), lambda: from_json(Outer, values)):
+        with pytest.raises(ValueError, match=rf"^{message}$"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("values", "right"),
+    [
+        ({"count": np.int64(3)}, {"count": 3}),
+        ({"count": torch.tensor(3)}, {"count": 3}),
+        ({"on": np.True_}, {"on": True}),
+        ({"pair": [np.uint8(1), 2]}, {"pair": (1, 2.0)}),
+        ({"size": np.int32(4)}, {"size": 4}),
+        ({"folder": np.str_("x")}, {"folder": "x"}),
+        ({"inner": Inner(share=1)}, {"inner": Inner(share=1.0)}),
+        ({"inner": {"share": np.float32(0.1)}}, {"inner": Inner(share=float(np.float32(0.1)))}),
+        ({"inner": {"word": "right"}}, {"inner": Inner(word="right")}),
+        ({"more": [{"share": 0}]}, {"more": (Inner(share=0.0),)}),
+        ({"table": {"a": 1}}, {"table": {"a": 1.0}}),
+        ({"extra": {"a": [1, {"b": None}]}}, {"extra": {"a": [1, {"b": None}]}}),
+    ],
+)
+def test_what_means_the_same_is_converted(values: dict[str, Any], right: dict[str, Any]) -> None:
+    config, expected = Outer(**values), Outer(**right)
+    assert repr(config) == repr(expected)
+    assert from_json(Outer, values) == config
+
+
+@pytest.mark.parametrize(
+    ("make", "fields", "message"),
+    [
+        (Optim, {"name": "adam"}, "^optim.name='adam' is not one of adamw, sgd, muon; did you mean adamw"),
+        (Data, {"fit": "crap"}, "^data.fit='crap' is not one of .*; did you mean crop"),
+        (Run, {"precision": "bf16"}, "^run.precision='bf16' is not one of .*; did you mean bfloat16"),
+        (MixerConfig, {"hidden_dim": "768"}, "^hidden_dim='768': expected int, got str"),
+        (Recipe, {"model": {"hidden_dim": "768"}}, "^model.hidden_dim='768': expected int, got str"),
+        (MixerConfig().adapted, {"method": "block"}, "^method='block' is not one of .*; did you mean blocks"),
+    ],
+)
+def test_a_field_is_called_what_a_user_writes(make: Any, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**fields)
+
+
+def test_the_command_line_is_checked_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits", "--lr", "nan"]) == 2
+    assert "optim.lr=nan: expected a finite number" in capsys.readouterr().err
 
 
 @given(
@@ -30,12 +203,13 @@ def test_a_recipe_survives_json(image_size: int | tuple[int, int], lr: float, be
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"run": {"epoch": 3}}, "'run.epoch'; did you mean 'epochs'"),
-        ({"run": {"epochs": "three"}}, "run.epochs='three' is not of type float"),
+        ({"run": {"epoch": 3}}, r"'run.epoch'; did you mean epochs\?"),
+        ({"run": {"epochs": "three"}}, "run.epochs='three': expected float, got str"),
         ({"run": {"seed": True}}, "run.seed=True"),
         ({"optim": {"name": "adam"}}, "adamw, sgd, muon"),
         ({"optim": {"betas": [0.9]}}, "expected 2 values"),
-        ({"model": 3}, "expected an object"),
+        ({"model": 3}, "model=3: expected MixerConfig, got int"),
+        ([], "Recipe: expected an object, got list"),
     ],
 )
 def test_wrong_json_is_refused_with_the_field_named(values: dict[str, object], message: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mlpmixer.config import MixerConfig, from_json, to_json
+from mlpmixer.config import Config, MixerConfig, from_json, to_json
 from mlpmixer.data.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelMeta:
+class ModelMeta(Config):
     """What travels with the weights."""
 
     config: MixerConfig

@@ -7,10 +7,12 @@ training run needs, nested by owner. Widths are absolute (paper: D_S, D_C), size
 import dataclasses
 import difflib
 import itertools
+import math
 import re
-import sys
 import types
 import typing
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -36,8 +38,114 @@ def require(ok: bool, message: str) -> None:
         raise ValueError(message)
 
 
+class Config:
+    """Base of the frozen dataclasses that a user fills in: the constructor checks every field against its type.
+
+    `owner` is what a user writes before the name of a field: `class Optim(Config, owner="optim")` has `optim.lr`.
+    """
+
+    _owner: typing.ClassVar[str] = ""
+
+    def __init_subclass__(cls, *, owner: str = "") -> None:
+        super().__init_subclass__()
+        cls._owner = owner or cls._owner
+
+    def __post_init__(self) -> None:
+        for name, hint in field_types(type(self)).items():
+            value = getattr(self, name)
+            right = checked(hint, value, f"{self._owner}.{name}" if self._owner else name)
+            if right is not value:
+                object.__setattr__(self, name, right)
+        self.validate()
+
+    def validate(self) -> None:
+        """Ranges, and fields that must fit together. Raises ValueError; the types are right by then."""
+
+
+_FIELD_TYPES: dict[type, dict[str, Any]] = {}
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """The type of each field of a dataclass, worked out once."""
+    if cls not in _FIELD_TYPES:
+        hints = typing.get_type_hints(cls)
+        _FIELD_TYPES[cls] = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    return _FIELD_TYPES[cls]
+
+
+def checked(hint: Any, value: Any, path: str) -> Any:
+    """`value` as the type `hint` has it, or ValueError, which calls it `path`.
+
+    An int becomes a float, a list a tuple, a scalar of numpy or torch the Python value that it holds, and a dict the
+    dataclass that `to_json` made it of. A float must be finite, and a bool is not an int.
+    """
+    if hint is Any or (type(value) is hint and hint is not float):
+        return value
+    if getattr(value, "shape", None) == ():
+        value = value.item()
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_json(typing.cast(type[Any], hint), value, path)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise ValueError(f"{path}={_shown(value)} is not one of {', '.join(map(str, args))}{did_you_mean(value, args)}")
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            with suppress(ValueError):
+                return checked(option, value, path)
+    elif origin is tuple and isinstance(value, list | tuple):
+        hints = args[:1] * len(value) if args[-1] is Ellipsis else args
+        require(len(hints) == len(value), f"{path}={_shown(value)}: expected {len(hints)} values, got {len(value)}")
+        return tuple(checked(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True)))
+    elif origin is dict and isinstance(value, dict):
+        key, content = args
+        return {checked(key, k, f"a key of {path}"): checked(content, v, f"{path}[{k!r}]") for k, v in value.items()}
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            if math.isfinite(value):
+                return float(value)
+        raise ValueError(f"{path}={_shown(value)}: expected a finite number")
+    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    expected = hint.__name__ if isinstance(hint, type) and origin is None else hint
+    raise ValueError(f"{path}={_shown(value)}: expected {expected}, got {type(value).__name__}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def did_you_mean(value: object, known: Iterable[str]) -> str:
+    """The end of a message: the nearest right word, if there is one."""
+    close = difflib.get_close_matches(value, known, 1, 0.5) if isinstance(value, str) else []
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values (tuples become lists)."""
+    return {
+        f.name: to_json(v) if dataclasses.is_dataclass(v) else list(v) if isinstance(v, tuple) else v
+        for f in dataclasses.fields(config)
+        for v in [getattr(config, f.name)]
+    }
+
+
+def from_json(cls: type[T], values: Any, where: str = "") -> T:
+    """The config that `to_json` wrote. ValueError for a wrong value, and an unknown field with the nearest name."""
+    require(isinstance(values, dict), f"{where or cls.__name__}: expected an object, got {type(values).__name__}")
+    hints, fields = field_types(cls), {}
+    for name, value in values.items():
+        path = f"{where}.{name}" if where else name
+        if name not in hints:
+            raise ValueError(f"{cls.__name__} has no field {path!r}{did_you_mean(name, hints)}")
+        fields[name] = checked(hints[name], value, path)
+    return cls(**fields)
+
+
 @dataclass(frozen=True, kw_only=True)
-class MixerConfig:
+class MixerConfig(Config):
     """The architecture: one column of the paper's Table 1, plus the sizes of input and output."""
 
     image_size: int | tuple[int, int] = 224
@@ -95,9 +203,7 @@ class MixerConfig:
         method: Method = "bicubic",
     ) -> "MixerConfig":
         """The architecture that `transfer.adapt` makes of this one; its docstring has the arguments and errors."""
-        methods = typing.get_args(Method)
-        close = "".join(f"; did you mean {name}?" for name in difflib.get_close_matches(method, methods, 1))
-        require(method in methods, f"method {method!r} is not one of {', '.join(methods)}{close}")
+        checked(Method, method, "method")
         (rows, cols), (down, across), (p, q) = self.grid, pair(self.parts), pair(patch_size or self.patch_size)
         if image_size is None:
             image_size = self.image_size if patch_size is None else one_if_square(rows * p, cols * q)
@@ -122,7 +228,7 @@ class MixerConfig:
             return dataclasses.replace(new, tokens_mlp_dim=down * across * self.tokens_mlp_dim)
         return dataclasses.replace(new, parts=one_if_square(down, across))
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         (h, w), (p, q), (down, across) = pair(self.image_size), pair(self.patch_size), pair(self.parts)
         for name in ("in_channels", "num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
@@ -139,13 +245,10 @@ class MixerConfig:
         )
         for name in ("dropout", "drop_path"):
             require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
-        require(
-            self.activation in typing.get_args(Activation), f"activation {self.activation!r} is not one of {typing.get_args(Activation)}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(Config, owner="data"):
     """Which images, how they are split, and how they become arrays of the model's size."""
 
     name: str = "digits"
@@ -183,17 +286,17 @@ class Data:
     classes: str = ""
     """Names of the classes of shards that do not tell: a file with one a line, or just how many there are."""
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         require(1 <= self.lanes <= 1024, f"data.lanes must be in 1..1024, got {self.lanes}")
         require(self.buffer >= 1, f"data.buffer must be at least 1, got {self.buffer}")
-        require(0 < self.val_fraction < 1, f"val_fraction must be in (0, 1), got {self.val_fraction}")
-        require(0 < self.test_fraction < 1, f"test_fraction must be in (0, 1), got {self.test_fraction}")
-        require(0 < self.train_fraction <= 1, f"train_fraction must be in (0, 1], got {self.train_fraction}")
-        require(self.train_scale >= 1, f"train_scale must be at least 1, got {self.train_scale}")
+        require(0 < self.val_fraction < 1, f"data.val_fraction must be in (0, 1), got {self.val_fraction}")
+        require(0 < self.test_fraction < 1, f"data.test_fraction must be in (0, 1), got {self.test_fraction}")
+        require(0 < self.train_fraction <= 1, f"data.train_fraction must be in (0, 1], got {self.train_fraction}")
+        require(self.train_scale >= 1, f"data.train_scale must be at least 1, got {self.train_scale}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Init:
+class Init(Config, owner="init"):
     """Where the weights start."""
 
     weights: str = ""
@@ -207,14 +310,14 @@ class Init:
     head_bias: float = 0.0
     """Of the classifier. big_vision's pre-training takes -6.9 = -ln 1000: with sigmoid losses every class starts out improbable."""
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         require(not (self.weights and self.stem == "whitened"), "init.stem=whitened would undo the stem of init.weights; leave one out")
         plain = self.resize == "bicubic" and not self.magnified
         require(bool(self.weights) or plain, "init.resize and init.magnified are about init.weights (--init), and there are none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augment:
+class Augment(Config, owner="augment"):
     """What training images go through, in the order of the fields. 0 means off."""
 
     inception_crop: float = 0.0
@@ -252,7 +355,7 @@ class Augment:
     mix_probability: float = 1.0
     """Share of the batches that mixup or CutMix touch."""
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         for name in ("inception_crop", "erasing", "mix_probability"):
             require(0 <= getattr(self, name) <= 1, f"augment.{name} must be in [0, 1], got {getattr(self, name)}")
         for f in dataclasses.fields(self):
@@ -266,7 +369,7 @@ class Augment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optim:
+class Optim(Config, owner="optim"):
     """The step rule."""
 
     name: Literal["adamw", "sgd", "muon"] = "adamw"
@@ -319,7 +422,7 @@ class Optim:
     """Instead, the plain mean of the weights after each step of this last share of the run (Izmailov et al. 2018, "SWA", arXiv:1803.05407).
     They differ enough to be worth a mean where the rate stays up: schedule=constant, or an lr_end. 0 means off."""
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         for name in ("lr", "muon_lr"):
             require(getattr(self, name) > 0, f"optim.{name} must be positive, got {getattr(self, name)}")
         require(0 < self.layer_decay <= 1, f"optim.layer_decay must be in (0, 1], got {self.layer_decay}")
@@ -336,7 +439,7 @@ class Optim:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill:
+class Distill(Config, owner="distill"):
     """A teacher to learn from beside the labels."""
 
     teacher: str = ""
@@ -350,14 +453,14 @@ class Distill:
     hard: bool = False
     """Learn the teacher's likeliest class instead of all probabilities (DeiT's hard distillation, without its second token)."""
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         require(0 < self.alpha <= 1, f"distill.alpha must be in (0, 1], got {self.alpha}")
         require(self.temperature > 0, f"distill.temperature must be positive, got {self.temperature}")
         require(not self.hard or self.temperature == 1, "distill.hard has no temperature: leave one of the two out")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(Config, owner="run"):
     """How long, how large, on what."""
 
     epochs: float = 10.0
@@ -417,7 +520,7 @@ class Run:
         )
         return stages
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         require(
             not (self.stages and self.patience),
             "run.patience compares evaluations, and those of run.progressive are of images of different sizes; leave one of the two out",
@@ -437,7 +540,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Config):
     """One training run, whole. `model.num_classes` is set from the data when training starts."""
 
     name: str = "custom"
@@ -451,7 +554,7 @@ class Recipe:
     distill: Distill = field(default_factory=Distill)
     run: Run = field(default_factory=Run)
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         sizes = [*(size for size, _ in self.run.stages), self.model.image_size]
         for (h, w), (next_h, next_w) in itertools.pairwise(map(pair, sizes)):
             require(
@@ -459,53 +562,3 @@ class Recipe:
                 f"run.progressive={self.run.progressive!r}: images grow, up to model.image_size: not {next_h}x{next_w} after {h}x{w} px",
             )
             self.model.adapted(image_size=(h, w))  # its patches must fit
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """A config as plain JSON values (tuples become lists)."""
-    return {
-        f.name: to_json(v) if dataclasses.is_dataclass(v) else list(v) if isinstance(v, tuple) else v
-        for f in dataclasses.fields(config)
-        for v in [getattr(config, f.name)]
-    }
-
-
-def from_json(cls: type[T], values: Any, where: str = "") -> T:
-    """The config that `to_json` wrote. Unknown fields and wrong types raise ValueError, naming field and nearest name."""
-    require(isinstance(values, dict), f"{where or cls.__name__}: expected an object, got {type(values).__name__}")
-    hints = typing.get_type_hints(cls)
-    out = {}
-    for key, value in values.items():
-        path = f"{where}.{key}" if where else key
-        if key not in hints:
-            close = difflib.get_close_matches(key, hints, 1)
-            raise ValueError(f"{cls.__name__} has no field {path!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-        out[key] = _check(hints[key], value, path)
-    return cls(**out)
-
-
-def _check(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_json(typing.cast(type[Any], hint), value, path)
-    if typing.get_origin(hint) is Literal:
-        require(value in typing.get_args(hint), f"{path}={value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
-        return value
-    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
-        parts = typing.get_args(hint)
-        if parts[-1] is Ellipsis:
-            return tuple(_check(parts[0], v, path) for v in value)
-        require(len(parts) == len(value), f"{path}: expected {len(parts)} values, got {len(value)}")
-        return tuple(_check(p, v, path) for p, v in zip(parts, value, strict=True))
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        for option in typing.get_args(hint):
-            try:
-                return _check(option, value, path)
-            except ValueError:
-                continue
-    elif typing.get_origin(hint) is dict and isinstance(value, dict):
-        return value
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
-        return float(value)
-    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise ValueError(f"{path}={value!r} is not of type {getattr(hint, '__name__', hint)}")

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from mlpmixer.config import MixerConfig, pair
+from mlpmixer.config import Config, MixerConfig, pair
 
 EPS = 1e-6  # of the ViT's LayerNorm, as in the official code
 
@@ -38,7 +38,7 @@ class Headed(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViT:
+class ViT(Config):
     """A Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929): a class token, learnt positions, pre-norm blocks."""
 
     patch_size: int = 16
@@ -78,7 +78,7 @@ class ViTNetwork(Headed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet:
+class ResNet(Config):
     """A ResNet (He et al. 2016, arXiv:1512.03385), with batch normalisation."""
 
     depths: tuple[int, ...] = (3, 4, 6, 3)

@@ -13,11 +13,11 @@ import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlpmixer import zoo
 from mlpmixer.checkpoint import CheckpointError, ModelMeta, load_model, read_header, read_meta, require_mixer
-from mlpmixer.config import MixerConfig, pair
+from mlpmixer.config import MixerConfig, checked, pair
 from mlpmixer.data.preprocess import named
 from mlpmixer.runlog import MODEL_FILE
 from mlpmixer.zoo import WEIGHTS, Weights
@@ -180,8 +180,7 @@ def create_model(
         return fresh.Mixer(base)
     from mlpmixer.transfer import adapt_to, reset_head
 
-    if head not in get_args(Head):
-        raise ValueError(f"head must be one of {', '.join(get_args(Head))}, got {head!r}")
+    checked(Head, head, "head")
     oblong = isinstance(model, MixerConfig) and model.grid[0] != model.grid[1]  # a foreign file tells only the number of patches
     found, meta = load_weights(weights, image_size=base.image_size if oblong and "image_size" not in fields else None, report=report)
     have = meta.config.num_classes

@@ -1,7 +1,6 @@
 """The one evaluation preprocessing: any image -> pixels of the model's size -> float. It is stored with the model."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from mlpmixer.config import Fit, pair
+from mlpmixer.config import Config, Fit, pair
 from mlpmixer.data.images import Pixels, Source, decode
 from mlpmixer.data.official import RULES, require_room, with_margin
 from mlpmixer.registry import Registry
@@ -21,7 +20,7 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preprocess:
+class Preprocess(Config, owner="preprocess"):
     """decode -> fit and resize -> (x / 255 - mean) / std."""
 
     image_size: tuple[int, int]
@@ -39,20 +38,17 @@ class Preprocess:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Of the antialiased resize; the official rules have their own filter."""
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         if min(self.image_size) < 1 or self.in_channels < 1:
             raise ValueError(f"image_size {self.image_size} and in_channels {self.in_channels} must be positive")
         if self.in_channels > MAX_CHANNELS:
             raise ValueError(f"in_channels must be at most {MAX_CHANNELS:,}, got {self.in_channels}")
         for name in ("mean", "std"):
-            values = tuple(getattr(self, name))
+            values = getattr(self, name)
             if len(values) != self.in_channels:
                 if len(set(values)) != 1:
                     raise ValueError(f"{name} has {len(values)} values for {self.in_channels} channels")
-                values = values[:1] * self.in_channels
-            if not all(map(math.isfinite, values)):
-                raise ValueError(f"{name} must be finite, got {values}")
-            object.__setattr__(self, name, values)
+                object.__setattr__(self, name, values[:1] * self.in_channels)
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
         if self.fit in RULES and self.interpolation != "bilinear":

@@ -9,13 +9,14 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from mlpmixer.config import Config
 from mlpmixer.fetch import TRY_AGAIN
 
 SHORT_JUMP_BYTES = 1 << 20  # up to here it is quicker to read on than to ask again
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retry:
+class Retry(Config):
     """How much trouble is put up with."""
 
     timeout_s: float = 30.0

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlpmixer.config import MixerConfig, pair
+from mlpmixer.config import Config, MixerConfig, pair
 from mlpmixer.device import choose_device, choose_precision
 from mlpmixer.model import Mixer, count_params
 from mlpmixer.network import Build
@@ -35,7 +35,7 @@ OPERATORS = {"Mixer": "token mixing", "ViT": "attention"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Config):
     """Networks of one size, and how they are measured."""
 
     mixer: MixerConfig

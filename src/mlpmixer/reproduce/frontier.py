@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlpmixer.config import MixerConfig, pair
+from mlpmixer.config import Config, MixerConfig, pair
 from mlpmixer.data.datasets import open_data
 from mlpmixer.predict import load
 from mlpmixer.recipes import RECIPES
@@ -21,7 +21,7 @@ PAPER = [row for row in TABLE3 if row.is_mixer and row.upstream == "JFT-300M" an
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Config):
     """Sizes of the family, as (num_blocks, hidden_dim, tokens_mlp_dim), and how long each is trained."""
 
     sizes: dict[str, tuple[int, int, int]]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mlpmixer import runlog, zoo
-from mlpmixer.config import Init, Recipe, to_json
+from mlpmixer.config import Config, Init, Recipe, to_json
 from mlpmixer.data.datasets import open_data
 from mlpmixer.fetch import Report, cache_path, fetch
 from mlpmixer.recipes import RECIPES
@@ -87,7 +87,7 @@ TABLES["cifar10-transfer"] = Table(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Config):
     """Where things are, and what may differ from the published settings. 0: as published."""
 
     data_dir: str | None = None

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mlpmixer.config import MixerConfig, pair
+from mlpmixer.config import Config, MixerConfig, pair
 from mlpmixer.model import Mixer, MixerBlock, Mlp
 
 
@@ -100,7 +100,7 @@ def untied(cfg: MixerConfig) -> Mixer:
 
 
 @dataclass(frozen=True)
-class Grouped:
+class Grouped(Config):
     """G neighbouring channels mixed together, in every block. ValueError when G does not divide C."""
 
     groups: int
@@ -117,7 +117,7 @@ class Views(Grouped):
 
 
 @dataclass(frozen=True)
-class Pyramid:
+class Pyramid(Config):
     """From the middle block on 1 / k^2 of the tokens. ValueError when k does not divide the grid of patches, or when that is in parts."""
 
     factor: int

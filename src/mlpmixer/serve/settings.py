@@ -3,9 +3,11 @@
 import dataclasses
 from dataclasses import dataclass
 
+from mlpmixer.config import Config
+
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Config):
     """The limits of one worker. What is over one of them is refused with the status named there."""
 
     max_bytes: int = 16 * 2**20
@@ -34,7 +36,7 @@ class Settings:
     decoders: int = 2
     """Threads that decode images."""
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         for field in dataclasses.fields(self):
             value, may_be_0 = getattr(self, field.name), field.name in ("client_requests", "drain_s")
             if not (value > 0 or (may_be_0 and value == 0)):
