@@ -39,9 +39,10 @@ from mlpmixer.cli.using import Computing
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.predict import Classifier
 from mlpmixer.serve import page, server
-from mlpmixer.serve.app import AllEvidence, AllFeatures, Predictions, make_app
+from mlpmixer.serve.app import make_app
 from mlpmixer.serve.batcher import Batcher, Closed, Full
 from mlpmixer.serve.limits import Limited
+from mlpmixer.serve.schemas import AllEvidence, AllFeatures, Predictions
 from mlpmixer.serve.server import Patient, Workers, listen
 from mlpmixer.serve.settings import Settings
 from mlpmixer.serve.uploads import size_of

@@ -1,6 +1,7 @@
 """The HTTP service: images in, probabilities, features and patch evidence out. Needs the extra `serve`; imports no torch by itself.
 
 - settings: what may be asked for, and how much
+- schemas: the JSON that is answered
 - limits: what is refused before a body is parsed, and the body itself
 - uploads: a body -> images -> pixels of the model's size
 - batcher: many requests, one engine

@@ -1,0 +1,82 @@
+"""The JSON that the service answers with."""
+
+from pydantic import BaseModel, Field
+
+
+class Ranked(BaseModel):
+    """A class and its probability."""
+
+    label: str
+    probability: float
+
+
+class Prediction(BaseModel):
+    """An image's answer: the likeliest class, and the `top_k` likeliest."""
+
+    image: str = Field(description="the file's name, or images[i]")
+    label: str
+    probability: float
+    top: list[Ranked]
+
+
+class Predictions(BaseModel):
+    """One for each image, in the order of the request."""
+
+    results: list[Prediction]
+    time_ms: float = Field(description="from the whole body to the answer, in the service")
+
+
+class Features(BaseModel):
+    """What the head sees of an image."""
+
+    image: str
+    features: list[float]
+
+
+class AllFeatures(BaseModel):
+    """One for each image, in the order of the request."""
+
+    results: list[Features]
+    time_ms: float
+
+
+class PatchEvidence(BaseModel):
+    """What each patch adds to the logit of the class: logit = bias + the sum of all evidence."""
+
+    image: str
+    label: str
+    probability: float
+    logit: float
+    bias: float
+    evidence: list[list[float]] = Field(description="rows of the patch grid, from the top")
+    seen: str = Field(description="the image as the network saw it, a PNG in a data: address")
+
+
+class AllEvidence(BaseModel):
+    """One for each image, in the order of the request."""
+
+    results: list[PatchEvidence]
+    time_ms: float
+
+
+class Problem(BaseModel):
+    """Why there is no answer."""
+
+    detail: str
+
+
+class Model(BaseModel):
+    """What the service answers with."""
+
+    name: str
+    classes: list[str]
+    image_size: tuple[int, int] = Field(description="height and width, pixels")
+    in_channels: int
+    fit: str = Field(description="what becomes of images of another shape")
+    features: bool
+    evidence: bool
+    max_bytes: int
+    max_pixels: int
+    max_images: int
+    runtime: str = Field(description="what computes the answers, and in which precision")
+    version: str
