@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_type_hints
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -29,7 +30,9 @@ pytest.importorskip("python_multipart", reason="the extra serve is not installed
 pytest.importorskip("httpx2", reason="the extra test is not installed")
 
 import uvicorn
-from starlette.testclient import TestClient
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.testclient import TestClient as AnyClient
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Process
 
@@ -49,6 +52,44 @@ from mlpmixer.serve.uploads import size_of
 
 JPEG = {"content-type": "image/jpeg"}
 SETTINGS = Settings(max_bytes=200_000, max_pixels=1_000_000, max_images=4, max_batch=8, queue=8)
+
+
+class TestClient(AnyClient):
+    """Holds every answer against the description that the service itself gives."""
+
+    __test__ = False
+
+    def request(self, method: str, url: Any, **more: Any) -> Any:
+        answer = super().request(method, url, **more)
+        api = self.app.openapi()  # type: ignore[attr-defined]
+        schemas = api["components"]["schemas"]
+        operation = api["paths"].get(urlsplit(str(url)).path, {}).get(method.lower())
+        if operation:
+            content = operation["responses"][str(answer.status_code)]["content"]
+            kind = answer.headers["content-type"].partition(";")[0]
+            conform(answer.json() if kind == "application/json" else answer.text, content[kind]["schema"], schemas)
+        elif answer.status_code >= 400:
+            conform(answer.json(), schemas["Problem"], schemas)
+        return answer
+
+
+def conform(value: Any, schema: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Fails where a value is not what the JSON schema says. Knows only what the service's schemas use; objects have all their fields."""
+    if ref := schema.get("$ref"):
+        return conform(value, schemas[ref.rpartition("/")[2]], schemas)
+    assert schema.keys() <= {"type", "title", "description", "properties", "required", "items", "prefixItems", "minItems", "maxItems"}, (
+        schema
+    )
+    kind = {"object": dict, "array": list, "string": str, "number": int | float, "integer": int, "boolean": bool}[schema["type"]]
+    assert isinstance(value, kind) and isinstance(value, bool) == (schema["type"] == "boolean"), (value, schema)
+    if schema["type"] == "object":
+        assert value.keys() == schema["properties"].keys() == set(schema["required"]), (value, schema)
+        for name, field in schema["properties"].items():
+            conform(value[name], field, schemas)
+    if schema["type"] == "array":
+        assert schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)), (value, schema)
+        for item, each in zip(value, schema.get("prefixItems") or [schema["items"]] * len(value), strict=True):
+            conform(item, each, schemas)
 
 
 def by_brightness(wait: threading.Event | None = None, **preprocess: Any) -> Classifier:
@@ -373,7 +414,7 @@ def test_what_is_too_much_at_once_is_told_to_come_back_and_the_rest_is_answered(
             if answer.status_code == 200:
                 assert answer.json()["results"][0]["label"] == ("bright" if i % 2 else "dark")
             else:
-                assert answer.headers["retry-after"] == "1"
+                assert detail(answer, status) and answer.headers["retry-after"] == "1"
         assert client.app.state.service.batcher.admitted == 0  # type: ignore[attr-defined]
         assert client.post("/predict", content=picture(0), headers=JPEG).status_code == 200  # and then there is room again
 
@@ -780,3 +821,22 @@ def test_the_service_imports_no_torch() -> None:
 
 def test_json_answers_are_json(client: TestClient) -> None:
     assert json.loads(client.post("/predict", content=picture(0), headers=JPEG).content)["time_ms"] > 0
+
+
+def test_answers_are_serialised_by_their_schema(client: TestClient) -> None:
+    assert client.get("/openapi.json").json() == client.app.openapi()  # type: ignore[attr-defined]
+    routes = [route for route in client.app.routes if isinstance(route, APIRoute)]  # type: ignore[attr-defined]
+    modelled = {route.path for route in routes if route.response_model}
+    assert modelled == {"/predict", "/features", "/evidence", "/model"}
+    for route in routes:
+        if route.path in modelled:
+            model = get_type_hints(route.endpoint, include_extras=True)["return"]
+            assert issubclass(model, BaseModel) and model is route.response_model
+
+
+def test_failures_of_the_engine_are_500_with_a_reason() -> None:
+    classifier = by_brightness()
+    with TestClient(make_app(classifier), raise_server_exceptions=False) as client:
+        client.app.state.service.compute["features"] = lambda images: np.full((len(images), 1), np.nan)  # type: ignore[attr-defined]
+        answer = client.post("/features", content=picture(0), headers=JPEG)
+        assert answer.status_code == 500 and answer.json() == {"detail": "the service failed; its log says why"}

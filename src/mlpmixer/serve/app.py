@@ -2,9 +2,8 @@
 
 import asyncio
 import base64
-import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,8 +13,9 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from PIL import Image
+from starlette.exceptions import HTTPException
 
 from mlpmixer import __version__
 from mlpmixer.data.images import Pixels
@@ -25,7 +25,7 @@ from mlpmixer.serve.batcher import Batcher, Closed, Compute, Full
 from mlpmixer.serve.evidence import evidence_of
 from mlpmixer.serve.limits import IMAGES, Limited, Refused
 from mlpmixer.serve.metrics import Measured, Metrics
-from mlpmixer.serve.schemas import AllEvidence, AllFeatures, Model, Predictions, Problem
+from mlpmixer.serve.schemas import AllEvidence, AllFeatures, Features, Model, PatchEvidence, Prediction, Predictions, Problem
 from mlpmixer.serve.settings import Settings
 from mlpmixer.serve.uploads import Images, Upload, pixels_of, uploads_of
 
@@ -41,9 +41,17 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         415: "No JPEG, PNG or WebP image, no form, no JSON.",
         422: "A damaged image, or a wrong value.",
         429: "Too many requests of this client at once; Retry-After says when to come back.",
+        500: "The service failed; its log says why.",
         503: "Too much to do, or going down; Retry-After says when to come back.",
     }.items()
 }
+NO_TOKEN: dict[int | str, dict[str, Any]] = {
+    401: {
+        "description": PROBLEMS[401]["description"],
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}},  # by a model it would be text at /metrics
+    }
+}
+NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "No: why.", "content": {"text/plain": {"schema": {"type": "string"}}}}}
 BODY = {
     "requestBody": {
         "required": True,
@@ -111,8 +119,8 @@ class Service:
             await asyncio.to_thread(self.batcher.close, settings.answer_s)
             self.pool.shutdown(wait=False, cancel_futures=True)
 
-    async def answers(self, kind: str, request: Request) -> tuple[list[Upload], list[Pixels], list[Any]]:
-        """What was asked, the pixels the network saw, and what it says of each. Refused says why not."""
+    async def answers(self, kind: str, request: Request) -> list[tuple[Upload, Pixels, Any]]:
+        """Each image as it came, the pixels the network saw, and what it says of them. Refused says why not."""
         loop, settings = asyncio.get_running_loop(), self.settings
         if kind not in self.compute:
             raise Refused(404, f"this model gives no {kind}")
@@ -123,7 +131,7 @@ class Service:
                 uploads = await loop.run_in_executor(self.pool, uploads_of, request.headers["content-type"], body, settings)
                 with self.batcher.admit(len(uploads)), self.metrics.inside_while(len(uploads)):
                     pixels = await loop.run_in_executor(self.pool, pixels_of, uploads, self.classifier, settings, deadline)
-                    return uploads, pixels, await self.batcher.ask(kind, pixels)
+                    return list(zip(uploads, pixels, await self.batcher.ask(kind, pixels), strict=True))
         except Full:
             raise Refused(503, "too many images are waiting", later=True) from None
         except Closed:
@@ -162,16 +170,28 @@ def make_app(classifier: Classifier, settings: Settings | None = None, *, token:
     _add_questions(app, service)
 
     @app.exception_handler(Refused)
-    async def refused(_: Request, e: Refused) -> JSONResponse:
-        return JSONResponse({"detail": e.detail}, e.status, e.headers)
+    async def refused(_: Request, e: Refused) -> Response:
+        return _problem(e.status, e.detail, e.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, e: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"detail": "; ".join(f"{error['loc'][-1]}: {error['msg']}" for error in e.errors())}, 422)
+    async def invalid(_: Request, e: RequestValidationError) -> Response:
+        return _problem(422, "; ".join(f"{error['loc'][-1]}: {error['msg']}" for error in e.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def not_found(_: Request, e: HTTPException) -> Response:
+        return _problem(e.status_code, e.detail, e.headers)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, e: Exception) -> Response:
+        return _problem(500, "the service failed; its log says why")
 
     app.add_middleware(Limited, settings=settings, token=token, draining=lambda: service.draining)
     app.add_middleware(Measured, metrics=service.metrics, paths=[route.path for route in app.routes if hasattr(route, "path")])
     return app
+
+
+def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(Problem(detail=detail).model_dump_json(), status, headers, media_type="application/json")
 
 
 def _add_pages(app: FastAPI, service: Service) -> None:
@@ -190,33 +210,31 @@ def _add_pages(app: FastAPI, service: Service) -> None:
         return PlainTextResponse("ok")
 
     @app.head("/ready", include_in_schema=False)
-    @app.get("/ready", response_class=PlainTextResponse, summary="Should it get requests?", responses={503: {"description": "No: why."}})
+    @app.get("/ready", response_class=PlainTextResponse, summary="Should it get requests?", responses=NOT_READY)
     async def ready() -> Response:
         trouble = service.trouble()
         return PlainTextResponse(trouble or "ok", 503 if trouble else 200)
 
-    @app.get("/metrics", response_class=PlainTextResponse, summary="Counters for Prometheus.")
+    @app.get("/metrics", response_class=PlainTextResponse, summary="Counters for Prometheus.", responses=NO_TOKEN)
     def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/model", response_model=Model, summary="What the service answers with.")
-    async def model() -> Response:
+    @app.get("/model", summary="What the service answers with.", responses=NO_TOKEN)
+    async def model() -> Model:
         c, settings = service.classifier, service.settings
-        return _json(
-            {
-                "name": service.name,
-                "classes": c.classes,
-                "image_size": c.preprocess.image_size,
-                "in_channels": c.preprocess.in_channels,
-                "fit": c.preprocess.fit,
-                "features": "features" in service.compute,
-                "evidence": "evidence" in service.compute,
-                "max_bytes": settings.max_bytes,
-                "max_pixels": settings.max_pixels,
-                "max_images": settings.max_images,
-                "runtime": str(c.runtime or ""),
-                "version": __version__,
-            }
+        return Model(
+            name=service.name,
+            classes=list(c.classes),
+            image_size=c.preprocess.image_size,
+            in_channels=c.preprocess.in_channels,
+            fit=c.preprocess.fit,
+            features="features" in service.compute,
+            evidence="evidence" in service.compute,
+            max_bytes=settings.max_bytes,
+            max_pixels=settings.max_pixels,
+            max_images=settings.max_images,
+            runtime=str(c.runtime or ""),
+            version=__version__,
         )
 
 
@@ -224,56 +242,57 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     post = partial(app.post, responses=PROBLEMS, openapi_extra=BODY)
     classifier = service.classifier
 
-    @post("/predict", response_model=Predictions, summary="Which classes are the likeliest?")
-    async def predict(request: Request, top_k: Annotated[int, Query(ge=1, description="How many classes of each image.")] = 5) -> Response:
-        def say(upload: Upload, pixels: Pixels, probabilities: Any) -> dict[str, Any]:
-            return to_record(classifier.prediction(upload.name, probabilities, top_k))
+    @post("/predict", summary="Which classes are the likeliest?")
+    async def predict(
+        request: Request, top_k: Annotated[int, Query(ge=1, description="How many classes of each image.")] = 5
+    ) -> Predictions:
+        start = time.perf_counter()
+        answers = await service.answers("predict", request)
+        results = [Prediction(**to_record(classifier.prediction(upload.name, row, top_k))) for upload, _, row in answers]
+        return Predictions(results=results, time_ms=_ms_since(start))
 
-        return await _answered(service, "predict", request, say)
+    @post("/features", summary="What does the head see?", responses=PROBLEMS | _lacking("features"))
+    async def features(request: Request) -> AllFeatures:
+        start = time.perf_counter()
+        answers = await service.answers("features", request)
+        results = [Features(image=upload.name, features=row.tolist()) for upload, _, row in answers]
+        return AllFeatures(results=results, time_ms=_ms_since(start))
 
-    @post("/features", response_model=AllFeatures, summary="What does the head see?", responses=PROBLEMS | _lacking("features"))
-    async def features(request: Request) -> Response:
-        return await _answered(service, "features", request, lambda upload, _, row: {"image": upload.name, "features": row.tolist()})
-
-    @post("/evidence", response_model=AllEvidence, summary="Which patches speak for a class?", responses=PROBLEMS | _lacking("evidence"))
+    @post("/evidence", summary="Which patches speak for a class?", responses=PROBLEMS | _lacking("evidence"))
     async def evidence(
         request: Request, label: Annotated[str | None, Query(alias="class", description="Default: the likeliest of each image.")] = None
-    ) -> Response:
+    ) -> AllEvidence:
         if label is not None and label not in classifier.classes:
             raise Refused(422, f"the model has no class {label[:100]!r}; GET /model names them")
-        return await _answered(service, "evidence", request, partial(_evidence, service, label))
+        start = time.perf_counter()
+        answers = await service.answers("evidence", request)
+        results = await asyncio.to_thread(lambda: [_evidence(service, label, *answer) for answer in answers])
+        return AllEvidence(results=results, time_ms=_ms_since(start))
 
 
 def _lacking(what: str) -> dict[int | str, dict[str, Any]]:
     return {404: {"model": Problem, "description": f"The model gives no {what}."}}
 
 
-async def _answered(service: Service, kind: str, request: Request, say: Callable[[Upload, Pixels, Any], dict[str, Any]]) -> Response:
-    start = time.perf_counter()
-    uploads, pixels, rows = await service.answers(kind, request)
-
-    def results() -> list[dict[str, Any]]:
-        return [say(*each) for each in zip(uploads, pixels, rows, strict=True)]
-
-    said = await asyncio.to_thread(results) if kind == "evidence" else results()
-    return _json({"results": said, "time_ms": round(1000 * (time.perf_counter() - start), 2)})
+def _ms_since(start: float) -> float:
+    return round(1000 * (time.perf_counter() - start), 2)
 
 
-def _evidence(service: Service, label: str | None, upload: Upload, pixels: Pixels, row: tuple[Any, Any]) -> dict[str, Any]:
+def _evidence(service: Service, label: str | None, upload: Upload, pixels: Pixels, row: tuple[Any, Any]) -> PatchEvidence:
     probabilities, own = row  # (K,), (S,K)
     assert service.evidence
     classes, grid = service.classifier.classes, service.evidence.grid
     k = classes.index(label) if label is not None else int(probabilities.argmax())
     bias = float(service.evidence.bias[k])
-    return {
-        "image": upload.name,
-        "label": classes[k],
-        "probability": round(float(probabilities[k]), 6),
-        "logit": bias + float(own[:, k].sum()),
-        "bias": bias,
-        "evidence": own[:, k].reshape(grid).tolist(),
-        "seen": _png(pixels),
-    }
+    return PatchEvidence(
+        image=upload.name,
+        label=classes[k],
+        probability=round(float(probabilities[k]), 6),
+        logit=bias + float(own[:, k].sum()),
+        bias=bias,
+        evidence=own[:, k].reshape(grid).tolist(),
+        seen=_png(pixels),
+    )
 
 
 def _png(pixels: Pixels) -> str:
@@ -282,7 +301,3 @@ def _png(pixels: Pixels) -> str:
     whole = np.rint(pixels).astype(np.uint8)
     Image.fromarray(whole[..., 0] if whole.shape[2] == 1 else whole).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _json(value: Any) -> Response:
-    return Response(json.dumps(value, ensure_ascii=False, allow_nan=False), media_type="application/json")

@@ -3,12 +3,12 @@
 import asyncio
 import hmac
 import ipaddress
-import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
+from mlpmixer.serve.schemas import Problem
 from mlpmixer.serve.settings import Settings
 
 Scope = MutableMapping[str, Any]
@@ -127,7 +127,7 @@ class _Incoming:
 
 async def refuse(refused: Refused, incoming: _Incoming, send: Send) -> None:
     """Answers, reads on for a moment, so that a client that is still sending comes to see the answer, and closes the connection."""
-    body = json.dumps({"detail": refused.detail}).encode()
+    body = Problem(detail=refused.detail).model_dump_json().encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"} | refused.headers
     raw = [(key.encode(), value.encode("latin-1")) for key, value in headers.items()]
     await send({"type": "http.response.start", "status": refused.status, "headers": raw})

@@ -1,16 +1,22 @@
 """The JSON that the service answers with."""
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 
-class Ranked(BaseModel):
+class Answer(BaseModel):
+    """JSON has no NaN and no infinity, so neither has an answer."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Ranked(Answer):
     """A class and its probability."""
 
     label: str
     probability: float
 
 
-class Prediction(BaseModel):
+class Prediction(Answer):
     """An image's answer: the likeliest class, and the `top_k` likeliest."""
 
     image: str = Field(description="the file's name, or images[i]")
@@ -19,28 +25,28 @@ class Prediction(BaseModel):
     top: list[Ranked]
 
 
-class Predictions(BaseModel):
+class Predictions(Answer):
     """One for each image, in the order of the request."""
 
     results: list[Prediction]
     time_ms: float = Field(description="from the whole body to the answer, in the service")
 
 
-class Features(BaseModel):
+class Features(Answer):
     """What the head sees of an image."""
 
     image: str
     features: list[float]
 
 
-class AllFeatures(BaseModel):
+class AllFeatures(Answer):
     """One for each image, in the order of the request."""
 
     results: list[Features]
     time_ms: float
 
 
-class PatchEvidence(BaseModel):
+class PatchEvidence(Answer):
     """What each patch adds to the logit of the class: logit = bias + the sum of all evidence."""
 
     image: str
@@ -52,20 +58,20 @@ class PatchEvidence(BaseModel):
     seen: str = Field(description="the image as the network saw it, a PNG in a data: address")
 
 
-class AllEvidence(BaseModel):
+class AllEvidence(Answer):
     """One for each image, in the order of the request."""
 
     results: list[PatchEvidence]
     time_ms: float
 
 
-class Problem(BaseModel):
+class Problem(Answer):
     """Why there is no answer."""
 
     detail: str
 
 
-class Model(BaseModel):
+class Model(Answer):
     """What the service answers with."""
 
     name: str
