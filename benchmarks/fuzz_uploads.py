@@ -2,11 +2,11 @@
 
 Bodies are JPEG, PNG and WebP files of many kinds, JSON and forms, mutated: bits and bytes changed, runs cut, doubled or replaced, lengths
 and sizes set to their extremes, files spliced, checksums of PNG chunks mended afterwards so that what is behind them is reached; and
-random ones. Each goes through what the service calls (serve.uploads: uploads_of, then pixels_of with the limits of serve.settings), in
-processes of their own with --memory-mib of address space beyond what they start with and a limit of time; every --through-app-th one also
-through the whole ASGI app. Clear refusals are `Refused` with a status of 413, 415, 422 or 503, and from the app such a status; a good
-answer has pixels of the model's size. All else (another exception, a 500, a crash, a hang beyond --seconds) is saved to --out as a file,
-and makes the exit code 1.
+random ones. Each goes through what the service calls (serve.uploads: parse_uploads, then decode_uploads with the limits of
+serve.settings), in processes of their own with --memory-mib of address space beyond what they start with and a limit of time; every
+--through-app-th one also through the whole ASGI app. Clear refusals are `Refused` with a status of 413, 415, 422 or 503, and from the app
+such a status; a good answer has pixels of the model's size. All else (another exception, a 500, a crash, a hang beyond --seconds) is saved
+to --out as a file, and makes the exit code 1.
 
 Input i is made from --seed and i alone, so that a finding can be made again: --only I. The last line is JSON: counts by answer, and the
 slowest input.
@@ -42,7 +42,7 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.predict import Classifier
 from mlpmixer.serve.limits import Refused
 from mlpmixer.serve.settings import Settings
-from mlpmixer.serve.uploads import pixels_of, uploads_of
+from mlpmixer.serve.uploads import decode_uploads, parse_uploads
 
 SETTINGS = Settings(max_pixels=4_000_000, max_bytes=2**20)  # as in the service, but that a large image costs less here
 REFUSALS = (413, 415, 422, 503)
@@ -95,7 +95,7 @@ def seeds() -> list[tuple[str, bytes]]:
 
 
 SEEDS = seeds()
-TYPES = sorted({kind for kind, _ in SEEDS})
+CONTENT_TYPES = sorted({kind for kind, _ in SEEDS})
 EXTREMES = [struct.pack(f"{order}{code}", value) for order in "<>" for code, most in (("B", 255), ("H", 2**16 - 1), ("I", 2**32 - 1))
             for value in (0, 1, most // 2, most // 2 + 1, most - 1, most)]  # fmt: skip
 WORDS = b"IHDR IDAT PLTE tRNS iCCP zTXt acTL fcTL fdAT eXIf VP8X VP8L VP8\x20 ALPH ANIM ANMF ICCP".split(b" ")
@@ -164,7 +164,7 @@ def input_of(seed: int, i: int) -> tuple[str, bytes]:
     rng = random.Random(f"{seed} {i}")
     kind, good = rng.choice(SEEDS)
     if rng.random() < 0.02:
-        return rng.choice(TYPES), rng.randbytes(rng.choice((0, 1, 12, 100, 3000)))
+        return rng.choice(CONTENT_TYPES), rng.randbytes(rng.choice((0, 1, 12, 100, 3000)))
     inner = kind in ("application/json", "multipart/form-data; boundary=edge") and rng.random() < 0.3
     data = bytearray(rng.choice(SEEDS[:15])[1] if inner else good)
     for _ in range(rng.choice((1, 1, 2, 3, 8))):
@@ -209,8 +209,8 @@ class Way:
             status = self.loop.run_until_complete(self._app(kind, body))
             assert status in (200, *REFUSALS), f"the app answers {status}"
         try:
-            uploads = uploads_of(kind, body, SETTINGS)
-            arrays = pixels_of(uploads, self.classifier, SETTINGS, time.monotonic() + SETTINGS.answer_s)
+            uploads = parse_uploads(kind, body, SETTINGS)
+            arrays = decode_uploads(uploads, self.classifier, SETTINGS, time.monotonic() + SETTINGS.answer_s)
         except Refused as refused:
             assert refused.status in REFUSALS, f"refused with {refused.status}"
             refused.detail.encode()  # it becomes JSON

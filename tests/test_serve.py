@@ -43,10 +43,10 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.predict import Classifier
 from mlpmixer.serve import page, server
 from mlpmixer.serve.app import make_app
-from mlpmixer.serve.batcher import Batcher, Closed, Full
-from mlpmixer.serve.limits import Limited
-from mlpmixer.serve.schemas import AllEvidence, AllFeatures, Predictions
-from mlpmixer.serve.server import Patient, Workers, listen
+from mlpmixer.serve.batcher import Batcher, QueueClosed, QueueFull
+from mlpmixer.serve.limits import LimitsMiddleware
+from mlpmixer.serve.schemas import EvidenceResponse, FeaturesResponse, PredictResponse
+from mlpmixer.serve.server import TimeoutProtocol, Workers, listen
 from mlpmixer.serve.settings import Settings
 from mlpmixer.serve.uploads import size_of
 
@@ -69,7 +69,7 @@ class TestClient(AnyClient):
             kind = answer.headers["content-type"].partition(";")[0]
             conform(answer.json() if kind == "application/json" else answer.text, content[kind]["schema"], schemas)
         elif answer.status_code >= 400:
-            conform(answer.json(), schemas["Problem"], schemas)
+            conform(answer.json(), schemas["ErrorResponse"], schemas)
         return answer
 
 
@@ -134,7 +134,7 @@ def test_a_file_is_answered_as_the_model_answers_it(client: TestClient, kind: st
     answer = client.post("/predict?top_k=2", content=data, headers={"content-type": f"image/{kind.lower()}"})
     model = by_brightness()
     (expected,) = model.probabilities(model.array(data)[None])
-    (found,) = Predictions.model_validate(answer.json()).results
+    (found,) = PredictResponse.model_validate(answer.json()).results
     assert found.label == ("bright" if value else "dark") and found.image == "image"
     assert {r.label: r.probability for r in found.top} == pytest.approx(dict(zip(model.classes, expected, strict=True)), abs=1e-6)
     assert answer.headers["cache-control"] == "no-store"
@@ -159,7 +159,7 @@ def test_a_large_file_comes_through_a_form(client: TestClient) -> None:
 
 
 def test_features_are_those_of_the_model(client: TestClient) -> None:
-    (found,) = AllFeatures.model_validate(client.post("/features", content=picture(255), headers=JPEG).json()).results
+    (found,) = FeaturesResponse.model_validate(client.post("/features", content=picture(255), headers=JPEG).json()).results
     assert found.features == pytest.approx([1.0])
 
 
@@ -200,7 +200,7 @@ def test_the_evidence_of_a_mixer_adds_up_to_its_logit(exported: bool, tmp_path: 
     with TestClient(make_app(model)) as client:
         for k, name in enumerate("abc"):
             answer = client.post(f"/evidence?class={name}", content=file.getvalue(), headers={"content-type": "image/png"})
-            (found,) = AllEvidence.model_validate(answer.json()).results
+            (found,) = EvidenceResponse.model_validate(answer.json()).results
             assert found.label == name and np.shape(found.evidence) == (2, 3)
             assert found.logit == pytest.approx(float(logits[k]), abs=1e-5) == found.bias + np.sum(found.evidence)
             assert found.probability == pytest.approx(float(logits.softmax(0)[k]), abs=1e-5)
@@ -478,7 +478,7 @@ async def nothing(scope: Any, receive: Any, send: Any) -> None:
 
 
 def test_a_slow_client_is_refused_and_one_that_goes_is_forgotten() -> None:
-    limited = Limited(nothing, Settings(upload_s=1), token="", draining=lambda: False)
+    limited = LimitsMiddleware(nothing, Settings(upload_s=1), token="", draining=lambda: False)
     assert asgi(limited, [b"a", 0.1, b"b"], JPEG) == (200, {b"size": b"2"})
     assert asgi(limited, [b"a", 60.0, b"b"], JPEG)[0] == 408
     assert asgi(limited, [], JPEG)[0] == 0  # no more than a header, and gone
@@ -486,7 +486,7 @@ def test_a_slow_client_is_refused_and_one_that_goes_is_forgotten() -> None:
 
 
 def test_a_body_is_not_read_further_than_the_limit() -> None:
-    limited = Limited(nothing, SETTINGS, token="", draining=lambda: False)
+    limited = LimitsMiddleware(nothing, SETTINGS, token="", draining=lambda: False)
     for parts, headers in (([bytes(70_000)] * 4, {}), ([b"1"], {"content-length": "200001"}), ([bytes(200_001)], {"content-length": "5"})):
         status, answered = asgi(limited, parts, JPEG | headers)
         assert status == 413 and answered[b"connection"] == b"close"
@@ -518,7 +518,7 @@ def batched(engine: Engine, *asked: tuple[str, list[np.ndarray]], max_batch: int
     """The answers to requests that all wait while the engine is busy with a first one."""
 
     async def run() -> list[Any]:
-        batcher = Batcher({"a": engine, "b": engine}, batch_s=1e9, max_batch=max_batch, places=100, observe=lambda *_: None)
+        batcher = Batcher({"a": engine, "b": engine}, batch_s=1e9, max_batch=max_batch, capacity=100, observe=lambda *_: None)
         first = asyncio.create_task(batcher.ask("a", numbers(0)))
         while batcher.busy_since is None:
             await asyncio.sleep(0.005)
@@ -558,9 +558,9 @@ def test_places_are_kept_until_the_answer_and_a_cancelled_question_leaves_the_qu
     engine = Engine()
 
     async def run() -> None:
-        batcher = Batcher({"a": engine}, batch_s=1, max_batch=1, places=3, observe=lambda *_: None)
+        batcher = Batcher({"a": engine}, batch_s=1, max_batch=1, capacity=3, observe=lambda *_: None)
         with batcher.admit(2):
-            with pytest.raises(Full), batcher.admit(2):
+            with pytest.raises(QueueFull), batcher.admit(2):
                 pass
             with batcher.admit(1):
                 pass
@@ -572,12 +572,12 @@ def test_places_are_kept_until_the_answer_and_a_cancelled_question_leaves_the_qu
         await asyncio.sleep(0.05)
         closing = asyncio.create_task(asyncio.to_thread(batcher.close, 5))
         await asyncio.sleep(0.05)
-        with pytest.raises(Closed):
+        with pytest.raises(QueueClosed):
             await batcher.ask("a", numbers(5))
         engine.gate.set()
         assert await first == [1] and await last == [4]  # accepted before the close
         assert await closing and not batcher.alive
-        with pytest.raises(Closed), batcher.admit(1):
+        with pytest.raises(QueueClosed), batcher.admit(1):
             pass
 
     asyncio.run(run())
@@ -595,7 +595,7 @@ def test_streams_compute_at_the_same_time_and_share_what_waits(waiting: list[int
         return images[:, 0, 0, 0].tolist()
 
     async def run() -> None:
-        batcher = Batcher({"a": engine}, streams=2, batch_s=1e9, max_batch=8, places=100, observe=lambda *_: None)
+        batcher = Batcher({"a": engine}, streams=2, batch_s=1e9, max_batch=8, capacity=100, observe=lambda *_: None)
         await batcher.ask("a", numbers(0))  # so that it knows how long one takes
         asked = [numbers(*range(i, i + count)) for i, count in enumerate(waiting, 1)]
         with batcher._changed:  # none is begun before all wait
@@ -620,7 +620,7 @@ def test_a_batch_has_as_many_images_as_are_computed_in_the_time_it_is_given() ->
 
     async def run() -> None:
         nonlocal seconds
-        batcher = Batcher({"a": engine}, batch_s=0.07, max_batch=16, places=200, observe=lambda *_: None)
+        batcher = Batcher({"a": engine}, batch_s=0.07, max_batch=16, capacity=200, observe=lambda *_: None)
         for each, count in ((0.02, 8), (0.0, 150), (0.08, 24)):
             seconds = each
             assert await batcher.ask("a", numbers(*range(count))) == list(range(count))
@@ -642,7 +642,7 @@ def test_a_graph_of_a_fixed_batch_gets_as_many_as_it_computes_anyway() -> None:
         return images[:, 0, 0, 0].tolist()
 
     async def run() -> None:
-        batcher = Batcher({"a": engine}, batch_s=0.01, min_batch=8, max_batch=4, places=99, observe=lambda *_: None)
+        batcher = Batcher({"a": engine}, batch_s=0.01, min_batch=8, max_batch=4, capacity=99, observe=lambda *_: None)
         assert await batcher.ask("a", numbers(*range(20))) == list(range(20))
         await asyncio.to_thread(batcher.close, 5)
 
@@ -658,7 +658,7 @@ def test_the_oldest_of_the_batches_says_how_long_the_engine_has_been_at_work() -
         return [0]
 
     async def run() -> None:
-        batcher = Batcher({"a": engine}, streams=2, batch_s=1, max_batch=1, places=9, observe=lambda *_: None)
+        batcher = Batcher({"a": engine}, streams=2, batch_s=1, max_batch=1, capacity=9, observe=lambda *_: None)
 
         async def ask(i: int) -> "asyncio.Task[list[Any]]":
             task = asyncio.create_task(batcher.ask("a", numbers(i)))
@@ -766,7 +766,7 @@ def test_a_worker_that_dies_while_it_is_asked_for_its_health_is_seen_at_once() -
 @contextmanager
 def listening(client: TestClient, connections: int) -> Iterator[Callable[[], socket.socket]]:
     """The app behind a real socket: what opens a connection to it."""
-    config = uvicorn.Config(client.app, http=Patient, ws="none", lifespan="off", limit_concurrency=connections, log_level="error")
+    config = uvicorn.Config(client.app, http=TimeoutProtocol, ws="none", lifespan="off", limit_concurrency=connections, log_level="error")
     with ExitStack() as stack:
         sock = stack.enter_context(listen("127.0.0.1", 0))
         sock.listen()  # whoever comes before the service is up waits
@@ -787,7 +787,7 @@ def test_connections_that_ask_nothing_make_room_for_new_ones(client: TestClient,
         return answer.partition(b"\r\n")[0]
 
     monkeypatch.setattr(server, "CONNECTIONS", 20)
-    monkeypatch.setattr(server, "YOUNG_S", 0.0)
+    monkeypatch.setattr(server, "MIN_IDLE_S", 0.0)
     with listening(client, 20) as connect:
         opened = []
         for _ in range(30):

@@ -21,19 +21,28 @@ from mlpmixer import __version__
 from mlpmixer.data.images import Pixels
 from mlpmixer.predict import Classifier, Exported, to_record
 from mlpmixer.serve import page
-from mlpmixer.serve.batcher import Batcher, Closed, Compute, Full
+from mlpmixer.serve.batcher import Batcher, Compute, QueueClosed, QueueFull
 from mlpmixer.serve.evidence import evidence_of
-from mlpmixer.serve.limits import IMAGES, Limited, Refused
-from mlpmixer.serve.metrics import Measured, Metrics
-from mlpmixer.serve.schemas import AllEvidence, AllFeatures, Features, Model, PatchEvidence, Prediction, Predictions, Problem
+from mlpmixer.serve.limits import IMAGE_TYPES, LimitsMiddleware, Refused
+from mlpmixer.serve.metrics import Metrics, MetricsMiddleware
+from mlpmixer.serve.schemas import (
+    ErrorResponse,
+    EvidenceResponse,
+    Features,
+    FeaturesResponse,
+    ModelInfo,
+    PatchEvidence,
+    Prediction,
+    PredictResponse,
+)
 from mlpmixer.serve.settings import Settings
-from mlpmixer.serve.uploads import Images, Upload, pixels_of, uploads_of
+from mlpmixer.serve.uploads import Images, Upload, decode_uploads, parse_uploads
 
 STUCK_S = 60.0  # a batch takes seconds at most; an engine that is longer in one answers nobody
 
 
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": text}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": text}
     for status, text in {
         401: "The token is missing or wrong.",
         408: "The body took too long to arrive.",
@@ -45,18 +54,14 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         503: "Too much to do, or going down; Retry-After says when to come back.",
     }.items()
 }
-NO_TOKEN: dict[int | str, dict[str, Any]] = {
-    401: {
-        "description": PROBLEMS[401]["description"],
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}},  # by a model it would be text at /metrics
-    }
-}
+ERROR_JSON = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}  # `model` would be text at /metrics
+NO_TOKEN: dict[int | str, dict[str, Any]] = {401: {"description": ERRORS[401]["description"], "content": ERROR_JSON}}
 NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "No: why.", "content": {"text/plain": {"schema": {"type": "string"}}}}}
 BODY = {
     "requestBody": {
         "required": True,
         "description": "An image file; or several in a form; or one or several in JSON.",
-        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGES}
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGE_TYPES}
         | {
             "multipart/form-data": {
                 "schema": {"type": "object", "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}}}
@@ -109,7 +114,7 @@ class Service:
             batch_s=settings.batch_s,
             min_batch=(isinstance(self.classifier, Exported) and self.classifier.export.batch) or 1,
             max_batch=settings.max_batch,
-            places=settings.queue,
+            capacity=settings.queue,
             observe=self.metrics.batch,
         )
         try:
@@ -119,7 +124,7 @@ class Service:
             await asyncio.to_thread(self.batcher.close, settings.answer_s)
             self.pool.shutdown(wait=False, cancel_futures=True)
 
-    async def answers(self, kind: str, request: Request) -> list[tuple[Upload, Pixels, Any]]:
+    async def handle(self, kind: str, request: Request) -> list[tuple[Upload, Pixels, Any]]:
         """Each image as it came, the pixels the network saw, and what it says of them. Refused says why not."""
         loop, settings = asyncio.get_running_loop(), self.settings
         if kind not in self.compute:
@@ -128,18 +133,18 @@ class Service:
         try:
             async with asyncio.timeout_at(deadline):
                 body = await request.body()
-                uploads = await loop.run_in_executor(self.pool, uploads_of, request.headers["content-type"], body, settings)
-                with self.batcher.admit(len(uploads)), self.metrics.inside_while(len(uploads)):
-                    pixels = await loop.run_in_executor(self.pool, pixels_of, uploads, self.classifier, settings, deadline)
+                uploads = await loop.run_in_executor(self.pool, parse_uploads, request.headers["content-type"], body, settings)
+                with self.batcher.admit(len(uploads)), self.metrics.track_images(len(uploads)):
+                    pixels = await loop.run_in_executor(self.pool, decode_uploads, uploads, self.classifier, settings, deadline)
                     return list(zip(uploads, pixels, await self.batcher.ask(kind, pixels), strict=True))
-        except Full:
+        except QueueFull:
             raise Refused(503, "too many images are waiting", later=True) from None
-        except Closed:
+        except QueueClosed:
             raise Refused(503, "the service is going down", later=True) from None
         except TimeoutError:
             raise Refused(503, f"no answer within {settings.answer_s:g} s", later=True) from None
 
-    def trouble(self) -> str:
+    def unready_reason(self) -> str:
         """Why it should get no requests now; empty when all is well."""
         if self.leaving or self.draining:
             return "going down"
@@ -167,31 +172,31 @@ def make_app(classifier: Classifier, settings: Settings | None = None, *, token:
     app = FastAPI(title=f"mlpmixer: {name}" if name else "mlpmixer", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     _add_pages(app, service)
-    _add_questions(app, service)
+    _add_inference(app, service)
 
     @app.exception_handler(Refused)
     async def refused(_: Request, e: Refused) -> Response:
-        return _problem(e.status, e.detail, e.headers)
+        return _error(e.status, e.detail, e.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, e: RequestValidationError) -> Response:
-        return _problem(422, "; ".join(f"{error['loc'][-1]}: {error['msg']}" for error in e.errors()))
+        return _error(422, "; ".join(f"{error['loc'][-1]}: {error['msg']}" for error in e.errors()))
 
     @app.exception_handler(HTTPException)
     async def not_found(_: Request, e: HTTPException) -> Response:
-        return _problem(e.status_code, e.detail, e.headers)
+        return _error(e.status_code, e.detail, e.headers)
 
     @app.exception_handler(Exception)
     async def failed(_: Request, e: Exception) -> Response:
-        return _problem(500, "the service failed; its log says why")
+        return _error(500, "the service failed; its log says why")
 
-    app.add_middleware(Limited, settings=settings, token=token, draining=lambda: service.draining)
-    app.add_middleware(Measured, metrics=service.metrics, paths=[route.path for route in app.routes if hasattr(route, "path")])
+    app.add_middleware(LimitsMiddleware, settings=settings, token=token, draining=lambda: service.draining)
+    app.add_middleware(MetricsMiddleware, metrics=service.metrics, paths=[route.path for route in app.routes if hasattr(route, "path")])
     return app
 
 
-def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(Problem(detail=detail).model_dump_json(), status, headers, media_type="application/json")
+def _error(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(ErrorResponse(detail=detail).model_dump_json(), status, headers, media_type="application/json")
 
 
 def _add_pages(app: FastAPI, service: Service) -> None:
@@ -212,17 +217,17 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     @app.head("/ready", include_in_schema=False)
     @app.get("/ready", response_class=PlainTextResponse, summary="Should it get requests?", responses=NOT_READY)
     async def ready() -> Response:
-        trouble = service.trouble()
-        return PlainTextResponse(trouble or "ok", 503 if trouble else 200)
+        reason = service.unready_reason()
+        return PlainTextResponse(reason or "ok", 503 if reason else 200)
 
     @app.get("/metrics", response_class=PlainTextResponse, summary="Counters for Prometheus.", responses=NO_TOKEN)
     def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/model", summary="What the service answers with.", responses=NO_TOKEN)
-    async def model() -> Model:
+    async def model() -> ModelInfo:
         c, settings = service.classifier, service.settings
-        return Model(
+        return ModelInfo(
             name=service.name,
             classes=list(c.classes),
             image_size=c.preprocess.image_size,
@@ -238,40 +243,40 @@ def _add_pages(app: FastAPI, service: Service) -> None:
         )
 
 
-def _add_questions(app: FastAPI, service: Service) -> None:
-    post = partial(app.post, responses=PROBLEMS, openapi_extra=BODY)
+def _add_inference(app: FastAPI, service: Service) -> None:
+    post = partial(app.post, responses=ERRORS, openapi_extra=BODY)
     classifier = service.classifier
 
     @post("/predict", summary="Which classes are the likeliest?")
     async def predict(
         request: Request, top_k: Annotated[int, Query(ge=1, description="How many classes of each image.")] = 5
-    ) -> Predictions:
+    ) -> PredictResponse:
         start = time.perf_counter()
-        answers = await service.answers("predict", request)
+        answers = await service.handle("predict", request)
         results = [Prediction(**to_record(classifier.prediction(upload.name, row, top_k))) for upload, _, row in answers]
-        return Predictions(results=results, time_ms=_ms_since(start))
+        return PredictResponse(results=results, time_ms=_ms_since(start))
 
-    @post("/features", summary="What does the head see?", responses=PROBLEMS | _lacking("features"))
-    async def features(request: Request) -> AllFeatures:
+    @post("/features", summary="What does the head see?", responses=ERRORS | _lacking("features"))
+    async def features(request: Request) -> FeaturesResponse:
         start = time.perf_counter()
-        answers = await service.answers("features", request)
+        answers = await service.handle("features", request)
         results = [Features(image=upload.name, features=row.tolist()) for upload, _, row in answers]
-        return AllFeatures(results=results, time_ms=_ms_since(start))
+        return FeaturesResponse(results=results, time_ms=_ms_since(start))
 
-    @post("/evidence", summary="Which patches speak for a class?", responses=PROBLEMS | _lacking("evidence"))
+    @post("/evidence", summary="Which patches speak for a class?", responses=ERRORS | _lacking("evidence"))
     async def evidence(
         request: Request, label: Annotated[str | None, Query(alias="class", description="Default: the likeliest of each image.")] = None
-    ) -> AllEvidence:
+    ) -> EvidenceResponse:
         if label is not None and label not in classifier.classes:
             raise Refused(422, f"the model has no class {label[:100]!r}; GET /model names them")
         start = time.perf_counter()
-        answers = await service.answers("evidence", request)
+        answers = await service.handle("evidence", request)
         results = await asyncio.to_thread(lambda: [_evidence(service, label, *answer) for answer in answers])
-        return AllEvidence(results=results, time_ms=_ms_since(start))
+        return EvidenceResponse(results=results, time_ms=_ms_since(start))
 
 
 def _lacking(what: str) -> dict[int | str, dict[str, Any]]:
-    return {404: {"model": Problem, "description": f"The model gives no {what}."}}
+    return {404: {"model": ErrorResponse, "description": f"The model gives no {what}."}}
 
 
 def _ms_since(start: float) -> float:

@@ -27,14 +27,14 @@ Observe = Callable[[str, int, float], None]
 """Told of each batch, by the engine's thread: its kind, its images, its seconds."""
 
 
-KEPT = 0.8  # of what is known of an image's time, when another batch tells
+SMOOTHING = 0.8  # of what is known of an image's time, when another batch tells
 
 
-class Full(Exception):
+class QueueFull(Exception):
     """There is no place for so many images now."""
 
 
-class Closed(Exception):
+class QueueClosed(Exception):
     """The service is going down."""
 
 
@@ -56,7 +56,7 @@ class Batcher:
     """Of one event loop, in which it is made.
 
     compute: the engine, by kind of question; as many threads call it as it has streams. batch_s: seconds that a batch should take at most,
-    by what the ones before took for an image. min_batch: images that take no longer than one. places: images that may be inside, from
+    by what the ones before took for an image. min_batch: images that take no longer than one. capacity: images that may be inside, from
     `admit` to the answer.
     """
 
@@ -68,10 +68,10 @@ class Batcher:
         batch_s: float,
         min_batch: int = 1,
         max_batch: int,
-        places: int,
+        capacity: int,
         observe: Observe,
     ) -> None:
-        self.compute, self.places, self.observe = compute, places, observe
+        self.compute, self.capacity, self.observe = compute, capacity, observe
         self.batch_s, self.min_batch, self.max_batch = batch_s, min_batch, max_batch
         self.admitted = 0
         self._image_s: dict[str, float] = {}  # by kind
@@ -86,11 +86,11 @@ class Batcher:
 
     @contextmanager
     def admit(self, count: int) -> Iterator[None]:
-        """Keeps `count` places while the block runs. Raises Full, or Closed. For the event loop's thread alone."""
+        """Keeps room for `count` images while the block runs. Raises QueueFull or QueueClosed. For the event loop's thread alone."""
         if self._closed:
-            raise Closed
-        if self.admitted + count > self.places:
-            raise Full
+            raise QueueClosed
+        if self.admitted + count > self.capacity:
+            raise QueueFull
         self.admitted += count
         try:
             yield
@@ -100,12 +100,12 @@ class Batcher:
     async def ask(self, kind: str, images: Sequence[Pixels]) -> list[Any]:
         """The answers to `images`, in their order; whatever the engine raises for one of them.
 
-        Cancelling it takes out what has not begun. Raises Closed.
+        Cancelling it takes out what has not begun. Raises QueueClosed.
         """
         request = _Request(kind, images)
         with self._changed:
             if self._closed:
-                raise Closed
+                raise QueueClosed
             self._queue.append(request)
             self._changed.notify(len(images))
         try:
@@ -148,7 +148,7 @@ class Batcher:
             with self._changed:
                 del self._starts[stream]
                 each = took / len(batch)
-                self._image_s[kind] = each + KEPT * (self._image_s.get(kind, each) - each)
+                self._image_s[kind] = each + SMOOTHING * (self._image_s.get(kind, each) - each)
             with suppress(RuntimeError):  # a closed loop: nobody is left to be told
                 self._loop.call_soon_threadsafe(_deliver, [(request, i) for request, i, _ in batch], answers)
             self.observe(kind, len(batch), took)
@@ -167,7 +167,7 @@ class Batcher:
             share = math.ceil(sum(len(r.waiting) for r in self._queue if r.kind == kind) / (len(self._threads) - len(self._starts)))
             self._starts[stream] = time.monotonic()
             passed: deque[_Request] = deque()  # of another kind: they come first in the next batch
-            while self._queue and len(batch) < share and self._takes(kind, len(batch) + 1):
+            while self._queue and len(batch) < share and self._fits(kind, len(batch) + 1):
                 request = self._queue.popleft()
                 if request.kind != kind:
                     passed.append(request)
@@ -178,7 +178,7 @@ class Batcher:
             self._queue = passed + self._queue
             return batch
 
-    def _takes(self, kind: str, count: int) -> bool:
+    def _fits(self, kind: str, count: int) -> bool:
         """Whether a batch may have so many images."""
         in_time = count * self._image_s.get(kind, math.inf) <= self.batch_s
         return count <= self.min_batch or (count <= self.max_batch and in_time)

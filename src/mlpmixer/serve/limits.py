@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
-from mlpmixer.serve.schemas import Problem
+from mlpmixer.serve.schemas import ErrorResponse
 from mlpmixer.serve.settings import Settings
 
 Scope = MutableMapping[str, Any]
@@ -17,9 +17,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-IMAGES = ("image/jpeg", "image/png", "image/webp")
-TYPES = (*IMAGES, "multipart/form-data", "application/json")
-OPEN = ("/", "/health", "/ready")  # without the token: the page asks for it, and probes have none
+IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp")
+CONTENT_TYPES = (*IMAGE_TYPES, "multipart/form-data", "application/json")
+PUBLIC_PATHS = ("/", "/health", "/ready")  # without the token: the page asks for it, and probes have none
 RETRY_S = 1
 LINGER_S, LINGER_BYTES = 2.0, 64 * 2**20  # of a refused body that is still read: many clients look for an answer only when all is sent
 SEND_S = 30.0  # for the answer to be taken
@@ -34,11 +34,11 @@ class Refused(Exception):
         self.headers = (headers or {}) | ({"retry-after": str(RETRY_S)} if later else {})
 
 
-class Gone(Exception):
+class ClientDisconnect(Exception):
     """The client has closed the connection."""
 
 
-class Limited:
+class LimitsMiddleware:
     """The app behind it gets requests within the limits, each with its whole body.
 
     draining: whether the service is going down. For one event loop: counters have no lock.
@@ -56,20 +56,20 @@ class Limited:
         try:
             self._require_token(scope["path"], headers)
             if scope["method"] != "POST":
-                return await self.app(scope, _no_body, send)
+                return await self.app(scope, _empty_body, send)
             client = _client(scope)
             self._require_room(client)
         except Refused as refused:
-            return await refuse(refused, _Incoming(receive), send)
+            return await send_error(refused, _BodyReader(receive), send)
         self.inside[client] += 1
-        incoming = _Incoming(receive)
+        incoming = _BodyReader(receive)
         try:
             body = await self._body(headers, incoming)
             async with asyncio.timeout(self.settings.answer_s + SEND_S):  # a client that takes no answer holds no place for ever
-                await self.app(scope, _whole(body, receive), send)
+                await self.app(scope, _replay(body, receive), send)
         except Refused as refused:
-            await refuse(refused, incoming, send)
-        except (Gone, TimeoutError):
+            await send_error(refused, incoming, send)
+        except (ClientDisconnect, TimeoutError):
             pass  # the server closes the connection
         finally:
             self.inside[client] -= 1
@@ -77,7 +77,7 @@ class Limited:
                 del self.inside[client]
 
     def _require_token(self, path: str, headers: dict[bytes, bytes]) -> None:
-        if self.token and path not in OPEN:
+        if self.token and path not in PUBLIC_PATHS:
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")
             if not (kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.token)):
                 raise Refused(401, "this service wants a token: Authorization: Bearer TOKEN", headers={"www-authenticate": "Bearer"})
@@ -91,10 +91,10 @@ class Limited:
         if self.inside.total() >= self.settings.requests:
             raise Refused(503, "too many requests are being worked on", later=True)
 
-    async def _body(self, headers: dict[bytes, bytes], incoming: "_Incoming") -> bytes:
+    async def _body(self, headers: dict[bytes, bytes], incoming: "_BodyReader") -> bytes:
         kind, most = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1"), self.settings.max_bytes
-        if kind not in TYPES:
-            raise Refused(415, f"expected content-type {', '.join(TYPES[:-1])} or {TYPES[-1]}, got {kind or 'none'}")
+        if kind not in CONTENT_TYPES:
+            raise Refused(415, f"expected content-type {', '.join(CONTENT_TYPES[:-1])} or {CONTENT_TYPES[-1]}, got {kind or 'none'}")
         too_large = Refused(413, f"the body has more than {most:,} bytes")
         if (said := headers.get(b"content-length", b"")).isdigit() and int(said) > most:
             raise too_large
@@ -110,7 +110,7 @@ class Limited:
         return bytes(body)
 
 
-class _Incoming:
+class _BodyReader:
     """A body on its way. `more`: whether there is more of it."""
 
     def __init__(self, receive: Receive) -> None:
@@ -120,20 +120,20 @@ class _Incoming:
         message = await self.receive()
         self.more = message["type"] == "http.request" and message.get("more_body", False)
         if message["type"] == "http.disconnect":
-            raise Gone
+            raise ClientDisconnect
         part: bytes = message.get("body", b"")
         return part
 
 
-async def refuse(refused: Refused, incoming: _Incoming, send: Send) -> None:
+async def send_error(refused: Refused, incoming: _BodyReader, send: Send) -> None:
     """Answers, reads on for a moment, so that a client that is still sending comes to see the answer, and closes the connection."""
-    body = Problem(detail=refused.detail).model_dump_json().encode()
+    body = ErrorResponse(detail=refused.detail).model_dump_json().encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"} | refused.headers
     raw = [(key.encode(), value.encode("latin-1")) for key, value in headers.items()]
     await send({"type": "http.response.start", "status": refused.status, "headers": raw})
     await send({"type": "http.response.body", "body": body, "more_body": True})
     left = LINGER_BYTES
-    with suppress(Gone, TimeoutError):
+    with suppress(ClientDisconnect, TimeoutError):
         async with asyncio.timeout(LINGER_S):
             while incoming.more and left > 0:
                 left -= len(await incoming.part())
@@ -152,11 +152,11 @@ def _client(scope: Scope) -> str:
     return host
 
 
-async def _no_body() -> Message:
+async def _empty_body() -> Message:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
-def _whole(body: bytes, receive: Receive) -> Receive:
+def _replay(body: bytes, receive: Receive) -> Receive:
     """The body in one message, then whatever comes."""
     pending = True
 

@@ -11,10 +11,10 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from mlpmixer.serve.limits import App, Message, Receive, Scope, Send
 
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the library's name for the folder that workers share; it is read when the library is imported
+MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # the library's name for the folder that workers share; it is read when the library is imported
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"cache-control", b"no-store"))
-IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
@@ -25,10 +25,10 @@ class Metrics:
         r = self.registry
         self.answers = Counter("mlpmixer_answers", "Requests answered, by path and status.", ("path", "status"), registry=r)
         self.seconds = Histogram("mlpmixer_answer_seconds", "From header to answer.", ("path",), buckets=SECONDS, registry=r)
-        self.batches = Histogram("mlpmixer_batch_images", "Images that were computed at once.", ("kind",), buckets=IMAGES, registry=r)
+        self.batches = Histogram("mlpmixer_batch_images", "Images that were computed at once.", ("kind",), buckets=BATCH_SIZES, registry=r)
         self.engine = Histogram("mlpmixer_engine_seconds", "Of a batch in the network.", ("kind",), buckets=SECONDS, registry=r)
         self.inside = Gauge("mlpmixer_images_inside", "Images let in and not answered yet.", registry=r, multiprocess_mode="livesum")
-        if FOLDER not in os.environ:
+        if MULTIPROC_DIR not in os.environ:
             ProcessCollector(registry=r)
 
     def batch(self, kind: str, images: int, seconds: float) -> None:
@@ -36,7 +36,7 @@ class Metrics:
         self.engine.labels(kind).observe(seconds)
 
     @contextmanager
-    def inside_while(self, images: int) -> Iterator[None]:
+    def track_images(self, images: int) -> Iterator[None]:
         self.inside.inc(images)
         try:
             yield
@@ -45,7 +45,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
-        folder = os.environ.get(FOLDER)
+        folder = os.environ.get(MULTIPROC_DIR)
         if folder is None:
             return generate_latest(self.registry)
         for file in glob.glob(os.path.join(folder, "gauge_live*.db")):
@@ -57,7 +57,7 @@ class Metrics:
         return generate_latest(every)
 
 
-class Measured:
+class MetricsMiddleware:
     """Counts and times the answers of the app behind it, and gives them the headers that all have.
 
     Paths other than `paths` count as "other": a client must not make names.

@@ -9,7 +9,7 @@ class Answer(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
-class Ranked(Answer):
+class ClassProbability(Answer):
     """A class and its probability."""
 
     label: str
@@ -22,10 +22,10 @@ class Prediction(Answer):
     image: str = Field(description="the file's name, or images[i]")
     label: str
     probability: float
-    top: list[Ranked]
+    top: list[ClassProbability]
 
 
-class Predictions(Answer):
+class PredictResponse(Answer):
     """One for each image, in the order of the request."""
 
     results: list[Prediction]
@@ -39,7 +39,7 @@ class Features(Answer):
     features: list[float]
 
 
-class AllFeatures(Answer):
+class FeaturesResponse(Answer):
     """One for each image, in the order of the request."""
 
     results: list[Features]
@@ -58,20 +58,20 @@ class PatchEvidence(Answer):
     seen: str = Field(description="the image as the network saw it, a PNG in a data: address")
 
 
-class AllEvidence(Answer):
+class EvidenceResponse(Answer):
     """One for each image, in the order of the request."""
 
     results: list[PatchEvidence]
     time_ms: float
 
 
-class Problem(Answer):
+class ErrorResponse(Answer):
     """Why there is no answer."""
 
     detail: str
 
 
-class Model(Answer):
+class ModelInfo(Answer):
     """What the service answers with."""
 
     name: str

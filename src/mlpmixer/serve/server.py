@@ -18,18 +18,18 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.supervisors.multiprocess import Multiprocess
 
-from mlpmixer.serve.metrics import FOLDER
+from mlpmixer.serve.metrics import MULTIPROC_DIR
 from mlpmixer.serve.settings import Settings
 
 HEADER_S = 10.0  # for a request's header to arrive, and for a client to take the next part of an answer
 CONNECTIONS = 1024  # of one worker, half of them with nothing to do; further ones get 503
-YOUNG_S = 1.0
+MIN_IDLE_S = 1.0
 
 
-class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+class TimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """A connection that is closed when its client neither asks nor takes the answer; it is looked at from time to time.
 
-    When there are many, a new one takes the place of those that have had nothing to do for the longest time, YOUNG_S at least: of many
+    When there are many, a new one takes the place of those that have had nothing to do for the longest time, MIN_IDLE_S at least: of many
     that come at once each is given the time to ask.
     """
 
@@ -39,9 +39,9 @@ class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._idle_since = self.loop.time()
-        self._timer = self.loop.call_later(HEADER_S, self._look)
+        self._timer = self.loop.call_later(HEADER_S, self._check)
         if (excess := len(self.connections) - CONNECTIONS // 2) > 0:
-            before = self._idle_since - YOUNG_S
+            before = self._idle_since - MIN_IDLE_S
             idle = [c for c in self.connections if c._is_idle() and c._idle_since <= before and not c.transport.is_closing()]
             for connection in sorted(idle, key=lambda c: c._idle_since)[:excess]:
                 connection.transport.abort()
@@ -65,13 +65,13 @@ class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     def _is_idle(self) -> bool:
         return self.cycle is None or bool(self.cycle.response_complete)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         unsent = self.transport.get_write_buffer_size()
         if (self._is_idle() and self.cycle is self._seen) or (unsent and unsent >= self._unsent > 0):
             self.transport.abort()
             return
         self._seen, self._unsent = self.cycle, unsent
-        self._timer = self.loop.call_later(HEADER_S, self._look)
+        self._timer = self.loop.call_later(HEADER_S, self._check)
 
 
 class Workers(Multiprocess):
@@ -113,7 +113,7 @@ def run(make: Callable[[], FastAPI], sock: socket.socket, settings: Settings, *,
     def config(app: Any, **more: Any) -> uvicorn.Config:
         return uvicorn.Config(
             app,
-            http=Patient,
+            http=TimeoutProtocol,
             ws="none",
             lifespan="on",
             proxy_headers=bool(trusted),
@@ -132,7 +132,7 @@ def run(make: Callable[[], FastAPI], sock: socket.socket, settings: Settings, *,
         server.run(sockets=[sock])
         return 0
     with tempfile.TemporaryDirectory(prefix="mlpmixer-metrics-") as folder:
-        os.environ[FOLDER] = folder
+        os.environ[MULTIPROC_DIR] = folder
         supervisor = Workers(config(Worker(make, settings.drain_s), factory=True, workers=workers), [sock])
         supervisor.run()
         return 2 if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes) else 0

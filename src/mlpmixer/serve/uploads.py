@@ -15,7 +15,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.predict import Classifier
-from mlpmixer.serve.limits import IMAGES, Refused
+from mlpmixer.serve.limits import IMAGE_TYPES, Refused
 from mlpmixer.serve.settings import Settings
 
 # Each scan of a progressive JPEG goes over the whole image and may be a few bytes of the file: pixels times scans bound the time (seconds)
@@ -40,10 +40,10 @@ class Images(BaseModel):
     images: list[str] | None = Field(None, description="several of them")
 
 
-def uploads_of(content_type: str, body: bytes, settings: Settings) -> list[Upload]:
-    """The images in a body that `Limited` has let through. Refused (413, 422) for too many, none, and a body that is not what it says."""
+def parse_uploads(content_type: str, body: bytes, settings: Settings) -> list[Upload]:
+    """The images in a body that `LimitsMiddleware` has let through. Refused: 413 for too many, 422 for none and for a malformed body."""
     kind = content_type.partition(";")[0].strip().lower()
-    if kind in IMAGES:
+    if kind in IMAGE_TYPES:
         return [Upload("image", body)]
     uploads = _from_json(body) if kind == "application/json" else _Form(settings.max_images).parse(content_type, body)
     if not uploads:
@@ -140,7 +140,7 @@ class _Form:
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def pixels_of(uploads: Sequence[Upload], classifier: Classifier, settings: Settings, deadline: float) -> list[Pixels]:
+def decode_uploads(uploads: Sequence[Upload], classifier: Classifier, settings: Settings, deadline: float) -> list[Pixels]:
     """Each image as the network wants it. For a thread that decodes; `deadline` in time.monotonic().
 
     Refused: 415 for what is no JPEG, PNG or WebP by its first bytes, 413 for too many pixels by its header, 422 for a damaged one.
@@ -149,7 +149,7 @@ def pixels_of(uploads: Sequence[Upload], classifier: Classifier, settings: Setti
     for upload in uploads:
         if time.monotonic() > deadline:
             raise Refused(503, f"no answer within {settings.answer_s:g} s", later=True)
-        _require_harmless(upload, settings.max_pixels)
+        _check_header(upload, settings.max_pixels)
         try:
             pixels.append(classifier.array(upload.data))
         except ValueError as e:  # ImageError, and a size that the model's preprocessing cannot do
@@ -157,10 +157,10 @@ def pixels_of(uploads: Sequence[Upload], classifier: Classifier, settings: Setti
     return pixels
 
 
-def _require_harmless(upload: Upload, max_pixels: int) -> None:
+def _check_header(upload: Upload, max_pixels: int) -> None:
     """By the first bytes and the header alone."""
     data = upload.data
-    kind = kind_of(data)
+    kind = format_of(data)
     if kind is None:
         raise Refused(415, f"{upload.name}: expected a JPEG, PNG or WebP file; it is {'empty' if not data else 'another kind'}")
     try:
@@ -173,7 +173,7 @@ def _require_harmless(upload: Upload, max_pixels: int) -> None:
         raise Refused(413, f"{upload.name}: too many scans for an image of {width}x{height} px")
 
 
-def kind_of(data: bytes) -> str | None:
+def format_of(data: bytes) -> str | None:
     """JPEG, PNG or WEBP by the first bytes; None for all else."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
