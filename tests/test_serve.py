@@ -314,6 +314,14 @@ def test_json_of_another_form_is_refused(client: TestClient, body: str) -> None:
     assert detail(client.post("/predict", content=body.encode(), headers={"content-type": "application/json"}), 422)
 
 
+FILE_PART = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\n' + picture(255)
+
+
+def test_forms_are_read_whatever_the_case_of_their_type(client: TestClient) -> None:
+    answer = client.post("/predict", content=FILE_PART + b"\r\n--x--\r\n", headers={"content-type": "Multipart/Form-Data; boundary=x"})
+    assert [result["image"] for result in answer.json()["results"]] == ["a"]
+
+
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
@@ -323,6 +331,12 @@ def test_json_of_another_form_is_refused(client: TestClient, body: str) -> None:
         (b"--x", "multipart/form-data"),
         (b'--x\r\nContent-Disposition: form-data; name="url"\r\n\r\nfile:///etc/passwd\r\n--x--\r\n', "multipart/form-data; boundary=x"),
         (b'--x\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\ncut', "multipart/form-data; boundary=x"),
+        (FILE_PART + b"\r\n--x\r\nContent-Dispo", "multipart/form-data; boundary=x"),  # a whole file, and a second one cut off
+        (FILE_PART.replace(b"filename", b"name") + b"\r\n--x--\r\n", "multipart/form-data; boundary=x"),
+        (
+            FILE_PART.replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: x\r\n\r\n", 1) + b"\r\n--x--\r\n",
+            "multipart/form-data; boundary=x",
+        ),
     ],
 )
 def test_a_form_that_is_none_is_refused(client: TestClient, body: bytes, kind: str) -> None:

@@ -7,11 +7,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from threading import Event
 
 from PIL.JpegImagePlugin import JpegImageFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import Field as FormField
+from python_multipart.multipart import File, FormParser, parse_options_header
 
 from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.predict import Classifier
@@ -45,7 +47,7 @@ def parse_uploads(content_type: str, body: bytes, settings: Settings) -> list[Up
     kind = content_type.partition(";")[0].strip().lower()
     if kind in IMAGE_TYPES:
         return [Upload("image", body)]
-    uploads = _from_json(body) if kind == "application/json" else _Form(settings.max_images).parse(content_type, body)
+    uploads = _from_json(body) if kind == "application/json" else _from_form(content_type, body, settings)
     if not uploads:
         raise Refused(422, "there is no image in it")
     if len(uploads) > settings.max_images:
@@ -78,63 +80,31 @@ def _from_base64(name: str, text: str) -> bytes:
         raise Refused(422, f"{name} is no base64 (the file's bytes alone, without data:image/...)") from None
 
 
-class _Form:
+def _from_form(content_type: str, body: bytes, settings: Settings) -> list[Upload]:
     """The files of a form, in memory, where the body is already."""
+    uploads, complete = list[Upload](), Event()
 
-    def __init__(self, most: int) -> None:
-        self.most, self.uploads, self.whole = most, list[Upload](), False
+    def add(file: File) -> None:
+        if len(uploads) == settings.max_images:
+            raise _too_many(settings.max_images)
+        file.file_object.seek(0)
+        uploads.append(Upload((file.file_name or file.field_name or b"").decode("utf-8", "replace"), file.file_object.read()))
 
-    def parse(self, content_type: str, body: bytes) -> list[Upload]:
-        _, options = parse_options_header(content_type)
-        try:
-            parser = MultipartParser(
-                options.get(b"boundary", b""),
-                {
-                    "on_part_begin": self._begin,
-                    "on_header_field": self._header_field,
-                    "on_header_value": self._header_value,
-                    "on_header_end": self._header_end,
-                    "on_part_data": self._add,
-                    "on_part_end": self._end,
-                    "on_end": self._all,
-                },
-            )
-            parser.write(body)
-            parser.finalize()
-        except FormParserError as e:
-            raise Refused(422, f"the form cannot be read: {e}") from None
-        if not self.whole:
-            raise Refused(422, "the form is cut off")
-        return self.uploads
+    def refuse(field: FormField) -> None:
+        name = (field.field_name or b"").decode("utf-8", "replace")[:100]
+        raise Refused(422, f"the field {name!r} is not a file; a form takes files only, options go in the address: ?top_k=3")
 
-    def _begin(self) -> None:
-        if len(self.uploads) == self.most:
-            raise _too_many(self.most)
-        self._headers, self._field, self._value, self._data = dict[bytes, bytes](), bytearray(), bytearray(), bytearray()
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._field += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_end(self) -> None:
-        self._headers[bytes(self._field).lower()] = bytes(self._value)
-        self._field.clear()
-        self._value.clear()
-
-    def _add(self, data: bytes, start: int, end: int) -> None:
-        self._data += data[start:end]
-
-    def _end(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-        name = options.get(b"name", b"").decode("utf-8", "replace")
-        if b"filename" not in options:
-            raise Refused(422, f"the field {name[:100]!r} is no file; expected files alone, and options in the address: ?top_k=3")
-        self.uploads.append(Upload(options[b"filename"].decode("utf-8", "replace") or name, bytes(self._data)))
-
-    def _all(self) -> None:
-        self.whole = True
+    kind, options = parse_options_header(content_type)
+    config = {"MAX_MEMORY_FILE_SIZE": settings.max_bytes, "UPLOAD_ERROR_ON_BAD_CTE": True}
+    try:
+        parser = FormParser(kind.decode("latin-1"), refuse, add, complete.set, options.get(b"boundary", b""), config=config)
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as e:
+        raise Refused(422, f"the form cannot be read: {e}") from None
+    if not complete.is_set():
+        raise Refused(422, "the form is cut off")
+    return uploads
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------
