@@ -4,9 +4,9 @@ Bodies are JPEG, PNG and WebP files of many kinds, JSON and forms, mutated: bits
 and sizes set to their extremes, files spliced, checksums of PNG chunks mended afterwards so that what is behind them is reached; and
 random ones. Each goes through what the service calls (serve.uploads: parse_uploads, then decode_uploads with the limits of
 serve.settings), in processes of their own with --memory-mib of address space beyond what they start with and a limit of time; every
---through-app-th one also through the whole ASGI app. Clear refusals are `Refused` with a status of 413, 415, 422 or 503, and from the app
-such a status; a good answer has pixels of the model's size. All else (another exception, a 500, a crash, a hang beyond --seconds) is saved
-to --out as a file, and makes the exit code 1.
+--through-app-th one also through the whole ASGI app. Clear refusals are an `HTTPException` with a status of 413, 415, 422 or 503, and from
+the app such a status; a good answer has pixels of the model's size. All else (another exception, a 500, a crash, a hang beyond --seconds)
+is saved to --out as a file, and makes the exit code 1.
 
 Input i is made from --seed and i alone, so that a finding can be made again: --only I. The last line is JSON: counts by answer, and the
 slowest input.
@@ -36,11 +36,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastapi import HTTPException
 from PIL import Image
 
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.predict import Classifier
-from mlpmixer.serve.limits import Refused
 from mlpmixer.serve.settings import Settings
 from mlpmixer.serve.uploads import decode_uploads, parse_uploads
 
@@ -211,10 +211,10 @@ class Way:
         try:
             uploads = parse_uploads(kind, body, SETTINGS)
             arrays = decode_uploads(uploads, self.classifier, SETTINGS, time.monotonic() + SETTINGS.answer_s)
-        except Refused as refused:
-            assert refused.status in REFUSALS, f"refused with {refused.status}"
+        except HTTPException as refused:
+            assert refused.status_code in REFUSALS, f"refused with {refused.status_code}"
             refused.detail.encode()  # it becomes JSON
-            return str(refused.status)
+            return str(refused.status_code)
         assert len(arrays) == len(uploads) > 0
         assert all(a.shape == (32, 32, 3) and a.dtype == np.uint8 for a in arrays)
         return "200"

@@ -11,11 +11,11 @@ from io import BytesIO
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from PIL import Image
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from mlpmixer import __version__
 from mlpmixer.data.images import Pixels
@@ -23,7 +23,7 @@ from mlpmixer.predict import Classifier, Exported, to_record
 from mlpmixer.serve import page
 from mlpmixer.serve.batcher import Batcher, Compute, QueueClosed, QueueFull
 from mlpmixer.serve.evidence import evidence_of
-from mlpmixer.serve.limits import IMAGE_TYPES, LimitsMiddleware, Refused
+from mlpmixer.serve.limits import IMAGE_TYPES, RETRY, LimitsMiddleware
 from mlpmixer.serve.metrics import Metrics, MetricsMiddleware
 from mlpmixer.serve.schemas import (
     ErrorResponse,
@@ -125,10 +125,10 @@ class Service:
             self.pool.shutdown(wait=False, cancel_futures=True)
 
     async def handle(self, kind: str, request: Request) -> list[tuple[Upload, Pixels, Any]]:
-        """Each image as it came, the pixels the network saw, and what it says of them. Refused says why not."""
+        """Each image as it came, the pixels the network saw, and what it says of them. HTTPException says why not."""
         loop, settings = asyncio.get_running_loop(), self.settings
         if kind not in self.compute:
-            raise Refused(404, f"this model gives no {kind}")
+            raise HTTPException(404, f"this model gives no {kind}")
         deadline = loop.time() + settings.answer_s
         try:
             async with asyncio.timeout_at(deadline):
@@ -138,11 +138,11 @@ class Service:
                     pixels = await loop.run_in_executor(self.pool, decode_uploads, uploads, self.classifier, settings, deadline)
                     return list(zip(uploads, pixels, await self.batcher.ask(kind, pixels), strict=True))
         except QueueFull:
-            raise Refused(503, "too many images are waiting", later=True) from None
+            raise HTTPException(503, "too many images are waiting", RETRY) from None
         except QueueClosed:
-            raise Refused(503, "the service is going down", later=True) from None
+            raise HTTPException(503, "the service is going down", RETRY) from None
         except TimeoutError:
-            raise Refused(503, f"no answer within {settings.answer_s:g} s", later=True) from None
+            raise HTTPException(503, f"no answer within {settings.answer_s:g} s", RETRY) from None
 
     def unready_reason(self) -> str:
         """Why it should get no requests now; empty when all is well."""
@@ -174,16 +174,12 @@ def make_app(classifier: Classifier, settings: Settings | None = None, *, token:
     _add_pages(app, service)
     _add_inference(app, service)
 
-    @app.exception_handler(Refused)
-    async def refused(_: Request, e: Refused) -> Response:
-        return _error(e.status, e.detail, e.headers)
-
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, e: RequestValidationError) -> Response:
         return _error(422, "; ".join(f"{error['loc'][-1]}: {error['msg']}" for error in e.errors()))
 
-    @app.exception_handler(HTTPException)
-    async def not_found(_: Request, e: HTTPException) -> Response:
+    @app.exception_handler(StarletteHTTPException)  # ours, and those of the router: 404, 405
+    async def refused(_: Request, e: StarletteHTTPException) -> Response:
         return _error(e.status_code, e.detail, e.headers)
 
     @app.exception_handler(Exception)
@@ -268,7 +264,7 @@ def _add_inference(app: FastAPI, service: Service) -> None:
         request: Request, label: Annotated[str | None, Query(alias="class", description="Default: the likeliest of each image.")] = None
     ) -> EvidenceResponse:
         if label is not None and label not in classifier.classes:
-            raise Refused(422, f"the model has no class {label[:100]!r}; GET /model names them")
+            raise HTTPException(422, f"the model has no class {label[:100]!r}; GET /model names them")
         start = time.perf_counter()
         answers = await service.handle("evidence", request)
         results = await asyncio.to_thread(lambda: [_evidence(service, label, *answer) for answer in answers])

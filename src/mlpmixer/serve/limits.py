@@ -8,6 +8,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
+from fastapi import HTTPException
+from starlette.requests import ClientDisconnect
+
 from mlpmixer.serve.schemas import ErrorResponse
 from mlpmixer.serve.settings import Settings
 
@@ -20,22 +23,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp")
 CONTENT_TYPES = (*IMAGE_TYPES, "multipart/form-data", "application/json")
 PUBLIC_PATHS = ("/", "/health", "/ready")  # without the token: the page asks for it, and probes have none
-RETRY_S = 1
+RETRY = {"retry-after": "1"}  # seconds; of a refusal that may be an answer later
 LINGER_S, LINGER_BYTES = 2.0, 64 * 2**20  # of a refused body that is still read: many clients look for an answer only when all is sent
 SEND_S = 30.0  # for the answer to be taken
-
-
-class Refused(Exception):
-    """A request that gets no answer, but a status and the reason; with `later`, a client may try again in RETRY_S seconds."""
-
-    def __init__(self, status: int, detail: str, *, later: bool = False, headers: dict[str, str] | None = None) -> None:
-        super().__init__(detail)
-        self.status, self.detail = status, detail
-        self.headers = (headers or {}) | ({"retry-after": str(RETRY_S)} if later else {})
-
-
-class ClientDisconnect(Exception):
-    """The client has closed the connection."""
 
 
 class LimitsMiddleware:
@@ -59,16 +49,16 @@ class LimitsMiddleware:
                 return await self.app(scope, _empty_body, send)
             client = _client(scope)
             self._require_room(client)
-        except Refused as refused:
-            return await send_error(refused, _BodyReader(receive), send)
+        except HTTPException as error:
+            return await send_error(error, _BodyReader(receive), send)
         self.inside[client] += 1
         incoming = _BodyReader(receive)
         try:
             body = await self._body(headers, incoming)
             async with asyncio.timeout(self.settings.answer_s + SEND_S):  # a client that takes no answer holds no place for ever
                 await self.app(scope, _replay(body, receive), send)
-        except Refused as refused:
-            await send_error(refused, incoming, send)
+        except HTTPException as error:
+            await send_error(error, incoming, send)
         except (ClientDisconnect, TimeoutError):
             pass  # the server closes the connection
         finally:
@@ -80,22 +70,22 @@ class LimitsMiddleware:
         if self.token and path not in PUBLIC_PATHS:
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")
             if not (kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.token)):
-                raise Refused(401, "this service wants a token: Authorization: Bearer TOKEN", headers={"www-authenticate": "Bearer"})
+                raise HTTPException(401, "this service wants a token: Authorization: Bearer TOKEN", headers={"www-authenticate": "Bearer"})
 
     def _require_room(self, client: str) -> None:
         if self.draining():
-            raise Refused(503, "the service is going down", later=True)
+            raise HTTPException(503, "the service is going down", RETRY)
         most = self.settings.client_requests
         if most and self.inside[client] >= most:
-            raise Refused(429, f"{most} requests of this client are being worked on: wait for an answer", later=True)
+            raise HTTPException(429, f"{most} requests of this client are being worked on: wait for an answer", RETRY)
         if self.inside.total() >= self.settings.requests:
-            raise Refused(503, "too many requests are being worked on", later=True)
+            raise HTTPException(503, "too many requests are being worked on", RETRY)
 
     async def _body(self, headers: dict[bytes, bytes], incoming: "_BodyReader") -> bytes:
         kind, most = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1"), self.settings.max_bytes
         if kind not in CONTENT_TYPES:
-            raise Refused(415, f"expected content-type {', '.join(CONTENT_TYPES[:-1])} or {CONTENT_TYPES[-1]}, got {kind or 'none'}")
-        too_large = Refused(413, f"the body has more than {most:,} bytes")
+            raise HTTPException(415, f"expected content-type {', '.join(CONTENT_TYPES[:-1])} or {CONTENT_TYPES[-1]}, got {kind or 'none'}")
+        too_large = HTTPException(413, f"the body has more than {most:,} bytes")
         if (said := headers.get(b"content-length", b"")).isdigit() and int(said) > most:
             raise too_large
         body = bytearray()
@@ -106,7 +96,7 @@ class LimitsMiddleware:
                     if len(body) > most:
                         raise too_large
         except TimeoutError:
-            raise Refused(408, f"the body took longer than {self.settings.upload_s:g} s to arrive") from None
+            raise HTTPException(408, f"the body took longer than {self.settings.upload_s:g} s to arrive") from None
         return bytes(body)
 
 
@@ -125,12 +115,12 @@ class _BodyReader:
         return part
 
 
-async def send_error(refused: Refused, incoming: _BodyReader, send: Send) -> None:
+async def send_error(error: HTTPException, incoming: _BodyReader, send: Send) -> None:
     """Answers, reads on for a moment, so that a client that is still sending comes to see the answer, and closes the connection."""
-    body = ErrorResponse(detail=refused.detail).model_dump_json().encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"} | refused.headers
+    body = ErrorResponse(detail=error.detail).model_dump_json().encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"} | dict(error.headers or {})
     raw = [(key.encode(), value.encode("latin-1")) for key, value in headers.items()]
-    await send({"type": "http.response.start", "status": refused.status, "headers": raw})
+    await send({"type": "http.response.start", "status": error.status_code, "headers": raw})
     await send({"type": "http.response.body", "body": body, "more_body": True})
     left = LINGER_BYTES
     with suppress(ClientDisconnect, TimeoutError):

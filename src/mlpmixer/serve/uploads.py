@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from threading import Event
 
+from fastapi import HTTPException
 from PIL.JpegImagePlugin import JpegImageFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.exceptions import FormParserError
@@ -17,7 +18,7 @@ from python_multipart.multipart import File, FormParser, parse_options_header
 
 from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.predict import Classifier
-from mlpmixer.serve.limits import IMAGE_TYPES, Refused
+from mlpmixer.serve.limits import IMAGE_TYPES, RETRY
 from mlpmixer.serve.settings import Settings
 
 # Each scan of a progressive JPEG goes over the whole image and may be a few bytes of the file: pixels times scans bound the time (seconds)
@@ -43,20 +44,23 @@ class Images(BaseModel):
 
 
 def parse_uploads(content_type: str, body: bytes, settings: Settings) -> list[Upload]:
-    """The images in a body that `LimitsMiddleware` has let through. Refused: 413 for too many, 422 for none and for a malformed body."""
+    """The images in the body of a request.
+
+    HTTPException: 413 for too many images, 422 for none and for a malformed body.
+    """
     kind = content_type.partition(";")[0].strip().lower()
     if kind in IMAGE_TYPES:
         return [Upload("image", body)]
     uploads = _from_json(body) if kind == "application/json" else _from_form(content_type, body, settings)
     if not uploads:
-        raise Refused(422, "there is no image in it")
+        raise HTTPException(422, "there is no image in it")
     if len(uploads) > settings.max_images:
         raise _too_many(settings.max_images)
     return uploads
 
 
-def _too_many(most: int) -> Refused:
-    return Refused(413, f"more than {most} images in one request")
+def _too_many(most: int) -> HTTPException:
+    return HTTPException(413, f"more than {most} images in one request")
 
 
 def _from_json(body: bytes) -> list[Upload]:
@@ -65,9 +69,9 @@ def _from_json(body: bytes) -> list[Upload]:
     except ValidationError as e:
         first = e.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise Refused(422, f"{where + ': ' if where else ''}{first['msg']}; {EXPECTED}") from None
+        raise HTTPException(422, f"{where + ': ' if where else ''}{first['msg']}; {EXPECTED}") from None
     if (given.image is None) == (given.images is None):
-        raise Refused(422, EXPECTED)
+        raise HTTPException(422, EXPECTED)
     if given.image is not None:
         return [Upload("image", _from_base64("image", given.image))]
     return [Upload(f"images[{i}]", _from_base64(f"images[{i}]", text)) for i, text in enumerate(given.images or ())]
@@ -77,7 +81,7 @@ def _from_base64(name: str, text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise Refused(422, f"{name} is no base64 (the file's bytes alone, without data:image/...)") from None
+        raise HTTPException(422, f"{name} is no base64 (the file's bytes alone, without data:image/...)") from None
 
 
 def _from_form(content_type: str, body: bytes, settings: Settings) -> list[Upload]:
@@ -92,7 +96,7 @@ def _from_form(content_type: str, body: bytes, settings: Settings) -> list[Uploa
 
     def refuse(field: FormField) -> None:
         name = (field.field_name or b"").decode("utf-8", "replace")[:100]
-        raise Refused(422, f"the field {name!r} is not a file; a form takes files only, options go in the address: ?top_k=3")
+        raise HTTPException(422, f"the field {name!r} is not a file; a form takes files only, options go in the address: ?top_k=3")
 
     kind, options = parse_options_header(content_type)
     config = {"MAX_MEMORY_FILE_SIZE": settings.max_bytes, "UPLOAD_ERROR_ON_BAD_CTE": True}
@@ -101,9 +105,9 @@ def _from_form(content_type: str, body: bytes, settings: Settings) -> list[Uploa
         parser.write(body)
         parser.finalize()
     except FormParserError as e:
-        raise Refused(422, f"the form cannot be read: {e}") from None
+        raise HTTPException(422, f"the form cannot be read: {e}") from None
     if not complete.is_set():
-        raise Refused(422, "the form is cut off")
+        raise HTTPException(422, "the form is cut off")
     return uploads
 
 
@@ -113,17 +117,17 @@ def _from_form(content_type: str, body: bytes, settings: Settings) -> list[Uploa
 def decode_uploads(uploads: Sequence[Upload], classifier: Classifier, settings: Settings, deadline: float) -> list[Pixels]:
     """Each image as the network wants it. For a thread that decodes; `deadline` in time.monotonic().
 
-    Refused: 415 for what is no JPEG, PNG or WebP by its first bytes, 413 for too many pixels by its header, 422 for a damaged one.
+    HTTPException: 415 for what is no JPEG, PNG or WebP by its first bytes, 413 for too many pixels by its header, 422 for a damaged one.
     """
     pixels = []
     for upload in uploads:
         if time.monotonic() > deadline:
-            raise Refused(503, f"no answer within {settings.answer_s:g} s", later=True)
+            raise HTTPException(503, f"no answer within {settings.answer_s:g} s", RETRY)
         _check_header(upload, settings.max_pixels)
         try:
             pixels.append(classifier.array(upload.data))
         except ValueError as e:  # ImageError, and a size that the model's preprocessing cannot do
-            raise Refused(422, f"{upload.name}: {e}") from None
+            raise HTTPException(422, f"{upload.name}: {e}") from None
     return pixels
 
 
@@ -132,15 +136,15 @@ def _check_header(upload: Upload, max_pixels: int) -> None:
     data = upload.data
     kind = format_of(data)
     if kind is None:
-        raise Refused(415, f"{upload.name}: expected a JPEG, PNG or WebP file; it is {'empty' if not data else 'another kind'}")
+        raise HTTPException(415, f"{upload.name}: expected a JPEG, PNG or WebP file; it is {'empty' if not data else 'another kind'}")
     try:
         width, height = size_of(data, kind)
     except ImageError as e:
-        raise Refused(422, f"{upload.name}: {e}") from None
+        raise HTTPException(422, f"{upload.name}: {e}") from None
     if width * height > max_pixels:
-        raise Refused(413, f"{upload.name}: {width}x{height} px is more than the limit of {max_pixels:,} px")
+        raise HTTPException(413, f"{upload.name}: {width}x{height} px is more than the limit of {max_pixels:,} px")
     if kind == "JPEG" and data.count(b"\xff\xda") * width * height > MAX_SCANNED_PX:
-        raise Refused(413, f"{upload.name}: too many scans for an image of {width}x{height} px")
+        raise HTTPException(413, f"{upload.name}: too many scans for an image of {width}x{height} px")
 
 
 def format_of(data: bytes) -> str | None:
