@@ -164,7 +164,7 @@ def test_features_are_those_of_the_model(client: TestClient) -> None:
 
 
 def test_what_the_model_cannot_do_is_not_found(client: TestClient) -> None:
-    assert "gives no evidence" in detail(client.post("/evidence", content=picture(0), headers=JPEG), 404)
+    assert "does not provide evidence" in detail(client.post("/evidence", content=picture(0), headers=JPEG), 404)
     assert client.get("/model").json()["evidence"] is False and client.get("/model").json()["features"] is True
 
 
@@ -244,7 +244,7 @@ def jpeg_of(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("bomb", [png_of(30_000, 30_000), webp_of(16_000, 16_000), jpeg_of(30_000, 30_000)])
 def test_too_many_pixels_are_refused_by_the_header(client: TestClient, bomb: bytes) -> None:
-    assert "px is more than the limit of 1,000,000 px" in detail(client.post("/predict", content=bomb, headers=JPEG), 413)
+    assert "px exceeds the limit of 1,000,000 px" in detail(client.post("/predict", content=bomb, headers=JPEG), 413)
 
 
 @pytest.mark.parametrize("size", [(9, 7), (300, 5)])
@@ -266,7 +266,7 @@ def test_many_scans_of_a_large_image_are_refused() -> None:
 @pytest.mark.parametrize(
     ("data", "status", "says"),
     [
-        (b"", 415, "it is empty"),
+        (b"", 415, "got an empty file"),
         (b"GIF89a" + bytes(20), 415, "expected a JPEG, PNG or WebP file"),
         (b"<svg/>", 415, "expected a JPEG, PNG or WebP file"),
         (b"\x80\x04cposix\nsystem\n", 415, "expected a JPEG, PNG or WebP file"),
@@ -438,7 +438,7 @@ def test_an_answer_that_comes_too_late_is_given_up() -> None:
     gate.set()
     with TestClient(make_app(by_brightness(gate), Settings(answer_s=1))) as client:
         gate.clear()
-        assert "no answer within 1 s" in detail(client.post("/predict", content=picture(0), headers=JPEG), 503)
+        assert "no response within 1 s" in detail(client.post("/predict", content=picture(0), headers=JPEG), 503)
         gate.set()
         assert client.post("/predict", content=picture(0), headers=JPEG).status_code == 200
 
@@ -460,7 +460,9 @@ def test_a_service_that_goes_down_takes_no_more_and_answers_what_it_took() -> No
         assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
         service.draining = True
         refused = client.post("/predict", content=picture(255), headers=JPEG)
-        assert "going down" in detail(refused, 503) and refused.headers["retry-after"] == "1" and refused.headers["connection"] == "close"
+        assert (
+            "shutting down" in detail(refused, 503) and refused.headers["retry-after"] == "1" and refused.headers["connection"] == "close"
+        )
         gate.set()
         asking.join(10)
         assert answers[0].json()["results"][0]["label"] == "bright"
@@ -741,7 +743,7 @@ def test_the_description_names_every_question_and_every_status(client: TestClien
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
-    [({"max_bytes": 0}, "--max-bytes must be more than 0"), ({"queue": 3}, "--queue 3 has no room"), ({"drain_s": -1}, "--drain-s")],
+    [({"max_bytes": 0}, "--max-bytes must be more than 0"), ({"queue": 3}, "--queue 3 is too small"), ({"drain_s": -1}, "--drain-s")],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
@@ -853,4 +855,4 @@ def test_failures_of_the_engine_are_500_with_a_reason() -> None:
     with TestClient(make_app(classifier), raise_server_exceptions=False) as client:
         client.app.state.service.compute["features"] = lambda images: np.full((len(images), 1), np.nan)  # type: ignore[attr-defined]
         answer = client.post("/features", content=picture(0), headers=JPEG)
-        assert answer.status_code == 500 and answer.json() == {"detail": "the service failed; its log says why"}
+        assert answer.status_code == 500 and answer.json() == {"detail": "internal error; see the log of the service"}

@@ -1,13 +1,15 @@
-"""The HTTP service: images in, probabilities, features and patch evidence out. Needs the extra `serve`; imports no torch by itself.
+"""The HTTP service: images in; probabilities, features or patch evidence out.
 
-- settings: what may be asked for, and how much
-- schemas: the JSON that is answered
-- limits: what is refused before a body is parsed, and the body itself
-- uploads: a body -> images -> pixels of the model's size
-- batcher: many requests, one engine
-- evidence: which patches speak for a class, where the model can say it
-- metrics: what Prometheus reads
-- app: the endpoints; `make_app` puts it all together
-- page: the page at / and the one at /docs
-- server: sockets, signals, several workers
+Needs the extra `serve` and does not import torch itself.
+
+- settings: the limits of the service
+- schemas: JSON responses
+- limits: middleware that enforces the limits before a body is parsed
+- uploads: request body -> images -> pixels at the model's size
+- batcher: combines requests into batches
+- evidence: per-patch contributions to a class, for models that provide them
+- metrics: Prometheus metrics
+- app: endpoints; `make_app` assembles the service
+- page: the pages at / and /docs
+- server: sockets, signals and worker processes
 """

@@ -1,4 +1,4 @@
-"""The endpoints. `make_app` puts the service together around a Classifier; a server such as uvicorn runs what it gives."""
+"""Endpoints of the service. `make_app` builds an ASGI app around a Classifier, for a server such as uvicorn."""
 
 import asyncio
 import base64
@@ -38,7 +38,7 @@ from mlpmixer.serve.schemas import (
 from mlpmixer.serve.settings import Settings
 from mlpmixer.serve.uploads import Images, Upload, decode_uploads, parse_uploads
 
-STUCK_S = 60.0  # a batch takes seconds at most; an engine that is longer in one answers nobody
+STUCK_S = 60.0  # a batch takes seconds at most; an engine that takes longer is not ready
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -47,20 +47,22 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         401: "The token is missing or wrong.",
         408: "The body took too long to arrive.",
         413: "Too many bytes, pixels or images.",
-        415: "No JPEG, PNG or WebP image, no form, no JSON.",
-        422: "A damaged image, or a wrong value.",
-        429: "Too many requests of this client at once; Retry-After says when to come back.",
-        500: "The service failed; its log says why.",
-        503: "Too much to do, or going down; Retry-After says when to come back.",
+        415: "Not a JPEG, PNG or WebP image, a form or JSON.",
+        422: "A damaged image, malformed body or invalid parameter.",
+        429: "Too many concurrent requests from this client; see Retry-After.",
+        500: "Internal error; see the log of the service.",
+        503: "Overloaded or shutting down; see Retry-After.",
     }.items()
 }
 ERROR_JSON = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}  # `model` would be text at /metrics
 NO_TOKEN: dict[int | str, dict[str, Any]] = {401: {"description": ERRORS[401]["description"], "content": ERROR_JSON}}
-NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "No: why.", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {"description": "Not ready: the reason.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
 BODY = {
     "requestBody": {
         "required": True,
-        "description": "An image file; or several in a form; or one or several in JSON.",
+        "description": "One image file, several files in a form, or one or several in JSON.",
         "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGE_TYPES}
         | {
             "multipart/form-data": {
@@ -73,14 +75,14 @@ BODY = {
 
 
 class Service:
-    """A Classifier, and what stands around it while it is asked."""
+    """A Classifier with its queue, decoder threads and metrics."""
 
     batcher: Batcher
-    """Is there from the start of the event loop."""
+    """Set while the event loop runs."""
     leaving = False
-    """Requests are still taken, but no more should be sent."""
+    """Requests are still accepted, but /ready returns 503."""
     draining = False
-    """None are taken; those inside are answered."""
+    """New requests are refused; accepted ones are completed."""
 
     def __init__(self, classifier: Classifier, settings: Settings, name: str) -> None:
         self.classifier, self.settings, self.name = classifier, settings, name
@@ -91,10 +93,10 @@ class Service:
         self._warm_up()
 
     def _warm_up(self) -> None:
-        """A first image through everything: what the model cannot do is known, and a broken one is a ValueError, before anyone asks."""
+        """Runs a blank image through the model: finds out what it can do, and raises ValueError for a broken one."""
         preprocess, evidence = self.classifier.preprocess, self.evidence
         if preprocess.in_channels not in (1, 3):
-            raise ValueError(f"files hold 1 or 3 channels, and this model takes {preprocess.in_channels}: it cannot be served")
+            raise ValueError(f"cannot serve this model: it takes {preprocess.in_channels} channels, and image files have 1 or 3")
         nothing = np.zeros((1, *preprocess.image_size, preprocess.in_channels), preprocess.dtype)
         self.classifier.probabilities(nothing)
         try:
@@ -125,10 +127,10 @@ class Service:
             self.pool.shutdown(wait=False, cancel_futures=True)
 
     async def handle(self, kind: str, request: Request) -> list[tuple[Upload, Pixels, Any]]:
-        """Each image as it came, the pixels the network saw, and what it says of them. HTTPException says why not."""
+        """Uploads, preprocessed pixels and model outputs, one tuple per image. Raises HTTPException."""
         loop, settings = asyncio.get_running_loop(), self.settings
         if kind not in self.compute:
-            raise HTTPException(404, f"this model gives no {kind}")
+            raise HTTPException(404, f"this model does not provide {kind}")
         deadline = loop.time() + settings.answer_s
         try:
             async with asyncio.timeout_at(deadline):
@@ -138,16 +140,16 @@ class Service:
                     pixels = await loop.run_in_executor(self.pool, decode_uploads, uploads, self.classifier, settings, deadline)
                     return list(zip(uploads, pixels, await self.batcher.ask(kind, pixels), strict=True))
         except QueueFull:
-            raise HTTPException(503, "too many images are waiting", RETRY) from None
+            raise HTTPException(503, "too many images in the queue", RETRY) from None
         except QueueClosed:
-            raise HTTPException(503, "the service is going down", RETRY) from None
+            raise HTTPException(503, "the service is shutting down", RETRY) from None
         except TimeoutError:
-            raise HTTPException(503, f"no answer within {settings.answer_s:g} s", RETRY) from None
+            raise HTTPException(503, f"no response within {settings.answer_s:g} s", RETRY) from None
 
     def unready_reason(self) -> str:
-        """Why it should get no requests now; empty when all is well."""
+        """Why the service is not ready; empty when it is."""
         if self.leaving or self.draining:
-            return "going down"
+            return "shutting down"
         busy_since = self.batcher.busy_since
         if not self.batcher.alive or (busy_since is not None and time.monotonic() - busy_since > STUCK_S):
             return "the engine is stuck"
@@ -157,9 +159,9 @@ class Service:
 def make_app(classifier: Classifier, settings: Settings | None = None, *, token: str = "", name: str = "") -> FastAPI:
     """The service as an ASGI app. `app.state.service` is the Service.
 
-    token: what clients must send as `Authorization: Bearer TOKEN`, "": nothing. name: of the model, shown.
+    token: required as `Authorization: Bearer TOKEN`; "": no token. name: display name of the model.
 
-    Errors: ValueError for a model that cannot be served: no head, channels that no image file has, broken weights.
+    ValueError for a model that cannot be served: no head, neither 1 nor 3 channels, broken weights.
     """
     settings = settings or Settings()
     service = Service(classifier, settings, name)
@@ -178,13 +180,13 @@ def make_app(classifier: Classifier, settings: Settings | None = None, *, token:
     async def invalid(_: Request, e: RequestValidationError) -> Response:
         return _error(422, "; ".join(f"{error['loc'][-1]}: {error['msg']}" for error in e.errors()))
 
-    @app.exception_handler(StarletteHTTPException)  # ours, and those of the router: 404, 405
+    @app.exception_handler(StarletteHTTPException)  # ours, and the router's 404 and 405
     async def refused(_: Request, e: StarletteHTTPException) -> Response:
         return _error(e.status_code, e.detail, e.headers)
 
     @app.exception_handler(Exception)
     async def failed(_: Request, e: Exception) -> Response:
-        return _error(500, "the service failed; its log says why")
+        return _error(500, "internal error; see the log of the service")
 
     app.add_middleware(LimitsMiddleware, settings=settings, token=token, draining=lambda: service.draining)
     app.add_middleware(MetricsMiddleware, metrics=service.metrics, paths=[route.path for route in app.routes if hasattr(route, "path")])
@@ -206,21 +208,21 @@ def _add_pages(app: FastAPI, service: Service) -> None:
         return HTMLResponse(page.docs(app.openapi()), headers={"content-security-policy": page.POLICY})
 
     @app.head("/health", include_in_schema=False)
-    @app.get("/health", response_class=PlainTextResponse, summary="Is the process there?")
+    @app.get("/health", response_class=PlainTextResponse, summary="Is the process running?")
     async def health() -> Response:
         return PlainTextResponse("ok")
 
     @app.head("/ready", include_in_schema=False)
-    @app.get("/ready", response_class=PlainTextResponse, summary="Should it get requests?", responses=NOT_READY)
+    @app.get("/ready", response_class=PlainTextResponse, summary="Is the service ready for requests?", responses=NOT_READY)
     async def ready() -> Response:
         reason = service.unready_reason()
         return PlainTextResponse(reason or "ok", 503 if reason else 200)
 
-    @app.get("/metrics", response_class=PlainTextResponse, summary="Counters for Prometheus.", responses=NO_TOKEN)
+    @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics.", responses=NO_TOKEN)
     def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/model", summary="What the service answers with.", responses=NO_TOKEN)
+    @app.get("/model", summary="The served model and its limits.", responses=NO_TOKEN)
     async def model() -> ModelInfo:
         c, settings = service.classifier, service.settings
         return ModelInfo(
@@ -243,25 +245,26 @@ def _add_inference(app: FastAPI, service: Service) -> None:
     post = partial(app.post, responses=ERRORS, openapi_extra=BODY)
     classifier = service.classifier
 
-    @post("/predict", summary="Which classes are the likeliest?")
+    @post("/predict", summary="Classify images.")
     async def predict(
-        request: Request, top_k: Annotated[int, Query(ge=1, description="How many classes of each image.")] = 5
+        request: Request, top_k: Annotated[int, Query(ge=1, description="Number of classes per image.")] = 5
     ) -> PredictResponse:
         start = time.perf_counter()
         answers = await service.handle("predict", request)
         results = [Prediction(**to_record(classifier.prediction(upload.name, row, top_k))) for upload, _, row in answers]
         return PredictResponse(results=results, time_ms=_ms_since(start))
 
-    @post("/features", summary="What does the head see?", responses=ERRORS | _lacking("features"))
+    @post("/features", summary="Extract features: the input of the classification head.", responses=ERRORS | _lacking("features"))
     async def features(request: Request) -> FeaturesResponse:
         start = time.perf_counter()
         answers = await service.handle("features", request)
         results = [Features(image=upload.name, features=row.tolist()) for upload, _, row in answers]
         return FeaturesResponse(results=results, time_ms=_ms_since(start))
 
-    @post("/evidence", summary="Which patches speak for a class?", responses=ERRORS | _lacking("evidence"))
+    @post("/evidence", summary="Contribution of each patch to the logit of a class.", responses=ERRORS | _lacking("evidence"))
     async def evidence(
-        request: Request, label: Annotated[str | None, Query(alias="class", description="Default: the likeliest of each image.")] = None
+        request: Request,
+        label: Annotated[str | None, Query(alias="class", description="Class name; default: the most likely class of each image.")] = None,
     ) -> EvidenceResponse:
         if label is not None and label not in classifier.classes:
             raise HTTPException(422, f"the model has no class {label[:100]!r}; GET /model names them")
@@ -272,7 +275,7 @@ def _add_inference(app: FastAPI, service: Service) -> None:
 
 
 def _lacking(what: str) -> dict[int | str, dict[str, Any]]:
-    return {404: {"model": ErrorResponse, "description": f"The model gives no {what}."}}
+    return {404: {"model": ErrorResponse, "description": f"The model does not provide {what}."}}
 
 
 def _ms_since(start: float) -> float:
@@ -297,7 +300,7 @@ def _evidence(service: Service, label: str | None, upload: Upload, pixels: Pixel
 
 
 def _png(pixels: Pixels) -> str:
-    """(H,W,C) -> a data: address."""
+    """Pixels (H,W,C) as a PNG in a data: URL."""
     file = BytesIO()
     whole = np.rint(pixels).astype(np.uint8)
     Image.fromarray(whole[..., 0] if whole.shape[2] == 1 else whole).save(file, "PNG")

@@ -1,9 +1,10 @@
-"""Many requests, one engine: images that wait while the engine is busy go through it together.
+"""Dynamic batching: images that wait while the engine is busy are computed together.
 
-A batch never waits for more images to come, so an idle service answers at once and a busy one batches by itself. It has as many images as
-the engine computes in a given time: what a small network wins by a large batch, a large network does not, and others would wait for it. Of
-several requests the one that waits longest comes first, and each gives one image in turn, so that a large request holds up no small one.
-An engine of several streams computes a batch in each; those that are free share what waits.
+A batch never waits for more images, so an idle service responds at once and a busy one batches by itself. A batch has
+as many images as the engine computes in a target time: small networks gain from large batches, large networks do not
+and would only make others wait. The longest-waiting request comes first and requests contribute one image in turn, so
+that a large request does not delay small ones. With several streams, each computes its own batch, and idle streams
+share the waiting images.
 """
 
 import asyncio
@@ -24,22 +25,22 @@ Answers = Sequence[Any] | NDArray[Any]
 Compute = Callable[[Pixels], Answers]
 """Images (B,H,W,C), stacked -> B answers."""
 Observe = Callable[[str, int, float], None]
-"""Told of each batch, by the engine's thread: its kind, its images, its seconds."""
+"""Called from the engine's thread after each batch: kind, number of images, seconds."""
 
 
-SMOOTHING = 0.8  # of what is known of an image's time, when another batch tells
+SMOOTHING = 0.8  # weight of the previous estimate of the time per image
 
 
 class QueueFull(Exception):
-    """There is no place for so many images now."""
+    """The queue has no room for the images."""
 
 
 class QueueClosed(Exception):
-    """The service is going down."""
+    """The service is shutting down."""
 
 
 class _Request:
-    """Images of one kind that get their answers together."""
+    """Images of one kind whose answers are returned together."""
 
     def __init__(self, kind: str, images: Sequence[Pixels]) -> None:
         self.kind = kind
@@ -53,11 +54,12 @@ Job = tuple[_Request, int, Pixels]
 
 
 class Batcher:
-    """Of one event loop, in which it is made.
+    """Queues images and computes them in batches. Belongs to the event loop in which it is created.
 
-    compute: the engine, by kind of question; as many threads call it as it has streams. batch_s: seconds that a batch should take at most,
-    by what the ones before took for an image. min_batch: images that take no longer than one. capacity: images that may be inside, from
-    `admit` to the answer.
+    compute: functions of the engine by kind of request, called from one thread per stream.
+    batch_s: target time for a batch, estimated from previous batches.
+    min_batch: number of images that take no longer than one.
+    capacity: maximum images between `admit` and the answer.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_Request] = deque()
         self._changed = threading.Condition()
-        self._starts: dict[int, float] = {}  # of the batches that are computed, by stream
+        self._starts: dict[int, float] = {}  # start times of running batches, by stream
         self._closed = False
         self._threads = [threading.Thread(target=self._work, args=(i,), name=f"engine-{i}", daemon=True) for i in range(streams)]
         for thread in self._threads:
@@ -86,7 +88,10 @@ class Batcher:
 
     @contextmanager
     def admit(self, count: int) -> Iterator[None]:
-        """Keeps room for `count` images while the block runs. Raises QueueFull or QueueClosed. For the event loop's thread alone."""
+        """Reserves room for `count` images while the block runs. Raises QueueFull or QueueClosed.
+
+        Call it from the event loop's thread.
+        """
         if self._closed:
             raise QueueClosed
         if self.admitted + count > self.capacity:
@@ -98,9 +103,9 @@ class Batcher:
             self.admitted -= count
 
     async def ask(self, kind: str, images: Sequence[Pixels]) -> list[Any]:
-        """The answers to `images`, in their order; whatever the engine raises for one of them.
+        """Answers for `images`, in order. Raises what the engine raises, or QueueClosed.
 
-        Cancelling it takes out what has not begun. Raises QueueClosed.
+        Cancelling removes the images that have not started.
         """
         request = _Request(kind, images)
         with self._changed:
@@ -112,22 +117,22 @@ class Batcher:
             return await request.future
         finally:
             with self._changed:
-                if request in self._queue:  # nobody waits for the rest
+                if request in self._queue:  # cancelled: nobody waits for the rest
                     self._queue.remove(request)
 
     @property
     def alive(self) -> bool:
-        """Whether all its threads are there."""
+        """Whether all engine threads are running."""
         return all(thread.is_alive() for thread in self._threads)
 
     @property
     def busy_since(self) -> float | None:
-        """time.monotonic() at the start of the batch that the engine works on, the oldest of several."""
+        """Start of the oldest running batch in time.monotonic(), None when idle."""
         with self._changed:
             return min(self._starts.values(), default=None)
 
     def close(self, timeout_s: float) -> bool:
-        """Lets nothing more in, answers what is inside, and ends the threads. Whether that was done in time."""
+        """Accepts no more images, computes the queued ones and ends the threads. Returns whether all ended in time."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -142,21 +147,21 @@ class Batcher:
             answers: Answers | Exception
             try:
                 answers = self.compute[kind](np.stack([image for _, _, image in batch]))
-            except Exception as e:  # it belongs to those who asked
+            except Exception as e:  # raised in the requests of this batch
                 answers = e
             took = time.monotonic() - start
             with self._changed:
                 del self._starts[stream]
                 each = took / len(batch)
                 self._image_s[kind] = each + SMOOTHING * (self._image_s.get(kind, each) - each)
-            with suppress(RuntimeError):  # a closed loop: nobody is left to be told
+            with suppress(RuntimeError):  # the loop is closed: nobody is waiting
                 self._loop.call_soon_threadsafe(_deliver, [(request, i) for request, i, _ in batch], answers)
             self.observe(kind, len(batch), took)
 
     def _next(self, stream: int) -> list[Job]:
-        """The next images of one kind: that of the request which waits longest. Waits for some; empty when all is done.
+        """The next batch, of the kind of the longest-waiting request. Empty when closed and done.
 
-        Of few that wait it leaves their share to the other streams that are free.
+        Blocks until images wait. Leaves idle streams their share when few images wait.
         """
         with self._changed:
             while not self._queue:
@@ -166,7 +171,7 @@ class Batcher:
             kind, batch = self._queue[0].kind, list[Job]()
             share = math.ceil(sum(len(r.waiting) for r in self._queue if r.kind == kind) / (len(self._threads) - len(self._starts)))
             self._starts[stream] = time.monotonic()
-            passed: deque[_Request] = deque()  # of another kind: they come first in the next batch
+            passed: deque[_Request] = deque()  # of another kind: first in line for the next batch
             while self._queue and len(batch) < share and self._fits(kind, len(batch) + 1):
                 request = self._queue.popleft()
                 if request.kind != kind:
@@ -179,15 +184,15 @@ class Batcher:
             return batch
 
     def _fits(self, kind: str, count: int) -> bool:
-        """Whether a batch may have so many images."""
+        """Whether `count` images fit in a batch."""
         in_time = count * self._image_s.get(kind, math.inf) <= self.batch_s
         return count <= self.min_batch or (count <= self.max_batch and in_time)
 
 
 def _deliver(jobs: list[tuple[_Request, int]], answers: Answers | Exception) -> None:
-    """In the event loop's thread: each answer to the request it belongs to, which is done with its last one."""
+    """Hands each answer to its request, in the event loop's thread. A request is done with its last answer."""
     for position, (request, i) in enumerate(jobs):
-        if request.future.done():  # an error before, or nobody waits
+        if request.future.done():  # failed before, or cancelled
             continue
         if isinstance(answers, Exception):
             request.future.set_exception(answers)

@@ -1,4 +1,7 @@
-"""Which patches speak for which class, for the models that can say it: a Mixer whose head is at hand, and exports with evidence."""
+"""Per-patch contributions to each class.
+
+A Mixer with its head provides them, and so do exports made with `--evidence`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,18 +19,18 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Evidence:
-    """Letters: B images, S patches in a grid of h x w, K classes."""
+    """How to compute patch evidence. Shapes: B images, S patches in a grid of h x w, K classes."""
 
     grid: tuple[int, int]
-    """h, w: patches down and across."""
+    """Patches down and across: h, w."""
     bias: Floats
-    """(K,), of the head."""
+    """Bias of the head, (K,)."""
     of: Callable[[Pixels], Floats]
-    """Pixels (B,H,W,C) as `classifier.array` gives them -> (B,S,K): what each patch adds to each logit. Logit = bias + their sum."""
+    """Pixels (B,H,W,C) -> contribution of each patch to each logit (B,S,K). Logit = bias + sum over S."""
 
 
 def evidence_of(classifier: Classifier) -> Evidence | None:
-    """None for a model that gives none: an export that was made without it, or another network than a Mixer."""
+    """Evidence of a classifier; None for an export made without it and for networks other than a Mixer."""
     if isinstance(classifier, Exported):
         return _of_export(classifier)
     if classifier.network is None:

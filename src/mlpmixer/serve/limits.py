@@ -1,4 +1,4 @@
-"""What is refused before a body is parsed: too many, too large, too slow, of a wrong type, without the token. Pure ASGI."""
+"""Limits that apply before a body is parsed: token, concurrency, size, speed, content type. Pure ASGI."""
 
 import asyncio
 import hmac
@@ -22,22 +22,22 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp")
 CONTENT_TYPES = (*IMAGE_TYPES, "multipart/form-data", "application/json")
-PUBLIC_PATHS = ("/", "/health", "/ready")  # without the token: the page asks for it, and probes have none
-RETRY = {"retry-after": "1"}  # seconds; of a refusal that may be an answer later
-LINGER_S, LINGER_BYTES = 2.0, 64 * 2**20  # of a refused body that is still read: many clients look for an answer only when all is sent
-SEND_S = 30.0  # for the answer to be taken
+PUBLIC_PATHS = ("/", "/health", "/ready")  # need no token: the page asks for it, and probes have none
+RETRY = {"retry-after": "1"}  # seconds; sent where the same request may succeed later
+LINGER_S, LINGER_BYTES = 2.0, 64 * 2**20  # how long a refused body is still read: many clients read only after sending
+SEND_S = 30.0  # for the client to read the response
 
 
 class LimitsMiddleware:
-    """The app behind it gets requests within the limits, each with its whole body.
+    """Passes on requests that are within the limits, each with its complete body.
 
-    draining: whether the service is going down. For one event loop: counters have no lock.
+    draining: whether the service is shutting down. Belongs to one event loop: the counters have no lock.
     """
 
     def __init__(self, app: App, settings: Settings, *, token: str, draining: Callable[[], bool]) -> None:
         self.app, self.settings, self.token, self.draining = app, settings, token.encode(), draining
         self.inside: Counter[str] = Counter()
-        """Requests with a body that are read or worked on, by client."""
+        """POST requests in progress, by client."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,7 +55,7 @@ class LimitsMiddleware:
         incoming = _BodyReader(receive)
         try:
             body = await self._body(headers, incoming)
-            async with asyncio.timeout(self.settings.answer_s + SEND_S):  # a client that takes no answer holds no place for ever
+            async with asyncio.timeout(self.settings.answer_s + SEND_S):  # a client that does not read must not hold its slot
                 await self.app(scope, _replay(body, receive), send)
         except HTTPException as error:
             await send_error(error, incoming, send)
@@ -70,16 +70,18 @@ class LimitsMiddleware:
         if self.token and path not in PUBLIC_PATHS:
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")
             if not (kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.token)):
-                raise HTTPException(401, "this service wants a token: Authorization: Bearer TOKEN", headers={"www-authenticate": "Bearer"})
+                raise HTTPException(
+                    401, "this service requires a token: send Authorization: Bearer TOKEN", headers={"www-authenticate": "Bearer"}
+                )
 
     def _require_room(self, client: str) -> None:
         if self.draining():
-            raise HTTPException(503, "the service is going down", RETRY)
+            raise HTTPException(503, "the service is shutting down", RETRY)
         most = self.settings.client_requests
         if most and self.inside[client] >= most:
-            raise HTTPException(429, f"{most} requests of this client are being worked on: wait for an answer", RETRY)
+            raise HTTPException(429, f"{most} requests from this client are in progress: wait for a response", RETRY)
         if self.inside.total() >= self.settings.requests:
-            raise HTTPException(503, "too many requests are being worked on", RETRY)
+            raise HTTPException(503, "too many requests in progress", RETRY)
 
     async def _body(self, headers: dict[bytes, bytes], incoming: "_BodyReader") -> bytes:
         kind, most = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1"), self.settings.max_bytes
@@ -101,7 +103,7 @@ class LimitsMiddleware:
 
 
 class _BodyReader:
-    """A body on its way. `more`: whether there is more of it."""
+    """Reads a request body. `more`: whether more is to come."""
 
     def __init__(self, receive: Receive) -> None:
         self.receive, self.more = receive, True
@@ -116,7 +118,7 @@ class _BodyReader:
 
 
 async def send_error(error: HTTPException, incoming: _BodyReader, send: Send) -> None:
-    """Answers, reads on for a moment, so that a client that is still sending comes to see the answer, and closes the connection."""
+    """Sends an error and closes the connection; reads on briefly, so that a client that is still sending sees it."""
     body = ErrorResponse(detail=error.detail).model_dump_json().encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"} | dict(error.headers or {})
     raw = [(key.encode(), value.encode("latin-1")) for key, value in headers.items()]
@@ -131,7 +133,7 @@ async def send_error(error: HTTPException, incoming: _BodyReader, send: Send) ->
 
 
 def _client(scope: Scope) -> str:
-    """By address; of IPv6 the /64, which is one subscriber's."""
+    """Client address; for IPv6 the /64 network, which belongs to one subscriber."""
     host = str((scope.get("client") or ("",))[0])
     try:
         address = ipaddress.ip_address(host)
@@ -147,7 +149,7 @@ async def _empty_body() -> Message:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body in one message, then whatever comes."""
+    """Gives the body in one message, then whatever comes."""
     pending = True
 
     async def give() -> Message:

@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics. With several workers all of them write to one folder, and whichever is asked adds them up."""
+"""Prometheus metrics. Several workers write to one folder, and the one that serves /metrics adds them up."""
 
 import glob
 import os
@@ -11,23 +11,25 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from mlpmixer.serve.limits import App, Message, Receive, Scope, Send
 
-MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # the library's name for the folder that workers share; it is read when the library is imported
+MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # folder shared by workers; prometheus_client reads the variable on import
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"cache-control", b"no-store"))
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """The counters of one app, each with its own registry."""
+    """Metrics of one app, with a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         r = self.registry
-        self.answers = Counter("mlpmixer_answers", "Requests answered, by path and status.", ("path", "status"), registry=r)
-        self.seconds = Histogram("mlpmixer_answer_seconds", "From header to answer.", ("path",), buckets=SECONDS, registry=r)
-        self.batches = Histogram("mlpmixer_batch_images", "Images that were computed at once.", ("kind",), buckets=BATCH_SIZES, registry=r)
-        self.engine = Histogram("mlpmixer_engine_seconds", "Of a batch in the network.", ("kind",), buckets=SECONDS, registry=r)
-        self.inside = Gauge("mlpmixer_images_inside", "Images let in and not answered yet.", registry=r, multiprocess_mode="livesum")
+        self.answers = Counter("mlpmixer_answers", "Responses by path and status.", ("path", "status"), registry=r)
+        self.seconds = Histogram(
+            "mlpmixer_answer_seconds", "Seconds from request header to response.", ("path",), buckets=SECONDS, registry=r
+        )
+        self.batches = Histogram("mlpmixer_batch_images", "Images per batch.", ("kind",), buckets=BATCH_SIZES, registry=r)
+        self.engine = Histogram("mlpmixer_engine_seconds", "Seconds per batch in the network.", ("kind",), buckets=SECONDS, registry=r)
+        self.inside = Gauge("mlpmixer_images_inside", "Images accepted and not answered yet.", registry=r, multiprocess_mode="livesum")
         if MULTIPROC_DIR not in os.environ:
             ProcessCollector(registry=r)
 
@@ -44,13 +46,13 @@ class Metrics:
             self.inside.dec(images)
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         folder = os.environ.get(MULTIPROC_DIR)
         if folder is None:
             return generate_latest(self.registry)
         for file in glob.glob(os.path.join(folder, "gauge_live*.db")):
             pid = int(file.rpartition("_")[2].removesuffix(".db"))
-            if not os.path.exists(f"/proc/{pid}") and os.path.exists("/proc/self"):  # killed: its gauges stand still for ever
+            if not os.path.exists(f"/proc/{pid}") and os.path.exists("/proc/self"):  # killed: its gauges would never change again
                 mark_process_dead(pid)  # type: ignore[no-untyped-call]
         every = CollectorRegistry()
         MultiProcessCollector(every)  # type: ignore[no-untyped-call]
@@ -58,9 +60,9 @@ class Metrics:
 
 
 class MetricsMiddleware:
-    """Counts and times the answers of the app behind it, and gives them the headers that all have.
+    """Counts and times responses, and adds the headers that all of them have.
 
-    Paths other than `paths` count as "other": a client must not make names.
+    Paths outside `paths` count as "other", so that clients cannot create label values.
     """
 
     def __init__(self, app: App, metrics: Metrics, paths: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""The two pages of the service: the one that classifies, without any request but to the service itself, and the OpenAPI description."""
+"""HTML pages of the service: the classifier at / and the API reference at /docs. Neither makes third-party requests."""
 
 import html
 from typing import Any
@@ -17,8 +17,8 @@ def docs(api: dict[str, Any]) -> str:
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">{style(HOME)}</head><body><main><h1>{title}</h1>'
-        f'<p>Version {html.escape(api["info"]["version"])}. For programs: <a href="openapi.json">openapi.json</a>.</p>'
-        f"{''.join(parts)}<h2>Answers</h2>{''.join(schemas)}</main></body></html>"
+        f'<p>Version {html.escape(api["info"]["version"])}. Schema: <a href="openapi.json">openapi.json</a>.</p>'
+        f"{''.join(parts)}<h2>Responses</h2>{''.join(schemas)}</main></body></html>"
     )
 
 

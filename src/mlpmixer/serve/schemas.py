@@ -1,88 +1,88 @@
-"""The JSON that the service answers with."""
+"""JSON responses. The service sends exactly what these models serialise, and /openapi.json describes them."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class Answer(BaseModel):
-    """JSON has no NaN and no infinity, so neither has an answer."""
+    """A JSON response. JSON has no NaN or infinity, so they are rejected."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
 
 class ClassProbability(Answer):
-    """A class and its probability."""
+    """One class and its probability."""
 
     label: str
     probability: float
 
 
 class Prediction(Answer):
-    """An image's answer: the likeliest class, and the `top_k` likeliest."""
+    """Prediction for one image: the most likely class and the `top_k` most likely."""
 
-    image: str = Field(description="the file's name, or images[i]")
+    image: str = Field(description="file name, or images[i]")
     label: str
     probability: float
     top: list[ClassProbability]
 
 
 class PredictResponse(Answer):
-    """One for each image, in the order of the request."""
+    """One prediction per image, in request order."""
 
     results: list[Prediction]
-    time_ms: float = Field(description="from the whole body to the answer, in the service")
+    time_ms: float = Field(description="milliseconds from the received body to the response")
 
 
 class Features(Answer):
-    """What the head sees of an image."""
+    """Features of one image: the input of the classification head."""
 
     image: str
     features: list[float]
 
 
 class FeaturesResponse(Answer):
-    """One for each image, in the order of the request."""
+    """One feature vector per image, in request order."""
 
     results: list[Features]
     time_ms: float
 
 
 class PatchEvidence(Answer):
-    """What each patch adds to the logit of the class: logit = bias + the sum of all evidence."""
+    """Contribution of each patch to the logit of a class: logit = bias + sum of evidence."""
 
     image: str
     label: str
     probability: float
     logit: float
     bias: float
-    evidence: list[list[float]] = Field(description="rows of the patch grid, from the top")
-    seen: str = Field(description="the image as the network saw it, a PNG in a data: address")
+    evidence: list[list[float]] = Field(description="rows of the patch grid, top to bottom")
+    seen: str = Field(description="the preprocessed image, a PNG as a data: URL")
 
 
 class EvidenceResponse(Answer):
-    """One for each image, in the order of the request."""
+    """Patch evidence per image, in request order."""
 
     results: list[PatchEvidence]
     time_ms: float
 
 
 class ErrorResponse(Answer):
-    """Why there is no answer."""
+    """Why the request failed."""
 
     detail: str
 
 
 class ModelInfo(Answer):
-    """What the service answers with."""
+    """The served model and the limits for requests."""
 
     name: str
     classes: list[str]
-    image_size: tuple[int, int] = Field(description="height and width, pixels")
+    image_size: tuple[int, int] = Field(description="height and width in pixels")
     in_channels: int
-    fit: str = Field(description="what becomes of images of another shape")
+    fit: str = Field(description="how images of another aspect ratio are resized")
     features: bool
     evidence: bool
     max_bytes: int
     max_pixels: int
     max_images: int
-    runtime: str = Field(description="what computes the answers, and in which precision")
+    runtime: str = Field(description="inference engine and precision")
     version: str

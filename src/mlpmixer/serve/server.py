@@ -1,4 +1,4 @@
-"""Sockets, signals and several workers around the app, with uvicorn."""
+"""Sockets, signals and worker processes, with uvicorn."""
 
 import asyncio
 import errno
@@ -21,16 +21,16 @@ from uvicorn.supervisors.multiprocess import Multiprocess
 from mlpmixer.serve.metrics import MULTIPROC_DIR
 from mlpmixer.serve.settings import Settings
 
-HEADER_S = 10.0  # for a request's header to arrive, and for a client to take the next part of an answer
-CONNECTIONS = 1024  # of one worker, half of them with nothing to do; further ones get 503
+HEADER_S = 10.0  # for a request header to arrive, and for a client to read the next part of a response
+CONNECTIONS = 1024  # per worker, at most half of them idle; more get 503
 MIN_IDLE_S = 1.0
 
 
 class TimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """A connection that is closed when its client neither asks nor takes the answer; it is looked at from time to time.
+    """Closes connections whose client neither sends a request nor reads the response. Checked every HEADER_S.
 
-    When there are many, a new one takes the place of those that have had nothing to do for the longest time, MIN_IDLE_S at least: of many
-    that come at once each is given the time to ask.
+    When more than half of CONNECTIONS are open, a new one replaces those idle for longest, MIN_IDLE_S at least: each of
+    many simultaneous connections has time to send a request.
     """
 
     _seen: Any = None
@@ -55,7 +55,7 @@ class TimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        if not self._is_idle():  # the body is no HTTP: what the app says goes nowhere from now on
+        if not self._is_idle():  # the body is not HTTP: drop whatever the app still sends
             self.cycle.disconnected = True
             if self.cycle.response_started:
                 self.transport.close()
@@ -75,23 +75,23 @@ class TimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
 
 class Workers(Multiprocess):
-    """uvicorn's supervisor, which starts another worker in the place of a dead one."""
+    """uvicorn's supervisor, which replaces workers that die."""
 
     def keep_subprocess_alive(self) -> None:
         for process in self.processes:
-            process.child_conn.close()  # the worker's end: open here, too, it would hide that who was just asked for its health has died
+            process.child_conn.close()  # the worker's end: left open here, it would hide that the worker has died
         super().keep_subprocess_alive()
 
     def terminate_all(self) -> None:
         super().terminate_all()
-        for sock in self.sockets:  # each worker has a copy; when the last one is closed, connections are refused and not kept waiting
+        for sock in self.sockets:  # workers have copies; once all are closed, connections are refused rather than left waiting
             sock.close()
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that is bound, not listening. Port 0 takes a free one. ValueError when that cannot be."""
     if not 0 <= port < 2**16:
-        raise ValueError(f"--port {port} is no port: expected 0 to 65535")
+        raise ValueError(f"--port must be 0 to 65535, got {port}")
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         sock = socket.socket(family, kind, proto)
@@ -99,15 +99,15 @@ def listen(host: str, port: int) -> socket.socket:
         sock.bind(address)
     except OSError as e:
         hint = "; try another --port (0 takes a free one)" if e.errno in (errno.EADDRINUSE, errno.EACCES) else ""
-        raise ValueError(f"cannot listen at {host}:{port}: {e.strerror or e}{hint}") from None
+        raise ValueError(f"cannot listen on {host}:{port}: {e.strerror or e}{hint}") from None
     return sock
 
 
 def run(make: Callable[[], FastAPI], sock: socket.socket, settings: Settings, *, workers: int, trusted: str, log_requests: bool) -> int:
-    """Serves until SIGTERM or SIGINT, then lets what was accepted be answered. The exit code.
+    """Serves until SIGTERM or SIGINT, finishes accepted requests and returns the exit code.
 
-    make: what each worker calls for its app; a picklable function when there are several.
-    trusted: addresses of proxies, whose X-Forwarded-For is believed; "": none.
+    make: creates the app in each worker; must be picklable when there are several.
+    trusted: addresses of proxies whose X-Forwarded-For is trusted; "": none.
     """
 
     def config(app: Any, **more: Any) -> uvicorn.Config:
@@ -122,13 +122,13 @@ def run(make: Callable[[], FastAPI], sock: socket.socket, settings: Settings, *,
             log_level="info" if log_requests else "warning",
             access_log=log_requests,
             limit_concurrency=CONNECTIONS,
-            timeout_worker_healthcheck=60,  # from its start, which imports a lot
+            timeout_worker_healthcheck=60,  # seconds; starting a worker imports a lot
             **more,
         )
 
     if workers == 1:
         server = uvicorn.Server(config(draining(make(), settings.drain_s)))
-        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when all is done
+        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again after shutdown
         server.run(sockets=[sock])
         return 0
     with tempfile.TemporaryDirectory(prefix="mlpmixer-metrics-") as folder:
@@ -139,7 +139,7 @@ def run(make: Callable[[], FastAPI], sock: socket.socket, settings: Settings, *,
 
 
 class Worker:
-    """What a worker process calls for its app."""
+    """Creates the app in a worker process; picklable."""
 
     def __init__(self, make: Callable[[], FastAPI], drain_s: float) -> None:
         self.make, self.drain_s = make, drain_s
@@ -147,13 +147,13 @@ class Worker:
     def __call__(self) -> FastAPI:
         try:
             return draining(self.make(), self.drain_s)
-        except ValueError as e:  # another worker would fail the same way
+        except ValueError as e:  # a new worker would fail the same way
             print(f"mlpmixer: {e}", file=sys.stderr, flush=True)
             raise SystemExit(STARTUP_FAILURE) from None
 
 
 def draining(app: FastAPI, drain_s: float) -> FastAPI:
-    """The app, which at SIGTERM first says at /ready that it is going, and goes `drain_s` seconds later; at a second SIGTERM at once."""
+    """The app with a grace period: SIGTERM makes /ready return 503; `drain_s` later, or at a second one, it shuts down."""
     inner = app.router.lifespan_context
 
     @asynccontextmanager

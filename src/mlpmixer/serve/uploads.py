@@ -1,4 +1,4 @@
-"""The body of a request -> images -> pixels of the model's size. Nothing but the body is read: no path, no address."""
+"""Request body -> images -> pixels at the model's size. Reads only the body: never a path or a URL from it."""
 
 import base64
 import binascii
@@ -21,26 +21,26 @@ from mlpmixer.predict import Classifier
 from mlpmixer.serve.limits import IMAGE_TYPES, RETRY
 from mlpmixer.serve.settings import Settings
 
-# Each scan of a progressive JPEG goes over the whole image and may be a few bytes of the file: pixels times scans bound the time (seconds)
+# A scan of a progressive JPEG may be a few bytes, but covers the whole image: pixels times scans bounds decoding time
 MAX_SCANNED_PX = 5_000_000_000
 EXPECTED = 'expected {"image": BASE64} or {"images": [BASE64, ...]}'
 
 
 @dataclass(frozen=True)
 class Upload:
-    """An image as it came. `name` is what the answer calls it."""
+    """An uploaded image file. `name` identifies it in the response."""
 
     name: str
     data: bytes
 
 
 class Images(BaseModel):
-    """Images in JSON: one or several."""
+    """One or several images in JSON."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     image: str | None = Field(None, description="a JPEG, PNG or WebP file in base64")
-    images: list[str] | None = Field(None, description="several of them")
+    images: list[str] | None = Field(None, description="several such files")
 
 
 def parse_uploads(content_type: str, body: bytes, settings: Settings) -> list[Upload]:
@@ -53,7 +53,7 @@ def parse_uploads(content_type: str, body: bytes, settings: Settings) -> list[Up
         return [Upload("image", body)]
     uploads = _from_json(body) if kind == "application/json" else _from_form(content_type, body, settings)
     if not uploads:
-        raise HTTPException(422, "there is no image in it")
+        raise HTTPException(422, "the request has no image")
     if len(uploads) > settings.max_images:
         raise _too_many(settings.max_images)
     return uploads
@@ -81,11 +81,11 @@ def _from_base64(name: str, text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise HTTPException(422, f"{name} is no base64 (the file's bytes alone, without data:image/...)") from None
+        raise HTTPException(422, f"{name} is not base64; expected the bytes of the file alone, without data:image/...") from None
 
 
 def _from_form(content_type: str, body: bytes, settings: Settings) -> list[Upload]:
-    """The files of a form, in memory, where the body is already."""
+    """The files of a multipart form. They stay in memory, as the body is there already."""
     uploads, complete = list[Upload](), Event()
 
     def add(file: File) -> None:
@@ -96,7 +96,7 @@ def _from_form(content_type: str, body: bytes, settings: Settings) -> list[Uploa
 
     def refuse(field: FormField) -> None:
         name = (field.field_name or b"").decode("utf-8", "replace")[:100]
-        raise HTTPException(422, f"the field {name!r} is not a file; a form takes files only, options go in the address: ?top_k=3")
+        raise HTTPException(422, f"the field {name!r} is not a file; send only files, and options in the query string: ?top_k=3")
 
     kind, options = parse_options_header(content_type)
     config = {"MAX_MEMORY_FILE_SIZE": settings.max_bytes, "UPLOAD_ERROR_ON_BAD_CTE": True}
@@ -105,9 +105,9 @@ def _from_form(content_type: str, body: bytes, settings: Settings) -> list[Uploa
         parser.write(body)
         parser.finalize()
     except FormParserError as e:
-        raise HTTPException(422, f"the form cannot be read: {e}") from None
+        raise HTTPException(422, f"malformed form: {e}") from None
     if not complete.is_set():
-        raise HTTPException(422, "the form is cut off")
+        raise HTTPException(422, "the form is truncated")
     return uploads
 
 
@@ -115,40 +115,41 @@ def _from_form(content_type: str, body: bytes, settings: Settings) -> list[Uploa
 
 
 def decode_uploads(uploads: Sequence[Upload], classifier: Classifier, settings: Settings, deadline: float) -> list[Pixels]:
-    """Each image as the network wants it. For a thread that decodes; `deadline` in time.monotonic().
+    """Decoded and preprocessed images. Runs in a decoder thread; `deadline` is in time.monotonic().
 
-    HTTPException: 415 for what is no JPEG, PNG or WebP by its first bytes, 413 for too many pixels by its header, 422 for a damaged one.
+    HTTPException: 415 for files that are not JPEG, PNG or WebP, 413 for too many pixels, 422 for damaged files,
+    503 after the deadline.
     """
     pixels = []
     for upload in uploads:
         if time.monotonic() > deadline:
-            raise HTTPException(503, f"no answer within {settings.answer_s:g} s", RETRY)
+            raise HTTPException(503, f"no response within {settings.answer_s:g} s", RETRY)
         _check_header(upload, settings.max_pixels)
         try:
             pixels.append(classifier.array(upload.data))
-        except ValueError as e:  # ImageError, and a size that the model's preprocessing cannot do
+        except ValueError as e:  # ImageError, or a size that the preprocessing cannot handle
             raise HTTPException(422, f"{upload.name}: {e}") from None
     return pixels
 
 
 def _check_header(upload: Upload, max_pixels: int) -> None:
-    """By the first bytes and the header alone."""
+    """Checks format, size and scans by the header alone, before anything is decoded."""
     data = upload.data
     kind = format_of(data)
     if kind is None:
-        raise HTTPException(415, f"{upload.name}: expected a JPEG, PNG or WebP file; it is {'empty' if not data else 'another kind'}")
+        raise HTTPException(415, f"{upload.name}: expected a JPEG, PNG or WebP file, got {'another format' if data else 'an empty file'}")
     try:
         width, height = size_of(data, kind)
     except ImageError as e:
         raise HTTPException(422, f"{upload.name}: {e}") from None
     if width * height > max_pixels:
-        raise HTTPException(413, f"{upload.name}: {width}x{height} px is more than the limit of {max_pixels:,} px")
+        raise HTTPException(413, f"{upload.name}: {width}x{height} px exceeds the limit of {max_pixels:,} px")
     if kind == "JPEG" and data.count(b"\xff\xda") * width * height > MAX_SCANNED_PX:
         raise HTTPException(413, f"{upload.name}: too many scans for an image of {width}x{height} px")
 
 
 def format_of(data: bytes) -> str | None:
-    """JPEG, PNG or WEBP by the first bytes; None for all else."""
+    """Format by the first bytes: JPEG, PNG, WEBP or None."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -157,20 +158,20 @@ def format_of(data: bytes) -> str | None:
 
 
 def size_of(data: bytes, kind: str) -> tuple[int, int]:
-    """(width, height) by the header of a file of this kind; nothing is allocated for its pixels. ImageError when there is none."""
+    """Width and height from the header, without allocating pixels. ImageError for a damaged header."""
     try:
         if kind == "PNG":
             return struct.unpack(">II", data[16:24])
         if kind == "WEBP":
             return _webp_size(data)
-        with JpegImageFile(BytesIO(data)) as image:  # its size stands behind segments of any length
+        with JpegImageFile(BytesIO(data)) as image:  # the size comes after segments of any length
             return image.width, image.height
     except Exception as e:  # Pillow raises nearly anything on damaged files
         raise ImageError(f"a damaged {kind} file: {e}") from e
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Pillow's reader allocates the canvas when it opens the file. RFC 9649, sections 2.5 to 2.7."""
+    """Width and height of a WebP file by RFC 9649, sections 2.5 to 2.7; Pillow would allocate the canvas on opening."""
     chunk = data[12:16]
     if chunk == b"VP8X":  # 24 bits each, less one
         return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
