@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +14,13 @@ from PIL import Image
 
 from mlpmixer.data.images import ImageError
 from mlpmixer.data.preprocess import Preprocess, named
+from mlpmixer.engines import Runtime
+from mlpmixer.exported import Export
 from mlpmixer.predict import (
     Classifier,
+    Exported,
     Failure,
+    FeatureFile,
     Prediction,
     csv_lines,
     find_images,
@@ -254,3 +261,119 @@ def test_this_module_imports_no_torch():
     code = "import sys, mlpmixer.predict, mlpmixer.evaluate, mlpmixer.report; print(*{'torch', 'sklearn', 'matplotlib'} & set(sys.modules))"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+# --- features -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Counts the images decoded and those that go through the blocks of a Mixer."""
+    from mlpmixer.model import Mixer
+
+    count, decode, features = Counter(), Preprocess.array, Mixer.features
+
+    def counting_decode(self, source):
+        count["decoded"] += 1
+        return decode(self, source)
+
+    def counting_features(self, images):
+        count["computed"] += len(images)
+        return features(self, images)
+
+    monkeypatch.setattr(Preprocess, "array", counting_decode)
+    monkeypatch.setattr(Mixer, "features", counting_features)
+    return count
+
+
+def test_features_and_probabilities_come_from_one_pass(run, counted, tmp_path, capsys):
+    from mlpmixer import cli
+
+    paths = [grey(tmp_path / "pictures" / f"{i}.png", 40 * i, (9 + i, 12)) for i in range(5)]
+    (tmp_path / "pictures" / "2.png").write_bytes(b"")
+    options = ["--batch-size", "2", "--format", "jsonl"]
+    assert cli.main(["predict", str(run), str(tmp_path / "pictures"), *options]) == 1
+    alone = capsys.readouterr().out
+    model, names = load(run), [p for p in paths if "2.png" not in p]
+    batches = (names[:2], names[2:3], names[3:])
+    features = np.concatenate([model.features(np.stack([model.array(p) for p in batch])) for batch in batches])
+    for file in (tmp_path / "f.npz", tmp_path / "f.csv"):
+        counted.clear()
+        assert cli.main(["predict", str(run), str(tmp_path / "pictures"), "--features", str(file), *options]) == 1
+        assert counted == {"decoded": 5, "computed": 4}
+        assert capsys.readouterr().out == alone
+    with np.load(tmp_path / "f.npz") as stored:
+        assert stored["names"].tolist() == names
+        np.testing.assert_array_equal(stored["features"], features)
+    header, *table = csv.reader((tmp_path / "f.csv").read_text().splitlines())
+    assert header == ["image", *(f"f{i}" for i in range(8))] and [row[0] for row in table] == names
+    np.testing.assert_allclose(np.array([row[1:] for row in table], np.float32), features, rtol=1e-7)
+
+
+def test_an_export_gives_both_in_one_run(run):
+    model, asked = load(run), []
+    known = {"probabilities": model.probabilities, "features": model.features}
+
+    def compute(images, outputs):
+        asked.append(outputs)
+        return [known[name](images) for name in outputs]
+
+    runtime = Runtime(engine="numpy", version="2", precision="float32", threads=1)
+    exported = Exported(Export(Path("x.onnx"), model.meta, {}, None, tuple(known), runtime, compute))
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    p, features = exported.probabilities_and_features(images)
+    assert asked == [("probabilities", "features")]
+    np.testing.assert_array_equal(p, model.probabilities(images))
+    np.testing.assert_array_equal(features, model.features(images))
+
+
+def test_a_network_whose_head_is_not_known_is_asked_twice():
+    model = by_brightness()
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    p, features = model.probabilities_and_features(images)
+    np.testing.assert_array_equal(p, model.probabilities(images))
+    np.testing.assert_array_equal(features, model.features(images))
+
+
+@pytest.mark.parametrize("names", [["a", 'b,"c"\nd', "bad\udcff.png", "ü" * 300], []])
+def test_a_feature_file_is_the_one_numpy_writes(names, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((len(names), 3)).astype(np.float32)
+    with FeatureFile(tmp_path / "f.npz") as npz, FeatureFile(tmp_path / "f.csv") as table:
+        for name, row in zip(names, rows, strict=True):
+            npz.add(name, row)
+            table.add(name, row)
+        assert not (tmp_path / "f.npz").exists() and not (tmp_path / "f.csv").exists()
+    np.savez(tmp_path / "wanted.npz", names=np.array(names, str), features=rows)
+    with np.load(tmp_path / "f.npz") as found, np.load(tmp_path / "wanted.npz") as wanted:
+        assert found.files == wanted.files
+        assert found["names"].dtype == wanted["names"].dtype and found["names"].tolist() == names
+        assert found["features"].dtype == np.float32
+        np.testing.assert_array_equal(found["features"], rows if names else np.zeros((0, 0)))
+    assert len(list(csv.reader(io.StringIO((tmp_path / "f.csv").read_text("utf-8"))))) == 1 + len(names)
+    assert sorted(os.listdir(tmp_path)) == ["f.csv", "f.npz", "wanted.npz"]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv"])
+def test_an_interrupted_feature_file_leaves_the_one_before(suffix, tmp_path):
+    file = tmp_path / f"f{suffix}"
+    file.write_text("before")
+    with pytest.raises(KeyboardInterrupt), FeatureFile(file) as rows:
+        rows.add("a", np.zeros(3, np.float32))
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == [file.name] and file.read_text() == "before"
+    with pytest.raises(OSError, match="nowhere"), FeatureFile(tmp_path / "nowhere" / file.name):
+        pass
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv"])
+def test_a_feature_file_takes_no_memory_for_its_rows(suffix, tmp_path):
+    row = np.arange(500, dtype=np.float32)
+    peaks = []
+    for count in (100, 1_000):
+        tracemalloc.start()
+        with FeatureFile(tmp_path / f"f{suffix}") as rows:
+            for i in range(count):
+                rows.add(f"folder/{i}.png", row)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 100_000, peaks  # the rows alone are 2 MB

@@ -10,12 +10,16 @@ import glob
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +41,8 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key")
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
-Engine = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Floats = NDArray[np.float32]
+Engine = Callable[[Floats], Floats]
 
 CHUNK = 128  # images that go through the network at once; bounds memory, changes no result
 
@@ -50,6 +55,8 @@ class Prediction:
     label: str
     probability: float
     top: tuple[tuple[str, float], ...]
+    features: Floats | None = field(default=None, compare=False, repr=False)
+    """pre_logits (hidden_dim,), where they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +84,14 @@ class Classifier:
         preprocess: Preprocess,
         logits: Engine,
         pre_logits: Engine,
+        both: Callable[[Floats], tuple[Floats, Floats]] | None = None,
         multi_label: bool = False,
         meta: "ModelMeta | None" = None,
         network: "Mixer | None" = None,
         path: Path | None = None,
         runtime: Runtime | None = None,
     ) -> None:
+        """both: images -> (logits, pre_logits) in one pass of the network, where it has one."""
         self.classes = tuple(classes)
         self.preprocess = preprocess
         self.multi_label = multi_label
@@ -92,24 +101,25 @@ class Classifier:
         self.runtime = runtime
         self._logits = logits
         self._pre_logits = pre_logits
+        self._both = both or (lambda images: (logits(images), pre_logits(images)))
 
-    def probabilities(self, images: Pixels) -> NDArray[np.float32]:
+    def probabilities(self, images: Pixels) -> Floats:
         """Images as `array` gives them, stacked (B,H,W,C) -> (B,K) float32; rows sum to 1 (sigmoid models: each value on its own).
 
         Raises ValueError when type or shape is not the model's, or when the weights give NaN.
         """
-        if not self.classes:
-            raise ValueError("this model has no head (num_classes=0), so it gives no probabilities; ask for features()")
-        logits = self._run(self._logits, images).astype(np.float64)
-        if self.multi_label:
-            return np.exp(-np.logaddexp(0.0, -logits)).astype(np.float32)
-        exp = np.exp(logits - logits.max(axis=1, keepdims=True))
-        softmax: NDArray[np.float32] = (exp / exp.sum(axis=1, keepdims=True)).astype(np.float32)
-        return softmax
+        self._require_head()
+        return self._activated(self._run(self._logits, images))
 
-    def features(self, images: Pixels) -> NDArray[np.float32]:
+    def features(self, images: Pixels) -> Floats:
         """Images as `array` gives them, stacked (B,H,W,C) -> pre_logits (B,hidden_dim) float32: what the head sees."""
         return self._run(self._pre_logits, images)
+
+    def probabilities_and_features(self, images: Pixels) -> tuple[Floats, Floats]:
+        """`probabilities` and `features` of the same images; a Mixer or an export computes both in one pass."""
+        self._require_head()
+        logits, features = self._run_all(self._both, images)
+        return self._activated(logits), features
 
     def predict(self, images: ImageLike | Sequence[ImageLike], top_k: int = 5) -> list[Prediction]:
         """The `top_k` likeliest classes of each image, in order; one image gives a list of one.
@@ -131,27 +141,48 @@ class Classifier:
         """One image as the network wants it: (H,W,C) of the model's size, of `preprocess.dtype`. ImageError when it cannot be read."""
         return self.preprocess.array(image)
 
-    def ranked(self, names: Sequence[str], images: Pixels, top_k: int) -> list[Prediction]:
-        """Predictions for images as `array` gives them, stacked (B,H,W,C)."""
+    def ranked(self, names: Sequence[str], images: Pixels, top_k: int, *, features: bool = False) -> list[Prediction]:
+        """Predictions for images as `array` gives them, stacked (B,H,W,C); with their `features` if asked for."""
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
-        return [self.prediction(name, row, top_k) for name, row in zip(names, self.probabilities(images), strict=True)]
+        if not features:
+            rows = zip(names, self.probabilities(images), strict=True)
+            return [self.prediction(name, row, top_k) for name, row in rows]
+        both = zip(names, *self.probabilities_and_features(images), strict=True)
+        return [replace(self.prediction(name, row, top_k), features=vector) for name, row, vector in both]
 
-    def prediction(self, name: str, probabilities: NDArray[np.float32], top_k: int) -> Prediction:
+    def prediction(self, name: str, probabilities: Floats, top_k: int) -> Prediction:
         """One row (K,) of `probabilities` as a Prediction."""
         best = np.argsort(-probabilities, kind="stable")[:top_k]
         top = tuple((self.classes[k], float(probabilities[k])) for k in best)
         return Prediction(name, top[0][0], top[0][1], top)
 
-    def _run(self, engine: Engine, images: Pixels) -> NDArray[np.float32]:
+    def _require_head(self) -> None:
+        if not self.classes:
+            raise ValueError("this model has no head (num_classes=0), so it gives no probabilities; ask for features()")
+
+    def _activated(self, logits: Floats) -> Floats:
+        """What the network ends in (B,K) -> probabilities (B,K)."""
+        logits64 = logits.astype(np.float64)
+        if self.multi_label:
+            return np.exp(-np.logaddexp(0.0, -logits64)).astype(np.float32)
+        exp = np.exp(logits64 - logits64.max(axis=1, keepdims=True))
+        softmax: Floats = (exp / exp.sum(axis=1, keepdims=True)).astype(np.float32)
+        return softmax
+
+    def _run(self, engine: Engine, images: Pixels) -> Floats:
+        return self._run_all(lambda prepared: (engine(prepared),), images)[0]
+
+    def _run_all(self, engine: Callable[[Floats], tuple[Floats, ...]], images: Pixels) -> list[Floats]:
         dtype, want = self.preprocess.dtype, (*self.preprocess.image_size, self.preprocess.in_channels)
         if images.dtype != dtype or images.ndim != 4 or images.shape[1:] != want:
             raise ValueError(f"expected {dtype} images of shape (B, {', '.join(map(str, want))}), got {images.dtype} {images.shape}")
         starts = range(0, max(len(images), 1), CHUNK)
-        out = np.concatenate([engine(self._prepared(images[i : i + CHUNK])) for i in starts])
-        if not np.isfinite(out).all():
+        parts = [engine(self._prepared(images[i : i + CHUNK])) for i in starts]
+        outputs = [np.concatenate(output) for output in zip(*parts, strict=True)]
+        if not all(np.isfinite(output).all() for output in outputs):
             raise ValueError("the network's output is not finite (NaN or infinity): its weights are broken, as after a diverged training")
-        return out
+        return outputs
 
     def _prepared(self, images: Pixels) -> NDArray[Any]:
         """What the functions behind take."""
@@ -162,15 +193,20 @@ class Exported(Classifier):
     """A Classifier around what `mlpmixer export` wrote: its graph takes pixels and ends in probabilities. `export`: that graph."""
 
     def __init__(self, export: Export) -> None:
-        def output(name: str) -> Engine:
-            return lambda images: np.asarray(export(images, name)[0], np.float32)
+        def outputs(*names: str) -> Callable[[NDArray[Any]], list[Floats]]:
+            return lambda images: [np.asarray(values, np.float32) for values in export(images, *names)]
+
+        def both(images: NDArray[Any]) -> tuple[Floats, Floats]:
+            probabilities, features = outputs(PROBABILITIES, FEATURES)(images)
+            return probabilities, features
 
         meta = export.meta
         super().__init__(
             classes=meta.classes,
             preprocess=meta.preprocess,
-            logits=output(PROBABILITIES),
-            pre_logits=output(FEATURES),
+            logits=lambda images: outputs(PROBABILITIES)(images)[0],
+            pre_logits=lambda images: outputs(FEATURES)(images)[0],
+            both=both,
             multi_label=meta.provenance.get("loss") == "sigmoid",
             meta=meta,
             path=export.path,
@@ -178,9 +214,9 @@ class Exported(Classifier):
         )
         self.export = export
 
-    def probabilities(self, images: Pixels) -> NDArray[np.float32]:
-        """As of any Classifier; the softmax or sigmoid is in the graph."""
-        return self._run(self._logits, images)
+    def _activated(self, logits: Floats) -> Floats:
+        """As they are: the softmax or sigmoid is in the graph."""
+        return logits
 
     def _prepared(self, images: Pixels) -> NDArray[Any]:
         return images
@@ -275,20 +311,29 @@ def from_network(
     compiled = where.type == "cpu" and isinstance(network, Mixer) and not kernels.why_not(network, [dtype])
     computed = kernels.for_inference(network) if compiled else network
 
-    def engine(function: Callable[[Any], Any]) -> Engine:
-        def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
-            with torch.inference_mode(), computing(where.type, precision, threads):
-                size = kernels.portion(network.cfg) if compiled else CHUNK
-                parts = torch.split(torch.from_numpy(images).to(where), size)
-                return np.concatenate([np.asarray(function(part).float().cpu().numpy(), dtype=np.float32) for part in parts])
+    def run(images: Floats, function: Callable[[Any], tuple[Any, ...]]) -> tuple[Floats, ...]:
+        with torch.inference_mode(), computing(where.type, precision, threads):
+            size = kernels.portion(network.cfg) if compiled else CHUNK
+            parts = torch.split(torch.from_numpy(images).to(where), size)
+            outputs = ([output.float().cpu().numpy() for output in function(part)] for part in parts)
+            return tuple(np.concatenate(output) for output in zip(*outputs, strict=True))
 
-        return run
+    pre_logits = getattr(computed, "pre_logits", _no_features)
+
+    def both(images: Floats) -> tuple[Floats, Floats]:
+        def outputs(part: Any) -> tuple[Any, Any]:
+            features = pre_logits(part)
+            return computed.head(features) if isinstance(computed, Mixer) else computed(part), features
+
+        logits, features = run(images, outputs)
+        return logits, features
 
     return Classifier(
         classes=meta.classes,
         preprocess=meta.preprocess,
-        logits=engine(computed),
-        pre_logits=engine(getattr(computed, "pre_logits", _no_features)),
+        logits=lambda images: run(images, lambda part: (computed(part),))[0],
+        pre_logits=lambda images: run(images, lambda part: (pre_logits(part),))[0],
+        both=both,
         multi_label=meta.provenance.get("loss") == "sigmoid",
         meta=meta,
         network=network,
@@ -322,7 +367,7 @@ def find_images(sources: Iterable[str]) -> Iterator[str | Failure]:
 
     A named file is taken whatever its suffix. A folder is searched to the bottom for image suffixes (upper or lower
     case), sorted, without hidden files and folders. A pattern may hold `**`. What does not exist, matches nothing or
-    cannot be opened comes back as a Failure in its place.
+    cannot be opened comes back as a Failure in its place. To give each once it remembers their names.
     """
     seen: set[str] = set()
     for source in sources:
@@ -411,8 +456,8 @@ def decoded_batches(
 
 
 def outputs_of(
-    classifier: Classifier, images: "ImageSet", function: Callable[[NDArray[Any]], NDArray[np.float32]], batch_size: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32], list[tuple[str, str]]]:
+    classifier: Classifier, images: "ImageSet", function: Callable[[NDArray[Any]], Floats], batch_size: int
+) -> tuple[NDArray[np.int64], Floats, list[tuple[str, str]]]:
     """`function` of every readable image, such as classifier.probabilities or classifier.features: indices (N,), values (N, ...), bad.
 
     bad: (name, reason) of the images that could not be read. ValueError when none could.
@@ -420,7 +465,7 @@ def outputs_of(
     # decoding by index, in threads; the name is looked up only for what failed
     items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
     kept: list[int] = []
-    rows: list[NDArray[np.float32]] = []
+    rows: list[Floats] = []
     bad: list[tuple[str, str]] = []
     for batch in decoded_batches(items, classifier.array, batch_size):
         bad += [(str(images.names[i]), image.reason) for i, image in batch if isinstance(image, Failure)]
@@ -435,18 +480,95 @@ def outputs_of(
 
 
 def predict_files(
-    classifier: Classifier, paths: Iterable[str | Failure], top_k: int = 5, batch_size: int = 64
+    classifier: Classifier,
+    paths: Iterable[str | Failure],
+    top_k: int = 5,
+    batch_size: int = 64,
+    *,
+    features: bool = False,
 ) -> Iterator[Prediction | Failure]:
     """A Prediction or a Failure for every path, in order, as the batches get done; memory does not grow with the number.
 
     `paths` is what `find_images` yields; its failures pass through. One unreadable file stops nothing.
+    features: the predictions carry them, too.
     """
     items = ((p.name, p) if isinstance(p, Failure) else (p, lambda p=p: p) for p in paths)
     for batch in decoded_batches(items, classifier.array, batch_size):
         good = [(name, image) for name, image in batch if not isinstance(image, Failure)]
-        answers = iter(classifier.ranked([name for name, _ in good], np.stack([image for _, image in good]), top_k) if good else [])
+        names, arrays = [name for name, _ in good], [image for _, image in good]
+        answers = iter(classifier.ranked(names, np.stack(arrays), top_k, features=features) if good else [])
         for _, image in batch:
             yield image if isinstance(image, Failure) else next(answers)
+
+
+# --- features as a file -------------------------------------------------------------------------------------------
+
+
+class FeatureFile:
+    """An .npz (names, features) or .csv of feature vectors, written row by row; memory does not grow with their number.
+
+    Use it in a `with` statement: the whole file is there when that ends, and nothing has changed if it fails.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if self.path.suffix not in (".npz", ".csv"):
+            raise ValueError(f"{self.path}: expected a name that ends in .npz or .csv")
+
+    def __enter__(self) -> "FeatureFile":
+        self._part = self.path.with_name(f".{self.path.name}.part")
+        self._num_rows, self._width, self._longest_name = 0, 0, 1
+        with ExitStack() as stack:
+            if self.path.suffix == ".npz":  # an array's header says how long it is, so the arrays wait for the last row
+                self._names = stack.enter_context(TemporaryFile("w+", encoding="ascii", dir=self.path.parent))
+                self._rows = stack.enter_context(TemporaryFile(dir=self.path.parent))
+            self._file = stack.enter_context(open(self._part, "wb"))
+            self._files = stack.pop_all()
+        return self
+
+    def add(self, name: str, features: Floats) -> None:
+        """One row: the image's name and its feature vector (hidden_dim,)."""
+        if self.path.suffix == ".npz":
+            self._names.write(json.dumps(name) + "\n")
+            self._rows.write(features.astype("<f4").tobytes())
+        else:
+            header = "" if self._num_rows else _csv(["image", *(f"f{i}" for i in range(len(features)))])
+            self._file.write((header + _csv([_printable(name), *(f"{v:.8g}" for v in features)])).encode())
+        self._num_rows, self._width = self._num_rows + 1, len(features)
+        self._longest_name = max(self._longest_name, len(name))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with self._files:
+                if kind is None and self.path.suffix == ".npz":
+                    self._write_arrays()
+                elif kind is None and not self._num_rows:
+                    self._file.write(_csv(["image"]).encode())
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            if kind is None:
+                os.replace(self._part, self.path)
+        finally:
+            self._part.unlink(missing_ok=True)
+
+    def _write_arrays(self) -> None:
+        """As numpy.savez writes them."""
+        names_type = np.dtype(f"<U{self._longest_name}")
+        self._names.seek(0)
+        self._rows.seek(0)
+        with ZipFile(self._file, "w", allowZip64=True) as archive:
+            with archive.open("names.npy", "w", force_zip64=True) as array:
+                _write_array_header(array, names_type, (self._num_rows,))
+                for line in self._names:
+                    array.write(np.array(json.loads(line), names_type).tobytes())
+            with archive.open("features.npy", "w", force_zip64=True) as array:
+                _write_array_header(array, np.dtype("<f4"), (self._num_rows, self._width))
+                shutil.copyfileobj(self._rows, array)
+
+
+def _write_array_header(file: IO[bytes], dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> None:
+    descr = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, descr)
 
 
 # --- results as text ----------------------------------------------------------------------------------------------

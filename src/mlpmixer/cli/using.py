@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Union
@@ -214,35 +215,44 @@ class Predict:
             raise ValueError(f"which images? mlpmixer predict {self.run} FILE... (or folders, patterns, or - for a list on standard input)")
         if self.features and Path(self.features).suffix not in (".npz", ".csv"):
             raise ValueError(f"--features {self.features}: expected a name that ends in .npz or .csv")
-        from mlpmixer.predict import Failure, csv_lines, find_images, json_lines, jsonl_lines, predict_files
+        from mlpmixer import predict
+        from mlpmixer.predict import Failure, FeatureFile
 
         classifier = self.sizes.load(self.run, self.device, self.computing)
-        sources = [s for given in self.sources for s in ((line.rstrip("\n") for line in sys.stdin) if given == "-" else [given]) if s]
-        paths = find_images(sources)
-        failed: list[Failure] = []
+        listed = (line.rstrip("\n") for line in sys.stdin)
+        sources = (source for given in self.sources for source in (listed if given == "-" else [given]) if source)
+        paths, features = predict.find_images(sources), bool(self.features)
+        predicted = predict.predict_files(classifier, paths, self.top_k, self.batch_size, features=features)
+        failed = 0
 
-        def watched(results: "Iterable[Prediction | Failure]") -> "Iterator[Prediction | Failure]":
-            for result in results:
+        def watched(rows: FeatureFile | None) -> "Iterator[Prediction | Failure]":
+            nonlocal failed
+            for result in predicted:
                 if isinstance(result, Failure):
-                    failed.append(result)
+                    failed += 1
                     if self.format == "table":
                         print_error(f"{result.name}: {result.reason}")
+                elif rows and result.features is not None:
+                    rows.add(result.name, result.features)
                 yield result
 
-        if self.features:
-            paths = iter(write_features(classifier, paths, Path(self.features), self.batch_size))
         top_k = min(self.top_k, len(classifier.classes))
-        results = watched(predict_files(classifier, paths, self.top_k, self.batch_size))
-        as_text = {"csv": lambda r: csv_lines(r, top_k), "json": json_lines, "jsonl": jsonl_lines, "table": table_lines}
-        lines = as_text[self.format](results)
-        if self.out:
-            with open(self.out, "w", encoding="utf-8") as f:
-                f.writelines(lines)
-        else:
-            for line in lines:
-                sys.stdout.write(line)
+        as_text = {
+            "csv": lambda r: predict.csv_lines(r, top_k),
+            "json": predict.json_lines,
+            "jsonl": predict.jsonl_lines,
+            "table": table_lines,
+        }
+        with FeatureFile(self.features) if self.features else nullcontext() as rows:
+            lines = as_text[self.format](watched(rows))
+            if self.out:
+                with open(self.out, "w", encoding="utf-8") as f:
+                    f.writelines(lines)
+            else:
+                for line in lines:
+                    sys.stdout.write(line)
         if failed:
-            print_error(f"{len(failed)} of the sources gave no image")
+            print_error(f"{failed} of the sources gave no image")
         return 1 if failed else 0
 
 
@@ -252,34 +262,6 @@ def table_lines(results: "Iterable[Prediction | Failure]") -> "Iterator[str]":
     for result in results:
         if isinstance(result, Prediction):
             yield f"{visible(result.name)}\n" + "".join(f"  {percent(p):>8}  {visible(label)}\n" for label, p in result.top)
-
-
-def write_features(classifier: "Classifier", paths: "Iterable[str | Failure]", file: Path, batch_size: int) -> "list[str | Failure]":
-    """Feature vectors of the readable images to an .npz (names, features) or .csv; gives the list of paths back."""
-    import numpy as np
-
-    from mlpmixer.predict import Failure, decoded_batches
-
-    found = list(paths)
-    items = ((p.name, p) if isinstance(p, Failure) else (p, lambda p=p: p) for p in found)
-    names: list[str] = []
-    rows = [np.zeros((0, classifier.meta.config.hidden_dim if classifier.meta else 0), np.float32)]
-    for batch in decoded_batches(items, classifier.array, batch_size):
-        good = [(name, image) for name, image in batch if not isinstance(image, Failure)]
-        if good:
-            names += [name for name, _ in good]
-            rows.append(classifier.features(np.stack([image for _, image in good])))
-    features = np.concatenate(rows)
-    if file.suffix == ".npz":
-        np.savez(file, names=np.array(names), features=features)
-    else:
-        import csv
-
-        with open(file, "w", newline="", encoding="utf-8") as f:
-            out = csv.writer(f, lineterminator="\n")
-            out.writerow(["image", *(f"f{i}" for i in range(features.shape[1]))])
-            out.writerows([name, *(f"{v:.8g}" for v in row)] for name, row in zip(names, features, strict=True))
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)
