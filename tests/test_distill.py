@@ -1,6 +1,7 @@
 """A teacher's answers become targets: of a function, of a trained network, or stored."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlpmixer import runlog
+from mlpmixer import checkpoint, runlog
 from mlpmixer.config import Augment, Data, Distill, Init, Optim, Recipe, Run
 from mlpmixer.data.augment import prepare_eval
-from mlpmixer.distill import FUNCTION, make_teacher, open_teacher
+from mlpmixer.distill import FUNCTION, make_teacher, open_teacher, store_teacher, stored_teacher
 from mlpmixer.predict import load
 from mlpmixer.step import Step, load_images
 from mlpmixer.train import train
@@ -74,6 +75,46 @@ def test_a_function_that_draws_random_numbers_goes_on_exactly(tmp_path: Path) ->
         train(recipe, out=tmp_path / "stopped", teacher=moody, report=stop)
     train(recipe, out=tmp_path / "stopped", teacher=moody, resume=True)
     assert (whole / runlog.MODEL_FILE).read_bytes() == (tmp_path / "stopped" / runlog.MODEL_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("kind", ["network", "logits"])
+def test_a_run_goes_on_without_the_file_of_its_teacher(kind: str, saved: bool, teacher_run: Path, tmp_path: Path) -> None:
+    if kind == "network":
+        teacher = shutil.copy(teacher_run / runlog.MODEL_FILE, tmp_path / "teacher.safetensors")
+    else:
+        teacher = tmp_path / "logits.npz"
+        np.savez(teacher, logits=np.random.default_rng(0).normal(size=(len(load_images(BASE.data, BASE.model).train), 10)))
+    recipe = distilled(teacher=str(teacher), temperature=2.0)
+    recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=6, save_every_s=0))
+    whole = train(recipe, out=tmp_path / "whole").path
+
+    def stop(line: dict[str, Any]) -> None:
+        if line["kind"] == "save" and line["step"] == 3:
+            raise RuntimeError("stop")
+
+    run = tmp_path / "stopped"
+    with pytest.raises(RuntimeError, match="stop"):
+        train(recipe, out=run, report=stop)
+    Path(teacher).unlink()
+    if not saved:  # as if it had been killed before the first state
+        for state in checkpoint.states(run):
+            state.unlink()
+    assert len(list((run / "checkpoints").glob("teacher.*"))) == 1
+    train(recipe, out=run, resume=True)
+    assert (whole / runlog.MODEL_FILE).read_bytes() == (run / runlog.MODEL_FILE).read_bytes()
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {path.name for path in (whole / "checkpoints").iterdir()}
+    assert not list((run / "checkpoints").glob("teacher.*")), "a run that is over needs it no more"
+
+
+def test_the_copy_of_an_earlier_teacher_teaches_no_new_run(teacher_run: Path, tmp_path: Path) -> None:
+    logits = np.zeros((len(load_images(BASE.data, BASE.model).train), 10), np.float32)
+    store_teacher(tmp_path / "run", logits)  # of a run that was killed before it wrote its recipe
+    recipe = distilled(teacher=str(teacher_run))
+    recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=2))
+    seen: list[Path | None] = []
+    train(recipe, out=tmp_path / "run", report=lambda line: seen.append(stored_teacher(tmp_path / "run")))
+    assert seen[0] == tmp_path / "run" / "checkpoints" / "teacher.safetensors"
 
 
 def test_a_network_answers_as_it_does_alone_in_the_order_of_the_data(teacher_run: Path) -> None:

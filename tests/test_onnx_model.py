@@ -135,6 +135,28 @@ def test_images_are_brought_to_its_size(tmp_path: Path, store: Any) -> None:
         unsaid(ramp)
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_run_goes_on_without_the_file(beside: bool, tmp_path: Path) -> None:
+    path = write(tmp_path / "model.onnx")
+    if beside:
+        onnx.save(onnx.load(path), path, save_as_external_data=True, location="model.data")
+    recipe = dataclasses.replace(RECIPE, distill=Distill(teacher=str(path)), run=dataclasses.replace(RECIPE.run, save_every_s=0))
+    whole = train(recipe, out=tmp_path / "whole")
+
+    def stop(line: dict[str, Any]) -> None:
+        if line["kind"] == "save" and line["step"] == 4:
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        train(recipe, out=tmp_path / "stopped", report=stop)
+    for file in tmp_path.glob("model.*"):
+        file.unlink()
+    resumed = train(recipe, out=tmp_path / "stopped", resume=True)
+    assert (whole.path / runlog.MODEL_FILE).read_bytes() == (resumed.path / runlog.MODEL_FILE).read_bytes()
+    assert whole.summary["notes"] == resumed.summary["notes"] and f"{path} says nothing" in resumed.summary["notes"][-1]
+    assert not list((resumed.path / "checkpoints").glob("teacher.*"))
+
+
 def test_a_run_learns_from_the_file_as_from_the_function(tmp_path: Path) -> None:
     path, told = write(tmp_path / "model.onnx", shape=(16, 1, 8, 8)), []
     named = dataclasses.replace(RECIPE, distill=Distill(teacher=str(path), alpha=0.9, temperature=2.0))

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +203,8 @@ def test_a_run_with_locality_is_exact_after_a_kill(local: Path, tmp_path: Path) 
 def test_what_learned_through_kernels_is_saved_as_the_plain_mixer_that_it_was(local: Path) -> None:
     stores = load_images(LOCAL.data, LOCAL.model)
     step_of = Step(runlog.read_recipe(local), stores, torch.device("cpu"), torch.float32)
-    assert restore(local, step_of, 24).step == 24
+    saved = checkpoint.last_state(local)
+    assert saved is not None and restore(saved, step_of, 24).step == 24
     trained = step_of.average.eval()
     kernels = {name: p for name, p in trained.named_parameters() if name.endswith(".kernel")}
     assert len(kernels) == 4 and all(kernel.abs().max() > 1e-3 for kernel in kernels.values())
@@ -227,13 +230,65 @@ def test_trained_weights_start_with_locality_as_the_function_they_were(undisturb
         torch.testing.assert_close(after[name], start[name])
 
 
-def test_a_damaged_last_checkpoint_is_passed_over(undisturbed: Path, tmp_path: Path) -> None:
+def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
+    """A report that ends the run when the state after that step is saved."""
+
     def stop(line: dict[str, Any]) -> None:
-        if line["kind"] == "save" and line["step"] == 8:
+        if line["kind"] == "save" and line["step"] == step:
             raise RuntimeError("stop")
 
+    return stop
+
+
+@pytest.mark.parametrize("size", [8, 12])
+def test_a_run_goes_on_without_the_weights_that_it_started_from(size: int, undisturbed: Path, tmp_path: Path) -> None:
+    start = shutil.copy(undisturbed / runlog.MODEL_FILE, tmp_path / "start.safetensors")
+    recipe = change(BASE, model={"image_size": size}, init={"stem": "lecun", "weights": str(start)}, run={"steps": 6})
+    whole = train(recipe, out=tmp_path / "whole").path
     with pytest.raises(RuntimeError, match="stop"):
-        train(BASE, out=tmp_path / "run", report=stop)
+        train(recipe, out=tmp_path / "stopped", report=stop_at(3))
+    start.unlink()
+    train(recipe, out=tmp_path / "stopped", resume=True)
+    assert_same_run(whole, tmp_path / "stopped")
+    old, new = (checkpoint.read_meta(run / runlog.MODEL_FILE) for run in (whole, tmp_path / "stopped"))
+    assert old.preprocess == new.preprocess and old.preprocess.mean == checkpoint.read_meta(undisturbed / runlog.MODEL_FILE).preprocess.mean
+
+
+def test_a_run_that_goes_on_computes_no_statistics(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="stop"):
+        train(BASE, out=tmp_path / "run", report=stop_at(8))
+
+    def sample_of(images: Any) -> Any:
+        raise AssertionError("the mean, the deviation and the stem are stored")
+
+    monkeypatch.setattr("mlpmixer.step.sample_of", sample_of)
+    train(BASE, out=tmp_path / "run", resume=True)
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_a_state_of_before_the_preprocessing_was_stored_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="stop"):
+        train(BASE, out=tmp_path / "run", report=stop_at(8))
+    for state in checkpoint.states(tmp_path / "run"):
+        tensors, meta = checkpoint.read_tensors(state)
+        checkpoint.write_tensors(state, tensors, {key: meta[key] for key in ("state", "train_images", "shards", "bad")})
+    train(BASE, out=tmp_path / "run", resume=True)
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_a_run_does_not_go_on_with_other_classes(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="stop"):
+        train(BASE, out=tmp_path / "run", report=stop_at(2))
+    for state in checkpoint.states(tmp_path / "run"):
+        tensors, meta = checkpoint.read_tensors(state)
+        checkpoint.write_tensors(state, tensors, {**meta, "classes": ["zero", *meta["classes"][1:]]})
+    with pytest.raises(ValueError, match="other classes than the data now has"):
+        train(BASE, out=tmp_path / "run", resume=True)
+
+
+def test_a_damaged_last_checkpoint_is_passed_over(undisturbed: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="stop"):
+        train(BASE, out=tmp_path / "run", report=stop_at(8))
     last = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
     last.write_bytes(last.read_bytes()[:-10])
     train(BASE, out=tmp_path / "run", resume=True)
@@ -437,14 +492,9 @@ def test_a_fine_tuning_with_half_momentum_and_a_probing_head_first_goes_on_exact
     recipe = change(BASE, optim=rule, run={"steps": 12})
     whole = train(recipe, out=tmp_path / "whole").path
     for step in (4, 8):  # while the head learns alone, and after
-
-        def stop(line: dict[str, Any], last: int = step) -> None:
-            if line["kind"] == "save" and line["step"] == last:
-                raise RuntimeError("stop")
-
         out = tmp_path / f"stopped-{step}"
         with pytest.raises(RuntimeError, match="stop"):
-            train(recipe, out=out, report=stop)
+            train(recipe, out=out, report=stop_at(step))
         train(recipe, out=out, resume=True)
         assert_same_run(whole, out)
 

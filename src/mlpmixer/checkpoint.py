@@ -6,8 +6,8 @@ A model file carries everything needed to use it: architecture, weights, class n
 import json
 import os
 import struct
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -43,22 +43,20 @@ class ModelMeta(Config):
     """Where it comes from: recipe, data, metrics, version, date, loss."""
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: "Mapping[str, Tensor]", meta: Mapping[str, Any]) -> None:
-    """Write atomically: a crash at any moment leaves the old file or the whole new one. OSError when the disk is full or read-only."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write within, which then takes the place of `path`: a crash at any moment leaves the old file or the whole new one.
 
-    path = Path(path)
+    Errors: OSError when the disk is full or read-only.
+    """
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file(
-            {k: v.detach().contiguous().cpu() for k, v in tensors.items()}, part, {"mlpmixer": json.dumps({"format": FORMAT, **meta})}
-        )
+        yield part
         with open(part, "rb") as f:
             os.fsync(f.fileno())
         os.replace(part, path)
-    except (SafetensorError, OSError) as e:
+    except OSError as e:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise OSError(f"cannot write {path}: {e}") from e
@@ -68,6 +66,19 @@ def write_tensors(path: str | os.PathLike[str], tensors: "Mapping[str, Tensor]",
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: "Mapping[str, Tensor]", meta: Mapping[str, Any]) -> None:
+    """Write atomically, as `replacing` does."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    header = {"mlpmixer": json.dumps({"format": FORMAT, **meta})}
+    with replacing(Path(path)) as part:
+        try:
+            save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, part, header)
+        except SafetensorError as e:
+            raise OSError(str(e)) from e
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:

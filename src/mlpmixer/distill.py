@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlpmixer.checkpoint import ModelMeta
+from mlpmixer.checkpoint import ModelMeta, replacing, save_model
 from mlpmixer.config import Distill, Recipe
 from mlpmixer.data.augment import resize, standardise, statistics
 from mlpmixer.data.resident import send
@@ -21,13 +21,14 @@ from mlpmixer.data.store import Store
 from mlpmixer.data.stream import Stream
 from mlpmixer.evaluate import match_classes
 from mlpmixer.model import Mixer
-from mlpmixer.onnx_model import OnnxModel, open_onnx
+from mlpmixer.onnx_model import OnnxModel, copy_onnx, open_onnx
 from mlpmixer.transfer import adapt_trained
 from mlpmixer.weights import Report, load_weights
 
 Answer = Callable[[Tensor], Tensor]
 """Augmented images, float32 (B,C,h,w) in 0..255 on the device of the run -> logits (B,K). Called without gradients."""
 Source = Answer | np.ndarray | tuple[Mixer, ModelMeta] | OnnxModel | None
+COPIES = ("teacher.npy", "teacher.onnx", "teacher.safetensors")  # logits, a graph, a network
 FUNCTION = "function"  # what the recipe of a run says whose teacher was given in Python
 
 
@@ -56,13 +57,17 @@ def with_teacher(recipe: Recipe, function: Answer | None) -> Recipe:
     return recipe if function is None else dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, teacher=FUNCTION))
 
 
-def open_teacher(name: str, report: Report | None = None) -> Source:
+def open_teacher(name: str, report: Report | None = None, copy: Path | None = None) -> Source:
     """What `distill.teacher` names: logits (N,K) as an array, an ONNX model, or a trained network.
 
-    Errors: ValueError, FileNotFoundError for what is none of them.
-
     report: receives the progress of a download.
+    copy: what `store_teacher` has made of it, to be read instead.
+
+    Errors: ValueError, FileNotFoundError for what is none of them.
     """
+    if copy is not None:
+        source = open_teacher(str(copy))
+        return dataclasses.replace(source, name=name) if isinstance(source, OnnxModel) else source
     if not name:
         return None
     path = Path(name)
@@ -82,6 +87,34 @@ def _logits(logits: np.ndarray, name: str) -> np.ndarray:
         what = f"{logits.dtype} of shape {logits.shape}" if logits.ndim != 2 or logits.dtype.kind != "f" else "NaN"
         raise ValueError(f"{name} holds {what}; expected logits or log-probabilities, float (training images, classes)")
     return logits
+
+
+def store_teacher(run: Path, source: Source) -> None:
+    """Copy a teacher beside the states of its run, so that the run can go on without the original; of a function there is no copy.
+
+    A kill at any moment leaves the whole copy or none. Errors: OSError.
+    """
+    drop_teacher(run)
+    logits, graph, network = (run / "checkpoints" / name for name in COPIES)
+    if isinstance(source, np.ndarray):
+        with replacing(logits) as part, open(part, "wb") as file:
+            np.save(file, source)
+    elif isinstance(source, OnnxModel):
+        with replacing(graph) as part:
+            copy_onnx(source.name, part, f"{graph.name}.data")
+    elif isinstance(source, tuple):
+        save_model(network, *source)
+
+
+def stored_teacher(run: Path) -> Path | None:
+    """The copy that `store_teacher` made."""
+    return next((path for name in COPIES if (path := run / "checkpoints" / name).exists()), None)
+
+
+def drop_teacher(run: Path) -> None:
+    """Remove the copy: a run that is over needs it no more."""
+    for path in (run / "checkpoints").glob("teacher.*"):
+        path.unlink()
 
 
 def make_teacher(

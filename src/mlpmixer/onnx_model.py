@@ -104,6 +104,15 @@ def open_onnx(path: str | os.PathLike[str], *, threads: int) -> OnnxModel:
     return OnnxModel(name, (batch, channels, height, width), num_classes, metadata, compute)
 
 
+def copy_onnx(path: str | os.PathLike[str], to: Path, weights: str) -> None:
+    """Write the model at `path` to the file `to`, with its weights in another one beside it of the name `weights`."""
+    import onnx
+
+    model = onnx.load(os.fspath(path))
+    (to.parent / weights).unlink(missing_ok=True)  # onnx would append to it
+    onnx.save_model(model, os.fspath(to), save_as_external_data=True, location=weights)
+
+
 def open_session(name: str, threads: int) -> Any:
     """onnxruntime's session of the file, on the CPU. `threads`: 0 leaves their number to onnxruntime.
 

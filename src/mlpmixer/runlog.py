@@ -22,6 +22,11 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(part, path)
 
 
+def is_run(path: Path) -> bool:
+    """Whether a run was started in this directory."""
+    return (path / "recipe.json").exists()
+
+
 def read_recipe(run: Path) -> Recipe:
     """The resolved recipe of a run. ValueError when `run` is no run directory."""
     path = run / "recipe.json"

@@ -58,8 +58,9 @@ class Stores:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be the same when a run goes on: the number of training images, and of what shards they are."""
-        return {"train_images": len(self.train), "shards": self.train.fingerprint if isinstance(self.train, Stream) else ""}
+        """What must be the same when a run goes on: the classes, the number of training images, and of what shards they are."""
+        shards = self.train.fingerprint if isinstance(self.train, Stream) else ""
+        return {"classes": list(self.splits.classes), "train_images": len(self.train), "shards": shards}
 
 
 def nothing(**_: object) -> None: ...
@@ -77,10 +78,11 @@ class Step:
         start: Start | None = None,
         teacher: Teacher | None = None,
         ranks: Ranks = Ranks(),  # noqa: B008 (a value)
+        resumed: bool = False,
     ) -> None:
         torch.manual_seed(recipe.run.seed)
         self.recipe, self.stores, self.device, self.dtype, self.ranks = recipe, stores, device, dtype, ranks
-        model = first_model(recipe, stores, start)
+        model = first_model(recipe, stores, start, resumed)
         if isinstance(model, Mixer):
             if recipe.optim.locality:
                 locality.inject(model, recipe.optim.locality)
@@ -253,12 +255,17 @@ def choose_kernels(model: nn.Module, recipe: Recipe, device: torch.device) -> st
     return f"torch ({reason})"
 
 
-def first_model(recipe: Recipe, stores: Stores, start: Start | None) -> nn.Module:
-    """The model before the first step: fresh, or from trained weights, whose head is kept when it is for the same classes."""
+def first_model(recipe: Recipe, stores: Stores, start: Start | None, resumed: bool = False) -> nn.Module:
+    """The model before the first step: fresh, or from trained weights, whose head is kept when it is for the same classes.
+
+    resumed: its weights will be loaded, so that they may be any.
+    """
     if start is not None and not isinstance(start, tuple):
         return build(start, recipe.model)
     size = progressive.image_size(0, 1, recipe)
     cfg = recipe.model.adapted(image_size=size)
+    if resumed:
+        return create_model(cfg)
     if start is None:
         model = create_model(cfg)
         if recipe.init.stem == "whitened":

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mlpmixer import checkpoint, optim, predict, progressive, report, runlog
 from mlpmixer.clock import Clock, parse_duration
-from mlpmixer.config import Recipe
+from mlpmixer.config import Recipe, from_json, to_json
 from mlpmixer.data.augment import normalise, prepare_eval, resize
 from mlpmixer.data.batches import batches, steps_per_epoch
 from mlpmixer.data.images import ImageError
@@ -28,7 +28,16 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.sources import ImageSet
 from mlpmixer.data.store import Store
 from mlpmixer.device import choose_precision, describe, peak_mib
-from mlpmixer.distill import Answer, Source, make_teacher, open_teacher, with_teacher
+from mlpmixer.distill import (
+    Answer,
+    Source,
+    drop_teacher,
+    make_teacher,
+    open_teacher,
+    store_teacher,
+    stored_teacher,
+    with_teacher,
+)
 from mlpmixer.distributed import Ranks
 from mlpmixer.evaluate import evaluate
 from mlpmixer.model import Mixer, count_params, create_model
@@ -88,6 +97,7 @@ def train(
 
     out: default runs/<recipe name>, or the first free number after it.
     resume: go on from the last checkpoint in `out` (bit-identical to an undisturbed run on the same machine), or start if there is none.
+        Going on takes the run directory and the data, and not the weights that the run started from.
     report: receives {"kind": "start" | "step" | "eval" | "save" | "end", ...} as they happen, before them {"kind": "fetch", ...}
         while the weights to start from are downloaded (`fetch.fetch`).
     teacher: learn from this classifier too, as `recipe.distill` says: augmented images, float32 (B,C,H,W) in 0..255 on the device of the
@@ -110,16 +120,17 @@ def train(
     if summary is not None:
         tell({"kind": "end", "summary": summary, "out": str(run)})
         return RunResult(run, summary)
+    saved = ranks.lead(lambda: checkpoint.last_state(run))
     # before Ctrl-C waits for the end of a step: a download may be long
-    start, source = ranks.together(lambda: trained_parts(recipe, tell, teacher))
+    start, source = ranks.together(lambda: trained_parts(recipe, tell, teacher, run, saved))
     with torch.random.fork_rng(), _stop_signal() as stop, _alarm(stop, stop_after_s):
-        return _train(recipe, network or start, source, run, tell, stop, ranks, kept)
+        return _train(recipe, network or start, source, run, saved, tell, stop, ranks, kept)
 
 
 def _open_run(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool) -> tuple[Path, Recipe, dict[str, Any] | None]:
     """The directory of a run, its recipe, and its summary if it is finished."""
     run = Path(out) if out is not None else runlog.free_directory(Path("runs") / recipe.name)
-    if not (run / "recipe.json").exists():
+    if not runlog.is_run(run):
         return run, recipe, None
     if not resume:
         raise ValueError(f"{run} already holds a run; give another out, or resume it")
@@ -129,13 +140,29 @@ def _open_run(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool) 
 
 
 def trained_parts(
-    recipe: Recipe, report: Report, teacher: Answer | None = None
+    recipe: Recipe,
+    report: Report,
+    teacher: Answer | None = None,
+    run: Path | None = None,
+    saved: Path | None = None,
 ) -> tuple[tuple[Mixer, checkpoint.ModelMeta] | None, Source]:
-    """The trained networks that a run needs, to start from and to learn from; fetched where they are not here yet."""
+    """The trained networks that a run needs, to start from and to learn from; fetched where they are not here yet.
+
+    A run that goes on from the state `saved` starts from nothing else, and its teacher's copy in the directory `run` is read.
+    """
     start: tuple[Mixer, checkpoint.ModelMeta] | None = None
-    if recipe.init.weights:
+    if recipe.init.weights and stored_preprocess(saved) is None:
         start = adapt_trained(*load_weights(recipe.init.weights, report=report), in_channels=recipe.model.in_channels)
-    return start, open_teacher(recipe.distill.teacher, report) if teacher is None else teacher
+    if teacher is not None:
+        return start, teacher
+    copy = stored_teacher(run) if run is not None and runlog.is_run(run) else None
+    return start, open_teacher(recipe.distill.teacher, report, copy)
+
+
+def stored_preprocess(saved: Path | None) -> Preprocess | None:
+    """How the images of a run are prepared, of its state `saved`; None without one, and for one of before this was stored."""
+    stored = checkpoint.read_header(saved).get("preprocess") if saved is not None else None
+    return from_json(Preprocess, stored) if stored is not None else None
 
 
 def first_step(
@@ -144,17 +171,22 @@ def first_step(
     source: Source,
     ranks: Ranks = Ranks(),  # noqa: B008 (a value)
     kept: Kept | None = None,
+    saved: Path | None = None,
 ) -> Step:
-    """The data opened and the network built, before the first batch. The recipe of the Step has the number of classes of the data."""
+    """The data opened and the network built, before the first batch. The recipe of the Step has the number of classes of the data.
+
+    saved: the state that `restore` is to load. What it holds is not computed: neither weights nor the statistics of the images.
+    """
     device = ranks.device(recipe.run.device)
     dtype = choose_precision(recipe.run.precision, device)
-    stores = (kept or load_images)(recipe.data, recipe.model, start[1].preprocess if isinstance(start, tuple) else None)
+    known = start[1].preprocess if isinstance(start, tuple) else stored_preprocess(saved)
+    stores = (kept or load_images)(recipe.data, recipe.model, known)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=len(stores.splits.classes)))
     batch = min(recipe.run.batch_size, len(stores.train))
     if batch < ranks.size:
         raise ValueError(f"{ranks.size} processes cannot share a batch of {batch}; use at most {batch}, or a larger --run.batch-size")
     teacher = make_teacher(source, recipe.distill, stores.train, stores.splits.classes, device, dtype)
-    return Step(recipe, stores, device, dtype, start, teacher, ranks)
+    return Step(recipe, stores, device, dtype, start, teacher, ranks, resumed=saved is not None)
 
 
 def _train(
@@ -162,13 +194,14 @@ def _train(
     start: Start | None,
     source: Source,
     run: Path,
+    saved: Path | None,
     tell: Report,
     stop: threading.Event,
     ranks: Ranks,
     kept: Kept | None,
 ) -> RunResult:
     started = time.monotonic()
-    step_of = ranks.together(lambda: first_step(recipe, start, source, ranks, kept))
+    step_of = ranks.together(lambda: first_step(recipe, start, source, ranks, kept, saved))
     recipe, stores, device, dtype = step_of.recipe, step_of.stores, step_of.device, step_of.dtype
     if not recipe.run.test:
         stores = dataclasses.replace(stores, splits=dataclasses.replace(stores.splits, test=None))
@@ -181,10 +214,12 @@ def _train(
     eval_every = max(round(recipe.run.eval_every * per_epoch), 1)
 
     env = runlog.environment(describe(device), str(dtype).removeprefix("torch."), step_of.kernels, ranks.size)
-    state = restore(run, step_of, total)
+    state = restore(saved, step_of, total) if saved is not None else State()
     log: runlog.MetricsFile | runlog.Unwritten = runlog.Unwritten()
     if ranks.leads:
         run.mkdir(parents=True, exist_ok=True)
+        if not (runlog.is_run(run) and stored_teacher(run)):
+            store_teacher(run, source)
         runlog.write_recipe(run, recipe)
         runlog.write_json(run / "env.json", env)
         log = runlog.MetricsFile(run / "metrics.jsonl", state.step)
@@ -216,7 +251,7 @@ def _train(
         state.train_s = clock.elapsed()
         stores.share_bad(ranks)
         if ranks.leads:
-            meta = {"state": dataclasses.asdict(state), **stores.identity, "bad": stores.bad}
+            meta = {"state": dataclasses.asdict(state), **stores.identity, "bad": stores.bad, "preprocess": to_json(stores.preprocess)}
             checkpoint.save_state(run, state.step, step_of.tensors(), meta)
         tell({"kind": "save", "step": state.step})
 
@@ -405,6 +440,7 @@ def finish(
     checkpoint.rewrite_meta(model, lambda meta: dataclasses.replace(meta, provenance={**meta.provenance, "metrics": final}))
     runlog.write_json(run / "summary.json", summary)
     report.write_report(run, metrics, report.thumbnails_of(images, [wrong.index for wrong in metrics.most_wrong]))
+    drop_teacher(run)
     return summary
 
 
@@ -414,11 +450,8 @@ def final_params(recipe: Recipe) -> int:
         return count_params(create_model(recipe.model))
 
 
-def restore(run: Path, step_of: Step, total: int) -> State:
-    """Load the newest sound training state of a run of `total` steps into `step_of`; a fresh State when there is none."""
-    path = step_of.ranks.lead(lambda: checkpoint.last_state(run))
-    if path is None:
-        return State()
+def restore(path: Path, step_of: Step, total: int) -> State:
+    """Load the training state at `path`, of a run of `total` steps, into `step_of`. ValueError when the data is no longer what it was."""
     tensors, meta = checkpoint.read_tensors(path)
     stores = step_of.stores
     if meta["train_images"] != len(stores.train):
@@ -427,6 +460,8 @@ def restore(run: Path, step_of: Step, total: int) -> State:
         )
     if meta.get("shards", "") != stores.identity["shards"]:
         raise ValueError(f"{path} was trained on shards of other names or sizes than the data now has; it cannot be resumed exactly")
+    if meta.get("classes", stores.identity["classes"]) != stores.identity["classes"]:
+        raise ValueError(f"{path} was trained on other classes than the data now has; it cannot be resumed exactly")
     stores.train.note_bad([(name, why) for name, why in meta.get("bad", []) if (name, why) not in stores.val.bad])
     state = State(**meta["state"])
     step_of.resize(progressive.image_size(state.step, total, step_of.recipe))

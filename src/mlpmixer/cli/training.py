@@ -86,6 +86,7 @@ class Train:
         return dataclasses.replace(parsed, resume=str(run))
 
     def __call__(self) -> int:
+        from mlpmixer.checkpoint import last_state
         from mlpmixer.clock import parse_duration
         from mlpmixer.data.shards import ShardError
         from mlpmixer.distributed import FailedElsewhere, Lost, Ranks, joined
@@ -112,7 +113,7 @@ class Train:
                 print_error(str(e))
             return 130 if isinstance(e, Interrupted) else 1
         except ShardError as e:
-            saved = (Path(out) / "checkpoints").exists()
+            saved = last_state(Path(out)) is not None
             print_error(str(e) + (f"; the run is saved, and goes on with: mlpmixer train --resume {out}" if saved else ""))
             return 1
         except Lost as e:
