@@ -24,9 +24,9 @@ from mlpmixer.config import Augment, Data, Init, MixerConfig, Optim, Recipe, Run
 from mlpmixer.data.augment import normalise, prepare_eval
 from mlpmixer.evaluate import evaluate
 from mlpmixer.model import count_params
-from mlpmixer.predict import load
+from mlpmixer.predict import from_network, load
 from mlpmixer.step import Kept, Step, load_images
-from mlpmixer.train import Diverged, Interrupted, restore, train
+from mlpmixer.train import Diverged, Interrupted, restore, train, validate
 from mlpmixer.zoo import MODELS
 
 SMALL = dataclasses.replace(MODELS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48)
@@ -331,6 +331,19 @@ def first_step(recipe: Recipe) -> tuple[Step, Step]:
     stores = load_images(recipe.data, recipe.model)
     recipe = change(recipe, model={"num_classes": 10})
     return Step(recipe, stores, torch.device("cpu"), torch.float32), Step(recipe, stores, torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("bias", [0.0, 1000.0])
+def test_a_validation_while_training_says_what_evaluate_says(bias: float, undisturbed: Path) -> None:
+    step_of, _ = first_step(change(BASE, run={"precision": "float32"}))
+    step_of.average.load_state_dict(weights(undisturbed))
+    with torch.no_grad():
+        step_of.average.head.bias[3] += bias  # so sure of one class that the others have a probability of 0
+    stores = step_of.stores
+    meta = checkpoint.ModelMeta(config=step_of.recipe.model, classes=stores.splits.classes, preprocess=stores.preprocess)
+    logged, wanted = validate(step_of, stores.val), evaluate(from_network(step_of.average, meta), stores.splits.val)
+    assert logged["top1"] == wanted.top1 and logged["nll"] == pytest.approx(wanted.nll, rel=1e-5)
+    assert (wanted.nll > 50) == bool(bias)
 
 
 def test_a_sharpness_aware_step_is_the_papers_two_passes_and_no_more() -> None:

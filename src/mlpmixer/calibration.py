@@ -49,9 +49,15 @@ def expected_calibration_error(confidence: NDArray[np.floating[Any]], correct: N
     return sum(gaps) / len(confidence)
 
 
+def log_loss(probabilities: Probabilities, labels: Labels) -> NDArray[np.float64]:
+    """-log p of the true class of each image (N,), in nats; a probability of 0 counts as the smallest normal float32."""
+    losses: NDArray[np.float64] = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels].astype(np.float64), TINY))
+    return losses
+
+
 def negative_log_likelihood(probabilities: Probabilities, labels: Labels) -> float:
-    """Mean -log p of the true class, in nats; a probability of 0 counts as the smallest normal float32."""
-    return float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels].astype(np.float64), TINY)).mean())
+    """Mean `log_loss` over the images."""
+    return float(log_loss(probabilities, labels).mean())
 
 
 def brier(probabilities: Probabilities, labels: Labels) -> float:

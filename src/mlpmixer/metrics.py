@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpmixer.calibration import Bin, brier, expected_calibration_error, negative_log_likelihood, reliability, tempered
+from mlpmixer.calibration import Bin, brier, expected_calibration_error, log_loss, negative_log_likelihood, reliability, tempered
 from mlpmixer.significance import Interval, wilson
 
 MOST_WRONG = 24
@@ -129,6 +129,12 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
+def score(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Of each image (N,) whether the likeliest class is the true one, and -log p of the true class: their means are top1 and nll."""
+    correct: NDArray[np.bool_] = probabilities.argmax(axis=1) == labels
+    return correct, log_loss(probabilities, labels)
+
+
 def metrics_from_probabilities(
     probabilities: NDArray[np.floating[Any]],
     labels: NDArray[np.integer[Any]],
@@ -160,15 +166,16 @@ def metrics_from_probabilities(
     above = p > of_true[:, None]
     tied_before = (p == of_true[:, None]) & (np.arange(k) < labels[:, None])
     rank = (above | tied_before).sum(axis=1)  # 0: the true class is the prediction
-    first, five = int((rank == 0).sum()), int((rank < 5).sum())
+    correct, losses = score(p, labels)
+    first, five = int(correct.sum()), int((rank < 5).sum())
     predicted = p.argmax(axis=1)
     confidence = p.max(axis=1).astype(np.float64)
 
     precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, labels=np.arange(k), zero_division=0)
-    right = np.bincount(labels[rank == 0], minlength=k)
+    right = np.bincount(labels[correct], minlength=k)
     confusion = confusion_matrix(labels, predicted, labels=np.arange(k)) if k <= CONFUSION_MAX_CLASSES else np.zeros((0, 0), int)
     places = range(n) if indices is None else indices
-    wrong = sorted(np.flatnonzero(rank > 0).tolist(), key=lambda i: (-confidence[i], names[i], places[i]))[:MOST_WRONG]
+    wrong = sorted(np.flatnonzero(~correct).tolist(), key=lambda i: (-confidence[i], names[i], places[i]))[:MOST_WRONG]
     return Metrics(
         n=n,
         classes=tuple(classes),
@@ -176,10 +183,10 @@ def metrics_from_probabilities(
         top1_interval=wilson(first, n),
         top5=five / n if k > 5 else None,
         top5_interval=wilson(five, n) if k > 5 else None,
-        nll=negative_log_likelihood(p, labels),
-        ece=expected_calibration_error(confidence, rank == 0),
+        nll=float(losses.mean()),
+        ece=expected_calibration_error(confidence, correct),
         brier=brier(p, labels),
-        reliability=reliability(confidence, rank == 0),
+        reliability=reliability(confidence, correct),
         per_class=tuple(
             ClassScore(
                 name=classes[c],

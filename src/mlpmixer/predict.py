@@ -455,6 +455,17 @@ def decoded_batches(
         pool.shutdown(cancel_futures=True)
 
 
+def run_batches(
+    batches: Iterable[tuple[NDArray[np.int64], Pixels]], function: Callable[[Pixels], Floats]
+) -> tuple[NDArray[np.int64], Floats]:
+    """The loop of every evaluation: `function` of each batch (image numbers (B,), images) -> numbers (N,), values (N, ...)."""
+    numbers, values = [], []
+    for of_batch, images in batches:
+        numbers.append(of_batch)
+        values.append(function(images))
+    return (np.concatenate(numbers), np.concatenate(values)) if numbers else (np.empty(0, np.int64), np.empty((0, 1), np.float32))
+
+
 def outputs_of(
     classifier: Classifier, images: "ImageSet", function: Callable[[NDArray[Any]], Floats], batch_size: int
 ) -> tuple[NDArray[np.int64], Floats, list[tuple[str, str]]]:
@@ -462,21 +473,22 @@ def outputs_of(
 
     bad: (name, reason) of the images that could not be read. ValueError when none could.
     """
-    # decoding by index, in threads; the name is looked up only for what failed
-    items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
-    kept: list[int] = []
-    rows: list[Floats] = []
     bad: list[tuple[str, str]] = []
-    for batch in decoded_batches(items, classifier.array, batch_size):
-        bad += [(str(images.names[i]), image.reason) for i, image in batch if isinstance(image, Failure)]
-        good = [(i, image) for i, image in batch if not isinstance(image, Failure)]
-        if good:
-            kept += [i for i, _ in good]
-            rows.append(function(np.stack([image for _, image in good])))
-    if not kept:
+
+    def readable() -> Iterator[tuple[NDArray[np.int64], Pixels]]:
+        # decoding by index, in threads; the name is looked up only for what failed
+        items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
+        for batch in decoded_batches(items, classifier.array, batch_size):
+            bad.extend((str(images.names[i]), image.reason) for i, image in batch if isinstance(image, Failure))
+            good = [(i, image) for i, image in batch if not isinstance(image, Failure)]
+            if good:
+                yield np.array([i for i, _ in good], np.int64), np.stack([image for _, image in good])
+
+    kept, values = run_batches(readable(), function)
+    if not len(kept):
         first = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
         raise ValueError(f"none of the {len(images)} images could be read" + (f" ({first})" if first else ": the data is empty"))
-    return np.array(kept, np.int64), np.concatenate(rows), bad
+    return kept, values, bad
 
 
 def predict_files(

@@ -15,15 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlpmixer import checkpoint, optim, predict, progressive, report, runlog
 from mlpmixer.clock import Clock, parse_duration
 from mlpmixer.config import Recipe, from_json, to_json
 from mlpmixer.data.augment import normalise, prepare_eval, resize
 from mlpmixer.data.batches import batches, steps_per_epoch
-from mlpmixer.data.images import ImageError
+from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.sources import ImageSet
 from mlpmixer.data.store import Store
@@ -40,6 +41,7 @@ from mlpmixer.distill import (
 )
 from mlpmixer.distributed import Ranks
 from mlpmixer.evaluate import evaluate
+from mlpmixer.metrics import score
 from mlpmixer.model import Mixer, count_params, create_model
 from mlpmixer.network import Build, with_network
 from mlpmixer.step import Kept, Start, Step, Stores, load_images
@@ -350,19 +352,20 @@ def _require_a_readable_image(test: ImageSet, preprocess: Preprocess) -> None:
 def validate(step_of: Step, store: Store) -> dict[str, float]:
     """top1 and nll of the averaged model on every image of a split, in the precision of the run. Each process takes its share of them."""
     model = step_of.average.eval()
-    right, nll = [], []
-    own = step_of.ranks.rows(len(store)).numbers
-    for start in range(0, len(own), EVAL_BATCH):
-        indices = own[start : start + EVAL_BATCH]
-        labels = torch.from_numpy(store.labels[indices]).to(step_of.device)
-        images = resize(prepare_eval(torch.from_numpy(store.array(indices)).to(step_of.device)), step_of.image_size)
+
+    def probabilities(pixels: Pixels) -> np.ndarray:
+        images = resize(prepare_eval(torch.from_numpy(pixels).to(step_of.device)), step_of.image_size)
         images = normalise(images, step_of.stores.preprocess)
         with torch.autocast(step_of.device.type, step_of.dtype, enabled=step_of.dtype != torch.float32):
-            logits = model(images).float()
-        right.append((logits.argmax(1) == labels).sum())
-        nll.append(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-    sums = step_of.ranks.sum([sum(torch.stack(values).tolist()) if values else 0.0 for values in (right, nll)])
-    return {"top1": sums[0] / len(store), "nll": sums[1] / len(store)}
+            logits: Tensor = model(images)
+        return logits.float().softmax(1).cpu().numpy()
+
+    own = step_of.ranks.rows(len(store)).numbers
+    parts = (own[start : start + EVAL_BATCH] for start in range(0, len(own), EVAL_BATCH))
+    numbers, predicted = predict.run_batches(((part, store.array(part)) for part in parts), probabilities)
+    correct, losses = score(predicted, store.labels[numbers])
+    right, nll = step_of.ranks.sum([float(correct.sum()), float(losses.sum())])
+    return {"top1": right / len(store), "nll": nll / len(store)}
 
 
 def improved(state: State, top1: float) -> bool:
