@@ -1,4 +1,4 @@
-"""The page in a real browser: a picture is chosen, a digit is drawn, with the mouse and with keys, and an error is said."""
+"""The page in a real browser: choosing and drawing images, errors, the token and the API reference."""
 
 import io
 import threading
@@ -80,7 +80,7 @@ def picture(tmp_path: Path) -> Path:
 CARD = "document.querySelector('article')"
 
 
-def test_a_picture_is_chosen_answered_and_explained(digits: Any, serve: Serve, picture: Path, tmp_path: Path) -> None:
+def test_choose_image_and_see_evidence(digits: Any, serve: Serve, picture: Path, tmp_path: Path) -> None:
     (expected,) = digits.predict(picture)
     with Chromium() as browser:
         browser.open(address := serve(make_app(digits, name="digits")))
@@ -99,7 +99,7 @@ def test_a_picture_is_chosen_answered_and_explained(digits: Any, serve: Serve, p
         assert not browser.problems, browser.problems
 
 
-def test_a_digit_is_drawn_with_the_mouse_and_with_keys(digits: Any, serve: Serve, tmp_path: Path) -> None:
+def test_draw_with_mouse_and_keys(digits: Any, serve: Serve, tmp_path: Path) -> None:
     with Chromium() as browser:
         browser.open(serve(make_app(digits)))
         browser.wait("!document.querySelector('#draw').hidden")
@@ -116,7 +116,7 @@ def test_a_digit_is_drawn_with_the_mouse_and_with_keys(digits: Any, serve: Serve
         assert not browser.problems, browser.problems
 
 
-def test_what_is_no_image_is_said_and_the_page_goes_on(digits: Any, serve: Serve, picture: Path, tmp_path: Path) -> None:
+def test_errors_are_shown_on_the_page(digits: Any, serve: Serve, picture: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(picture.read_bytes()[:100])
     (tmp_path / "large.png").write_bytes(bytes(30_001))
     with Chromium(width=390, height=800) as browser:
@@ -130,7 +130,7 @@ def test_what_is_no_image_is_said_and_the_page_goes_on(digits: Any, serve: Serve
         browser.screenshot(tmp_path / "phone.png")
 
 
-def test_a_token_is_asked_for(digits: Any, serve: Serve, picture: Path) -> None:
+def test_page_asks_for_token(digits: Any, serve: Serve, picture: Path) -> None:
     with Chromium() as browser:
         browser.open(serve(make_app(digits, token="geheim", name="digits")))
         browser.wait("!document.querySelector('#door').hidden")
@@ -142,7 +142,7 @@ def test_a_token_is_asked_for(digits: Any, serve: Serve, picture: Path) -> None:
         browser.wait(f"!!{CARD}?.querySelector('h3')")
 
 
-def test_the_description_is_a_page(digits: Any, serve: Serve, tmp_path: Path) -> None:
+def test_docs_page_renders(digits: Any, serve: Serve, tmp_path: Path) -> None:
     with Chromium() as browser:
         browser.open(serve(make_app(digits)) + "docs")
         browser.wait("document.body && document.body.innerText.includes('POST /predict')")
