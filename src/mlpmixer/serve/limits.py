@@ -4,21 +4,15 @@ import asyncio
 import hmac
 import ipaddress
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from fastapi import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlpmixer.serve.schemas import ErrorResponse
 from mlpmixer.serve.settings import Settings
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp")
 CONTENT_TYPES = (*IMAGE_TYPES, "multipart/form-data", "application/json")
@@ -34,7 +28,7 @@ class LimitsMiddleware:
     draining: whether the service is shutting down. Belongs to one event loop: the counters have no lock.
     """
 
-    def __init__(self, app: App, settings: Settings, *, token: str, draining: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, *, token: str, draining: Callable[[], bool]) -> None:
         self.app, self.settings, self.token, self.draining = app, settings, token.encode(), draining
         self.inside: Counter[str] = Counter()
         """POST requests in progress, by client."""
