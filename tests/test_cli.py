@@ -4,7 +4,7 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from mlpmixer import cli
 from mlpmixer.cli import arguments, printing, progress
-from mlpmixer.config import Recipe
+from mlpmixer.config import Data, Recipe, Run, pair
 from mlpmixer.recipes import RECIPES
 from mlpmixer.zoo import MODELS
 
@@ -52,16 +52,142 @@ def train_recipe(*args: str) -> Recipe:
 
 def test_without_options_the_recipe_is_the_one_of_the_data() -> None:
     assert train_recipe("cifar10") == RECIPES["cifar10"]()
-    assert train_recipe() == RECIPES["digits"]()
 
 
-def test_a_path_is_data_too_and_stands_anywhere_among_the_options(tmp_path: Path) -> None:
-    data = str(tmp_path)
-    assert train_recipe("--epochs", "3", data, "--augment.flip", "--optim.betas", "0.9", "0.95").data.name == data
-    assert train_recipe("--augment.flip", data).data.name == data
-    assert train_recipe("--augment.trivialaugment", data).augment.trivialaugment
-    assert train_recipe("--model.image-size", "64", "32", data).model.image_size == (64, 32)
-    assert train_recipe("--epochs=3", data).data.name == data
+# DATA stands anywhere among the options, and is never taken for a value of one.
+
+
+def leaves(config: Any, prefix: str = "--") -> Iterator[tuple[str, Any]]:
+    """Each option of a config, as tyro names it, and its value."""
+    for f in dataclasses.fields(config):
+        value, name = getattr(config, f.name), f"{prefix}{f.name.replace('_', '-')}"
+        yield from leaves(value, f"{name}.") if dataclasses.is_dataclass(value) else [(name, value)]
+
+
+def words_of(value: Any) -> list[str]:
+    return [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
+
+
+OPTIONS = dict(leaves(Recipe()))
+SWITCHES = [name for name, value in OPTIONS.items() if isinstance(value, bool)]
+BOTH = [f"{owner}.{no}{leaf}" for owner, _, leaf in (name.rpartition(".") for name in SWITCHES) for no in ("", "no-")]
+VALUES = {name: value for name, value in OPTIONS.items() if name not in (*SWITCHES, "--data.name")}
+FROM_DATA = [["train"], ["lr-find"], ["data", "preview", "--out", "x.png"]]
+
+
+@pytest.mark.parametrize("switch", BOTH)
+def test_a_switch_before_data_takes_no_value(switch: str) -> None:
+    start = ["--init", "S/16:gsam"] if "magnified" in switch else []
+    command: Any = cli.parse(["train", *start, switch, "photos/"])
+    assert command.data == command.config.data.name == "photos/"
+    owner, _, leaf = switch.removeprefix("--").rpartition(".")
+    assert getattr(getattr(command.config, owner), leaf.removeprefix("no-")) is not leaf.startswith("no-")
+    with pytest.raises(ValueError, match=f"{switch} takes no value"):
+        cli.parse(["train", f"{switch}=yes", "photos/"])
+
+
+@pytest.mark.parametrize("command", FROM_DATA, ids=" ".join)
+def test_all_that_starts_from_data_finds_it_behind_switches(command: list[str]) -> None:
+    line = ["--optim.mirror", "--augment.no-flip", "photos/", "--no-compile", "--lr", "0.1"]
+    found: Any = cli.parse([*command, *line])
+    assert found.data == found.config.data.name == "photos/"
+    assert (found.config.optim.mirror, found.config.optim.lr) == (True, 0.1)
+
+
+@pytest.mark.parametrize("option", VALUES)
+def test_an_option_before_data_keeps_to_its_values(option: str) -> None:
+    value = words_of(VALUES[option])
+    underscored = f"--{option[2:].replace('-', '_')}"
+    for words in ([option, *value], [f"{option}={value[0]}", *value[1:]], [underscored, *value]):
+        line = arguments.read(cli.Train, "mlpmixer train", [*words, "photos/", "--json"])
+        assert (line.words, line.values(option)) == (("photos/",), tuple(value))
+
+
+def test_all_options_at_once_stand_before_data() -> None:
+    words = [word for option, value in VALUES.items() for word in (option, *words_of(value))]
+    expected = dataclasses.replace(Recipe(), data=Data(name="photos/"), run=Run(test=False))
+    assert train_recipe(*words, *BOTH[1::2], "photos/") == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--image-size 64 32 photos/",
+        "--image-size=64 32 photos/",
+        "--model.image_size 64 32 photos/ --epochs 3",
+        "photos/ --image-size 64 32",
+        "--no-compile photos/ --image-size 64 32",
+        "--image-size 64 32 --data.name photos/",
+        "--image-size 16 --image-size 64 32 photos/",
+    ],
+)
+def test_sizes_of_two_numbers_stand_anywhere(line: str) -> None:
+    config = train_recipe(*line.split())
+    assert (config.data.name, config.model.image_size) == ("photos/", (64, 32))
+
+
+def test_data_may_look_like_a_number() -> None:
+    assert train_recipe("--epochs", "3", "5").data.name == "5"
+    assert train_recipe("--epochs", "3", "--", "5").data.name == "5"
+    assert train_recipe("5", "--image-size", "64").data.name == "5"
+    config = train_recipe("--image-size", "64", "32", "5")
+    assert (config.data.name, config.model.image_size) == ("5", (64, 32))
+    with pytest.raises(ValueError, match="which DATA"):  # 5 is the width
+        train_recipe("--image-size", "64", "5")
+
+
+def test_options_given_twice_count_once_and_last() -> None:
+    twice = train_recipe("cifar10", "--recipe", "mnist", "--recipe=digits", "--lr", "0.1", "--optim.lr=0.2")
+    assert (twice.name, twice.optim.lr, twice.data.name) == ("digits", 0.2, "cifar10")
+
+
+@pytest.mark.parametrize("command", [*FROM_DATA, ["data", "check"], ["data", "shards"]], ids=" ".join)
+@pytest.mark.parametrize("empty", [[], [""]], ids=["none", "an unset variable"])
+def test_without_data_nothing_starts(
+    command: list[str], empty: list[str], run: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*command, *empty)
+    name = " ".join(word for word in command[:2] if not word.startswith("-"))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"mlpmixer: which DATA? mlpmixer {name} DATA") and "such as digits" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", ["photos/ cifar10", "photos/ --data.name cifar10", "--optim.mirror photos/ --epochs 3 cifar10"])
+def test_two_data_are_both_named(line: str, run: Line) -> None:
+    code, _, err = run("train", *line.split())
+    assert code == 2 and "photos/, cifar10" in err and "mlpmixer train DATA" in err
+
+
+def test_a_command_and_its_recipe_name_the_same_data() -> None:
+    with pytest.raises(ValueError, match="DATA is photos, and the recipe is for digits"):
+        cli.Train(data="photos", config=RECIPES["digits"]())
+
+
+@pytest.mark.parametrize("line", ["--image-size 384 B/16", "--image-size 384 384 B/16", "--json --image_size=384 B/16"])
+def test_summary_takes_options_before_the_model(line: str) -> None:
+    command: Any = cli.parse(["summary", *line.split()])
+    assert command.model == "B/16"
+    assert pair(command.config.image_size) == (384, 384)
+    assert command.config.hidden_dim == MODELS["B/16"].hidden_dim
+
+
+@pytest.mark.parametrize("size", ["--image-size 16", "--image-size 16 16", "--magnified --patch-size=4"])
+@pytest.mark.parametrize("line", ["evaluate runs/x digits", "predict runs/x a.jpg -", "explain runs/x a.jpg b.jpg"])
+def test_sizes_stand_anywhere(line: str, size: str) -> None:
+    words, options = line.split(), size.split()
+    expected = cli.parse([*words, *options])
+    assert all(cli.parse([*words[:i], *options, *words[i:]]) == expected for i in range(1, len(words)))
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_the_options_read_are_those_of_the_help(command: str, run: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    page = run(*command.split(), "--help")[1].splitlines()
+    rows = [row[1:].strip().split("  ")[0] for row in page if re.match("[ │] ?-", row)]
+    shown = {name for row in rows for name in re.findall(r"--\w[\w.-]*", row)}
+    assert shown == set(arguments.arguments_of(cli.COMMANDS[command]).options) | {"--help"}
 
 
 def test_an_augreg_level_is_a_start_that_options_override() -> None:
@@ -112,10 +238,23 @@ def test_a_recipe_by_name_can_be_used_on_other_data() -> None:
     [
         ("trian digits", "train"),
         ("data chek digits", "data check"),
-        ("train --recipe cifar01", "cifar10"),
-        ("train --model S/17", "S/16"),
+        ("train digits --recipe cifar01", "cifar10"),
+        ("train digits --model S/17", "S/16"),
         ("train digits --optim.lrr 3", "--optim.lr"),
         ("train digits --quite", "--quiet"),
+        ("train digits --tech", "--teacher"),
+        ("train digits --qqqq", "mlpmixer train --help"),
+        ("train digits --quiet=1", "--quiet takes no value"),
+        ("train digits -epochs 3", "--epochs"),
+        ("train digits -1", "digits, -1"),
+        ("train digits --lr --quiet", "--optim.lr"),
+        ("train digits --image-size", "--model.image-size"),
+        ("train digits --image-size 8 8 8", "digits, 8"),
+        ("train digits --image-size -8", "positive"),
+        ("train digits --image-size wide", "--model.image-size"),
+        ("train digits --optim.betas 0.9", "--optim.betas"),
+        ("summary", "which MODEL|RUN? mlpmixer summary MODEL|RUN"),
+        ("convert runs/x", "which FILE? mlpmixer convert RUN FILE"),
         ("train digits --optim.name adam", "adamw"),
         ("train digits --lr fast", "--optim.lr"),
         ("train digits --lr -1", "optim.lr must be positive"),
@@ -531,6 +670,21 @@ def test_resume_beside_out_starts_a_run_or_goes_on_with_it(tmp_path: Path) -> No
     ):
         command: Any = cli.parse(args)
         assert (command.out, command.resume, command.config.optim.lr) == (out, out, 0.1)
+    spelt: Any = cli.parse(["train", "digits", "--resume", "latest", "--out", out])
+    assert spelt.resume == out
+    with pytest.raises(ValueError, match="which DATA"):
+        cli.parse(["train", "--resume", "--out", out])
+
+
+def test_resume_needs_no_data(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    for line in ("--resume RUN", "--out RUN --resume", "--resume=RUN --quiet", "--resume RUN digits"):
+        command: Any = cli.parse(["train", *line.replace("RUN", str(digits_run)).split()])
+        assert (command.resume, command.data) == (str(digits_run), "digits")
+        assert command.config.model.hidden_dim == 8
+    for line in ("mnist", "--data.name mnist", "--optim.mirror", "--recipe digits", "--out other"):
+        with pytest.raises(ValueError, match="a run goes on as it was started"):
+            cli.parse(["train", "--resume", str(digits_run), *line.split()])
 
 
 def test_one_of_several_processes_knows_its_place(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

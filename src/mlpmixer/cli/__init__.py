@@ -7,12 +7,12 @@ same command goes on; 130: interrupted.
 
 import os
 import sys
+import typing
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any, Protocol
 
-import tyro
-
+from mlpmixer.cli.arguments import parse_line, read
 from mlpmixer.cli.comparing import Compare
 from mlpmixer.cli.explaining import Explain
 from mlpmixer.cli.exporting import Export
@@ -79,8 +79,9 @@ def parse(args: Sequence[str]) -> Command:
     if name not in COMMANDS:
         raise ValueError(f"no command {name!r}; {suggest(name, COMMANDS)} (mlpmixer --help tells what they do)")
     command = COMMANDS[name]
-    parsed: Command = command.parse(rest) if hasattr(command, "parse") else tyro.cli(command, prog=f"mlpmixer {name}", args=rest)
-    return parsed
+    if hasattr(command, "parse"):
+        return typing.cast(Command, command.parse(rest))
+    return typing.cast(Command, parse_line(read(command, f"mlpmixer {name}", rest)))
 
 
 def _parse_once(args: Sequence[str]) -> Command:

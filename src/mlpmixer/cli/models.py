@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
-from mlpmixer.cli.arguments import Flag, architecture_of
+from mlpmixer.cli.arguments import Flag, architecture_of, parse_line, read
 from mlpmixer.cli.printing import first_line, percent, print_error, print_json, print_table
 from mlpmixer.cli.progress import reporter
 from mlpmixer.config import MixerConfig, pair
@@ -234,9 +233,12 @@ class Summary:
 
     @classmethod
     def parse(cls, args: Sequence[str]) -> "Summary":
-        name = next((a for a in args if not a.startswith("-")), "")
-        default = cls(model=name, config=architecture_of(name)) if name else tyro.MISSING
-        return tyro.cli(cls, prog="mlpmixer summary", args=args, default=default)
+        line = read(cls, "mlpmixer summary", args)
+        if line.asks_for_help:
+            return parse_line(line)
+        line.require_words()
+        name = line.words[0]
+        return parse_line(line, default=cls(model=name, config=architecture_of(name)))
 
     def __call__(self) -> int:
         from mlpmixer.zoo import summary

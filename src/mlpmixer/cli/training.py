@@ -2,24 +2,25 @@
 
 import dataclasses
 import re
+import typing
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional, arg
 
 from mlpmixer.cli.arguments import (
     Flag,
-    data_first,
-    first_positional,
-    long_form,
+    Line,
+    parse_line,
     ranks_here,
+    read,
     restarts_by_itself,
     start_from,
-    value_of,
+    with_data,
     with_short,
 )
 from mlpmixer.cli.printing import MAX_ROWS, between, duration, let_another_speak, percent, print_error, print_json, print_table
@@ -34,8 +35,30 @@ RUNS = Path("runs")
 LATEST = "latest"
 
 
+class OnData:
+    """DATA and a recipe that names the same data: what `train`, `lr-find` and `data preview` share."""
+
+    data: str
+    config: Recipe
+
+    def __post_init__(self) -> None:
+        if self.data is not tyro.MISSING and self.data != self.config.data.name:
+            raise ValueError(f"DATA is {self.data}, and the recipe is for {self.config.data.name}")
+
+
+D = TypeVar("D", bound=OnData)
+
+
+def _with_start(line: Line[D], **more: Any) -> D:
+    """The command of the line, with its options over the recipe that it starts from."""
+    config = start_from(line)
+    data = tyro.MISSING if line.asks_for_help else config.data.name
+    default = typing.cast(Any, line.command)(data=data, config=config, **more)
+    return parse_line(line, description=with_short(line.command), default=default)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(OnData):
     """Train a network on DATA. The recipe sets everything, options override it: `mlpmixer train cifar10 --epochs 5 --lr 3e-4`."""
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
@@ -63,27 +86,30 @@ class Train:
 
     @classmethod
     def parse(cls, args: Sequence[str]) -> "Train":
-        args = data_first([long_form(a) for a in args])
-        for i, a in enumerate(args):
-            if a == "--resume" and (i + 1 == len(args) or args[i + 1].startswith("-")):
-                args[i] = f"--resume={LATEST}"
-        resume, out = value_of(args, "--resume"), value_of(args, "--out")
+        line = with_data(read(cls, "mlpmixer train", args, without_value={"--resume": LATEST}))
+        if line.asks_for_help:
+            return _with_start(line)
+        resume, out = line.value("--resume"), line.value("--out")
         if restarts_by_itself() and not resume:
             raise ValueError("torchrun --max-restarts starts the command again after a failure; to go on then, it needs --out DIR --resume")
         if resume == LATEST and out:
-            args[args.index(f"--resume={LATEST}")] = f"--resume={out}"
-        if not resume or (resume == LATEST and out) or {"-h", "--help"} & set(args):
-            config = start_from(args)
-            default = cls(data=config.data.name, config=config)
-            return tyro.cli(cls, prog="mlpmixer train", description=with_short(cls), args=args, default=default)
+            resume = out
+        in_out = bool(resume) and resume == out
+        if not resume or (in_out and (line.words or not (Path(out) / "recipe.json").exists())):
+            return dataclasses.replace(_with_start(line), resume=resume)
         from mlpmixer.runlog import read_recipe
 
         run = latest_unfinished() if resume == LATEST else Path(resume)
         config = read_recipe(run)
-        parsed = tyro.cli(cls, prog="mlpmixer train", args=args, default=cls(data=config.data.name, config=config))
-        if parsed.data != config.data.name or parsed.config != config or parsed.recipe or parsed.model or parsed.augreg or parsed.out:
-            raise ValueError(f"a run goes on as it was started; leave the other options out: mlpmixer train --resume {run}")
-        return dataclasses.replace(parsed, resume=str(run))
+        as_started = f"a run goes on as it was started; leave the other options out: mlpmixer train --resume {run}"
+        if line.words not in ((), (config.data.name,)):
+            raise ValueError(as_started)
+        line = dataclasses.replace(line, words=(config.data.name,))
+        parsed = parse_line(line, default=cls(data=config.data.name, config=config))
+        start = parsed.recipe or parsed.model or parsed.augreg
+        if parsed.config != config or start or parsed.out not in ("", str(run)):
+            raise ValueError(as_started)
+        return dataclasses.replace(parsed, resume=str(run), out="")
 
     def __call__(self) -> int:
         from mlpmixer.checkpoint import last_state
@@ -130,7 +156,7 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LrFind:
+class LrFind(OnData):
     """Look for a learning rate for DATA: train a throw-away copy while the rate grows, and see where the loss stops falling.
 
     The options of train change the recipe; its schedule plays no part. With Muon both rates grow by the same factor. The suggestion is a
@@ -157,10 +183,7 @@ class LrFind:
 
     @classmethod
     def parse(cls, args: Sequence[str]) -> "LrFind":
-        args = data_first([long_form(a) for a in args])
-        config = start_from(args)
-        default = cls(data=first_positional(args) or tyro.MISSING, config=config)
-        return tyro.cli(cls, prog="mlpmixer lr-find", description=with_short(cls), args=args, default=default)
+        return _with_start(with_data(read(cls, "mlpmixer lr-find", args)))
 
     def __call__(self) -> int:
         from mlpmixer.lr_finder import find_lr, plot
@@ -286,7 +309,7 @@ class DataShards:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataPreview:
+class DataPreview(OnData):
     """A labelled picture of what the network sees: training images of DATA after the recipe's augmentation."""
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
@@ -307,10 +330,7 @@ class DataPreview:
 
     @classmethod
     def parse(cls, args: Sequence[str]) -> "DataPreview":
-        args = data_first([long_form(a) for a in args])
-        config = start_from(args)
-        default = cls(data=first_positional(args) or tyro.MISSING, out=tyro.MISSING, config=config)
-        return tyro.cli(cls, prog="mlpmixer data preview", description=with_short(cls), args=args, default=default)
+        return _with_start(with_data(read(cls, "mlpmixer data preview", args)), out=tyro.MISSING)
 
     def __call__(self) -> int:
         from mlpmixer.data.datasets import open_data
