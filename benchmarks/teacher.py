@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from mlpmixer import checkpoint, optim
 from mlpmixer.config import Augment, Optim, Recipe, Run
-from mlpmixer.data.augment import alter, mix, prepare_eval, standardise, statistics
+from mlpmixer.data.augment import alter, mix, prepare_eval, statistics
 from mlpmixer.data.batches import batches, steps_per_epoch
+from mlpmixer.data.preprocess import standardise
 from mlpmixer.data.resident import resident, send, works_alone
 from mlpmixer.device import choose_device, choose_precision
 from mlpmixer.loss import cross_entropy, soft_targets

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mlpmixer.checkpoint import ModelMeta, replacing, save_model
 from mlpmixer.config import Distill, Recipe
-from mlpmixer.data.augment import resize, standardise, statistics
+from mlpmixer.data.augment import resize, statistics
+from mlpmixer.data.preprocess import standardise
 from mlpmixer.data.resident import send
 from mlpmixer.data.store import Store
 from mlpmixer.data.stream import Stream

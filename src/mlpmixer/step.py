@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from mlpmixer import checkpoint, kernels, locality, optim, progressive, symmetry
 from mlpmixer.config import Data, MixerConfig, Recipe, pair
-from mlpmixer.data.augment import alter, augment, mix, normalise, resize, standardise, statistics
+from mlpmixer.data.augment import alter, augment, mix, normalise, resize, statistics
 from mlpmixer.data.batches import Images, Rows, Streamed
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.images import Pixels
-from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.preprocess import Preprocess, standardise
 from mlpmixer.data.resident import resident, send, works_alone
 from mlpmixer.data.sources import ImageSet, Splits
 from mlpmixer.data.store import Store

@@ -7,7 +7,7 @@ device's global generator: other numbers, but as many as pixels, and nothing tha
 """
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,11 +16,9 @@ from torch import Tensor
 
 from mlpmixer.config import Augment
 from mlpmixer.data.batches import Rows, rows_of
+from mlpmixer.data.preprocess import Preprocess, standardise
 from mlpmixer.data.randaugment import Source, device_of, draw, randaugment, trivialaugment
 from mlpmixer.data.resident import send
-
-if TYPE_CHECKING:
-    from mlpmixer.data.preprocess import Preprocess
 
 Size = tuple[int, int]
 PadMode = Literal["reflect", "constant"]
@@ -130,28 +128,20 @@ def resize(images: Tensor, size: Size) -> Tensor:
     return images if _size(images) == size else F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
-def normalise(images: Tensor, preprocess: "Preprocess") -> Tensor:
+def normalise(images: Tensor, preprocess: Preprocess) -> Tensor:
     """(B,C,h,w) in 0..255 -> (x / 255 - mean) / std per channel, a new tensor.
 
-    Raises ValueError when mean or std has neither one value per channel nor one for all.
+    Raises ValueError when `preprocess` is of another number of channels, and not of one for all.
     """
     return standardise(images, *statistics(preprocess, images.shape[1], images.device))
 
 
-def statistics(preprocess: "Preprocess", channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def statistics(preprocess: Preprocess, channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(mean, std) of `preprocess` as `standardise` takes them, on the device. ValueError as in `normalise`."""
-    stats = []
-    for name in ("mean", "std"):
-        values = getattr(preprocess, name)
-        if len(values) not in (1, channels):
-            raise ValueError(f"preprocess.{name} has {len(values)} values, but the images have {channels} channels")
-        stats.append(send(torch.tensor(values, dtype=torch.float32)[:, None, None], device))
-    return stats[0], stats[1]
-
-
-def standardise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(B,C,h,w) in 0..255 -> (x / 255 - mean) / std, a new tensor."""
-    return (images / 255).sub_(mean).div_(std)
+    if preprocess.in_channels not in (1, channels):
+        raise ValueError(f"the preprocessing is for {preprocess.in_channels} channels, but the images have {channels}")
+    mean, std = (send(torch.from_numpy(values), device) for values in preprocess.statistics)
+    return mean, std
 
 
 def crop(

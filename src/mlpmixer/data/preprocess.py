@@ -4,15 +4,21 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from mlpmixer.config import Config, Fit, pair
 from mlpmixer.data.images import Pixels, Source, decode
 from mlpmixer.data.official import RULES, require_room, with_margin
 from mlpmixer.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Values = TypeVar("Values", np.ndarray, "Tensor")
 
 MAX_CHANNELS = 10_000  # satellites have hundreds; more is no image, but a file that wants memory
 GREY = 128  # what "pad" fills with: close to the mean of the 0..255 range
@@ -107,16 +113,28 @@ class Preprocess(Config, owner="preprocess"):
 
     def normalise(self, images: Pixels) -> np.ndarray:
         """(B, H, W, C) in 0..255 -> float32 (B, C, H, W), a new array."""
-        x = np.array(images.transpose(0, 3, 1, 2), dtype=np.float32, order="C")
-        x /= 255
-        x -= np.asarray(self.mean, np.float32)[:, None, None]
-        x /= np.asarray(self.std, np.float32)[:, None, None]
-        return x
+        return standardise(np.array(images.transpose(0, 3, 1, 2), dtype=np.float32, order="C"), *self.statistics)
+
+    @property
+    def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """mean and std (C, 1, 1), as `standardise` takes them."""
+        return np.array(self.mean, np.float32)[:, None, None], np.array(self.std, np.float32)[:, None, None]
 
     def scaled(self, factor: float) -> "Preprocess":
         """The same for copies `factor` times as large, as training keeps them."""
         height, width = self.image_size
         return dataclasses.replace(self, image_size=(round(height * factor), round(width * factor)))
+
+
+def standardise(pixels: Values, mean: Values, std: Values) -> Values:
+    """(B, C, H, W) float32 in 0..255 -> (x / 255 - mean) / std, a new array, or a new tensor of a tensor.
+
+    The one normalisation: evaluation, training and the graph of an export call it.
+    """
+    x = pixels / 255
+    x -= mean
+    x /= std
+    return x
 
 
 def _short_side_crop(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:

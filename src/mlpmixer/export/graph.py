@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.preprocess import Preprocess, standardise
 from mlpmixer.export.fit import Fitted
 from mlpmixer.export.job import Job
 from mlpmixer.exported import EVIDENCE, FEATURES, LOGITS, PIXELS, PROBABILITIES, TOP_CLASSES, TOP_PROBABILITIES
@@ -51,8 +51,8 @@ class Graph(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.multi_label, self.top_k, self.evidence = plain(network), multi_label, top_k, evidence
-        self.register_buffer("mean", torch.tensor(preprocess.mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(preprocess.std).view(-1, 1, 1))
+        for name, values in zip(("mean", "std"), preprocess.statistics, strict=True):
+            self.register_buffer(name, torch.from_numpy(values))
         self.fitted = Fitted(preprocess) if any_size else None
         self.outputs: tuple[str, ...] = (PROBABILITIES, TOP_PROBABILITIES, TOP_CLASSES)
         self.outputs += (FEATURES,) * isinstance(network, Mixer) + (LOGITS, EVIDENCE) * evidence + (PIXELS,) * any_size
@@ -60,7 +60,7 @@ class Graph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x = self.fitted(images) if self.fitted else images.permute(0, 3, 1, 2).float()  # (B, C, H, W)
         pixels = (x.permute(0, 2, 3, 1).to(images.dtype),) if self.fitted else ()
-        x = (x / 255 - self.mean) / self.std  # as Preprocess.normalise, in its order
+        x = standardise(x, self.mean, self.std)
         further: tuple[Tensor, ...] = ()
         if isinstance(self.network, Mixer):
             tokens = self.network.features(x)  # (B, S, hidden_dim)
