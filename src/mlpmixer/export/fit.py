@@ -11,7 +11,10 @@ from mlpmixer.data.preprocess import GREY, Preprocess
 
 
 class Fitted(nn.Module):
-    """uint8 (N,h,w,C) -> float32 (N,C,H,W) in 0..255, whole numbers: what `Preprocess.array` gives, but for single levels by rounding."""
+    """uint8 (N,h,w,C) -> float32 (N,C,H,W) in 0..255, whole numbers.
+
+    What `Preprocess.array` gives, except that the rounding after each of the two axes may differ by one level.
+    """
 
     def __init__(self, preprocess: Preprocess) -> None:
         super().__init__()
