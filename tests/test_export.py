@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures.preprocessing import BICUBIC, MODELS, cases
 from PIL import Image
 from torch import nn
 
@@ -25,7 +27,7 @@ from mlpmixer.engines import Runtime, open_session
 from mlpmixer.explain import as_tensor, patch_evidence
 from mlpmixer.export import TARGETS, Disagrees, export
 from mlpmixer.export import graph as graph_module
-from mlpmixer.export.check import check, check_fit, sample
+from mlpmixer.export.check import PIXEL_TOLERANCE, check, check_fit, sample
 from mlpmixer.export.fit import Fitted
 from mlpmixer.export.graph import Graph, WholeGridBlock, plain
 from mlpmixer.export.onnxruntime_web import FILES
@@ -189,20 +191,14 @@ def test_compiled_kernels_stay_out_of_the_graph_and_in_the_model() -> None:
 
 # --- resize and fit in the graph ----------------------------------------------------------------------------------
 
-SHAPES = ((8, 12), (5, 7), (30, 17), (64, 48), (201, 333), (1, 50), (12, 8), (9, 9))
 
-
-@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
-def test_two_matrix_products_are_pillows_resize_but_for_rounding(fit: Any) -> None:
+def test_resize_and_fit_in_the_graph_are_the_definition_but_for_rounding() -> None:
     different = []
-    for i, (height, width) in enumerate(SHAPES):
-        for channels in (1, 3):
-            pre = Preprocess(image_size=((8, 12), (16, 16), (32, 24))[i % 3], in_channels=channels, fit=fit)
-            image = np.random.default_rng(i).integers(0, 256, (height, width, channels), dtype=np.uint8)
-            found = Fitted(pre)(torch.from_numpy(image[None]))[0].permute(1, 2, 0).numpy()
-            off = np.abs(found - pre.array(image))
-            assert off.max() <= 1
-            different.append((off > 0).mean())
+    for case in cases(*MODELS):
+        found = Fitted(case.preprocess)(torch.from_numpy(case.decoded[None].copy()))[0].permute(1, 2, 0).numpy()
+        off = np.abs(found - case.pixels)
+        assert off.max() <= PIXEL_TOLERANCE, case
+        different.append((off > 0).mean())
     assert np.mean(different) < 0.03
 
 
@@ -217,11 +213,9 @@ def test_a_graph_of_any_size_sees_what_pillow_shows(tmp_path: Path) -> None:
     own = pixels_for(model, 3)
     np.testing.assert_array_equal(found.export(own, "pixels")[0], own)  # an image of the model's size passes unchanged
     np.testing.assert_allclose(found.probabilities(own), model.probabilities(own), atol=1e-5)
-    for height, width in SHAPES:
-        images = np.random.default_rng(height).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
-        pixels, p = found.export(images, "pixels", "probabilities")
-        wanted = np.stack([model.array(image) for image in images])
-        assert pixels.dtype == np.uint8 and np.abs(pixels.astype(int) - wanted).max() <= 1
+    for case in cases(model.preprocess):
+        pixels, p = found.export(np.stack([case.decoded, 255 - case.decoded]), "pixels", "probabilities")
+        assert pixels.dtype == np.uint8 and np.abs(pixels[0].astype(int) - case.pixels).max() <= PIXEL_TOLERANCE, case
         np.testing.assert_allclose(p, model.probabilities(pixels), atol=1e-5)
 
 
@@ -397,13 +391,23 @@ def test_a_bundle_is_all_one_needs_and_says_what_was_measured(bundle: Path, run:
     assert not [f for f in files if f != "model.onnx" and str(bundle) in (bundle / f).read_text()]
 
 
+def test_its_program_makes_the_pixels_of_the_definition(bundle: Path) -> None:
+    model = program(bundle).Model()
+    for case in cases(*MODELS, *BICUBIC):
+        model.preprocess = json.loads(json.dumps(dataclasses.asdict(case.preprocess)))
+        np.testing.assert_array_equal(model.pixels(io.BytesIO(case.file)), case.pixels, err_msg=str(case))
+
+
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_its_program_sees_images_as_the_package_does(fit: Any, channels: int, bundle: Path, pictures: list[str]) -> None:
-    ours = Preprocess(image_size=(8, 12), in_channels=channels, fit=fit, interpolation="bicubic" if channels == 1 else "bilinear")
+def test_its_program_decodes_jpegs_as_we_do(fit: Any, channels: int, bundle: Path, pictures: list[str]) -> None:
+    """A large one at a fraction of its size."""
+    ours = Preprocess(image_size=(8, 12), in_channels=channels, fit=fit)
     model = program(bundle).Model()
     model.preprocess = json.loads(json.dumps(dataclasses.asdict(ours)))
-    for path in pictures:
+    jpegs = [path for path in pictures if path.endswith(".jpg")]
+    assert len(jpegs) == 2
+    for path in jpegs:
         np.testing.assert_array_equal(model.pixels(path), ours.array(path), err_msg=path)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures import preprocessing
 from fixtures.seeded import preprocessing_image
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -102,6 +103,16 @@ def test_the_default_is_pillows_antialiased_filter_and_nothing_else() -> None:
         assert np.array_equal(squashed, image.resize((24, 32), resample))
         padded = Preprocess(image_size=(32, 32), fit="pad", interpolation=name).array(image)
         assert np.array_equal(padded[4:28], image.resize((32, 24), resample)) and (padded[:4] == 128).all() and (padded[28:] == 128).all()
+
+
+def test_the_definition_makes_the_pixels_of_the_table() -> None:
+    stored, found = json.loads(preprocessing.STORED.read_text("utf-8")), preprocessing.checksums()
+    assert [case for case in stored.keys() | found.keys() if stored.get(case) != found.get(case)] == []
+
+
+def test_decoded_pixels_are_fitted_as_their_file_is() -> None:
+    for case in preprocessing.cases(*preprocessing.MODELS, *preprocessing.BICUBIC):
+        assert np.array_equal(case.preprocess.array(case.decoded), case.pixels), case
 
 
 # --- what published weights are evaluated with ---------------------------------------------------------------------
