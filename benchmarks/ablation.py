@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from mlpmixer import recipes
 from mlpmixer.config import Recipe
-from mlpmixer.data.batches import batches
 from mlpmixer.device import describe
-from mlpmixer.train import first_step
+from mlpmixer.training import recipes
+from mlpmixer.training.batches import batches
+from mlpmixer.training.run import first_step
 
 RUNS = Path("runs/ablation")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -11,7 +11,7 @@ import time
 import torch
 
 from mlpmixer.config import Augment
-from mlpmixer.data.augment import augment, prepare_eval
+from mlpmixer.training.augment import augment, prepare_eval
 
 RECIPES = {
     "none": Augment(),

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from table import path_of, write
 
-from mlpmixer import optim
 from mlpmixer.config import Augment, Optim, Recipe, pair
-from mlpmixer.data.batches import batches
+from mlpmixer.data.image_set import ArrayImages, ImageSet, Splits
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.data.sources import ArrayImages, ImageSet, Splits
 from mlpmixer.data.store import Store
 from mlpmixer.device import choose_device, choose_precision, describe
-from mlpmixer.recipes import cifar10
-from mlpmixer.step import Step, Stores
+from mlpmixer.training import optimizers
+from mlpmixer.training.batches import batches
+from mlpmixer.training.recipes import cifar10
+from mlpmixer.training.step import Step, Stores
 
 PLAIN = dataclasses.replace(cifar10(), augment=Augment(), optim=Optim(name="adamw"))
 TORCHS_MUON = "Muon, a matrix at a time (torch.optim.Muon)"
@@ -78,7 +78,7 @@ def seconds_of_steps(
         wait(device)
         start = clock()
         step_of(step, 1.0, indices, images)
-        step_of.average_in(optim.average_weight(step, steps, recipe.optim))
+        step_of.average_in(optimizers.average_weight(step, steps, recipe.optim))
         wait(device)
         yield clock() - start
 

@@ -61,7 +61,7 @@ def softmax(logits: Any) -> Any:
 
 
 def ours(kind: str, precision: str, threads: int, folder: Path) -> Any:
-    from mlpmixer import predict
+    from mlpmixer.inference import classifier as predict
 
     engine = kind.split(":")[1]
     file = {"torch": "model.safetensors", "onnxruntime": "model.onnx", "openvino": "model.onnx"}[engine]
@@ -87,7 +87,7 @@ def bare(kind: str, precision: str, threads: int, folder: Path) -> Any:
         options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         return lambda x: session.run(None, {"images": x})[0]
-    from mlpmixer.engines.on_openvino import import_openvino
+    from mlpmixer.inference.engines.on_openvino import import_openvino
 
     openvino = import_openvino()
     config = {"INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision], "INFERENCE_NUM_THREADS": threads}
@@ -108,7 +108,7 @@ def in_torch(network: Any, precision: str, threads: int) -> Any:
 
 
 def plain_torch(kind: str, precision: str, threads: int, folder: Path) -> Any:
-    from mlpmixer.predict import load
+    from mlpmixer.inference.classifier import load
 
     return in_torch(load(folder / "model.safetensors").network, precision, threads)
 
@@ -139,15 +139,15 @@ def prepare(model: str, batch: int, folder: Path) -> None:
     import torch
     from torch import nn
 
-    from mlpmixer.checkpoint import ModelMeta, save_model
     from mlpmixer.config import pair
     from mlpmixer.data.preprocess import Preprocess
-    from mlpmixer.export import to_onnx
-    from mlpmixer.export.int8 import Quantiser
-    from mlpmixer.export.job import Job
-    from mlpmixer.interop import write_timm
-    from mlpmixer.model import create_model
-    from mlpmixer.predict import from_network
+    from mlpmixer.exporters.int8 import Quantiser
+    from mlpmixer.exporters.job import Job
+    from mlpmixer.exporters.targets import onnx
+    from mlpmixer.inference.classifier import from_network
+    from mlpmixer.models.mixer import create_model
+    from mlpmixer.weights.formats import write_timm
+    from mlpmixer.weights.model_file import ModelMeta, save_model
 
     torch.manual_seed(0)
     network = create_model(model, activation="gelu_erf").eval()  # timm's GELU
@@ -177,14 +177,14 @@ def prepare(model: str, batch: int, folder: Path) -> None:
     classifier = from_network(network, meta)
     made = {"mlpmixer": "benchmark"}
     job = Job(classifier=classifier, meta=meta, batch=None, top_k=1, any_size=False, evidence=False, page_runtime=None, made=made)
-    to_onnx.write(job, folder / "model.onnx")
+    onnx.write(job, folder / "model.onnx")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         free = ({0: torch.export.Dim("batch")},)
         example = (torch.zeros(2, channels, *size),)
         torch.onnx.export(
             network, example, folder / "plain.onnx", dynamo=True, dynamic_shapes=free, input_names=["images"], output_names=["logits"],
-            opset_version=to_onnx.OPSET, verbose=False, external_data=False,
+            opset_version=onnx.OPSET, verbose=False, external_data=False,
         )  # fmt: skip
     for engine in ("onnxruntime", "openvino"):
         if find_spec(engine) and find_spec("onnxruntime"):

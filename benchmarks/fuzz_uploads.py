@@ -40,7 +40,7 @@ from fastapi import HTTPException
 from PIL import Image
 
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.predict import Classifier
+from mlpmixer.inference.classifier import Classifier
 from mlpmixer.serve.settings import Settings
 from mlpmixer.serve.uploads import decode_uploads, parse_uploads
 

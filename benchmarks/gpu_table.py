@@ -29,11 +29,11 @@ import torch
 from teacher import Settings as TeacherSettings
 from teacher import train_teacher
 
-from mlpmixer import runlog
 from mlpmixer.config import Recipe
-from mlpmixer.recipes import RECIPES
 from mlpmixer.registry import Registry
-from mlpmixer.train import Interrupted, Report, train
+from mlpmixer.training.recipes import RECIPES
+from mlpmixer.training.run import Interrupted, Report, train
+from mlpmixer.weights import run_folder as runlog
 
 WARM: set[str] = set()  # rows whose kernels this process has compiled
 LEFT = 3  # exit code of a piece that has not finished its work

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from table import path_of, write
 
-from mlpmixer import kernels
 from mlpmixer.device import has_bf16
-from mlpmixer.model import create_model
+from mlpmixer.models import kernels
+from mlpmixer.models.mixer import create_model
 
 
 def work(spec: str, compiled: bool, bf16: bool, threads: int, pipe: Connection) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import litserve as ls
 import numpy as np
 
-from mlpmixer.predict import Classifier, load, to_record
+from mlpmixer.inference.classifier import Classifier, load, to_record
 
 
 class Mixer(ls.LitAPI):  # type: ignore[misc]

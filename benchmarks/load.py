@@ -47,8 +47,8 @@ from served import (
 )
 from table import path_of, write
 
-from mlpmixer.exported import PROBABILITIES, export_at
-from mlpmixer.predict import Exported, load
+from mlpmixer.inference.classifier import Exported, load
+from mlpmixer.inference.exported import PROBABILITIES, export_at
 from mlpmixer.serve.server import listen
 
 BATCHES = (1, 2, 4, 8, 16, 32)

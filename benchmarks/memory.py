@@ -26,10 +26,10 @@ def measure(case: str, checkpointing: bool, steps: int, device_name: str, clock:
     from cost import PLAIN, noise, wait
     from table import path_of
 
-    from mlpmixer.data.batches import batches
     from mlpmixer.device import choose_device, choose_precision, peak_mib
-    from mlpmixer.step import Step
-    from mlpmixer.zoo import MODELS
+    from mlpmixer.models.names import MODELS
+    from mlpmixer.training.batches import batches
+    from mlpmixer.training.step import Step
 
     name, batch = case.split(":")
     run = dataclasses.replace(PLAIN.run, batch_size=int(batch), checkpointing=checkpointing)

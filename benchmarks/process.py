@@ -30,14 +30,14 @@ def make(name: str, int8: bool, folder: Path) -> None:
     import torch
     from PIL import Image
 
-    from mlpmixer.bench import images_for
-    from mlpmixer.checkpoint import ModelMeta
     from mlpmixer.data.preprocess import Preprocess
-    from mlpmixer.export import write_unchecked
-    from mlpmixer.export.int8 import Quantiser
-    from mlpmixer.export.to_bundle import PROGRAM, write_manifest
-    from mlpmixer.model import create_model
-    from mlpmixer.predict import from_network
+    from mlpmixer.exporters.benchmark import images_for
+    from mlpmixer.exporters.export import write_unchecked
+    from mlpmixer.exporters.int8 import Quantiser
+    from mlpmixer.exporters.targets.bundle import PROGRAM, write_manifest
+    from mlpmixer.inference.classifier import from_network
+    from mlpmixer.models.mixer import create_model
+    from mlpmixer.weights.model_file import ModelMeta
 
     torch.manual_seed(0)
     model = create_model(name)
@@ -116,7 +116,7 @@ def main() -> None:
             }
         )  # fmt: skip
         print(*rows[-1].values(), sep="\t", flush=True)
-    from mlpmixer.machine import cores, cpu_name
+    from mlpmixer.hardware import cores, cpu_name
 
     slug = re.sub(r"[^a-z0-9]+", "-", f"{kind} {cpu_name()} {cores()} cores".lower()).strip("-")
     path = Path(__file__).parent / f"process_{slug}.csv"

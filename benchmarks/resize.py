@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from mlpmixer.config import pair
-from mlpmixer.data.augment import normalise, prepare_eval
 from mlpmixer.data.datasets import open_images
-from mlpmixer.data.sources import ImageSet
-from mlpmixer.evaluate import data_of, evaluate
-from mlpmixer.model import Mixer
-from mlpmixer.predict import Classifier, from_network, load
-from mlpmixer.transfer import adapt, calibrate
+from mlpmixer.data.image_set import ImageSet
+from mlpmixer.evaluation.evaluate import data_of, evaluate
+from mlpmixer.inference.classifier import Classifier, from_network, load
+from mlpmixer.models.mixer import Mixer
+from mlpmixer.training.augment import normalise, prepare_eval
+from mlpmixer.weights.adapt import adapt, calibrate
 
 
 def classifier(network: Mixer, original: Classifier) -> Classifier:

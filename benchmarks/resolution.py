@@ -26,18 +26,18 @@ import numpy as np
 import torch
 
 from mlpmixer.config import Init, MixerConfig, Recipe, pair
-from mlpmixer.data.augment import normalise, prepare_eval
 from mlpmixer.data.datasets import open_images
-from mlpmixer.data.sources import ImageSet
+from mlpmixer.data.image_set import ImageSet
 from mlpmixer.device import describe
-from mlpmixer.evaluate import data_of, evaluate
-from mlpmixer.model import Mixer
-from mlpmixer.predict import Classifier, from_network, load
-from mlpmixer.recipes import retuned
-from mlpmixer.runlog import read_recipe
-from mlpmixer.train import train
-from mlpmixer.transfer import adapt
-from mlpmixer.zoo import summary
+from mlpmixer.evaluation.evaluate import data_of, evaluate
+from mlpmixer.inference.classifier import Classifier, from_network, load
+from mlpmixer.models.mixer import Mixer
+from mlpmixer.models.names import summary
+from mlpmixer.training.augment import normalise, prepare_eval
+from mlpmixer.training.recipes import retuned
+from mlpmixer.training.run import train
+from mlpmixer.weights.adapt import adapt
+from mlpmixer.weights.run_folder import read_recipe
 
 RUNS = Path("runs/resolution")
 KEY = ("seed", "px", "patches", "how")

@@ -39,14 +39,14 @@ def make_exports(model: str, folder: Path, precisions: tuple[str, ...] = ("float
     import torch
 
     from mlpmixer import create_model
-    from mlpmixer.checkpoint import ModelMeta
     from mlpmixer.config import pair
     from mlpmixer.data.preprocess import Preprocess
-    from mlpmixer.export import to_onnx
-    from mlpmixer.export.int8 import Quantiser
-    from mlpmixer.export.job import Job
-    from mlpmixer.predict import from_network
-    from mlpmixer.zoo import MODELS
+    from mlpmixer.exporters.int8 import Quantiser
+    from mlpmixer.exporters.job import Job
+    from mlpmixer.exporters.targets import onnx
+    from mlpmixer.inference.classifier import from_network
+    from mlpmixer.models.names import MODELS
+    from mlpmixer.weights.model_file import ModelMeta
 
     torch.manual_seed(0)
     cfg = MODELS[model]
@@ -68,7 +68,7 @@ def make_exports(model: str, folder: Path, precisions: tuple[str, ...] = ("float
         made=made,
     )
     files = {"float32": folder / "float32.onnx"}
-    to_onnx.write(job, files["float32"])
+    onnx.write(job, files["float32"])
     if "int8" in precisions:
         noise = np.random.default_rng(0).integers(0, 256, (16, *size, cfg.in_channels), np.uint8)
         files["int8"] = folder / "int8.onnx"

@@ -51,8 +51,8 @@ from served import (
     serving,
 )
 
-from mlpmixer.exported import export_at
-from mlpmixer.predict import Classifier, load
+from mlpmixer.inference.classifier import Classifier, load
+from mlpmixer.inference.exported import export_at
 
 BUSY = (429, 503)  # told to come back
 PATIENCE_S = 60.0  # the service answers within --upload-s and --answer-s

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from table import path_of, write
 
 from mlpmixer.device import has_bf16
-from mlpmixer.model import Mixer, create_model
+from mlpmixer.models.mixer import Mixer, create_model
 
 MODES = ["float32", "bfloat16"]
 

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 
 from mlpmixer.config import Data, Run
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.data.remote import Retry
-from mlpmixer.data.shards import Sample, read_rows
 from mlpmixer.data.store import in_chunks, worker_count
-from mlpmixer.data.stream import Stream
-from mlpmixer.data.streamed import open_streamed
+from mlpmixer.data.streaming.datasets import open_streamed
+from mlpmixer.data.streaming.remote import Retry
+from mlpmixer.data.streaming.shards import Sample, read_rows
+from mlpmixer.training.stream import Stream
 
 
 def main() -> None:

@@ -18,15 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlpmixer import checkpoint, optim
 from mlpmixer.config import Augment, Optim, Recipe, Run
-from mlpmixer.data.augment import alter, mix, prepare_eval, statistics
-from mlpmixer.data.batches import batches, steps_per_epoch
 from mlpmixer.data.preprocess import standardise
-from mlpmixer.data.resident import resident, send, works_alone
 from mlpmixer.device import choose_device, choose_precision
-from mlpmixer.loss import cross_entropy, soft_targets
-from mlpmixer.train import Interrupted, Stores, load_images
+from mlpmixer.training import optimizers
+from mlpmixer.training.augment import alter, mix, prepare_eval, statistics
+from mlpmixer.training.batches import batches, steps_per_epoch
+from mlpmixer.training.device_store import resident, send, works_alone
+from mlpmixer.training.loss import cross_entropy, soft_targets
+from mlpmixer.training.run import Interrupted, Stores, load_images
+from mlpmixer.weights import model_file
 
 FILE, STATE, EVAL_BATCH = "teacher.safetensors", "teacher-state.safetensors", 500
 
@@ -105,7 +106,7 @@ def train_teacher(
     model: nn.Module = WideResNet(channels, num_classes, settings.depth, settings.width)
     model = model.to(device, memory_format=torch.channels_last)
     if (out / FILE).exists():
-        model.load_state_dict(checkpoint.read_tensors(out / FILE)[0])
+        model.load_state_dict(model_file.read_tensors(out / FILE)[0])
         return answer_of(model, mean, std, dtype)
 
     forward, change = (torch.compile(model), torch.compile(alter)) if compiled else (model, alter)
@@ -119,9 +120,9 @@ def train_teacher(
     sgd = torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, nesterov=True)
     first = 1
     if (out / STATE).exists():
-        tensors, meta = checkpoint.read_tensors(out / STATE)
+        tensors, meta = model_file.read_tensors(out / STATE)
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        optim.load_state_tensors([sgd], tensors)
+        optimizers.load_state_tensors([sgd], tensors)
         first = meta["step"] + 1
 
     labels_of, losses = torch.from_numpy(stores.train.labels).to(device), []
@@ -135,7 +136,7 @@ def train_teacher(
         images, targets = mix(images, soft_targets(labels, num_classes), settings.augment, generator)
         images = standardise(images, mean, std).contiguous(memory_format=torch.channels_last)
         for group in sgd.param_groups:
-            group["lr"] = settings.lr * optim.lr_factor(step, total, rule)
+            group["lr"] = settings.lr * optimizers.lr_factor(step, total, rule)
         model.train()
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = forward(images)
@@ -148,12 +149,12 @@ def train_teacher(
             say(f"teacher: step {step:,} of {total:,}, loss {torch.stack(losses).mean().item():.4f}, {time.monotonic() - started:.0f} s")
             losses.clear()
         if stop_after_s is not None and time.monotonic() - started > stop_after_s and step < total:
-            tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | optim.state_tensors([sgd])
-            checkpoint.write_tensors(out / STATE, tensors, {"step": step})
+            tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | optimizers.state_tensors([sgd])
+            model_file.write_tensors(out / STATE, tensors, {"step": step})
             raise Interrupted(step, out)
     answer = answer_of(model, mean, std, dtype)
     val_top1 = top1(answer, stores, device)
-    checkpoint.write_tensors(out / FILE, model.state_dict(), {"val_top1": val_top1, "settings": dataclasses.asdict(settings)})
+    model_file.write_tensors(out / FILE, model.state_dict(), {"val_top1": val_top1, "settings": dataclasses.asdict(settings)})
     say(f"teacher: {sum(p.numel() for p in model.parameters()):,} parameters, validation top-1 {100 * val_top1:.2f} %")
     return answer
 

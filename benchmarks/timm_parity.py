@@ -41,15 +41,16 @@ from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 from timm.models.mlp_mixer import MlpMixer
 
 import mlpmixer
-from mlpmixer import runlog, zoo
 from mlpmixer.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.preprocess import Preprocess, named
 from mlpmixer.device import describe
-from mlpmixer.fetch import cache_path
-from mlpmixer.interop import read_timm, timm_table, to_timm, write_timm
-from mlpmixer.model import EPS, Mixer
-from mlpmixer.weights import load_weights
+from mlpmixer.download import cache_path
+from mlpmixer.models import names
+from mlpmixer.models.mixer import EPS, Mixer
+from mlpmixer.weights import run_folder
+from mlpmixer.weights.formats import read_timm, timm_table, to_timm, write_timm
+from mlpmixer.weights.load import load_weights
 
 Figures = dict[str, Any]
 SIZES = [(224, 224), (128, 128), (160, 256)]
@@ -104,7 +105,7 @@ def weights(model: str, batch: int, folder: Path) -> Figures:
     ours, _ = load_weights(folder / "timm.safetensors")
     from_pth, _ = load_weights(folder / "timm.pth")
     assert ours.cfg == from_pth.cfg and same(ours.state_dict(), from_pth.state_dict()), f"{model}: .pth and .safetensors differ"
-    assert ours.cfg == dataclasses.replace(zoo.MODELS[ours_of(model)], activation="gelu_erf"), f"{model} became {ours.cfg}"
+    assert ours.cfg == dataclasses.replace(names.MODELS[ours_of(model)], activation="gelu_erf"), f"{model} became {ours.cfg}"
     assert same(to_timm(ours.cfg, ours.state_dict()), live.state_dict()), f"{model} -> ours -> timm changed a bit"
     found: Figures = {"params": sum(p.numel() for p in live.parameters()), "images": batch, "timm_to_ours": compare(live, ours, images)}
     found["rounding_of_timm"] = difference(logits(live, images, torch.float64), logits(live, images, torch.float32))["max_abs"]
@@ -133,9 +134,9 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 # ------------------------------------------------------------------------------------------------ what is said of the files
 
 
-def timm_weights() -> dict[str, tuple[zoo.Weights, str]]:
+def timm_weights() -> dict[str, tuple[names.Weights, str]]:
     """Our name -> our entry, and timm's name (mixer_b16_224.goog_in21k) as our address has it."""
-    return {name: (w, w.url.split("/")[1]) for name, w in zoo.WEIGHTS.items() if w.form == "timm"}
+    return {name: (w, w.url.split("/")[1]) for name, w in names.WEIGHTS.items() if w.form == "timm"}
 
 
 RULES = {w.preprocess: tag for w, tag in reversed(timm_weights().values())}
@@ -147,10 +148,10 @@ def data_config(tag: str) -> dict[str, Any]:
     return config
 
 
-def disagreements(w: zoo.Weights, tag: str) -> list[str]:
+def disagreements(w: names.Weights, tag: str) -> list[str]:
     """Where our entry and timm's configuration of `tag` say different things."""
     theirs, data = timm.get_pretrained_cfg(tag), data_config(tag)
-    cfg = dataclasses.replace(zoo.MODELS[w.model], num_classes=w.num_classes, activation="gelu_erf")
+    cfg = dataclasses.replace(names.MODELS[w.model], num_classes=w.num_classes, activation="gelu_erf")
     pre = named(w.preprocess, image_size=cfg.image_size)
     with torch.device("meta"):
         live = timm.create_model(theirs.architecture, num_classes=theirs.num_classes)
@@ -346,7 +347,7 @@ def main() -> None:
         found = photos(args.photos, args.count)
     except ValueError as e:
         parser.error(str(e))
-    env = runlog.environment(describe(torch.device("cpu")), "float32 and float64")
+    env = run_folder.environment(describe(torch.device("cpu")), "float32 and float64")
     env["packages"] |= {"mlpmixer": mlpmixer.__version__, "timm": timm.__version__, "torchvision": torchvision.__version__}
     del env["command"], env["packages"]["scikit-learn"]
     figures: Figures = {
@@ -373,7 +374,7 @@ def main() -> None:
             figures["end_to_end"].append(end_to_end(name, share, Path(folder)))
         print(json.dumps(figures["end_to_end"][-1]), flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    runlog.write_json(args.out / "parity.json", figures)
+    run_folder.write_json(args.out / "parity.json", figures)
     (args.out / "README.md").write_text(readme(figures), encoding="utf-8")
     print(args.out)
 

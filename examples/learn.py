@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import mlpmixer
-from mlpmixer.explain import as_tensor, network_of, patch_evidence
-from mlpmixer.mixing import dependence, frequency, hidden_units, stem_filters
-from mlpmixer.model import Mixer
-from mlpmixer.pictures import stem_picture
+from mlpmixer.explanation.attribution import as_tensor, network_of, patch_evidence
+from mlpmixer.explanation.page import stem_picture
+from mlpmixer.explanation.token_mixing import dependence, frequency, hidden_units, stem_filters
+from mlpmixer.models.mixer import Mixer
 
 UNITS = 4  # hidden units of token mixing that are shown: those that do most for the channel
 

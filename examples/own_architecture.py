@@ -3,7 +3,7 @@
 import torch
 
 import mlpmixer
-from mlpmixer.zoo import summary
+from mlpmixer.models.names import summary
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import tyro
 
 from mlpmixer.config import MixerConfig, pair
-from mlpmixer.zoo import MODELS, count_params
+from mlpmixer.models.names import MODELS, count_params
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 
 import mlpmixer
-from mlpmixer.recipes import digits
+from mlpmixer.training.recipes import digits
 
 
 def main(run: str = "runs/example", epochs: str = "20") -> None:

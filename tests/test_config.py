@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mlpmixer
-from mlpmixer.checkpoint import ModelMeta
 from mlpmixer.cli import main
 from mlpmixer.config import (
     Augment,
@@ -33,11 +32,12 @@ from mlpmixer.config import (
     to_json,
 )
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.data.remote import Retry
+from mlpmixer.data.streaming.remote import Retry
+from mlpmixer.models.baselines import ResNet, ViT
 from mlpmixer.reproduce import cost, frontier, tables
 from mlpmixer.reproduce.variants import Grouped, Pyramid
-from mlpmixer.rivals import ResNet, ViT
 from mlpmixer.serve.settings import Settings
+from mlpmixer.weights.model_file import ModelMeta
 
 PREPROCESS = Preprocess(image_size=(8, 8))
 CONFIGS = [MixerConfig(), Data(), Init(), Augment(), Optim(), Distill(), Run(), Recipe()]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_explain import digits_classifier
+from test_attribution import digits_classifier
 
-from mlpmixer.checkpoint import save_model
+from mlpmixer.weights.model_file import save_model
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -43,7 +43,7 @@ def test_every_example_is_run() -> None:
 
 
 def test_every_step_that_the_learners_page_explains_is_a_line_of_the_model_and_has_its_picture() -> None:
-    page, model = (ROOT / "docs/learn.md").read_text(encoding="utf-8"), (ROOT / "src/mlpmixer/model.py").read_text(encoding="utf-8")
+    page, model = (ROOT / "docs/learn.md").read_text(encoding="utf-8"), (ROOT / "src/mlpmixer/models/mixer.py").read_text(encoding="utf-8")
     quoted = [line for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
     lines = {line.strip() for line in model.splitlines()}
     assert len(quoted) == 9 and [line for line in quoted if line not in lines] == []

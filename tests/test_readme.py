@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mlpmixer import checkpoint, cli, recipes, runlog
+from mlpmixer import cli
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.model import create_model
+from mlpmixer.models.mixer import create_model
+from mlpmixer.training import recipes
+from mlpmixer.weights import model_file, run_folder
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,9 +38,9 @@ def test_a_command_of_the_readme_parses(command: str, tmp_path: Path, monkeypatc
     (tmp_path / "photos").mkdir()
     (tmp_path / "runs" / "photos").mkdir(parents=True)
     recipe = recipes.photos()
-    runlog.write_recipe(tmp_path / "runs" / "photos", recipe)
-    meta = checkpoint.ModelMeta(config=recipe.model, classes=("a", "b"), preprocess=Preprocess(image_size=(64, 64)))
-    checkpoint.save_model(tmp_path / "runs" / "other" / runlog.MODEL_FILE, create_model(recipe.model), meta)
+    run_folder.write_recipe(tmp_path / "runs" / "photos", recipe)
+    meta = model_file.ModelMeta(config=recipe.model, classes=("a", "b"), preprocess=Preprocess(image_size=(64, 64)))
+    model_file.save_model(tmp_path / "runs" / "other" / run_folder.MODEL_FILE, create_model(recipe.model), meta)
     words = [word for word in shlex.split(command)[1:] if word != "--help"]
     if words != ["train"]:  # the help of a command that needs arguments
         cli.parse(words)

@@ -2,8 +2,8 @@
 
 import torch
 
-from mlpmixer import machine
-from mlpmixer.machine import cpu_name
+from mlpmixer import hardware
+from mlpmixer.hardware import cpu_name
 from mlpmixer.registry import suggest
 
 
@@ -47,4 +47,4 @@ def peak_mib(device: torch.device) -> float | None:
     """Most memory held so far, MiB: of the GPU's allocator, else of this process; None where the system does not tell (Windows)."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    return machine.peak_mib()
+    return hardware.peak_mib()

@@ -231,7 +231,7 @@ def with_data(line: Line[C]) -> Line[C]:
 
 def start_from(line: Line[C]) -> Recipe:
     """The recipe that the options override: of DATA or --recipe, with --model, --augreg and --init."""
-    from mlpmixer.recipes import RECIPES, augreg, recipe_for
+    from mlpmixer.training.recipes import RECIPES, augreg, recipe_for
 
     if not line.asks_for_help:
         line.require_words()
@@ -239,7 +239,7 @@ def start_from(line: Line[C]) -> Recipe:
     name, model, weights = line.value("--recipe"), line.value("--model"), line.value("--init.weights")
     recipe = RECIPES[name]() if name else recipe_for(data, kind_of_start(weights, data))
     if model:
-        from mlpmixer.zoo import MODELS
+        from mlpmixer.models.names import MODELS
 
         recipe = dataclasses.replace(recipe, model=MODELS[model])
     if level := line.value("--augreg"):
@@ -257,7 +257,7 @@ def start_from(line: Line[C]) -> Recipe:
 def kind_of_start(weights: str, data: str) -> Literal["scratch", "same data", "other data", "published"]:
     if not weights:
         return "scratch"
-    from mlpmixer.weights import trained_on
+    from mlpmixer.weights.load import trained_on
 
     before = trained_on(weights)
     return "published" if before is None else "same data" if before == Path(data).name else "other data"
@@ -291,7 +291,7 @@ def whole_numbers(option: str, text: str) -> tuple[int, ...]:
 
 def architecture_of(name: str) -> MixerConfig:
     """Of a model's name, or of whatever holds weights."""
-    from mlpmixer.zoo import MODELS, WEIGHTS
+    from mlpmixer.models.names import MODELS, WEIGHTS
 
     is_weights = name in WEIGHTS or name.startswith("hf:") or (name not in MODELS and Path(name).exists())
     return architecture_of_weights(name) if is_weights else MODELS[name]
@@ -299,10 +299,10 @@ def architecture_of(name: str) -> MixerConfig:
 
 def architecture_of_weights(name: str) -> MixerConfig:
     """Without fetching what has a name."""
-    from mlpmixer.zoo import WEIGHTS
+    from mlpmixer.models.names import WEIGHTS
 
     if name in WEIGHTS:
         return WEIGHTS[name].config
-    from mlpmixer.weights import architecture
+    from mlpmixer.weights.load import architecture
 
     return architecture(name)

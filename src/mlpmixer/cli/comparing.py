@@ -11,7 +11,7 @@ from mlpmixer.cli.printing import between, percent, print_json, print_table
 from mlpmixer.cli.using import Computing, Sizes, print_bad
 
 if TYPE_CHECKING:
-    from mlpmixer.compare import Comparison
+    from mlpmixer.evaluation.compare import Comparison
 
 DIFFERENCES = 10  # rows of the table of classes
 
@@ -42,8 +42,8 @@ class Compare:
     computing: Annotated[Computing, arg(name="")] = field(default_factory=Computing)
 
     def __call__(self) -> int:
-        from mlpmixer.compare import compare
-        from mlpmixer.evaluate import data_of
+        from mlpmixer.evaluation.compare import compare
+        from mlpmixer.evaluation.evaluate import data_of
 
         a, b = (Sizes().load(run, self.device, self.computing) for run in (self.run_a, self.run_b))
         data = data_of(a, self.data or None)

@@ -12,8 +12,8 @@ from mlpmixer.cli.printing import percent, print_error, print_json, print_table
 from mlpmixer.cli.using import Sizes
 
 if TYPE_CHECKING:
-    from mlpmixer.explain import Explained
-    from mlpmixer.faithfulness import Faithfulness
+    from mlpmixer.explanation.attribution import Explained
+    from mlpmixer.explanation.faithfulness import Faithfulness
 
 MIXING = "mixing"  # no map over the image, so no entry of explain.METHODS
 MOST = 100  # a page of more images is too large to open
@@ -52,11 +52,11 @@ class Explain:
         if not self.images and not self.faithfulness:
             raise ValueError(f"which images? mlpmixer explain {self.run} FILE... (or folders, or patterns)")
         from mlpmixer.data.datasets import open_images
-        from mlpmixer.evaluate import data_of
-        from mlpmixer.explain import METHODS, Explained, explain, usual_fill
-        from mlpmixer.faithfulness import faithfulness
-        from mlpmixer.pictures import write_explanations
-        from mlpmixer.predict import Failure, find_images
+        from mlpmixer.evaluation.evaluate import data_of
+        from mlpmixer.explanation.attribution import METHODS, Explained, explain, usual_fill
+        from mlpmixer.explanation.faithfulness import faithfulness
+        from mlpmixer.explanation.page import write_explanations
+        from mlpmixer.inference.classifier import Failure, find_images
 
         names = self.method.split(",")
         methods = [name for name in names if name != MIXING]
@@ -117,7 +117,7 @@ def print_explained(one: "Explained") -> None:
 
 
 def print_faithfulness(f: "Faithfulness") -> None:
-    from mlpmixer.faithfulness import RANDOM
+    from mlpmixer.explanation.faithfulness import RANDOM
 
     print(f"\n{f.n:,} images: area under the deletion curve (low is faithful) and the insertion curve (high is), against random order\n")
 

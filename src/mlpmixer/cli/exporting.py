@@ -12,7 +12,7 @@ from mlpmixer.cli.progress import megabytes
 from mlpmixer.cli.using import Sizes
 
 if TYPE_CHECKING:
-    from mlpmixer.export import Int8, Written
+    from mlpmixer.exporters.export import Int8, Written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,9 @@ class Export:
             raise ValueError(f"--batch {self.batch}: expected a number of images, or dynamic for any number")
         if self.runtime and self.to != "web":
             raise ValueError(f"--runtime {self.runtime} is what a page computes with: give --to web, or leave it out")
-        from mlpmixer.evaluate import data_of
-        from mlpmixer.export import Disagrees, export
-        from mlpmixer.exported import export_at
+        from mlpmixer.evaluation.evaluate import data_of
+        from mlpmixer.exporters.export import Disagrees, export
+        from mlpmixer.inference.exported import export_at
 
         if export_at(self.run):
             raise ValueError(f"{self.run} is an export already: export the run that it was made from")
@@ -99,7 +99,7 @@ class Export:
 
 
 def print_written(w: "Written") -> None:
-    from mlpmixer.significance import wilson
+    from mlpmixer.evaluation.significance import wilson
 
     c = w.checked
     if w.int8:
@@ -117,7 +117,7 @@ def print_written(w: "Written") -> None:
 
 
 def print_int8(q: "Int8") -> None:
-    from mlpmixer.significance import wilson
+    from mlpmixer.evaluation.significance import wilson
 
     left = f"; left in float32, the worst first: {', '.join(q.float_layers)}" if q.float_layers else ""
     print(f"int8 in {q.layers} of {q.layers + len(q.float_layers)} layers, calibrated on {q.calibrated_on:,} training images{left}")

@@ -11,11 +11,11 @@ from tyro.conf import Positional, arg
 from mlpmixer.cli.arguments import Flag, whole_numbers
 from mlpmixer.cli.printing import percent, print_error, print_json, print_table
 from mlpmixer.cli.progress import reporter
-from mlpmixer.onnx_model import require_file
+from mlpmixer.inference.onnx_model import require_file
 
 if TYPE_CHECKING:
-    from mlpmixer.bench import Bench as Measured
-    from mlpmixer.bench import Row
+    from mlpmixer.exporters.benchmark import Bench as Measured
+    from mlpmixer.exporters.benchmark import Row
 
 HEADER = ("engine", "computes in", "threads", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "MiB", "start s", "same top-1", "off by")
 
@@ -46,8 +46,8 @@ class Bench:
 
     def __call__(self) -> int:
         batches, threads = whole_numbers("--batch", self.batch), whole_numbers("--threads", self.threads)
-        from mlpmixer.choices import forget
-        from mlpmixer.exported import export_at
+        from mlpmixer.inference.choices import forget
+        from mlpmixer.inference.exported import export_at
 
         if self.csv and not Path(self.csv).absolute().parent.is_dir():
             raise ValueError(f"--csv {self.csv}: there is no such folder")
@@ -57,13 +57,13 @@ class Bench:
                 raise ValueError(f"{self.run} is no export: nothing is chosen for it, and nothing can be forgotten")
             print(f"{self.run}: nothing is chosen in {forget(file)} any more")
             return 0
-        from mlpmixer.bench import bench
+        from mlpmixer.exporters.benchmark import bench
 
         with reporter() as report:
             if file:
                 require_file(file)
             else:
-                from mlpmixer.weights import locate
+                from mlpmixer.weights.load import locate
 
                 locate(self.run, report=report)
             print_error(f"{self.run} is measured for {self.seconds:g} s or, if it is large, longer; other work on this machine counts in")
@@ -84,7 +84,7 @@ def _remembered(found: "Measured", file: Path | None) -> str | None:
     """Where the choice is kept; None where there is none, or no room for it, which is said."""
     if file is None or found.choice is None:
         return None
-    from mlpmixer.choices import remember
+    from mlpmixer.inference.choices import remember
 
     try:
         return os.fspath(remember(file, found.choice.engine))

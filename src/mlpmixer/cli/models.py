@@ -28,7 +28,7 @@ class Convert:
     """Write FILE.safetensors with timm's names."""
 
     def __call__(self) -> int:
-        from mlpmixer.weights import convert
+        from mlpmixer.weights.load import convert
 
         with reporter() as report:
             notes = convert(self.model, self.out, timm=self.timm, report=report)
@@ -52,7 +52,7 @@ class Push:
     """If the repository is new, make it private."""
 
     def __call__(self) -> int:
-        from mlpmixer.hub import push
+        from mlpmixer.weights.hub import push
 
         print(push(self.run, self.target, licence=self.licence, private=self.private))
         return 0
@@ -114,7 +114,7 @@ class Reproduce:
             raise ValueError(f"{self.name} is {kinds[0]}, and {', '.join(given)} is of {kinds[1]}: mlpmixer reproduce lists both")
 
         from mlpmixer.reproduce import OutOfTime
-        from mlpmixer.train import Diverged, Interrupted
+        from mlpmixer.training.run import Diverged, Interrupted
 
         try:
             return self._table() if is_table else self._experiment()
@@ -241,7 +241,7 @@ class Summary:
         return parse_line(line, default=cls(model=name, config=architecture_of(name)))
 
     def __call__(self) -> int:
-        from mlpmixer.zoo import summary
+        from mlpmixer.models.names import summary
 
         layers = summary(self.config)
         params, flops = sum(layer.params for layer in layers), sum(layer.flops for layer in layers)
@@ -263,7 +263,7 @@ class List:
 
     def __call__(self) -> int:
         if self.what == "models":
-            from mlpmixer.zoo import MODELS, count_params
+            from mlpmixer.models.names import MODELS, count_params
 
             rows = []
             for name, c in MODELS.items():
@@ -271,7 +271,7 @@ class List:
                 rows.append((name, "x".join(map(str, pair(c.image_size))), *map(str, sizes), f"{count_params(c):,}"))
             print_table(("model", "image px", "patches", "blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim", "params"), rows)
         elif self.what == "weights":
-            from mlpmixer.zoo import WEIGHTS
+            from mlpmixer.models.names import WEIGHTS
 
             rows = []
             for name, w in WEIGHTS.items():
@@ -286,7 +286,7 @@ class List:
             print_table(("dataset", "", "image px", "classes"), rows)
             print("\nor a folder with a folder for each class, a Parquet file or folder, or hf:owner/name")
         else:
-            from mlpmixer.recipes import RECIPES
+            from mlpmixer.training.recipes import RECIPES
 
             print_table(("recipe", ""), [(name, first_line(recipe)) for name, recipe in RECIPES.items()])
         return 0
@@ -297,7 +297,7 @@ class Doctor:
     """What this machine and this installation are, and what is wrong with them."""
 
     def __call__(self) -> int:
-        from mlpmixer.doctor import diagnose
+        from mlpmixer.cli.doctor import diagnose
 
         findings = diagnose()
         width = max(len(f.name) for f in findings)

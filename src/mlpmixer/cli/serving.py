@@ -9,8 +9,8 @@ from tyro.conf import Positional, arg
 
 from mlpmixer.cli.arguments import Flag
 from mlpmixer.cli.using import Computing, Sizes
-from mlpmixer.exported import export_at
-from mlpmixer.machine import cores
+from mlpmixer.hardware import cores
+from mlpmixer.inference.exported import export_at
 from mlpmixer.serve.settings import Settings
 
 if TYPE_CHECKING:

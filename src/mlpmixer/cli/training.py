@@ -26,7 +26,7 @@ from mlpmixer.cli.arguments import (
 from mlpmixer.cli.printing import MAX_ROWS, between, duration, let_another_speak, percent, print_error, print_json, print_table
 from mlpmixer.cli.progress import reporter
 from mlpmixer.config import Data, Recipe, pair
-from mlpmixer.significance import wilson
+from mlpmixer.evaluation.significance import wilson
 
 if TYPE_CHECKING:
     from mlpmixer.data.check import CheckReport
@@ -97,7 +97,7 @@ class Train(OnData):
         in_out = bool(resume) and resume == out
         if not resume or (in_out and (line.words or not (Path(out) / "recipe.json").exists())):
             return dataclasses.replace(_with_start(line), resume=resume)
-        from mlpmixer.runlog import read_recipe
+        from mlpmixer.weights.run_folder import read_recipe
 
         run = latest_unfinished() if resume == LATEST else Path(resume)
         config = read_recipe(run)
@@ -112,13 +112,13 @@ class Train(OnData):
         return dataclasses.replace(parsed, resume=str(run), out="")
 
     def __call__(self) -> int:
-        from mlpmixer.checkpoint import last_state
         from mlpmixer.clock import parse_duration
-        from mlpmixer.data.shards import ShardError
-        from mlpmixer.distributed import FailedElsewhere, Lost, Ranks, joined
-        from mlpmixer.runlog import free_directory
-        from mlpmixer.tensorboard import curves
-        from mlpmixer.train import Diverged, Interrupted, train
+        from mlpmixer.data.streaming.shards import ShardError
+        from mlpmixer.training.distributed import FailedElsewhere, Lost, Ranks, joined
+        from mlpmixer.training.run import Diverged, Interrupted, train
+        from mlpmixer.training.tensorboard import curves
+        from mlpmixer.weights.model_file import last_state
+        from mlpmixer.weights.run_folder import free_directory
 
         ranks = Ranks(**ranks_here())
         out = self.resume or self.out
@@ -186,7 +186,7 @@ class LrFind(OnData):
         return _with_start(with_data(read(cls, "mlpmixer lr-find", args)))
 
     def __call__(self) -> int:
-        from mlpmixer.lr_finder import find_lr, plot
+        from mlpmixer.training.lr_finder import find_lr, plot
 
         with reporter() as report:
             sweep = find_lr(self.config, steps=self.sweep_steps, low=self.low, high=self.high, report=report)
@@ -293,7 +293,7 @@ class DataShards:
 
     def __call__(self) -> int:
         from mlpmixer.data.datasets import open_data
-        from mlpmixer.data.shards import write_shards
+        from mlpmixer.data.streaming.shards import write_shards
 
         splits = open_data(Data(name=self.data, data_dir=self.data_dir or None))
         sets = {"train": splits.train, "val": splits.val} | ({"test": splits.test} if splits.test is not None else {})
@@ -335,7 +335,7 @@ class DataPreview(OnData):
     def __call__(self) -> int:
         from mlpmixer.data.datasets import open_data
         from mlpmixer.data.preprocess import Preprocess
-        from mlpmixer.data.preview import preview
+        from mlpmixer.training.preview import preview
 
         recipe, channels = self.config, (0.5,) * self.config.model.in_channels
         size = pair(recipe.model.image_size)

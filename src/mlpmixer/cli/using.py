@@ -16,9 +16,9 @@ from mlpmixer.cli.progress import reporter
 from mlpmixer.config import Method
 
 if TYPE_CHECKING:
-    from mlpmixer.metrics import Averaged, Metrics, Tempered
-    from mlpmixer.predict import Classifier, Failure, Prediction
-    from mlpmixer.probe import ProbeResult
+    from mlpmixer.evaluation.metrics import Averaged, Metrics, Tempered
+    from mlpmixer.evaluation.probe import ProbeResult
+    from mlpmixer.inference.classifier import Classifier, Failure, Prediction
 
 # Written so that tyro sees at once that a default is of its type: else it imports typeguard for that, and `predict` waits.
 Size = Union[int, None, tuple[int, int]]  # noqa: UP007
@@ -46,9 +46,9 @@ class Sizes:
     def load(self, run: str, device: str, computing: "Computing | None" = None, streams: int = 1) -> "Classifier":
         if self.image_size is None and self.patch_size is None and (self.resize != "bicubic" or self.magnified):
             raise ValueError("--resize and --magnified are about another size: give --image-size or --patch-size, too")
-        from mlpmixer.choices import Recalled, recall
-        from mlpmixer.exported import export_at
-        from mlpmixer.predict import load
+        from mlpmixer.inference.choices import Recalled, recall
+        from mlpmixer.inference.classifier import load
+        from mlpmixer.inference.exported import export_at
 
         if not export_at(run):
             from mlpmixer.device import choose_device
@@ -111,8 +111,8 @@ class Evaluate:
 
     def __call__(self) -> int:
         from mlpmixer.data.datasets import open_images
-        from mlpmixer.data.real import read_real
-        from mlpmixer.evaluate import data_of, evaluate, views_of
+        from mlpmixer.data.real_labels import read_real
+        from mlpmixer.evaluation.evaluate import data_of, evaluate, views_of
 
         kinds = self.tta.split(",") if self.tta else []
         views_of(kinds)  # what is wrong is said before anything is loaded
@@ -138,7 +138,7 @@ class Evaluate:
         else:
             print_metrics(metrics)
         if self.html:
-            from mlpmixer.report import evaluation_html, thumbnails_of
+            from mlpmixer.evaluation.report import evaluation_html, thumbnails_of
 
             pictures = thumbnails_of(images, [w.index for w in metrics.most_wrong])
             page = evaluation_html(metrics, pictures, model=self.run, data=f"{data.name}, {self.split}")
@@ -215,8 +215,8 @@ class Predict:
             raise ValueError(f"which images? mlpmixer predict {self.run} FILE... (or folders, patterns, or - for a list on standard input)")
         if self.features and Path(self.features).suffix not in (".npz", ".csv"):
             raise ValueError(f"--features {self.features}: expected a name that ends in .npz or .csv")
-        from mlpmixer import predict
-        from mlpmixer.predict import Failure, FeatureFile
+        from mlpmixer.inference import classifier as predict
+        from mlpmixer.inference.classifier import Failure, FeatureFile
 
         classifier = self.sizes.load(self.run, self.device, self.computing)
         listed = (line.rstrip("\n") for line in sys.stdin)
@@ -257,7 +257,7 @@ class Predict:
 
 
 def table_lines(results: "Iterable[Prediction | Failure]") -> "Iterator[str]":
-    from mlpmixer.predict import Prediction
+    from mlpmixer.inference.classifier import Prediction
 
     for result in results:
         if isinstance(result, Prediction):
@@ -297,8 +297,8 @@ class Probe:
 
     def __call__(self) -> int:
         shots = whole_numbers("--shots", self.shots)
-        from mlpmixer.evaluate import data_of
-        from mlpmixer.probe import probe
+        from mlpmixer.evaluation.evaluate import data_of
+        from mlpmixer.evaluation.probe import probe
 
         classifier = self.sizes.load(self.run, self.device, self.computing)
         data = data_of(classifier, self.data or None)

@@ -11,8 +11,8 @@ import numpy as np
 
 from mlpmixer.config import Data
 from mlpmixer.data.datasets import open_parts
+from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError, decode, opened
-from mlpmixer.data.sources import ImageSet
 from mlpmixer.data.store import in_chunks
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mlpmixer.config import Data
+from mlpmixer.data.image_set import ArrayImages, ImageSet, Numbered, Splits, chain
 from mlpmixer.data.readers import (
     CIFAR_FILES,
     TEST,
@@ -37,8 +38,7 @@ from mlpmixer.data.readers import (
     split_of,
     tables_to_parts,
 )
-from mlpmixer.data.sources import ArrayImages, ImageSet, Numbered, Splits, chain
-from mlpmixer.data.streamed import is_streamed, open_streamed
+from mlpmixer.data.streaming.datasets import is_streamed, open_streamed
 from mlpmixer.registry import Registry, suggest
 
 SplitName = Literal["train", "val", "test", "all"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mlpmixer.config import Config, Fit, pair
 from mlpmixer.data.images import Pixels, Source, decode
-from mlpmixer.data.official import RULES, require_room, with_margin
+from mlpmixer.data.tensorflow_resize import RULES, require_room, with_margin
 from mlpmixer.registry import Registry
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Preprocess(Config, owner="preprocess"):
     fit: Fit = "crop"
     """Ours, antialiased, where an image of the model's size passes unchanged: crop covers the rectangle and cuts its centre, pad has the
     whole image inside and grey around it, squash. Those of published weights: short_side_crop resizes the short side to 256/224 of the
-    size, antialiased, and cuts the centre (timm, torchvision); vit_jax_eval, bv_resmall_crop, bv_resize_crop: `mlpmixer.data.official`."""
+    size, antialiased, and cuts the centre (timm, torchvision); vit_jax_eval, bv_resmall_crop, bv_resize_crop: `mlpmixer.data.tensorflow_resize`."""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Per channel, of the 0..1 range."""
     std: tuple[float, ...] = (0.5, 0.5, 0.5)

@@ -20,8 +20,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from mlpmixer.data.image_set import ArrayImages, ArrowImages, ImageSet, Numbered, chain
 from mlpmixer.data.images import IMAGE_SUFFIXES, Source
-from mlpmixer.data.sources import ArrayImages, ArrowImages, ImageSet, Numbered, chain
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLIT_WORDS = {

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.data.sources import ImageSet
 
 T = TypeVar("T")
 _CHUNK = 64  # images per task: enough to forget the cost of a task, few enough to keep all threads busy

@@ -8,16 +8,16 @@ import torch
 
 from mlpmixer.config import MixerConfig
 from mlpmixer.data.datasets import open_data
-from mlpmixer.model import Mixer, count_params
-from mlpmixer.network import Build
+from mlpmixer.evaluation.significance import wilson
+from mlpmixer.models.architecture import Build
+from mlpmixer.models.mixer import Mixer, count_params
+from mlpmixer.models.names import MODELS
 from mlpmixer.reproduce.contest import CONTESTS, DRAW, RATES, Contest, against, best_rates, draw, interval, size_of, spread
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot
 from mlpmixer.reproduce.table1 import PAPER, without_head
 from mlpmixer.reproduce.variants import Grouped, Pyramid, Views, untied
-from mlpmixer.runlog import read_metrics
-from mlpmixer.significance import wilson
-from mlpmixer.zoo import MODELS
+from mlpmixer.weights.run_folder import read_metrics
 
 VARIANTS: dict[str, tuple[Build | None, str]] = {
     "tied": (None, "the plain Mixer: one token-mixing MLP for all channels"),

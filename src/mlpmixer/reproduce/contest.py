@@ -10,14 +10,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlpmixer.config import Augment, Data, MixerConfig, Optim, Recipe, Run, pair
-from mlpmixer.data.batches import steps_per_epoch
-from mlpmixer.model import Mixer, count_params
-from mlpmixer.network import Build
+from mlpmixer.evaluation.significance import wilson
+from mlpmixer.models.architecture import Build
+from mlpmixer.models.baselines import ResNet, ViT
+from mlpmixer.models.mixer import Mixer, count_params
+from mlpmixer.models.names import MODELS
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells
-from mlpmixer.rivals import ResNet, ViT
-from mlpmixer.significance import wilson
-from mlpmixer.zoo import MODELS
+from mlpmixer.training.batches import steps_per_epoch
 
 # Our choice: from well below to well above what AdamW usually takes with such networks; the page says where the best is at an end.
 RATES: dict[str, tuple[float, ...]] = {"Mixer": (1e-3, 3e-3, 6e-3), "ViT": (5e-4, 1e-3, 3e-3), "ResNet": (3e-3, 1e-2, 3e-2)}

@@ -23,11 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mlpmixer.config import Config, MixerConfig, pair
 from mlpmixer.device import choose_device, choose_precision
-from mlpmixer.model import Mixer, count_params
-from mlpmixer.network import Build
+from mlpmixer.models.architecture import Build
+from mlpmixer.models.baselines import ResNet, ViT, ViTNetwork
+from mlpmixer.models.mixer import Mixer, count_params
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot
-from mlpmixer.rivals import ResNet, ViT, ViTNetwork
 
 MIB = 2**20
 SIDES = (7, 10, 14, 20, 28, 40, 56)  # patches on a side: 49 to 3,136 in all, twice as many from one to the next

@@ -12,15 +12,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mlpmixer import runlog
 from mlpmixer.config import Recipe
 from mlpmixer.registry import Registry, suggest
 from mlpmixer.reproduce.page import Page, write
+from mlpmixer.weights import run_folder
 
 if TYPE_CHECKING:
-    from mlpmixer.network import Build
-    from mlpmixer.step import Kept
-    from mlpmixer.train import RunResult
+    from mlpmixer.models.architecture import Build
+    from mlpmixer.training.run import RunResult
+    from mlpmixer.training.step import Kept
 
 Report = Callable[[dict[str, Any]], None]
 Scale = Literal["small", "long", "full"]
@@ -155,8 +155,8 @@ class Lab:
 
         Errors: OutOfTime, after saving; whatever `train` raises.
         """
-        from mlpmixer.step import Kept
-        from mlpmixer.train import Interrupted, train
+        from mlpmixer.training.run import Interrupted, train
+        from mlpmixer.training.step import Kept
 
         self._kept = self._kept or Kept()
         recipe = dataclasses.replace(
@@ -185,7 +185,7 @@ class Lab:
             self._begin(name)
             value = function()
             path.parent.mkdir(parents=True, exist_ok=True)
-            runlog.write_json(path, value)
+            run_folder.write_json(path, value)
         self.finished += 1
         return json.loads(path.read_text(encoding="utf-8"))
 
@@ -236,7 +236,7 @@ def run(
     if max_minutes < 0:
         raise ValueError(f"max_minutes must be positive, or 0 for no limit, got {max_minutes:g}")
     if experiment.rivals:
-        from mlpmixer import rivals
+        from mlpmixer.models import baselines as rivals
 
         rivals.require()
     lab = Lab(

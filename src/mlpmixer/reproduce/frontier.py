@@ -10,12 +10,12 @@ import numpy as np
 
 from mlpmixer.config import Config, MixerConfig, pair
 from mlpmixer.data.datasets import open_data
-from mlpmixer.predict import load
-from mlpmixer.recipes import RECIPES
+from mlpmixer.inference.classifier import load
 from mlpmixer.reproduce.contest import DRAW, against, nano, spread
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot
 from mlpmixer.reproduce.published import TABLE3
+from mlpmixer.training.recipes import RECIPES
 
 PAPER = [row for row in TABLE3 if row.is_mixer and row.upstream == "JFT-300M" and row.image_px == 224]
 

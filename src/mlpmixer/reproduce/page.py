@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlpmixer import runlog
+from mlpmixer.weights import run_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ def write(page: Page, title: str, out: Path, command: str, device: str) -> Path:
     made = _made_with(device)
     for plot in page.plots:
         _draw(plot, out / f"{plot.name}.png")
-    runlog.write_json(out / FIGURES_JSON, {"title": title, "command": command, **made, "findings": page.findings, "figures": page.figures})
+    run_folder.write_json(out / FIGURES_JSON, {"title": title, "command": command, **made, "findings": page.findings, "figures": page.figures})
     hardware = f"{made['device']}; torch {made['torch']}, mlpmixer {made['mlpmixer']} at commit {made['commit']}, {made['date']}"
     parts = [
         f"# {title[0].upper()}{title[1:]}",
@@ -84,7 +84,7 @@ def write(page: Page, title: str, out: Path, command: str, device: str) -> Path:
 def _made_with(device: str) -> dict[str, Any]:
     from mlpmixer.device import choose_device, describe
 
-    env = runlog.environment(describe(choose_device(device)), "", "")
+    env = run_folder.environment(describe(choose_device(device)), "", "")
     return {"device": env["device"], "date": env["date"][:10], "commit": env["commit"] or "unknown"} | {
         package: env["packages"][package] for package in ("mlpmixer", "torch")
     }

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from mlpmixer.config import MixerConfig, pair
-from mlpmixer.data.augment import normalise, prepare_eval
 from mlpmixer.data.datasets import open_data
-from mlpmixer.model import Mixer
-from mlpmixer.network import Build
-from mlpmixer.predict import load
+from mlpmixer.inference.classifier import load
+from mlpmixer.models.architecture import Build
+from mlpmixer.models.baselines import ResNet, ViT
+from mlpmixer.models.mixer import Mixer
 from mlpmixer.reproduce.contest import COLOURS, CONTESTS, DRAW, best_rates, draw, interval, sizes, spread
 from mlpmixer.reproduce.experiment import Lab
 from mlpmixer.reproduce.page import Cells, Page, Plot
-from mlpmixer.rivals import ResNet, ViT
-from mlpmixer.runlog import read_metrics
+from mlpmixer.training.augment import normalise, prepare_eval
+from mlpmixer.weights.run_folder import read_metrics
 
 Mode = Literal["original", "patches", "pixels"]
 MODES: dict[Mode, str] = {

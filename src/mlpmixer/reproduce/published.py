@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mlpmixer.recipes import bit_hyperrule
+from mlpmixer.training.recipes import bit_hyperrule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from mlpmixer.config import Augment, Init, Optim, Recipe
-from mlpmixer.recipes import RECIPES
 from mlpmixer.reproduce.contest import DRAW, against
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot
 from mlpmixer.reproduce.published import NOTES_CIFAR10, Epoch
-from mlpmixer.runlog import read_metrics
+from mlpmixer.training.recipes import RECIPES
+from mlpmixer.weights.run_folder import read_metrics
 
 NOTES = "the notes"
 STYLES = {NOTES: "k--", "plain": "C1-", "recipe": "C0-"}

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlpmixer import zoo
 from mlpmixer.config import MixerConfig, pair
-from mlpmixer.model import count_params, create_model
+from mlpmixer.models import names
+from mlpmixer.models.mixer import count_params, create_model
+from mlpmixer.models.names import MODELS
 from mlpmixer.reproduce.experiment import Lab
 from mlpmixer.reproduce.page import Cells, Page, Plot
-from mlpmixer.zoo import MODELS
 
 MIB = 2**20
 
@@ -89,7 +89,7 @@ def row_of(name: str) -> dict[str, Any]:
         "equal": ours == paper,
         "params_without_head": measured(without_head(cfg))["params"],
         **built,
-        "as_configured": built["params"] == zoo.count_params(cfg) and built["flops"] == sum(layer.flops for layer in zoo.summary(cfg)),
+        "as_configured": built["params"] == names.count_params(cfg) and built["flops"] == sum(layer.flops for layer in names.summary(cfg)),
     }
 
 

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlpmixer import runlog, zoo
 from mlpmixer.config import Config, Init, Recipe, to_json
 from mlpmixer.data.datasets import open_data
-from mlpmixer.fetch import Report, cache_path, fetch
-from mlpmixer.recipes import RECIPES
+from mlpmixer.download import Report, cache_path, fetch
+from mlpmixer.models import names
+from mlpmixer.models.names import WEIGHTS
 from mlpmixer.registry import Registry
-from mlpmixer.zoo import WEIGHTS
+from mlpmixer.training.recipes import RECIPES
+from mlpmixer.weights import run_folder
 
 RESULTS_JSON, RESULTS_MD = "table.json", "table.md"
 # Of the machine and of chance, not of the rule: the official code fixes neither seed nor order, and the parts of a batch add up to it.
@@ -141,7 +142,7 @@ class Job:
     def flops(self) -> int:
         """Of the training, three times those of the forward passes (2 for each multiply-add)."""
         run = self.recipe.run
-        return 3 * run.steps * run.batch_size * sum(layer.flops for layer in zoo.summary(self.recipe.model))
+        return 3 * run.steps * run.batch_size * sum(layer.flops for layer in names.summary(self.recipe.model))
 
     @property
     def num_bytes(self) -> int:
@@ -149,7 +150,7 @@ class Job:
         cfg, run = self.recipe.model, self.recipe.run
         s, c = cfg.num_patches, cfg.hidden_dim
         of_block = 5 * s * c + 2 * c * cfg.tokens_mlp_dim + 2 * s * cfg.channels_mlp_dim
-        return 10 * zoo.count_params(cfg) + 4 * cfg.num_blocks * of_block * (run.batch_size // run.accumulate)
+        return 10 * names.count_params(cfg) + 4 * cfg.num_blocks * of_block * (run.batch_size // run.accumulate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +320,7 @@ def reproduce(
         found = plan(name, rows, settings, found.out)
         if missing := found.lacking():
             raise ValueError(missing)
-    from mlpmixer.train import train
+    from mlpmixer.training.run import train
 
     todo, until = [job for job in found.jobs if not job.done], None if stop_after_s is None else time.monotonic() + stop_after_s
     for number, job in enumerate(todo, 1):
@@ -344,7 +345,7 @@ def outcome_of(name: str, out: str | os.PathLike[str]) -> Outcome:
 
 
 def _write(outcome: Outcome) -> Outcome:
-    runlog.write_json(outcome.out / RESULTS_JSON, outcome.to_json())
+    run_folder.write_json(outcome.out / RESULTS_JSON, outcome.to_json())
     (outcome.out / RESULTS_MD).write_text(outcome.to_markdown(), encoding="utf-8")
     return outcome
 
@@ -381,7 +382,7 @@ def _job(table: Table, row: Row, settings: Settings, out: Path) -> Job:
         weights = str(file)
     run = _run_of(row, out)
     recipe = settings.of(table.recipe_of(row), weights)
-    done = (run / "summary.json").exists() and not _unlike(runlog.read_recipe(run), recipe, {"model.num_classes"})
+    done = (run / "summary.json").exists() and not _unlike(run_folder.read_recipe(run), recipe, {"model.num_classes"})
     return Job(row=row, recipe=recipe, run=run, file=file, done=done)
 
 
@@ -403,7 +404,7 @@ def _run_problems(job: Job) -> list[str]:
     """A folder that holds a run of other settings."""
     if not (job.run / "recipe.json").exists():
         return []
-    unlike = _unlike(job.recipe, runlog.read_recipe(job.run), {"model.num_classes"})
+    unlike = _unlike(job.recipe, run_folder.read_recipe(job.run), {"model.num_classes"})
     return [f"{job.run} holds a run of other settings ({'; '.join(unlike)} there): give another folder as out"] if unlike else []
 
 
@@ -419,7 +420,7 @@ def _shared_problems(recipe: Recipe) -> list[str]:
 
 def _file_problems(job: Job) -> list[str]:
     """A weight file of another size, or one that does not hold these weights."""
-    from mlpmixer.weights import load_file
+    from mlpmixer.weights.load import load_file
 
     size, known = job.file.stat().st_size, WEIGHTS[job.row.weights]
     if known.num_bytes and size != known.num_bytes:
@@ -449,7 +450,7 @@ def _result(name: str, row: Row, run: Path) -> Result | None:
     """What a finished run folder says; None when there is none, or its test split was not scored."""
     if not (run / "summary.json").exists():
         return None
-    table, recipe = TABLES[name], runlog.read_recipe(run)
+    table, recipe = TABLES[name], run_folder.read_recipe(run)
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     if summary["test"] is None:
         return None

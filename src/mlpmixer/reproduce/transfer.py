@@ -5,11 +5,11 @@ import math
 import time
 from typing import Any
 
-from mlpmixer.recipes import grid
 from mlpmixer.reproduce.experiment import Lab
 from mlpmixer.reproduce.page import Cells, Page
 from mlpmixer.reproduce.published import AVG5, TABLE2, TABLE3, VTAB, Row, Task
 from mlpmixer.reproduce.tables import TABLES, Outcome, Settings, jobs, outcome_of, reproduce
+from mlpmixer.training.recipes import grid
 
 RUNNABLE = "cifar10-transfer"  # the one published table whose data and weights are both public as files
 
@@ -65,7 +65,7 @@ def run(lab: Lab) -> Page:
 
 
 def _train(lab: Lab, rows: list[str], settings: Settings) -> None:
-    from mlpmixer.train import Interrupted
+    from mlpmixer.training.run import Interrupted
 
     if time.monotonic() >= lab.until:
         raise lab.out_of_time()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpmixer.config import Config, MixerConfig, pair
-from mlpmixer.model import Mixer, MixerBlock, Mlp
+from mlpmixer.models.mixer import Mixer, MixerBlock, Mlp
 
 
 class PerChannel(nn.Linear):

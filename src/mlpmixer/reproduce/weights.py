@@ -16,10 +16,10 @@ from torch import Tensor
 
 from mlpmixer.config import Augment, Recipe, pair
 from mlpmixer.data.datasets import open_data
-from mlpmixer.mixing import frequency, hidden_units, opposite_pairs, stem_filters
-from mlpmixer.model import Mixer, create_model
-from mlpmixer.pictures import stem_picture, units_picture
-from mlpmixer.predict import load
+from mlpmixer.explanation.page import stem_picture, units_picture
+from mlpmixer.explanation.token_mixing import frequency, hidden_units, opposite_pairs, stem_filters
+from mlpmixer.inference.classifier import load
+from mlpmixer.models.mixer import Mixer, create_model
 from mlpmixer.reproduce.contest import CONTESTS, DRAW, Contest, against, nano
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot

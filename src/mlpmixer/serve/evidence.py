@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpmixer.data.images import Pixels
-from mlpmixer.exported import EVIDENCE, LOGITS
-from mlpmixer.predict import Classifier, Exported
+from mlpmixer.inference.classifier import Classifier, Exported
+from mlpmixer.inference.exported import EVIDENCE, LOGITS
 
 Floats = NDArray[np.float32]
 
@@ -38,7 +38,7 @@ def evidence_of(classifier: Classifier) -> Evidence | None:
     import torch
     from torch import nn
 
-    from mlpmixer.explain import as_tensor, network_of, patch_evidence
+    from mlpmixer.explanation.attribution import as_tensor, network_of, patch_evidence
 
     try:
         network = network_of(classifier)

@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment
 
-from mlpmixer.page import page, policy, style
+from mlpmixer.exporters.web_page import page, policy, style
 
 HOME = page("server")
 POLICY = policy(HOME) + "; frame-ancestors 'none'"

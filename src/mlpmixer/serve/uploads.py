@@ -17,7 +17,7 @@ from python_multipart.multipart import Field as FormField
 from python_multipart.multipart import File, FormParser, parse_options_header
 
 from mlpmixer.data.images import ImageError, Pixels
-from mlpmixer.predict import Classifier
+from mlpmixer.inference.classifier import Classifier
 from mlpmixer.serve.limits import IMAGE_TYPES, RETRY
 from mlpmixer.serve.settings import Settings
 

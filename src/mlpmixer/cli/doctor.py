@@ -1,0 +1,99 @@
+"""What this machine and this installation are, and what is wrong with them."""
+
+import importlib
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from mlpmixer import __version__
+from mlpmixer.device import choose_device, describe, has_bf16
+from mlpmixer.hardware import cpu_name
+from mlpmixer.models import kernels
+
+NEEDED = ("torch", "numpy", "pillow", "safetensors", "tyro", "rich", "scikit-learn", "matplotlib")
+OPTIONAL = {  # and its extra
+    "datasets": "hf",
+    "pyarrow": "hf",
+    "huggingface-hub": "hf",
+    "tensorboard": "tensorboard",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "openvino": "openvino",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+}
+CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis. `problem` says what is wrong and how to put it right; empty: all is well."""
+
+    name: str
+    value: str
+    problem: str = ""
+
+
+def diagnose() -> list[Finding]:
+    """Versions, CPU, matrix products, threads, GPU, and known breakages, in that order."""
+    cpu = torch.device("cpu")
+    best = choose_device("auto")
+    return [
+        Finding("mlpmixer", f"{__version__} at {Path(__file__).parents[1]}"),
+        Finding("python", f"{platform.python_version()} on {platform.platform()}"),
+        *(_package(name) for name in (*NEEDED, *OPTIONAL)),
+        Finding("cpu", cpu_name()),
+        Finding("cpu features", ", ".join(sorted(cpu_flags() & set(CPU_FEATURES))) or "none of " + ", ".join(CPU_FEATURES)),
+        Finding("threads", f"{torch.get_num_threads()} for operations, {torch.get_num_interop_threads()} between them"),
+        Finding("matrix products", _matrix_path()),
+        Finding("bfloat16 on cpu", _bf16(cpu)),
+        Finding("kernels", f"torch's operations ({reason})" if (reason := kernels.missing()) else "compiled"),
+        Finding("device", f"{best} ({describe(best)})" + ("" if best.type == "cpu" else f"; bfloat16 {_bf16(best)}")),
+        *torchvision_findings(),
+    ]
+
+
+def cpu_flags() -> set[str]:
+    """Instruction-set names as Linux spells them; empty where /proc/cpuinfo is not there."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    return {flag for line in text.splitlines() if line.startswith(("flags", "Features")) for flag in line.split(":", 1)[1].split()}
+
+
+def torchvision_findings() -> list[Finding]:
+    """mlpmixer does not use torchvision, but a torchvision that does not match torch breaks other packages' imports."""
+    try:
+        version = metadata.version("torchvision")
+    except metadata.PackageNotFoundError:
+        return []
+    try:
+        importlib.import_module("torchvision")
+    except Exception as e:  # a broken extension raises whatever it likes
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        advice = "mlpmixer does not need it: pip uninstall torchvision, or install the build that matches this torch"
+        return [Finding("torchvision", version, f"installed, but it cannot be imported ({reason}); {advice}")]
+    return [Finding("torchvision", f"{version} (not used)")]
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        if name in OPTIONAL:
+            return Finding(name, f"not installed (optional: pip install 'mlpmixer[{OPTIONAL[name]}]')")
+        return Finding(name, "missing", f"needed: pip install {name}")
+
+
+def _matrix_path() -> str:
+    libraries = [name for name, backend in (("MKL", torch.backends.mkl), ("oneDNN", torch.backends.mkldnn)) if backend.is_available()]
+    return f"{' + '.join(libraries) or 'neither MKL nor oneDNN'}, CPU capability {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _bf16(device: torch.device) -> str:
+    return "in hardware" if has_bf16(device) else "emulated, slower than float32; --precision auto avoids it"

@@ -1,0 +1,1 @@
+"""Data larger than memory and disk: shards, and where they are."""

@@ -1,0 +1,1 @@
+"""Evaluation: metrics, calibration, comparison and probing of trained models."""

@@ -1,0 +1,459 @@
+"""How good frozen features are: few-shot ridge regression, k-nearest neighbours, a linear probe. Imports no torch.
+
+N images, D features (pre_logits, what the head sees), K classes. All shares are fractions between 0 and 1.
+"""
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mlpmixer.config import Data, to_json
+from mlpmixer.data.datasets import open_data
+from mlpmixer.data.image_set import ImageSet, Splits
+from mlpmixer.data.images import Source
+from mlpmixer.evaluation.evaluate import data_of
+from mlpmixer.inference.classifier import Classifier, load, outputs_of
+
+Matrix = NDArray[np.floating[Any]]
+Labels = NDArray[np.integer[Any]]
+
+# big_vision: evaluators/fewshot_lsr.py, configs/common_fewshot.py
+SHOTS = (1, 5, 10, 25)
+SEEDS = (0, 1, 2)
+L2 = 2.0**10
+CONSTANT = 100.0  # the feature of the bias: so large that l2 hardly shrinks its weight
+STD_FLOOR = 1e-5
+
+TEMPERATURE = 0.07  # Wu et al. 2018, section 3.4
+LINEAR_L2S = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2)  # strongest first; our choice: wide enough that its ends rarely win
+LINEAR_MAX_STEPS = 1000
+CACHE_FORMAT = 1
+ROWS = 1024  # test images that are compared with all training images at once; bounds memory, changes no result
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShot:
+    """Top-1 on all test images after learning from `shots` training images of each class, one value for each seed."""
+
+    shots: int
+    top1: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.top1))
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """(lowest, highest) over the seeds."""
+        return min(self.top1), max(self.top1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """Top-1 on all test images by a vote of the `k` nearest training images."""
+
+    k: int
+    top1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe:
+    """Top-1 on all test images of a logistic regression whose `l2` was the best on the validation images."""
+
+    l2: float
+    """Of sum of losses + l2 / 2 * |weights|^2, in nats: scikit-learn's 1 / C."""
+    val_top1: float
+    top1: float
+    converged: bool
+    """Whether the fit settled within 1000 L-BFGS steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """What frozen features are worth on some data; counts are of readable images."""
+
+    n_train: int
+    n_test: int
+    num_features: int
+    classes: tuple[str, ...]
+    seeds: tuple[int, ...]
+    few_shot: tuple[FewShot, ...]
+    neighbours: Neighbours | None = None
+    linear: LinearProbe | None = None
+    bad: tuple[tuple[str, str], ...] = ()
+    """Unreadable images, (name, reason): not counted in anything above."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values. The top-1 of a number of shots is {"mean", "range", "n"}, with the value of each seed beside it."""
+        rows = [
+            {"shots": row.shots, "top1": {"mean": row.mean, "range": list(row.range), "n": len(row.top1)}, "top1_by_seed": list(row.top1)}
+            for row in self.few_shot
+        ]
+        return to_json(self) | {"few_shot": rows, "bad": [list(pair) for pair in self.bad]}
+
+
+def probe(
+    model: Classifier | str | os.PathLike[str],
+    data: Splits | Data | str | None = None,
+    *,
+    shots: Sequence[int] = SHOTS,
+    seeds: Sequence[int] = SEEDS,
+    l2: float = L2,
+    neighbours: int | None = None,
+    linear: bool = False,
+    batch_size: int = 256,
+    cache: str | os.PathLike[str] | None = None,
+) -> ProbeResult:
+    """Few-shot accuracy of a model's features on `data`; with `neighbours=k` and `linear=True` also those two.
+
+    model: a Classifier, or what `load` takes; its classes need not be those of the data. data: opened Splits, a Data, the name
+    or path of a data set, or None for the data that the run was trained on. Learning is on train, measuring on test, and the
+    strength of the linear probe is chosen on val. Each image goes through the network once; with `cache`, a folder,
+    once for good (see `features_of`).
+
+    Raises ValueError when a class has fewer training images than the most shots, when there are fewer training images
+    than neighbours, when the data has no test images, or when no image of a part is readable.
+    """
+    classifier = model if isinstance(model, Classifier) else load(model)
+    splits = data if isinstance(data, Splits) else open_data(data_of(classifier, data))
+    if splits.test is None:
+        raise ValueError(f"{splits.name} has no test images and is too small to cut some off")
+    _require_shots(splits.train.labels, shots, splits.classes)  # before the network runs; unreadable images are counted below
+    if neighbours is not None:
+        _require_neighbours(neighbours, len(splits.train))
+
+    def seen(images: ImageSet, split: str) -> Features:
+        return features_of(classifier, images, batch_size=batch_size, cache=cache, name=f"{splits.name}-{split}")
+
+    train, test = seen(splits.train, "train"), seen(splits.test, "test")
+    bad = [*train.bad, *test.bad]
+    _require_shots(train.labels, shots, splits.classes)
+    learned = None
+    if linear:
+        val = seen(splits.val, "val")
+        bad += val.bad
+        learned = linear_probe(train.values, train.labels, val.values, val.labels, test.values, test.labels)
+    return ProbeResult(
+        n_train=len(train.labels),
+        n_test=len(test.labels),
+        num_features=train.values.shape[1],
+        classes=splits.classes,
+        seeds=tuple(seeds),
+        few_shot=few_shot(train.values, train.labels, test.values, test.labels, shots=shots, seeds=seeds, l2=l2),
+        neighbours=None if neighbours is None else knn(train.values, train.labels, test.values, test.labels, k=neighbours),
+        linear=learned,
+        bad=tuple(bad),
+    )
+
+
+# --- few shots ----------------------------------------------------------------------------------------------------
+
+
+def few_shot(
+    features_train: Matrix,
+    labels_train: Labels,
+    features_test: Matrix,
+    labels_test: Labels,
+    *,
+    shots: Sequence[int] = SHOTS,
+    seeds: Sequence[int] = SEEDS,
+    l2: float = L2,
+) -> tuple[FewShot, ...]:
+    """The official few-shot evaluation: for every number of shots and every seed a ridge regression, in float64.
+
+    features (N,D), labels (N,) in 0..K-1. Source: big_vision, evaluators/fewshot_lsr.py. Unlike there, a class with fewer
+    images than shots is a ValueError: a row called "25 shots" has learned from 25 images of each class.
+    """
+    _require_pairs(train=(features_train, labels_train), test=(features_test, labels_test))
+    if not l2 > 0:
+        raise ValueError(f"l2 must be positive, got {l2}")
+    if not seeds:
+        raise ValueError("at least one seed is needed, such as seeds=(0, 1, 2)")
+    num_classes = int(max(labels_train.max(), labels_test.max())) + 1
+    _require_shots(labels_train, shots, range(num_classes))
+    rows = []
+    for k in shots:
+        top1 = []
+        for seed in seeds:
+            drawn = draw_shots(labels_train, k, seed)
+            mean, std = _mean_std(features_train[drawn])
+            x, y = _with_constant(features_train[drawn], mean, std), _targets(labels_train[drawn], num_classes)
+            fit = ridge_primal if x.shape[0] >= x.shape[1] else ridge_dual
+            scores = _with_constant(features_test, mean, std) @ fit(x, y, l2)
+            top1.append(float((scores.argmax(axis=1) == labels_test).mean()))
+        rows.append(FewShot(shots=k, top1=tuple(top1)))
+    return tuple(rows)
+
+
+def draw_shots(labels: Labels, shots: int, seed: int) -> NDArray[np.int64]:
+    """Indices (K * shots,) of `shots` images of every class, class after class, as big_vision draws them.
+
+    One numpy default_rng(seed) permutes the images of each class in turn; the first `shots` are taken, so that fewer shots
+    are a part of more. ValueError when a class of 0..max(labels) has fewer.
+    """
+    num_classes = int(labels.max()) + 1
+    _require_shots(labels, (shots,), range(num_classes))
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:shots] for c in range(num_classes)])
+
+
+def ridge_primal(x: Matrix, y: Matrix, l2: float) -> NDArray[np.float64]:
+    """The weights (D,K) = (X'X + l2 I)^-1 X'Y of x (N,D) and y (N,K), by the eigenvectors of X'X (D,D)."""
+    values, vectors = np.linalg.eigh(x.T @ x)
+    weights: NDArray[np.float64] = vectors @ (vectors.T @ (x.T @ y) / (values + l2)[:, None])
+    return weights
+
+
+def ridge_dual(x: Matrix, y: Matrix, l2: float) -> NDArray[np.float64]:
+    """The same weights (D,K) = X' (XX' + l2 I)^-1 Y, by the eigenvectors of XX' (N,N): cheaper when D > N."""
+    values, vectors = np.linalg.eigh(x @ x.T)
+    weights: NDArray[np.float64] = x.T @ (vectors @ (vectors.T @ y / (values + l2)[:, None]))
+    return weights
+
+
+def _mean_std(features: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    x = np.asarray(features, np.float64)
+    return x.mean(axis=0), x.std(axis=0) + STD_FLOOR
+
+
+def _with_constant(features: Matrix, mean: Matrix, std: Matrix) -> NDArray[np.float64]:
+    """Standardised features and the constant, (N,D+1)."""
+    x = (np.asarray(features, np.float64) - mean) / std
+    return np.concatenate([x, np.full((len(x), 1), CONSTANT)], axis=1)
+
+
+def _targets(labels: Labels, num_classes: int) -> NDArray[np.float64]:
+    """1 for the class, -1 for the others, (N,K)."""
+    return 2.0 * np.eye(num_classes)[labels] - 1.0
+
+
+# --- nearest neighbours, linear probe -----------------------------------------------------------------------------
+
+
+def knn(
+    features_train: Matrix,
+    labels_train: Labels,
+    features_test: Matrix,
+    labels_test: Labels,
+    *,
+    k: int = 20,
+    temperature: float = TEMPERATURE,
+) -> Neighbours:
+    """Each test image takes the class for which its `k` most similar training images vote.
+
+    Similarity is the cosine s of the features, and a vote weighs exp(s / temperature). Source: Wu et al. 2018, "Unsupervised
+    Feature Learning via Non-Parametric Instance Discrimination", section 3.4; k = 20 is what Caron et al. 2021 (DINO) use.
+    Equal sums go to the class with the lower index. ValueError when k is not in 1..N.
+    """
+    _require_pairs(train=(features_train, labels_train), test=(features_test, labels_test))
+    _require_neighbours(k, len(features_train))
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    train, test = _unit_length(features_train), _unit_length(features_test)
+    num_classes, right = int(labels_train.max()) + 1, 0
+    for start in range(0, len(test), ROWS):
+        similarity = test[start : start + ROWS] @ train.T
+        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        weight = np.exp((np.take_along_axis(similarity, nearest, axis=1) - 1) / temperature)  # -1: no vote can overflow
+        votes = np.zeros((len(similarity), num_classes))
+        np.add.at(votes, (np.arange(len(similarity))[:, None], labels_train[nearest]), weight)
+        right += int((votes.argmax(axis=1) == labels_test[start : start + ROWS]).sum())
+    return Neighbours(k=k, top1=right / len(test))
+
+
+def _unit_length(features: Matrix) -> NDArray[np.float32]:
+    x = np.asarray(features, np.float32)
+    unit: NDArray[np.float32] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return unit
+
+
+def linear_probe(
+    features_train: Matrix,
+    labels_train: Labels,
+    features_val: Matrix,
+    labels_val: Labels,
+    features_test: Matrix,
+    labels_test: Labels,
+    *,
+    l2s: Sequence[float] = LINEAR_L2S,
+) -> LinearProbe:
+    """Multinomial logistic regression on train (L-BFGS, scikit-learn), with the l2 that is best on val, measured once on test.
+
+    Features are standardised by train's mean and standard deviation. The strengths are fitted from the strongest on, each
+    from where the one before it ended; of equally good ones the strongest is taken. Nothing is fitted on val or test.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    _require_pairs(train=(features_train, labels_train), val=(features_val, labels_val), test=(features_test, labels_test))
+    if not l2s or min(l2s) <= 0:
+        raise ValueError(f"l2s must be positive strengths, got {tuple(l2s)}")
+    mean, std = _mean_std(features_train)
+    train, val, test = ((np.asarray(x, np.float64) - mean) / std for x in (features_train, features_val, features_test))
+    fit = LogisticRegression(max_iter=LINEAR_MAX_STEPS, warm_start=True)
+    best: LinearProbe | None = None
+    for l2 in sorted(l2s, reverse=True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # it is told by `converged`
+            fit.set_params(C=1 / l2).fit(train, labels_train)
+        val_top1 = float((fit.predict(val) == labels_val).mean())
+        if best is None or val_top1 > best.val_top1:
+            top1 = float((fit.predict(test) == labels_test).mean())
+            best = LinearProbe(l2=l2, val_top1=val_top1, top1=top1, converged=bool(fit.n_iter_.max() < LINEAR_MAX_STEPS))
+    assert best is not None
+    return best
+
+
+# --- features -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features (N,D) float32 and labels (N,) of the readable images of a set, in its order; `bad` names the others and why."""
+
+    values: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    bad: tuple[tuple[str, str], ...]
+
+
+def features_of(
+    classifier: Classifier,
+    images: ImageSet,
+    *,
+    batch_size: int = 256,
+    cache: str | os.PathLike[str] | None = None,
+    name: str = "features",
+) -> Features:
+    """The features of every readable image, each seen once by the network.
+
+    With `cache`, a folder, they are kept there as NAME-KEY.safetensors and read from it the next time. KEY is the SHA-256 of the
+    network (architecture and weights, as they are now; without a torch network, the model file), what computes it in which precision, the
+    preprocessing, and the images:
+    names, and the bytes of those in memory or path, size and times of those in files. Any change of these gives another key, so
+    that an outdated file is never read.
+
+    Raises ValueError when no image is readable, when a kept file is damaged, or when a model with neither
+    network nor file is to be cached.
+    """
+    if cache is None:
+        kept, values, bad = outputs_of(classifier, images, classifier.features, batch_size)
+        return Features(values, images.labels[kept], tuple(bad))
+    folder = Path(cache)
+    plain_name = re.sub(r"[^\w.-]+", "-", name)
+    file = folder / f"{plain_name}-{_key(classifier, images)}.safetensors"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"cannot write features to {folder}: name another folder")
+        _write(file, *outputs_of(classifier, images, classifier.features, batch_size))
+    kept, values, bad = _read(file)
+    return Features(values, images.labels[kept], tuple(bad))
+
+
+def _key(classifier: Classifier, images: ImageSet) -> str:
+    digest = hashlib.sha256()
+
+    def add(part: bytes) -> None:
+        digest.update(b"%d:" % len(part))
+        digest.update(part)
+
+    if classifier.network is not None:
+        other = classifier.meta.network if classifier.meta else ""
+        add(other.encode() or json.dumps(to_json(classifier.network.cfg), sort_keys=True).encode())
+        for name, tensor in classifier.network.state_dict().items():
+            add(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+    elif classifier.path is not None:
+        with open(classifier.path, "rb") as f:
+            add(hashlib.file_digest(f, "sha256").digest())
+    else:
+        raise ValueError("features are kept for networks and model files, and this model is neither: leave cache out")
+    how = (classifier.runtime.engine, classifier.runtime.precision) if classifier.runtime else ()
+    add(json.dumps([CACHE_FORMAT, to_json(classifier.preprocess), *how], sort_keys=True).encode())
+    for i in range(len(images)):
+        add(os.fsencode(str(images.names[i])))
+        try:
+            add(_identity(images.source(i)))
+        except (ValueError, OSError) as e:  # it will be reported as unreadable
+            add(str(e).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _identity(source: Source) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Image.Image):
+        return f"{source.mode} {source.size} ".encode() + source.tobytes()
+    stat = os.stat(source)  # the time of change (ctime) too: it moves when permissions do, or when the other time is set back
+    return os.fsencode(os.path.abspath(source)) + f" {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}".encode()
+
+
+def _write(file: Path, kept: NDArray[np.int64], values: NDArray[np.float32], bad: list[tuple[str, str]]) -> None:
+    """Atomic: no file or the whole one."""
+    from safetensors.numpy import save_file
+
+    part = file.with_name(f".{file.name}.part")
+    try:
+        save_file({"kept": kept, "features": values}, part, {"bad": json.dumps(bad)})
+        os.replace(part, file)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> tuple[NDArray[np.int64], NDArray[np.float32], list[tuple[str, str]]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as f:
+            bad = [(str(name), str(reason)) for name, reason in json.loads(f.metadata()["bad"])]
+            return f.get_tensor("kept"), f.get_tensor("features"), bad
+    except (SafetensorError, KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"{file} is damaged: delete it and try again") from e
+
+
+# --- what is asked for must be there ------------------------------------------------------------------------------
+
+
+def _require_shots(labels: Labels, shots: Sequence[int], classes: Sequence[object]) -> None:
+    if not shots or min(shots) < 1:
+        raise ValueError(f"shots must be positive numbers of images, such as 1,5,10,25; got {','.join(map(str, shots)) or 'none'}")
+    counts = np.bincount(labels, minlength=len(classes))
+    fewest = int(counts.argmin())
+    if counts[fewest] < max(shots):
+        possible = sorted({k for k in shots if k <= counts[fewest]}) or ([int(counts[fewest])] if counts[fewest] else [])
+        raise ValueError(
+            f"{max(shots)} shots need {max(shots)} training images of every class, and class {classes[fewest]!r} has {counts[fewest]}"
+            + (f"; possible here: --shots {','.join(map(str, possible))}" if possible else "")
+        )
+
+
+def _require_neighbours(k: int, n: int) -> None:
+    if not 1 <= k <= n:
+        raise ValueError(f"the number of neighbours must be in 1..{n}, the number of training images; got {k}")
+
+
+def _require_pairs(**parts: tuple[Matrix, Labels]) -> None:
+    """Finite features (N,D) of one D, with labels (N,) from 0 on."""
+    widths = set()
+    for part, (features, labels) in parts.items():
+        if features.ndim != 2 or not len(features) or labels.shape != (len(features),):
+            raise ValueError(f"{part}: expected features (N,D) and labels (N,) with N >= 1, got {features.shape} and {labels.shape}")
+        if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+            raise ValueError(f"{part}: labels must be integers from 0 on, got {labels.dtype} from {labels.min()} on")
+        if not np.isfinite(features).all():
+            raise ValueError(f"{part}: the features hold NaN or infinity: the model is broken, as after a diverged training")
+        widths.add(features.shape[1])
+    if len(widths) > 1:
+        raise ValueError(f"all parts must have the same number of features, got {', '.join(map(str, sorted(widths)))}")

@@ -1,0 +1,1 @@
+"""Explanation: which patches contributed to a prediction."""

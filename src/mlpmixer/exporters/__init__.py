@@ -1,0 +1,1 @@
+"""Export: a trained model as a file or folder that runs elsewhere."""

@@ -1,0 +1,296 @@
+"""An export whose matrix products compute in whole numbers of 8 bits: static, calibrated on training images, judged on validation images.
+
+Weights are s8, with a scale for each output, and do not go beyond 64: processors without VNNI add two products in 16 bits, where
+2 * 255 * 127 has no room and becomes another number without a word. What a layer receives is u8, in a range that is fixed when the export
+is made, so that an answer does not depend on the other images of its batch. The product is summed in 32 bits and goes on in float32:
+biases, GELU, layer norms, residual additions and preprocessing stay what they are. The form is ONNX's own, QuantizeLinear and
+DequantizeLinear before a MatMul or a Gemm, which runtimes turn into products of whole numbers.
+
+N images of H x W pixels with C channels, K classes.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpmixer.config import Data
+from mlpmixer.data.datasets import open_data
+from mlpmixer.data.image_set import ImageSet
+from mlpmixer.data.images import Pixels
+from mlpmixer.data.store import Store
+from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_streamed
+from mlpmixer.evaluation.evaluate import evaluate, match_classes
+from mlpmixer.exporters.check import Disagrees
+from mlpmixer.inference.classifier import Classifier, Exported
+from mlpmixer.inference.exported import INPUT, PROBABILITIES, open_export
+
+if TYPE_CHECKING:
+    import onnx
+
+MAX_LOSS = 0.005  # of top-1 on validation images
+CALIBRATION = 256  # training images that fix the ranges
+RANKING = 64  # of them, those that the layers are ranked on
+VALIDATION = 5000  # at most
+BATCH = 32  # images at a time, where a graph takes any number
+SPEED_BATCH, SPEED_ROUNDS, SPEED_S = 4, 10, 3.0  # images at a time; at least so many rounds, and so long for all
+PAYS = 1.1  # times the speed of float32; less is not worth another model
+KINDS = ["MatMul", "Gemm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Real images to calibrate and to judge with."""
+
+    train: Pixels
+    """(n, H, W, C), evenly spread over the training images."""
+    val: ImageSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8:
+    """What became of the layers, and what it costs and saves. `_float`: of the same export before."""
+
+    layers: int
+    """That compute in whole numbers."""
+    float_layers: list[str]
+    """Those left in float32, the worst one first."""
+    calibrated_on: int
+    """Training images."""
+    n: int
+    """Validation images; of them `right`, and `right_float` before."""
+    right: int
+    right_float: int
+    batch: int
+    """Images at a time for `images_per_s`, in a second of processor time, on one thread."""
+    images_per_s: float
+    images_per_s_float: float
+    num_bytes: int
+    num_bytes_float: int
+
+    @property
+    def speed(self) -> float:
+        """Times that of float32."""
+        return self.images_per_s / self.images_per_s_float
+
+    @property
+    def pays(self) -> bool:
+        """Whether it is faster by more than PAYS says."""
+        return self.speed >= PAYS
+
+
+def images_for(classifier: Classifier, data: Data) -> Given:
+    """Training and validation images of `data`, the same ones each time.
+
+    Errors: ValueError when it cannot be opened, has no such images, or other classes than the model.
+    """
+    pre = classifier.preprocess
+    try:
+        splits = open_streamed(data) if is_streamed(data) else open_data(data)
+        match_classes(splits.val.classes, classifier.classes)
+    except ValueError as e:
+        raise ValueError(f"int8 is calibrated on training images and judged on validation images of the model's classes: {e}") from e
+    if isinstance(splits, StreamedSplits):
+        from mlpmixer.training.stream import Stream  # which imports torch
+
+        stream = Stream(splits.train, splits.labels, pre, data)
+        return Given(train=stream.sample(min(CALIBRATION, len(stream))), val=_spread(splits.val, VALIDATION))
+    store = Store(_spread(splits.train, CALIBRATION), pre, cache_mib=data.cache_mib, workers=data.workers)
+    if not len(store):
+        raise ValueError(f"none of {len(store.bad)} training images of {data.name} could be read; the first: {': '.join(store.bad[0])}")
+    return Given(train=store.array(np.arange(len(store))), val=_spread(splits.val, VALIDATION))
+
+
+def _spread(images: ImageSet, at_most: int) -> ImageSet:
+    return images.subset(np.linspace(0, len(images) - 1, min(at_most, len(images))).round().astype(np.int64))
+
+
+def quantise(file: Path, out: Path, given: Given, *, engine: str | None = None) -> Int8:
+    """Write the float export in `file` to `out`, with as many layers in int8 as validation images allow.
+
+    All of them, if that costs at most MAX_LOSS of top-1. Else each layer is tried alone, and those that move the answers most on training
+    images return to float32 one after the other, until the rest keeps to it. `engine` computes them, as in `open_export`.
+
+    Errors: Disagrees when no layer can be int8, ValueError for a graph without layers and when onnxruntime's tools cannot be imported.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        quantiser = Quantiser(file, Path(scratch), given.train, engine)
+        before = evaluate(Exported(open_export(file, engine=engine)), given.val)
+        right_float, right = round(before.top1 * before.n), 0
+
+        def good_enough(float_layers: Sequence[str]) -> bool:
+            nonlocal right
+            quantiser.write(out, [layer for layer in quantiser.layers if layer not in float_layers])
+            after = evaluate(Exported(open_export(out, engine=engine)), given.val)
+            right = round(after.top1 * after.n)
+            return right_float - right <= MAX_LOSS * before.n
+
+        float_layers = choose(list(quantiser.layers), good_enough, quantiser.worst_first)
+    batch, *speeds = images_per_s(file, out, engine=engine)
+    return Int8(
+        layers=len(quantiser.layers) - len(float_layers),
+        float_layers=float_layers,
+        calibrated_on=len(given.train),
+        n=before.n,
+        right=right,
+        right_float=right_float,
+        batch=batch,
+        images_per_s=speeds[1],
+        images_per_s_float=speeds[0],
+        num_bytes=out.stat().st_size,
+        num_bytes_float=file.stat().st_size,
+    )
+
+
+def choose(layers: Sequence[str], good_enough: Callable[[Sequence[str]], bool], worst_first: Callable[[], list[str]]) -> list[str]:
+    """The fewest layers, in the order of `worst_first`, without which the others are good enough. Disagrees when none would be left."""
+    order: list[str] = []
+    for n in range(len(layers)):
+        if n == 1:
+            order = worst_first()
+        if good_enough(order[:n]):
+            return order[:n]
+    raise Disagrees(
+        f"no layer of this model can be int8: whichever of the {len(layers)} it is, top-1 on validation images falls by more than "
+        f"{100 * MAX_LOSS:g} points. Nothing was written"
+    )
+
+
+class Quantiser:
+    """A float export and the ranges of what its layers receive, from which a file with any choice of int8 layers is written.
+
+    file: the export. scratch: a folder for what is in between. images: (n, H, W, C), to calibrate on. engine: to rank layers with.
+    """
+
+    layers: dict[str, list[str]]
+    """By the name that the network has for a layer, the nodes of the graph with its weights."""
+
+    def __init__(self, file: Path, scratch: Path, images: Pixels, engine: str | None = None) -> None:
+        import onnx
+
+        self.file, self.scratch, self.images, self.engine = file, scratch, images, engine
+        self.batch = open_export(file, engine=engine).batch
+        model = onnx.load(str(file))
+        layers = layers_of(model.graph)
+        if not layers:
+            raise ValueError("int8 is for matrix products with weights, and this network has none: export it without")
+        self.layers = {layer: [node.name for node in nodes] for layer, nodes in layers.items()}
+        _keep_outputs(model.graph, list(chain.from_iterable(layers.values())))
+        del model.graph.value_info[:]  # shapes by torch.onnx, which the quantiser's own would contradict
+        onnx.helper.set_model_props(model, _props(model) | {"onnx.quant.pre_process": "onnxruntime.quant"})  # it need not be done again
+        self.prepared = scratch / "prepared.onnx"
+        onnx.save(model, str(self.prepared))
+
+    def write(self, out: Path, layers: Sequence[str]) -> None:
+        """A file with these layers in int8. The first call computes the ranges. Errors: ValueError when the tools cannot be imported."""
+        try:
+            from onnxruntime.quantization import QuantType, quantize_static
+        except ModuleNotFoundError as e:
+            raise ValueError(f'int8 needs onnx and onnxruntime with its tools (no {e.name} here): pip install "mlpmixer[onnx]"') from None
+        with _own_log():
+            quantize_static(
+                self.prepared,
+                out,
+                SimpleNamespace(get_next=self._batches().__next__),
+                calibration_cache_path=self.scratch / "ranges.json",
+                nodes_to_quantize=[name for layer in layers for name in self.layers[layer]],
+                op_types_to_quantize=KINDS,
+                per_channel=True,
+                reduce_range=True,  # weights of 7 bits
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                extra_options={"OpTypesToExcludeOutputQuantization": KINDS},
+            )
+
+    def _batches(self) -> Iterator[dict[str, Pixels] | None]:
+        """What the graph takes, and None. A fixed batch is filled up with the same images again."""
+        size = self.batch or BATCH
+        for start in range(0, len(self.images), size):
+            part = self.images[start : start + size]
+            yield {INPUT: np.resize(part, (self.batch or len(part), *part.shape[1:]))}
+        yield None
+
+    def worst_first(self) -> list[str]:
+        """The layers by how much the answers to some training images move when that layer alone is int8."""
+        alone = self.scratch / "alone.onnx"
+
+        def probabilities(file: Path) -> NDArray[np.float32]:
+            chosen = np.linspace(0, len(self.images) - 1, min(RANKING, len(self.images))).round().astype(np.int64)
+            return Exported(open_export(file, engine=self.engine)).probabilities(self.images[chosen])
+
+        wanted = probabilities(self.file)
+        moved: dict[str, float] = {}
+        for layer in self.layers:
+            self.write(alone, [layer])
+            moved[layer] = float(np.abs(probabilities(alone) - wanted).mean())
+        return sorted(moved, key=moved.__getitem__, reverse=True)
+
+
+def layers_of(graph: "onnx.GraphProto") -> "dict[str, list[onnx.NodeProto]]":
+    """The network's products with constant weights, by its name for where they belong, which `to_onnx` has put before their own.
+
+    What the graph has beside the network, to resize images and to say what patches add, is not among them.
+    """
+    weights = {value.name for value in graph.initializer}
+    layers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        network, _, layer = node.name.rpartition("/")[0].partition(".")
+        if network == "network" and node.op_type in KINDS and node.input[1] in weights:
+            layers.setdefault(layer or network, []).append(node)
+    return layers
+
+
+def _keep_outputs(graph: "onnx.GraphProto", nodes: "Sequence[onnx.NodeProto]") -> None:
+    """What a layer receives may be an output of the graph, such as the features: a name of its own, so that the output stays unrounded."""
+    from onnx import helper
+
+    outputs = {value.name for value in graph.output}
+    for node in nodes:
+        if (name := node.input[0]) in outputs:
+            node.input[0] = f"{name}_of_{node.name}"
+            at = next(i for i, other in enumerate(graph.node) if other.name == node.name)
+            graph.node.insert(at, helper.make_node("Identity", [name], [node.input[0]], f"{node.name}_keep"))
+
+
+def _props(model: "onnx.ModelProto") -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+@contextmanager
+def _own_log() -> Iterator[None]:
+    """The quantiser writes to the root logger, which would set that up for the whole process."""
+    nowhere = logging.NullHandler()
+    logging.root.addHandler(nowhere)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(nowhere)
+
+
+def images_per_s(*files: Path, engine: str | None = None) -> tuple[int, *tuple[float, ...]]:
+    """Images at a time, and for each file how many it answers in a second on one thread, from pixels to probabilities.
+
+    The files take turns, and it is the time of the processor that counts: neither falls behind by what else the machine does.
+    """
+    exports = [open_export(file, engine=engine, threads=1) for file in files]
+    pre, batch = exports[0].meta.preprocess, exports[0].batch or SPEED_BATCH
+    images: Any = np.random.default_rng(0).integers(0, 256, (batch, *pre.image_size, pre.in_channels)).astype(pre.dtype)
+    for export in exports:
+        export(images, PROBABILITIES)  # the first call allocates
+    rounds, seconds = 0, [0.0] * len(exports)
+    while rounds < SPEED_ROUNDS or sum(seconds) < SPEED_S:
+        for i, export in enumerate(exports):
+            start = time.process_time()
+            export(images, PROBABILITIES)
+            seconds[i] += time.process_time() - start
+        rounds += 1
+    return batch, *(batch * rounds / s for s in seconds)

@@ -1,0 +1,1 @@
+"""Pixels to probabilities, whatever computes them. Imports no torch by itself."""

@@ -1,0 +1,81 @@
+"""OpenVINO on the CPU: its own .xml with the weights in a .bin beside it, and .onnx files."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from numpy.typing import NDArray
+
+from mlpmixer.data.images import Pixels
+from mlpmixer.inference.engines.session import Precision, Session, Value
+from mlpmixer.inference.onnx_model import KEY
+
+PLACE = ("framework", KEY)  # where OpenVINO keeps what metadata_props of an ONNX file say, also in the rt_info of an .xml
+HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def open_file(file: Path, precision: Precision, streams: int, threads: int) -> Session:
+    """Errors: ValueError for an .xml without weights or of another kind, and for bfloat16 where the processor has none."""
+    weights = file.with_suffix(".bin") if file.suffix == ".xml" else None
+    if weights:
+        with open(file, "rb") as f:
+            if b"<net" not in f.read(1000):  # OpenVINO would try all its readers, which print what they think of it
+                raise ValueError(f"{file} is no model of OpenVINO: expected an .xml that begins with <net")
+        if not weights.is_file():
+            raise ValueError(f"{weights} does not exist: an .xml keeps its weights in the .bin of the same name; the two belong together")
+    openvino = import_openvino()
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # a file that is overwritten later must not change, or end, what was read from it
+    model = core.read_model(file)
+    # by itself it computes in bfloat16 where the processor can, and leaves a wish for bfloat16 unfulfilled where it cannot
+    if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ValueError("this processor has no bfloat16 that OpenVINO would use: take float32")
+    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[precision]}
+    if streams > 1:
+        config["NUM_STREAMS"] = streams
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = threads * streams
+    compiled = core.compile_model(model, "CPU", config)
+    requests = SimpleQueue[Any]()
+    for _ in range(streams):
+        requests.put(compiled.create_infer_request())
+
+    def compute(images: Pixels, outputs: Sequence[str]) -> list[NDArray[Any]]:
+        request = requests.get()  # which computes one thing at a time
+        try:
+            request.infer([images], share_outputs=True)
+            return [request.get_tensor(name).data.copy() for name in outputs]
+        finally:
+            requests.put(request)
+
+    return Session(
+        version=openvino.__version__.split("-")[0],
+        metadata=model.get_rt_info(list(PLACE)).astype(str) if model.has_rt_info(list(PLACE)) else None,
+        takes=tuple(value for port in model.inputs for value in _values(port)),
+        gives=tuple(value for port in model.outputs for value in _values(port)),
+        compute=compute,
+        weights=weights,
+    )
+
+
+def import_openvino() -> Any:
+    """The package without its telemetry: it would report each import over the network, and keep a number of this user in their home."""
+    telemetry = "openvino_telemetry"
+    absent = telemetry not in sys.modules
+    if absent:
+        sys.modules[telemetry] = None  # type: ignore[assignment]  # then it takes a stub of its own
+    try:
+        import openvino
+    finally:
+        if absent:
+            del sys.modules[telemetry]
+    return openvino
+
+
+def _values(port: Any) -> list[Value]:
+    """A port has a name for each that the tensor had; none in a graph that was never named."""
+    shape = port.partial_shape
+    sizes = tuple(None if n.is_dynamic else n.get_length() for n in shape) if shape.rank.is_static else ()
+    return [Value(name, port.element_type.to_dtype().name, sizes) for name in sorted(port.get_names()) or [""]]

@@ -1,0 +1,84 @@
+"""torch on the CPU: .pt2 files, which torch.export writes. Opening one runs what is in it, as a pickle does."""
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from mlpmixer.data.images import Pixels
+from mlpmixer.inference.engines.session import Precision, Session, Value
+from mlpmixer.inference.onnx_model import KEY
+
+METADATA = f"{KEY}.json"  # of the extra files in a .pt2
+
+
+def open_file(file: Path, precision: Precision, streams: int, threads: int) -> Session:
+    import torch
+
+    prepare(streams, threads)
+    extra = {METADATA: ""}
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # what goes wrong is raised, too
+    try:
+        program = torch.export.load(file, extra_files=extra)
+    finally:
+        logger.setLevel(level)
+    module = program.module()
+    signature = program.graph_signature
+    known = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+    names = program.call_spec.out_spec.context if program.call_spec.out_spec else None
+    if not isinstance(names, list) or len(names) != len(signature.user_outputs):  # not a dict of outputs, so none of ours
+        names = [str(name) for name in signature.user_outputs]
+
+    def compute(images: Pixels, outputs: Sequence[str]) -> list[NDArray[Any]]:
+        with torch.inference_mode(), computing("cpu", precision, threads):
+            answers = module(torch.from_numpy(images))
+        return [(a.float() if a.is_floating_point() else a).numpy() for a in (answers[name] for name in outputs)]
+
+    return Session(
+        version=torch.__version__,
+        metadata=extra[METADATA] or None,
+        takes=tuple(_value(str(name), known.get(name)) for name in signature.user_inputs),
+        gives=tuple(_value(name, known.get(node)) for name, node in zip(names, signature.user_outputs, strict=True)),
+        compute=compute,
+    )
+
+
+_threads = threading.Lock()
+
+
+def prepare(streams: int, threads: int) -> None:
+    """For several streams torch keeps to their number of threads from now on, in the whole process: within `computing` nothing changes."""
+    import torch
+
+    if streams > 1:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def computing(device: str, precision: Precision, threads: int) -> Iterator[None]:
+    """torch's operations within, in `precision` (bfloat16 is autocast) and on so many threads (0: as they are), which are the process's."""
+    import torch
+
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        if threads in (0, torch.get_num_threads()):
+            yield
+            return
+        with _threads:
+            before = torch.get_num_threads()
+            torch.set_num_threads(threads)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(before)
+
+
+def _value(name: str, value: Any) -> Value:
+    """`value` is an example without numbers; a size that is free is a symbol in it."""
+    shape = tuple(n if isinstance(n, int) else None for n in getattr(value, "shape", ()))
+    return Value(name, str(getattr(value, "dtype", "")).removeprefix("torch."), shape)

@@ -1,0 +1,1 @@
+"""Networks: a network is a frozen config and one file."""

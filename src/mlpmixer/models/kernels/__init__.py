@@ -1,0 +1,119 @@
+"""The one seam behind which a faster implementation of a Mixer block lives: on a CPU, products by oneDNN or our own, compiled code between.
+
+`model.MixerBlock` says what is computed; tests hold the two equal, forward and backward. GPUs have torch.compile instead.
+"""
+
+import copy
+import ctypes
+import sys
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mlpmixer.config import MixerConfig
+from mlpmixer.models.kernels.block import Block, infer, pack, packs
+from mlpmixer.models.kernels.native import Unavailable, library
+from mlpmixer.models.locality import LocalLinear
+from mlpmixer.models.mixer import Mixer, MixerBlock
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class FastBlock(MixerBlock):
+    """A MixerBlock on compiled kernels; under another precision than DTYPES, or off the CPU, it is the plain one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype not in DTYPES or x.device.type != "cpu":
+            return super().forward(x)
+        keep = [k.float().flatten() for k in (self.kept(x), self.kept(x)) if k is not None]  # drawn in the order of the plain block
+        erf, x = self.token_mixing.approximate == "none", x.contiguous()
+        with torch.autocast("cpu", enabled=False):
+            if not keep and not torch.is_grad_enabled():
+                return infer(x, erf, *self.operands(x.dtype))
+            scales = torch.stack(keep) if keep else None
+            return cast(Tensor, Block.apply(x, erf, scales, *self.weights()))  # type: ignore[no-untyped-call]
+
+    def weights(self) -> list[Tensor]:
+        """gamma1, beta1, W1, b1, W2, b2, gamma2, beta2, W3, b3, W4, b4."""
+        mixers = ((self.norm1, self.token_mixing), (self.norm2, self.channel_mixing))
+        return [p for norm, mlp in mixers for p in (norm.weight, norm.bias, weight(mlp.fc1), mlp.fc1.bias, weight(mlp.fc2), mlp.fc2.bias)]
+
+    def operands(self, dtype: torch.dtype) -> list[Tensor]:
+        """The same as `infer` takes them: matrices and their biases in `dtype`."""
+        own = [p if i % 6 < 2 else p.to(dtype) for i, p in enumerate(self.weights())]
+        return [pack(p) if p.dim() == 2 else p for p in own] if packs(dtype) else own
+
+
+class InferenceBlock(FastBlock):
+    """A FastBlock that keeps its matrices as `infer` takes them for the next call, as long as they stay what they are."""
+
+    converted: tuple[object, list[Tensor]] | None = None
+
+    def operands(self, dtype: torch.dtype) -> list[Tensor]:
+        if dtype == torch.float32 and not packs(dtype):
+            return self.weights()
+        own = self.weights()
+        if any(p.is_inference() for p in own):  # whose changes nobody counts
+            return super().operands(dtype)
+        now = dtype, [(p.data_ptr(), p._version) for p in own]
+        if self.converted is None or self.converted[0] != now:
+            self.converted = now, super().operands(dtype)
+        return self.converted[1]
+
+
+def weight(layer: nn.Linear) -> Tensor:
+    return layer.whole_weight() if isinstance(layer, LocalLinear) else layer.weight
+
+
+def missing(dtypes: Sequence[torch.dtype] = DTYPES) -> str:
+    """Why this machine has no compiled kernels for these; empty when it has."""
+    try:
+        for dtype in dtypes:
+            library(dtype)
+    except Unavailable as e:
+        return str(e)
+    return ""
+
+
+def why_not(model: Mixer, dtypes: Sequence[torch.dtype] = DTYPES) -> str:
+    """Why `install` and `for_inference` cannot speed this model up on this machine; empty when they can."""
+    if any(type(block) not in (MixerBlock, FastBlock) for block in model.blocks):
+        return "compiled kernels compute the paper's block and no other"
+    if model.cfg.dropout:
+        return "compiled kernels have no dropout"
+    if model.cfg.part_grid != model.cfg.grid:
+        return "compiled kernels mix no parts"
+    return missing(dtypes)
+
+
+def install(model: Mixer) -> None:
+    """Let the blocks of `model` run on compiled kernels on a CPU, in place: the same function and parameters, sooner. See `why_not`.
+
+    Also lets this process keep the memory that it frees, up to 1 GiB: a step frees and takes the same large tensors again, and the system
+    would clear every page of them anew (a fifth of the step of a small model).
+    """
+    for block in model.blocks:
+        block.__class__ = FastBlock
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+def for_inference(model: Mixer) -> Mixer:
+    """The same network on compiled kernels, for evaluation on a CPU: a copy of its modules that shares all parameters. See `why_not`."""
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}).eval()
+    for block in copied.blocks:
+        block.__class__ = InferenceBlock
+    return copied
+
+
+def portion(cfg: MixerConfig) -> int:
+    """Images at a time that keep what lies between two products near the processor, for all of torch's threads."""
+    values = max(cfg.num_patches * cfg.channels_mlp_dim, cfg.hidden_dim * cfg.tokens_mlp_dim)  # of a hidden layer, for one image
+    return max(torch.get_num_threads() * PORTION // values, 1)
+
+
+PORTION = 1 << 21  # values: 8 MiB in float32
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # malloc.h of glibc

@@ -1,0 +1,1 @@
+"""Training: recipes, the loop, and what one update is made of."""

@@ -1,0 +1,106 @@
+"""The learning-rate range test (Smith 2017, arXiv:1506.01186): raise the rate from step to step, and see where the loss stops falling."""
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlpmixer.config import Recipe
+from mlpmixer.models.architecture import with_network
+from mlpmixer.training.batches import batches
+from mlpmixer.training.distillation import Answer
+from mlpmixer.training.run import Report, first_step, trained_parts
+
+MEMORY = 0.9  # of the moving average that smooths the losses
+BLOWN_UP = 2.0  # times the lowest smoothed loss: the sweep has seen enough
+BELOW_THE_LOWEST = 10.0  # how far below the rate of the lowest loss the suggestion lies, as is customary
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Step by step: the rate (`optim.lr`), the loss of the batch, and the moving average of the losses."""
+
+    lr: tuple[float, ...]
+    loss: tuple[float, ...]
+    smooth: tuple[float, ...]
+    muon_per_lr: float | None
+    """With Muon, `optim.muon_lr` is this many times the rate; both were raised alike."""
+
+    @property
+    def lowest(self) -> float:
+        """The rate at which the smoothed loss is lowest."""
+        return self.lr[int(np.argmin(self.smooth))]
+
+    @property
+    def suggested(self) -> float:
+        """A peak for `optim.lr`: a tenth of `lowest`, since a whole training stands less than one step does."""
+        return self.lowest / BELOW_THE_LOWEST
+
+    def to_json(self) -> dict[str, Any]:
+        muon = None if self.muon_per_lr is None else self.suggested * self.muon_per_lr
+        return dataclasses.asdict(self) | {"lowest": self.lowest, "suggested": self.suggested, "suggested_muon_lr": muon}
+
+
+def find_lr(
+    recipe: Recipe,
+    *,
+    steps: int = 100,
+    low: float = 1e-5,
+    high: float = 10.0,
+    report: Report | None = None,
+    teacher: Answer | None = None,
+) -> Sweep:
+    """Train a throw-away copy for some steps while `optim.lr` grows from `low` to `high` by a constant factor; nothing is written.
+
+    Batches, augmentation, optimizer, clipping, distillation are the recipe's; its schedule and its first steps for the head alone are not;
+    images that grow (`run.progressive`) have their first size.
+    The sweep ends early when the loss has blown up. report, teacher: as in `train`.
+
+    Errors: ValueError as in `train`, for a range that is none, and when the loss is not finite within the first ten steps.
+    """
+    if not 0 < low < high or steps < 20:
+        raise ValueError(f"expected 0 < low < high and at least 20 steps, got low={low:g}, high={high:g}, steps={steps}")
+    recipe = with_network(recipe, None)
+    optim = dataclasses.replace(recipe.optim, head_steps=0, ema_decay=0.0, average_last=0.0)
+    start, source = trained_parts(recipe, report or (lambda line: None), teacher)
+    rates, losses, smooth = np.geomspace(low, high, steps).tolist(), [], []
+    with torch.random.fork_rng():
+        step_of = first_step(dataclasses.replace(recipe, optim=optim), start, source)
+        mean = 0.0
+        for step, indices, images in batches(step_of.images, recipe.run, 1, steps):
+            loss = step_of(step, rates[step - 1] / optim.lr, indices, images)[0].item()
+            if not math.isfinite(loss):
+                break
+            mean = MEMORY * mean + (1 - MEMORY) * loss
+            losses.append(loss)
+            smooth.append(mean / (1 - MEMORY**step))
+            if smooth[-1] > BLOWN_UP * min(smooth):
+                break
+    if len(losses) < 10:
+        raise ValueError(f"the loss is not finite after {len(losses)} steps, at a rate of {rates[len(losses)]:g}: start lower than {low:g}")
+    ratio = optim.muon_lr / optim.lr if optim.name == "muon" else None
+    return Sweep(tuple(rates[: len(losses)]), tuple(losses), tuple(smooth), ratio)
+
+
+def plot(sweep: Sweep, path: str | os.PathLike[str]) -> Path:
+    """Write the loss over the rate as a PNG; returns its path."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xscale="log", xlabel="learning rate (optim.lr)", ylabel="loss")
+    axes.plot(sweep.lr, sweep.loss, color="0.75", linewidth=0.8, label="of each batch")
+    axes.plot(sweep.lr, sweep.smooth, color="tab:blue", label="smoothed")
+    axes.axvline(sweep.suggested, color="tab:red", linestyle="--", label=f"suggested: {sweep.suggested:.2g}")
+    axes.set_ylim(0.9 * min(sweep.smooth), 1.1 * min(max(sweep.smooth), 1.5 * sweep.smooth[0]))
+    axes.legend()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", dpi=120)
+    return path

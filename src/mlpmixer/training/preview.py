@@ -1,0 +1,165 @@
+"""What the network sees: a labelled contact sheet of augmented training images. Torch is imported when one is drawn."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from mlpmixer.config import Augment, Data
+from mlpmixer.data.images import Pixels
+
+if TYPE_CHECKING:
+    from mlpmixer.data.image_set import ImageSet, Splits
+    from mlpmixer.data.preprocess import Preprocess
+
+TILE_PX = 128  # small images are enlarged by a whole factor to about this
+FONT_PX, GAP_PX = 13, 6
+
+
+def preview(
+    splits: "Splits",
+    data: Data,
+    augment: Augment,
+    preprocess: "Preprocess",
+    path: str | os.PathLike[str],
+    *,
+    rows: int = 6,
+    cols: int = 8,
+    seed: int = 0,
+) -> Path:
+    """Writes a PNG of `rows` training images, spread over the classes: the plain evaluation view, then `cols` - 1 augmented draws.
+
+    Images that cannot be read are passed over. Raises ValueError when none can, or for rows < 1 or cols < 2.
+    """
+    if rows < 1 or cols < 2:
+        raise ValueError(f"a preview needs rows >= 1 and cols >= 2, got rows={rows}, cols={cols}")
+    stored: list[Pixels] = []
+    plain: list[Pixels] = []
+    labels: list[int] = []
+    for i in _spread(splits.train, seed):
+        if len(labels) == rows:
+            break
+        try:
+            views = [p.array(splits.train.source(int(i))) for p in (preprocess.scaled(data.train_scale), preprocess)]
+        except ValueError:  # ImageError: the run reports these, a picture goes on without them
+            continue
+        stored.append(views[0])
+        plain.append(views[1])
+        labels.append(int(splits.train.labels[i]))
+    if not labels:
+        raise ValueError(f"no image of the training split of {splits.name} can be read; look at: mlpmixer data check")
+    return contact_sheet(np.stack(stored), np.stack(plain), labels, splits.classes, augment, path, draws=cols - 1, seed=seed)
+
+
+def contact_sheet(
+    stored: Pixels,
+    plain: Pixels,
+    labels: Sequence[int],
+    classes: Sequence[str],
+    cfg: Augment,
+    path: str | os.PathLike[str],
+    *,
+    draws: int = 7,
+    seed: int = 0,
+) -> Path:
+    """Writes one row per image: `plain` (N,h,w,C), then `draws` augmentations of `stored` (N,H,W,C), both in 0..255.
+
+    Every column is one batch as training makes it, so mixing partners are among the rows; mixed tiles say what they are made of.
+    """
+    import torch
+
+    from mlpmixer.training.augment import augment
+
+    size = (plain.shape[1], plain.shape[2])
+    targets = torch.eye(len(classes))[torch.tensor(labels)]
+    generator = torch.Generator().manual_seed(seed)
+    columns = [(plain.round().astype(np.uint8), [[classes[label]] for label in labels])]
+    for _ in range(draws):
+        images, mixed = augment(torch.from_numpy(stored), targets, cfg, size, generator)
+        pixels = images.permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
+        columns.append((pixels, [_mixture(t.tolist(), classes) for t in mixed]))
+
+    factor = max(1, round(TILE_PX / max(size)))
+    tile_h, tile_w = size[0] * factor, max(size[1] * factor, TILE_PX // 2)
+    lines = max(len(caption) for _, captions in columns for caption in captions)
+    step_y, step_x = tile_h + lines * (FONT_PX + 2) + 2 * GAP_PX, tile_w + GAP_PX
+    width = GAP_PX + step_x * len(columns)
+    font = ImageFont.load_default(FONT_PX)
+    text = f"{stored.shape[1]}x{stored.shape[2]} px to {size[0]}x{size[1]} px, seed {seed}. {describe(cfg)}"
+    title = _wrap(text, font, width - 2 * GAP_PX)
+    top = GAP_PX + (len(title) + 1) * (FONT_PX + GAP_PX)
+    canvas = Image.new("RGB", (width, top + step_y * len(labels)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, line in enumerate(title):
+        draw.text((GAP_PX, GAP_PX + i * (FONT_PX + GAP_PX)), line, "black", font)
+    for x, (pixels, captions) in enumerate(columns):
+        left = GAP_PX + x * step_x
+        draw.text((left, top - FONT_PX - GAP_PX), "evaluation" if x == 0 else f"draw {x}", "dimgrey", font)
+        for y, caption in enumerate(captions):
+            tile = _picture(pixels[y]).resize((size[1] * factor, tile_h), Image.Resampling.NEAREST)
+            canvas.paste(tile, (left, top + y * step_y))
+            for i, line in enumerate(caption):
+                draw.text((left, top + y * step_y + tile_h + 2 + i * (FONT_PX + 2)), _shorten(line, font, tile_w), "black", font)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path, "PNG")
+    return path
+
+
+def describe(cfg: Augment) -> str:
+    """The augmentations that are on, in words: "flip, pad_crop_px=4, pad_mode=reflect"."""
+    values: dict[str, Any] = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
+    if not (cfg.mixup or cfg.cutmix):
+        del values["mix_probability"]
+    if not cfg.randaugment_layers:
+        del values["randaugment_magnitude"], values["randaugment_form"]
+    if not (cfg.pad_crop_px or cfg.rotate_deg or cfg.zoom or cfg.shear):
+        del values["pad_mode"]
+    on = [name if value is True else f"{name}={value}" for name, value in values.items() if value]
+    return ", ".join(on) or "no augmentation"
+
+
+def _spread(images: "ImageSet", seed: int) -> npt.NDArray[np.int64]:
+    """All image numbers in a random order in which the classes take turns."""
+    order = np.random.default_rng(seed).permutation(len(images))
+    turn = np.zeros(len(order), np.int64)
+    for label in np.unique(images.labels):
+        mine = images.labels[order] == label
+        turn[mine] = np.arange(mine.sum())
+    return order[np.argsort(turn, kind="stable")]
+
+
+def _mixture(target: Sequence[float], classes: Sequence[str]) -> list[str]:
+    """The lines of a soft target in words, none for a hard one."""
+    parts = sorted(((share, name) for share, name in zip(target, classes, strict=True) if share > 0), reverse=True)
+    return [] if len(parts) < 2 else [f"{share:.2f} {name}" for share, name in parts]
+
+
+def _picture(pixels: Pixels) -> Image.Image:
+    """(H,W,C) -> RGB; one or two channels are shown as grey (the first), more than three as the first three."""
+    return Image.fromarray(np.ascontiguousarray(pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0])).convert("RGB")
+
+
+def _shorten(text: str, font: Any, width_px: int) -> str:
+    text = " ".join(text.split())
+    if font.getlength(text) <= width_px:
+        return text
+    while text and font.getlength(text + "...") > width_px:
+        text = text[:-1]
+    return text + "..."
+
+
+def _wrap(text: str, font: Any, width_px: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width_px:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

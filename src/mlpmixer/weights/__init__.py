@@ -1,0 +1,1 @@
+"""Files of weights, ours and others', and run folders."""

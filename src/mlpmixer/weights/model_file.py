@@ -1,0 +1,196 @@
+"""Models and training states on disk: safetensors with JSON in the header, written atomically. Never pickle.
+
+A model file carries everything needed to use it: architecture, weights, class names, preprocessing, provenance.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from mlpmixer.config import Config, MixerConfig, from_json, to_json
+from mlpmixer.data.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mlpmixer.models.architecture import Build
+    from mlpmixer.models.mixer import Mixer
+
+FORMAT = 1
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+STATES_KEPT = 2
+
+
+class CheckpointError(ValueError):
+    """A file that is not a sound model or training state; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMeta(Config):
+    """What travels with the weights."""
+
+    config: MixerConfig
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    network: str = ""
+    """Of another network than a Mixer, what built it; `config` then says no more than the sizes of input and output."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Where it comes from: recipe, data, metrics, version, date, loss."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write within, which then takes the place of `path`: a crash at any moment leaves the old file or the whole new one.
+
+    Errors: OSError when the disk is full or read-only.
+    """
+    part = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield part
+        with open(part, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except OSError as e:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {e}") from e
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: "Mapping[str, Tensor]", meta: Mapping[str, Any]) -> None:
+    """Write atomically, as `replacing` does."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    header = {"mlpmixer": json.dumps({"format": FORMAT, **meta})}
+    with replacing(Path(path)) as part:
+        try:
+            save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, part, header)
+        except SafetensorError as e:
+            raise OSError(str(e)) from e
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON that `write_tensors` was given, read without torch and without trusting the file's own sizes."""
+    try:
+        with open(path, "rb") as f:
+            size = os.fstat(f.fileno()).st_size
+            head = f.read(8)
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+            if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
+                raise CheckpointError(f"{path} is not a safetensors file, or it is cut off")
+            header = json.loads(f.read(length))
+        meta = json.loads(header["__metadata__"]["mlpmixer"])
+        end = 8 + length + max((t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"), default=0)
+    except (KeyError, TypeError, IndexError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise CheckpointError(f"{path} is not a file that mlpmixer wrote: no readable 'mlpmixer' entry in its header") from e
+    if end != size:
+        raise CheckpointError(f"{path} is cut off or damaged: {size} bytes where {end} are expected")
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {meta.get('format') if isinstance(meta, dict) else meta!r}; this version reads format {FORMAT}"
+        )
+    return meta
+
+
+def read_tensors(path: str | os.PathLike[str]) -> "tuple[dict[str, Tensor], dict[str, Any]]":
+    """Tensors and JSON of a file. CheckpointError when it is damaged, FileNotFoundError when it is not there."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    meta = read_header(path)
+    try:
+        return load_file(path), meta
+    except SafetensorError as e:
+        raise CheckpointError(f"{path} is damaged: {e}") from e
+
+
+def save_model(path: str | os.PathLike[str], model: "nn.Module", meta: ModelMeta) -> None:
+    """One file that is enough to use the model (with what builds it, if it is no Mixer). Errors: OSError."""
+    assert meta.network or model.cfg == meta.config
+    write_tensors(path, model.state_dict(), {"model": to_json(meta)})
+
+
+def rewrite_meta(path: str | os.PathLike[str], change: Callable[[ModelMeta], ModelMeta]) -> None:
+    """Replace what travels with the weights, atomically; the weights stay as they are."""
+    tensors, _ = read_tensors(path)
+    write_tensors(path, tensors, {"model": to_json(change(read_meta(path)))})
+
+
+def read_meta(path: str | os.PathLike[str]) -> ModelMeta:
+    """What travels with the weights at `path`; imports no torch."""
+    meta = read_header(path)
+    if "model" not in meta:
+        raise CheckpointError(f"{path} is not a model file")
+    try:
+        return from_json(ModelMeta, meta["model"])
+    except (ValueError, TypeError) as e:
+        raise CheckpointError(f"{path}: {e}") from e
+
+
+def require_mixer(path: str | os.PathLike[str], meta: ModelMeta) -> None:
+    """CheckpointError when the file at `path` holds another network."""
+    if meta.network:
+        raise CheckpointError(
+            f"{path} holds another network than a Mixer, {meta.network}: it can be used from Python, "
+            "mlpmixer.load(run, network=what built it)"
+        )
+
+
+def load_model(path: str | os.PathLike[str], network: "Build | None" = None) -> "tuple[Mixer, ModelMeta]":
+    """The model in evaluation mode, on the CPU, and what travels with it. Strict: names and shapes must fit the stored architecture.
+
+    network: what built it, of another network than a Mixer.
+    """
+    import torch
+
+    from mlpmixer.models.architecture import name_of
+    from mlpmixer.models.mixer import Mixer
+
+    meta = read_meta(path)
+    if network is None:
+        require_mixer(path, meta)
+    elif name_of(network) != meta.network:
+        raise CheckpointError(f"{path} holds {meta.network or 'a Mixer'}, and {name_of(network)} is given to build it")
+    tensors, _ = read_tensors(path)
+    with torch.device("meta" if network is None else "cpu"):  # another's constructor may compute with its weights
+        model = cast(Mixer, (network or Mixer)(meta.config))
+    try:
+        model.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as e:
+        raise CheckpointError(f"{path}: the weights do not fit the architecture stored with them: {e}") from e
+    return model.requires_grad_(True).eval(), meta
+
+
+def states(run: Path) -> list[Path]:
+    """Training states of a run, newest first."""
+    return sorted((run / "checkpoints").glob("step-*.safetensors"), reverse=True)
+
+
+def last_state(run: Path) -> Path | None:
+    """The newest training state that is sound; None when there is none."""
+    for path in states(run):
+        try:
+            read_header(path)
+        except (CheckpointError, OSError):
+            continue
+        return path
+    return None
+
+
+def save_state(run: Path, step: int, tensors: "Mapping[str, Tensor]", meta: Mapping[str, Any]) -> None:
+    """Write the whole training state atomically, then drop the older ones. Errors: OSError, with the older ones left."""
+    write_tensors(run / "checkpoints" / f"step-{step:09d}.safetensors", tensors, meta)
+    for old in states(run)[STATES_KEPT:]:
+        old.unlink(missing_ok=True)

@@ -1,0 +1,544 @@
+"""Data by name and by path, splits cut and checked, hostile files refused."""
+
+import builtins
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import pickle
+import sys
+import tarfile
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mlpmixer.config import Data
+from mlpmixer.data.datasets import DATASETS, open_data, open_images, stratified_cut
+from mlpmixer.data.images import ImageError, decode
+from mlpmixer.data.streaming.datasets import open_streamed
+
+RNG = np.random.default_rng(0)
+
+
+def png(seed: int, size: int = 8) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_folder(root: Path, layout: dict[str, int]) -> Path:
+    """{"train/cat": 3} -> three images in root/train/cat."""
+    seed = 0
+    for folder, n in layout.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            seed += 1
+            (root / folder / f"{i}.png").write_bytes(png(seed))
+    return root
+
+
+def write_parquet(path: Path, labels, *, names=None, image="image", label="label", metadata=True, images=None) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images = images or [{"bytes": png(i), "path": None} for i in range(len(labels))]
+    table = pa.table({image: pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])), label: labels})
+    features = {label: {"names": names, "_type": "ClassLabel"}, image: {"_type": "Image"}}
+    if metadata:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+
+
+# ---- by name
+
+
+def test_digits_is_the_default_and_works_offline() -> None:
+    s = open_data(Data())
+    assert (len(s.train), len(s.val), len(s.test)) == (1293, 144, 360)
+    assert s.name == "digits" and s.classes == tuple("0123456789") and s.train.channels == 1
+    pixels = np.asarray(s.train.source(0))
+    assert pixels.shape == (8, 8) and pixels.dtype == np.uint8
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    raw = load_digits()
+    _, test = train_test_split(np.arange(1797), test_size=0.2, stratify=raw.target, random_state=0)
+    first = np.sort(test)[0]
+    assert s.test.names[0] == f"digits[{first}]"
+    assert np.array_equal(np.asarray(s.test.source(0)), np.floor(raw.images[first] * 255 / 16 + 0.5))
+    assert any("360 images cut" in n for n in s.notes) and any("144 images cut" in n for n in s.notes)
+
+
+def test_another_split_seed_redraws_the_test_images() -> None:
+    a, b, c = (open_data(Data(split_seed=seed)) for seed in (0, 0, 1))
+    assert list(a.test.names) == list(b.test.names) != list(c.test.names)
+    assert list(a.val.names) == list(b.val.names)
+
+
+def test_a_wrong_name_or_path_gets_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="did you mean digits"):
+        open_data(Data(name="digts"))
+    make_folder(tmp_path / "flowers", {"a": 3, "b": 3})
+    with pytest.raises(ValueError, match=r"did you mean .*flowers"):
+        open_data(Data(name=str(tmp_path / "flovers")))
+    with pytest.raises(ValueError, match=r"cifar10.*digits"):
+        open_data(Data(name="zzzzzz"))
+    with pytest.raises(ValueError, match="no data given"):
+        open_data(Data(name=" "))
+    with pytest.raises(ValueError, match=r"no folder .*did you mean .*flowers"):
+        open_data(Data(name="mnist", data_dir=str(tmp_path / "flower")))
+    (tmp_path / "x.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"not \.parquet"):
+        open_data(Data(name=str(tmp_path / "x.zip")))
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+
+
+MNIST_IMAGES = RNG.integers(0, 256, (60, 28, 28), dtype=np.uint8)
+MNIST_LABELS = np.arange(60, dtype=np.uint8) % 10
+
+
+def write_idx(folder: Path, dot: str = "-", suffix: str = "") -> None:
+    pack = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[suffix]
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, n in (("train", 60), ("t10k", 20)):
+        (folder / f"{stem}-images{dot}idx3-ubyte{suffix}").write_bytes(pack(idx(MNIST_IMAGES[:n])))
+        (folder / f"{stem}-labels{dot}idx1-ubyte{suffix}").write_bytes(pack(idx(MNIST_LABELS[:n])))
+
+
+@pytest.mark.parametrize(("dot", "suffix"), [("-", ""), ("-", ".gz"), ("-", ".xz"), (".", ""), (".", ".gz")])
+@pytest.mark.parametrize("below", ["", "fashion-mnist", "FashionMNIST/raw"])
+def test_mnist_files_are_found_and_read(tmp_path: Path, dot: str, suffix: str, below: str) -> None:
+    write_idx(tmp_path / below, dot, suffix)
+    s = open_data(Data(name="fashion_mnist", data_dir=str(tmp_path)))
+    assert (len(s.train), len(s.val), len(s.test)) == (50, 10, 20) or len(s.train) + len(s.val) == 60
+    assert s.classes[0] == "T-shirt/top" and s.test.channels == 1
+    assert np.array_equal(np.asarray(s.test.source(3)), MNIST_IMAGES[3]) and s.test.names[3] == "test[3]"
+
+
+def test_damaged_mnist_files_are_named(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    good = (tmp_path / "train-images-idx3-ubyte").read_bytes()
+    for content in (good[:-5], good + b"x", b"", b"\0\0\x08\x03" + b"\xff" * 12, b"GIF89a" + good):
+        (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
+        with pytest.raises(ValueError, match="train-images-idx3-ubyte"):
+            open_data(Data(name="mnist", data_dir=str(tmp_path)))
+    (tmp_path / "train-images-idx3-ubyte").unlink()
+    with pytest.raises(ValueError, match="train-images-idx3-ubyte is missing"):
+        open_data(Data(name="mnist", data_dir=str(tmp_path)))
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(good)[:-20])
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        open_data(Data(name="mnist", data_dir=str(tmp_path)))
+
+
+CIFAR = RNG.integers(0, 256, (20, 3072), dtype=np.uint8)
+
+
+def cifar_binary(labels: np.ndarray, coarse: bool = False) -> bytes:
+    columns = [labels[:, None].astype(np.uint8)] * (2 if coarse else 1)
+    return np.concatenate([*columns, CIFAR[: len(labels)]], axis=1).astype(np.uint8).tobytes()
+
+
+def cifar_files(kind: str, protocol: int = 2) -> dict[str, bytes]:
+    labels = np.arange(20) % 10
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    if kind == "binary":
+        return {f"{n}.bin": cifar_binary(labels) for n in names}
+    return {n: pickle.dumps({"data": CIFAR, "labels": labels.tolist(), "filenames": ["x"] * 20}, protocol) for n in names}
+
+
+@pytest.mark.parametrize(("kind", "protocol"), [("binary", 0), ("python", 2), ("python", 4), ("python", 5)])
+@pytest.mark.parametrize("below", ["", "cifar10", "cifar-10-batches-py", "tar"])
+def test_cifar10_original_files_are_read(tmp_path: Path, kind: str, protocol: int, below: str) -> None:
+    files = cifar_files(kind, protocol)
+    if below == "tar":
+        with tarfile.open(tmp_path / f"cifar-10-{kind}.tar.gz", "w:gz") as tar:
+            for name, content in files.items():
+                info = tarfile.TarInfo(f"cifar-10-batches/{name}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    else:
+        (tmp_path / below).mkdir(exist_ok=True)
+        for name, content in files.items():
+            (tmp_path / below / name).write_bytes(content)
+    s = open_data(Data(name="cifar10", data_dir=str(tmp_path)))
+    assert len(s.train) + len(s.val) == 100 and len(s.test) == 20 and s.classes[3] == "cat" and s.test.channels == 3
+    assert np.array_equal(np.asarray(s.test.source(7)), CIFAR[7].reshape(3, 32, 32).transpose(1, 2, 0))
+
+
+def test_cifar100_takes_the_fine_labels(tmp_path: Path) -> None:
+    labels = np.repeat(np.arange(10), 2)
+    for name in ("train", "test"):
+        rows = np.concatenate([np.full((20, 1), 7, np.uint8), labels[:, None].astype(np.uint8), CIFAR], axis=1)
+        (tmp_path / f"{name}.bin").write_bytes(rows.tobytes())
+    s = open_data(Data(name="cifar100", data_dir=str(tmp_path)))
+    assert s.classes[:3] == ("apple", "aquarium_fish", "baby") and len(s.classes) == 10  # the others have no image here
+    assert s.test.labels.tolist() == labels.tolist() and any("90 empty classes" in n for n in s.notes)
+
+
+class Evil:
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+class EvilDtype:
+    def __reduce__(self):
+        return np.dtype, ("O",)
+
+
+@pytest.mark.parametrize("what", ["system", "eval", "dtype", "truncated", "list", "shape", "labels"])
+def test_hostile_cifar_pickles_are_refused_and_run_nothing(tmp_path: Path, what: str) -> None:
+    files = cifar_files("python")
+    target = tmp_path / "ran"
+    files["data_batch_2"] = {
+        "system": pickle.dumps({"data": Evil(str(target)), "labels": []}),
+        "eval": b"c__builtin__\neval\n(S'1'\ntR.",
+        "dtype": pickle.dumps({"data": EvilDtype(), "labels": []}),
+        "truncated": files["data_batch_2"][:-500],
+        "list": pickle.dumps([1]),
+        "shape": pickle.dumps({"data": CIFAR[:, :100], "labels": [0] * 20}, 2),
+        "labels": pickle.dumps({"data": CIFAR, "labels": ["a"] * 20}, 2),
+    }[what]
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match="data_batch_2"):
+        open_data(Data(name="cifar10", data_dir=str(tmp_path)))
+    assert not target.exists()
+
+
+def test_missing_or_foreign_files_of_a_named_set_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cifar-10-binary.tar.gz.*--data-dir"):
+        open_data(Data(name="cifar10", data_dir=str(tmp_path)))
+    files = cifar_files("binary")
+    del files["data_batch_4.bin"]
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"data_batch_4.bin missing"):
+        open_data(Data(name="cifar10", data_dir=str(tmp_path)))
+    write_parquet(tmp_path / "other" / "train.parquet", [0, 1, 0, 1], names=["a", "b"])
+    with pytest.raises(ValueError, match="10 classes, these files have 2"):
+        open_data(Data(name="cifar10", data_dir=str(tmp_path / "other")))
+
+
+def test_one_folder_may_hold_several_named_sets(tmp_path: Path) -> None:
+    write_idx(tmp_path / "mnist")
+    names = list(DATASETS["cifar10"].classes)
+    write_parquet(tmp_path / "cifar10" / "plain_text" / "train-00000-of-00001.parquet", list(range(10)) * 3, names=names, image="img")
+    write_parquet(tmp_path / "cifar10" / "plain_text" / "test-00000-of-00001.parquet", list(range(10)), names=names, image="img")
+    assert len(open_data(Data(name="mnist", data_dir=str(tmp_path))).test) == 20
+    assert len(open_data(Data(name="cifar10", data_dir=str(tmp_path))).test) == 10
+    with pytest.raises(ValueError, match="no files of cifar100"):
+        open_data(Data(name="cifar100", data_dir=str(tmp_path)))
+
+
+# ---- Parquet
+
+
+def test_parquet_shards_of_all_splits_are_read(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-00000-of-00002.parquet", [0, 1, 0, 1], names=["dog", "cat"])
+    write_parquet(tmp_path / "train-00001-of-00002.parquet", [1, 0], names=["dog", "cat"])
+    write_parquet(tmp_path / "validation-00000-of-00001.parquet", [1], names=["dog", "cat"])
+    write_parquet(tmp_path / "test-00000-of-00001.parquet", [0, 1], names=["dog", "cat"])
+    s = open_data(Data(name=str(tmp_path)))
+    assert s.classes == ("dog", "cat") and s.train.labels.tolist() == [0, 1, 0, 1, 1, 0]
+    assert s.train.source(4) == png(0) and s.train.names[4] == "train[4]" and len(s.val) == 1 and len(s.test) == 2
+    assert len(open_images(Data(name=str(tmp_path)), "all")) == 9
+    (tmp_path / "train-00001-of-00002.parquet").unlink()
+    with pytest.raises(ValueError, match=r"train-00001-of-00002.parquet missing"):
+        open_data(Data(name=str(tmp_path)))
+
+
+def test_parquet_labels_may_be_text_or_bare_numbers(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    for labels in (["b", "a", "b", "a"], pa.array(["b", "a", "b", "a"]).dictionary_encode()):
+        write_parquet(tmp_path / "t" / "train.parquet", labels, metadata=False)
+        assert open_data(Data(name=str(tmp_path / "t" / "train.parquet"))).classes == ("a", "b")
+    write_parquet(tmp_path / "n.parquet", [10, 2, 10, 2, 10, 2], metadata=False)
+    s = open_data(Data(name=str(tmp_path / "n.parquet")))
+    assert s.classes == ("2", "10")
+    assert sorted(open_images(Data(name=str(tmp_path / "n.parquet")), "all").labels.tolist()) == [0, 0, 0, 1, 1, 1]
+
+
+def test_hostile_parquet_is_refused_or_bad_row_by_row(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(ValueError, match="not a readable Parquet"):
+        open_data(Data(name=str(tmp_path / "x.parquet")))
+    write_parquet(tmp_path / "y.parquet", [0, 1], image="picture", names=["a", "b"])
+    with pytest.raises(ValueError, match="expected a column image or img"):
+        open_data(Data(name=str(tmp_path / "y.parquet")))
+    write_parquet(tmp_path / "z.parquet", [0, 5], names=["a", "b"])
+    with pytest.raises(ValueError, match="label 5 is outside"):
+        open_data(Data(name=str(tmp_path / "z.parquet")))
+    write_parquet(tmp_path / "f.parquet", [0.5, 1.5], metadata=False)
+    with pytest.raises(ValueError, match="whole numbers or text"):
+        open_data(Data(name=str(tmp_path / "f.parquet")))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(png(1))
+    rows = [{"bytes": png(0), "path": None}, {"bytes": None, "path": "a.png"}, {"bytes": None, "path": "../secret.png"}, None]
+    (tmp_path / "secret.png").write_bytes(png(2))
+    write_parquet(tmp_path / "in" / "rows.parquet", [0, 1, 0, 1], names=["a", "b"], images=rows)
+    images = open_images(Data(name=str(tmp_path / "in" / "rows.parquet")), "all")
+    assert decode(images.source(1), "RGB").size == (8, 8)
+    for i in (2, 3):
+        with pytest.raises(ImageError):
+            decode(images.source(i), "RGB")
+    write_parquet(tmp_path / "m.parquet", [0, 1, -1, None, 0, 1], names=["a", "b"])
+    assert len(open_images(Data(name=str(tmp_path / "m.parquet")), "all")) == 4
+
+
+def test_a_lone_test_file_can_be_evaluated_but_not_trained_on(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "cifar_test.parquet", [0, 1, 1], names=["a", "b"])
+    assert len(open_images(Data(name=str(tmp_path / "cifar_test.parquet")), "test")) == 3
+    with pytest.raises(ValueError, match="only test images"):
+        open_data(Data(name=str(tmp_path / "cifar_test.parquet")))
+    with pytest.raises(ValueError, match="no train images"):
+        open_images(Data(name=str(tmp_path / "cifar_test.parquet")), "train")
+    with pytest.raises(ValueError, match="no split 'tset'"):
+        open_images(Data(), "tset")
+
+
+def test_a_folder_of_several_parquet_sets_asks_which(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "one" / "train.parquet", [0, 1], names=["a", "b"])
+    write_parquet(tmp_path / "two" / "train.parquet", [0, 1], names=["c", "d"])
+    with pytest.raises(ValueError, match=r"several data sets; pass one of .*one, .*two"):
+        open_data(Data(name=str(tmp_path)))
+
+
+def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    real = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.split(".")[0] == package:
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    for module in [m for m in sys.modules if m.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+@pytest.mark.parametrize(("package", "name"), [("pyarrow", "x.parquet"), ("huggingface_hub", "mnist"), ("datasets", "hf:a/b")])
+def test_missing_extras_say_what_to_install(package: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    monkeypatch.chdir(tmp_path)
+    without(monkeypatch, package)
+    with pytest.raises(ValueError, match=r'pip install "mlpmixer\[hf\]"'):
+        open_data(Data(name=name))
+
+
+# ---- the hub, as a stand-in
+
+
+def fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path, *, lie: bool = False, offline: bool = False) -> None:
+    def dataset_info(self, repo, **_):
+        if offline:
+            raise OSError("Network is unreachable")
+        siblings = []
+        for path in sorted(folder.rglob("*.parquet")):
+            digest = hashlib.sha256(b"lie" if lie else path.read_bytes()).hexdigest()
+            lfs = types.SimpleNamespace(sha256=digest)
+            siblings.append(types.SimpleNamespace(rfilename=str(path.relative_to(folder)), size=path.stat().st_size, lfs=lfs))
+        return types.SimpleNamespace(siblings=siblings, sha="abc123")
+
+    def snapshot_download(repo, **_):
+        raise FileNotFoundError("nothing cached")
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.HfApi = type("HfApi", (), {"dataset_info": dataset_info})
+    hub.hf_hub_download = lambda repo, name, **_: str(folder / name)
+    hub.snapshot_download = snapshot_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+
+
+def test_downloads_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = list(DATASETS["cifar10"].classes)
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "plain_text" / f"{split}-00000-of-00001.parquet", list(range(10)) * 2, names=names, image="img")
+    fake_hub(monkeypatch, tmp_path)
+    s = open_data(Data(name="cifar10"))
+    assert len(s.test) == 20 and "abc123" in s.notes[0]
+    fake_hub(monkeypatch, tmp_path, lie=True)
+    with pytest.raises(ValueError, match="sha256"):
+        open_data(Data(name="cifar10"))
+    fake_hub(monkeypatch, tmp_path, offline=True)
+    with pytest.raises(ValueError, match=r"unreachable.*train-\*.parquet.*--data-dir"):
+        open_data(Data(name="cifar10"))
+
+
+def test_hf_data_comes_through_datasets_undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat"])})
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(6)], "label": [0, 1] * 3}
+    loaded = datasets.DatasetDict({s: datasets.Dataset.from_dict(rows, features=features) for s in ("train", "validation", "test")})
+    fake_hub(monkeypatch, Path("nowhere"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda repo: loaded)
+    s = open_data(Data(name="hf:someone/pets"))
+    assert s.classes == ("dog", "cat") and (len(s.train), len(s.val), len(s.test)) == (6, 6, 6)
+    assert s.train.source(2) == png(2) and s.name == "pets"
+    fake_hub(monkeypatch, Path("nowhere"), offline=True)
+    with pytest.raises(ValueError, match=r"hf:someone/pets could not be loaded \(Network is unreachable\)"):
+        open_data(Data(name="hf:someone/pets"))
+
+
+def test_hf_names_are_checked() -> None:
+    with pytest.raises(ValueError, match="hf:owner/name"):
+        open_data(Data(name="hf:../../x y"))
+
+
+# ---- folders
+
+
+def test_a_plain_folder_is_cut_into_three(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"cat": 20, "dog": 10})
+    s = open_data(Data(name=str(tmp_path)))
+    assert s.classes == ("cat", "dog") and (len(s.train), len(s.val), len(s.test)) == (21, 3, 6)
+    assert sorted([*s.train.names, *s.val.names, *s.test.names]) == sorted(
+        f"{c}/{i}.png" for c, n in (("cat", 20), ("dog", 10)) for i in range(n)
+    )
+    assert len(open_images(Data(name=str(tmp_path)), "all")) == 30
+    assert len(open_images(Data(name=str(tmp_path)), "test")) == 6
+
+
+@pytest.mark.parametrize(
+    "words", [("train", "val", "test"), ("Train", "VALID", "Test"), ("training", "validation", "testing"), ("train", "dev", "test")]
+)
+def test_split_folders_of_any_usual_name_are_taken(tmp_path: Path, words: tuple[str, str, str]) -> None:
+    make_folder(tmp_path, {f"{w}/{c}": n for w, n in zip(words, (4, 2, 3), strict=True) for c in "ab"})
+    s = open_data(Data(name=str(tmp_path)))
+    assert (len(s.train), len(s.val), len(s.test)) == (8, 4, 6) and s.test.names[0] == f"{words[2]}/a/0.png"
+
+
+def test_train_may_be_the_name_of_a_class(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"bus": 5, "train": 5, "test": 5})
+    assert open_data(Data(name=str(tmp_path))).classes == ("bus", "test", "train")
+
+
+def test_a_class_only_in_test_is_an_error_that_names_it(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"train/cat": 5, "train/dog": 5, "test/cat": 2, "test/Zebra": 2})
+    with pytest.raises(ValueError, match="'Zebra' is in test"):
+        open_data(Data(name=str(tmp_path)))
+
+
+def test_strange_files_and_names_are_taken_or_noted(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"größe 1": 4, "日本": 4, "empty": 0, "deep/er": 4, ".hidden": 3})
+    (tmp_path / "größe 1" / "UPPER.PNG").write_bytes(png(1))
+    (tmp_path / "größe 1" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "größe 1" / "notes.txt").write_text("x")
+    (tmp_path / "loose.png").write_bytes(png(2))
+    (tmp_path / "日本" / "loop").symlink_to(tmp_path)
+    (tmp_path / "日本" / "self.png").symlink_to(tmp_path / "日本" / "self.png")
+    (tmp_path / "日本" / "gone.jpg").symlink_to(tmp_path / "gone.jpg")
+    (tmp_path / "日本" / "linked.png").symlink_to(tmp_path / "loose.png")
+    (tmp_path / os.fsdecode(b"bad\xff")).mkdir()
+    (tmp_path / os.fsdecode(b"bad\xff") / "0.png").write_bytes(png(3))
+    images = open_images(Data(name=str(tmp_path)), "all")
+    s = open_data(Data(name=str(tmp_path)))
+    assert s.classes == ("bad\ufffd", "deep", "größe 1", "日本")
+    assert "größe 1/UPPER.PNG" in list(images.names) and "deep/er/0.png" in list(images.names)
+    assert {"日本/gone.jpg", "日本/self.png", "日本/linked.png"} <= set(images.names)
+    assert not any("hidden" in n or "loop" in n for n in images.names)
+    notes = "\n".join(s.notes)
+    assert "2 hidden" in notes and "empty classes left out: empty" in notes and "2 files are not images" in notes
+    json.dumps(list(images.names)).encode()
+    for i, name in enumerate(images.names):
+        if "gone" in name or "self" in name:
+            with pytest.raises(ImageError):
+                decode(images.source(i), "RGB")
+        else:
+            decode(images.source(i), "RGB")
+
+
+def test_folders_without_classes_say_what_is_expected(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected .*/CLASS/image.jpg"):
+        open_data(Data(name=str(tmp_path)))
+    (tmp_path / "a.png").write_bytes(png(1))
+    with pytest.raises(ValueError, match="side by side"):
+        open_data(Data(name=str(tmp_path)))
+    make_folder(tmp_path, {"only": 5})
+    with pytest.raises(ValueError, match="only one class"):
+        open_data(Data(name=str(tmp_path)))
+    make_folder(tmp_path / "two", {"train/a": 1, "Train/a": 1})
+    with pytest.raises(ValueError, match="both"):
+        open_data(Data(name=str(tmp_path / "two")))
+    write_idx(tmp_path / "idx")
+    with pytest.raises(ValueError, match="use mnist"):
+        open_data(Data(name=str(tmp_path / "idx")))
+
+
+# ---- cutting
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=2, max_size=12),
+    fraction=st.floats(0.01, 0.9),
+    seed=st.integers(0, 2**31),
+)
+def test_a_cut_is_disjoint_complete_and_stratified_within_one_image(sizes: list[int], fraction: float, seed: int) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    keep, cut = stratified_cut(labels, fraction, seed)
+    assert np.array_equal(np.sort(np.concatenate([keep, cut])), np.arange(len(labels)))
+    kept, taken = np.bincount(labels[keep], minlength=len(sizes)), np.bincount(labels[cut], minlength=len(sizes))
+    assert (kept >= 1).all()
+    assert (np.abs(taken - np.array(sizes) * fraction) <= 1 + 1e-9).all()
+    assert len(cut) >= 1 or max(sizes) == 1
+    again = stratified_cut(labels, fraction, seed)
+    assert np.array_equal(again[0], keep) and np.array_equal(again[1], cut)
+
+
+def test_classes_of_one_image_do_not_crash(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"a": 1, "b": 1})
+    s = open_data(Data(name=str(tmp_path)))
+    assert len(s.train) == 2 and len(s.val) == 2 and s.test is None and any("train itself" in n for n in s.notes)
+    with pytest.raises(ValueError, match="no test images"):
+        open_images(Data(name=str(tmp_path)), "test")
+    make_folder(tmp_path, {"a": 12, "b": 1, "c": 2})
+    s = open_data(Data(name=str(tmp_path)))
+    assert set(s.train.labels.tolist()) == {0, 1, 2} and len(s.val) and len(s.test)
+
+
+def test_subsets_and_slices_are_views() -> None:
+    images = open_images(Data(), "all")
+    part = images.subset([5, 3, 1]).subset(np.array([2, 0]))
+    assert list(part.names) == ["digits[1]", "digits[5]"] and part.labels.tolist() == images.labels[[1, 5]].tolist()
+    assert images.names[-1] == "digits[1796]" and list(images.names[1:3]) == ["digits[1]", "digits[2]"]
+    with pytest.raises(IndexError):
+        images.names[1797]
+
+
+def test_no_torch_is_imported() -> None:
+    import subprocess
+
+    code = (
+        "import sys, mlpmixer.data, mlpmixer.data.check, mlpmixer.data.store, mlpmixer.data.datasets;"
+        "assert not {'torch', 'pyarrow', 'datasets', 'huggingface_hub', 'sklearn'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+def test_a_fraction_of_train_leaves_val_and_test_as_they_are() -> None:
+    whole, tenth, third = (open_data(Data(name="digits", train_fraction=share)) for share in (1.0, 0.1, 0.3))
+    assert tenth.test is not None and whole.test is not None
+    assert list(tenth.val.names) == list(whole.val.names) and list(tenth.test.names) == list(whole.test.names)
+    assert set(tenth.train.names) < set(third.train.names) < set(whole.train.names)
+    assert (np.abs(tenth.train.counts() - whole.train.counts() / 10) < 1).all()
+    assert any("fraction 0.1" in note for note in tenth.notes)
+    with pytest.raises(ValueError, match="leave it at 1"):
+        open_streamed(Data(name="shards", stream=True, train_fraction=0.5))
+    with pytest.raises(ValueError, match=r"must be in \(0, 1\], got 0"):
+        Data(train_fraction=0)

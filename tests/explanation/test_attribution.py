@@ -1,0 +1,177 @@
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_report import check_safe
+
+from mlpmixer import cli
+from mlpmixer.config import MixerConfig, Recipe
+from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.explanation import attribution
+from mlpmixer.explanation.attribution import METHODS
+from mlpmixer.inference.classifier import from_network
+from mlpmixer.models.mixer import Mixer
+from mlpmixer.weights.model_file import ModelMeta, save_model
+from mlpmixer.weights.run_folder import write_recipe
+
+OBLONG = MixerConfig(
+    image_size=(8, 12), patch_size=(4, 2), num_classes=5, num_blocks=2, hidden_dim=10, tokens_mlp_dim=7, channels_mlp_dim=12
+)
+PARTS = dataclasses.replace(OBLONG, parts=(1, 3), in_channels=1, activation="gelu_erf")
+FILL = torch.tensor([0.1, -0.2, 0.3])
+
+
+def mixer(cfg=OBLONG, seed=0):
+    """Every parameter random, biases and head, too."""
+    torch.manual_seed(seed)
+    model = Mixer(cfg)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.3 * torch.randn_like(p)
+    return model.eval()
+
+
+def some_images(cfg=OBLONG, n=3, seed=1):
+    (h, w), generator = cfg.image_size, torch.Generator().manual_seed(seed)
+    return torch.randn(n, cfg.in_channels, h, w, generator=generator)
+
+
+CLASSES = torch.tensor([4, 0, 2])
+
+
+def digits_classifier():
+    cfg = MixerConfig(
+        image_size=8, patch_size=2, in_channels=1, num_classes=10, num_blocks=1, hidden_dim=8, tokens_mlp_dim=8, channels_mlp_dim=8
+    )
+    meta = ModelMeta(config=cfg, classes=tuple("0123456789"), preprocess=Preprocess(image_size=(8, 8), in_channels=1))
+    return from_network(mixer(cfg), meta), meta
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cfg", [OBLONG, PARTS])
+def test_the_evidence_of_the_patches_sums_to_the_logits(cfg):
+    model, images = mixer(cfg), some_images(cfg)
+    evidence, logits = attribution.patch_evidence(model, images), model(images)
+    assert evidence.shape == (3, 12, 5)
+    torch.testing.assert_close(evidence.mean(dim=1), logits, rtol=0, atol=1e-5)
+    of_class = METHODS["evidence"](model, images, CLASSES, FILL[: cfg.in_channels])
+    torch.testing.assert_close(of_class.sum(dim=1) + model.head.bias[CLASSES], logits[range(3), CLASSES], rtol=0, atol=1e-5)
+
+
+def test_occlusion_is_the_fall_of_the_logit_when_one_patch_is_filled(monkeypatch):
+    model, images = mixer(), some_images()
+    monkeypatch.setattr(attribution, "CHUNK", 5)  # 12 patches in three parts
+    found = attribution.occlusion(model, images, CLASSES, FILL)
+    hidden = images.clone()
+    hidden[:, :, 4:8, 6:8] = FILL[:, None, None]  # row 1, column 3 of a 2 x 6 grid
+    torch.testing.assert_close(found[:, 9], (model(images) - model(hidden))[range(3), CLASSES].detach(), rtol=0, atol=1e-5)
+
+
+def test_integrated_gradients_are_complete():
+    model, images = mixer(), some_images()
+    sums = attribution.integrated_gradients(model, images, CLASSES, FILL, steps=128).sum(dim=1)
+    empty = model(FILL[:, None, None].expand_as(images))
+    torch.testing.assert_close(sums, (model(images) - empty)[range(3), CLASSES].detach(), rtol=0, atol=1e-4)
+
+
+def test_for_a_small_change_gradient_x_input_is_what_filling_does():
+    model, fill = mixer().double(), FILL.double()
+    empty = fill[:, None, None].expand(3, -1, 8, 12)
+    images = empty + 1e-5 * some_images()
+    sums = attribution.gradient_x_input(model, images, CLASSES, fill).sum(dim=1)
+    torch.testing.assert_close(sums, (model(images) - model(empty))[range(3), CLASSES].detach(), rtol=1e-2, atol=1e-8)
+
+
+def test_the_gradient_methods_agree_with_captum():
+    attr = pytest.importorskip("captum.attr", reason="captum is not installed")
+    model, images = mixer(), some_images()
+    theirs = attr.IntegratedGradients(model).attribute(
+        images, FILL[None, :, None, None].expand_as(images), target=CLASSES, n_steps=20, method="gausslegendre"
+    )
+    ours = attribution.integrated_pixels(model, images, CLASSES, FILL, steps=20)
+    torch.testing.assert_close(ours, theirs.float(), rtol=1e-4, atol=1e-5)
+    theirs = attr.InputXGradient(model).attribute(images.clone().requires_grad_(), target=CLASSES)
+    ours = attribution.gradient_x_input(model, images, CLASSES, torch.zeros(3))
+    torch.testing.assert_close(ours, attribution.per_patch(model, theirs).detach(), rtol=1e-4, atol=1e-5)
+    theirs = attr.Occlusion(model).attribute(
+        images, (3, 4, 2), strides=(3, 4, 2), baselines=FILL[None, :, None, None].expand_as(images), target=CLASSES
+    )
+    ours = attribution.occlusion(model, images, CLASSES, FILL)
+    torch.testing.assert_close(ours, theirs[:, 0, ::4, ::2].flatten(1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_in_training_mode_or_without_head_is_refused():
+    with pytest.raises(ValueError, match="eval"):
+        attribution.patch_evidence(mixer().train(), some_images())
+    with pytest.raises(ValueError, match="no head"):
+        attribution.gradient(mixer(dataclasses.replace(OBLONG, num_classes=0)), some_images(), CLASSES)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    classifier, meta = digits_classifier()
+    save_model(tmp_path / "run" / "model.safetensors", classifier.network, meta)
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(tmp_path / "a<b.png")
+    (tmp_path / "torn.png").write_bytes(b"no")
+    return tmp_path
+
+
+def called(capsys, *args):
+    code = cli.main(["explain", *map(str, args)])
+    captured = capsys.readouterr()
+    return code, captured.out, re.sub(r"\s+", " ", captured.err)
+
+
+def test_the_command_writes_pictures_and_a_page_and_an_unreadable_image_costs_nothing_else(folder, capsys):
+    write_recipe(folder / "run", Recipe(name="digits"))
+    out = folder / "out"
+    methods = "evidence,occlusion,gradient-x-input,integrated-gradients,mixing"
+    code, printed, errors = called(capsys, folder / "run", folder / "torn.png", folder / "a<b.png", "--out", out, "--method", methods)
+    assert code == 1 and "torn.png" in errors and "a<b.png" in printed and "mean of 512 training images" in printed
+    assert {p.name for p in out.iterdir()} == {f"01-a_b-{m}.png" for m in ("seen", *methods.split(","))} | {"explanation.html"}
+    page = check_safe((out / "explanation.html").read_text(encoding="utf-8"))
+    for text in ("a<b.png", "torn.png", "bias", "How far a patch sees", *METHODS):
+        assert text in page.text, text
+    assert (out / "explanation.html").read_text().count("<img") == 6
+
+
+def test_the_command_measures_and_tells_all_numbers_as_json(folder, capsys):
+    args = (folder / "run", folder / "a<b.png", "--class", "7", "--out", folder / "out", "--method", "evidence", "--json")
+    code, printed, _ = called(capsys, *args, "--faithfulness", "digits", "--faithfulness-images", "5")
+    found = json.loads(printed)
+    (image,) = found["images"]
+    assert code == 0 and image["asked"]["label"] == "7" and "128 of 255 (the middle" in found["fill"]
+    sums = sum(map(sum, image["maps"]["evidence"])) + image["asked"]["bias"]
+    assert sums == pytest.approx(image["asked"]["logit"], abs=1e-5)
+    assert [row["method"] for row in found["faithfulness"]["areas"]] == ["evidence", "random"] and found["faithfulness"]["images"] == 5
+    assert "Which method is faithful" in check_safe((folder / "out" / "explanation.html").read_text()).text
+
+
+@pytest.mark.parametrize(
+    ("args", "answer"),
+    [
+        (["rum", "a<b.png"], "did you mean"),
+        (["run", "a<b.png", "--class", "77"], "did you mean 7"),
+        (["run", "a<b.png", "--method", "ocllusion"], "did you mean occlusion"),
+        (["run", "--faithfulness", "digits", "--method", "mixing"], "compares methods"),
+        (["run"], "which images?"),
+    ],
+)
+def test_what_is_mistyped_is_answered_with_help(folder, capsys, monkeypatch, args, answer):
+    monkeypatch.chdir(folder)
+    code, _, errors = called(capsys, *args)
+    assert code == 2 and answer in errors, errors
+
+
+def test_without_any_readable_image_there_is_no_page(folder, capsys):
+    code, printed, errors = called(capsys, folder / "run", folder / "torn.png", folder / "none.png", "--out", folder / "out")
+    assert code == 1 and "torn.png" in errors and "none.png" in errors and not printed and not (folder / "out").exists()

@@ -1,0 +1,295 @@
+"""Compiled kernels are the plain block: forward and backward, on odd sizes, in both precisions."""
+
+import copy
+import dataclasses
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mlpmixer.config import MixerConfig, Recipe, Run, pair
+from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.inference.classifier import from_network
+from mlpmixer.models import kernels, locality
+from mlpmixer.models.kernels import block, native
+from mlpmixer.models.kernels.block import gelu, gelu_backward
+from mlpmixer.models.mixer import Mixer, MixerBlock
+from mlpmixer.training.step import choose_kernels
+from mlpmixer.weights.model_file import ModelMeta
+
+SMALL = MixerConfig(image_size=12, patch_size=4, num_classes=5, num_blocks=2, hidden_dim=24, tokens_mlp_dim=7, channels_mlp_dim=33)
+ODD = dataclasses.replace(SMALL, image_size=(20, 28), hidden_dim=19, tokens_mlp_dim=50, channels_mlp_dim=65, activation="gelu_erf")
+
+WIDE = dataclasses.replace(ODD, image_size=(20, 20), num_blocks=1, hidden_dim=300, tokens_mlp_dim=400, channels_mlp_dim=900)  # in parts
+
+needs_compiler = pytest.mark.skipif(bool(kernels.why_not(Mixer(SMALL))), reason="needs Linux and a C compiler")
+
+
+def twins(cfg: MixerConfig, *, local: bool = False) -> tuple[Mixer, Mixer]:
+    """The same network on torch's operations and on compiled kernels, no parameter of it at a special value."""
+    torch.manual_seed(0)
+    plain = Mixer(cfg)
+    if local:
+        locality.inject(plain, 3)
+    with torch.no_grad():
+        for p in plain.parameters():
+            p.add_(torch.randn_like(p), alpha=0.1)
+    fast = copy.deepcopy(plain)
+    kernels.install(fast)
+    return plain, fast
+
+
+def gradients(model: Mixer, images: Tensor, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        logits = model(images)
+    logits.float().square().sum().backward()
+    return logits.float(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def distance(got: Tensor, wanted: Tensor) -> float:
+    return ((got - wanted).norm() / wanted.norm()).item()
+
+
+def distances(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[float]:
+    """Of each gradient, but for the biases that shift all channels of a token alike: every LayerNorm takes that away, so theirs is 0."""
+    assert got.keys() == wanted.keys()
+    idle = [name for name in wanted if name.endswith("token_mixing.fc2.bias")]
+    largest = max(g.norm() for g in wanted.values())
+    assert all(got[name].norm() < 1e-2 * largest for name in idle)
+    return [distance(got[name], wanted[name]) for name in wanted if name not in idle]
+
+
+@needs_compiler
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("form", ["unscaled", "rescaled"])
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+@pytest.mark.parametrize("cfg", [SMALL, ODD])
+def test_float32_is_the_plain_block(cfg: MixerConfig, drop_path: float, form: str, local: bool) -> None:
+    plain, fast = twins(dataclasses.replace(cfg, drop_path=drop_path, drop_path_form=form), local=local)  # type: ignore[arg-type]
+    images = torch.randn(7, 3, *pair(cfg.image_size))
+    logits, wanted = gradients(plain, images, torch.float32)
+    got_logits, got = gradients(fast, images, torch.float32)
+    assert distance(got_logits, logits) < 1e-6
+    assert max(distances(got, wanted)) < 1e-5
+
+
+@needs_compiler
+@pytest.mark.parametrize("cfg", [SMALL, ODD])
+def test_bfloat16_is_nearer_to_float32_than_autocast(cfg: MixerConfig) -> None:
+    plain, fast = twins(cfg)
+    images = torch.randn(64, 3, *pair(cfg.image_size))
+    _, truth = gradients(plain, images, torch.float32)
+    _, autocast = gradients(plain, images, torch.bfloat16)
+    _, got = gradients(fast, images, torch.bfloat16)
+    error, usual = distances(got, truth), distances(autocast, truth)
+    assert sum(error) < sum(usual)
+    assert all(e < 2 * u + 0.02 for e, u in zip(error, usual, strict=True))
+
+
+@needs_compiler
+def test_equal_inputs_give_equal_bits() -> None:
+    _, fast = twins(ODD)
+    images = torch.randn(9, 3, *pair(ODD.image_size))
+    first, second = (gradients(fast, images, torch.bfloat16)[1] for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+FORMS = pytest.mark.parametrize(("erf", "form"), [(False, "tanh"), (True, "none")])
+
+
+@needs_compiler
+@FORMS
+def test_every_bfloat16_has_the_nearest_gelu(erf: bool, form: str) -> None:
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16)
+    u = every[every.isfinite() & (every.abs() < 1e20)]
+    exact = torch.nn.functional.gelu(u.double(), approximate=form)
+    got = gelu(u, erf).double()
+    assert ((got - exact).abs() <= exact.abs() * 2**-8 + 1e-7).all()  # half a unit in the last place is 2^-9
+
+
+@needs_compiler
+@FORMS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_derivative_of_gelu_is_autograds(dtype: torch.dtype, erf: bool, form: str) -> None:
+    u = torch.linspace(-30, 30, 6000, dtype=torch.float64).view(60, 100).to(dtype)
+    x = u.double().requires_grad_()
+    torch.nn.functional.gelu(x, approximate=form).sum().backward()
+    assert x.grad is not None
+    h, du, db = gelu_backward(u, torch.ones_like(u), erf)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(du.double(), x.grad, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(db.double(), x.grad.sum(0), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(h.double(), torch.nn.functional.gelu(u.double(), approximate=form), atol=tolerance, rtol=tolerance)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_finite_stays_seen(dtype: torch.dtype) -> None:
+    _, fast = twins(SMALL)
+    images = torch.randn(4, 3, 12, 12)
+    images[1, 0, 3, 3] = torch.nan
+    logits, grads = gradients(fast, images, dtype)
+    assert logits.isnan().any(1).tolist() == [False, True, False, False]
+    assert all(g.isnan().any() for g in grads.values())
+
+
+@needs_compiler
+def test_evaluation_and_memory_saving_take_them_too() -> None:
+    plain, fast = twins(SMALL)
+    images = torch.randn(3, 3, 12, 12)
+    with torch.inference_mode():
+        torch.testing.assert_close(fast.eval()(images), plain.eval()(images), atol=1e-5, rtol=1e-5)
+    _, wanted = gradients(plain.train(), images, torch.float32)
+    fast.train().checkpointing = True
+    _, got = gradients(fast, images, torch.float32)
+    assert max(distances(got, wanted)) < 1e-5
+
+
+@pytest.fixture(params=["apart", "fused"])
+def fusing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways of `infer`, whatever this processor takes."""
+    monkeypatch.setattr(block, "fuses", lambda: request.param == "fused")
+    return bool(request.param == "fused")
+
+
+def outputs(model: Mixer, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        return model.eval()(images).float()
+
+
+@needs_compiler
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("cfg", [SMALL, ODD, WIDE])
+def test_inference_is_the_plain_network(cfg: MixerConfig, local: bool, fusing: bool) -> None:
+    plain, _ = twins(dataclasses.replace(cfg, drop_path=0.5), local=local)
+    ready = kernels.for_inference(plain)
+    for n in (0, 1, 7):
+        images = torch.randn(n, 3, *pair(cfg.image_size))
+        wanted = outputs(plain, images)
+        assert not n or ((outputs(ready, images) - wanted).abs().max() <= 1e-5 * wanted.abs().max()).item()
+        assert outputs(ready, images).shape == wanted.shape
+
+
+@needs_compiler
+@pytest.mark.parametrize("cfg", [SMALL, ODD])
+def test_inference_in_bfloat16_is_no_further_from_float32_than_autocast(cfg: MixerConfig, fusing: bool) -> None:
+    if fusing and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN has no bfloat16 on this processor")
+    plain, _ = twins(cfg)
+    images = torch.randn(64, 3, *pair(cfg.image_size))
+    truth = outputs(plain, images)
+    ready = outputs(kernels.for_inference(plain), images, torch.bfloat16)
+    assert distance(ready, truth) < 1.2 * distance(outputs(plain, images, torch.bfloat16), truth)
+
+
+@needs_compiler
+def test_inference_keeps_what_is_not_finite_in_sight(fusing: bool) -> None:
+    plain, _ = twins(SMALL)
+    images = torch.randn(4, 3, 12, 12)
+    images[1, 0, 3, 3] = torch.nan
+    assert outputs(kernels.for_inference(plain), images).isnan().any(1).tolist() == [False, True, False, False]
+
+
+@needs_compiler
+def test_an_image_gets_the_same_bits_in_any_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block, "fuses", lambda: False)
+    ready, tokens = kernels.for_inference(twins(WIDE)[0]).blocks[0], torch.randn(5, 25, 300)
+    with torch.inference_mode():
+        assert torch.equal(ready(tokens), torch.cat([ready(t[None]) for t in tokens]))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inference_shares_the_parameters_and_follows_them(dtype: torch.dtype) -> None:
+    plain, _ = twins(SMALL)
+    ready, images = kernels.for_inference(plain), torch.randn(3, 3, 12, 12)
+    assert {type(b) for b in plain.blocks} == {MixerBlock} and all(
+        a is b for a, b in zip(plain.parameters(), ready.parameters(), strict=True)
+    )
+    before = outputs(ready, images, dtype)
+    assert torch.equal(outputs(ready, images, dtype), before)
+    with torch.no_grad():
+        plain.blocks[1].channel_mixing.fc1.weight.mul_(1.5)
+    after = outputs(ready, images, dtype)
+    assert distance(after, before) > 0.01 and torch.equal(after, outputs(kernels.for_inference(plain), images, dtype))
+    plain.load_state_dict(twins(SMALL)[0].state_dict())
+    assert torch.equal(outputs(ready, images, dtype), before)
+
+
+@needs_compiler
+def test_a_run_is_computed_on_them_and_says_so() -> None:
+    plain, _ = twins(SMALL)
+    meta = ModelMeta(config=SMALL, classes=tuple("abcde"), preprocess=Preprocess(image_size=(12, 12)))
+    classifier = from_network(plain, meta)
+    assert classifier.network is plain and " with compiled kernels in float32" in str(classifier.runtime)
+    images = np.random.default_rng(0).integers(0, 256, (9, 12, 12, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        wanted = plain(torch.from_numpy(meta.preprocess.normalise(images))).softmax(1).numpy()
+    np.testing.assert_allclose(classifier.probabilities(images), wanted, atol=1e-5)
+    assert classifier.features(images[:0]).shape == (0, SMALL.hidden_dim)
+
+
+def test_float64_stays_float64() -> None:
+    plain, fast = twins(SMALL)
+    images = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    assert torch.equal(fast.double()(images), plain.double()(images))
+
+
+@pytest.mark.parametrize(
+    ("fields", "run", "reason"),
+    [
+        ({"dropout": 0.1}, {}, "dropout"),
+        ({"image_size": 16, "parts": 2}, {}, "parts"),
+        ({}, {"compile": True}, "torch.compile"),
+    ],
+)
+def test_what_they_cannot_do_is_said(fields: dict[str, object], run: dict[str, object], reason: str) -> None:
+    cfg = dataclasses.replace(SMALL, **fields)  # type: ignore[arg-type]
+    recipe = Recipe(model=cfg, run=Run(**run))  # type: ignore[arg-type]
+    assert reason in choose_kernels(Mixer(cfg), recipe, torch.device("cpu"))
+    insisting = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, kernels="compiled"))
+    with pytest.raises(ValueError, match=reason):
+        choose_kernels(Mixer(cfg), insisting, torch.device("cpu"))
+
+
+def test_without_a_compiler_torch_does_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(*args: object, **options: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    native.library.cache_clear()
+    try:
+        model = Mixer(SMALL)
+        said = choose_kernels(model, Recipe(model=SMALL), torch.device("cpu"))
+        assert said.startswith("torch (") and ("compiler" in said or "Linux" in said)
+        assert type(model.blocks[0]).__name__ == "MixerBlock"
+        meta = ModelMeta(config=SMALL, classes=tuple("abcde"), preprocess=Preprocess(image_size=(12, 12)))
+        assert "compiled" not in str(from_network(model, meta).runtime)
+    finally:
+        native.library.cache_clear()
+
+
+@needs_compiler
+def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.c"
+    broken.write_text("int broken( {\n")
+    monkeypatch.setattr(native, "SOURCE", broken)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    with pytest.raises(native.Unavailable, match=r"cannot compile broken\.c"):
+        native.library.__wrapped__(torch.float32)
+    assert list((tmp_path / ".cache" / "mlpmixer" / "kernels").iterdir()) == []
+
+
+@needs_compiler
+def test_a_processor_with_other_instructions_gets_code_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    for avx512 in (False, True):  # one name for both, as clouds have it, and one home
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda avx512=avx512: {"avx2": True, "avx512_f": avx512})
+        native.library.__wrapped__(torch.float32)
+    assert len(list((tmp_path / ".cache" / "mlpmixer" / "kernels").iterdir())) == 2

@@ -1,0 +1,151 @@
+"""The page in a real browser: choosing and drawing images, errors, the token and the API reference."""
+
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chromium import PROGRAM, Chromium
+from PIL import Image
+
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
+pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+pytest.importorskip("prometheus_client", reason="the extra serve is not installed")
+pytest.importorskip("python_multipart", reason="the extra serve is not installed")
+
+import uvicorn
+
+from mlpmixer.serve.app import make_app
+from mlpmixer.serve.server import listen
+from mlpmixer.serve.settings import Settings
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed")]
+
+Serve = Callable[..., str]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Serves an app in a thread; gives its address."""
+    running: list[tuple[Any, threading.Thread]] = []
+
+    def start(app: Any) -> str:
+        sock = listen("127.0.0.1", 0)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        running.append((server, thread))
+        while not server.started:  # until then a connection is refused
+            assert thread.is_alive()
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{sock.getsockname()[1]}/"
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def digits() -> Any:
+    """A tiny Mixer of 8x8 px with random weights."""
+    import torch
+
+    from mlpmixer.config import MixerConfig
+    from mlpmixer.data.preprocess import Preprocess
+    from mlpmixer.inference.classifier import from_network
+    from mlpmixer.models.mixer import Mixer
+    from mlpmixer.weights.model_file import ModelMeta
+
+    torch.manual_seed(0)
+    size = {"num_blocks": 1, "hidden_dim": 8, "tokens_mlp_dim": 4, "channels_mlp_dim": 8}
+    cfg = MixerConfig(image_size=8, patch_size=2, in_channels=1, num_classes=10, **size)
+    network = Mixer(cfg)
+    torch.nn.init.normal_(network.head.weight)
+    classes = ("<b>0</b>", *map(str, range(1, 10)))
+    return from_network(network, ModelMeta(config=cfg, classes=classes, preprocess=Preprocess(image_size=(8, 8), in_channels=1)))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    file = tmp_path / "<i>noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)).save(file)
+    return file
+
+
+CARD = "document.querySelector('article')"
+
+
+def test_choose_image_and_see_evidence(digits: Any, serve: Serve, picture: Path, tmp_path: Path) -> None:
+    (expected,) = digits.predict(picture)
+    with Chromium() as browser:
+        browser.open(address := serve(make_app(digits, name="digits")))
+        browser.wait("document.querySelector('#name').textContent === 'digits'")
+        browser.choose("#file", [picture])
+        assert browser.wait(f"{CARD}?.querySelector('h3')?.textContent") == expected.label
+        rows = browser.value(f"[...{CARD}.querySelectorAll('.row')].map(r => [...r.querySelectorAll('span')].map(s => s.textContent))")
+        assert len(rows) == 10 and rows[0] == [expected.label, f"{100 * expected.probability:.1f} %"]
+        assert browser.value(f"{CARD}.querySelector('figcaption').textContent") == picture.name
+        assert not browser.value("document.querySelector('#out b, #out figcaption i')"), "names are text"
+        browser.value(f"{CARD}.querySelector('button.row').click()")
+        browser.wait(f"{CARD}.querySelector('canvas').width === 4")
+        assert "with the bias" in browser.value(f"{CARD}.innerText")
+        browser.screenshot(tmp_path / "picture.png")
+        assert all(url.startswith((address, "blob:", "data:")) for url in browser.asked), browser.asked
+        assert not browser.problems, browser.problems
+
+
+def test_draw_with_mouse_and_keys(digits: Any, serve: Serve, tmp_path: Path) -> None:
+    with Chromium() as browser:
+        browser.open(serve(make_app(digits)))
+        browser.wait("!document.querySelector('#draw').hidden")
+        box = browser.value("(b => [b.x, b.y, b.width])(document.querySelector('#board').getBoundingClientRect())")
+        browser.draw([(box[0] + box[2] * x, box[1] + box[2] * y) for x, y in ((0.4, 0.2), (0.5, 0.4), (0.5, 0.8))])
+        browser.wait(f"!!{CARD}?.querySelector('h3')")
+        assert browser.value(f"{CARD}.querySelector('figcaption').textContent") == "drawing"
+        browser.screenshot(tmp_path / "drawing.png")
+        browser.value("document.querySelector('#clear').click()")
+        browser.value("document.querySelector('#board').focus()")
+        for key in (" ", *["ArrowDown"] * 5, "Enter"):
+            browser.press(key)
+        browser.wait("document.querySelectorAll('article h3').length === 2")
+        assert not browser.problems, browser.problems
+
+
+def test_errors_are_shown_on_the_page(digits: Any, serve: Serve, picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(picture.read_bytes()[:100])
+    (tmp_path / "large.png").write_bytes(bytes(30_001))
+    with Chromium(width=390, height=800) as browser:
+        browser.open(serve(make_app(digits, Settings(max_bytes=30_000))))
+        browser.wait("model !== null")
+        browser.choose("#file", [tmp_path / "broken.png", tmp_path / "large.png", picture])
+        browser.wait("document.querySelectorAll('article').length === 3 && !!document.querySelector('article h3')")
+        said = browser.value("[...document.querySelectorAll('.bad')].map(e => e.textContent)")
+        assert "at most 30000" in said[0] and "422: " in said[1]
+        assert browser.value("document.documentElement.scrollWidth <= innerWidth"), "nothing stands over on a phone"
+        browser.screenshot(tmp_path / "phone.png")
+
+
+def test_page_asks_for_token(digits: Any, serve: Serve, picture: Path) -> None:
+    with Chromium() as browser:
+        browser.open(serve(make_app(digits, token="geheim", name="digits")))
+        browser.wait("!document.querySelector('#door').hidden")
+        for given in ("falsch", "geheim"):
+            browser.value(f"document.querySelector('#token').value = '{given}'")
+            browser.value("document.querySelector('#key').requestSubmit()")
+        browser.wait("document.querySelector('#door').hidden && document.querySelector('#name').textContent === 'digits'")
+        browser.choose("#file", [picture])
+        browser.wait(f"!!{CARD}?.querySelector('h3')")
+
+
+def test_docs_page_renders(digits: Any, serve: Serve, tmp_path: Path) -> None:
+    with Chromium() as browser:
+        browser.open(serve(make_app(digits)) + "docs")
+        browser.wait("document.body && document.body.innerText.includes('POST /predict')")
+        browser.screenshot(tmp_path / "docs.png")
+        shown = np.asarray(Image.open(io.BytesIO((tmp_path / "docs.png").read_bytes())))
+        assert len(np.unique(shown)) > 10 and not browser.problems

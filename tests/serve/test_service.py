@@ -1,0 +1,851 @@
+"""The HTTP service: answers, limits, batching and the schema."""
+
+import asyncio
+import base64
+import io
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_type_hints
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
+pytest.importorskip("prometheus_client", reason="the extra serve is not installed")
+pytest.importorskip("python_multipart", reason="the extra serve is not installed")
+pytest.importorskip("httpx2", reason="the extra test is not installed")
+
+import uvicorn
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.testclient import TestClient as AnyClient
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors.multiprocess import Process
+
+from mlpmixer.cli import serving
+from mlpmixer.cli.serving import Serve
+from mlpmixer.cli.using import Computing
+from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.inference.classifier import Classifier
+from mlpmixer.serve import page, server
+from mlpmixer.serve.app import make_app
+from mlpmixer.serve.batcher import Batcher, QueueClosed, QueueFull
+from mlpmixer.serve.limits import LimitsMiddleware
+from mlpmixer.serve.schemas import EvidenceResponse, FeaturesResponse, PredictResponse
+from mlpmixer.serve.server import TimeoutProtocol, Workers, listen
+from mlpmixer.serve.settings import Settings
+from mlpmixer.serve.uploads import size_of
+
+JPEG = {"content-type": "image/jpeg"}
+SETTINGS = Settings(max_bytes=200_000, max_pixels=1_000_000, max_images=4, max_batch=8, queue=8)
+
+
+class TestClient(AnyClient):
+    """Holds every answer against the description that the service itself gives."""
+
+    __test__ = False
+
+    def request(self, method: str, url: Any, **more: Any) -> Any:
+        answer = super().request(method, url, **more)
+        api = self.app.openapi()  # type: ignore[attr-defined]
+        schemas = api["components"]["schemas"]
+        operation = api["paths"].get(urlsplit(str(url)).path, {}).get(method.lower())
+        if operation:
+            content = operation["responses"][str(answer.status_code)]["content"]
+            kind = answer.headers["content-type"].partition(";")[0]
+            conform(answer.json() if kind == "application/json" else answer.text, content[kind]["schema"], schemas)
+        elif answer.status_code >= 400:
+            conform(answer.json(), schemas["ErrorResponse"], schemas)
+        return answer
+
+
+def conform(value: Any, schema: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Fails where a value is not what the JSON schema says. Knows only what the service's schemas use; objects have all their fields."""
+    if ref := schema.get("$ref"):
+        return conform(value, schemas[ref.rpartition("/")[2]], schemas)
+    assert schema.keys() <= {"type", "title", "description", "properties", "required", "items", "prefixItems", "minItems", "maxItems"}, (
+        schema
+    )
+    kind = {"object": dict, "array": list, "string": str, "number": int | float, "integer": int, "boolean": bool}[schema["type"]]
+    assert isinstance(value, kind) and isinstance(value, bool) == (schema["type"] == "boolean"), (value, schema)
+    if schema["type"] == "object":
+        assert value.keys() == schema["properties"].keys() == set(schema["required"]), (value, schema)
+        for name, field in schema["properties"].items():
+            conform(value[name], field, schemas)
+    if schema["type"] == "array":
+        assert schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)), (value, schema)
+        for item, each in zip(value, schema.get("prefixItems") or [schema["items"]] * len(value), strict=True):
+            conform(item, each, schemas)
+
+
+def by_brightness(wait: threading.Event | None = None, **preprocess: Any) -> Classifier:
+    """Tells dark from bright by the mean of the pixels; the engine waits for `wait`."""
+
+    def mean(images: np.ndarray) -> np.ndarray:
+        assert wait is None or wait.wait(10)
+        return images.mean(axis=(1, 2, 3))[:, None]
+
+    return Classifier(
+        classes=("dark", "bright"),
+        preprocess=Preprocess(**{"image_size": (8, 8), "fit": "squash"} | preprocess),
+        logits=lambda images: np.hstack([-mean(images), mean(images)]),
+        pre_logits=mean,
+    )
+
+
+def picture(value: int, size: tuple[int, int] = (9, 7), kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, (value,) * 3).save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    with TestClient(make_app(by_brightness(), SETTINGS, name="<greys>")) as client:
+        yield client
+
+
+def detail(answer: Any, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    return str(answer.json()["detail"])
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "value"), [("JPEG", 0), ("PNG", 255), ("WEBP", 255)])
+def test_predict_matches_the_model(client: TestClient, kind: str, value: int) -> None:
+    data = picture(value, kind=kind)
+    answer = client.post("/predict?top_k=2", content=data, headers={"content-type": f"image/{kind.lower()}"})
+    model = by_brightness()
+    (expected,) = model.probabilities(model.array(data)[None])
+    (found,) = PredictResponse.model_validate(answer.json()).results
+    assert found.label == ("bright" if value else "dark") and found.image == "image"
+    assert {r.label: r.probability for r in found.top} == pytest.approx(dict(zip(model.classes, expected, strict=True)), abs=1e-6)
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_forms_and_json_keep_image_order(client: TestClient) -> None:
+    values = [255, 0, 0, 255]
+    files = [("file", (f"{i}.png", picture(v))) for i, v in enumerate(values)]
+    form = client.post("/predict?top_k=1", files=files).json()["results"]
+    said = client.post("/predict?top_k=1", json={"images": [base64.b64encode(picture(v)).decode() for v in values]}).json()["results"]
+    assert [r["label"] for r in form] == [r["label"] for r in said] == [("bright" if v else "dark") for v in values]
+    assert [r["image"] for r in form] == ["0.png", "1.png", "2.png", "3.png"] and said[2]["image"] == "images[2]"
+    one = client.post("/predict", json={"image": base64.b64encode(picture(255)).decode()}).json()["results"]
+    assert [r["label"] for r in one] == ["bright"] and len(one[0]["top"]) == 2
+
+
+def test_large_file_in_form(client: TestClient) -> None:
+    noise = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (240, 240, 3), np.uint8)).save(noise, "PNG")
+    assert 150_000 < len(noise.getvalue()) < SETTINGS.max_bytes
+    assert client.post("/predict", files={"file": ("noise.png", noise.getvalue())}).status_code == 200
+
+
+def test_features_match_the_model(client: TestClient) -> None:
+    (found,) = FeaturesResponse.model_validate(client.post("/features", content=picture(255), headers=JPEG).json()).results
+    assert found.features == pytest.approx([1.0])
+
+
+def test_unsupported_endpoint_is_404(client: TestClient) -> None:
+    assert "does not provide evidence" in detail(client.post("/evidence", content=picture(0), headers=JPEG), 404)
+    assert client.get("/model").json()["evidence"] is False and client.get("/model").json()["features"] is True
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_evidence_sums_to_logit(exported: bool, tmp_path: Path) -> None:
+    import torch
+
+    from mlpmixer.config import MixerConfig
+    from mlpmixer.inference.classifier import load
+    from mlpmixer.models.mixer import Mixer
+    from mlpmixer.weights.model_file import ModelMeta, save_model
+
+    torch.manual_seed(0)
+    cfg = MixerConfig(
+        image_size=(8, 12), patch_size=4, in_channels=1, num_classes=3, num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8
+    )
+    network = Mixer(cfg)
+    torch.nn.init.normal_(network.head.weight)
+    torch.nn.init.normal_(network.head.bias)
+    meta = ModelMeta(config=cfg, classes=("a", "b", "c"), preprocess=Preprocess(image_size=(8, 12), in_channels=1))
+    save_model(tmp_path / "model.safetensors", network, meta)
+    model = load(tmp_path / "model.safetensors")
+    image = np.random.default_rng(0).integers(0, 256, (8, 12), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    with torch.inference_mode():
+        logits = network.eval()(torch.from_numpy(model.preprocess.normalise(image[None, ..., None])))[0]
+    if exported:
+        pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+        from mlpmixer.exporters.export import export
+
+        model = load(export(model, out=tmp_path / "model.onnx", data="digits", images=5, evidence=True).path)
+    with TestClient(make_app(model)) as client:
+        for k, name in enumerate("abc"):
+            answer = client.post(f"/evidence?class={name}", content=file.getvalue(), headers={"content-type": "image/png"})
+            (found,) = EvidenceResponse.model_validate(answer.json()).results
+            assert found.label == name and np.shape(found.evidence) == (2, 3)
+            assert found.logit == pytest.approx(float(logits[k]), abs=1e-5) == found.bias + np.sum(found.evidence)
+            assert found.probability == pytest.approx(float(logits.softmax(0)[k]), abs=1e-5)
+        likeliest = client.post("/evidence", content=file.getvalue(), headers=JPEG).json()["results"][0]
+        assert likeliest["label"] == "abc"[int(logits.argmax())]
+        seen = Image.open(io.BytesIO(base64.b64decode(likeliest["seen"].removeprefix("data:image/png;base64,"))))
+        np.testing.assert_array_equal(np.asarray(seen), image)
+        assert "no class 'd'" in detail(client.post("/evidence?class=d", content=file.getvalue(), headers=JPEG), 422)
+
+
+def test_unservable_models_raise_at_start() -> None:
+    with pytest.raises(ValueError, match="takes 4"):
+        make_app(by_brightness(in_channels=4))
+    headless = Classifier(classes=(), preprocess=Preprocess(image_size=(8, 8)), logits=lambda x: x, pre_logits=lambda x: x)
+    with pytest.raises(ValueError, match="no head"):
+        make_app(headless)
+    broken = Classifier(classes=("a",), preprocess=Preprocess(image_size=(8, 8)), logits=lambda x: np.full((1, 1), np.nan), pre_logits=len)
+    with pytest.raises(ValueError, match="not finite"):
+        make_app(broken)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A header that says so much, and next to nothing behind it."""
+    chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+
+
+def webp_of(width: int, height: int) -> bytes:
+    body = b"VP8X" + struct.pack("<I", 10) + bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+def jpeg_of(width: int, height: int) -> bytes:
+    small = picture(0, (16, 16), "JPEG")
+    at = small.index(b"\xff\xc0") + 5
+    return small[:at] + struct.pack(">HH", height, width) + small[at + 4 :]
+
+
+@pytest.mark.parametrize("bomb", [png_of(30_000, 30_000), webp_of(16_000, 16_000), jpeg_of(30_000, 30_000)])
+def test_pixel_limit_uses_header(client: TestClient, bomb: bytes) -> None:
+    assert "px exceeds the limit of 1,000,000 px" in detail(client.post("/predict", content=bomb, headers=JPEG), 413)
+
+
+@pytest.mark.parametrize("size", [(9, 7), (300, 5)])
+def test_size_from_header(size: tuple[int, int]) -> None:
+    for kind in ("PNG", "JPEG", "WEBP"):
+        assert size_of(picture(9, size, kind), kind) == size
+    assert size_of(picture(9, size, "WEBP", lossless=True), "WEBP") == size
+    assert size_of(picture(9, size, "WEBP", exif=b"Exif\0\0" + b"x" * 20), "WEBP") == size
+
+
+def test_jpeg_scan_limit() -> None:
+    data = picture(9, (900, 900), "JPEG", progressive=True)
+    bomb = data + b"\xff\xda" * 90_000
+    with TestClient(make_app(by_brightness(), SETTINGS)) as client:
+        assert "too many scans" in detail(client.post("/predict", content=bomb, headers=JPEG), 413)
+        assert client.post("/predict", content=data, headers=JPEG).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "says"),
+    [
+        (b"", 415, "got an empty file"),
+        (b"GIF89a" + bytes(20), 415, "expected a JPEG, PNG or WebP file"),
+        (b"<svg/>", 415, "expected a JPEG, PNG or WebP file"),
+        (b"\x80\x04cposix\nsystem\n", 415, "expected a JPEG, PNG or WebP file"),
+        (b"/etc/passwd", 415, "expected a JPEG, PNG or WebP file"),
+        (picture(0, (64, 64), "JPEG")[:-20], 422, "image: cannot be decoded"),
+        (picture(0, (64, 64), "JPEG")[:200], 422, "a damaged JPEG file"),
+        (picture(0)[:40], 422, "image: "),
+        (b"\xff\xd8\xff", 422, "a damaged JPEG file"),
+        (b"\x89PNG\r\n\x1a\n", 422, "a damaged PNG file"),
+        (b"RIFF\x04\x00\x00\x00WEBP", 422, "a damaged WEBP file"),
+        (webp_of(5, 5), 422, "image: "),
+        (png_of(0, 5), 422, "image: "),
+    ],
+)
+def test_invalid_images_are_refused(client: TestClient, data: bytes, status: int, says: str) -> None:
+    assert says in detail(client.post("/predict", content=data, headers=JPEG), status)
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "image/gif", "application/x-www-form-urlencoded", "application/octet-stream"])
+def test_unknown_content_type_is_415(client: TestClient, kind: str) -> None:
+    assert "expected content-type image/jpeg" in detail(client.post("/predict", content=picture(0), headers={"content-type": kind}), 415)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"image": null}',
+        '{"image": 5}',
+        '{"image": "a", "images": []}',
+        '{"images": []}',
+        '{"image": "aGk="} x',
+        '{"path": "/etc/passwd"}',
+        '{"image": "data:image/png;base64,aGk="}',
+        '{"image": "http://localhost/x.png"}',
+        '{"images": ' + "[" * 50_000,
+        '{"image": "\\ud800"}',
+        '{"image": "é"}',
+    ],
+)
+def test_malformed_json_is_422(client: TestClient, body: str) -> None:
+    assert detail(client.post("/predict", content=body.encode(), headers={"content-type": "application/json"}), 422)
+
+
+FILE_PART = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\n' + picture(255)
+
+
+def test_form_content_type_ignores_case(client: TestClient) -> None:
+    answer = client.post("/predict", content=FILE_PART + b"\r\n--x--\r\n", headers={"content-type": "Multipart/Form-Data; boundary=x"})
+    assert [result["image"] for result in answer.json()["results"]] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"--x--\r\n", "multipart/form-data; boundary=x"),
+        (b"--x\r\nbroken", "multipart/form-data; boundary=x"),
+        (b"", "multipart/form-data; boundary=x"),
+        (b"--x", "multipart/form-data"),
+        (b'--x\r\nContent-Disposition: form-data; name="url"\r\n\r\nfile:///etc/passwd\r\n--x--\r\n', "multipart/form-data; boundary=x"),
+        (b'--x\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\ncut', "multipart/form-data; boundary=x"),
+        (FILE_PART + b"\r\n--x\r\nContent-Dispo", "multipart/form-data; boundary=x"),  # a whole file, and a second one cut off
+        (FILE_PART.replace(b"filename", b"name") + b"\r\n--x--\r\n", "multipart/form-data; boundary=x"),
+        (
+            FILE_PART.replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: x\r\n\r\n", 1) + b"\r\n--x--\r\n",
+            "multipart/form-data; boundary=x",
+        ),
+    ],
+)
+def test_malformed_forms_are_422(client: TestClient, body: bytes, kind: str) -> None:
+    answer = client.post("/predict", content=body, headers={"content-type": kind})
+    assert detail(answer, 422)
+
+
+def test_image_count_limit(client: TestClient) -> None:
+    files = [("file", (f"{i}.png", picture(0))) for i in range(SETTINGS.max_images + 1)]
+    assert "more than 4 images" in detail(client.post("/predict", files=files), 413)
+    data = base64.b64encode(picture(0)).decode()
+    assert "more than 4 images" in detail(client.post("/predict", json={"images": [data] * 5}), 413)
+
+
+def test_byte_limit_with_and_without_length(client: TestClient) -> None:
+    assert "more than 200,000 bytes" in detail(client.post("/predict", content=bytes(200_001), headers=JPEG), 413)
+
+    def parts() -> Iterator[bytes]:
+        for _ in range(30):
+            yield bytes(10_000)
+
+    assert "more than 200,000 bytes" in detail(client.post("/predict", content=parts(), headers=JPEG), 413)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "", "1e3", "9" * 5000])
+def test_invalid_top_k_is_422(client: TestClient, value: str) -> None:
+    assert "top_k" in detail(client.post(f"/predict?top_k={value}", content=picture(0), headers=JPEG), 422)
+
+
+def test_unknown_methods_and_paths(client: TestClient) -> None:
+    assert client.head("/").status_code == client.head("/health").status_code == client.head("/ready").status_code == 200
+    assert client.get("/predict").status_code == client.put("/predict", content=bytes(10**6)).status_code == 405
+    assert client.get("/../../etc/passwd").status_code == client.post("/nothing", content=picture(0), headers=JPEG).status_code == 404
+
+
+def test_token_is_required() -> None:
+    with TestClient(make_app(by_brightness(), SETTINGS, token="geheim")) as client:
+        for path in ("/", "/health", "/ready"):
+            assert client.get(path).status_code == 200
+        for given in (None, "", "Bearer", "Bearer x", "Basic geheim", "geheim", "Bearer geheimer", "Bearer \xfc"):
+            headers = JPEG | ({"authorization": given.encode("latin-1")} if given is not None else {})
+            answer = client.post("/predict", content=picture(0), headers=headers)
+            assert "Authorization: Bearer TOKEN" in detail(answer, 401) and answer.headers["www-authenticate"] == "Bearer"
+        for path in ("/metrics", "/model", "/docs", "/openapi.json"):
+            assert client.get(path).status_code == 401
+            assert client.get(path, headers={"authorization": "bearer geheim"}).status_code == 200
+        assert client.post("/predict", content=picture(0), headers=JPEG | {"authorization": "Bearer geheim"}).status_code == 200
+
+
+# --- how much at once -------------------------------------------------------------------------------------------------
+
+
+def together(client: TestClient, count: int, gate: threading.Event, inside: int, **more: Any) -> list[Any]:
+    """`count` requests at a time; the gate opens when `inside` of them are inside."""
+    answers: list[Any] = [None] * count
+    service = client.app.state.service  # type: ignore[attr-defined]
+
+    def ask(i: int) -> None:
+        answers[i] = client.post("/predict", content=picture(255 * (i % 2)), headers=JPEG, **more)
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 10
+    while time.monotonic() < until and not (service.batcher.admitted >= inside and sum(a is not None for a in answers) >= count - inside):
+        time.sleep(0.01)
+    gate.set()
+    for thread in threads:
+        thread.join(10)
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("settings", "let_in", "status"),
+    [
+        (Settings(client_requests=2, answer_s=10), 2, 429),
+        (Settings(requests=3, client_requests=0, answer_s=10), 3, 503),
+        (Settings(queue=2, max_images=1, answer_s=10), 2, 503),
+    ],
+)
+def test_excess_requests_are_told_to_retry(settings: Settings, let_in: int, status: int) -> None:
+    gate = threading.Event()
+    gate.set()
+    with TestClient(make_app(by_brightness(gate), settings)) as client:
+        gate.clear()
+        answers = together(client, 6, gate, let_in)
+        assert sorted(a.status_code for a in answers) == [200] * let_in + [status] * (6 - let_in)
+        for i, answer in enumerate(answers):
+            if answer.status_code == 200:
+                assert answer.json()["results"][0]["label"] == ("bright" if i % 2 else "dark")
+            else:
+                assert detail(answer, status) and answer.headers["retry-after"] == "1"
+        assert client.app.state.service.batcher.admitted == 0  # type: ignore[attr-defined]
+        assert client.post("/predict", content=picture(0), headers=JPEG).status_code == 200  # and then there is room again
+
+
+def test_answer_timeout() -> None:
+    gate = threading.Event()
+    gate.set()
+    with TestClient(make_app(by_brightness(gate), Settings(answer_s=1))) as client:
+        gate.clear()
+        assert "no response within 1 s" in detail(client.post("/predict", content=picture(0), headers=JPEG), 503)
+        gate.set()
+        assert client.post("/predict", content=picture(0), headers=JPEG).status_code == 200
+
+
+def test_shutdown_completes_accepted_requests() -> None:
+    gate = threading.Event()
+    gate.set()
+    with ExitStack() as stack:
+        client = stack.enter_context(TestClient(make_app(by_brightness(gate), SETTINGS)))
+        service = client.app.state.service  # type: ignore[attr-defined]
+        assert client.get("/ready").status_code == 200
+        gate.clear()
+        answers: list[Any] = []
+        asking = threading.Thread(target=lambda: answers.append(client.post("/predict", content=picture(255), headers=JPEG)))
+        asking.start()
+        while not service.batcher.admitted:
+            time.sleep(0.01)
+        service.leaving = True
+        assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
+        service.draining = True
+        refused = client.post("/predict", content=picture(255), headers=JPEG)
+        assert (
+            "shutting down" in detail(refused, 503) and refused.headers["retry-after"] == "1" and refused.headers["connection"] == "close"
+        )
+        gate.set()
+        asking.join(10)
+        assert answers[0].json()["results"][0]["label"] == "bright"
+
+
+def asgi(app: Any, parts: list[Any], headers: dict[str, str], host: str = "1.2.3.4") -> tuple[int, dict[bytes, bytes]]:
+    """One request by hand: `parts` are pieces of a body, or seconds to wait."""
+    sent: list[Any] = []
+    left = list(parts)
+
+    async def receive() -> dict[str, Any]:
+        while left and isinstance(left[0], float):
+            await asyncio.sleep(left.pop(0))
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)} if left else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    raw = [(key.encode(), value.encode()) for key, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": raw, "client": (host, 1), "query_string": b"", "state": {}}
+    asyncio.run(app(scope, receive, send))
+    return (sent[0]["status"], dict(sent[0]["headers"])) if sent else (0, {})
+
+
+async def nothing(scope: Any, receive: Any, send: Any) -> None:
+    message = await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"size", str(len(message["body"])).encode())]})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def test_slow_and_disconnected_clients() -> None:
+    limited = LimitsMiddleware(nothing, Settings(upload_s=1), token="", draining=lambda: False)
+    assert asgi(limited, [b"a", 0.1, b"b"], JPEG) == (200, {b"size": b"2"})
+    assert asgi(limited, [b"a", 60.0, b"b"], JPEG)[0] == 408
+    assert asgi(limited, [], JPEG)[0] == 0  # no more than a header, and gone
+    assert not limited.inside
+
+
+def test_body_is_not_read_beyond_limit() -> None:
+    limited = LimitsMiddleware(nothing, SETTINGS, token="", draining=lambda: False)
+    for parts, headers in (([bytes(70_000)] * 4, {}), ([b"1"], {"content-length": "200001"}), ([bytes(200_001)], {"content-length": "5"})):
+        status, answered = asgi(limited, parts, JPEG | headers)
+        assert status == 413 and answered[b"connection"] == b"close"
+    assert asgi(limited, [bytes(100_000), bytes(100_000)], JPEG) == (200, {b"size": b"200000"})
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def numbers(*values: float) -> list[np.ndarray]:
+    return [np.full((1, 1, 1), v, np.float32) for v in values]
+
+
+class Engine:
+    """Answers the number in each image; notes its batches; waits for the gate."""
+
+    def __init__(self) -> None:
+        self.gate, self.batches = threading.Event(), list[list[float]]()
+
+    def __call__(self, images: np.ndarray) -> list[float]:
+        self.gate.wait(10)
+        self.batches.append(images[:, 0, 0, 0].tolist())
+        if -1 in self.batches[-1]:
+            raise ValueError("minus one")
+        return self.batches[-1]
+
+
+def batched(engine: Engine, *asked: tuple[str, list[np.ndarray]], max_batch: int = 4) -> list[Any]:
+    """The answers to requests that all wait while the engine is busy with a first one."""
+
+    async def run() -> list[Any]:
+        batcher = Batcher({"a": engine, "b": engine}, batch_s=1e9, max_batch=max_batch, capacity=100, observe=lambda *_: None)
+        first = asyncio.create_task(batcher.ask("a", numbers(0)))
+        while batcher.busy_since is None:
+            await asyncio.sleep(0.005)
+        tasks = [asyncio.create_task(batcher.ask(kind, images)) for kind, images in asked]
+        await asyncio.sleep(0)  # all of them wait now
+        engine.gate.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert await first == [0]
+        await asyncio.to_thread(batcher.close, 5)
+        return answers
+
+    return asyncio.run(run())
+
+
+def test_batches_interleave_requests() -> None:
+    engine = Engine()
+    answers = batched(engine, ("a", numbers(1, 2, 3, 4, 5, 6)), ("a", numbers(7)), ("a", numbers(8, 9)))
+    assert answers == [[1, 2, 3, 4, 5, 6], [7], [8, 9]]
+    assert engine.batches[:2] == [[0], [1, 7, 8, 2]] and all(len(b) <= 4 for b in engine.batches)
+    assert sorted(number for batch in engine.batches for number in batch) == list(range(10))
+
+
+def test_kinds_take_turns() -> None:
+    engine = Engine()
+    answers = batched(engine, ("a", numbers(1, 2, 3, 4, 5, 6)), ("b", numbers(7)))
+    assert answers == [[1, 2, 3, 4, 5, 6], [7]]
+    assert engine.batches[1:] == [[1, 2, 3, 4], [7], [5, 6]]
+
+
+def test_engine_error_reaches_its_requests_only() -> None:
+    engine = Engine()
+    first, second, third = batched(engine, ("a", numbers(-1, 1, 2, 3, 4, 5)), ("b", numbers(6)), ("b", numbers(7)))
+    assert isinstance(first, ValueError) and (second, third) == ([6], [7])
+
+
+def test_capacity_cancellation_and_close() -> None:
+    engine = Engine()
+
+    async def run() -> None:
+        batcher = Batcher({"a": engine}, batch_s=1, max_batch=1, capacity=3, observe=lambda *_: None)
+        with batcher.admit(2):
+            with pytest.raises(QueueFull), batcher.admit(2):
+                pass
+            with batcher.admit(1):
+                pass
+        first = asyncio.create_task(batcher.ask("a", numbers(1)))
+        given_up = asyncio.create_task(batcher.ask("a", numbers(2, 3)))
+        last = asyncio.create_task(batcher.ask("a", numbers(4)))
+        await asyncio.sleep(0.05)
+        given_up.cancel()
+        await asyncio.sleep(0.05)
+        closing = asyncio.create_task(asyncio.to_thread(batcher.close, 5))
+        await asyncio.sleep(0.05)
+        with pytest.raises(QueueClosed):
+            await batcher.ask("a", numbers(5))
+        engine.gate.set()
+        assert await first == [1] and await last == [4]  # accepted before the close
+        assert await closing and not batcher.alive
+        with pytest.raises(QueueClosed), batcher.admit(1):
+            pass
+
+    asyncio.run(run())
+    assert engine.batches == [[1], [4]]
+
+
+@pytest.mark.parametrize(("waiting", "sizes"), [([1, 1], [1, 1]), ([5], [2, 3]), ([2, 9], [5, 6]), ([20], [8, 8])])
+def test_streams_share_waiting_images(waiting: list[int], sizes: list[int]) -> None:
+    both, first = threading.Barrier(2, timeout=10), list[int]()
+
+    def engine(images: np.ndarray) -> list[float]:
+        if images.any() and len(first) < 2:
+            first.append(len(images))
+            both.wait()  # one after the other they would never meet
+        return images[:, 0, 0, 0].tolist()
+
+    async def run() -> None:
+        batcher = Batcher({"a": engine}, streams=2, batch_s=1e9, max_batch=8, capacity=100, observe=lambda *_: None)
+        await batcher.ask("a", numbers(0))  # so that it knows how long one takes
+        asked = [numbers(*range(i, i + count)) for i, count in enumerate(waiting, 1)]
+        with batcher._changed:  # none is begun before all wait
+            tasks = [asyncio.create_task(batcher.ask("a", images)) for images in asked]
+            await asyncio.sleep(0)
+        for images, answer in zip(asked, await asyncio.gather(*tasks), strict=True):
+            assert answer == [image[0, 0, 0] for image in images]
+        assert await asyncio.to_thread(batcher.close, 5) and not batcher.alive
+
+    asyncio.run(run())
+    assert sorted(first) == sizes
+
+
+def test_batch_size_follows_target_time() -> None:
+    sizes: list[int] = []
+    seconds = 0.0
+
+    def engine(images: np.ndarray) -> list[float]:
+        sizes.append(len(images))
+        time.sleep(seconds * len(images))
+        return images[:, 0, 0, 0].tolist()
+
+    async def run() -> None:
+        nonlocal seconds
+        batcher = Batcher({"a": engine}, batch_s=0.07, max_batch=16, capacity=200, observe=lambda *_: None)
+        for each, count in ((0.02, 8), (0.0, 150), (0.08, 24)):
+            seconds = each
+            assert await batcher.ask("a", numbers(*range(count))) == list(range(count))
+            sizes.append(0)
+        await asyncio.to_thread(batcher.close, 5)
+
+    asyncio.run(run())
+    slow, fast, slower = (list(map(int, part.split())) for part in " ".join(map(str, sizes)).split(" 0")[:3])
+    assert slow[0] == 1 and 1 < max(slow) <= 3  # a sleep takes longer, never less
+    assert max(fast) == 16 and slower[-1] == 1
+
+
+def test_fixed_batch_graphs_are_filled() -> None:
+    sizes: list[int] = []
+
+    def engine(images: np.ndarray) -> list[float]:
+        sizes.append(len(images))
+        time.sleep(0.05)
+        return images[:, 0, 0, 0].tolist()
+
+    async def run() -> None:
+        batcher = Batcher({"a": engine}, batch_s=0.01, min_batch=8, max_batch=4, capacity=99, observe=lambda *_: None)
+        assert await batcher.ask("a", numbers(*range(20))) == list(range(20))
+        await asyncio.to_thread(batcher.close, 5)
+
+    asyncio.run(run())
+    assert sizes == [8, 8, 4]
+
+
+def test_busy_since_is_oldest_batch() -> None:
+    gates = [threading.Event(), threading.Event()]
+
+    def engine(images: np.ndarray) -> list[int]:
+        gates[int(images[0, 0, 0, 0])].wait(10)
+        return [0]
+
+    async def run() -> None:
+        batcher = Batcher({"a": engine}, streams=2, batch_s=1, max_batch=1, capacity=9, observe=lambda *_: None)
+
+        async def ask(i: int) -> "asyncio.Task[list[Any]]":
+            task = asyncio.create_task(batcher.ask("a", numbers(i)))
+            await asyncio.sleep(0.1)
+            return task
+
+        assert batcher.busy_since is None
+        one, since = await ask(0), batcher.busy_since
+        other = await ask(1)
+        assert since and batcher.busy_since == since
+        gates[0].set()
+        await one
+        await asyncio.sleep(0.05)
+        assert batcher.busy_since and batcher.busy_since > since + 0.05
+        closing = asyncio.create_task(asyncio.to_thread(batcher.close, 0.1))
+        assert await closing is False and not batcher.alive  # the one that is free has ended
+        gates[1].set()
+        assert await other == [0] and await asyncio.to_thread(batcher.close, 5)
+
+    asyncio.run(run())
+
+
+# --- what else it says ------------------------------------------------------------------------------------------------
+
+
+def test_metrics_count_known_paths_only(client: TestClient) -> None:
+    def value(line: str) -> float:
+        found = re.search(rf"^{re.escape(line)} (\S+)$", client.get("/metrics").text, re.M)
+        return float(found[1]) if found else 0.0
+
+    counted = (("/predict", 200), ("/predict", 422), ("other", 404))
+    lines = [f'mlpmixer_answers_total{{path="{path}",status="{status}"}}' for path, status in counted]
+    lines.append('mlpmixer_batch_images_sum{kind="predict"}')
+    before = [value(line) for line in lines]
+    client.post("/predict", files=[("f", ("a", picture(0))), ("f", ("b", picture(0)))])
+    client.post("/predict", content=b"\xff\xd8\xff", headers=JPEG)
+    client.get("/made/up")
+    after = [value(line) for line in lines]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 1, 2]
+    assert value("mlpmixer_images_inside") == 0 and value("process_resident_memory_bytes") > 1e6
+    assert "made" not in client.get("/metrics").text
+
+
+def test_page_content_security_policy(client: TestClient) -> None:
+    answer = client.get("/")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and policy.count("'sha256-") == 2
+    assert not re.findall(r"(?:https?:)?//\w", answer.text)
+    assert not re.findall(r"<[^>]+\s(?:on\w+|style|src)=", answer.text), "the policy forbids these"
+    assert client.get("/docs").headers["content-security-policy"] == policy
+    assert "<style>" in client.get("/docs").text and not re.findall(r"(?:https?:)?//\w", client.get("/docs").text)
+
+
+def test_openapi_lists_endpoints_and_statuses(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/predict", "/features", "/evidence", "/model", "/health", "/ready", "/metrics"} == set(paths)
+    for path in ("/predict", "/features", "/evidence"):
+        assert {"200", "401", "408", "413", "415", "422", "429", "503"} <= set(paths[path]["post"]["responses"])
+        assert {"image/jpeg", "image/png", "image/webp", "multipart/form-data", "application/json"} == set(
+            paths[path]["post"]["requestBody"]["content"]
+        )
+    docs = client.get("/docs").text
+    assert "POST /predict" in docs and "?top_k" in docs and "&lt;greys&gt;" in docs and "<greys>" not in docs
+    assert page.docs({"info": {"title": "t", "version": "1"}, "paths": {}, "components": {"schemas": {}}}).endswith("</html>")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [({"max_bytes": 0}, "--max-bytes must be more than 0"), ({"queue": 3}, "--queue 3 is too small"), ({"drain_s": -1}, "--drain-s")],
+)
+def test_invalid_settings_are_refused(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Settings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "streams"),
+    [
+        ({}, 4, 2),
+        ({}, 1, 1),
+        ({"workers": 2}, 4, 1),
+        ({"computing": Computing(threads=2)}, 4, 1),
+        ({"run": "runs/a", "device": "cpu"}, 4, 2),
+    ],
+)
+def test_default_number_of_streams(asked: dict[str, Any], cores: int, streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "cores", lambda: cores)
+    assert Serve(**{"run": "a.onnx"} | asked).streams_of_a_worker() == streams
+    assert Serve(**{"run": "a.onnx"} | asked, streams=3).streams_of_a_worker() == 3
+
+
+def test_dead_worker_is_noticed_at_once() -> None:
+    process = Process(uvicorn.Config(nothing), [])
+    workers = object.__new__(Workers)  # without its signal handlers
+    workers.processes, workers.should_exit = [process], threading.Event()
+    workers.config = uvicorn.Config(nothing, timeout_worker_healthcheck=60)
+    process.process = SimpleNamespace(is_alive=lambda: True, kill=lambda: None, join=lambda: None, exitcode=STARTUP_FAILURE, pid=1)
+    start = time.monotonic()
+    workers.keep_subprocess_alive()
+    assert workers.should_exit.is_set() and time.monotonic() - start < 10
+
+
+@contextmanager
+def listening(client: TestClient, connections: int) -> Iterator[Callable[[], socket.socket]]:
+    """The app behind a real socket: what opens a connection to it."""
+    config = uvicorn.Config(client.app, http=TimeoutProtocol, ws="none", lifespan="off", limit_concurrency=connections, log_level="error")
+    with ExitStack() as stack:
+        sock = stack.enter_context(listen("127.0.0.1", 0))
+        sock.listen()  # whoever comes before the service is up waits
+        service = uvicorn.Server(config)
+        thread = threading.Thread(target=service.run, kwargs={"sockets": [sock]})
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(setattr, service, "should_exit", True)
+        yield lambda: stack.enter_context(socket.create_connection(sock.getsockname(), timeout=30))
+
+
+def test_idle_connections_make_room(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(connection: socket.socket) -> bytes:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"\r\n\r\nok") and (part := connection.recv(1000)):
+            answer += part
+        return answer.partition(b"\r\n")[0]
+
+    monkeypatch.setattr(server, "CONNECTIONS", 20)
+    monkeypatch.setattr(server, "MIN_IDLE_S", 0.0)
+    with listening(client, 20) as connect:
+        opened = []
+        for _ in range(30):
+            opened.append(connect())
+            assert ask(opened[0]) == b"HTTP/1.1 200 OK"  # the one that asks stays, though it is the oldest
+        assert opened[1].recv(1) == b""  # closed
+        assert all(ask(connection) == b"HTTP/1.1 200 OK" for connection in opened[-9:])
+
+
+@pytest.mark.parametrize("kind", [b"text/plain", b"image/jpeg"])  # refused before the body is read, and while it is
+def test_non_http_body_is_400(client: TestClient, kind: bytes) -> None:
+    header = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-type: " + kind + b"\r\n\r\n"
+    with listening(client, 20) as connect:
+        at_once, later = connect(), connect()
+        at_once.sendall(header + b"no chunk\r\n")
+        assert at_once.recv(1000).startswith(b"HTTP/1.1 400 ")
+        later.sendall(header)
+        time.sleep(0.2)
+        later.sendall(b"no chunk\r\n")
+        assert re.match(b"HTTP/1.1 4[01][05] ", later.recv(1000))
+        while later.recv(1000):
+            pass
+    assert 'status="500"' not in client.get("/metrics").text
+
+
+def test_serve_does_not_import_torch() -> None:
+    code = "import sys, mlpmixer.serve.app, mlpmixer.serve.server, mlpmixer.cli; print('torch' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_answers_are_serialised_by_their_schema(client: TestClient) -> None:
+    assert client.get("/openapi.json").json() == client.app.openapi()  # type: ignore[attr-defined]
+    routes = [route for route in client.app.routes if isinstance(route, APIRoute)]  # type: ignore[attr-defined]
+    modelled = {route.path for route in routes if route.response_model}
+    assert modelled == {"/predict", "/features", "/evidence", "/model"}
+    for route in routes:
+        if route.path in modelled:
+            model = get_type_hints(route.endpoint, include_extras=True)["return"]
+            assert issubclass(model, BaseModel) and model is route.response_model
+
+
+def test_engine_failure_is_500_json() -> None:
+    classifier = by_brightness()
+    with TestClient(make_app(classifier), raise_server_exceptions=False) as client:
+        client.app.state.service.compute["features"] = lambda images: np.full((len(images), 1), np.nan)  # type: ignore[attr-defined]
+        answer = client.post("/features", content=picture(0), headers=JPEG)
+        assert answer.status_code == 500 and answer.json() == {"detail": "internal error; see the log of the service"}

@@ -1,0 +1,512 @@
+"""A file comes once, whole or not at all, from servers that serve well and from servers that do not. All of them run on loopback."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mlpmixer import cli
+from mlpmixer.cli import printing, progress
+from mlpmixer.download import cache_path, fetch
+from mlpmixer.models.mixer import create_model
+from mlpmixer.models.names import NUM_CLASSES, WEIGHTS, Weights
+from mlpmixer.weights.formats import write_official
+
+CONTENT = bytes(range(256)) * 400  # 102,400 bytes
+QUICK = {"timeout_s": 0.3, "backoff_s": 0.0}
+
+
+class Server(ThreadingHTTPServer):
+    """Answers GET after GET as `plan` says, then well.
+
+    "404", "500"...: that status; "half": breaks off in the middle; "stall": sends half, then nothing; "no range": sends everything,
+    whatever was asked for; "other part": a range, but not the one that was asked for; "careless": the range that was asked for, be it of
+    the same file or not; "claims +N", "claims -N": a Content-Length that
+    is wrong by N; "no length": no Content-Length at all.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, *plan: str) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.plan, self.content, self.version = list(plan), CONTENT, {"ETag": '"one"'}
+        self.requests: list[dict[str, str]] = []
+        self.released = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/models/B_16.npz"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # the client went away, as it should
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        s, asked = self.server, self.headers
+        s.requests.append(dict(asked.items()))
+        what = s.plan.pop(0) if s.plan else "well"
+        if what.isdigit():
+            self.send_error(int(what))
+            return
+        start = int(asked["Range"].removeprefix("bytes=").removesuffix("-")) if "Range" in asked else 0
+        if what == "no range" or (what != "careless" and asked.get("If-Range") not in s.version.values()):
+            start = 0
+        if start >= len(s.content):
+            self.send_error(416)
+            return
+        part = s.content[start:]
+        self.send_response(206 if start else 200)
+        if start:
+            first = start - (what == "other part")
+            self.send_header("Content-Range", f"bytes {first}-{len(s.content) - 1}/{len(s.content)}")
+        for name, value in s.version.items():
+            self.send_header(name, value)
+        if what != "no length":
+            self.send_header("Content-Length", str(len(part) + (int(what.removeprefix("claims ")) if what.startswith("claims") else 0)))
+        self.end_headers()
+        self.wfile.write(part[: len(part) // 2] if what in ("half", "stall") else part)
+        if what == "stall":
+            s.released.wait(10)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def loopback_needs_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    started: list[tuple[Server, threading.Thread]] = []
+
+    def start(*plan: str) -> Server:
+        server = Server(*plan)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        started.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in started:
+        server.released.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+Serve = Callable[..., Server]
+
+
+def only_file(cache: Path) -> Path:
+    """The one file under the cache: nothing is left beside it, hidden or not."""
+    (file,) = (p for p in cache.rglob("*") if p.is_file())
+    return file
+
+
+# --- when all is well ---------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_fetched_once_and_lies_at_its_host_and_path(serve: Serve, tmp_path: Path) -> None:
+    server = serve()
+    events: list[dict[str, Any]] = []
+    path = fetch(server.url, num_bytes=len(CONTENT), cache_dir=tmp_path, report=events.append)
+    assert path == cache_path(server.url, tmp_path) == only_file(tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert path.name == "B_16.npz" and path.parent.name == "models"
+    assert fetch(server.url, num_bytes=len(CONTENT), cache_dir=tmp_path, report=events.append) == path
+    assert len(server.requests) == 1 and "Range" not in server.requests[0]
+    done = [e["done_bytes"] for e in events]
+    assert done == sorted(done) and done[0] == 0 and done[-1] == len(CONTENT)
+    assert {(e["kind"], e["url"], e["total_bytes"]) for e in events} == {("fetch", server.url, len(CONTENT))}
+
+
+def test_the_cache_is_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    expected = tmp_path / ".cache" / "mlpmixer"
+    assert cache_path("https://example.org/a/b.npz") == expected / "example.org" / "a" / "b.npz"
+    assert cache_path("hf:timm/mixer_b16_224.goog_in21k/model.safetensors") == expected.joinpath(
+        "hf", "timm", "mixer_b16_224.goog_in21k", "model.safetensors"
+    )
+
+
+def test_several_that_ask_at_once_share_one_download(serve: Serve, tmp_path: Path) -> None:
+    server = serve("half")
+    with ThreadPoolExecutor(6) as pool:
+        paths = list(pool.map(lambda _: fetch(server.url, cache_dir=tmp_path, **QUICK), range(6)))
+    assert {p.read_bytes() for p in paths} == {CONTENT}
+    assert len(server.requests) == 2, "one that broke, one that went on"
+
+
+# --- when the connection breaks -----------------------------------------------------------------------------------
+
+
+def test_a_broken_download_goes_on_where_it_stopped(serve: Serve, tmp_path: Path) -> None:
+    server = serve("half")
+    path = fetch(server.url, num_bytes=len(CONTENT), cache_dir=tmp_path, **QUICK)
+    assert path.read_bytes() == CONTENT and only_file(tmp_path) == path
+    first, second = server.requests
+    assert "Range" not in first
+    assert (second["Range"], second["If-Range"]) == (f"bytes={len(CONTENT) // 2}-", '"one"')
+
+
+def test_the_next_call_goes_on_too(serve: Serve, tmp_path: Path) -> None:
+    server = serve("half")
+    with pytest.raises(ValueError, match=r"ended after 51,200 of 102,400 bytes"):
+        fetch(server.url, cache_dir=tmp_path, attempts=0, **QUICK)
+    assert not cache_path(server.url, tmp_path).exists(), "half a file never bears the name of the whole"
+    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT
+    assert server.requests[1]["Range"] == "bytes=51200-"
+
+
+def test_as_long_as_something_new_comes_it_is_not_given_up(serve: Serve, tmp_path: Path) -> None:
+    server = serve(*["half"] * 10)
+    assert fetch(server.url, cache_dir=tmp_path, attempts=1, **QUICK).read_bytes() == CONTENT
+    assert len(server.requests) == 11
+
+
+def test_a_server_without_ranges_is_read_from_the_start(serve: Serve, tmp_path: Path) -> None:
+    server = serve("half", "no range")
+    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT
+    assert "Range" in server.requests[1]
+
+
+def test_a_server_without_ranges_that_always_breaks_is_given_up(serve: Serve, tmp_path: Path) -> None:
+    server = serve(*["half"] * 9)
+    server.version = {}
+    with pytest.raises(ValueError, match="ended after"):
+        fetch(server.url, cache_dir=tmp_path, attempts=3, **QUICK)
+    assert len(server.requests) == 4 and not any("Range" in r for r in server.requests), "nothing says that it is still the same file"
+
+
+@pytest.mark.parametrize("version", [{"ETag": '"two"'}, {"ETag": 'W/"one"'}, {"Last-Modified": "Sat, 21 Nov 2026 10:00:00 GMT"}, {}])
+def test_a_file_that_changed_meanwhile_is_fetched_anew(version: dict[str, str], serve: Serve, tmp_path: Path) -> None:
+    server = serve("half")
+    with pytest.raises(ValueError, match="ended after"):
+        fetch(server.url, cache_dir=tmp_path, attempts=0, **QUICK)
+    server.content, server.version = CONTENT[::-1], version
+    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT[::-1]
+
+
+def test_a_server_that_forgets_to_compare_does_not_mix_two_files(serve: Serve, tmp_path: Path) -> None:
+    server = serve("half", "careless")
+    with pytest.raises(ValueError, match="ended after"):
+        fetch(server.url, cache_dir=tmp_path, attempts=0, **QUICK)
+    server.content, server.version = CONTENT[::-1], {"ETag": '"two"'}
+    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT[::-1]
+    assert [("Range" in r) for r in server.requests] == [False, True, False]
+
+
+def test_the_date_of_the_file_serves_as_well_as_an_etag(serve: Serve, tmp_path: Path) -> None:
+    server = serve("half")
+    server.version = {"ETag": 'W/"weak"', "Last-Modified": "Sat, 21 Nov 2026 10:00:00 GMT"}
+    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT
+    assert server.requests[1]["If-Range"] == "Sat, 21 Nov 2026 10:00:00 GMT"
+
+
+def test_a_part_that_was_not_asked_for_is_thrown_away(serve: Serve, tmp_path: Path) -> None:
+    server = serve("half", "other part")
+    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT
+    assert "Range" not in server.requests[2]
+
+
+def test_a_file_that_became_shorter_than_its_part_is_fetched_anew(serve: Serve, tmp_path: Path) -> None:
+    server = serve("half")
+    with pytest.raises(ValueError, match="ended after"):
+        fetch(server.url, cache_dir=tmp_path, attempts=0, **QUICK)
+    server.content = CONTENT[:1000]  # and the ETag lies
+    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT[:1000]
+
+
+def test_a_stalled_connection_is_broken_off_and_taken_up_again(serve: Serve, tmp_path: Path) -> None:
+    server = serve("stall")
+    start = time.monotonic()
+    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT
+    assert time.monotonic() - start < 5
+    assert server.requests[1]["Range"] == "bytes=51200-", "what came before the stall is kept"
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ValueError, match=r"silent for 0\.1 s"):
+        fetch(f"http://127.0.0.1:{silent.getsockname()[1]}/x", cache_dir=tmp_path, attempts=2, timeout_s=0.1, backoff_s=0)
+
+
+# --- when the server lies or refuses ------------------------------------------------------------------------------
+
+
+def test_less_than_announced_is_never_taken_for_the_file(serve: Serve, tmp_path: Path) -> None:
+    server = serve(*["claims +10"] * 9)
+    with pytest.raises(ValueError, match=r"ended after 102,400 of 102,410 bytes|not longer than"):
+        fetch(server.url, cache_dir=tmp_path, **QUICK)
+    assert not cache_path(server.url, tmp_path).exists()
+    assert len(server.requests) < 9
+
+
+@pytest.mark.parametrize("plan", ["well", "claims -10", "claims +10"])
+def test_a_file_of_another_size_is_refused_before_it_is_read(plan: str, serve: Serve, tmp_path: Path) -> None:
+    server = serve(plan)
+    with pytest.raises(ValueError, match=r"has a file of 102,\d{3} bytes there, expected 99,999") as e:
+        fetch(server.url, num_bytes=99_999, cache_dir=tmp_path, **QUICK)
+    assert str(cache_path(server.url, tmp_path)) in str(e.value)
+    assert len(server.requests) == 1
+    assert not any(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
+
+
+def test_a_flood_without_a_length_is_stopped_at_the_expected_size(serve: Serve, tmp_path: Path) -> None:
+    server = serve("no length")
+    with pytest.raises(ValueError, match="sends more than the 50,000 bytes"):
+        fetch(server.url, num_bytes=50_000, cache_dir=tmp_path, **QUICK)
+    assert not any(p.stat().st_size > 100 for p in tmp_path.rglob("*") if p.is_file())
+
+
+def test_without_a_length_the_expected_size_tells_whether_all_came(serve: Serve, tmp_path: Path) -> None:
+    server = serve("no length")
+    server.content = CONTENT[:-1]
+    with pytest.raises(ValueError, match="ended after 102,399 of 102,400 bytes"):
+        fetch(server.url, num_bytes=len(CONTENT), cache_dir=tmp_path, attempts=0, **QUICK)
+
+
+@pytest.mark.parametrize("status", ["404", "403"])
+def test_a_refusal_is_told_at_once(status: str, serve: Serve, tmp_path: Path) -> None:
+    server = serve(status)
+    with pytest.raises(ValueError, match=f"answers {status}"):
+        fetch(server.url, cache_dir=tmp_path, **QUICK)
+    assert len(server.requests) == 1
+
+
+def test_a_server_in_trouble_is_asked_again(serve: Serve, tmp_path: Path) -> None:
+    server = serve("500", "429")
+    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT
+    broken = serve(*["503"] * 9)
+    with pytest.raises(ValueError, match="answers 503"):
+        fetch(broken.url, cache_dir=tmp_path, attempts=3, **QUICK)
+    assert len(broken.requests) == 3
+
+
+# --- without a network --------------------------------------------------------------------------------------------
+
+
+def test_without_a_network_the_error_says_what_to_put_where_and_that_works(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/B_16.npz"
+    with pytest.raises(ValueError) as e:
+        fetch(url, num_bytes=7, cache_dir=tmp_path, **QUICK)
+    path = cache_path(url, tmp_path)
+    assert f"download {url} (7 bytes) elsewhere and put it at {path}" in str(e.value)
+    path.write_bytes(b"by hand")
+    assert fetch(url, num_bytes=7, cache_dir=tmp_path).read_bytes() == b"by hand"
+
+
+def test_a_wrong_file_put_by_hand_is_named_with_both_sizes(tmp_path: Path) -> None:
+    path = cache_path("https://example.org/x.npz", tmp_path)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"cut o")
+    with pytest.raises(ValueError, match=r"x\.npz has 5 bytes, but .* has 7: remove it"):
+        fetch("https://example.org/x.npz", num_bytes=7, cache_dir=tmp_path)
+    assert path.read_bytes() == b"cut o", "what a user put there is the user's to remove"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "",
+            "B_16.npz",
+            "file:///etc/passwd",
+            "ftp://example.org/x",
+            "https://example.org",
+            "https:///x",
+            "https://example.org/a/../../x",
+        ),
+        *("hf:owner/name", "hf:owner/../x", "hf:/name/x", "hf:owner/name/", "hf:owner/name/a b"),
+    ],
+)
+def test_what_is_no_address_of_a_file_is_refused(url: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected the address of a file"):
+        fetch(url, cache_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# --- the Hub ------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_the_hub_comes_through_huggingface_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def hf_hub_download(repo: str, file: str, *, local_dir: Path, local_files_only: bool) -> str:
+        assert not local_files_only
+        asked.append((repo, file))
+        target = local_dir / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"weights")
+        return str(target)
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    for url in ("hf:timm/mixer/model.safetensors", "hf:timm/mixer/sub/model.safetensors"):
+        for _ in range(2):
+            assert fetch(url, num_bytes=7, cache_dir=tmp_path) == cache_path(url, tmp_path)
+    assert asked == [("timm/mixer", "model.safetensors"), ("timm/mixer", "sub/model.safetensors")], "each once"
+
+
+def test_a_hub_that_cannot_be_reached_is_answered_with_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def offline(*args: Any, **kwargs: Any) -> str:
+        raise ConnectionError("no route to host\nand more")
+
+    def nothing_here(*args: Any, local_files_only: bool, **kwargs: Any) -> str:
+        assert local_files_only, "without a network there is nothing to try again"
+        raise huggingface_hub.errors.LocalEntryNotFoundError("nothing in the cache")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", offline)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", nothing_here)
+    url = "hf:timm/mixer/model.safetensors"
+    with pytest.raises(ValueError, match=r"no route to host\. Without") as e:
+        fetch(url, cache_dir=tmp_path)
+    assert "https://huggingface.co/timm/mixer/resolve/main/model.safetensors" in str(e.value)
+    assert str(cache_path(url, tmp_path)) in str(e.value)
+
+
+def test_without_huggingface_hub_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match=r"pip install \"mlpmixer\[hf\]\".*put it at"):
+        fetch("hf:timm/mixer/model.safetensors", cache_dir=tmp_path)
+
+
+def test_a_server_that_answers_is_left_to_huggingface_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx2
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def refused(*args: Any, local_files_only: bool = False, **kwargs: Any) -> str:
+        assert not local_files_only
+        raise HfHubHTTPError("401 Client Error", response=httpx2.Response(401, request=httpx2.Request("HEAD", "https://huggingface.co")))
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refused)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refused)
+    with pytest.raises(ValueError, match="401 Client Error"):
+        fetch("hf:timm/mixer/model.safetensors", cache_dir=tmp_path)
+
+
+def test_without_a_network_one_line_is_all_that_is_printed(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    done = subprocess.run(
+        [sys.executable, "-m", "mlpmixer", "summary", "hf:ada/digits"],
+        env=os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("mlpmixer: hf:ada/digits could not be fetched: ") and "give the path of that file instead" in line
+
+
+# --- what the command line shows ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The weights Pico/2:test; the cache is empty."""
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    model = create_model("Pico/2", num_classes=NUM_CLASSES["imagenet1k"])
+    write_official(tmp_path / "w.npz", model.cfg, model.state_dict())
+    server = serve()
+    server.content = (tmp_path / "w.npz").read_bytes()
+    known = {"form": "official", "classes": "imagenet1k", "preprocess": "bv_resmall_crop", "top1": None, "source": "", "licence": ""}
+    monkeypatch.setitem(
+        WEIGHTS,
+        "Pico/2:test",
+        Weights(model="Pico/2", url=server.url, num_bytes=len(server.content), **known),  # type: ignore[arg-type]
+    )
+    return server
+
+
+def picture(folder: Path) -> str:
+    Image.new("RGB", (8, 8), "red").save(folder / "red.png")
+    return str(folder / "red.png")
+
+
+def command(what: str, tmp_path: Path) -> list[str]:
+    return {
+        "convert": ["convert", "Pico/2:test", str(tmp_path / "out.safetensors")],
+        "predict": ["predict", "Pico/2:test", picture(tmp_path), "--format", "json"],
+        "train": ["train", "digits", "--init", "Pico/2:test", "--steps", "1", "--no-test", "--out", str(tmp_path / "run")],
+    }[what]
+
+
+@pytest.mark.parametrize("what", ["convert", "predict", "train"])
+def test_a_download_is_told_on_standard_error_and_not_the_second_time(
+    what: str, published: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(command(what, tmp_path)) == 0
+    out, err = capsys.readouterr()
+    assert err == f"mlpmixer: fetching {published.url}, {len(published.content) / 1e6:.1f} MB\n" and "fetch" not in out
+    assert what != "predict" or json.loads(out)
+    assert cli.main(command("convert", tmp_path)) == 0
+    assert capsys.readouterr().err == "" and len(published.requests) == 1
+
+
+def test_training_tells_of_a_download_in_json_or_not_at_all(published: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*command("train", tmp_path), "--json"]) == 0
+    out, err = capsys.readouterr()
+    events = [json.loads(line) for line in out.splitlines()]
+    fetched = [e for e in events if e["kind"] == "fetch"]
+    assert err == "" and events[: len(fetched)] == fetched and events[len(fetched)]["kind"] == "start"
+    assert (fetched[-1]["done_bytes"], fetched[-1]["total_bytes"]) == (len(published.content), len(published.content))
+    cache_path(published.url).unlink()
+    assert cli.main(["train", "digits", "--init", "Pico/2:test", "--steps", "1", "--no-test", "--out", str(tmp_path / "q"), "--quiet"]) == 0
+    assert capsys.readouterr().err == "" and len(published.requests) == 2
+
+
+def test_on_a_terminal_a_download_is_a_bar_that_goes_away_before_training_begins(
+    published: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert cli.main(command("train", tmp_path)) == 0
+    out, err = capsys.readouterr()
+    assert "B_16.npz" in err and "828.7/828.7 kB" in err and "1 steps" in out
+    assert err.endswith("\x1b[1A\x1b[2K"), "the line is cleared"
+
+
+def test_a_long_download_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    report = progress.plain_fetch(every_s=0)
+    for done in (200_000_000, 700_000_000, 700_000_000):
+        report({"kind": "fetch", "url": "https://example.org/H_14.npz", "done_bytes": done, "total_bytes": 1_700_000_000})
+    start, later, stalled = capsys.readouterr().err.splitlines()
+    assert start == "mlpmixer: fetching https://example.org/H_14.npz, 1,700.0 MB, 200.0 MB of it are here"
+    assert later.startswith("mlpmixer: fetched 700.0 MB of 1,700.0 MB, ") and later.endswith(" left")
+    assert stalled.endswith("? left")
+    report({"kind": "fetch", "url": "https://example.org/other", "done_bytes": 0, "total_bytes": 0})
+    report({"kind": "fetch", "url": "https://example.org/other", "done_bytes": 5_000_000, "total_bytes": 0})
+    assert capsys.readouterr().err.splitlines() == ["mlpmixer: fetching https://example.org/other", "mlpmixer: fetched 5.0 MB"]
+
+
+def test_ctrl_c_ends_a_download_at_once(published: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(event: printing.Event) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(progress, "plain_fetch", lambda: interrupted)
+    assert cli.main(command("train", tmp_path)) == 130
+    assert not (tmp_path / "run").exists() and not cache_path(published.url).exists()

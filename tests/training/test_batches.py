@@ -1,0 +1,52 @@
+"""Batches depend on (seed, epoch, index) and nothing else."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlpmixer.config import Run
+from mlpmixer.training.batches import batch_indices, batches, steps_per_epoch
+
+
+class Numbers:
+    """A store whose images are their own numbers."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def array(self, indices: np.ndarray) -> np.ndarray:
+        return indices.astype(np.uint8)
+
+
+@given(n=st.integers(1, 200), batch=st.integers(1, 250), seed=st.integers(0, 5), epoch=st.integers(0, 4))
+def test_an_epoch_shows_each_image_at_most_once_in_whole_batches(n: int, batch: int, seed: int, epoch: int) -> None:
+    per = steps_per_epoch(n, batch)
+    parts = [batch_indices(n, batch, seed, epoch * per + i + 1) for i in range(per)]
+    assert all(len(p) == min(batch, n) for p in parts)
+    seen = np.concatenate(parts)
+    assert len(set(seen.tolist())) == len(seen) > n - batch
+
+
+def test_a_resumed_sequence_is_the_tail_of_the_whole() -> None:
+    whole = list(batches(Numbers(23), Run(batch_size=4, seed=7), 1, 17))
+    tail = list(batches(Numbers(23), Run(batch_size=4, seed=7), 9, 17))
+    assert [s for s, _, _ in tail] == list(range(9, 18))
+    assert all(np.array_equal(a[1], b[1]) and np.array_equal(a[2], b[2]) for a, b in zip(whole[8:], tail, strict=True))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = [batch_indices(50, 50, seed, step).tolist() for seed in (0, 1) for step in (1, 2)]
+    assert len({tuple(o) for o in orders}) == 4
+
+
+def test_with_repeats_an_image_comes_several_times_in_a_batch_and_once_in_a_longer_pass() -> None:
+    parts = [batch_indices(24, 12, 0, step, repeats=3) for step in range(1, 7)]
+    for part in parts:
+        assert [len(part), len(set(part.tolist()))] == [12, 4] and (np.bincount(part)[part] == 3).all()
+    assert sorted(np.concatenate(parts).tolist()) == sorted([*range(24)] * 3)
+    assert (batch_indices(24, 12, 0, 7, repeats=3) != parts[0]).any()
+    (_, numbers, images), *_ = batches(Numbers(24), Run(batch_size=12, repeats=3), 1, 2)
+    assert (numbers == parts[0]).all() and (images == parts[0]).all()

@@ -1,0 +1,226 @@
+"""A training step on CUDA: what can be said of it without one, on a pretended device that has shapes and no numbers."""
+
+import dataclasses
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mlpmixer.config import Augment, Data, Distill, Optim, Recipe, Run
+from mlpmixer.models.mixer import create_model
+from mlpmixer.models.names import MODELS
+from mlpmixer.training import device_store, randaugment, step
+from mlpmixer.training.augment import alter, augment
+from mlpmixer.training.batches import batches
+from mlpmixer.training.device_store import Resident, resident, send
+from mlpmixer.training.distillation import make_teacher
+from mlpmixer.training.run import train
+from mlpmixer.training.step import Step, load_images
+from mlpmixer.weights.model_file import ModelMeta, read_tensors
+
+CPU, DEVICE = torch.device("cpu"), torch.device("meta")
+SMALL = dataclasses.replace(MODELS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48, drop_path=0.1)
+BASE = Recipe(
+    name="test",
+    model=dataclasses.replace(SMALL, num_classes=10),
+    data=Data(name="digits"),
+    optim=Optim(name="muon", ema_decay=0.9, clip_norm=1.0, label_smoothing=0.1, locality=3, mirror=True),
+    run=Run(steps=8, batch_size=32, precision="float32", test=False),
+)
+AUGMENTS = {
+    "none": Augment(),
+    "shifts": Augment(pad_crop_px=1, flip=True, cutmix=1.0, mixup=0.2, mix_probability=0.5),
+    "all": Augment(
+        inception_crop=0.3, pad_crop_px=1, pad_mode="constant", flip=True, randaugment_layers=2, trivialaugment=True, rotate_deg=5,
+        zoom=0.1, shear=0.1, color_jitter=0.3, noise=0.02, erasing=0.5, mixup=0.2,
+    ),
+    "big_vision": Augment(randaugment_layers=2, randaugment_magnitude=15, randaugment_form="big_vision", cutmix=0.5),
+}  # fmt: skip
+
+
+class NeverWaits(TorchDispatchMode):
+    """Counts what is sent to the device, and refuses what the host would wait for. That a value is asked for, meta tensors refuse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].device == CPU and torch.device(kwargs.get("device", CPU)) == DEVICE:
+            assert kwargs.get("non_blocking"), "the host waits until the device has copied"
+            self.sent += 1
+        return func(*args, **kwargs)
+
+
+def pretended(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Step:
+    """A Step on a device that works alone, before the first batch: meta, whose tensors have shapes and no numbers, treated like CUDA."""
+    for module in (device_store, step):
+        monkeypatch.setattr(module, "works_alone", lambda device: device == DEVICE)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 1 << 30))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(import_module("torch.optim.optimizer"), "_get_fused_kernels_supported_devices", lambda: ["meta"])
+    return Step(recipe, load_images(recipe.data, recipe.model), DEVICE, torch.float32)
+
+
+RULES: dict[str, dict[str, Any]] = {"muon": {}, "adamw": {"name": "adamw"}, "sgd": {"name": "sgd"}, "sam": {"sam_rho": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), [*((name, "muon") for name in AUGMENTS), *(("shifts", rule) for rule in RULES if rule != "muon")]
+)
+def test_a_step_on_a_device_never_waits_for_it(name: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = dataclasses.replace(BASE, augment=AUGMENTS[name], optim=dataclasses.replace(BASE.optim, **RULES[rule]))
+    step = pretended(recipe, monkeypatch)
+    assert isinstance(step.images, Resident) and step.images.pixels.device == DEVICE
+    with NeverWaits() as watch:
+        for number, indices, images in batches(step.images, recipe.run, 1, 3):
+            loss, right = step(number, 1.0, indices, images)
+            step.average_in(0.1)
+            assert images.device == loss.device == right.device == DEVICE
+    assert watch.sent <= 3 * 5  # image numbers for images and labels, partners, shares, boxes; never the images
+
+
+def test_neither_does_a_step_with_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = dataclasses.replace(BASE, augment=AUGMENTS["shifts"], distill=Distill(teacher="function", temperature=2.0))
+    step = pretended(recipe, monkeypatch)
+    classes, train = step.stores.splits.classes, step.stores.train
+    meta = ModelMeta(config=recipe.model, classes=classes, preprocess=step.stores.preprocess)
+    for source in ((create_model(recipe.model), meta), np.zeros((len(train.images), 10), np.float32)):
+        step.teacher = make_teacher(source, recipe.distill, train, classes, DEVICE, torch.float32)
+        with NeverWaits():
+            for number, indices, images in batches(step.images, recipe.run, 1, 2):
+                step(number, 1.0, indices, images)
+
+
+def test_the_pretended_device_notices_a_host_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = pretended(BASE, monkeypatch)
+    batch = np.arange(8)
+    for ask in (lambda x: x.sum().item(), lambda x: x.cpu(), lambda x: x[x > 0], lambda x: (x > 0).nonzero()):
+        step.gradients = lambda images, *_, ask=ask: ask(images)  # type: ignore[misc]
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            step(1, 1.0, batch, step.images.array(batch))
+    with NeverWaits(), pytest.raises(AssertionError, match="the host waits"):
+        torch.zeros(3).to(DEVICE)
+
+
+def test_small_sets_move_to_the_device_and_large_ones_and_those_of_a_cpu_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = load_images(BASE.data, BASE.model).train
+    assert resident(store, CPU) is store
+    monkeypatch.setattr(device_store, "works_alone", lambda device: True)
+    for free, moves in ((4 * store.nbytes, True), (4 * store.nbytes - 1, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
+        assert isinstance(resident(store, DEVICE), Resident) == moves
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
+    store.in_memory = False
+    assert resident(store, DEVICE) is store
+
+
+def test_batches_of_images_on_a_device_are_those_of_the_store() -> None:
+    store = load_images(BASE.data, BASE.model).train
+    there = batches(Resident(store, CPU), BASE.run, 3, 5)
+    for (number, indices, pixels), (other, others, images) in zip(batches(store, BASE.run, 3, 5), there, strict=True):
+        assert number == other and np.array_equal(indices, others) and np.array_equal(pixels, images.numpy())
+
+
+def operations(form: str) -> tuple[Tensor, dict[str, randaugment.Op], tuple[Tensor, ...]]:
+    """Images, the operations of a form, and what each image draws."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (64, 3, 16, 12), generator=generator, dtype=torch.uint8)
+    enhance: dict[str, Any] = {"shear": 0.3, "down_px": 7, "right_px": 5, "rotate_deg": 30, "enhance": 0.9, "bits": 4}
+    ops = randaugment.big_vision_ops(16, 12) if form == "big_vision" else randaugment.torchvision_ops(**enhance)
+    which, sign = torch.arange(64) % len(ops), 2 * torch.randint(2, (64,), generator=generator) - 1
+    return images, ops, (which, torch.rand(64, generator=generator).double(), sign, torch.rand((64, 2), generator=generator))
+
+
+@pytest.mark.parametrize("form", ["torchvision", "big_vision"])
+def test_operations_on_all_images_are_those_on_the_images_that_drew_them(form: str) -> None:
+    images, ops, drawn = operations(form)
+    some, everything = (way(ops, images, *drawn) for way in (randaugment.for_some, randaugment.for_all))
+    assert torch.equal(some, everything) and not torch.equal(some, images)
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_drawing_from_the_device_does_what_drawing_from_a_generator_does(name: str) -> None:
+    images = torch.randint(256, (512, 16, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    targets = torch.zeros(512, 2)
+    cfg = dataclasses.replace(AUGMENTS[name], mixup=0.0, cutmix=0.0)
+    drawn = augment(images, targets, cfg, (16, 12), torch.Generator().manual_seed(1))[0]
+    torch.manual_seed(1)
+    there = alter(images, cfg, (16, 12), CPU)
+    assert there.shape == drawn.shape and there.dtype == torch.float32 and there.min() >= 0 and there.max() <= 255
+    torch.manual_seed(1)
+    assert torch.equal(there, alter(images, cfg, (16, 12), CPU))
+    for of in (torch.mean, torch.std):  # the same distribution, by its first moments
+        torch.testing.assert_close(of(there), of(drawn), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_augmentation_on_the_device_compiles_as_a_whole(name: str) -> None:
+    images = torch.randint(256, (8, 16, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    torch._dynamo.reset()
+    whole = torch.compile(alter, backend="eager", fullgraph=True)
+    torch.manual_seed(1)
+    plain = alter(images, AUGMENTS[name], (16, 12), CPU)
+    torch.manual_seed(1)
+    assert torch.equal(whole(images, AUGMENTS[name], (16, 12), CPU), plain)
+
+
+def test_sending_to_a_cpu_is_nothing() -> None:
+    tensor = torch.arange(3)
+    assert send(tensor, CPU) is tensor
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "compiled"), [*((name, False) for name in AUGMENTS), ("all", True)])
+def test_a_step_on_cuda_never_waits(name: str, compiled: bool) -> None:
+    run = dataclasses.replace(BASE.run, compile=compiled, precision="bfloat16")
+    recipe = dataclasses.replace(BASE, augment=AUGMENTS[name], run=run)
+    step = Step(recipe, load_images(recipe.data, recipe.model), torch.device("cuda"), torch.bfloat16)
+    for number, indices, images in batches(step.images, recipe.run, 1, 20):
+        torch.cuda.set_sync_debug_mode("error" if number > 8 else "default")  # before: kernels are compiled, states are made
+        try:
+            loss, _ = step(number, 1.0, indices, images)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("where", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("form", ["torchvision", "big_vision"])
+def test_compiled_operations_are_the_operations(form: str, where: str) -> None:
+    images, ops, drawn = operations(form)
+    compiled = torch.compile(lambda images, *numbers: randaugment.for_all(ops, images, *numbers))
+    there = compiled(images.to(where), *(numbers.to(where) for numbers in drawn)).cpu().int()
+    difference = (there - randaugment.for_some(ops, images, *drawn).int()).abs()
+    for k, name in enumerate(ops):  # a product that is rounded elsewhere may fall to the next level, a warp to the next pixel
+        assert (difference[drawn[0] == k] <= 1).float().mean() > 0.97, name
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", ["", "default", "reduce-overhead"])
+def test_a_run_on_cuda_that_is_stopped_goes_on_with_the_same_bits(mode: str, tmp_path: Path) -> None:
+    run = dataclasses.replace(BASE.run, device="cuda", precision="bfloat16", save_every_s=0, steps=12, compile=bool(mode))
+    run = dataclasses.replace(run, compile_mode=mode or "default")
+    recipe = dataclasses.replace(BASE, augment=AUGMENTS["shifts" if mode else "all"], run=run)
+
+    def stop(line: dict[str, Any]) -> None:
+        if line["kind"] == "save" and line["step"] == 5:
+            raise RuntimeError("stop")
+
+    whole = train(recipe, out=tmp_path / "whole").path
+    with pytest.raises(RuntimeError, match="stop"):
+        train(recipe, out=tmp_path / "stopped", report=stop)
+    train(recipe, out=tmp_path / "stopped", resume=True)
+    weights = [read_tensors(path / "model.safetensors")[0] for path in (whole, tmp_path / "stopped")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

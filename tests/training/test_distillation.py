@@ -1,0 +1,176 @@
+"""A teacher's answers become targets: of a function, of a trained network, or stored."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mlpmixer.config import Augment, Data, Distill, Init, Optim, Recipe, Run
+from mlpmixer.inference.classifier import load
+from mlpmixer.models.names import MODELS
+from mlpmixer.training.augment import prepare_eval
+from mlpmixer.training.distillation import FUNCTION, make_teacher, open_teacher, store_teacher, stored_teacher
+from mlpmixer.training.run import train
+from mlpmixer.training.step import Step, load_images
+from mlpmixer.weights import model_file, run_folder
+
+SMALL = dataclasses.replace(MODELS["Pico/2"], num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32)
+BASE = Recipe(
+    name="test",
+    model=SMALL,
+    data=Data(name="digits"),
+    init=Init(stem="whitened"),
+    optim=Optim(name="muon", lr=1e-2, muon_lr=1e-2),
+    run=Run(steps=30, batch_size=64, precision="float32", test=False, save_every_s=1e9),
+)
+DIGITS = tuple("0123456789")
+CPU, FLOAT = torch.device("cpu"), torch.float32
+
+
+@pytest.fixture(scope="module")
+def teacher_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(BASE, out=tmp_path_factory.mktemp("runs") / "teacher").path
+
+
+def distilled(**fields: Any) -> Recipe:
+    return dataclasses.replace(BASE, distill=Distill(**fields))
+
+
+def test_a_function_is_asked_about_the_augmented_images_and_believed(tmp_path: Path) -> None:
+    asked: list[Tensor] = []
+
+    def always_three(images: Tensor) -> Tensor:
+        asked.append(images.clone())
+        return torch.nn.functional.one_hot(torch.full((len(images),), 3), 10).float()
+
+    recipe = dataclasses.replace(distilled(alpha=1.0, hard=True), augment=Augment(noise=0.1))
+    result = train(recipe, out=tmp_path / "run", teacher=always_three)
+    assert len(asked) == 30 and asked[0].shape == (64, 1, 8, 8) and asked[0].max() == 255
+    model, images = load(result.path), load_images(recipe.data, recipe.model).val
+    assert (model.probabilities(images.array(np.arange(len(images)))).argmax(1) == 3).all()
+    stored = run_folder.read_recipe(result.path)
+    assert stored.distill.teacher == FUNCTION
+    with pytest.raises(ValueError, match="this run learns from a function"):
+        train(stored, out=tmp_path / "other")
+
+
+def test_a_function_that_draws_random_numbers_goes_on_exactly(tmp_path: Path) -> None:
+    def moody(images: Tensor) -> Tensor:
+        return torch.randn(len(images), 10)
+
+    def stop(line: dict[str, Any]) -> None:
+        if line["kind"] == "save" and line["step"] == 3:
+            raise RuntimeError("stop")
+
+    recipe = distilled(temperature=2.0)
+    recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=5, save_every_s=0))
+    whole = train(recipe, out=tmp_path / "whole", teacher=moody).path
+    with pytest.raises(RuntimeError, match="stop"):
+        train(recipe, out=tmp_path / "stopped", teacher=moody, report=stop)
+    train(recipe, out=tmp_path / "stopped", teacher=moody, resume=True)
+    assert (whole / run_folder.MODEL_FILE).read_bytes() == (tmp_path / "stopped" / run_folder.MODEL_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("kind", ["network", "logits"])
+def test_a_run_goes_on_without_the_file_of_its_teacher(kind: str, saved: bool, teacher_run: Path, tmp_path: Path) -> None:
+    if kind == "network":
+        teacher = shutil.copy(teacher_run / run_folder.MODEL_FILE, tmp_path / "teacher.safetensors")
+    else:
+        teacher = tmp_path / "logits.npz"
+        np.savez(teacher, logits=np.random.default_rng(0).normal(size=(len(load_images(BASE.data, BASE.model).train), 10)))
+    recipe = distilled(teacher=str(teacher), temperature=2.0)
+    recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=6, save_every_s=0))
+    whole = train(recipe, out=tmp_path / "whole").path
+
+    def stop(line: dict[str, Any]) -> None:
+        if line["kind"] == "save" and line["step"] == 3:
+            raise RuntimeError("stop")
+
+    run = tmp_path / "stopped"
+    with pytest.raises(RuntimeError, match="stop"):
+        train(recipe, out=run, report=stop)
+    Path(teacher).unlink()
+    if not saved:  # as if it had been killed before the first state
+        for state in model_file.states(run):
+            state.unlink()
+    assert len(list((run / "checkpoints").glob("teacher.*"))) == 1
+    train(recipe, out=run, resume=True)
+    assert (whole / run_folder.MODEL_FILE).read_bytes() == (run / run_folder.MODEL_FILE).read_bytes()
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {path.name for path in (whole / "checkpoints").iterdir()}
+    assert not list((run / "checkpoints").glob("teacher.*")), "a run that is over needs it no more"
+
+
+def test_the_copy_of_an_earlier_teacher_teaches_no_new_run(teacher_run: Path, tmp_path: Path) -> None:
+    logits = np.zeros((len(load_images(BASE.data, BASE.model).train), 10), np.float32)
+    store_teacher(tmp_path / "run", logits)  # of a run that was killed before it wrote its recipe
+    recipe = distilled(teacher=str(teacher_run))
+    recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=2))
+    seen: list[Path | None] = []
+    train(recipe, out=tmp_path / "run", report=lambda line: seen.append(stored_teacher(tmp_path / "run")))
+    assert seen[0] == tmp_path / "run" / "checkpoints" / "teacher.safetensors"
+
+
+def test_a_network_answers_as_it_does_alone_in_the_order_of_the_data(teacher_run: Path) -> None:
+    store = load_images(BASE.data, BASE.model).train
+    pixels = store.array(np.arange(20))
+    wanted = load(teacher_run).probabilities(pixels)
+    cfg = Distill(teacher=str(teacher_run))
+    images = prepare_eval(torch.from_numpy(pixels))
+    answer = make_teacher(open_teacher(cfg.teacher), cfg, store, DIGITS, CPU, FLOAT)
+    np.testing.assert_allclose(answer.after(images).numpy(), wanted, atol=1e-6)
+    assert answer.before(np.arange(20)).shape == (20, 0)
+    turned = make_teacher(open_teacher(cfg.teacher), cfg, store, DIGITS[::-1], CPU, FLOAT).after(images)
+    np.testing.assert_allclose(turned.numpy(), wanted[:, ::-1], atol=1e-6)
+    hard = make_teacher(open_teacher(cfg.teacher), dataclasses.replace(cfg, hard=True), store, DIGITS, CPU, FLOAT).after(images)
+    assert torch.equal(hard, torch.nn.functional.one_hot(torch.from_numpy(wanted.argmax(1)), 10).float())
+    steps = torch.linspace(0, 255, 8).view(1, 1, 1, 8).expand(1, 1, 8, 8)  # a ramp of 16 px stays a ramp: the teacher sees 8
+    ramp = torch.nn.functional.interpolate(steps, (16, 16), mode="bilinear")
+    torch.testing.assert_close(answer.after(ramp), answer.after(steps), atol=0.05, rtol=0)
+    with pytest.raises(ValueError, match="classes of data and model differ"):
+        make_teacher(open_teacher(cfg.teacher), cfg, store, DIGITS[:9], CPU, FLOAT)
+
+
+@pytest.mark.parametrize("file", ["logits.npy", "logits.npz"])
+def test_stored_logits_follow_their_images_through_order_and_mixing(file: str, tmp_path: Path) -> None:
+    stores = load_images(BASE.data, BASE.model)
+    logits = np.where(np.eye(10)[stores.train.labels], 0.0, -np.inf).astype(np.float32)  # log-probabilities of one who knows the labels
+    np.save(tmp_path / file, logits) if file.endswith("npy") else np.savez(tmp_path / file, logits=logits)
+    recipe = dataclasses.replace(distilled(teacher=str(tmp_path / file), temperature=3.0), augment=Augment(mixup=0.5, cutmix=0.5))
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=10))
+    teacher = make_teacher(open_teacher(recipe.distill.teacher), recipe.distill, stores.train, DIGITS, CPU, FLOAT)
+    step, seen = Step(recipe, stores, CPU, FLOAT, None, teacher), []
+    step.gradients = lambda *batch: seen.append(batch[1]) or step.backward(*batch)  # type: ignore[func-returns-value]
+    batch = np.array([7, 700, 77, 1, 2, 3])
+    step(1, 1.0, batch, stores.train.array(batch))
+    assert seen[0].shape == (6, 20) and torch.equal(seen[0][:, :10], seen[0][:, 10:])
+    assert seen[0].max(1).values.min() < 1, "some are mixed"
+
+
+def test_stored_logits_are_counted_with_the_images_that_cannot_be_read() -> None:
+    store: Any = SimpleNamespace(images=range(5), kept=np.array([0, 2, 4]))
+    logits = np.log(np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4], [0.4, 0.6]]))
+    teacher = make_teacher(logits, Distill(teacher="logits.npy"), store, ("a", "b"), CPU, FLOAT)
+    torch.testing.assert_close(teacher.before(np.array([2, 1])), torch.tensor([[0.4, 0.6], [0.7, 0.3]]))
+    with pytest.raises(ValueError, match=r"shape \(4, 2\); this run has 5 training images.*of 2 classes"):
+        make_teacher(logits[:4], Distill(teacher="logits.npy"), store, ("a", "b"), CPU, FLOAT)
+
+
+def test_what_is_no_teacher_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "labels.npy", np.arange(5))
+    with pytest.raises(ValueError, match=r"labels.npy holds int64 of shape \(5,\); expected logits"):
+        open_teacher(str(tmp_path / "labels.npy"))
+    with pytest.raises(FileNotFoundError):
+        open_teacher(str(tmp_path / "none.npy"))
+    with pytest.raises(ValueError, match="no/such/run does not exist"):
+        train(distilled(teacher="no/such/run"), out=tmp_path / "run")
+    with pytest.raises(ValueError, match="two teachers"):
+        train(distilled(teacher="runs/x"), out=tmp_path / "run", teacher=lambda images: images)
+    with pytest.raises(ValueError, match=r"answer has shape \(64, 1, 8, 8\); expected logits \(64, 10\)"):
+        train(BASE, out=tmp_path / "run", teacher=lambda images: images)

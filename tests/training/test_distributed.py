@@ -1,0 +1,320 @@
+"""Several processes train as one does: the same batches, the same weights, exact after a death, and an end where a peer is stuck."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mlpmixer.config import Augment, Data, Optim, Recipe, Run, to_json
+from mlpmixer.models.names import MODELS
+from mlpmixer.training.augment import augment
+from mlpmixer.training.batches import rows_of
+from mlpmixer.training.distributed import Ranks
+from mlpmixer.training.stream import Order
+from mlpmixer.weights import model_file, run_folder
+
+SMALL = dataclasses.replace(MODELS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48)
+EXACT = Recipe(  # nothing is drawn within the network; 130 images over 4 processes, two parts each, is uneven twice
+    name="ranks",
+    model=SMALL,
+    data=Data(name="digits", val_fraction=0.3),
+    augment=Augment(pad_crop_px=1, rotate_deg=5, mixup=0.2, cutmix=1.0, erasing=0.3),
+    optim=Optim(
+        name="sgd", lr=0.2, warmup_steps=3, ema_decay=0.9, clip_norm=0.5, label_smoothing=0.1, locality=3, sam_rho=0.05, head_steps=2
+    ),
+    run=Run(steps=12, batch_size=130, accumulate=2, precision="float32", log_every=3, save_every_s=0, test=False),
+)
+MUON = dataclasses.replace(EXACT, optim=dataclasses.replace(EXACT.optim, name="muon", lr=1e-3, head_steps=0, mirror=True))
+STREAMED = dataclasses.replace(EXACT, run=dataclasses.replace(EXACT.run, batch_size=20, progressive="4:0.5"))
+NOISY = dataclasses.replace(MUON, model=dataclasses.replace(SMALL, dropout=0.1, drop_path=0.1))
+
+LOST, STOPPED = 99, 100  # exit codes
+FORKS = (
+    f"    LOST, STOPPED = {LOST}, {STOPPED}"
+    + """
+    import json, os, shutil, signal, sys, traceback
+    from mlpmixer.training import run as train, step
+    from mlpmixer.config import Recipe, from_json
+    from mlpmixer.training.distributed import Lost, Ranks, joined
+    from mlpmixer.training.run import Interrupted
+
+    update = step.Step.__call__
+
+    def work(job, rank, meeting):
+        def disturbed(self, number, *batch):
+            if [rank, number] == job.get("at"):
+                os.kill(os.getpid(), job["signal"])
+            return update(self, number, *batch)
+
+        step.Step.__call__ = disturbed
+        ranks = Ranks(rank, job["ranks"], rank)
+        try:
+            with joined(ranks, 4.0, "file://" + meeting):
+                train.train(from_json(Recipe, job["recipe"]), out=job["out"], resume=True, ranks=ranks)
+        except Interrupted as stop:
+            return STOPPED + stop.step
+        except Lost:
+            return LOST
+        return 0
+
+    train.report.write_report = lambda *_: None
+    first, *jobs = json.load(sys.stdin)  # forked from one process, since importing torch takes longest
+    print(json.dumps([work(first, 0, "")]), flush=True)  # here, so that all that is imported on the way is imported once
+    for number, job in enumerate(jobs):
+        if "after" in job:
+            shutil.copytree(job["after"], job["out"])
+        pids = []
+        for rank in range(job["ranks"]):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                try:
+                    os._exit(work(job, rank, f"{job['out']}-{number}.meeting"))
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1])]
+        for pid in pids[1:]:
+            if job.get("signal") == signal.SIGSTOP:
+                os.kill(pid, signal.SIGKILL)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        print(json.dumps(codes), flush=True)
+"""
+)
+
+
+def job(recipe: Recipe, out: Path, ranks: int, **more: Any) -> dict[str, Any]:
+    """`ranks` processes that train in `out`. "signal" strikes a rank before a step, "at" = [rank, step]; "after": goes on with that run."""
+    return {"recipe": to_json(recipe), "out": str(out), "ranks": ranks, **more}
+
+
+def shards(folder: Path) -> Data:
+    """Three training shards of 20 images of noise, of which numbers 3, 10 and 17 are torn, and a sound one each for val and test."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    splits = {"train": ["train-0.tar", "train-1.tar", "train-2.tar"], "val": ["val-0.tar"], "test": ["test-0.tar"]}
+    for name in (name for names in splits.values() for name in names):
+        with tarfile.open(folder / name, "w") as tar:
+            for i in range(20):
+                image = io.BytesIO()
+                Image.fromarray(rng.integers(256, size=(8, 8), dtype=np.uint8)).save(image, "PNG")
+                torn = name.startswith("train") and i % 7 == 3
+                for suffix, content in (("png", image.getvalue()[: 30 if torn else None]), ("cls", b"%d" % (i % 3))):
+                    member = tarfile.TarInfo(f"{i:02}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    info = {split: {"filenames": names, "shard_lengths": [20] * len(names)} for split, names in splits.items()}
+    (folder / "_info.json").write_text(json.dumps({"splits": info, "classes": ["a", "b", "c"]}))
+    return Data(name=str(folder), lanes=4, buffer=32, workers=2, max_bad_share=0.2)
+
+
+Codes = dict[str, list[int]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Codes]:
+    """A directory of runs by name, and the exit codes of the processes of each."""
+    at = tmp_path_factory.mktemp("ranks")
+    killed = {"at": [1, 7], "signal": int(signal.SIGKILL)}
+    streamed = dataclasses.replace(STREAMED, data=shards(at / "shards"))
+    jobs = {
+        "one": job(EXACT, at / "one", 1),
+        "killed": job(EXACT, at / "killed", 2, **killed),
+        "killed, then one": job(EXACT, at / "killed, then one", 1, after=str(at / "killed")),
+        "killed, then four": job(EXACT, at / "killed, then four", 4, after=str(at / "killed")),
+        "muon, one": job(MUON, at / "muon, one", 1),
+        "muon, two": job(MUON, at / "muon, two", 2),
+        "streamed, one": job(streamed, at / "streamed, one", 1),
+        "streamed, two": job(streamed, at / "streamed, two", 2),
+        "noisy": job(NOISY, at / "noisy", 2),
+        "noisy, killed": job(NOISY, at / "noisy, killed", 2, **killed),
+        "noisy, killed, restarted": job(NOISY, at / "noisy, killed, restarted", 2, after=str(at / "noisy, killed")),
+        "noisy, told to stop": job(NOISY, at / "noisy, told to stop", 2, at=[1, 5], signal=int(signal.SIGTERM)),
+        "noisy, told to stop, restarted": job(NOISY, at / "noisy, told to stop, restarted", 2, after=str(at / "noisy, told to stop")),
+        "stuck": job(EXACT, at / "stuck", 2, at=[1, 5], signal=int(signal.SIGSTOP)),
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(FORKS)],
+        input=json.dumps([*jobs.values()]),
+        text=True,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as torchrun has it; and who forks must have no threads
+    )
+    assert done.returncode == 0, done.stderr
+    return at, dict(zip(jobs, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+def state(run: Path) -> dict[str, torch.Tensor]:
+    """The last training state of a run: weights, their average, the optimizers'."""
+    path = model_file.last_state(run)
+    assert path is not None
+    return model_file.read_tensors(path)[0]
+
+
+def lines(run: Path, kind: str, key: str) -> list[float]:
+    return [line[key] for line in run_folder.read_metrics(run / "metrics.jsonl") if line["kind"] == kind]
+
+
+@pytest.mark.parametrize(
+    ("alone", "several", "atol"),
+    [
+        ("one", "killed, then one", 1e-6),
+        ("one", "killed, then four", 1e-6),
+        ("streamed, one", "streamed, two", 1e-6),
+        ("muon, one", "muon, two", 5e-4),  # Muon makes its matrices orthogonal in bfloat16: what rounds the other way is seen
+    ],
+)
+def test_any_number_of_processes_also_a_changing_one_trains_the_same_weights(
+    alone: str, several: str, atol: float, runs: tuple[Path, Codes]
+) -> None:
+    at, codes = runs
+    assert codes[alone] == [0] and set(codes[several]) == {0}
+    wanted, got = state(at / alone), state(at / several)
+    assert wanted.keys() == got.keys()
+    for key in wanted:
+        torch.testing.assert_close(got[key], wanted[key], atol=atol, rtol=0, msg=lambda m, key=key: f"{key}: {m}")
+    for key in ("loss", "top1"):  # several processes save, and so write a line, where they meet: every third step
+        single = np.reshape(lines(at / alone, "step", key), (4, 3)).mean(1)
+        np.testing.assert_allclose(lines(at / several, "step", key)[:2], single[:2], atol=1e-5)
+    for key in ("top1", "nll"):
+        np.testing.assert_allclose(lines(at / several, "eval", key), lines(at / alone, "eval", key), atol=1e-4)
+
+
+def test_what_one_process_could_not_read_of_a_stream_all_know(runs: tuple[Path, Codes]) -> None:
+    torn = np.arange(60)[np.arange(60) % 20 % 7 == 3]
+    order = Order(samples=(20, 20, 20), rows=20, lanes=4, block=4, seed=0)
+    read = [np.isin(torn, np.concatenate([order.numbers(step)[half] for step in range(1, 13)])) for half in (slice(10), slice(10, 20))]
+    assert (read[0] & ~read[1]).any() and (read[1] & ~read[0]).any(), "by either process alone"
+    for run in ("streamed, one", "streamed, two"):
+        bad = json.loads((runs[0] / run / "summary.json").read_text())["bad_images"]
+        assert sorted(name for name, _ in bad) == [f"train-{n // 20}.tar/{n % 20:02}" for n in torn]
+        path = model_file.last_state(runs[0] / run)
+        assert path is not None and sorted(map(tuple, model_file.read_tensors(path)[1]["bad"])) == sorted(map(tuple, bad))
+
+
+def test_a_process_that_dies_ends_the_others(runs: tuple[Path, Codes]) -> None:
+    assert runs[1]["killed"] == runs[1]["noisy, killed"] == [LOST, -signal.SIGKILL]
+
+
+def test_a_stuck_process_ends_the_others_after_the_timeout(runs: tuple[Path, Codes]) -> None:
+    assert runs[1]["stuck"] == [LOST, -signal.SIGKILL]
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(runs: tuple[Path, Codes]) -> None:
+    assert runs[1]["noisy, told to stop"] == [STOPPED + 6, STOPPED + 6]
+
+
+@pytest.mark.parametrize("name", ["noisy, killed, restarted", "noisy, told to stop, restarted"])
+def test_a_run_of_two_processes_goes_on_exactly(name: str, runs: tuple[Path, Codes]) -> None:
+    at, codes = runs
+    assert codes["noisy"] == codes[name] == [0, 0]
+    whole, restarted = state(at / "noisy"), state(at / name)
+    assert whole.keys() == restarted.keys() and all(torch.equal(whole[k], restarted[k]) for k in whole)
+    assert lines(at / "noisy", "eval", "nll") == lines(at / name, "eval", "nll")
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_a_part_of_a_batch_is_augmented_as_it_is_within_the_whole(parts: int) -> None:
+    everything = Augment(
+        inception_crop=0.5, pad_crop_px=1, flip=True, randaugment_layers=1, trivialaugment=True, rotate_deg=10, zoom=0.1, shear=0.1,
+        color_jitter=0.2, noise=0.05, erasing=0.5, mixup=0.4, cutmix=1.0, mix_probability=0.8,
+    )  # fmt: skip
+    images = torch.randint(256, (10, 14, 14, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    targets = torch.eye(10)
+    for seed in range(8):
+        whole = augment(images, targets, everything, (12, 12), torch.Generator().manual_seed(seed))
+        pieces = []
+        for part in range(parts):
+            rows = rows_of(10, part, parts, lent=1)
+            here = torch.from_numpy(rows.numbers)
+            pieces.append(augment(images[here], targets[here], everything, (12, 12), torch.Generator().manual_seed(seed), rows))
+        for got, wanted in zip(map(torch.cat, zip(*pieces, strict=True)), whole, strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("n", "parts"), [(7, 1), (7, 2), (8, 4), (130, 4), (5, 5)])
+def test_every_row_belongs_to_one_part_and_borrows_its_successor(n: int, parts: int) -> None:
+    pieces = [rows_of(n, part, parts, lent=1) for part in range(parts)]
+    assert [i for p in pieces for i in p.numbers[: p.own]] == list(range(n)) and all(p.of == n for p in pieces)
+    assert max(p.own for p in pieces) - min(p.own for p in pieces) <= 1
+    assert all(p.numbers[p.own :].tolist() == ([] if parts == 1 else [(p.numbers[p.own - 1] + 1) % n]) for p in pieces)
+
+
+def test_one_alone_needs_no_others() -> None:
+    alone = Ranks()
+    assert alone.leads and alone.sum([1.5]) == [1.5] and alone.same("x") == "x" and alone.gather(2) == [2] and alone.lead(lambda: 3) == 3
+    assert alone.agree(False, True, False) == (True, False)
+
+
+def torchrun(*args: str, ranks: int = 2, restarts: int = 0) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
+    return subprocess.Popen([*command, "-m", "mlpmixer", *args], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def wait_for_a_checkpoint(running: "subprocess.Popen[str]", run: Path) -> None:
+    while not model_file.states(run):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.01)
+
+
+COMMAND = ("train", "digits", "--steps", "100", "--run.save-every-s", "0", "--run.log-every", "10", "--no-test", "--resume", "--out")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # each process takes as long to import torch as all the rest
+def test_torchrun_restarts_a_killed_job_which_ends_with_the_same_bits(tmp_path: Path) -> None:
+    with torchrun(*COMMAND, str(tmp_path / "whole")) as whole:
+        out, _ = whole.communicate()
+    assert whole.returncode == 0 and out.count("validation top-1") == 1
+    with torchrun(*COMMAND, str(tmp_path / "struck"), restarts=1) as struck:
+        wait_for_a_checkpoint(struck, tmp_path / "struck")
+        children = Path(f"/proc/{struck.pid}/task/{struck.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        out, err = struck.communicate()
+    assert struck.returncode == 0 and "has lost another" in err and out.count("validation top-1") == 1, err
+    first, second = state(tmp_path / "whole"), state(tmp_path / "struck")
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # each process takes as long to import torch as all the rest
+def test_ctrl_c_of_torchrun_saves_and_four_processes_go_on(tmp_path: Path) -> None:
+    with torchrun(*COMMAND, str(tmp_path / "run")) as running:
+        wait_for_a_checkpoint(running, tmp_path / "run")
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate()
+    assert err.count("saved; to go on: mlpmixer train --resume") == 1
+    with torchrun(*COMMAND, str(tmp_path / "run"), ranks=4) as resumed:
+        _, err = resumed.communicate()
+    assert resumed.returncode == 0, err
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 100
+    assert json.loads((tmp_path / "run" / "env.json").read_text())["processes"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # each process takes as long to import torch as all the rest
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("train", "digits", "--epoch", "3"), "--run.epochs FLOAT"),
+        (("train", "digitz"), "did you mean digits"),
+        (("train", "digits", "--batch-size", "1"), "2 processes cannot share a batch of 1"),
+    ],
+)
+def test_what_is_wrong_is_said_once(args: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    with torchrun(*args, "--out", str(tmp_path / "run")) as failed:
+        _, err = failed.communicate()
+    assert failed.returncode and err.count(words) == 1, err
+    assert not (tmp_path / "run").exists()

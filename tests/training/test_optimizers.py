@@ -1,0 +1,240 @@
+"""The step rule: who gets which optimizer, and at what rate."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlpmixer.config import Optim
+from mlpmixer.models.mixer import Mixer, create_model
+from mlpmixer.training import optimizers as optim
+
+
+def small() -> Mixer:
+    return create_model("Pico/2", num_blocks=2, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=12)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_every_parameter_is_in_one_group_and_only_matrices_decay(name: str) -> None:
+    model = small()
+    groups = [g for o in optim.make_optimizers(model, Optim(name=name, weight_decay=0.1)) for g in o.param_groups]  # type: ignore[arg-type]
+    ids = [id(p) for g in groups for p in g["params"]]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters())
+    for group in groups:
+        assert group["weight_decay"] == (0.1 if group["params"][0].ndim == 2 else 0.0)
+        assert len({p.ndim for p in group["params"]}) == 1
+
+
+def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else() -> None:
+    model = small()
+    muon = optim.make_optimizers(model, Optim(name="muon"))[1]
+    assert isinstance(muon, torch.optim.Muon)
+    taken = {id(p) for g in muon.param_groups for p in g["params"]}
+    assert {n for n, p in model.named_parameters() if id(p) in taken} == {
+        f"blocks.{i}.{m}.fc{k}.weight" for i in (0, 1) for m in ("token_mixing", "channel_mixing") for k in (1, 2)
+    }
+
+
+@given(total=st.integers(1, 500), warmup=st.integers(0, 600), schedule=st.sampled_from(["cosine", "linear", "constant"]))
+def test_the_rate_is_a_share_of_the_peak_that_rises_then_falls(total: int, warmup: int, schedule: str) -> None:
+    cfg = Optim(warmup_steps=warmup, schedule=schedule)  # type: ignore[arg-type]
+    rates = [optim.lr_factor(step, total, cfg) for step in range(1, total + 1)]
+    peak = min(warmup, total // 2)
+    assert all(0 < r <= 1 for r in rates)
+    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[peak] == 1 if peak < total else True
+
+
+def test_linear_warmup_and_decay_by_hand() -> None:
+    cfg = Optim(warmup_steps=2, schedule="linear")
+    assert [round(optim.lr_factor(s, 6, cfg), 4) for s in range(1, 7)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+
+
+def test_the_moving_average_follows_its_formula() -> None:
+    model, average = small(), small()
+    before = [p.clone() for p in average.parameters()]
+    optim.update_average(average, model, optim.average_weight(1000, 2000, Optim(ema_decay=0.9)))
+    for old, new, p in zip(before, average.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * p)
+    assert optim.average_weight(2, 2000, Optim(ema_decay=0.9)) == 1 - 3 / 12, "its memory is short at the start"
+
+
+@pytest.mark.parametrize(("share", "steps"), [(0.4, 4), (1.0, 10), (0.0, 0), (0.04, 0)])
+def test_the_average_of_the_last_steps_is_their_mean_and_before_them_the_weights_themselves(share: float, steps: int) -> None:
+    total, cfg = 10, Optim(average_last=share)
+    values = torch.randn(total, 3, generator=torch.Generator().manual_seed(0))
+    model, average = (torch.nn.ParameterDict({"w": torch.zeros(3)}) for _ in "ab")
+    for step in range(1, total + 1):
+        with torch.no_grad():
+            model["w"].copy_(values[step - 1])
+        optim.update_average(average, model, optim.average_weight(step, total, cfg))
+        tail = values[min(total - steps, step - 1) : step]
+        torch.testing.assert_close(average["w"].detach(), tail.mean(0))
+
+
+def test_two_averages_and_more_than_the_whole_run_are_refused() -> None:
+    with pytest.raises(ValueError, match="two averages; set one of them to 0"):
+        Optim(ema_decay=0.9, average_last=0.2)
+    with pytest.raises(ValueError, match="a share of the steps, from 0 to 1, got 20"):
+        Optim(average_last=20)
+
+
+def test_a_warmup_from_zero_is_one_step_later_and_a_schedule_may_end_above_zero() -> None:
+    cfg = Optim(warmup_steps=2, schedule="linear", warmup_from="zero")
+    assert [round(optim.lr_factor(s, 6, cfg), 4) for s in range(1, 7)] == [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]
+    cfg = dataclasses.replace(cfg, lr_end=0.2)
+    assert [round(optim.lr_factor(s, 6, cfg), 4) for s in range(3, 7)] == [1.0, 0.8, 0.6, 0.4]
+
+
+def test_up_the_slope_of_a_bowl_the_gradient_is_the_one_a_step_of_length_rho_away() -> None:
+    model = torch.nn.ParameterDict({"w": torch.tensor([3.0, 4.0]), "frozen": torch.tensor([7.0])})
+    model["frozen"].requires_grad_(False)
+    before = {k: v.detach().clone() for k, v in model.items()}
+    for _ in range(2):  # of w.w / 2 the gradient is w: norm 5
+        (model["w"].square().sum() / 2).backward()
+        with optim.up_the_slope(model, 0.5):
+            assert model["w"].grad is None and torch.equal(model["frozen"], before["frozen"])
+            (model["w"].square().sum() / 2).backward()
+        torch.testing.assert_close(model["w"].grad, torch.tensor([3.3, 4.4]))
+        assert all(torch.equal(model[k], before[k]) for k in before)
+        model.zero_grad()
+
+
+def test_up_a_slope_that_is_flat_is_where_one_stands() -> None:
+    model = torch.nn.ParameterDict({"w": torch.zeros(2)})
+    (model["w"].square().sum() / 2).backward()
+    with optim.up_the_slope(model, 0.5):
+        assert torch.equal(model["w"], torch.zeros(2))
+
+
+def learn(model: Mixer, cfg: Optim, steps: int) -> None:
+    """Steps 1..steps of the rule on a loss that reaches every weight but the dead biases."""
+    optimizers = optim.make_optimizers(model, cfg)
+    for step in range(1, steps + 1):
+        optim.prepare(optimizers, step, 1.0)
+        images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(step))
+        torch.nn.functional.cross_entropy(model(images), torch.arange(4)).backward()
+        for o in optimizers:
+            o.step()
+            o.zero_grad()
+
+
+def changed(before: dict[str, torch.Tensor], model: Mixer) -> set[str]:
+    """Names of the parameters that are not what they were; a dead bias (its gradient is rounding noise) is not looked at."""
+    return {k for k, p in model.named_parameters() if not torch.equal(p, before[k]) and not k.endswith("token_mixing.fc2.bias")}
+
+
+def with_a_head() -> tuple[Mixer, dict[str, torch.Tensor]]:
+    model = small()
+    torch.nn.init.normal_(model.head.weight)  # type: ignore[arg-type]
+    return model, {k: p.detach().clone() for k, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize(("frozen_layers", "kept"), [(1, ("stem",)), (2, ("stem", "blocks.0")), (3, ("stem", "blocks"))])
+def test_frozen_layers_keep_their_weights_under_weight_decay_too(name: str, frozen_layers: int, kept: tuple[str, ...]) -> None:
+    model, before = with_a_head()
+    learn(model, Optim(name=name, weight_decay=0.5, frozen_layers=frozen_layers), 3)  # type: ignore[arg-type]
+    wanted = {k for k in before if not k.startswith(kept) and not k.endswith("token_mixing.fc2.bias")}
+    assert changed(before, model) == wanted
+    assert not any(p.requires_grad for k, p in model.named_parameters() if k.startswith(kept))
+
+
+def test_more_layers_than_there_are_cannot_be_frozen() -> None:
+    with pytest.raises(ValueError, match="a stem and 2 blocks: at most 3"):
+        optim.make_optimizers(small(), Optim(frozen_layers=4))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_only_the_head_learns_in_the_first_steps_and_then_everything(name: str) -> None:
+    cfg = Optim(name=name, weight_decay=0.5, head_steps=2)  # type: ignore[arg-type]
+    for steps, wanted in ((2, "head"), (3, "")):
+        model, before = with_a_head()
+        learn(model, cfg, steps)
+        assert changed(before, model) == {k for k in before if k.startswith(wanted) and not k.endswith("token_mixing.fc2.bias")}
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_layer_decay_halves_the_rate_from_each_layer_to_the_one_below(name: str) -> None:
+    model = small()
+    cfg = Optim(name=name, lr=0.8, muon_lr=0.8, layer_decay=0.5)  # type: ignore[arg-type]
+    optimizers = optim.make_optimizers(model, cfg)
+    optim.prepare(optimizers, 1, 0.1)
+    rates = {id(p): g["lr"] for o in optimizers for g in o.param_groups for p in g["params"]}
+    wanted = {"stem": 0.01, "blocks.0": 0.02, "blocks.1": 0.04, "norm": 0.08, "head": 0.08}
+    for key, p in model.named_parameters():
+        assert rates[id(p)] == pytest.approx(next(rate for owner, rate in wanted.items() if key.startswith(owner)))
+
+
+def test_momentum_in_bfloat16_takes_the_steps_of_torchs_sgd_but_for_rounding() -> None:
+    options = {"lr": 0.1, "momentum": 0.8984375, "weight_decay": 0.1}  # a momentum that bfloat16 holds exactly
+    ours, theirs = (torch.nn.Parameter(torch.randn(50, 20, generator=torch.Generator().manual_seed(3))) for _ in "ab")
+    half, full = optim.HalfMomentumSGD([ours], **options), torch.optim.SGD([theirs], **options)  # type: ignore[arg-type]
+    for seed in range(5):
+        ours.grad = torch.randn(50, 20, generator=torch.Generator().manual_seed(seed))
+        theirs.grad = ours.grad.clone()
+        half.step()
+        full.step()
+    assert half.state[ours]["momentum_buffer"].dtype == torch.bfloat16
+    torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=0)  # five steps of up to 0.1 * 5, rounded at 2 ** -9
+    assert not torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("norm", [0.5, 0.9999999, 5.0])
+def test_clipping_scales_to_exactly_the_norm_and_leaves_smaller_gradients_alone(norm: float) -> None:
+    model = small()
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    whole = torch.nn.utils.get_total_norm(grads)
+    for g in grads:
+        g.mul_(norm / whole)
+    before = [g.clone() for g in grads]
+    optim.clip_gradients(model, 1.0)
+    assert torch.nn.utils.get_total_norm(grads).item() == pytest.approx(min(norm, 1.0), rel=3e-7)
+    if norm < 1:
+        assert all(torch.equal(a, b) for a, b in zip(before, grads, strict=True))
+
+
+@pytest.mark.parametrize(
+    "options", [{"name": "adamw"}, {"name": "sgd"}, {"name": "muon"}, {"name": "sgd", "momentum_dtype": "bfloat16", "layer_decay": 0.5}]
+)
+def test_the_state_of_the_optimizers_survives_as_tensors(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    a, b = small(), small()
+    b.load_state_dict(a.state_dict())
+    first, second = (optim.make_optimizers(m, Optim(**options)) for m in (a, b))
+
+    def step(model: Mixer, optimizers: list[torch.optim.Optimizer]) -> None:
+        model(torch.ones(2, 1, 8, 8)).logsumexp(1).sum().backward()
+        for o in optimizers:
+            o.step()
+            o.zero_grad()
+
+    step(a, first)
+    b.load_state_dict(a.state_dict())
+    optim.load_state_tensors(second, {k: v.clone() for k, v in optim.state_tensors(first).items()})
+    step(a, first)
+    step(b, second)
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("in_hardware", "apart"), [(True, 2e-3), (False, 5e-3)])
+def test_batched_muon_takes_torchs_steps(in_hardware: bool, apart: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "has_bf16", lambda device: in_hardware)
+    torch.manual_seed(0)
+    shapes = [(12, 5), (5, 12), (5, 12), (7, 7), (7, 7)]
+    ours, theirs = ([torch.nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(3))) for s in shapes] for _ in "ab")
+    options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    batched, single = optim.Muon(ours, **options), torch.optim.Muon(theirs, **options)  # type: ignore[arg-type]
+    for _ in range(4):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(p.shape)
+            q.grad = p.grad.clone()
+        batched.step()
+        single.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, atol=apart, rtol=0)  # bfloat16 inside torch's

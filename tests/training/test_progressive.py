@@ -1,0 +1,191 @@
+"""Progressive resizing: small images first, in one run that stops and goes on exactly."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mlpmixer.config import Augment, Data, Init, MixerConfig, Optim, Recipe, Run
+from mlpmixer.models import locality
+from mlpmixer.models.mixer import Mixer
+from mlpmixer.training import optimizers, progressive
+from mlpmixer.training.augment import augment, normalise, resize
+from mlpmixer.training.run import train
+from mlpmixer.training.step import Step, load_images
+from mlpmixer.weights import model_file, run_folder
+from mlpmixer.weights.adapt import adapt
+
+MODEL = MixerConfig(
+    image_size=8, patch_size=2, in_channels=1, num_classes=10, num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48
+)
+BASE = Recipe(
+    name="grows",
+    model=dataclasses.replace(MODEL, dropout=0.1),
+    data=Data(name="digits"),
+    init=Init(stem="whitened"),
+    augment=Augment(pad_crop_px=1, cutmix=1.0),
+    optim=Optim(name="muon", warmup_steps=3, ema_decay=0.9, locality=3),
+    run=Run(steps=12, batch_size=64, save_every_s=0, progressive="4:0.3,6:0.6", test=False, log_every=1),
+)  # 4 px in steps 1-3, 6 px in 4-7, 8 px in 8-12
+
+
+def recipe(**run: Any) -> Recipe:
+    return dataclasses.replace(BASE, run=dataclasses.replace(BASE.run, **run))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return model_file.read_tensors(run / run_folder.MODEL_FILE)[0]
+
+
+def noisy(model: Mixer, seed: int) -> Mixer:
+    with torch.no_grad():
+        for i, p in enumerate(model.parameters()):
+            p.copy_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * seed + i)))
+    return model
+
+
+def test_each_stage_ends_at_its_share_of_the_steps() -> None:
+    sizes = [progressive.image_size(step, 12, BASE) for step in range(13)]
+    assert sizes == [4] * 4 + [6] * 4 + [8] * 5
+    assert all(progressive.image_size(total, total, BASE) == 8 for total in range(1, 100)), "however short, a run ends at its own size"
+    wide = dataclasses.replace(BASE, model=dataclasses.replace(MODEL, image_size=(8, 16)), run=Run(progressive="4x8:.5, 8x8:0.75"))
+    assert [progressive.image_size(step, 4, wide) for step in range(1, 5)] == [(4, 8), (4, 8), 8, (8, 16)]
+    assert {progressive.image_size(step, 9, recipe(progressive="")) for step in range(10)} == {8}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("4", "expected sizes and the shares of the steps after which they end, growing and less than 1, such as 16:0.3,24:0.6"),
+        ("4:0.3;6:0.6", "expected sizes and the shares"),
+        ("4:0.6,6:0.3", "growing and less than 1"),
+        ("4:1.0", "less than 1"),
+        ("4:0", "expected sizes"),
+        ("6:0.3,4:0.6", "images grow, up to model.image_size: not 4x4 after 6x6 px"),
+        ("8:0.5", "not 8x8 after 8x8 px"),
+        ("5:0.5", "5x5 px is not a multiple of patch_size 2x2 px; nearest that is: 4x4"),
+    ],
+)
+def test_what_is_no_growth_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        recipe(progressive=text)
+
+
+def test_early_stopping_would_compare_what_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="images of different sizes; leave one of the two out"):
+        recipe(patience=3)
+
+
+def test_a_network_with_kernels_is_resized_as_the_function_it_is() -> None:
+    small = Mixer(dataclasses.replace(MODEL, image_size=4))
+    locality.inject(small, 3)
+    noisy(small, 1)
+    large = progressive.resized(small, 8, 3)
+    images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(large(images), adapt(locality.folded(small), image_size=8)(images))
+    kernels = [p for name, p in large.named_parameters() if name.endswith("kernel")]
+    assert len(kernels) == 4 and not any(kernel.any() for kernel in kernels)
+
+
+def test_the_resized_average_is_the_average_of_the_resized() -> None:
+    a, b = (noisy(Mixer(dataclasses.replace(MODEL, image_size=4)), seed) for seed in (1, 2))
+    mean = Mixer(a.cfg)
+    mean.load_state_dict({name: (p + b.state_dict()[name]) / 2 for name, p in a.state_dict().items()})
+    first, second, both = (progressive.resized(m, 8).state_dict() for m in (a, b, mean))
+    for name, p in both.items():
+        torch.testing.assert_close(p, (first[name] + second[name]) / 2)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_the_optimizers_forget_what_has_another_shape_and_nothing_else(name: str) -> None:
+    cfg = Optim(name=name)  # type: ignore[arg-type]
+    small = noisy(Mixer(dataclasses.replace(MODEL, image_size=4)), 1)
+    before = optimizers.make_optimizers(small, cfg)
+    small(torch.ones(1, 1, 4, 4)).square().sum().backward()
+    for o in before:
+        o.step()
+    large = progressive.resized(small, 8)
+    after = optimizers.make_optimizers(large, cfg)
+    optimizers.carry_over(before, after)
+    new, old = (dict(model.named_parameters()) for model in (large, small))
+    with_state = {k for k, p in new.items() if any(p in o.state for o in after)}
+    tokens = {f"blocks.{i}.token_mixing.{k}" for i in range(2) for k in ("fc1.weight", "fc2.weight", "fc2.bias")}
+    assert with_state == new.keys() - tokens
+    for key in with_state:
+        a, b = (next(o.state[p] for o in os if p in o.state) for os, p in ((before, old[key]), (after, new[key])))
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_step_sees_the_batch_as_augmented_at_the_full_size_and_then_made_small() -> None:
+    stores = load_images(BASE.data, BASE.model)
+    step, seen, indices = Step(BASE, stores, torch.device("cpu"), torch.float32), [], np.arange(64)
+    step.gradients = lambda *batch: seen.append(batch) or step.backward(*batch)  # type: ignore[func-returns-value]
+    pixels = stores.train.array(indices)
+    assert step.image_size == (4, 4)
+    step(1, 1.0, indices, pixels)
+    step.resize(8)
+    step(1, 1.0, indices, pixels)
+    (small, targets, seed, _), (large, same, _, _) = seen
+    assert small.shape[2:] == (4, 4) and torch.equal(targets, same)
+    images, _ = augment(torch.from_numpy(pixels), targets, BASE.augment, (8, 8), torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(large, normalise(images, stores.preprocess))
+    torch.testing.assert_close(small, normalise(resize(images, (4, 4)), stores.preprocess))
+    assert torch.equal(resize(images, (8, 8)), images)
+    torch.testing.assert_close(small.mean(), large.mean(), atol=0.03, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(BASE, out=tmp_path_factory.mktemp("runs") / "whole").path
+
+
+def test_a_run_ends_at_its_own_size_and_leaves_a_plain_mixer(grown: Path) -> None:
+    model, meta = model_file.load_model(grown / run_folder.MODEL_FILE)
+    assert meta.config == BASE.model and meta.preprocess.image_size == (8, 8)
+    assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    states = model_file.states(grown)
+    assert model_file.read_tensors(states[0])[0]["model.blocks.0.token_mixing.fc1.weight"].shape == (16, 16)
+
+
+@pytest.mark.parametrize("last", [3, 4, 5, 7, 10])
+def test_a_run_stopped_on_either_side_of_a_growth_ends_with_the_same_bits(last: int, grown: Path, tmp_path: Path) -> None:
+    def stop(line: dict[str, Any]) -> None:
+        if line["kind"] == "save" and line["step"] == last:
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        train(BASE, out=tmp_path / "run", report=stop)
+    train(BASE, out=tmp_path / "run", resume=True)
+    whole, resumed = weights(grown), weights(tmp_path / "run")
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[k], resumed[k]) for k in whole)
+    plain, again = (
+        [{k: v for k, v in line.items() if not k.endswith(("_s", "_mib"))} for line in run_folder.read_metrics(out / "metrics.jsonl")]
+        for out in (grown, tmp_path / "run")
+    )
+    assert plain == again
+
+
+def test_a_run_learns_before_and_after_its_images_grow(tmp_path: Path) -> None:
+    plain = dataclasses.replace(recipe(steps=150, batch_size=128, progressive="6:0.3"), model=MODEL, augment=Augment())
+    result = train(dataclasses.replace(plain, optim=Optim(name="muon", lr=5e-3, muon_lr=1e-2)), out=tmp_path / "run")
+    losses = {x["step"]: x["loss"] for x in run_folder.read_metrics(result.path / "metrics.jsonl") if x["kind"] == "step"}
+    assert losses[45] < losses[1] / 2 and losses[150] < losses[46] / 2
+    assert result.summary["val_top1"] > 0.65
+    assert result.summary["params"] == sum(p.numel() for p in Mixer(MODEL).parameters())
+
+
+def test_trained_weights_start_small_too(grown: Path, tmp_path: Path) -> None:
+    still = Optim(name="sgd", lr=1e-12, weight_decay=0.0)
+    start = dataclasses.replace(recipe(steps=2, progressive="4:0.5"), init=Init(weights=str(grown)), optim=still)
+    after = weights(train(start, out=tmp_path / "run").path)
+    there_and_back = adapt(adapt(model_file.load_model(grown / run_folder.MODEL_FILE)[0], image_size=4), image_size=8).state_dict()
+    for name, p in there_and_back.items():
+        torch.testing.assert_close(after[name], p)
+
+
+def test_a_time_budget_counts_the_cheap_steps_as_cheap(tmp_path: Path) -> None:
+    summary = train(recipe(steps=0, time="4s", save_every_s=1e9), out=tmp_path / "run").summary
+    assert summary["steps"] == run_folder.read_recipe(tmp_path / "run").run.steps >= 1

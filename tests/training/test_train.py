@@ -1,0 +1,605 @@
+"""The one loop: it learns, it stops and goes on exactly, and it says what is wrong."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mlpmixer.clock import parse_duration
+from mlpmixer.config import Augment, Data, Init, MixerConfig, Optim, Recipe, Run, to_json
+from mlpmixer.evaluation.evaluate import evaluate
+from mlpmixer.inference.classifier import from_network, load
+from mlpmixer.models.mixer import count_params
+from mlpmixer.models.names import MODELS
+from mlpmixer.training.augment import normalise, prepare_eval
+from mlpmixer.training.run import Diverged, Interrupted, restore, train, validate
+from mlpmixer.training.step import Kept, Step, load_images
+from mlpmixer.weights import model_file, run_folder
+
+SMALL = dataclasses.replace(MODELS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48)
+BASE = Recipe(
+    name="test",
+    model=dataclasses.replace(SMALL, dropout=0.1, drop_path=0.1),
+    data=Data(name="digits"),
+    init=Init(stem="whitened"),
+    augment=Augment(pad_crop_px=1, rotate_deg=5, mixup=0.2, noise=0.02),
+    optim=Optim(name="muon", warmup_steps=3, ema_decay=0.9, clip_norm=1.0, label_smoothing=0.1),
+    run=Run(steps=24, batch_size=128, eval_every=1, save_every_s=0, log_every=3),
+)
+
+
+def change(recipe: Recipe, **parts: dict[str, Any]) -> Recipe:
+    """The recipe with fields replaced: change(r, run={"steps": 3})."""
+    return dataclasses.replace(recipe, **{k: dataclasses.replace(getattr(recipe, k), **v) for k, v in parts.items()})
+
+
+LOCAL = change(BASE, optim={"locality": 3, "lr": 0.01, "muon_lr": 0.02})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(BASE, out=tmp_path_factory.mktemp("runs") / "whole").path
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return model_file.read_tensors(run / run_folder.MODEL_FILE)[0]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+    def lines(run: Path) -> list[tuple[Any, ...]]:
+        return [(x["kind"], x["step"], x["top1"]) for x in run_folder.read_metrics(run / "metrics.jsonl") if x["kind"] == "eval"]
+
+    assert lines(a) == lines(b)
+
+
+def test_runs_one_after_the_other_decode_their_images_once_and_are_the_runs_they_were(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[Data] = []
+
+    def counted(data: Data, *rest: Any) -> Any:
+        decoded.append(data)
+        return load_images(data, *rest)
+
+    monkeypatch.setattr("mlpmixer.training.step.load_images", counted)
+    kept, short = Kept(), change(BASE, run={"steps": 2})
+    train(short, out=tmp_path / "first", kept=kept)
+    assert_same_run(train(BASE, out=tmp_path / "second", kept=kept).path, undisturbed)
+    assert decoded == [BASE.data]
+    few = train(change(short, data={"train_fraction": 0.5}), out=tmp_path / "few", kept=kept)
+    larger = change(short, model={"image_size": 16})
+    train(larger, out=tmp_path / "larger", kept=kept)
+    assert len(decoded) == 3 and few.summary["train_images"] < 700
+
+
+def test_a_run_leaves_everything_needed_to_use_and_to_believe_it(undisturbed: Path) -> None:
+    names = {p.name for p in undisturbed.iterdir()}
+    assert names == {"recipe.json", "env.json", "metrics.jsonl", "summary.json", "report.html", run_folder.MODEL_FILE, "checkpoints"}
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["steps"] == 24 and 0 <= summary["top1"] <= 1 and summary["test"]["n"] == 360 and summary["train_images"] == 1293
+    meta = model_file.read_meta(undisturbed / run_folder.MODEL_FILE)
+    assert meta.classes == tuple("0123456789") and meta.provenance["metrics"]["top1"] == summary["top1"]
+    assert run_folder.read_recipe(undisturbed).model.num_classes == 10
+    steps = [x["step"] for x in run_folder.read_metrics(undisturbed / "metrics.jsonl") if x["kind"] == "step"]
+    assert steps == sorted(set(steps)) and steps[-1] == 24
+    assert len(list((undisturbed / "checkpoints").iterdir())) == 2
+
+
+def test_the_log_says_how_much_memory_the_run_has_held(undisturbed: Path) -> None:
+    peaks = [x["peak_mib"] for x in run_folder.read_metrics(undisturbed / "metrics.jsonl") if x["kind"] == "step"]
+    assert len(peaks) > 2 and peaks == sorted(peaks)
+    assert 50 < peaks[0] <= peaks[-1] <= json.loads((undisturbed / "summary.json").read_text())["peak_mib"] < 50_000
+
+
+KILLED = """
+    import json, os, signal, sys
+    import mlpmixer.weights.model_file as checkpoint
+    from mlpmixer.config import Recipe, from_json
+    from mlpmixer.training.run import train
+
+    where, step, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    writes = 0
+    real = os.fsync
+
+    def fsync(fd):
+        global writes
+        writes += 1
+        if where == "write" and writes == 2 * step - 1:  # a file and its folder for each checkpoint
+            os.truncate(next(p for p in os.scandir(os.path.join(out, "checkpoints")) if p.name.endswith(".part")).path, 5000)
+            die()
+        real(fd)
+
+    os.fsync = fsync
+    train(from_json(Recipe, json.load(sys.stdin)), out=out, report=lambda x: die() if x["kind"] == where and x["step"] == step else None)
+"""
+
+
+def kill(recipe: Recipe, where: str, step: int, out: Path) -> None:
+    """Train in another process and kill it there."""
+    source = textwrap.dedent(KILLED)
+    done = subprocess.run([sys.executable, "-c", source, where, str(step), str(out)], input=json.dumps(to_json(recipe)), text=True)
+    assert done.returncode == -signal.SIGKILL and not (out / "summary.json").exists()
+
+
+@pytest.mark.parametrize(("where", "step"), [("start", 0), ("step", 6), ("save", 13), ("write", 9)])
+def test_a_run_killed_and_resumed_ends_with_the_same_bits(where: str, step: int, undisturbed: Path, tmp_path: Path) -> None:
+    kill(BASE, where, step, tmp_path / "killed")
+    train(BASE, out=tmp_path / "killed", resume=True)
+    assert_same_run(undisturbed, tmp_path / "killed")
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_exactly(undisturbed: Path, tmp_path: Path) -> None:
+    def press(line: dict[str, Any]) -> None:
+        if line["kind"] == "step" and line["step"] == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    recipe = change(BASE, run={"save_every_s": 1e9})
+    with pytest.raises(Interrupted) as stopped:
+        train(recipe, out=tmp_path / "run", report=press)
+    assert stopped.value.step == 9 and stopped.value.path == tmp_path / "run"
+    train(recipe, out=tmp_path / "run", resume=True)
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_a_run_whose_time_is_over_saves_and_goes_on_exactly(undisturbed: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted) as stopped:
+        train(BASE, out=tmp_path / "run", stop_after_s=0.0)
+    assert 1 <= stopped.value.step < 24 and not (tmp_path / "run" / "summary.json").exists()
+    train(BASE, out=tmp_path / "run", resume=True, stop_after_s=1e6)
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_sigterm_saves_also_when_it_comes_twice(undisturbed: Path, tmp_path: Path) -> None:
+    def terminate(line: dict[str, Any]) -> None:
+        if line["kind"] == "step" and line["step"] == 9:
+            os.kill(os.getpid(), signal.SIGTERM)  # by a scheduler
+            os.kill(os.getpid(), signal.SIGTERM)  # by torchrun, which has been told, too
+
+    recipe = change(BASE, run={"save_every_s": 1e9})
+    with pytest.raises(Interrupted):
+        train(recipe, out=tmp_path / "run", report=terminate)
+    train(recipe, out=tmp_path / "run", resume=True)
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    def press(line: dict[str, Any]) -> None:
+        if line["kind"] == "step":
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(BASE, out=tmp_path / "run", report=press)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(LOCAL, out=tmp_path_factory.mktemp("runs") / "local").path
+
+
+def test_a_run_with_locality_is_exact_after_a_kill(local: Path, tmp_path: Path) -> None:
+    kill(LOCAL, "save", 7, tmp_path / "killed")
+    train(LOCAL, out=tmp_path / "killed", resume=True)
+    assert_same_run(local, tmp_path / "killed")
+
+
+def test_what_learned_through_kernels_is_saved_as_the_plain_mixer_that_it_was(local: Path) -> None:
+    stores = load_images(LOCAL.data, LOCAL.model)
+    step_of = Step(run_folder.read_recipe(local), stores, torch.device("cpu"), torch.float32)
+    saved = model_file.last_state(local)
+    assert saved is not None and restore(saved, step_of, 24).step == 24
+    trained = step_of.average.eval()
+    kernels = {name: p for name, p in trained.named_parameters() if name.endswith(".kernel")}
+    assert len(kernels) == 4 and all(kernel.abs().max() > 1e-3 for kernel in kernels.values())
+
+    saved, meta = model_file.load_model(local / run_folder.MODEL_FILE)
+    assert meta.config == dataclasses.replace(LOCAL.model, num_classes=10)
+    assert count_params(saved) == json.loads((local / "summary.json").read_text())["params"] == count_params(trained) - 4 * 9
+    images = normalise(prepare_eval(torch.from_numpy(stores.val.array(np.arange(len(stores.val))))), stores.preprocess)
+    with torch.no_grad():
+        before, after = trained(images), saved(images)
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=0)  # F.linear has another order for weights that ask for gradients
+    assert torch.equal(before.argmax(1), after.argmax(1))
+    right = (before.argmax(1).numpy() == stores.val.labels).mean()
+    assert right == json.loads((local / "summary.json").read_text())["val_top1"] > 0.3
+
+
+def test_trained_weights_start_with_locality_as_the_function_they_were(undisturbed: Path, tmp_path: Path) -> None:
+    still = {"lr": 1e-12, "muon_lr": 1e-12, "weight_decay": 0.0}
+    recipe = change(LOCAL, init={"stem": "lecun", "weights": str(undisturbed)}, optim=still, run={"steps": 1, "test": False})
+    start, after = weights(undisturbed), weights(train(recipe, out=tmp_path / "run").path)
+    assert start.keys() == after.keys()
+    for name in start:
+        torch.testing.assert_close(after[name], start[name])
+
+
+def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
+    """A report that ends the run when the state after that step is saved."""
+
+    def stop(line: dict[str, Any]) -> None:
+        if line["kind"] == "save" and line["step"] == step:
+            raise RuntimeError("stop")
+
+    return stop
+
+
+@pytest.mark.parametrize("size", [8, 12])
+def test_a_run_goes_on_without_the_weights_that_it_started_from(size: int, undisturbed: Path, tmp_path: Path) -> None:
+    start = shutil.copy(undisturbed / run_folder.MODEL_FILE, tmp_path / "start.safetensors")
+    recipe = change(BASE, model={"image_size": size}, init={"stem": "lecun", "weights": str(start)}, run={"steps": 6})
+    whole = train(recipe, out=tmp_path / "whole").path
+    with pytest.raises(RuntimeError, match="stop"):
+        train(recipe, out=tmp_path / "stopped", report=stop_at(3))
+    start.unlink()
+    train(recipe, out=tmp_path / "stopped", resume=True)
+    assert_same_run(whole, tmp_path / "stopped")
+    old, new = (model_file.read_meta(run / run_folder.MODEL_FILE) for run in (whole, tmp_path / "stopped"))
+    assert old.preprocess == new.preprocess and old.preprocess.mean == model_file.read_meta(undisturbed / run_folder.MODEL_FILE).preprocess.mean
+
+
+def test_a_run_that_goes_on_computes_no_statistics(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="stop"):
+        train(BASE, out=tmp_path / "run", report=stop_at(8))
+
+    def sample_of(images: Any) -> Any:
+        raise AssertionError("the mean, the deviation and the stem are stored")
+
+    monkeypatch.setattr("mlpmixer.training.step.sample_of", sample_of)
+    train(BASE, out=tmp_path / "run", resume=True)
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_a_state_of_before_the_preprocessing_was_stored_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="stop"):
+        train(BASE, out=tmp_path / "run", report=stop_at(8))
+    for state in model_file.states(tmp_path / "run"):
+        tensors, meta = model_file.read_tensors(state)
+        model_file.write_tensors(state, tensors, {key: meta[key] for key in ("state", "train_images", "shards", "bad")})
+    train(BASE, out=tmp_path / "run", resume=True)
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_a_run_does_not_go_on_with_other_classes(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="stop"):
+        train(BASE, out=tmp_path / "run", report=stop_at(2))
+    for state in model_file.states(tmp_path / "run"):
+        tensors, meta = model_file.read_tensors(state)
+        model_file.write_tensors(state, tensors, {**meta, "classes": ["zero", *meta["classes"][1:]]})
+    with pytest.raises(ValueError, match="other classes than the data now has"):
+        train(BASE, out=tmp_path / "run", resume=True)
+
+
+def test_a_damaged_last_checkpoint_is_passed_over(undisturbed: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="stop"):
+        train(BASE, out=tmp_path / "run", report=stop_at(8))
+    last = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    last.write_bytes(last.read_bytes()[:-10])
+    train(BASE, out=tmp_path / "run", resume=True)
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_a_finished_run_is_not_trained_again(undisturbed: Path) -> None:
+    before = (undisturbed / run_folder.MODEL_FILE).stat().st_mtime_ns
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert train(BASE, out=undisturbed, resume=True).summary == summary
+    assert (undisturbed / run_folder.MODEL_FILE).stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(BASE, out=undisturbed)
+    with pytest.raises(ValueError, match="another recipe"):
+        train(change(BASE, run={"seed": 1}), out=undisturbed, resume=True)
+
+
+def test_one_batch_is_overfitted(tmp_path: Path) -> None:
+    recipe = Recipe(
+        name="overfit", model=SMALL, data=Data(name="digits", val_fraction=0.9), optim=Optim(name="muon", lr=0.01, muon_lr=0.01)
+    )
+    result = train(change(recipe, run={"steps": 80, "batch_size": 143, "precision": "float32"}), out=tmp_path / "run")
+    last = [x for x in run_folder.read_metrics(result.path / "metrics.jsonl") if x["kind"] == "step"][-1]
+    assert last["top1"] == 1.0 and last["loss"] < 0.05
+
+
+def test_accumulation_gives_the_same_step(tmp_path: Path) -> None:
+    recipe = change(
+        dataclasses.replace(BASE, model=SMALL), run={"steps": 2, "precision": "float32"}, optim={"name": "sgd", "ema_decay": 0.0}
+    )
+    a = train(recipe, out=tmp_path / "a")
+    b = train(change(recipe, run={"accumulate": 4}), out=tmp_path / "b")
+    first, second = weights(a.path), weights(b.path)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-5)
+
+
+def first_step(recipe: Recipe) -> tuple[Step, Step]:
+    """Two equal steps of the loop on digits, in float32, before the first batch."""
+    stores = load_images(recipe.data, recipe.model)
+    recipe = change(recipe, model={"num_classes": 10})
+    return Step(recipe, stores, torch.device("cpu"), torch.float32), Step(recipe, stores, torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("bias", [0.0, 1000.0])
+def test_a_validation_while_training_says_what_evaluate_says(bias: float, undisturbed: Path) -> None:
+    step_of, _ = first_step(change(BASE, run={"precision": "float32"}))
+    step_of.average.load_state_dict(weights(undisturbed))
+    with torch.no_grad():
+        step_of.average.head.bias[3] += bias  # so sure of one class that the others have a probability of 0
+    stores = step_of.stores
+    meta = model_file.ModelMeta(config=step_of.recipe.model, classes=stores.splits.classes, preprocess=stores.preprocess)
+    logged, wanted = validate(step_of, stores.val), evaluate(from_network(step_of.average, meta), stores.splits.val)
+    assert logged["top1"] == wanted.top1 and logged["nll"] == pytest.approx(wanted.nll, rel=1e-5)
+    assert (wanted.nll > 50) == bool(bias)
+
+
+def test_a_sharpness_aware_step_is_the_papers_two_passes_and_no_more() -> None:
+    rule = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "label_smoothing": 0.0} | {
+        "sam_rho": 0.2,
+        "clip_norm": 0.5,
+        "frozen_layers": 1,
+    }
+    recipe = change(BASE, optim={**rule, "ema_decay": 0.0}, run={"batch_size": 32, "accumulate": 2}, init={"stem": "lecun"})
+    ours, reference = first_step(recipe)
+    for step in (ours, reference):  # with a head of zeros nothing else would have a gradient
+        torch.nn.init.normal_(step.model.head.weight, std=0.3, generator=torch.Generator().manual_seed(0))
+    passes: list[int] = []
+    ours.model.register_forward_hook(lambda *_: passes.append(1))
+    batch = np.arange(32)
+    loss, _ = ours(1, 1.0, batch, ours.stores.train.array(batch))
+    assert len(passes) == 2 * 2
+
+    seen: list[tuple[torch.Tensor, torch.Tensor, int, int]] = []  # the plain rule in the paper's words, on the batch that the loop makes
+    reference.gradients = lambda *batch: seen.append(batch) or reference.backward(*batch)  # type: ignore[func-returns-value]
+    reference(1, 0.0, batch, reference.stores.train.array(batch))
+    (images, targets, seed, _), model = seen[0], reference.model
+    weights = [p for p in model.parameters() if p.requires_grad]
+
+    def loss_and_gradient() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        torch.manual_seed(seed)
+        logits = torch.cat([model(images[:16]), model(images[16:])])
+        value = torch.nn.functional.cross_entropy(logits, targets)
+        return value, torch.autograd.grad(value, weights)
+
+    def norm(tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return torch.cat([t.flatten() for t in tensors]).norm()
+
+    first, slope = loss_and_gradient()
+    start = [w.detach().clone() for w in weights]
+    with torch.no_grad():
+        for w, g in zip(weights, slope, strict=True):
+            w += 0.2 * g / norm(slope)
+    gradient = loss_and_gradient()[1]
+    torch.testing.assert_close(loss, first)
+    assert norm(gradient) > 0.5, "the clipping is to be seen"
+    wanted = [w - 0.1 * g * 0.5 / norm(gradient) for w, g in zip(start, gradient, strict=True)]
+    for got, want in zip((p for p in ours.model.parameters() if p.requires_grad), wanted, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+    assert torch.equal(ours.model.stem.weight, model.stem.weight)
+
+
+RULES: dict[str, dict[str, dict[str, Any]]] = {
+    "sharpness-aware": {"optim": {"sam_rho": 0.1}},
+    "distilled": {"distill": {"temperature": 2.0}},
+    "repeated": {"run": {"repeats": 4}},
+    "averaged": {"optim": {"ema_decay": 0.0, "average_last": 0.7}},
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_changes_a_step_goes_on_exactly(rule: str, undisturbed: Path, tmp_path: Path) -> None:
+    def stop(line: dict[str, Any]) -> None:
+        if line["kind"] == "save" and line["step"] == 4:
+            raise RuntimeError("stop")
+
+    recipe = change(change(BASE, **RULES[rule]), run={"steps": 7, "test": False})
+    if rule == "distilled":
+        recipe = change(recipe, distill={"teacher": str(undisturbed)})
+    whole = train(recipe, out=tmp_path / "whole").path
+    with pytest.raises(RuntimeError, match="stop"):
+        train(recipe, out=tmp_path / "stopped", report=stop)
+    train(recipe, out=tmp_path / "stopped", resume=True)
+    assert_same_run(whole, tmp_path / "stopped")
+    plain = train(change(BASE, run={"steps": 7, "test": False}), out=tmp_path / "plain").path
+    assert any(not torch.equal(weights(plain)[k], v) for k, v in weights(whole).items())
+
+
+def test_early_stopping_keeps_the_best_model(tmp_path: Path) -> None:
+    still = {"lr": 1e-9, "muon_lr": 1e-9, "ema_decay": 0.0, "locality": 3}
+    recipe = change(BASE, run={"steps": 400, "patience": 2, "eval_every": 0.2}, optim=still)
+    summary = train(recipe, out=tmp_path / "run").summary
+    assert summary["steps"] < 40 and summary["best_step"] <= summary["steps"]
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    assert model_file.load_model(tmp_path / "run" / run_folder.MODEL_FILE)[1].config == dataclasses.replace(BASE.model, num_classes=10)
+
+
+def test_a_time_budget_becomes_a_number_of_steps_that_is_saved(tmp_path: Path) -> None:
+    summary = train(change(BASE, run={"steps": 0, "time": "4s", "save_every_s": 1e9}), out=tmp_path / "run").summary
+    assert summary["steps"] == run_folder.read_recipe(tmp_path / "run").run.steps >= 1
+    assert run_folder.read_recipe(tmp_path / "run").run.time == "4s"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(tmp_path: Path) -> None:
+    recipe = change(BASE, optim={"name": "sgd", "lr": 1e30, "warmup_steps": 0, "clip_norm": 0.0}, run={"log_every": 1})
+    with pytest.raises(Diverged, match=r"the loss is nan at step \d"):
+        train(change(recipe, run={"save_every_s": 1e9}), out=tmp_path / "never-saved")
+    first = r"(weights are not finite after|the loss is nan at) step 2"  # which is seen first is up to the processor's rounding
+    with pytest.raises(Diverged, match=first + "; last good checkpoint: .*step-000000001"):
+        train(recipe, out=tmp_path / "run")
+
+
+class Breaks(nn.Module):
+    """At the second step a weight that its loss does not depend on is infinite."""
+
+    def __init__(self, cfg: MixerConfig) -> None:
+        super().__init__()
+        self.head = nn.Linear(cfg.in_channels * 64, cfg.num_classes)
+        self.idle = nn.Parameter(torch.zeros(3))
+        self.steps = 0
+
+    def pre_logits(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.steps += self.training
+        if self.steps == 2:
+            self.idle.data[1] = torch.inf
+        logits: Tensor = self.head(self.pre_logits(images))
+        return logits
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    recipe = change(Recipe(name="test", model=SMALL, data=BASE.data), run={"steps": 4, "batch_size": 64, "save_every_s": 0, "log_every": 1})
+    with pytest.raises(Diverged, match=r"some weights are not finite after step 2; last good checkpoint: .*step-000000001"):
+        train(recipe, out=tmp_path / "run", network=Breaks)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000001.safetensors"]
+
+
+def test_a_disk_that_cannot_be_written_is_an_error_and_the_last_checkpoint_survives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.fsync, 0
+
+    def fsync(fd: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 8:
+            raise OSError(28, "No space left on device")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        train(BASE, out=tmp_path / "run")
+    left = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert left == ["step-000000003.safetensors", "step-000000004.safetensors"]
+    model_file.read_tensors(tmp_path / "run" / "checkpoints" / left[-1])
+
+
+def test_a_whitened_stem_is_the_start_of_a_run(tmp_path: Path) -> None:
+    def stem(start: str) -> torch.Tensor:
+        recipe = change(
+            BASE, init={"stem": start}, optim={"lr": 1e-12, "muon_lr": 1e-12, "ema_decay": 0.0}, run={"steps": 1, "test": False}
+        )
+        return weights(train(recipe, out=tmp_path / start).path)["stem.weight"]
+
+    whitened, lecun = stem("whitened"), stem("lecun")
+    # the patches of digits have a few strong directions: whitening makes those small and the weak ones large
+    assert torch.linalg.cond(whitened) > 2 * torch.linalg.cond(lecun)
+
+
+def test_a_fine_tuning_with_half_momentum_and_a_probing_head_first_goes_on_exactly(tmp_path: Path) -> None:
+    rule = {"name": "sgd", "lr": 0.1, "momentum_dtype": "bfloat16", "head_steps": 6, "layer_decay": 0.8, "frozen_layers": 1}
+    recipe = change(BASE, optim=rule, run={"steps": 12})
+    whole = train(recipe, out=tmp_path / "whole").path
+    for step in (4, 8):  # while the head learns alone, and after
+        out = tmp_path / f"stopped-{step}"
+        with pytest.raises(RuntimeError, match="stop"):
+            train(recipe, out=out, report=stop_at(step))
+        train(recipe, out=out, resume=True)
+        assert_same_run(whole, out)
+
+
+def test_the_heads_bias_is_the_start_of_a_run(tmp_path: Path) -> None:
+    recipe = change(BASE, init={"head_bias": -2.5}, optim={"lr": 1e-12, "ema_decay": 0.0}, run={"steps": 1, "test": False})
+    torch.testing.assert_close(weights(train(recipe, out=tmp_path / "run").path)["head.bias"], torch.full((10,), -2.5))
+
+
+@pytest.mark.parametrize(("size", "kept"), [(8, True), (12, False)])
+def test_a_run_starts_from_the_weights_of_another(size: int, kept: bool, undisturbed: Path, tmp_path: Path) -> None:
+    start = weights(undisturbed)
+    still = {"lr": 1e-12, "muon_lr": 1e-12, "weight_decay": 0.0, "ema_decay": 0.0}
+    recipe = change(BASE, init={"stem": "lecun", "weights": str(undisturbed)}, optim=still, run={"steps": 1})
+    recipe = change(recipe, model={"image_size": size}, data={"name": "digits"})
+    result = train(recipe, out=tmp_path / "run")
+    after = weights(result.path)
+    torch.testing.assert_close(after["stem.weight"], start["stem.weight"])
+    torch.testing.assert_close(after["head.weight"], start["head.weight"])  # the same classes: the head is kept
+    assert (after["blocks.0.token_mixing.fc1.weight"].shape == start["blocks.0.token_mixing.fc1.weight"].shape) == kept
+    old, new = (model_file.read_meta(run / run_folder.MODEL_FILE) for run in (undisturbed, result.path))
+    assert (new.preprocess.mean, new.preprocess.std) == (old.preprocess.mean, old.preprocess.std)
+    assert result.summary["top1"] > (0.99 if kept else 0.3) * json.loads((undisturbed / "summary.json").read_text())["top1"]
+
+
+def test_weights_of_another_architecture_are_refused_before_anything_is_written(undisturbed: Path, tmp_path: Path) -> None:
+    recipe = change(BASE, init={"stem": "lecun", "weights": str(undisturbed)}, model={"hidden_dim": 32})
+    with pytest.raises(ValueError, match="hidden_dim 24 instead of 32"):
+        train(recipe, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_test_split_stays_unseen_while_a_recipe_is_chosen(tmp_path: Path) -> None:
+    summary = train(change(BASE, run={"steps": 2, "test": False}), out=tmp_path / "run").summary
+    assert summary["top1"] is None and summary["test"] is None and summary["val_top1"] is not None
+    assert "validation images" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_test_split_that_cannot_be_read_is_said_before_the_training(tmp_path: Path) -> None:
+    for split, content in (("train", None), ("test", b"no image")):
+        for name in ("a", "b"):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (20, 20), (60 * i, 0, 0)).save(folder / f"{i}.png")
+                if content:
+                    (folder / f"{i}.png").write_bytes(content)
+    recipe = Recipe(name="folder", model=dataclasses.replace(SMALL, image_size=16, in_channels=3), data=Data(name=str(tmp_path / "photos")))
+    with pytest.raises(ValueError, match=r"no image of the test split can be read .*--no-test"):
+        train(change(recipe, run={"steps": 1, "batch_size": 4}), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert train(change(recipe, run={"steps": 1, "batch_size": 4, "test": False}), out=tmp_path / "run").summary["top1"] is None
+
+
+def test_a_folder_of_images_is_trained_through_with_the_broken_ones_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 12), ("test", 4)):
+        for name, grey in (("dark", 30), ("bright", 220)):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.fromarray(np.clip(grey + rng.normal(0, 20, (20, 30, 3)), 0, 255).astype(np.uint8)).save(folder / f"{i} é.PNG")
+    (tmp_path / "photos" / "train" / "dark" / "broken.jpg").write_bytes(b"no image")
+    model = dataclasses.replace(SMALL, image_size=16, patch_size=4, in_channels=3, num_classes=0)
+    recipe = Recipe(name="folder", model=model, data=Data(name=str(tmp_path / "photos"), class_weights="balanced"), optim=Optim(lr=3e-3))
+    summary = train(change(recipe, run={"steps": 30, "batch_size": 16}), out=tmp_path / "run").summary
+    assert summary["top1"] == 1.0
+    assert [Path(name).name for name, _ in summary["bad_images"]] == ["broken.jpg"]
+
+
+def test_a_run_is_trained_and_judged_by_the_published_rule_it_names(tmp_path: Path) -> None:
+    plain = dataclasses.replace(BASE, augment=Augment(), optim=Optim(name="muon", muon_lr=0.02))
+    run = train(change(plain, model={"image_size": 12}, data={"fit": "vit_jax_eval"}, run={"save_every_s": 60}), out=tmp_path / "run")
+    model = load(run.path)
+    assert model.preprocess.fit == "vit_jax_eval" and model.preprocess.dtype == np.float32
+    assert evaluate(model).top1 == run.summary["top1"] > 0.3
+
+
+def test_training_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    train(change(BASE, run={"steps": 1}), out=tmp_path / "run")
+    assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("45s", 45), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("90", 90), ("1.5m", 90)])
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "m", "-3m", "3 days", "0s"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a time"):
+        parse_duration(text)

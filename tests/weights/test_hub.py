@@ -1,0 +1,222 @@
+"""A model goes out as a repository of the Hub and comes back the same; its card says what the run says. No test leaves this machine."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlpmixer import cli
+from mlpmixer.config import Data, MixerConfig, Recipe, Run, to_json
+from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.inference import classifier as predict
+from mlpmixer.models.mixer import Mixer
+from mlpmixer.training.run import train
+from mlpmixer.weights import hub, model_file, run_folder
+
+TINY = MixerConfig(
+    image_size=8, patch_size=4, in_channels=1, num_classes=10, num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8
+)
+FILES = {"README.md", "config.json", "model.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = Recipe(name="tiny", model=TINY, data=Data(name="digits"), run=Run(steps=3, device="cpu"))
+    return train(recipe, out=tmp_path_factory.mktemp("runs") / "digits").path
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A model file on its own, which says nothing about its origin."""
+    path = tmp_path / "bare" / "model.safetensors"
+    classes = tuple("0123456789")
+    model_file.save_model(path, Mixer(TINY), model_file.ModelMeta(config=TINY, classes=classes, preprocess=Preprocess(image_size=(8, 8))))
+    return path
+
+
+def card_of(folder: Path) -> Any:
+    """The card as the Hub's own library reads it."""
+    from huggingface_hub import ModelCard
+
+    return ModelCard((folder / "README.md").read_text(encoding="utf-8"))
+
+
+def logits(classifier: predict.Classifier) -> np.ndarray:
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
+    return classifier.probabilities(images)
+
+
+# --- to a folder --------------------------------------------------------------------------------------------------
+
+
+def test_a_pushed_folder_gives_the_same_answers_as_the_run(run: Path, tmp_path: Path) -> None:
+    folder = Path(hub.push(run, tmp_path / "out"))
+    assert {p.name for p in folder.iterdir()} == FILES
+    assert (folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    ours, theirs = predict.load(run), predict.load(folder)
+    np.testing.assert_array_equal(logits(theirs), logits(ours))
+    assert theirs.meta == ours.meta
+
+
+def test_the_configuration_can_be_read_without_this_package(run: Path, tmp_path: Path) -> None:
+    hub.push(run, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    assert config["library_name"] == "mlpmixer"
+    assert config["config"] == to_json(TINY) and config["classes"] == list("0123456789")
+    assert config["preprocess"]["image_size"] == [8, 8]
+
+
+def test_the_card_has_the_figures_of_the_run(run: Path, tmp_path: Path) -> None:
+    card = card_of(Path(hub.push(run, tmp_path / "digit-reader", licence="cc-by-4.0")))
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    test, val = summary["test"], summary["val"]
+    row = f"{test['n']} | {100 * test['top1']:.2f} % | {100 * test['top5']:.2f} % | {test['nll']:.4f} | {test['ece']:.4f} |"
+    assert f"| test | {row}" in card.text and f"| validation | {val['n']} | {100 * val['top1']:.2f} %" in card.text
+    assert "# digit-reader" in card.text and "mlpmixer predict . IMAGE" in card.text
+    assert f"training images: {summary['train_images']:,}" in card.text and "optimizer steps: 3" in card.text
+    assert "data: `digits`" in card.text and "recipe: `tiny`" in card.text and "hidden_dim 8" in card.text
+    assert "cc-by-4.0, as stated by whoever published this model" in card.text
+    assert card.data.library_name == "mlpmixer" and card.data.license == "cc-by-4.0"
+    results = {r.dataset_split: r for r in card.data.eval_results}
+    assert results["test"].metric_value == test["top1"] and results["validation"].metric_value == val["top1"]
+    assert results["test"].dataset_name == "digits"
+
+
+def test_what_is_not_known_is_not_in_the_card(bare: Path, tmp_path: Path) -> None:
+    card = card_of(Path(hub.push(bare, tmp_path / "out")))
+    assert "## Metrics\n\nNone are recorded" in card.text and "Nothing is recorded with this model" in card.text
+    assert "## Licence\n\nNone is stated" in card.text
+    assert card.data.license is None and card.data.datasets is None and card.data.eval_results is None
+
+
+def test_a_model_without_its_run_brings_the_accuracy_that_is_stored_with_it(run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "elsewhere" / "model.safetensors"
+    alone.parent.mkdir()
+    shutil.copy(run / "model.safetensors", alone)
+    card = card_of(Path(hub.push(alone, tmp_path / "out")))
+    stored = model_file.read_meta(alone).provenance["metrics"]
+    assert f"| test | {100 * stored['top1']:.2f} % |" in card.text
+    assert "images |" not in card.text and "hidden_dim 8" in card.text
+
+
+@pytest.mark.parametrize(
+    ("name", "datasets"), [("cifar10", ["uoft-cs/cifar10"]), ("hf:me/birds", ["me/birds"]), ("/Users/ada/secret/cifar10", None)]
+)
+def test_data_of_the_hub_is_linked_and_folders_of_the_machine_stay_private(
+    name: str, datasets: list[str] | None, run: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    recipe = run_folder.read_recipe(run)
+    run_folder.write_recipe(copy, dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=name, data_dir="/Users/ada/data")))
+    hub.push(copy, tmp_path / "out")
+    assert card_of(tmp_path / "out").data.datasets == datasets
+    assert not any(b"/Users/ada" in p.read_bytes() for p in (tmp_path / "out").iterdir())
+
+
+def test_strange_names_of_classes_and_data_do_not_break_the_card(bare: Path, tmp_path: Path) -> None:
+    odd = ('a"b', "c\nd", "é: {x}", "`e`", "---", "<b>", "|", "- f", "😀", "\t")
+    provenance = {"data": 'my "birds":\n- {a}', "metrics": {"top1": 0.5}}
+    model_file.rewrite_meta(bare, lambda meta: dataclasses.replace(meta, classes=odd, provenance=provenance))
+    card = card_of(Path(hub.push(bare, tmp_path / "out")))
+    assert card.data.eval_results[0].dataset_name == provenance["data"]
+    assert "`<b>`" in card.text and "`'e'`" in card.text and "`c d`" in card.text
+
+
+def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    for target in (tmp_path, tmp_path / "mine.txt", run):
+        with pytest.raises(ValueError, match="holds something already"):
+            hub.push(run, target)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+    (tmp_path / "empty").mkdir()
+    hub.push(run, tmp_path / "empty")
+
+
+def test_what_is_no_run_cannot_be_pushed(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ValueError, match="expected a finished run"):
+            hub.push(path, tmp_path / "out")
+    (tmp_path / "model.safetensors").write_bytes(b"no model")
+    with pytest.raises(ValueError, match=r"not a safetensors file"):
+        hub.push(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_prints_where_the_model_is(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["push", str(run), str(tmp_path / "out"), "--licence", "mit"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out")
+    assert card_of(tmp_path / "out").data.license == "mit"
+
+
+# --- to the Hub and back ------------------------------------------------------------------------------------------
+
+
+class FakeApi:
+    """Keeps what it is given."""
+
+    repos: dict[str, bool]
+    files: dict[str, bytes]
+
+    def create_repo(self, repo: str, *, private: bool, exist_ok: bool) -> None:
+        assert exist_ok
+        self.repos[repo] = private
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        self.files.update({f"{repo_id}/{p.name}": p.read_bytes() for p in Path(folder_path).iterdir()})
+
+
+def test_a_repository_is_pushed_and_loaded_by_its_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(FakeApi, "repos", {}, raising=False)
+    monkeypatch.setattr(FakeApi, "files", {}, raising=False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    assert hub.push(run, "hf:ada/digits", private=True) == "https://huggingface.co/ada/digits"
+    assert FakeApi.repos == {"ada/digits": True}
+    assert FakeApi.files.keys() == {f"ada/digits/{name}" for name in FILES}
+    card = FakeApi.files["ada/digits/README.md"].decode()
+    assert 'mlpmixer.load("hf:ada/digits")' in card and "# digits" in card
+
+    def hf_hub_download(repo: str, file: str, *, local_dir: None, local_files_only: bool) -> str:
+        assert not local_files_only
+        (tmp_path / file).write_bytes(FakeApi.files[f"{repo}/{file}"])
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    np.testing.assert_array_equal(logits(predict.load("hf:ada/digits")), logits(predict.load(run)))
+
+
+def test_a_hub_that_refuses_is_answered_with_what_to_do(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise PermissionError("401 Unauthorized\nRequest ID: 1")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(ValueError, match=r"401 Unauthorized\. Log in .*hf auth login.* or push to a folder"):
+        hub.push(run, "hf:ada/digits")
+    with pytest.raises(ValueError, match=r"401 Unauthorized\. Without.*huggingface\.co/ada/digits/resolve/main/model\.safetensors"):
+        predict.load("hf:ada/digits")
+
+
+def test_without_huggingface_hub_the_error_says_what_to_install(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match=r"pip install \"mlpmixer\[hf\]\""):
+        hub.push(run, "hf:ada/digits")
+    with pytest.raises(ValueError, match=r"pip install \"mlpmixer\[hf\]\""):
+        hub.download("hf:ada/digits")
+
+
+@pytest.mark.parametrize("name", ["hf:ada", "hf:ada/digits/x", "hf:", "hf:ada/dig its"])
+def test_a_name_that_is_no_repository_is_refused(name: str, run: Path) -> None:
+    for call in (lambda: hub.push(run, name), lambda: predict.load(name)):
+        with pytest.raises(ValueError, match="expected hf:owner/name"):
+            call()
