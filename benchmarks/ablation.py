@@ -1,9 +1,11 @@
-"""Which part of the CIFAR-10 recipe brings how much, at equal time: python benchmarks/ablation.py --data-dir DIR --minutes 10
+"""Which part of the CIFAR-10 recipe brings how much, at equal time: python benchmarks/ablation.py --data-dir DIR
+--minutes 10
 
-Every variant changes one thing of recipe `cifar10`. First the cost of a step of each is measured, in turns, on one thread; then each trains
-for as many steps as fit the given minutes at that cost, on one core, --jobs of them at a time (so a busy machine changes the time that
-passes, not what is compared). Validation top-1 on 5,000 images that no run trains on; test is left alone. Runs are kept in runs/ablation
-and not done again, a stopped one goes on; --out holds figures.json and README.md with what is there so far.
+Every variant changes one thing of recipe `cifar10`. First the cost of a step of each is measured, in turns, on one
+thread; then each trains for as many steps as fit the given minutes at that cost, on one core, --jobs of them at a time
+(so a busy machine changes the time that passes, not what is compared). Validation top-1 on 5,000 images that no run
+trains on; test is left alone. Runs are kept in runs/ablation and not done again, a stopped one goes on; --out holds
+figures.json and README.md with what is there so far.
 """
 
 import argparse
@@ -34,7 +36,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "no-mirror": ("no mirror symmetry", {"optim.mirror": False}),
     "sam": ("sharpness-aware minimisation, 0.1", {"optim.sam_rho": 0.1}),
     "no-whitening": ("stem as in the paper, not whitened", {"init.stem": "lecun"}),
-    "augment-none": ("no augmentation", {"augment.pad_crop_px": 0, "augment.flip": False, "augment.mix_probability": 0.0}),
+    "augment-none": (
+        "no augmentation",
+        {"augment.pad_crop_px": 0, "augment.flip": False, "augment.mix_probability": 0.0},
+    ),
     "augment-light": ("flip and shift only, no CutMix", {"augment.mix_probability": 0.0}),
     "augment-cutmix": ("CutMix on half of the batches, not a quarter", {"augment.mix_probability": 0.5}),
     "augment-strong": ("TrivialAugment on top", {"augment.trivialaugment": True}),
@@ -43,7 +48,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "patch-2": ("patches of 2 px: S 256 instead of 64", {"model.patch_size": 2}),
     "patch-8": ("patches of 8 px: S 16", {"model.patch_size": 8}),
     "narrow": ("C 96 instead of 128", {"model.hidden_dim": 96}),
-    "wide": ("C 192, D_C 448, 6 blocks", {"model.hidden_dim": 192, "model.channels_mlp_dim": 448, "model.num_blocks": 6}),
+    "wide": (
+        "C 192, D_C 448, 6 blocks",
+        {"model.hidden_dim": 192, "model.channels_mlp_dim": 448, "model.num_blocks": 6},
+    ),
     "square": ("C 64 = S, 15 blocks", {"model.hidden_dim": 64, "model.num_blocks": 15}),
 }
 
@@ -57,7 +65,8 @@ def changed(recipe: Recipe, fields: dict[str, Any]) -> Recipe:
 
 
 def step_costs(variants: dict[str, Recipe], rounds: int) -> dict[str, float]:
-    """Seconds of processor time of a step, the least of rounds in which the variants take turns: noise only ever adds."""
+    """Seconds of processor time of a step, the least of rounds in which the variants take turns: noise only ever
+    adds."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     runs = {}
     for name, recipe in variants.items():
@@ -75,18 +84,35 @@ def step_costs(variants: dict[str, Recipe], rounds: int) -> dict[str, float]:
 def train_variant(name: str, steps: int, seed: int, data_dir: str) -> dict[str, Any]:
     """The summary of the run, from disk when it has been made."""
     out = RUNS / f"{name}-{seed}-{steps}"
-    options = [f"--{path.replace('_', '-')}={value}" for path, value in VARIANTS[name][1].items() if not isinstance(value, bool)]
+    options = [
+        f"--{path.replace('_', '-')}={value}"
+        for path, value in VARIANTS[name][1].items()
+        if not isinstance(value, bool)
+    ]
     for path, value in VARIANTS[name][1].items():
         if isinstance(value, bool):
             owner, field = path.replace("_", "-").split(".")
             options.append(f"--{owner}.{'' if value else 'no-'}{field}")
-    command = [sys.executable, "-m", "mlpmixer", "train", "cifar10", "--data-dir", data_dir, "--no-test", "--data.val-fraction", "0.1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlpmixer",
+        "train",
+        "cifar10",
+        "--data-dir",
+        data_dir,
+        "--no-test",
+        "--data.val-fraction",
+        "0.1",
+    ]
     command += ["--steps", str(steps), "--seed", str(seed), "--run.eval-every", "1000", "--out", str(out), *options]
     if not (out / "summary.json").exists():
         again = ["--resume"] if (out / "recipe.json").exists() else []
         RUNS.mkdir(parents=True, exist_ok=True)
         with open(RUNS / f"{out.name}.log", "a") as log:
-            subprocess.run([*command, *again], check=True, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            subprocess.run(
+                [*command, *again], check=True, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            )
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     return summary
 
@@ -99,9 +125,11 @@ def write(out: Path, figures: dict[str, Any]) -> None:
     lines = [
         "# Which part of the CIFAR-10 recipe brings how much",
         "",
-        f"Each variant trained for {figures['minutes']:g} minutes of one core's time ({figures['device']}), bfloat16. Validation top-1, %,",
+        f"Each variant trained for {figures['minutes']:g} minutes of one core's time ({figures['device']}), bfloat16. "
+        f"Validation top-1, %,",
         "on the same 5,000 images that no run trained on.",
-        f"`ms` is the measured cost of a step of {figures['batch_size']} images, but where it says otherwise. One change at a time,",
+        f"`ms` is the measured cost of a step of {figures['batch_size']} images, but where it says otherwise. One "
+        f"change at a time,",
         "no rate tuned again for it. So few epochs speak for what is quick to learn:",
         "what pays in more of them, such as augmentation, does not show.",
         "",
@@ -116,7 +144,10 @@ def write(out: Path, figures: dict[str, Any]) -> None:
             spread = f" ({100 * min(top1):.2f}-{100 * max(top1):.2f})" if len(top1) > 1 else ""
             against = f"{100 * (mean - statistics.mean(base)):+.2f}" if base and name != "recipe" else ""
             cost, epochs = f"{first['step_ms']:.0f}", f"{first['epochs']:.1f}"
-            lines.append(f"| {what} | {first['params']:,} | {cost} | {epochs} | {len(rows)} | {100 * mean:.2f}{spread} | {against} |")
+            lines.append(
+                f"| {what} | {first['params']:,} | {cost} | {epochs} | {len(rows)} | {100 * mean:.2f}{spread} | "
+                f"{against} |"
+            )
     lines += ["", f"`{figures['command']}`", ""]
     (out / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
@@ -145,7 +176,12 @@ def main() -> None:
     command = f"python benchmarks/ablation.py --data-dir DIR --minutes {args.minutes:g} --seeds {args.seeds}"
     if len(args.only) < len(VARIANTS):
         command += f" --only {' '.join(args.only)}"
-    figures: dict[str, Any] = {"minutes": args.minutes, "device": describe(torch.device("cpu")), "command": command, "rows": []}
+    figures: dict[str, Any] = {
+        "minutes": args.minutes,
+        "device": describe(torch.device("cpu")),
+        "command": command,
+        "rows": [],
+    }
     figures["batch_size"] = base.run.batch_size
 
     def one(job: tuple[int, str]) -> None:

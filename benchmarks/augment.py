@@ -2,7 +2,8 @@
 
     python benchmarks/augment.py --step-images-per-s 600
 
-Best of several repetitions, conversion from uint8 included. The last column is how many times faster than the step it is.
+Best of several repetitions, conversion from uint8 included. The last column is how many times faster than the step it
+is.
 """
 
 import argparse
@@ -55,7 +56,9 @@ def images_per_s(cfg: Augment, batch_size: int, stored: int, size: int, channels
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--step-images-per-s", type=float, default=600, help="of the training step that the batches feed")
+    parser.add_argument(
+        "--step-images-per-s", type=float, default=600, help="of the training step that the batches feed"
+    )
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--image-size", type=int, default=32, help="pixels")
     parser.add_argument("--stored-size", type=int, default=0, help="pixels; 0 means image-size")

@@ -1,9 +1,10 @@
 """What each option of a training step costs, as a multiple of the plain step: python benchmarks/cost.py
 
-The network of the recipe cifar10 (1.17 M parameters, batch 64) on noise, in the precision that `train` chooses. The plain step is AdamW
-without augmentation or average. Each row takes turns with the plain step, a step each; `ratio` is between the least times of the two,
-what other processes do to a step being always more; then median and quartiles of the turns. On a busy machine take one thread
-(OMP_NUM_THREADS=1) and --cpu-time. Writes benchmarks/cost_<torch>_<device>.csv.
+The network of the recipe cifar10 (1.17 M parameters, batch 64) on noise, in the precision that `train` chooses. The
+plain step is AdamW without augmentation or average. Each row takes turns with the plain step, a step each; `ratio` is
+between the least times of the two, what other processes do to a step being always more; then median and quartiles of
+the turns. On a busy machine take one thread (OMP_NUM_THREADS=1) and --cpu-time. Writes
+benchmarks/cost_<torch>_<device>.csv.
 """
 
 import argparse
@@ -33,7 +34,9 @@ TORCHS_MUON = "Muon, a matrix at a time (torch.optim.Muon)"
 
 def change(**parts: dict[str, Any]) -> Recipe:
     """The plain recipe with fields replaced."""
-    return dataclasses.replace(PLAIN, **{owner: dataclasses.replace(getattr(PLAIN, owner), **fields) for owner, fields in parts.items()})
+    return dataclasses.replace(
+        PLAIN, **{owner: dataclasses.replace(getattr(PLAIN, owner), **fields) for owner, fields in parts.items()}
+    )
 
 
 RECIPES = {
@@ -73,7 +76,9 @@ def seconds_of_steps(
     step_of = Step(recipe, stores, device, dtype)
     if name == TORCHS_MUON:
         ours = step_of.optimizers[1]
-        step_of.optimizers[1] = torch.optim.Muon([dict(group) for group in ours.param_groups], adjust_lr_fn="match_rms_adamw")
+        step_of.optimizers[1] = torch.optim.Muon(
+            [dict(group) for group in ours.param_groups], adjust_lr_fn="match_rms_adamw"
+        )
     for step, indices, images in batches(stores.train, recipe.run, 1, steps):
         wait(device)
         start = clock()
@@ -102,11 +107,19 @@ def main() -> None:
     for name, recipe in RECIPES.items():
         plain = seconds_of_steps("plain", PLAIN, device, dtype, args.turns + 2, clock)
         turns = list(zip(plain, seconds_of_steps(name, recipe, device, dtype, args.turns + 2, clock), strict=True))[2:]
-        low, median, high = (round(q, 3) for q in statistics.quantiles([row / of for of, row in turns], n=4, method="inclusive"))
+        low, median, high = (
+            round(q, 3) for q in statistics.quantiles([row / of for of, row in turns], n=4, method="inclusive")
+        )
         of, row = (min(times) for times in zip(*turns, strict=True))
         ratio, precision = round(row / of, 3), str(dtype).removeprefix("torch.")
         print(f"{name:52s} {ratio:6.2f}  ({median:.2f}, {low:.2f}-{high:.2f})  {1000 * row:8.1f} ms", flush=True)
-        figures = {"ratio": ratio, "median_of_turns": median, "low": low, "high": high, "least_ms": round(1000 * row, 1)}
+        figures = {
+            "ratio": ratio,
+            "median_of_turns": median,
+            "low": low,
+            "high": high,
+            "least_ms": round(1000 * row, 1),
+        }
         table.append({"step": name, "precision": precision, **figures})
     write(path_of("cost", device), table)
 

@@ -1,16 +1,19 @@
-"""What computes a model on a CPU, side by side, from uint8 pixels to probabilities: python benchmarks/engines.py [--timm-python PATH]
+"""What computes a model on a CPU, side by side, from uint8 pixels to probabilities: python benchmarks/engines.py
+[--timm-python PATH]
 
-Each row is a process of its own; all of one table stay alive and take turns, so that a busy machine slows them alike. `ours` are
-`mlpmixer.load` and `open_export` as a user calls them: pixels (B,H,W,3) uint8 -> `probabilities`, normalisation and softmax included. The
-rivals get normalised float32 images and stop at the logits: `bare` is the engine by itself on a plain export of the same network
-(torch.onnx, images -> logits), without this package's graph and layer around it; `timm` is timm's own network with the same weights, in
-the Python of --timm-python (no row without), in eager torch, bfloat16 by autocast. Its float32 is the yardstick of `ratio`; without timm
-that is `plain torch`, our network on torch's operations.
+Each row is a process of its own; all of one table stay alive and take turns, so that a busy machine slows them alike.
+`ours` are `mlpmixer.load` and `open_export` as a user calls them: pixels (B,H,W,3) uint8 -> `probabilities`,
+normalisation and softmax included. The rivals get normalised float32 images and stop at the logits: `bare` is the
+engine by itself on a plain export of the same network (torch.onnx, images -> logits), without this package's graph and
+layer around it; `timm` is timm's own network with the same weights, in the Python of --timm-python (no row without), in
+eager torch, bfloat16 by autocast. Its float32 is the yardstick of `ratio`; without timm that is `plain torch`, our
+network on torch's operations.
 
-Weights are random, moved off their initial values. `max_abs_diff_vs_reference` is the largest difference of a probability from the plain
-network's in float32; a row beyond its precision's TOLERANCE is `void`. int8: the package's own quantiser, every layer, calibrated on
-smoothed noise; random weights have no accuracy to choose layers by, so that difference is rounding, not what a trained model loses.
-Engines that are not installed, and bfloat16 where the processor has none, give no row. Writes benchmarks/engines_<torch>_<cpu>.csv.
+Weights are random, moved off their initial values. `max_abs_diff_vs_reference` is the largest difference of a
+probability from the plain network's in float32; a row beyond its precision's TOLERANCE is `void`. int8: the package's
+own quantiser, every layer, calibrated on smoothed noise; random weights have no accuracy to choose layers by, so that
+difference is rounding, not what a trained model loses. Engines that are not installed, and bfloat16 where the processor
+has none, give no row. Writes benchmarks/engines_<torch>_<cpu>.csv.
 """
 
 import argparse
@@ -30,7 +33,13 @@ import numpy as np
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 2e-1}
 """Of a probability; the first is what `mlpmixer export` holds its forms to."""
-TIMM = {"S/32": "mixer_s32_224", "S/16": "mixer_s16_224", "B/32": "mixer_b32_224", "B/16": "mixer_b16_224", "L/16": "mixer_l16_224"}
+TIMM = {
+    "S/32": "mixer_s32_224",
+    "S/16": "mixer_s16_224",
+    "B/32": "mixer_b32_224",
+    "B/16": "mixer_b16_224",
+    "L/16": "mixer_l16_224",
+}
 CALIBRATION = 32  # images
 WARM_UP = 2  # turns
 
@@ -39,7 +48,8 @@ WARM_UP = 2  # turns
 
 
 def work() -> None:
-    """Answer each "turn" with its seconds and "check" with probabilities, through the socket whose address is the last argument."""
+    """Answer each "turn" with its seconds and "check" with probabilities, through the socket whose address is the last
+    argument."""
     _, _, kind, precision, threads, folder, address = sys.argv
     with Client(address, "AF_UNIX") as pipe:
         pixels = np.load(Path(folder) / "pixels.npy")
@@ -90,7 +100,10 @@ def bare(kind: str, precision: str, threads: int, folder: Path) -> Any:
     from mlpmixer.inference.engines.on_openvino import import_openvino
 
     openvino = import_openvino()
-    config = {"INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision], "INFERENCE_NUM_THREADS": threads}
+    config = {
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+        "INFERENCE_NUM_THREADS": threads,
+    }
     request = openvino.Core().compile_model(file, "CPU", config).create_infer_request()
     return lambda x: request.infer([x])[0]
 
@@ -127,7 +140,8 @@ def of_timm(kind: str, precision: str, threads: int, folder: Path) -> Any:
     return in_torch(network.eval(), precision, threads)
 
 
-# ------------------------------------------------------------------------------------------------ what the rows are given
+# ------------------------------------------------------------------------------------------------ what the rows are
+# given
 
 
 def prepare(model: str, batch: int, folder: Path) -> None:
@@ -155,7 +169,9 @@ def prepare(model: str, batch: int, folder: Path) -> None:
         for p in network.parameters():
             p += torch.randn(p.shape) * (0.1 if p.ndim == 1 else 0.1 * p[0].numel() ** -0.5)
         assert isinstance(network.head, nn.Linear)
-        network.head.weight.normal_(std=4 * network.cfg.hidden_dim**-0.5)  # logits that spread, so that probabilities tell
+        network.head.weight.normal_(
+            std=4 * network.cfg.hidden_dim**-0.5
+        )  # logits that spread, so that probabilities tell
     cfg = network.cfg
     size, channels = pair(cfg.image_size), cfg.in_channels
     pre = Preprocess(image_size=size, in_channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
@@ -163,7 +179,12 @@ def prepare(model: str, batch: int, folder: Path) -> None:
     save_model(folder / "model.safetensors", network, meta)
     write_timm(folder / "timm.safetensors", cfg, network.state_dict())
     ratios = (cfg.tokens_mlp_dim / cfg.hidden_dim, cfg.channels_mlp_dim / cfg.hidden_dim)
-    shape = {"img_size": list(size), "patch_size": list(pair(cfg.patch_size)), "in_chans": channels, "num_classes": cfg.num_classes}
+    shape = {
+        "img_size": list(size),
+        "patch_size": list(pair(cfg.patch_size)),
+        "in_chans": channels,
+        "num_classes": cfg.num_classes,
+    }
     blocks = {"num_blocks": cfg.num_blocks, "embed_dim": cfg.hidden_dim, "mlp_ratio": ratios}
     (folder / "timm.json").write_text(json.dumps(shape | blocks))
     rng = np.random.default_rng(0)
@@ -176,7 +197,16 @@ def prepare(model: str, batch: int, folder: Path) -> None:
     logging.disable(logging.WARNING)
     classifier = from_network(network, meta)
     made = {"mlpmixer": "benchmark"}
-    job = Job(classifier=classifier, meta=meta, batch=None, top_k=1, any_size=False, evidence=False, page_runtime=None, made=made)
+    job = Job(
+        classifier=classifier,
+        meta=meta,
+        batch=None,
+        top_k=1,
+        any_size=False,
+        evidence=False,
+        page_runtime=None,
+        made=made,
+    )
     onnx.write(job, folder / "model.onnx")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -238,7 +268,8 @@ class Worker:
         with Listener(address, "AF_UNIX") as listener:
             command = [python, __file__, "--work", kind, precision, str(threads), str(folder), address]
             self.process = subprocess.Popen(command, env=env)
-            listener._listener._socket.settimeout(300)  # type: ignore[attr-defined]  # who cannot start must not be waited for
+            # who cannot start must not be waited for
+            listener._listener._socket.settimeout(300)  # type: ignore[attr-defined]
             self.pipe: Connection = listener.accept()
         assert self.ask() == "ready"
 
@@ -254,13 +285,18 @@ class Worker:
         self.process.wait(30)
 
 
-def measure(model: str, batch: int, threads: int, seconds: float, timm_python: str, folder: Path) -> list[dict[str, Any]]:
+def measure(
+    model: str, batch: int, threads: int, seconds: float, timm_python: str, folder: Path
+) -> list[dict[str, Any]]:
     import torch
 
     from mlpmixer.device import has_bf16
 
     kinds = kinds_of(model, timm_python, has_bf16(torch.device("cpu")))
-    workers = {row: Worker(*row, threads, folder, timm_python if row[0].startswith("timm") else sys.executable) for row in kinds}
+    workers = {
+        row: Worker(*row, threads, folder, timm_python if row[0].startswith("timm") else sys.executable)
+        for row in kinds
+    }
     try:
         answers = {row: worker.ask("check") for row, worker in workers.items()}
         times: dict[tuple[str, str], list[float]] = {row: [] for row in kinds}

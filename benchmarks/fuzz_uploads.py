@@ -1,15 +1,16 @@
 """What damaged bodies do to the upload path of `mlpmixer serve`: python benchmarks/fuzz_uploads.py --inputs 100000
 
-Bodies are JPEG, PNG and WebP files of many kinds, JSON and forms, mutated: bits and bytes changed, runs cut, doubled or replaced, lengths
-and sizes set to their extremes, files spliced, checksums of PNG chunks mended afterwards so that what is behind them is reached; and
-random ones. Each goes through what the service calls (serve.uploads: parse_uploads, then decode_uploads with the limits of
-serve.settings), in processes of their own with --memory-mib of address space beyond what they start with and a limit of time; every
---through-app-th one also through the whole ASGI app. Clear refusals are an `HTTPException` with a status of 413, 415, 422 or 503, and from
-the app such a status; a good answer has pixels of the model's size. All else (another exception, a 500, a crash, a hang beyond --seconds)
-is saved to --out as a file, and makes the exit code 1.
+Bodies are JPEG, PNG and WebP files of many kinds, JSON and forms, mutated: bits and bytes changed, runs cut, doubled or
+replaced, lengths and sizes set to their extremes, files spliced, checksums of PNG chunks mended afterwards so that what
+is behind them is reached; and random ones. Each goes through what the service calls (serve.uploads: parse_uploads, then
+decode_uploads with the limits of serve.settings), in processes of their own with --memory-mib of address space beyond
+what they start with and a limit of time; every
+--through-app-th one also through the whole ASGI app. Clear refusals are an `HTTPException` with a status of 413, 415,
+422 or 503, and from the app such a status; a good answer has pixels of the model's size. All else (another exception, a
+500, a crash, a hang beyond --seconds) is saved to --out as a file, and makes the exit code 1.
 
-Input i is made from --seed and i alone, so that a finding can be made again: --only I. The last line is JSON: counts by answer, and the
-slowest input.
+Input i is made from --seed and i alone, so that a finding can be made again: --only I. The last line is JSON: counts by
+answer, and the slowest input.
 """
 
 import argparse
@@ -55,7 +56,9 @@ CHUNK = 500  # inputs that a process does before it reports
 def seeds() -> list[tuple[str, bytes]]:
     """(Content-Type, body) of good requests: files of every kind that Pillow writes of the three, a form, JSON."""
     rng = np.random.default_rng(0)
-    smooth = np.linspace(0, 255, 48)[:, None, None] * np.ones((48, 40, 4)) * [1, 0.5, 0.3, 0.8] + rng.normal(0, 9, (48, 40, 4))
+    smooth = np.linspace(0, 255, 48)[:, None, None] * np.ones((48, 40, 4)) * [1, 0.5, 0.3, 0.8] + rng.normal(
+        0, 9, (48, 40, 4)
+    )
     rgba = Image.fromarray(smooth.clip(0, 255).astype(np.uint8))
     rgb, grey = rgba.convert("RGB"), rgba.convert("L")
     exif = Image.Exif()
@@ -88,7 +91,9 @@ def seeds() -> list[tuple[str, bytes]]:
     found += [("application/json", json.dumps(value).encode()) for value in ({"image": texts[0]}, {"images": texts})]
     parts = [
         f'--edge\r\nContent-Disposition: form-data; name="f{i}"; filename="{name}"\r\n\r\n'.encode() + data + b"\r\n"
-        for i, (name, data) in enumerate(zip(("a.jpg", "b%22.png", "ä.webp"), (files[0], files[5], files[12]), strict=True))
+        for i, (name, data) in enumerate(
+            zip(("a.jpg", "b%22.png", "ä.webp"), (files[0], files[5], files[12]), strict=True)
+        )
     ]
     found += [("multipart/form-data; boundary=edge", b"".join(some) + b"--edge--\r\n") for some in (parts[:1], parts)]
     return found
@@ -100,7 +105,20 @@ EXTREMES = [struct.pack(f"{order}{code}", value) for order in "<>" for code, mos
             for value in (0, 1, most // 2, most // 2 + 1, most - 1, most)]  # fmt: skip
 WORDS = b"IHDR IDAT PLTE tRNS iCCP zTXt acTL fcTL fdAT eXIf VP8X VP8L VP8\x20 ALPH ANIM ANMF ICCP".split(b" ")
 WORDS += [b"\xff" + bytes([marker]) for marker in (0xC0, 0xC2, 0xC4, 0xDA, 0xDB, 0xDD, 0xD8, 0xD9, 0xE1, 0xED, 0xFE)]
-WORDS += [b'"', b"\\u0000", b"[", b"{", b"null", b"1e999", b"=", b"--edge", b"\r\n", b"\r\n\r\n", b"filename*=UTF-8''%00", b"\xff\xfe"]
+WORDS += [
+    b'"',
+    b"\\u0000",
+    b"[",
+    b"{",
+    b"null",
+    b"1e999",
+    b"=",
+    b"--edge",
+    b"\r\n",
+    b"\r\n\r\n",
+    b"filename*=UTF-8''%00",
+    b"\xff\xfe",
+]
 
 
 def flip(data: bytearray, rng: random.Random) -> None:
@@ -143,7 +161,18 @@ def _place(data: bytearray, rng: random.Random) -> int:
     return rng.randrange(min(len(data), 80) if rng.random() < 0.5 else len(data)) if data else 0
 
 
-MUTATIONS: list[Callable[[bytearray, random.Random], None]] = [flip, flip, put, put, put, truncate, cut, double, noise, splice]
+MUTATIONS: list[Callable[[bytearray, random.Random], None]] = [
+    flip,
+    flip,
+    put,
+    put,
+    put,
+    truncate,
+    cut,
+    double,
+    noise,
+    splice,
+]
 
 
 def mend_png(data: bytes) -> bytes:
@@ -188,7 +217,9 @@ def classifier_of() -> Classifier:
         mean = images.mean(axis=(1, 2, 3), dtype=np.float32)[:, None]
         return np.hstack([mean, -mean])
 
-    return Classifier(classes=("bright", "dark"), preprocess=Preprocess(image_size=(32, 32)), logits=logits, pre_logits=logits)
+    return Classifier(
+        classes=("bright", "dark"), preprocess=Preprocess(image_size=(32, 32)), logits=logits, pre_logits=logits
+    )
 
 
 class Way:
@@ -224,13 +255,24 @@ class Way:
         parts = [body]
 
         async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": parts.pop(), "more_body": False} if parts else {"type": "http.disconnect"}
+            return (
+                {"type": "http.request", "body": parts.pop(), "more_body": False}
+                if parts
+                else {"type": "http.disconnect"}
+            )
 
         async def send(message: Any) -> None:
             sent.append(message)
 
         headers = [(b"content-type", kind.encode("latin-1")), (b"content-length", str(len(body)).encode())]
-        scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http", "headers": headers}
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "headers": headers,
+        }
         scope |= {
             "path": "/predict",
             "raw_path": b"/predict",
@@ -286,7 +328,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="this input alone, here, with its traceback")
-    parser.add_argument("--through-app", type=int, default=20, help="every so many-th goes through the whole app, too; 0: none")
+    parser.add_argument(
+        "--through-app", type=int, default=20, help="every so many-th goes through the whole app, too; 0: none"
+    )
     parser.add_argument("--seconds", type=float, default=5, help="for one input")
     parser.add_argument("--memory-mib", type=int, default=512, help="of address space for one input; 0: no limit")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
@@ -298,7 +342,10 @@ def main(words: list[str] | None = None) -> int:
         print(Way(1)(args.only, kind, body))
         return 0
     context = multiprocessing.get_context("spawn")
-    todo = [list(range(at, min(at + CHUNK, args.first + args.inputs))) for at in range(args.first, args.first + args.inputs, CHUNK)][::-1]
+    todo = [
+        list(range(at, min(at + CHUNK, args.first + args.inputs)))
+        for at in range(args.first, args.first + args.inputs, CHUNK)
+    ][::-1]
     counts: Counter[str] = Counter()
     slowest, findings, start = (0.0, -1), list[tuple[int, str]](), time.monotonic()
     workers: dict[Any, Any] = {}
@@ -307,7 +354,9 @@ def main(words: list[str] | None = None) -> int:
     def hire() -> None:
         if todo:
             ours, theirs = context.Pipe()
-            process = context.Process(target=worker, args=(theirs, args.seed, args.through_app, args.seconds, args.memory_mib), daemon=True)
+            process = context.Process(
+                target=worker, args=(theirs, args.seed, args.through_app, args.seconds, args.memory_mib), daemon=True
+            )
             process.start()
             theirs.close()
             numbers = todo.pop()
@@ -321,7 +370,9 @@ def main(words: list[str] | None = None) -> int:
         process.join()
         findings.append((at, why))
         rest = numbers[numbers.index(at) + 1 :] if at is not None else []
-        counts["in a process that died, counted nowhere"] += len(numbers) - len(rest) - 1 if at is not None else len(numbers)
+        counts["in a process that died, counted nowhere"] += (
+            len(numbers) - len(rest) - 1 if at is not None else len(numbers)
+        )
         if rest:
             todo.append(rest)
         hire()
@@ -364,7 +415,18 @@ def main(words: list[str] | None = None) -> int:
     inputs = sum(counts.values()) + len(findings)
     took = round(time.monotonic() - start, 1)
     answers = dict(sorted(counts.items()))
-    print(json.dumps({"inputs": inputs, "seed": args.seed, "s": took, "answers": answers, "slowest": slow, "findings": len(findings)}))
+    print(
+        json.dumps(
+            {
+                "inputs": inputs,
+                "seed": args.seed,
+                "s": took,
+                "answers": answers,
+                "slowest": slow,
+                "findings": len(findings),
+            }
+        )
+    )
     return 1 if findings else 0
 
 

@@ -1,14 +1,16 @@
 """How fast training is on this GPU, and what it spends its time on: python benchmarks/gpu.py [--max-minutes 9]
 
 1. `matrix`: the largest rate of bf16 matrix products on random data, sustained (zeros would run faster).
-2. `train`: a training step of B/16 at 224 px (forward, loss, backward, fused AdamW), plain and compiled, with autocast or with weights in
-   bf16, at several batch sizes: images/s, and model FLOPs (3 times those of a forward pass) as a share of the rate of 1. To reach: 55 %.
-3. `step`: whole steps of small recipes as `train` takes them (50,000 noise images on the device, augmentation, optimizer, average), and the
-   same step's forward, loss and backward alone: the share of the time outside the network. To reach: at most 10 %.
+2. `train`: a training step of B/16 at 224 px (forward, loss, backward, fused AdamW), plain and compiled, with autocast
+   or with weights in bf16, at several batch sizes: images/s, and model FLOPs (3 times those of a forward pass) as a
+   share of the rate of 1. To reach: 55 %.
+3. `step`: whole steps of small recipes as `train` takes them (50,000 noise images on the device, augmentation,
+   optimizer, average), and the same step's forward, loss and backward alone: the share of the time outside the network.
+   To reach: at most 10 %.
 4. `profile`: where the time of those steps goes, kernel by kernel, by torch.profiler.
 
-Writes benchmarks/gpu_<environment>.csv and gpu-profile_<environment>.csv, row by row: a run that was cut off goes on with the rows that
-are missing. --tiny tries everything with tiny networks, on a CPU too. Not run yet on a GPU.
+Writes benchmarks/gpu_<environment>.csv and gpu-profile_<environment>.csv, row by row: a run that was cut off goes on
+with the rows that are missing. --tiny tries everything with tiny networks, on a CPU too. Not run yet on a GPU.
 """
 
 import argparse
@@ -63,7 +65,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default=str(Path(__file__).parent), help="folder of the CSV files")
     parser.add_argument("--max-minutes", type=float, default=0.0, help="start no further row after that; 0: no limit")
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each row")
-    parser.add_argument("--section", nargs="+", choices=["matrix", "train", "step"], default=["matrix", "train", "step"])
+    parser.add_argument(
+        "--section", nargs="+", choices=["matrix", "train", "step"], default=["matrix", "train", "step"]
+    )
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args(words)
     try:
@@ -129,7 +133,8 @@ class Table:
 
 
 def seconds_of(run: Callable[[], object], device: torch.device, at_least_s: float) -> tuple[float, float]:
-    """(median time of a call, time of the first one with whatever it compiles), the device waited for only between rounds."""
+    """(median time of a call, time of the first one with whatever it compiles), the device waited for only between
+    rounds."""
 
     def timed(times: int) -> float:
         start = time.perf_counter()
@@ -151,19 +156,25 @@ def matrix(args: argparse.Namespace, device: torch.device, *_: Table) -> Plans:
         def measure(size: int = size) -> Row:
             a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
             seconds, first = seconds_of(lambda: a @ b, device, args.seconds)
-            return {"ms": round(1e3 * seconds, 4), "tflops": round(2 * size**3 / seconds / 1e12, 3), "first_s": round(first, 1)}
+            return {
+                "ms": round(1e3 * seconds, 4),
+                "tflops": round(2 * size**3 / seconds / 1e12, 3),
+                "first_s": round(first, 1),
+            }
 
         yield ("matrix", f"{size}x{size}x{size}", "none", "bfloat16", "1"), measure
 
 
 def training(args: argparse.Namespace, device: torch.device, table: Table, _: Table) -> Plans:
-    """The cheap questions first; what searches for kernels, for minutes, last. Max-autotune without CUDA graphs, which B/16 is too large
-    to gain from."""
+    """The cheap questions first; what searches for kernels, for minutes, last. Max-autotune without CUDA graphs, which
+    B/16 is too large to gain from."""
     name, few, batch, many = ("Pico/2", "4", "8", "16") if args.tiny else ("B/16", "128", "256", "512")
     plans = [(mode, precision, batch) for mode in ("none", "default") for precision in ("autocast", "weights")]
     plans += [("default", precision, size) for size in (many, few) for precision in ("autocast", "weights")]
     plans += [
-        (mode, precision, batch) for mode in ("max-autotune-no-cudagraphs", "reduce-overhead") for precision in ("weights", "autocast")
+        (mode, precision, batch)
+        for mode in ("max-autotune-no-cudagraphs", "reduce-overhead")
+        for precision in ("weights", "autocast")
     ]
     for mode, precision, batch in plans:
 
@@ -180,10 +191,14 @@ def training(args: argparse.Namespace, device: torch.device, table: Table, _: Ta
         yield ("train", name, mode, precision, batch), measure
 
 
-def training_step(cfg: MixerConfig, mode: str, precision: str, batch: int, device: torch.device, tiny: bool) -> Callable[[], None]:
+def training_step(
+    cfg: MixerConfig, mode: str, precision: str, batch: int, device: torch.device, tiny: bool
+) -> Callable[[], None]:
     """A step on random images, as plainly as can be; weights and their gradients are in bf16, or cast by autocast."""
     model = create_model(cfg).to(device, torch.bfloat16 if precision == "weights" else torch.float32)
-    forward = model if mode == "none" else torch.compile(model, backend="eager") if tiny else torch.compile(model, mode=mode)
+    forward = (
+        model if mode == "none" else torch.compile(model, backend="eager") if tiny else torch.compile(model, mode=mode)
+    )
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     size = cfg.image_size
     images = torch.randn(batch, cfg.in_channels, size, size, device=device, dtype=next(model.parameters()).dtype)  # type: ignore[arg-type]
@@ -222,7 +237,9 @@ def step_row(name: str, mode: str, args: argparse.Namespace, device: torch.devic
         model = dataclasses.replace(model, num_blocks=2, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=16)
     with tempfile.TemporaryDirectory() as folder:
         noise(Path(folder), per_class=4 if args.tiny else 1000)
-        recipe = dataclasses.replace(recipe, model=model, run=run, data=dataclasses.replace(recipe.data, name="cifar10", data_dir=folder))
+        recipe = dataclasses.replace(
+            recipe, model=model, run=run, data=dataclasses.replace(recipe.data, name="cifar10", data_dir=folder)
+        )
         step_of = Step(recipe, load_images(recipe.data, recipe.model), device, torch.bfloat16)
         given = batches(step_of.images, run, 1, 1 << 40)
 
@@ -255,7 +272,8 @@ def step_row(name: str, mode: str, args: argparse.Namespace, device: torch.devic
 def add_profile(
     profile: Table, name: str, mode: str, run: Callable[[], None], device: torch.device, steps: int = 10, most: int = 25
 ) -> None:
-    """The kernels that take most of `steps` steps; in the last row how much of the time by the clock the device was busy."""
+    """The kernels that take most of `steps` steps; in the last row how much of the time by the clock the device was
+    busy."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -269,11 +287,18 @@ def add_profile(
         if cuda:
             torch.cuda.synchronize()
         wall_ms = 1e3 * (time.perf_counter() - start)
-    kernels = [(e.key, e.count, (e.self_device_time_total if cuda else e.self_cpu_time_total) / 1e3) for e in traced.key_averages()]
+    kernels = [
+        (e.key, e.count, (e.self_device_time_total if cuda else e.self_cpu_time_total) / 1e3)
+        for e in traced.key_averages()
+    ]
     total = sum(ms for _, _, ms in kernels)
     for key, count, ms in sorted(kernels, key=lambda kernel: -kernel[2])[:most]:
         profile.add(profile_row(name, mode, key[:120], count / steps, ms / steps, ms / total))
-    profile.add(profile_row(name, mode, "all kernels, and their share of the time by the clock", "", total / steps, total / wall_ms))
+    profile.add(
+        profile_row(
+            name, mode, "all kernels, and their share of the time by the clock", "", total / steps, total / wall_ms
+        )
+    )
 
 
 def profile_row(name: str, mode: str, kernel: str, calls: float | str, ms: float, share: float) -> Row:

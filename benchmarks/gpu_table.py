@@ -1,12 +1,14 @@
-"""What plain Mixers reach on small photos with one GPU, a row at a time, in pieces: python benchmarks/gpu_table.py --data-dir DIR
+"""What plain Mixers reach on small photos with one GPU, a row at a time, in pieces: python benchmarks/gpu_table.py
+--data-dir DIR
 
-Given again with the same --out, it goes on where it stopped: finished runs are read, interrupted ones resumed. --max-minutes ends it
-cleanly, everything saved, and it says what is left. docs/gpu.md has the plan for three pieces of ten minutes.
+Given again with the same --out, it goes on where it stopped: finished runs are read, interrupted ones resumed.
+--max-minutes ends it cleanly, everything saved, and it says what is left. docs/gpu.md has the plan for three pieces of
+ten minutes.
 
-Every run is `train` on a named recipe, its test split scored once, at the end, by the model of the last step (its moving average);
-whatever is chosen, is chosen on validation (--no-test). Rows "90" and "94" are about time: one run at a time, kernels compiled before the
-clock starts, the clock including validation and saving. --tiny tries all of it in a minute on a CPU: tiny networks, a few steps, noise.
-Not run yet on a GPU.
+Every run is `train` on a named recipe, its test split scored once, at the end, by the model of the last step (its
+moving average); whatever is chosen, is chosen on validation (--no-test). Rows "90" and "94" are about time: one run at
+a time, kernels compiled before the clock starts, the clock including validation and saving. --tiny tries all of it in a
+minute on a CPU: tiny networks, a few steps, noise. Not run yet on a GPU.
 """
 
 import argparse
@@ -62,11 +64,20 @@ class Row:
 
 ROWS: Registry[Row] = Registry("row")
 ROWS["1m"] = Row(
-    recipe="small-images-1m", what="at most 1.2 M parameters, 300 epochs", reach=0.925, seeds=3, together=True, mode="reduce-overhead"
+    recipe="small-images-1m",
+    what="at most 1.2 M parameters, 300 epochs",
+    reach=0.925,
+    seeds=3,
+    together=True,
+    mode="reduce-overhead",
 )
 ROWS["wide"] = Row(recipe="small-images-wide", what="any size, no other data", reach=0.95, seeds=1)
-ROWS["distilled"] = Row(recipe="small-images-distilled", what="with a convolutional teacher", reach=0.965, seeds=1, teacher=True)
-ROWS["90"] = Row(recipe="small-images-30s", what="time to 90 %", reach=0.90, seeds=5, within_s=30, mode="reduce-overhead")
+ROWS["distilled"] = Row(
+    recipe="small-images-distilled", what="with a convolutional teacher", reach=0.965, seeds=1, teacher=True
+)
+ROWS["90"] = Row(
+    recipe="small-images-30s", what="time to 90 %", reach=0.90, seeds=5, within_s=30, mode="reduce-overhead"
+)
 ROWS["94"] = Row(recipe="small-images-5m", what="time to 94 %", reach=0.94, seeds=5, within_s=300)
 
 
@@ -89,10 +100,16 @@ def run_folder(out: Path, name: str, seed: int) -> Path:
     return out / name / f"seed-{seed}"
 
 
-def work(name: str, seed: int, args: argparse.Namespace, stop_after_s: float | None, report: Report | None = None) -> dict[str, Any]:
+def work(
+    name: str, seed: int, args: argparse.Namespace, stop_after_s: float | None, report: Report | None = None
+) -> dict[str, Any]:
     """One run of a row, from where it stopped; its summary. Interrupted when the time is over, after saving."""
     row, out = ROWS[name], Path(args.out)
-    recipe, answer, until = recipe_of(row, seed, args), None, None if stop_after_s is None else time.monotonic() + stop_after_s
+    recipe, answer, until = (
+        recipe_of(row, seed, args),
+        None,
+        None if stop_after_s is None else time.monotonic() + stop_after_s,
+    )
     if row.teacher:
         torch.backends.cudnn.benchmark = True
         settings = TeacherSettings(depth=10, width=1, epochs=1, batch_size=64) if args.tiny else TeacherSettings()
@@ -100,10 +117,14 @@ def work(name: str, seed: int, args: argparse.Namespace, stop_after_s: float | N
     run = run_folder(out, name, seed)
     if (run / "recipe.json").exists():
         stored = runlog.read_recipe(run).run
-        recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, compile=stored.compile, compile_mode=stored.compile_mode))
+        recipe = dataclasses.replace(
+            recipe, run=dataclasses.replace(recipe.run, compile=stored.compile, compile_mode=stored.compile_mode)
+        )
     if row.within_s and name not in WARM:
         WARM.add(name)
-        warm = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=3 if args.tiny else 12, test=False))
+        warm = dataclasses.replace(
+            recipe, run=dataclasses.replace(recipe.run, steps=3 if args.tiny else 12, test=False)
+        )
         with tempfile.TemporaryDirectory() as folder:
             train(warm, out=Path(folder) / "warm", teacher=answer)
     left = None if until is None else max(until - time.monotonic(), 0.0)
@@ -123,7 +144,14 @@ def summaries_of(name: str, args: argparse.Namespace) -> dict[int, dict[str, Any
 def line_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """What a row has come to: figures only when there are any, a claim only when all seeds are there."""
     row, done = ROWS[name], summaries_of(name, args)
-    line: dict[str, Any] = {"row": name, "what": row.what, "recipe": row.recipe, "reach": row.reach, "n": len(done), "of": row.seeds}
+    line: dict[str, Any] = {
+        "row": name,
+        "what": row.what,
+        "recipe": row.recipe,
+        "reach": row.reach,
+        "n": len(done),
+        "of": row.seeds,
+    }
     if not done:
         return line
     first = next(iter(done.values()))
@@ -133,8 +161,14 @@ def line_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
             line[split] = {
                 "mean": statistics.mean(values), "median": statistics.median(values), "range": [min(values), max(values)], "n": len(values)
             }  # fmt: skip
-    line["train_s"] = {"median": statistics.median(s["train_s"] for s in done.values()), "all": [s["train_s"] for s in done.values()]}
-    line |= {key: first[key] for key in ("params", "steps", "train_images", "device", "precision", "images_per_s", "peak_mib")}
+    line["train_s"] = {
+        "median": statistics.median(s["train_s"] for s in done.values()),
+        "all": [s["train_s"] for s in done.values()],
+    }
+    line |= {
+        key: first[key]
+        for key in ("params", "steps", "train_images", "device", "precision", "images_per_s", "peak_mib")
+    }
     if len(done) == row.seeds and "test" in line and not args.tiny:
         good = line["test"]["median" if row.within_s else "mean"] >= row.reach
         line["reached"] = good and (row.within_s is None or line["train_s"]["median"] <= row.within_s)
@@ -144,7 +178,10 @@ def line_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def write_table(args: argparse.Namespace) -> str:
     """Write table.json and table.md under --out; returns the latter."""
     lines = [line_of(name, args) for name in ROWS]
-    rows = ["| row | | reach | test top-1 | validation | parameters | training, median | runs |", "|---|---|---|---|---|---|---|---|"]
+    rows = [
+        "| row | | reach | test top-1 | validation | parameters | training, median | runs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for line in lines:
         row = ROWS[line["row"]]
         goal = f"{100 * row.reach:g} %" + (f" in {row.within_s:g} s" if row.within_s else "")
@@ -186,7 +223,9 @@ def one_piece(args: argparse.Namespace) -> int:
     return 1 if failed else LEFT if left_of(args) else 0
 
 
-def run_processes(name: str, groups: Sequence[Sequence[int]], args: argparse.Namespace, until: float | None) -> list[int]:
+def run_processes(
+    name: str, groups: Sequence[Sequence[int]], args: argparse.Namespace, until: float | None
+) -> list[int]:
     """Exit codes of processes at the same time on the same GPU, one for each group of seeds."""
     folder = Path(args.out) / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -233,12 +272,22 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data-dir", help="where the files of the data set are")
     parser.add_argument("--data", default="cifar10", help="the data set; the recipes are not made for one")
     parser.add_argument("--out", default="runs/gpu-table")
-    parser.add_argument("--row", action="append", metavar="NAME", help=f"only this one, can be given several times: {', '.join(ROWS)}")
-    parser.add_argument("--max-minutes", type=float, default=0.0, help="stop cleanly by then; 0: when everything is done")
-    parser.add_argument("--compile", choices=MODES, help="mode of torch.compile instead of each row's own; a started run keeps its own")
+    parser.add_argument(
+        "--row", action="append", metavar="NAME", help=f"only this one, can be given several times: {', '.join(ROWS)}"
+    )
+    parser.add_argument(
+        "--max-minutes", type=float, default=0.0, help="stop cleanly by then; 0: when everything is done"
+    )
+    parser.add_argument(
+        "--compile", choices=MODES, help="mode of torch.compile instead of each row's own; a started run keeps its own"
+    )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--no-test", action="store_true", help="leave the test split out, while a recipe is being chosen")
-    parser.add_argument("--tiny", action="store_true", help="tiny networks, a few steps, on noise unless --data-dir is given")
+    parser.add_argument(
+        "--no-test", action="store_true", help="leave the test split out, while a recipe is being chosen"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny networks, a few steps, on noise unless --data-dir is given"
+    )
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args(words)

@@ -1,10 +1,12 @@
-"""A training step on compiled kernels beside the same step written plainly in torch at its defaults: python benchmarks/kernels.py
+"""A training step on compiled kernels beside the same step written plainly in torch at its defaults: python
+benchmarks/kernels.py
 
-Each implementation lives in a process of its own (what `kernels.install` asks of the memory allocator holds for a process), all stay
-alive, and they take turns; a row is the median of the rounds, `ratio` its speed over plain torch in float32. A step is forward,
-cross-entropy and backward, without an optimizer. `max_abs_diff_vs_reference` is the largest difference of the logits from plain float32
-ones; `gradient_error` the mean, over parameters, of the relative distance of the gradient from the plain float32 one (without the
-token-mixing biases, whose gradient is 0 but for rounding). Writes benchmarks/kernels_<torch>_<cpu>.csv.
+Each implementation lives in a process of its own (what `kernels.install` asks of the memory allocator holds for a
+process), all stay alive, and they take turns; a row is the median of the rounds, `ratio` its speed over plain torch in
+float32. A step is forward, cross-entropy and backward, without an optimizer. `max_abs_diff_vs_reference` is the largest
+difference of the logits from plain float32 ones; `gradient_error` the mean, over parameters, of the relative distance
+of the gradient from the plain float32 one (without the token-mixing biases, whose gradient is 0 but for rounding).
+Writes benchmarks/kernels_<torch>_<cpu>.csv.
 """
 
 import argparse
@@ -45,7 +47,11 @@ def work(spec: str, compiled: bool, bf16: bool, threads: int, pipe: Connection) 
             logits = model(images)
         F.cross_entropy(logits.float(), labels).backward()
         seconds = time.perf_counter() - start
-        grads = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None and "token_mixing.fc2.bias" not in n}
+        grads = {
+            n: p.grad.numpy()
+            for n, p in model.named_parameters()
+            if p.grad is not None and "token_mixing.fc2.bias" not in n
+        }
         pipe.send(seconds if order == "step" else (logits.detach().float().numpy(), grads))
 
 
@@ -56,8 +62,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    kinds = [(compiled, bf16) for bf16 in ([False, True] if has_bf16(torch.device("cpu")) else [False]) for compiled in (False, True)]
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `mlpmixer` sets it: else the threads of who waits for its turn keep a core busy
+    kinds = [
+        (compiled, bf16)
+        for bf16 in ([False, True] if has_bf16(torch.device("cpu")) else [False])
+        for compiled in (False, True)
+    ]
+    os.environ.setdefault(
+        "GOMP_SPINCOUNT", "10000"
+    )  # as `mlpmixer` sets it: else the threads of who waits for its turn keep a core busy
     context = mp.get_context("spawn")
     for spec in args.models:
         pipes, workers = {}, []

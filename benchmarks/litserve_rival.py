@@ -1,4 +1,5 @@
-"""The same model behind LitServe, for load.py to measure beside `mlpmixer serve`: python benchmarks/litserve_rival.py EXPORT --port 8001
+"""The same model behind LitServe, for load.py to measure beside `mlpmixer serve`: python benchmarks/litserve_rival.py
+EXPORT --port 8001
 
 Runs in an environment of its own, with LitServe, which is no dependency of this package, and mlpmixer without torch:
 
@@ -6,8 +7,9 @@ Runs in an environment of its own, with LitServe, which is no dependency of this
     .litserve/bin/pip install --no-deps .
     python benchmarks/load.py --litserve .litserve/bin/python
 
-It is LitServe as its documentation has it: a form with a file in, its dynamic batching, JSON out. The engine's session, the preprocessing
-and the shape of the answer are those of `mlpmixer serve`; what is refused there before a body is parsed is not refused here.
+It is LitServe as its documentation has it: a form with a file in, its dynamic batching, JSON out. The engine's session,
+the preprocessing and the shape of the answer are those of `mlpmixer serve`; what is refused there before a body is
+parsed is not refused here.
 """
 
 import argparse
@@ -29,7 +31,8 @@ class Mixer(ls.LitAPI):  # type: ignore[misc]
     def setup(self, device: str) -> None:
         self.classifier: Classifier = load(self.export, threads=self.threads)
 
-    def decode_request(self, request) -> np.ndarray:  # type: ignore[no-untyped-def]  # an annotation would be taken for a schema
+    # an annotation would be taken for a schema
+    def decode_request(self, request) -> np.ndarray:  # type: ignore[no-untyped-def]
         return self.classifier.array(request["file"].file.read())
 
     def batch(self, inputs: list[np.ndarray]) -> np.ndarray:

@@ -1,18 +1,19 @@
 """What `mlpmixer serve` makes of the engine behind it, on loopback: python benchmarks/load.py
 
-S/16 at 224 px with random weights, in float32 and int8, unless --export names a file. In turns, so that what drifts on the machine meets
-all of them: the bare engine in this process (uint8 images that are in memory, at the batch size that is best for it), then each server
-under as many requests at a time as --connections says, one image each; whoever is not measured stands still. `share_of_bare` is the
-median over the turns of a server's images/s by the mean of the bare engine's before and after. Then half of that rate, by Poisson
-arrivals or evenly spaced: latencies count from the moment a request should have been sent, so that a server that stands still pays for it.
+S/16 at 224 px with random weights, in float32 and int8, unless --export names a file. In turns, so that what drifts on
+the machine meets all of them: the bare engine in this process (uint8 images that are in memory, at the batch size that
+is best for it), then each server under as many requests at a time as --connections says, one image each; whoever is not
+measured stands still. `share_of_bare` is the median over the turns of a server's images/s by the mean of the bare
+engine's before and after. Then half of that rate, by Poisson arrivals or evenly spaced: latencies count from the moment
+a request should have been sent, so that a server that stands still pays for it.
 
-Requests are JPEG files of the model's size, and of a photograph's. `decode_ms` is what one costs to decode and fit, alone on one thread,
-in processor time; `server_cpu` and `client_cpu` are processor seconds a second, of all cores. The answers are compared with the engine's
-before anything is timed.
+Requests are JPEG files of the model's size, and of a photograph's. `decode_ms` is what one costs to decode and fit,
+alone on one thread, in processor time; `server_cpu` and `client_cpu` are processor seconds a second, of all cores. The
+answers are compared with the engine's before anything is timed.
 
-With --litserve PYTHON the same runs behind LitServe (litserve_rival.py says how to set that up), in the same turns, all requests as forms
-then. Options after -- go to `mlpmixer serve`: python benchmarks/load.py -- --workers 2 --threads 1 Writes
-benchmarks/load_<torch>_<device>.csv, or --out.
+With --litserve PYTHON the same runs behind LitServe (litserve_rival.py says how to set that up), in the same turns, all
+requests as forms then. Options after -- go to `mlpmixer serve`: python benchmarks/load.py -- --workers 2 --threads 1
+Writes benchmarks/load_<torch>_<device>.csv, or --out.
 """
 
 import argparse
@@ -104,8 +105,11 @@ async def saturate(port: int, requests: list[bytes], connections: int, seconds: 
     return done / seconds, other
 
 
-async def at_rate(port: int, requests: list[bytes], rate: float, seconds: float, arrivals: str) -> tuple[list[float], int]:
-    """Latencies in ms, sorted, of requests that come at `rate` a second whatever becomes of those before; and how many had no answer."""
+async def at_rate(
+    port: int, requests: list[bytes], rate: float, seconds: float, arrivals: str
+) -> tuple[list[float], int]:
+    """Latencies in ms, sorted, of requests that come at `rate` a second whatever becomes of those before; and how many
+    had no answer."""
     clock, rng = asyncio.get_running_loop().time, random.Random(0)
     free: list[Connection] = []
     latencies: list[float] = []
@@ -174,14 +178,30 @@ def measure(precision: str, file: Path, args: argparse.Namespace) -> list[dict[s
             with listen("127.0.0.1", 0) as sock:
                 port = sock.getsockname()[1]
             script = str(Path(__file__).with_name("litserve_rival.py"))
-            rival = [args.litserve, script, str(file), "--port", str(port), "--threads", str(threads), "--workers", str(workers)]
-            servers[RIVAL] = stack.enter_context(serving([*rival, *shlex.split(args.litserve_options)], port, "/health"))
+            rival = [
+                args.litserve,
+                script,
+                str(file),
+                "--port",
+                str(port),
+                "--threads",
+                str(threads),
+                "--workers",
+                str(workers),
+            ]
+            servers[RIVAL] = stack.enter_context(
+                serving([*rival, *shlex.split(args.litserve_options)], port, "/health")
+            )
         model = load(file, engine=engine, threads=0 if workers > 1 else threads)
         assert isinstance(model, Exported)
         with alone(servers):
             by_batch = best_batch(model, args.seconds / 5)
         batch = max(by_batch, key=lambda b: by_batch[b])
-        print(f"{precision}: {model.runtime} alone: " + ", ".join(f"{n:.1f} images/s at {b}" for b, n in by_batch.items()), flush=True)
+        print(
+            f"{precision}: {model.runtime} alone: "
+            + ", ".join(f"{n:.1f} images/s at {b}" for b, n in by_batch.items()),
+            flush=True,
+        )
         for width, height in (model.preprocess.image_size[::-1], tuple(map(int, args.photo.split("x")))):
             files = [photo(i, width, height) for i in range(args.images)]
             kb = sum(map(len, files)) / len(files) / 1000
@@ -201,7 +221,10 @@ def measure(precision: str, file: Path, args: argparse.Namespace) -> list[dict[s
                     with alone(servers, name):
                         rate, refused = asyncio.run(saturate(server.port, requests, args.connections, args.seconds))
                     took = time.perf_counter() - start
-                    server_cpu, client_cpu = (server.cpu_s() - server_cpu) / took, (time.process_time() - client_cpu) / took
+                    server_cpu, client_cpu = (
+                        (server.cpu_s() - server_cpu) / took,
+                        (time.process_time() - client_cpu) / took,
+                    )
                     more_images, more_batches = batches_of(server) if name == OURS else (0.0, 0.0)
                     with alone(servers):
                         after = bare(model, batch, args.seconds / 3)
@@ -241,14 +264,26 @@ def measure(precision: str, file: Path, args: argparse.Namespace) -> list[dict[s
                     with alone(servers, name):
                         found = asyncio.run(at_rate(server.port, requests, half, args.latency_seconds, arrivals))
                     p50, p90, p99 = (percentile(found[0], p) for p in (50, 90, 99)) if found[0] else (float("nan"),) * 3
-                    figures = {"requests": len(found[0]), "p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "p99_by_p50": p99 / p50}
-                    row |= {f"{arrivals}_{key}": round(value, 2) for key, value in figures.items()} | {f"{arrivals}_not_answered": found[1]}
+                    figures = {
+                        "requests": len(found[0]),
+                        "p50_ms": p50,
+                        "p90_ms": p90,
+                        "p99_ms": p99,
+                        "p99_by_p50": p99 / p50,
+                    }
+                    row |= {f"{arrivals}_{key}": round(value, 2) for key, value in figures.items()} | {
+                        f"{arrivals}_not_answered": found[1]
+                    }
                 rows.append(row)
                 print(
-                    f"{name:14} {precision}, {row['image']}: {row['images_per_s']} images/s, {100 * row['share_of_bare']:.1f} % of "
-                    f"the bare engine's {row['bare_images_per_s']} (batch {row['mean_batch']}; cores: server {row['server_cpu']}, client "
-                    f"{row['client_cpu']}, decoding {100 * row['decode_share_of_server_cpu']:.0f} % of the server's); at half of it p50 "
-                    f"{row['poisson_p50_ms']} ms, p99 {row['poisson_p99_by_p50']} times that by Poisson, {row['even_p99_by_p50']} evenly",
+                    f"{name:14} {precision}, {row['image']}: {row['images_per_s']} images/s, "
+                    f"{100 * row['share_of_bare']:.1f} % of "
+                    f"the bare engine's {row['bare_images_per_s']} (batch {row['mean_batch']}; cores: server "
+                    f"{row['server_cpu']}, client "
+                    f"{row['client_cpu']}, decoding {100 * row['decode_share_of_server_cpu']:.0f} % of the server's); "
+                    f"at half of it p50 "
+                    f"{row['poisson_p50_ms']} ms, p99 {row['poisson_p99_by_p50']} times that by Poisson, "
+                    f"{row['even_p99_by_p50']} evenly",
                     flush=True,
                 )
     return rows
@@ -259,7 +294,9 @@ def main(words: list[str] | None = None) -> int:
     cut = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser, "S/16")
-    parser.add_argument("--precision", nargs="+", default=["float32", "int8"], choices=["float32", "int8"], help="of --model")
+    parser.add_argument(
+        "--precision", nargs="+", default=["float32", "int8"], choices=["float32", "int8"], help="of --model"
+    )
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=15, help="of a turn; a third of it for the bare engine")

@@ -1,9 +1,10 @@
-"""What checkpointing saves and costs: peak memory and speed of training with and without it: python benchmarks/memory.py
+"""What checkpointing saves and costs: peak memory and speed of training with and without it: python
+benchmarks/memory.py
 
-Every measurement is a process of its own, since a process keeps its peak, and takes turns with its counterpart. `start_mib` is the
-process before its first step, torch, weights and data included; what a step adds is the difference. Steps are those of `train` on noise,
-in the precision that `train` chooses. On a busy machine take one thread (OMP_NUM_THREADS=1) and --cpu-time. Writes
-benchmarks/memory_<torch>_<device>.csv.
+Every measurement is a process of its own, since a process keeps its peak, and takes turns with its counterpart.
+`start_mib` is the process before its first step, torch, weights and data included; what a step adds is the difference.
+Steps are those of `train` on noise, in the precision that `train` chooses. On a busy machine take one thread
+(OMP_NUM_THREADS=1) and --cpu-time. Writes benchmarks/memory_<torch>_<device>.csv.
 """
 
 import argparse
@@ -48,7 +49,13 @@ def measure(case: str, checkpointing: bool, steps: int, device_name: str, clock:
     speed = int(batch) / statistics.median(times[1:])  # the first step warms up
     precision = str(dtype).removeprefix("torch.")
     path = str(path_of("memory", device))
-    return {"start_mib": start_mib, "peak_mib": peak_mib(device), "images_per_s": speed, "precision": precision, "path": path}
+    return {
+        "start_mib": start_mib,
+        "peak_mib": peak_mib(device),
+        "images_per_s": speed,
+        "precision": precision,
+        "path": path,
+    }
 
 
 def main() -> None:
@@ -63,7 +70,13 @@ def main() -> None:
     if args.one:
         print(
             json.dumps(
-                measure(args.one[0], args.one[1] == "1", args.steps, args.device, time.process_time if args.cpu_time else time.perf_counter)
+                measure(
+                    args.one[0],
+                    args.one[1] == "1",
+                    args.steps,
+                    args.device,
+                    time.process_time if args.cpu_time else time.perf_counter,
+                )
             )
         )
         return
@@ -75,11 +88,20 @@ def main() -> None:
                 command = [sys.executable, __file__, *sys.argv[1:], "--one", case, str(int(checkpointing))]
                 found.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
         for checkpointing, found in turns.items():
-            start, peak, speed = (statistics.median(f[key] for f in found) for key in ("start_mib", "peak_mib", "images_per_s"))
-            times = statistics.median(p["images_per_s"] / f["images_per_s"] for p, f in zip(turns[False], found, strict=True))
+            start, peak, speed = (
+                statistics.median(f[key] for f in found) for key in ("start_mib", "peak_mib", "images_per_s")
+            )
+            times = statistics.median(
+                p["images_per_s"] / f["images_per_s"] for p, f in zip(turns[False], found, strict=True)
+            )
             name, batch = case.split(":")
             row = {"model": name, "batch": batch, "precision": found[0]["precision"], "checkpointing": checkpointing}
-            row |= {"start_mib": round(start), "peak_mib": round(peak), "images_per_s": round(speed, 1), "time_ratio": round(times, 2)}
+            row |= {
+                "start_mib": round(start),
+                "peak_mib": round(peak),
+                "images_per_s": round(speed, 1),
+                "time_ratio": round(times, 2),
+            }
             path = found[0]["path"]
             table.append(row)
             print(*row.values(), sep="\t", flush=True)

@@ -1,9 +1,10 @@
-"""A whole process that classifies one image with a bundle, from start to exit: python benchmarks/process.py --model S/32 --int8
+"""A whole process that classifies one image with a bundle, from start to exit: python benchmarks/process.py --model
+S/32 --int8
 
-The bundle's own predict.py and `mlpmixer predict` take turns; a row is the median (and the range) of `--turns` processes: seconds of the
-clock, seconds of processor time, and the most memory it has held. A model is made here with random weights, which compute as trained ones
-do, or given with --bundle. Of a process that is started anew each time it is mostly Python's imports and the reading of the model.
-Writes benchmarks/process_<model>_<cpu>.csv.
+The bundle's own predict.py and `mlpmixer predict` take turns; a row is the median (and the range) of `--turns`
+processes: seconds of the clock, seconds of processor time, and the most memory it has held. A model is made here with
+random weights, which compute as trained ones do, or given with --bundle. Of a process that is started anew each time it
+is mostly Python's imports and the reading of the model. Writes benchmarks/process_<model>_<cpu>.csv.
 """
 
 import argparse
@@ -25,7 +26,8 @@ CALIBRATION = 32  # images of noise, which fix the ranges of int8
 
 
 def make(name: str, int8: bool, folder: Path) -> None:
-    """A bundle of a zoo model with random weights and an image beside it, without the check and the files that a user's has."""
+    """A bundle of a zoo model with random weights and an image beside it, without the check and the files that a user's
+    has."""
     import numpy as np
     import torch
     from PIL import Image
@@ -95,7 +97,16 @@ def main() -> None:
         image = str(args.image or folder / "photo.jpg")
         commands = {
             "predict.py of the bundle": [sys.executable, str(folder / "predict.py"), image],
-            "mlpmixer predict": [sys.executable, "-m", "mlpmixer", "predict", str(folder), image, "--engine", "onnxruntime"],
+            "mlpmixer predict": [
+                sys.executable,
+                "-m",
+                "mlpmixer",
+                "predict",
+                str(folder),
+                image,
+                "--engine",
+                "onnxruntime",
+            ],
         }
         for command in commands.values():  # from here on, files are in memory and compiled
             took(command)

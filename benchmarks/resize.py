@@ -1,8 +1,8 @@
 """A trained model at other image sizes, right after the resize: python benchmarks/resize.py RUN --sizes 24 40 48
 
-Top-1 on the validation images of the run, without any training. For every size: the grid of patches resampled by each filter, and again
-after `calibrate` on training images; the paper's blocks, where the size is a whole multiple; and, where the patch can grow or shrink with
-the image, the patch resized and the grid kept.
+Top-1 on the validation images of the run, without any training. For every size: the grid of patches resampled by each
+filter, and again after `calibrate` on training images; the paper's blocks, where the size is a whole multiple; and,
+where the patch can grow or shrink with the image, the patch resized and the grid kept.
 """
 
 import argparse
@@ -38,7 +38,10 @@ def tensor(images: ImageSet, model: Classifier) -> Tensor:
 def variants(original: Classifier, size: int, some: ImageSet) -> Iterator[tuple[str, Mixer]]:
     model = original.network
     assert isinstance(model, Mixer)
-    (rows, cols), (old_rows, old_cols) = (size // pair(model.cfg.patch_size)[0], size // pair(model.cfg.patch_size)[1]), model.cfg.grid
+    (rows, cols), (old_rows, old_cols) = (
+        (size // pair(model.cfg.patch_size)[0], size // pair(model.cfg.patch_size)[1]),
+        model.cfg.grid,
+    )
     if size % pair(model.cfg.patch_size)[0] == size % pair(model.cfg.patch_size)[1] == 0:
         for method in ("nearest", "bilinear", "bicubic"):
             new = adapt(model, image_size=size, method=method)  # type: ignore[arg-type]
@@ -72,7 +75,10 @@ def main() -> None:
     if args.limit:
         images = images.subset(rng.permutation(len(images))[: args.limit])
     some = train.subset(rng.permutation(len(train))[: args.calibrate])
-    print(f"{len(images)} images; as trained, {original.preprocess.image_size[0]} px: top-1 {100 * evaluate(original, images).top1:.2f} %")
+    print(
+        f"{len(images)} images; as trained, {original.preprocess.image_size[0]} px: top-1 "
+        f"{100 * evaluate(original, images).top1:.2f} %"
+    )
     print("| px | how | top-1 % |\n|---|---|---|")
     for size in args.sizes:
         for name, network in variants(original, size, some):

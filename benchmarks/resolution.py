@@ -1,16 +1,20 @@
-"""What a trained Mixer is worth at other image sizes: right after the resize, after a short fine-tuning, and against training there.
+"""What a trained Mixer is worth at other image sizes: right after the resize, after a short fine-tuning, and against
+training there.
 
     mlpmixer train DIR/flowers89 --seed 0 --out runs/flowers89-0       # and so on for other seeds
-    python benchmarks/resolution.py runs/flowers89-0 runs/flowers89-1 --sizes 48 96 128 --out results/resolution/flowers89
+    python benchmarks/resolution.py runs/flowers89-0 runs/flowers89-1 --sizes 48 96 128 --out
+    results/resolution/flowers89
 
-Two networks for every size: with patches `scaled` alike the grid of patches stays, with patches `kept` it changes. Top-1 on test:
+Two networks for every size: with patches `scaled` alike the grid of patches stays, with patches `kept` it changes.
+Top-1 on test:
 
     nearest, bilinear, bicubic, parts    right after `transfer.adapt` by that method (scaled patches know but one)
     fine-tuned      mlpmixer train DATA --init RUN --image-size PX [--patch-size P]
-    from scratch    the base run's recipe at that size, in so many epochs that it costs the FLOPs of base run and fine-tuning together
+    from scratch    the base run's recipe at that size, in so many epochs that it costs the FLOPs of base run and
+    fine-tuning together
 
-and the least and the greatest variance of a block's output over the original's, on the validation pictures. Trainings are kept in
-runs/resolution and not done again; figures.json, README.md and plot.png in --out hold what is there so far.
+and the least and the greatest variance of a block's output over the original's, on the validation pictures. Trainings
+are kept in runs/resolution and not done again; figures.json, README.md and plot.png in --out hold what is there so far.
 """
 
 import argparse
@@ -46,11 +50,15 @@ Row = dict[str, Any]
 
 
 def block_variances(classifier: Classifier, images: ImageSet) -> np.ndarray:
-    """Of every block's output over its channels, which is what a LayerNorm sees: (num_blocks), the mean over up to 256 images."""
+    """Of every block's output over its channels, which is what a LayerNorm sees: (num_blocks), the mean over up to 256
+    images."""
     assert classifier.network is not None
     pixels = np.stack([classifier.array(images.source(i)) for i in range(min(len(images), 256))])
     variances: list[float] = []
-    hooks = [b.register_forward_hook(lambda _, __, out: variances.append(out.var(-1).mean().item())) for b in classifier.network.blocks]
+    hooks = [
+        b.register_forward_hook(lambda _, __, out: variances.append(out.var(-1).mean().item()))
+        for b in classifier.network.blocks
+    ]
     with torch.inference_mode():
         classifier.network(normalise(prepare_eval(torch.from_numpy(pixels)), classifier.preprocess))
     for hook in hooks:
@@ -83,7 +91,9 @@ def trainings(run: Path, model: MixerConfig) -> Iterator[tuple[str, Recipe]]:
     """(what, recipe) of the two trainings of that network."""
     base = read_recipe(run)
     tuned = retuned(base)
-    tuned = dataclasses.replace(tuned, model=model, init=Init(weights=str(run)), run=dataclasses.replace(tuned.run, seed=base.run.seed))
+    tuned = dataclasses.replace(
+        tuned, model=model, init=Init(weights=str(run)), run=dataclasses.replace(tuned.run, seed=base.run.seed)
+    )
     yield "fine-tuned", tuned
     epochs = tuned.run.epochs + base.run.epochs * flops(base.model) / flops(model)
     yield "from scratch", dataclasses.replace(base, model=model, run=dataclasses.replace(base.run, epochs=epochs))
@@ -114,7 +124,12 @@ def rows_of(run: Path, sizes: list[int], skip: set[str]) -> Iterator[Row]:
                     out = RUNS / f"{name}-{seed}-{size}px-{patches}-{how.replace(' ', '-')}"
                     done = train(training, out=out, resume=True).summary
                     epochs = round(training.run.epochs, 1)
-                    trained = {"top1": done["top1"], "train_s": done["train_s"], "epochs": epochs, "params": done["params"]}
+                    trained = {
+                        "top1": done["top1"],
+                        "train_s": done["train_s"],
+                        "epochs": epochs,
+                        "params": done["params"],
+                    }
                     yield row | {"how": how} | trained | {"commit": commit_of(out)}
 
 
@@ -124,7 +139,8 @@ def mean_and_range(values: list[float]) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: a line for every network, a column for every way to it; top-1 in percent, mean and range over the seeds."""
+    """Markdown: a line for every network, a column for every way to it; top-1 in percent, mean and range over the
+    seeds."""
     ways = [w for w in (*METHODS, "fine-tuned", "from scratch") if any(r["how"] == w for r in rows)]
     lines = [f"| px | patches | {' | '.join(ways)} | variance |", "|---" * (len(ways) + 3) + "|"]
     for px, patches in sorted({(r["px"], r["patches"]) for r in rows if r["patches"] != "base"}):
@@ -155,13 +171,22 @@ def plot(rows: list[Row], path: Path) -> None:
         sizes = sorted({r["px"] for r in rows if (r["patches"], r["how"]) == (patches, how)})
         if not sizes:
             continue
-        found = [[100 * r["top1"] for r in rows if (r["px"], r["patches"], r["how"]) == (px, patches, how)] for px in sizes]
+        found = [
+            [100 * r["top1"] for r in rows if (r["px"], r["patches"], r["how"]) == (px, patches, how)] for px in sizes
+        ]
         means = [sum(f) / len(f) for f in found]
-        bars = [[m - min(f) for m, f in zip(means, found, strict=True)], [max(f) - m for m, f in zip(means, found, strict=True)]]
+        bars = [
+            [m - min(f) for m, f in zip(means, found, strict=True)],
+            [max(f) - m for m, f in zip(means, found, strict=True)],
+        ]
         color = "tab:orange" if patches == "kept" else "tab:blue"
         label = f"patches {patches}, {names.get(how, how)}"
         ax.errorbar(sizes, means, bars, color=color, ls=styles[how], marker="o", ms=4, capsize=3, label=label)
-    ax.set(xlabel="image size, px", ylabel="test top-1, %", title=f"{base[0]['data']}, trained at {base[0]['px']} px, n = {len(base)}")
+    ax.set(
+        xlabel="image size, px",
+        ylabel="test top-1, %",
+        title=f"{base[0]['data']}, trained at {base[0]['px']} px, n = {len(base)}",
+    )
     ax.set_xticks(sorted({r["px"] for r in rows}))
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
@@ -171,7 +196,9 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def write(rows: list[Row], out: Path, hardware: str) -> None:
     base = [r for r in rows if r["how"] == "as trained"]
-    seconds = {how: [r["train_s"] for r in rows if r["how"] == how] for how in ("as trained", "fine-tuned", "from scratch")}
+    seconds = {
+        how: [r["train_s"] for r in rows if r["how"] == how] for how in ("as trained", "fine-tuned", "from scratch")
+    }
     times = ", ".join(f"{how} {min(s):.0f}-{max(s):.0f} s" for how, s in seconds.items() if s)
     (out / "figures.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     commits = ", ".join(sorted({r["commit"] for r in rows if r.get("commit")}))
@@ -179,7 +206,8 @@ def write(rows: list[Row], out: Path, hardware: str) -> None:
     (out / "README.md").write_text(
         f"# {base[0]['data']} at other image sizes\n\n"
         f"Trained at {base[0]['px']} px: test top-1 {own} %, n = {len(base)}. A mean without a range is n = 1.\n"
-        f"The columns are explained in benchmarks/resolution.py, which wrote this page:\n\n    {command}\n\n{table(rows)}\n\n"
+        f"The columns are explained in benchmarks/resolution.py, which wrote this page:\n\n    "
+        f"{command}\n\n{table(rows)}\n\n"
         f"Time of a training: {times}. {hardware}. Trained at commit {commits}.\n\n![plot](plot.png)\n"
     )
     plot(rows, out / "plot.png")

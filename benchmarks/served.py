@@ -1,4 +1,5 @@
-"""A running `mlpmixer serve` to measure or to attack, and a cheap client; load.py and siege.py use them. 127.0.0.1 only."""
+"""A running `mlpmixer serve` to measure or to attack, and a cheap client; load.py and siege.py use them. 127.0.0.1
+only."""
 
 import argparse
 import asyncio
@@ -51,7 +52,9 @@ def make_exports(model: str, folder: Path, precisions: tuple[str, ...] = ("float
     torch.manual_seed(0)
     cfg = MODELS[model]
     network = create_model(cfg)
-    torch.nn.init.normal_(network.head.weight, std=3 / math.sqrt(cfg.hidden_dim))  # so that different images get different answers
+    torch.nn.init.normal_(
+        network.head.weight, std=3 / math.sqrt(cfg.hidden_dim)
+    )  # so that different images get different answers
     size = pair(cfg.image_size)
     pixels = Preprocess(image_size=size, in_channels=cfg.in_channels)
     meta = ModelMeta(config=cfg, classes=tuple(f"class {i}" for i in range(cfg.num_classes)), preprocess=pixels)
@@ -89,7 +92,9 @@ def photo(seed: int, width: int, height: int, kind: str = "JPEG", **options: Any
         planes[(x - rng.uniform()) ** 2 + (y - rng.uniform()) ** 2 < rng.uniform(0.01, 0.06)] += rng.normal(0, 40, 3)
     planes += rng.uniform(60, 190, 3) + rng.normal(0, 4, (height, width, 1))
     file = io.BytesIO()
-    Image.fromarray(planes.clip(0, 255).astype(np.uint8)).save(file, kind, **({"quality": 90} if kind == "JPEG" else {}) | options)
+    Image.fromarray(planes.clip(0, 255).astype(np.uint8)).save(
+        file, kind, **({"quality": 90} if kind == "JPEG" else {}) | options
+    )
     return file.getvalue()
 
 
@@ -118,7 +123,8 @@ class Server:
 
     @contextmanager
     def standing_still(self) -> Iterator[None]:
-        """While the block runs it gets no processor time; LitServe, for one, takes a fifth of a core when nobody asks it."""
+        """While the block runs it gets no processor time; LitServe, for one, takes a fifth of a core when nobody asks
+        it."""
         os.killpg(self.process.pid, signal.SIGSTOP)
         try:
             yield
@@ -137,7 +143,10 @@ class Server:
         """What /metrics says, by name with labels."""
         with urllib.request.urlopen(f"http://{HOST}:{self.port}/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
-        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+        return {
+            name: float(value)
+            for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        }
 
 
 def _stat(pid: int) -> list[str]:
@@ -220,7 +229,10 @@ class Answer:
 
 def request_of(body: bytes, kind: str, path: str = "/predict?top_k=5") -> bytes:
     """A POST, ready to be sent as often as one likes."""
-    return f"POST {path} HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+    return (
+        f"POST {path} HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
 
 
 def form_of(data: bytes, field: str = "file") -> tuple[bytes, str]:
@@ -281,5 +293,7 @@ def percentile(sorted_values: list[float], p: float) -> float:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, model: str) -> None:
-    parser.add_argument("--model", default=model, help=f"a name of `mlpmixer list models`, with random weights ({model})")
+    parser.add_argument(
+        "--model", default=model, help=f"a name of `mlpmixer list models`, with random weights ({model})"
+    )
     parser.add_argument("--export", metavar="FILE", help="instead of --model: an .onnx or .xml file, or a bundle")

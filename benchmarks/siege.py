@@ -1,17 +1,19 @@
-"""Ten minutes of good and hostile requests at once against `mlpmixer serve`, then kills: python benchmarks/siege.py --minutes 10
+"""Ten minutes of good and hostile requests at once against `mlpmixer serve`, then kills: python benchmarks/siege.py
+--minutes 10
 
 S/16 at 224 px with random weights, unless --export names a file. 127.0.0.1 only, bounded in time and in count.
 
-mixed: good requests (files, forms, JSON; each answer is compared with the model's own) beside truncated and damaged files, PNG and WebP
-files of 30,000 x 30,000 px and JPEG files that say so, bodies of 1 GB (announced, chunked, and announced but never sent), slow headers
-and slow bodies, wrong types, forms and JSON, floods beyond the queue, connections that are dropped at any moment, pipelined garbage, and
-oddities of HTTP. Fails for: a wrong answer; a status that a request must not get; a 500 or a traceback; a good request that was sent
-whole and got no answer (200, 429 or 503); /health or /ready without 200; memory that grows by more than 10 % and 64 MiB between the
-second and the last tenth.
+mixed: good requests (files, forms, JSON; each answer is compared with the model's own) beside truncated and damaged
+files, PNG and WebP files of 30,000 x 30,000 px and JPEG files that say so, bodies of 1 GB (announced, chunked, and
+announced but never sent), slow headers and slow bodies, wrong types, forms and JSON, floods beyond the queue,
+connections that are dropped at any moment, pipelined garbage, and oddities of HTTP. Fails for: a wrong answer; a status
+that a request must not get; a 500 or a traceback; a good request that was sent whole and got no answer (200, 429 or
+503); /health or /ready without 200; memory that grows by more than 10 % and 64 MiB between the second and the last
+tenth.
 
-workers: of two workers one is killed (SIGKILL) under load, --kills times: what was inside it is reset and counted, all else must be
-answered; says how long it takes until both answer again. Then SIGTERM under load: everything sent whole before it must be answered, and
-the exit code is 0.
+workers: of two workers one is killed (SIGKILL) under load, --kills times: what was inside it is reset and counted, all
+else must be answered; says how long it takes until both answer again. Then SIGTERM under load: everything sent whole
+before it must be answered, and the exit code is 0.
 
 Writes siege.json (--out) with all counts; exit code 1 and a list when something fails. It is drawn with --seed.
 """
@@ -86,7 +88,9 @@ class Good:
 
     def __init__(self, model: Classifier, images: int) -> None:
         height, width = model.preprocess.image_size
-        files = [photo(i, width + 40 * (i % 3), height + 30 * (i % 2), ("JPEG", "PNG", "WEBP")[i % 3]) for i in range(images)]
+        files = [
+            photo(i, width + 40 * (i % 3), height + 30 * (i % 2), ("JPEG", "PNG", "WEBP")[i % 3]) for i in range(images)
+        ]
         rows = [model.probabilities(model.array(file)[None])[0] for file in files]
         self.requests: list[tuple[bytes, list[dict[str, float]]]] = []
         """What is sent, and for each image the probability of each class."""
@@ -122,11 +126,19 @@ def png_of(width: int, height: int, kibibytes: int = 64) -> bytes:
     """A PNG that says it is so large, with so much of it there: zeros, which compress a thousand times."""
     rows = zlib.compress(bytes(kibibytes * 1024 * 1000), 1) if kibibytes else zlib.compress(b"")
     chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks
+    )
 
 
 def webp_of(width: int, height: int) -> bytes:
-    body = b"VP8X" + struct.pack("<I", 10) + bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    body = (
+        b"VP8X"
+        + struct.pack("<I", 10)
+        + bytes(4)
+        + (width - 1).to_bytes(3, "little")
+        + (height - 1).to_bytes(3, "little")
+    )
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 
@@ -140,12 +152,17 @@ Statuses = tuple[int, ...]
 
 
 class Hostile:
-    """What is sent to it that is not good, each with the statuses it may get beside `BUSY`; 0: none, the connection is closed."""
+    """What is sent to it that is not good, each with the statuses it may get beside `BUSY`; 0: none, the connection is
+    closed."""
 
     def __init__(self, port: int, findings: Findings, seed: int) -> None:
         self.port, self.findings, self.rng = port, findings, random.Random(seed)
         self.jpeg, self.png, self.webp = (photo(i, 150, 130, kind) for i, kind in enumerate(("JPEG", "PNG", "WEBP")))
-        self.bombs = [png_of(30_000, 30_000), png_of(30_000, 30_000, 0), png_of(7000, 7000, 48)]  # the last one's size is allowed
+        self.bombs = [
+            png_of(30_000, 30_000),
+            png_of(30_000, 30_000, 0),
+            png_of(7000, 7000, 48),
+        ]  # the last one's size is allowed
         self.bombs += [webp_of(30_000, 30_000), jpeg_of(30_000, 30_000)]
         self.attacks: list[Callable[[], Awaitable[None]]] = [
             self.truncated,
@@ -195,11 +212,15 @@ class Hostile:
             writer.transport.abort()
         self.findings.count(kind, status or "closed")
         if status not in (*expected, *BUSY):
-            self.findings.fail(f"{kind}: answered {status or 'by closing the connection'}, expected {expected}: {parts[0][:80]!r}")
+            self.findings.fail(
+                f"{kind}: answered {status or 'by closing the connection'}, expected {expected}: {parts[0][:80]!r}"
+            )
 
     async def truncated(self) -> None:
         data = self.rng.choice((self.jpeg, self.png, self.webp))
-        await self.send("truncated file", (415, 422), request_of(data[: self.rng.randrange(len(data) - 30)], "image/jpeg"))
+        await self.send(
+            "truncated file", (415, 422), request_of(data[: self.rng.randrange(len(data) - 30)], "image/jpeg")
+        )
 
     async def damaged(self) -> None:
         data = bytearray(self.rng.choice((self.jpeg, self.png, self.webp)))
@@ -236,14 +257,29 @@ class Hostile:
         await self.send("slow body", (408, 0), whole[:at], *(whole[at + i : at + i + 1] for i in range(40)), wait_s=0.5)
 
     async def wrong_type(self) -> None:
-        kinds = ("text/plain", "image/gif", "application/x-www-form-urlencoded", "application/octet-stream", "\xff", ";", "a" * 4000)
+        kinds = (
+            "text/plain",
+            "image/gif",
+            "application/x-www-form-urlencoded",
+            "application/octet-stream",
+            "\xff",
+            ";",
+            "a" * 4000,
+        )
         await self.send("wrong type", (415, 400), request_of(self.jpeg, self.rng.choice(kinds)))
 
     async def wrong_json(self) -> None:
         bodies = [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"image": null}', b'{"image": 5}', b'{"images": []}']
         bodies += [b'{"images": ' + b"[" * 100_000]
-        bodies += [b'{"image": "%s"}' % text for text in (b"/etc/passwd", b"http://127.0.0.1:1/", b"aGk=", b"!" * 1000, b"\\ud800")]
-        bodies += [b'{"images": [%s]}' % b",".join([b'"aGk="'] * 1000), b'{"image": NaN}', b'{"image": ' + b"9" * 100_000 + b"}"]
+        bodies += [
+            b'{"image": "%s"}' % text
+            for text in (b"/etc/passwd", b"http://127.0.0.1:1/", b"aGk=", b"!" * 1000, b"\\ud800")
+        ]
+        bodies += [
+            b'{"images": [%s]}' % b",".join([b'"aGk="'] * 1000),
+            b'{"image": NaN}',
+            b'{"image": ' + b"9" * 100_000 + b"}",
+        ]
         await self.send("wrong JSON", (422, 415, 413), request_of(self.rng.choice(bodies), "application/json"))
 
     async def wrong_form(self) -> None:
@@ -286,7 +322,10 @@ class Hostile:
         odd: list[tuple[Statuses, bytes]] = [
             ((400, 0), post + kind + b"content-length: -5\r\n\r\n" + jpeg),
             ((400, 0), post + kind + b"content-length: 5\r\ncontent-length: " + n + b"\r\n\r\n" + jpeg),
-            ((200, 400, 415, 422, 0), post + kind + b"content-length: " + n + b"\r\ntransfer-encoding: chunked\r\n\r\n" + jpeg),
+            (
+                (200, 400, 415, 422, 0),
+                post + kind + b"content-length: " + n + b"\r\ntransfer-encoding: chunked\r\n\r\n" + jpeg,
+            ),
             ((400, 0), post + kind + b"transfer-encoding: chunked\r\n\r\nzz\r\n" + jpeg),
             ((400, 0), post + kind + b"transfer-encoding: gzip\r\n\r\n" + jpeg),
             ((400, 413, 431, 0), post + b"x: " + b"y" * 200_000 + b"\r\n\r\n"),
@@ -300,14 +339,19 @@ class Hostile:
             ((400, 0), b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),  # TLS
             ((400, 404, 505, 0), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
             ((200, 400, 426), b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"),
-            ((200,), post + kind + b"expect: 100-continue\r\nconnection: close\r\ncontent-length: " + n + b"\r\n\r\n" + jpeg),
+            (
+                (200,),
+                post + kind + b"expect: 100-continue\r\nconnection: close\r\ncontent-length: " + n + b"\r\n\r\n" + jpeg,
+            ),
             ((200, 400), b"GET /health HTTP/1.0\r\n\r\n"),
         ]
         which = self.rng.randrange(len(odd))
         expected, request = odd[which]
         if b"100-continue" in request:
             expected = (*expected, 100)
-        await self.send(f"odd HTTP, {request[:60]!r}" if which > 4 else f"odd body {which}", expected, request, half=0 in expected)
+        await self.send(
+            f"odd HTTP, {request[:60]!r}" if which > 4 else f"odd body {which}", expected, request, half=0 in expected
+        )
 
 
 # --- the sieges -------------------------------------------------------------------------------------------------------
@@ -323,7 +367,9 @@ async def keep_asking(port: int, good: Good, findings: Findings, until: Callable
     connection.close()
 
 
-async def _ask(connection: Connection, request: bytes, known: list[dict[str, float]], good: Good, findings: Findings) -> int:
+async def _ask(
+    connection: Connection, request: bytes, known: list[dict[str, float]], good: Good, findings: Findings
+) -> int:
     """The status; 0 where the connection was closed instead."""
     start = time.monotonic()
     try:
@@ -334,7 +380,9 @@ async def _ask(connection: Connection, request: bytes, known: list[dict[str, flo
         return 0
     except HUNG_UP as e:
         findings.count("good", "reset")
-        findings.fail(f"a good request was sent whole, and the connection closed instead of an answer: {type(e).__name__}")
+        findings.fail(
+            f"a good request was sent whole, and the connection closed instead of an answer: {type(e).__name__}"
+        )
         return 0
     findings.count("good", answer.status)
     if answer.status == 200:
@@ -377,7 +425,10 @@ async def mixed(server: Server, good: Good, findings: Findings, minutes: float, 
             try:
                 await rng.choice(hostile.attacks)()
             except OSError as e:
-                if e.errno not in (errno.ENOTCONN, errno.ECONNRESET):  # one of a flood of idle ones, whose place another one took
+                if e.errno not in (
+                    errno.ENOTCONN,
+                    errno.ECONNRESET,
+                ):  # one of a flood of idle ones, whose place another one took
                     findings.fail(f"no connection: {type(e).__name__}: {e}")
                 findings.count("connection", "closed before it asked")
 
@@ -395,7 +446,9 @@ async def mixed(server: Server, good: Good, findings: Findings, minutes: float, 
         while not over():
             if time.monotonic() > said + 60:
                 said = time.monotonic()
-                so_far = f"{(said - begin) / 60:.0f} min, {findings.counts.total()} requests, {server.rss_mib():.0f} MiB"
+                so_far = (
+                    f"{(said - begin) / 60:.0f} min, {findings.counts.total()} requests, {server.rss_mib():.0f} MiB"
+                )
                 print(f"siege: {so_far}", file=sys.stderr, flush=True)
             memory.append((time.monotonic() - begin, server.rss_mib()))
             await asyncio.sleep(min(1.0, 3 * minutes))
@@ -408,10 +461,17 @@ async def mixed(server: Server, good: Good, findings: Findings, minutes: float, 
 def require_steady(memory: list[tuple[float, float]], findings: Findings) -> dict[str, float]:
     """The first tenth is left out: threads and caches come into being in it."""
     tenth = max(len(memory) // 10, 1)
-    early, late = (sorted(mib for _, mib in part)[len(part) // 2] for part in (memory[tenth : 2 * tenth] or memory, memory[-tenth:]))
+    early, late = (
+        sorted(mib for _, mib in part)[len(part) // 2]
+        for part in (memory[tenth : 2 * tenth] or memory, memory[-tenth:])
+    )
     if late > 1.1 * early + 64:
         findings.fail(f"memory grew from {early:.0f} to {late:.0f} MiB")
-    return {"early_mib": round(early, 1), "late_mib": round(late, 1), "most_mib": round(max(mib for _, mib in memory), 1)}
+    return {
+        "early_mib": round(early, 1),
+        "late_mib": round(late, 1),
+        "most_mib": round(max(mib for _, mib in memory), 1),
+    }
 
 
 async def killed(server: Server, good: Good, findings: Findings, kills: int) -> list[float]:
@@ -449,7 +509,9 @@ async def killed(server: Server, good: Good, findings: Findings, kills: int) -> 
                 back.append(time.monotonic() - start)
                 break
         if resets["reset"] - before > INSIDE:
-            findings.fail(f"a kill reset {resets['reset'] - before} requests, more than the {INSIDE} that were under way")
+            findings.fail(
+                f"a kill reset {resets['reset'] - before} requests, more than the {INSIDE} that were under way"
+            )
     stop = True
     await asyncio.gather(*askers)
     findings.counts["good: reset, in a killed worker"] = resets["reset"]
@@ -572,14 +634,20 @@ def main(words: list[str] | None = None) -> int:
                     findings.fail(f"{said['mlpmixer_images_inside']:g} images are still inside when nobody asks")
                 require_quiet(server, findings)
             latencies = sorted(findings.latencies_ms)
-            found["good_latency_ms"] = {f"p{p}": round(percentile(latencies, p), 1) for p in (50, 90, 99)} if latencies else {}
+            found["good_latency_ms"] = (
+                {f"p{p}": round(percentile(latencies, p), 1) for p in (50, 90, 99)} if latencies else {}
+            )
         if args.only != "mixed":
             with serving(mlpmixer_serve(file, "--workers", "2", "--threads", "1")) as server:
                 found["back_after_s"] = [round(s, 2) for s in asyncio.run(killed(server, good, findings, args.kills))]
             with serving(mlpmixer_serve(file)) as server:
                 found["exit_code"] = asyncio.run(terminated(server, good, findings))
                 require_quiet(server, findings)
-    found |= {"minutes": args.minutes, "counts": dict(sorted(findings.counts.items())), "failures": dict(findings.failures)}
+    found |= {
+        "minutes": args.minutes,
+        "counts": dict(sorted(findings.counts.items())),
+        "failures": dict(findings.failures),
+    }
     Path(args.out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
     return 1 if findings.failures else 0

@@ -1,8 +1,9 @@
 """Forward pass and training step, ours and timm's, interleaved in one process: python benchmarks/step.py
 
-Run it with a Python that has timm beside mlpmixer for the rows of timm (timm needs a torchvision, which is never a dependency of
-ours). Each row is the median of interleaved rounds; `max_abs_diff_vs_reference` is the largest difference of the logits from our
-float32 ones for the same weights, and a row that is not close is void. Writes benchmarks/step_<torch>_<cpu>.csv.
+Run it with a Python that has timm beside mlpmixer for the rows of timm (timm needs a torchvision, which is never a
+dependency of ours). Each row is the median of interleaved rounds; `max_abs_diff_vs_reference` is the largest difference
+of the logits from our float32 ones for the same weights, and a row that is not close is void. Writes
+benchmarks/step_<torch>_<cpu>.csv.
 """
 
 import argparse
@@ -35,8 +36,14 @@ def timm_twin(model: Mixer) -> torch.nn.Module | None:
     )  # fmt: skip
     state = {}
     for name, value in model.state_dict().items():
-        theirs = name.replace("token_mixing", "mlp_tokens").replace("channel_mixing", "mlp_channels").replace("stem.", "stem.proj.")
-        state[theirs] = value.view(cfg.hidden_dim, 3, cfg.patch_size, cfg.patch_size) if name == "stem.weight" else value
+        theirs = (
+            name.replace("token_mixing", "mlp_tokens")
+            .replace("channel_mixing", "mlp_channels")
+            .replace("stem.", "stem.proj.")
+        )
+        state[theirs] = (
+            value.view(cfg.hidden_dim, 3, cfg.patch_size, cfg.patch_size) if name == "stem.weight" else value
+        )
     twin.load_state_dict(state)
     return twin
 

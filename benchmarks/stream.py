@@ -1,9 +1,9 @@
 """How fast shards become batches on this machine: python benchmarks/stream.py SHARDS --image-size 224 --workers 1
 
-SHARDS is what `mlpmixer train` takes (mlpmixer data shards writes some). Three rows: reading alone; decoding and resizing alone, by so
-many threads, of images that are in memory; the whole stream as training sees it. Then the peak of the process's memory. "A core" is by
-processor time, which other programs on the machine change little; the rest is by the clock. The files may be in the operating
-system's cache: reading is then that of memory, not of the disk.
+SHARDS is what `mlpmixer train` takes (mlpmixer data shards writes some). Three rows: reading alone; decoding and
+resizing alone, by so many threads, of images that are in memory; the whole stream as training sees it. Then the peak of
+the process's memory. "A core" is by processor time, which other programs on the machine change little; the rest is by
+the clock. The files may be in the operating system's cache: reading is then that of memory, not of the disk.
 """
 
 import argparse
@@ -29,7 +29,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lanes", type=int, default=16)
     parser.add_argument("--buffer", type=int, default=1024)
-    parser.add_argument("--images", type=int, default=1500, help="that reading and decoding are timed on; the stream takes twice as many")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=1500,
+        help="that reading and decoding are timed on; the stream takes twice as many",
+    )
     args = parser.parse_args()
 
     data = Data(name=args.shards, stream=True, lanes=args.lanes, buffer=args.buffer, workers=args.workers)
@@ -61,7 +66,10 @@ def main() -> None:
         first = first or time.perf_counter() - start[0]
         last = step
     row("the stream", last * args.batch_size, size_mb * last * args.batch_size / args.images, start)
-    print(f"{first:7.2f} s to its first batch; peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB")
+    print(
+        f"{first:7.2f} s to its first batch; peak memory "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB"
+    )
 
 
 def clocks() -> tuple[float, float]:

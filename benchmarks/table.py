@@ -14,7 +14,10 @@ from mlpmixer.device import describe
 def path_of(benchmark: str, device: torch.device) -> Path:
     """The CSV file of a benchmark on this device (for a CPU: with torch's present number of threads)."""
     slug = re.sub(r"[^a-z0-9]+", "-", describe(device).lower()).strip("-")
-    return Path(__file__).parent / f"{benchmark}_torch-{torch.__version__.split('+')[0]}_python-{platform.python_version()}_{slug}.csv"
+    return (
+        Path(__file__).parent
+        / f"{benchmark}_torch-{torch.__version__.split('+')[0]}_python-{platform.python_version()}_{slug}.csv"
+    )
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

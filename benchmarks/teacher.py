@@ -1,10 +1,13 @@
-"""A convolutional teacher for small photos: a wide residual network, trained on the images that the student will see and no others.
+"""A convolutional teacher for small photos: a wide residual network, trained on the images that the student will see
+and no others.
 
-Zagoruyko and Komodakis 2016, arXiv:1605.07146: three groups of pre-activated blocks of two 3x3 convolutions, 16, 32 and 64 channels times
-a width, halved grids between the groups. Trained as small networks are trained for speed: one short schedule, large batches, bf16,
-channels last, everything on the device. The result is a function for train(recipe, teacher=...): augmented images to logits.
+Zagoruyko and Komodakis 2016, arXiv:1605.07146: three groups of pre-activated blocks of two 3x3 convolutions, 16, 32 and
+64 channels times a width, halved grids between the groups. Trained as small networks are trained for speed: one short
+schedule, large batches, bf16, channels last, everything on the device. The result is a function for train(recipe,
+teacher=...): augmented images to logits.
 
-Not run yet on a GPU. Depth 16, width 8: 11 M parameters, 9.3 GFLOPs of training an image; 80 epochs of 49,000 images are 37 PFLOPs.
+Not run yet on a GPU. Depth 16, width 8: 11 M parameters, 9.3 GFLOPs of training an image; 80 epochs of 49,000 images
+are 37 PFLOPs.
 """
 
 import dataclasses
@@ -45,11 +48,14 @@ class Settings:
     """Peak, of SGD with Nesterov's momentum 0.9."""
     weight_decay: float = 5e-4
     warmup_epochs: float = 5
-    augment: Augment = dataclasses.field(default_factory=lambda: Augment(pad_crop_px=4, flip=True, cutmix=1.0, mix_probability=0.5))
+    augment: Augment = dataclasses.field(
+        default_factory=lambda: Augment(pad_crop_px=4, flip=True, cutmix=1.0, mix_probability=0.5)
+    )
 
 
 class Block(nn.Module):
-    """x + conv(relu(bn(conv(relu(bn(x)))))); where the shape changes, x comes through a 1x1 convolution of its pre-activation."""
+    """x + conv(relu(bn(conv(relu(bn(x)))))); where the shape changes, x comes through a 1x1 convolution of its
+    pre-activation."""
 
     def __init__(self, inner: int, outer: int, stride: int) -> None:
         super().__init__()
@@ -74,7 +80,9 @@ class WideResNet(nn.Module):
         self.stem = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
         sizes = [16, *(16 * 2**group * width for group in range(3) for _ in range(blocks))]
         strides = [2 if i in (blocks, 2 * blocks) else 1 for i in range(3 * blocks)]
-        self.blocks = nn.Sequential(*(Block(*io, stride) for *io, stride in zip(sizes[:-1], sizes[1:], strides, strict=True)))
+        self.blocks = nn.Sequential(
+            *(Block(*io, stride) for *io, stride in zip(sizes[:-1], sizes[1:], strides, strict=True))
+        )
         self.norm, self.head = nn.BatchNorm2d(sizes[-1]), nn.Linear(sizes[-1], num_classes)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
@@ -89,10 +97,11 @@ def train_teacher(
     recipe: Recipe, settings: Settings, out: Path, *, compiled: bool = False, stop_after_s: float | None = None,
     say: Callable[[str], None] = print,
 ) -> Callable[[Tensor], Tensor]:  # fmt: skip
-    """The teacher of a student's `recipe`: trained on its training split, seed and device, or read from `out` when it is there.
+    """The teacher of a student's `recipe`: trained on its training split, seed and device, or read from `out` when it
+    is there.
 
-    Goes on where it stopped; on CUDA not to the bit, since its convolutions add up in any order. The test split is not looked at,
-    validation is scored once, at the end.
+    Goes on where it stopped; on CUDA not to the bit, since its convolutions add up in any order. The test split is not
+    looked at, validation is scored once, at the end.
     Errors: Interrupted when the time is over, after saving.
     """
     started = time.monotonic()
@@ -146,7 +155,10 @@ def train_teacher(
         sgd.zero_grad(set_to_none=True)
         losses.append(loss.detach())
         if step % (10 * per_epoch) == 0 or step == total:
-            say(f"teacher: step {step:,} of {total:,}, loss {torch.stack(losses).mean().item():.4f}, {time.monotonic() - started:.0f} s")
+            say(
+                f"teacher: step {step:,} of {total:,}, loss {torch.stack(losses).mean().item():.4f}, "
+                f"{time.monotonic() - started:.0f} s"
+            )
             losses.clear()
         if stop_after_s is not None and time.monotonic() - started > stop_after_s and step < total:
             tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | optimizers.state_tensors([sgd])
@@ -154,7 +166,9 @@ def train_teacher(
             raise Interrupted(step, out)
     answer = answer_of(model, mean, std, dtype)
     val_top1 = top1(answer, stores, device)
-    model_file.write_tensors(out / FILE, model.state_dict(), {"val_top1": val_top1, "settings": dataclasses.asdict(settings)})
+    model_file.write_tensors(
+        out / FILE, model.state_dict(), {"val_top1": val_top1, "settings": dataclasses.asdict(settings)}
+    )
     say(f"teacher: {sum(p.numel() for p in model.parameters()):,} parameters, validation top-1 {100 * val_top1:.2f} %")
     return answer
 

@@ -1,15 +1,19 @@
-"""timm live against ours, the same weights and the same photos: python benchmarks/timm_parity.py --photos DATA [DATA ...]
+"""timm live against ours, the same weights and the same photos: python benchmarks/timm_parity.py --photos DATA [DATA
+...]
 
-Run it with a Python that has timm and torchvision beside mlpmixer. No weights are fetched: timm's models get random values of the
-true shapes.
+Run it with a Python that has timm and torchvision beside mlpmixer. No weights are fetched: timm's models get random
+values of the true shapes.
 
 - catalogue: what our table of published weights says of timm's files, against timm's own configurations.
-- weights: each Mixer of timm as .safetensors and .pth -> ours, and ours -> timm (strict): the same logits; there and back bit for bit.
-- preprocessing: timm's transforms against ours of that name, on photos of DATA (whatever `mlpmixer train` reads) as they are, and
-  on cuts of them of any shape and size.
-- end to end: a weight file where the name of `mlpmixer list weights` looks for it, photo files, and the probabilities of both.
+- weights: each Mixer of timm as .safetensors and .pth -> ours, and ours -> timm (strict): the same logits; there and
+back bit for bit.
+- preprocessing: timm's transforms against ours of that name, on photos of DATA (whatever `mlpmixer train` reads) as
+  they are, and on cuts of them of any shape and size.
+- end to end: a weight file where the name of `mlpmixer list weights` looks for it, photo files, and the probabilities
+of both.
 
-Writes README.md and parity.json into results/timm. `--fixture FILE.npz` writes what the tests compare with instead, and needs no photos.
+Writes README.md and parity.json into results/timm. `--fixture FILE.npz` writes what the tests compare with instead, and
+needs no photos.
 """
 
 import argparse
@@ -35,7 +39,8 @@ try:
     import torchvision
 except ImportError as e:
     raise SystemExit(
-        f"this compares with timm as it runs: pip install timm torchvision, in an environment beside mlpmixer's own ({e})"
+        f"this compares with timm as it runs: pip install timm torchvision, in an environment beside mlpmixer's own "
+        f"({e})"
     ) from e
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 from timm.models.mlp_mixer import MlpMixer
@@ -65,7 +70,8 @@ def ours_of(model: str) -> str:
 
 
 def perturbed(model: nn.Module, seed: int) -> nn.Module:
-    """`model` in evaluation mode, every parameter moved, since biases and heads start at zero: matrices by about their own size."""
+    """`model` in evaluation mode, every parameter moved, since biases and heads start at zero: matrices by about their
+    own size."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -79,7 +85,8 @@ def theirs(model: str, num_classes: int = 1000) -> nn.Module:
 
 
 def difference(a: Tensor, b: Tensor) -> Figures:
-    """Largest absolute difference of b from a, the same as a share of a's largest value, and how far a's values spread."""
+    """Largest absolute difference of b from a, the same as a share of a's largest value, and how far a's values
+    spread."""
     away = (a - b).abs().max().item()
     return {"max_abs": away, "relative": away / a.abs().max().item(), "logits_std": a.std().item()}
 
@@ -93,7 +100,10 @@ def logits(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def compare(a: nn.Module, b: nn.Module, images: Tensor) -> Figures:
-    return {str(d).removeprefix("torch."): difference(logits(a, images, d), logits(b, images, d)) for d in (torch.float32, torch.float64)}
+    return {
+        str(d).removeprefix("torch."): difference(logits(a, images, d), logits(b, images, d))
+        for d in (torch.float32, torch.float64)
+    }
 
 
 def weights(model: str, batch: int, folder: Path) -> Figures:
@@ -104,15 +114,27 @@ def weights(model: str, batch: int, folder: Path) -> Figures:
     torch.save(live.state_dict(), folder / "timm.pth")
     ours, _ = load_weights(folder / "timm.safetensors")
     from_pth, _ = load_weights(folder / "timm.pth")
-    assert ours.cfg == from_pth.cfg and same(ours.state_dict(), from_pth.state_dict()), f"{model}: .pth and .safetensors differ"
-    assert ours.cfg == dataclasses.replace(names.MODELS[ours_of(model)], activation="gelu_erf"), f"{model} became {ours.cfg}"
+    assert ours.cfg == from_pth.cfg and same(ours.state_dict(), from_pth.state_dict()), (
+        f"{model}: .pth and .safetensors differ"
+    )
+    assert ours.cfg == dataclasses.replace(names.MODELS[ours_of(model)], activation="gelu_erf"), (
+        f"{model} became {ours.cfg}"
+    )
     assert same(to_timm(ours.cfg, ours.state_dict()), live.state_dict()), f"{model} -> ours -> timm changed a bit"
-    found: Figures = {"params": sum(p.numel() for p in live.parameters()), "images": batch, "timm_to_ours": compare(live, ours, images)}
-    found["rounding_of_timm"] = difference(logits(live, images, torch.float64), logits(live, images, torch.float32))["max_abs"]
+    found: Figures = {
+        "params": sum(p.numel() for p in live.parameters()),
+        "images": batch,
+        "timm_to_ours": compare(live, ours, images),
+    }
+    found["rounding_of_timm"] = difference(logits(live, images, torch.float64), logits(live, images, torch.float32))[
+        "max_abs"
+    ]
     with torch.device("meta"):
         other = Mixer(dataclasses.replace(ours.cfg, activation="gelu_tanh"))
     other.load_state_dict(ours.state_dict(), assign=True)
-    found["with_gelu_tanh"] = difference(logits(live, images, torch.float32), logits(other.eval(), images, torch.float32))["max_abs"]
+    found["with_gelu_tanh"] = difference(
+        logits(live, images, torch.float32), logits(other.eval(), images, torch.float32)
+    )["max_abs"]
     del ours, from_pth, other
 
     torch.manual_seed(3)
@@ -131,7 +153,8 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-# ------------------------------------------------------------------------------------------------ what is said of the files
+# ------------------------------------------------------------------------------------------------ what is said of the
+# files
 
 
 def timm_weights() -> dict[str, tuple[names.Weights, str]]:
@@ -159,15 +182,24 @@ def disagreements(w: names.Weights, tag: str) -> list[str]:
     pairs = {
         "file": (w.url, f"hf:{theirs.hf_hub_id}/{theirs.hf_hub_filename or HF_SAFE_WEIGHTS_NAME}"),
         "architecture": (w.model, ours_of(theirs.architecture)),
-        "arrays": ({row.theirs: row.shape for row in timm_table(cfg)}, {k: tuple(v.shape) for k, v in live.state_dict().items()}),
-        "activation": (cfg.activation, "gelu_erf" if isinstance(act, nn.GELU) and act.approximate == "none" else repr(act)),
+        "arrays": (
+            {row.theirs: row.shape for row in timm_table(cfg)},
+            {k: tuple(v.shape) for k, v in live.state_dict().items()},
+        ),
+        "activation": (
+            cfg.activation,
+            "gelu_erf" if isinstance(act, nn.GELU) and act.approximate == "none" else repr(act),
+        ),
         "epsilon": (EPS, norm.eps),
         "num_classes": (w.num_classes, theirs.num_classes),
         "input": ((3, *pre.image_size), data["input_size"]),
         "mean": (pre.mean, data["mean"]),
         "std": (pre.std, data["std"]),
         "interpolation": (pre.interpolation, data["interpolation"]),
-        "crop": ((pre.fit, 0.875), ("short_side_crop" if data["crop_mode"] == "center" else data["crop_mode"], data["crop_pct"])),
+        "crop": (
+            (pre.fit, 0.875),
+            ("short_side_crop" if data["crop_mode"] == "center" else data["crop_mode"], data["crop_pct"]),
+        ),
         "licence": (w.licence.split(",")[0].lower(), theirs.license),
     }
     return [f"{what}: {a} here, {b} there" for what, (a, b) in pairs.items() if a != b]
@@ -177,7 +209,8 @@ def disagreements(w: names.Weights, tag: str) -> list[str]:
 
 
 def photos(data: list[str], count: int) -> dict[str, list[bytes]]:
-    """`count` of each of `data`, drawn with seed 0, as they are; and a cut of each, any shape, any size of 40 to 1,200 px."""
+    """`count` of each of `data`, drawn with seed 0, as they are; and a cut of each, any shape, any size of 40 to 1,200
+    px."""
     rng = np.random.default_rng(0)
     found: dict[str, list[bytes]] = {"as they are": [], "cut and resized": []}
     for name in data:
@@ -197,7 +230,8 @@ def photos(data: list[str], count: int) -> dict[str, list[bytes]]:
 
 
 def pixels(tag: str, pre: Preprocess, sources: list[bytes]) -> Figures:
-    """Ours against timm's transform of `tag` at the size of `pre`: in levels of 0..255, and as the network gets them."""
+    """Ours against timm's transform of `tag` at the size of `pre`: in levels of 0..255, and as the network gets
+    them."""
     config = data_config(tag) | {"input_size": (3, *pre.image_size)}
     to_levels, to_floats = timm.data.create_transform(**config, normalize=False), timm.data.create_transform(**config)
     levels, floats, shapes = [], [], set()
@@ -218,12 +252,15 @@ def preprocessing(found: dict[str, list[bytes]]) -> Iterator[Figures]:
     for name, tag in RULES.items():
         for size in SIZES:
             for kind, sources in found.items():
-                yield {"preprocess": name, "timm": tag, "size": size, "kind": kind} | pixels(tag, named(name, image_size=size), sources)
+                yield {"preprocess": name, "timm": tag, "size": size, "kind": kind} | pixels(
+                    tag, named(name, image_size=size), sources
+                )
 
 
 @torch.no_grad()
 def with_answers(model: nn.Module, images: Tensor) -> nn.Module:
-    """`model` with a head that tells the images apart, as a trained one does: logits of mean 0 over the images and a spread of 3."""
+    """`model` with a head that tells the images apart, as a trained one does: logits of mean 0 over the images and a
+    spread of 3."""
     given = model(images)
     model.head.bias -= given.mean(0)
     gain = 3 / (given - given.mean(0)).std()
@@ -233,7 +270,8 @@ def with_answers(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 def end_to_end(name: str, sources: list[bytes], folder: Path) -> Figures:
-    """The file of `name` where the cache has it, photo files, and the probabilities of timm and of `mlpmixer.load(name)`."""
+    """The file of `name` where the cache has it, photo files, and the probabilities of timm and of
+    `mlpmixer.load(name)`."""
     w, tag = timm_weights()[name]
     transform = timm.data.create_transform(**data_config(tag))
     images = torch.stack([transform(Image.open(io.BytesIO(source)).convert("RGB")) for source in sources])
@@ -259,7 +297,8 @@ def end_to_end(name: str, sources: list[bytes], folder: Path) -> Figures:
 
 
 def fixture(path: Path) -> None:
-    """A small network of timm's with its logits, and timm's transforms of the images of tests/fixtures/seeded.py, for the default tests."""
+    """A small network of timm's with its logits, and timm's transforms of the images of tests/fixtures/seeded.py, for
+    the default tests."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from fixtures.seeded import preprocessing_image
 
@@ -271,7 +310,10 @@ def fixture(path: Path) -> None:
     for name, tag in RULES.items():
         for h, w in FIXTURE_SIZES:
             config = data_config(tag) | {"input_size": (3, h, w)}
-            to_levels, to_floats = timm.data.create_transform(**config, normalize=False), timm.data.create_transform(**config)
+            to_levels, to_floats = (
+                timm.data.create_transform(**config, normalize=False),
+                timm.data.create_transform(**config),
+            )
             for shape in FIXTURE_SHAPES:
                 photo, case = Image.fromarray(preprocessing_image(*shape)), f"{name}/{h}x{w}/{shape[0]}x{shape[1]}"
                 arrays[f"pixels/{case}"] = to_levels(photo).numpy()
@@ -288,32 +330,43 @@ def readme(f: Figures) -> str:
     lines = [
         f"# The same answers as timm {pack['timm']} for the same weights",
         "",
-        f"{len(f['weights'])} Mixers of timm, random weights: logits within {max(rounds):.0e} of their largest in float32, both ways; "
+        f"{len(f['weights'])} Mixers of timm, random weights: logits within {max(rounds):.0e} of their largest in "
+        f"float32, both ways; "
         "timm -> ours -> timm and ours -> timm -> ours bit for bit. "
-        f"Preprocessing: {f'at most {worst} levels of 255 away' if worst else 'the same pixels'} (photos that EXIF turns, transparency and "
+        f"Preprocessing: {f'at most {worst} levels of 255 away' if worst else 'the same pixels'} (photos that EXIF "
+        f"turns, transparency and "
         "16 bits left out: there we differ from timm on purpose). "
         f"Table of weights: {'; '.join(wrong) or 'all ' + str(len(f['catalogue'])) + ' entries agree with timm'}.",
-        f"timm {pack['timm']}, torchvision {pack['torchvision']}, torch {pack['torch']}, Pillow {pack['pillow']}, Python {env['python']}, "
+        f"timm {pack['timm']}, torchvision {pack['torchvision']}, torch {pack['torch']}, Pillow {pack['pillow']}, "
+        f"Python {env['python']}, "
         f"{env['device']}; {env['date'][:10]}, commit {env['commit']}. Every figure: [parity.json](parity.json).",
         "",
         f"    {f['command']}",
         "",
-        "| model | max abs, float32 | float64 | of ours in timm, float32 | spread of logits | timm's own rounding | with tanh GELU |",
+        "| model | max abs, float32 | float64 | of ours in timm, float32 | spread of logits | timm's own rounding | "
+        "with tanh GELU |",
         "|---|---|---|---|---|---|---|",
     ]
     for model, m in f["weights"].items():
         a, b = m["timm_to_ours"], m["ours_to_timm"]
         lines.append(
-            f"| {model} | {a['float32']['max_abs']:.1e} | {a['float64']['max_abs']:.1e} | {b['float32']['max_abs']:.1e} "
+            f"| {model} | {a['float32']['max_abs']:.1e} | {a['float64']['max_abs']:.1e} | "
+            f"{b['float32']['max_abs']:.1e} "
             f"| {a['float32']['logits_std']:.2f} | {m['rounding_of_timm']:.1e} | {m['with_gelu_tanh']:.1e} |"
         )
-    lines += ["", "| preprocessing | photos | max levels | pixels that differ | after normalisation |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| preprocessing | photos | max levels | pixels that differ | after normalisation |",
+        "|---|---|---|---|---|",
+    ]
     sizes = ", ".join("x".join(map(str, size)) for size in SIZES)
     for name, kind in dict.fromkeys((p["preprocess"], p["kind"]) for p in f["preprocessing"]):
         rows = [p for p in f["preprocessing"] if (p["preprocess"], p["kind"]) == (name, kind)]
         lines.append(
-            f"| {name}, to {sizes} px | {rows[0]['photos']} {kind}, {rows[0]['shapes']} shapes | {max(p['max_levels'] for p in rows)} "
-            f"| {100 * max(p['share_of_pixels_that_differ'] for p in rows):.2f} % | {max(p['max_abs_normalised'] for p in rows):.1e} |"
+            f"| {name}, to {sizes} px | {rows[0]['photos']} {kind}, {rows[0]['shapes']} shapes | "
+            f"{max(p['max_levels'] for p in rows)} "
+            f"| {100 * max(p['share_of_pixels_that_differ'] for p in rows):.2f} % | "
+            f"{max(p['max_abs_normalised'] for p in rows):.1e} |"
         )
     lines += ["", "| end to end | photos | max abs of the probabilities | mean top probability | same answer |"]
     lines += ["|---|---|---|---|---|"]
@@ -328,16 +381,26 @@ def readme(f: Figures) -> str:
 def main() -> None:
     mixers = timm.list_models("mixer_*")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", nargs="+", metavar="DATA", help="folders or Parquet files of photos, as `mlpmixer train` reads them")
+    parser.add_argument(
+        "--photos", nargs="+", metavar="DATA", help="folders or Parquet files of photos, as `mlpmixer train` reads them"
+    )
     parser.add_argument("--count", type=int, default=100, help="photos of each DATA")
-    parser.add_argument("--models", nargs="+", choices=mixers, default=mixers, metavar="MODEL", help=f"of {', '.join(mixers)}")
+    parser.add_argument(
+        "--models", nargs="+", choices=mixers, default=mixers, metavar="MODEL", help=f"of {', '.join(mixers)}"
+    )
     parser.add_argument("--batch", type=int, default=2, help="images for the logits of each model")
     parser.add_argument(
-        "--end-to-end", nargs="*", choices=timm_weights(), default=["B/16:timm-imagenet1k", "B/16:timm-miil"], metavar="NAME"
+        "--end-to-end",
+        nargs="*",
+        choices=timm_weights(),
+        default=["B/16:timm-imagenet1k", "B/16:timm-miil"],
+        metavar="NAME",
     )
     parser.add_argument("--end-to-end-photos", type=int, default=50)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "timm")
-    parser.add_argument("--fixture", type=Path, metavar="FILE.npz", help="write the stored numbers of the tests, and nothing else")
+    parser.add_argument(
+        "--fixture", type=Path, metavar="FILE.npz", help="write the stored numbers of the tests, and nothing else"
+    )
     args = parser.parse_args()
     if args.fixture:
         return fixture(args.fixture)
@@ -348,12 +411,18 @@ def main() -> None:
     except ValueError as e:
         parser.error(str(e))
     env = run_folder.environment(describe(torch.device("cpu")), "float32 and float64")
-    env["packages"] |= {"mlpmixer": mlpmixer.__version__, "timm": timm.__version__, "torchvision": torchvision.__version__}
+    env["packages"] |= {
+        "mlpmixer": mlpmixer.__version__,
+        "timm": timm.__version__,
+        "torchvision": torchvision.__version__,
+    }
     del env["command"], env["packages"]["scikit-learn"]
     figures: Figures = {
         "command": f"python benchmarks/timm_parity.py --photos {' '.join(f'DIR/{Path(p).name}' for p in args.photos)}",
         "env": env,
-        "catalogue": {name: {"timm": tag, "disagreements": disagreements(w, tag)} for name, (w, tag) in timm_weights().items()},
+        "catalogue": {
+            name: {"timm": tag, "disagreements": disagreements(w, tag)} for name, (w, tag) in timm_weights().items()
+        },
         "weights": {},
         "preprocessing": [],
         "end_to_end": [],
@@ -369,7 +438,9 @@ def main() -> None:
             figures["weights"][model] = weights(model, args.batch, Path(folder))
         print(model, json.dumps(figures["weights"][model]), flush=True)
     for name in args.end_to_end:
-        share = found["as they are"][:: max(len(found["as they are"]) // args.end_to_end_photos, 1)][: args.end_to_end_photos]
+        share = found["as they are"][:: max(len(found["as they are"]) // args.end_to_end_photos, 1)][
+            : args.end_to_end_photos
+        ]
         with tempfile.TemporaryDirectory() as folder:
             figures["end_to_end"].append(end_to_end(name, share, Path(folder)))
         print(json.dumps(figures["end_to_end"][-1]), flush=True)

@@ -26,7 +26,8 @@ UNITS = 4  # hidden units of token mixing that are shown: those that do most for
 
 @dataclass(frozen=True)
 class Seen:
-    """A trained Mixer and an image: its pixels (H, W, in_channels), and normalised, as the network gets it (1, in_channels, H, W)."""
+    """A trained Mixer and an image: its pixels (H, W, in_channels), and normalised, as the network gets it (1,
+    in_channels, H, W)."""
 
     model: Mixer
     image: Tensor
@@ -37,7 +38,9 @@ class Seen:
 def patches(seen: Seen, figure: Figure) -> None:
     """The image, and its patches in a row as the stem gets them: (S, P*P*3)."""
     (h, w), (left, right) = seen.model.cfg.grid, figure.subplots(1, 2)
-    show_image(left, seen.pixels, f"{seen.pixels.shape[0]} x {seen.pixels.shape[1]} pixels, {h} x {w} = {h * w} patches")
+    show_image(
+        left, seen.pixels, f"{seen.pixels.shape[0]} x {seen.pixels.shape[1]} pixels, {h} x {w} = {h * w} patches"
+    )
     left.set_xticks(np.arange(w + 1) * seen.pixels.shape[1] / w - 0.5)
     left.set_yticks(np.arange(h + 1) * seen.pixels.shape[0] / h - 0.5)
     left.grid(color="white", linewidth=1)
@@ -55,7 +58,8 @@ def stem(seen: Seen, figure: Figure) -> None:
 
 
 def token_mixing(seen: Seen, figure: Figure) -> None:
-    """One column of X through the token mixing of block 1: the column as a map, its strongest units, and what they add."""
+    """One column of X through the token mixing of block 1: the column as a map, its strongest units, and what they
+    add."""
     block, x, (h, w) = seen.model.blocks[0], seen.model.intermediates(seen.image)["stem"], seen.model.cfg.grid
     column = block.columns(block.norm1(x))  # (parts, C, S / parts)
     before = block.token_mixing.fc1(column)
@@ -105,7 +109,8 @@ def depth(seen: Seen, figure: Figure) -> None:
 
 
 def head(seen: Seen, figure: Figure) -> None:
-    """The logits of each patch, whose mean are the logits of the image, for the likeliest two classes; and the probabilities."""
+    """The logits of each patch, whose mean are the logits of the image, for the likeliest two classes; and the
+    probabilities."""
     each, (h, w) = patch_evidence(seen.model, seen.image)[0], seen.model.cfg.grid  # (S, K)
     probability = each.mean(dim=0).softmax(dim=0)
     best = probability.argsort(descending=True).tolist()

@@ -1,4 +1,5 @@
-"""Save test images of any data set as PNG files, named after their class: python examples/save_images.py digits images 5"""
+"""Save test images of any data set as PNG files, named after their class: python examples/save_images.py digits images
+5"""
 
 import sys
 from pathlib import Path

@@ -1,8 +1,10 @@
 """What a training run takes, on paper: python examples/scale.py --model L/16 --images 14e6 --epochs 300 --gpus 8 16
 
-Arithmetic on the architecture and the assumptions below, each of which is an option; docs/scale.md reads the tables. No torch is needed.
+Arithmetic on the architecture and the assumptions below, each of which is an option; docs/scale.md reads the tables. No
+torch is needed.
 
-S, C, DS, DC, N, P as in the paper: patches, channels, hidden widths of token and channel mixing, blocks, values of a patch; K classes.
+S, C, DS, DC, N, P as in the paper: patches, channels, hidden widths of token and channel mixing, blocks, values of a
+patch; K classes.
 """
 
 import dataclasses
@@ -96,22 +98,28 @@ def patch_values(cfg: MixerConfig) -> int:
 def block_bytes(cfg: MixerConfig, norm_bytes: int = 4) -> int:
     """What autograd keeps of one image in one block, under bfloat16 autocast.
 
-    Both norms: input (`norm_bytes` a value: autocast makes it float32 on CUDA, leaves it bfloat16 on a CPU), mean and deviation; both MLPs:
-    input, hidden values before and after GELU.
+    Both norms: input (`norm_bytes` a value: autocast makes it float32 on CUDA, leaves it bfloat16 on a CPU), mean and
+    deviation; both MLPs: input, hidden values before and after GELU.
     """
-    x, t, h = cfg.num_patches * cfg.hidden_dim, cfg.hidden_dim * cfg.tokens_mlp_dim, cfg.num_patches * cfg.channels_mlp_dim
+    x, t, h = (
+        cfg.num_patches * cfg.hidden_dim,
+        cfg.hidden_dim * cfg.tokens_mlp_dim,
+        cfg.num_patches * cfg.channels_mlp_dim,
+    )
     return 2 * (norm_bytes * x + 8 * cfg.num_patches) + 2 * (x + 2 * t) + 2 * (x + 2 * h)
 
 
 def kept_bytes(cfg: MixerConfig, norm_bytes: int = 4, checkpointing: bool = False) -> int:
-    """What is kept of one image until the backward pass: patches, blocks (checkpointed: their bfloat16 inputs), last norm, head, logits."""
+    """What is kept of one image until the backward pass: patches, blocks (checkpointed: their bfloat16 inputs), last
+    norm, head, logits."""
     s, x = cfg.num_patches, cfg.num_patches * cfg.hidden_dim
     blocks = cfg.num_blocks * (2 * x if checkpointing else block_bytes(cfg, norm_bytes))
     return 2 * s * patch_values(cfg) + blocks + norm_bytes * x + 8 * s + 2 * cfg.hidden_dim + 4 * cfg.num_classes
 
 
 def image_bytes(cfg: MixerConfig, checkpointing: bool) -> int:
-    """Memory for one more image of a batch: what is kept, two hidden gradients of a block, and the pixels before and after normalising.
+    """Memory for one more image of a batch: what is kept, two hidden gradients of a block, and the pixels before and
+    after normalising.
 
     With checkpointing, one block is computed again at a time.
     """
@@ -134,7 +142,8 @@ STATE = {
 
 @dataclass(frozen=True)
 class Step:
-    """Of one training step, in seconds. The exchange of gradients is hidden behind the backward pass, two thirds of the computing."""
+    """Of one training step, in seconds. The exchange of gradients is hidden behind the backward pass, two thirds of the
+    computing."""
 
     compute: float
     exchange: float
@@ -146,7 +155,8 @@ class Step:
 
 
 def step_of(plan: Plan, gpus: int, share: float, node_gb_s: float) -> Step:
-    """Compute at `share` of the matrix rate; ring all-reduce of float32 gradients; AdamW and clipping, 32 bytes a parameter."""
+    """Compute at `share` of the matrix rate; ring all-reduce of float32 gradients; AdamW and clipping, 32 bytes a
+    parameter."""
     cfg = MODELS[plan.model]
     params = count_params(cfg)
     among = plan.nvlink_gb_s if gpus <= plan.gpus_per_node else min(plan.nvlink_gb_s, node_gb_s)
@@ -189,7 +199,11 @@ def tables(plan: Plan) -> dict[str, str]:
 
     rows = []
     for gpus in plan.gpus:
-        for share, node_gb_s in ((plan.share, plan.node_gb_s), (plan.low_share, plan.node_gb_s), (plan.share, plan.slow_gb_s)):
+        for share, node_gb_s in (
+            (plan.share, plan.node_gb_s),
+            (plan.low_share, plan.node_gb_s),
+            (plan.share, plan.slow_gb_s),
+        ):
             if gpus <= plan.gpus_per_node and node_gb_s == plan.slow_gb_s:
                 continue
             s = step_of(plan, gpus, share, node_gb_s)
@@ -198,10 +212,20 @@ def tables(plan: Plan) -> dict[str, str]:
             times = [f"{1e3 * t:,.1f}" for t in (s.compute, s.exchange, s.whole)]
             speed = [f"{plan.batch / s.whole:,.0f}", f"{days:,.1f}", f"{hours:,.0f}"]
             rows.append(
-                [f"{gpus}", f"{share:.0%}", network, *times, *speed, f"{hours * plan.price:,.0f}", f"{hours * plan.gpu_kw / 1e3:.1f}"]
+                [
+                    f"{gpus}",
+                    f"{share:.0%}",
+                    network,
+                    *times,
+                    *speed,
+                    f"{hours * plan.price:,.0f}",
+                    f"{hours * plan.gpu_kw / 1e3:.1f}",
+                ]
             )
     out[f"Time and cost of {steps:,} steps"] = table(
-        "GPUs | share | between machines | computing, ms | exchange, ms | step, ms | images/s | days | GPU hours | dollars | MWh", rows
+        "GPUs | share | between machines | computing, ms | exchange, ms | step, ms | images/s | days | GPU hours | "
+        "dollars | MWh",
+        rows,
     )
 
     out["State"] = table(
@@ -253,7 +277,8 @@ def tables(plan: Plan) -> dict[str, str]:
     return out
 
 
-# --- what others have measured ------------------------------------------------------------------------------------------
+# --- what others have measured
+# ------------------------------------------------------------------------------------------
 
 TPU = 61.5  # nominal TFLOP/s of a TPU v3 core: half of a chip's 123
 RTX_3090 = 71  # nominal, float16 products with float32 sums
@@ -264,16 +289,35 @@ def published() -> str:
     larger = MODELS["H/14"].adapted(image_size=448, method="parts")
     day = 86400.0
     cases = [  # (what, FLOP an image, images, seconds of one device, its nominal TFLOP/s)
-        ("H/14, JFT-300M, 14 epochs: 1,010 days of a TPU v3 core (paper, table 2)", training_flops("H/14"), 14 * 300e6, 1010 * day, TPU),
-        ("L/16, ImageNet-21k, 300 epochs: 410 days of a core (paper, table 2)", training_flops("L/16"), 300 * 14.2e6, 410 * day, TPU),
-        ("B/16, ImageNet-1k, 300 epochs: 131 min of 128 cores (big_vision)", training_flops("B/16"), 300 * 1.268e6, 128 * 131 * 60.0, TPU),
+        (
+            "H/14, JFT-300M, 14 epochs: 1,010 days of a TPU v3 core (paper, table 2)",
+            training_flops("H/14"),
+            14 * 300e6,
+            1010 * day,
+            TPU,
+        ),
+        (
+            "L/16, ImageNet-21k, 300 epochs: 410 days of a core (paper, table 2)",
+            training_flops("L/16"),
+            300 * 14.2e6,
+            410 * day,
+            TPU,
+        ),
+        (
+            "B/16, ImageNet-1k, 300 epochs: 131 min of 128 cores (big_vision)",
+            training_flops("B/16"),
+            300 * 1.268e6,
+            128 * 131 * 60.0,
+            TPU,
+        ),
         ("H/14 at 448 px, forward: 40 images/s of a core (paper, table 2)", forward_flops(larger), 40, 1.0, TPU),
         ("L/16, training: 171 images/s of an RTX 3090 (timm, NHWC, 2022)", training_flops("L/16"), 171, 1.0, RTX_3090),
         ("B/16, the same: 557 images/s", training_flops("B/16"), 557, 1.0, RTX_3090),
         ("S/16, the same: 1,661 images/s", training_flops("S/16"), 1661, 1.0, RTX_3090),
     ]
     rows = [
-        [what, f"{f * n:.2e}", f"{f * n / s / 1e12:.1f}", f"{peak:g}", f"{f * n / s / 1e12 / peak:.0%}"] for what, f, n, s, peak in cases
+        [what, f"{f * n:.2e}", f"{f * n / s / 1e12:.1f}", f"{peak:g}", f"{f * n / s / 1e12 / peak:.0%}"]
+        for what, f, n, s, peak in cases
     ]
     return table("published | FLOP by the formula | TFLOP/s of a device | nominal | share", rows)
 

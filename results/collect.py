@@ -3,8 +3,9 @@
     python results/collect.py add "what is claimed" runs/digits-0 runs/digits-1 ...   # runs of one recipe, other seeds
     python results/collect.py table                                                    # rewrite the table in README.md
 
-A result is results/<data>/<recipe>/<date>_<commit>_<hardware>/ with recipe.json, env.json, metrics.jsonl (of the first run),
-summary.json (mean, range and number of seeds, on the test split) and a README of the claim, the command and the curve.
+A result is results/<data>/<recipe>/<date>_<commit>_<hardware>/ with recipe.json, env.json, metrics.jsonl (of the first
+run), summary.json (mean, range and number of seeds, on the test split) and a README of the claim, the command and the
+curve.
 """
 
 import json
@@ -70,7 +71,8 @@ def add(claim: str, runs: list[Path]) -> Path:
         f"# {claim}\n\n"
         f"Test top-1 **{percent(top1)}** ({seeds(top1)}), {summary['test_images']:,} images. "
         f"Validation {percent(summary['val_top1'])}. {summary['params']:,} parameters, {summary['steps']:,} steps, "
-        f"{minutes(train_s['mean'])} of training at {summary['images_per_s']['mean']:.0f} images/s, peak {summary['peak_mib']:.0f} MiB.\n"
+        f"{minutes(train_s['mean'])} of training at {summary['images_per_s']['mean']:.0f} images/s, peak "
+        f"{summary['peak_mib']:.0f} MiB.\n"
         f"Hardware: {env['device']}, {first['precision']}.\n\n"
         f"    {summary['command']}\n\n"
         f"Seeds: {', '.join(map(str, summary['seeds']))}. The last step counts, not the best.\n\n![curve](curve.png)\n"
@@ -93,7 +95,9 @@ def curve(run: Path, path: Path) -> None:
     fig, ax = plt.subplots(figsize=(6, 3), dpi=110, layout="constrained")
     for kind, label in (("step", "training batches"), ("eval", "validation")):
         points = [(x["epoch"], 100 * x["top1"]) for x in lines if x["kind"] == kind]
-        ax.plot(*zip(*points, strict=True), label=label, alpha=0.5 if kind == "step" else 1, lw=0.8 if kind == "step" else 2)
+        ax.plot(
+            *zip(*points, strict=True), label=label, alpha=0.5 if kind == "step" else 1, lw=0.8 if kind == "step" else 2
+        )
     ax.set(xlabel="epoch", ylabel="top-1, %")
     ax.grid(alpha=0.3)
     ax.legend()
@@ -115,14 +119,18 @@ def minutes(seconds: float) -> str:
 
 def table() -> str:
     """The stored results as a Markdown table, newest of each recipe and data set."""
-    rows = ["| data | test top-1 | seeds | parameters | training | hardware | command |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| data | test top-1 | seeds | parameters | training | hardware | command |",
+        "|---|---|---|---|---|---|---|",
+    ]
     newest: dict[tuple[str, str], Path] = {}
     for path in sorted(RESULTS.glob("*/*/*/summary.json"), key=begun):
         newest[(path.parts[-4], path.parts[-3])] = path
     for path in newest.values():
         s = json.loads(path.read_text())
         rows.append(
-            f"| [{s['data']}]({path.parent.relative_to(ROOT).as_posix()}) | {percent(s['top1'])} | {seeds(s['top1'])} | {s['params']:,} "
+            f"| [{s['data']}]({path.parent.relative_to(ROOT).as_posix()}) | {percent(s['top1'])} | {seeds(s['top1'])} "
+            f"| {s['params']:,} "
             f"| {minutes(s['train_s']['mean'])} | {s['device']} | `{s['command']}` |"
         )
     return "\n".join(rows)

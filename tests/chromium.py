@@ -18,7 +18,8 @@ PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 class Chromium:
-    """One page. `problems`: what its console complained about, such as what its policy forbade; `asked`: the addresses it requested."""
+    """One page. `problems`: what its console complained about, such as what its policy forbade; `asked`: the addresses
+    it requested."""
 
     def __init__(self, width: int = 1000, height: int = 900, *, timeout_s: float = 60) -> None:
         assert PROGRAM
@@ -31,8 +32,21 @@ class Chromium:
             os.dup2(commands, 3)
             os.dup2(answers, 4)
 
-        options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe", "--no-first-run")
-        args = [PROGRAM, *options, f"--user-data-dir={self._profile.name}", f"--window-size={width},{height}", "about:blank"]
+        options = (
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--remote-debugging-pipe",
+            "--no-first-run",
+        )
+        args = [
+            PROGRAM,
+            *options,
+            f"--user-data-dir={self._profile.name}",
+            f"--window-size={width},{height}",
+            "about:blank",
+        ]
         quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(args, close_fds=False, preexec_fn=place_pipes, **quiet)
         os.close(read_commands)
@@ -59,7 +73,9 @@ class Chromium:
     def __call__(self, method: str, **params: Any) -> Any:
         """One command of the protocol, and its result."""
         self._count += 1
-        command = {"id": self._count, "method": method, "params": params} | ({"sessionId": self._session} if self._session else {})
+        command = {"id": self._count, "method": method, "params": params} | (
+            {"sessionId": self._session} if self._session else {}
+        )
         os.write(self._commands, json.dumps(command).encode() + b"\0")
         while (answer := self._next()).get("id") != self._count:
             self._note(answer)
@@ -95,17 +111,38 @@ class Chromium:
 
     def draw(self, points: Sequence[tuple[float, float]]) -> None:
         """One stroke of the mouse, in CSS pixels."""
-        for kind, (x, y) in [("mousePressed", points[0]), *(("mouseMoved", p) for p in points[1:]), ("mouseReleased", points[-1])]:
+        for kind, (x, y) in [
+            ("mousePressed", points[0]),
+            *(("mouseMoved", p) for p in points[1:]),
+            ("mouseReleased", points[-1]),
+        ]:
             self("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
 
     def press(self, key: str) -> None:
         text = {"Enter": "\r", " ": " "}.get(key, "")
-        code = {"Enter": 13, " ": 32, "Tab": 9, "Delete": 46, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}[key]
-        self("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **({"text": text} if text else {}))
+        code = {
+            "Enter": 13,
+            " ": 32,
+            "Tab": 9,
+            "Delete": 46,
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+        }[key]
+        self(
+            "Input.dispatchKeyEvent",
+            type="keyDown",
+            key=key,
+            windowsVirtualKeyCode=code,
+            **({"text": text} if text else {}),
+        )
         self("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     def screenshot(self, file: Path) -> None:
-        file.write_bytes(base64.b64decode(self("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]))
+        file.write_bytes(
+            base64.b64decode(self("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"])
+        )
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._unread:

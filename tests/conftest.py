@@ -1,4 +1,5 @@
-"""Shared by all tests: one thread, so that tests are quick on a busy machine (set before torch is imported), and Ctrl-C as Python has it.
+"""Shared by all tests: one thread, so that tests are quick on a busy machine (set before torch is imported), and Ctrl-C
+as Python has it.
 
 A shell that starts a command in the background lets it ignore Ctrl-C, and Python leaves that as it is.
 """

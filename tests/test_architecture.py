@@ -1,4 +1,5 @@
-"""Imports point down. The table is the picture in CONTRIBUTING.md: a module may import what stands in its row, and no more."""
+"""Imports point down. The table is the picture in CONTRIBUTING.md: a module may import what stands in its row, and no
+more."""
 
 import ast
 import os
@@ -75,10 +76,18 @@ def test_imports_point_down() -> None:
 def test_only_the_edges_print_and_read_the_environment() -> None:
     wrong = []
     for path in files():
-        if owner(path) in ("cli", "serve", "__main__") or path.parent.name == "bundled":  # a program that an export takes along
+        if (
+            owner(path) in ("cli", "serve", "__main__") or path.parent.name == "bundled"
+        ):  # a program that an export takes along
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            call = ast.unparse(node.func) if isinstance(node, ast.Call) else ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            call = (
+                ast.unparse(node.func)
+                if isinstance(node, ast.Call)
+                else ast.unparse(node)
+                if isinstance(node, ast.Attribute)
+                else ""
+            )
             if call in ("print", "input", "sys.exit", "os.getenv", "os.environ"):
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} uses {call}")  # type: ignore[attr-defined]
     assert not wrong, "\n".join(wrong)
@@ -97,8 +106,10 @@ def test_only_the_edges_print_and_read_the_environment() -> None:
         "from mlpmixer.cli import main; assert main(['reproduce']) == main(['reproduce', '--help']) == 0",
         "from mlpmixer.cli import main; assert main(['summary', 'S/32']) == 0",
         "from mlpmixer.cli import main; assert main(['data', 'check', 'digits']) in (0, 1)",
-        "import mlpmixer.inference.classifier, mlpmixer.evaluation.probe, mlpmixer.inference.onnx_model, mlpmixer.weights.model_file, mlpmixer.weights.run_folder, mlpmixer.evaluation.report",
-        "import mlpmixer.training.recipes, mlpmixer.data.datasets, mlpmixer.explanation.page, mlpmixer.inference.exported, mlpmixer.exporters.export, mlpmixer.exporters.benchmark",
+        "import mlpmixer.inference.classifier, mlpmixer.evaluation.probe, mlpmixer.inference.onnx_model, "
+        "mlpmixer.weights.model_file, mlpmixer.weights.run_folder, mlpmixer.evaluation.report",
+        "import mlpmixer.training.recipes, mlpmixer.data.datasets, mlpmixer.explanation.page, "
+        "mlpmixer.inference.exported, mlpmixer.exporters.export, mlpmixer.exporters.benchmark",
     ],
 )
 def test_torch_is_imported_only_where_it_is_needed(code: str, tmp_path: Path) -> None:

@@ -189,7 +189,9 @@ def test_the_command_line_is_checked_too(capsys: pytest.CaptureFixture[str]) -> 
     name=st.text(max_size=20),
     flip=st.booleans(),
 )
-def test_a_recipe_survives_json(image_size: int | tuple[int, int], lr: float, betas: tuple[float, float], name: str, flip: bool) -> None:
+def test_a_recipe_survives_json(
+    image_size: int | tuple[int, int], lr: float, betas: tuple[float, float], name: str, flip: bool
+) -> None:
     recipe = Recipe(
         name=name,
         model=MixerConfig(image_size=image_size, patch_size=8),

@@ -1,4 +1,5 @@
-"""A file comes once, whole or not at all, from servers that serve well and from servers that do not. All of them run on loopback."""
+"""A file comes once, whole or not at all, from servers that serve well and from servers that do not. All of them run on
+loopback."""
 
 import json
 import os
@@ -31,9 +32,9 @@ QUICK = {"timeout_s": 0.3, "backoff_s": 0.0}
 class Server(ThreadingHTTPServer):
     """Answers GET after GET as `plan` says, then well.
 
-    "404", "500"...: that status; "half": breaks off in the middle; "stall": sends half, then nothing; "no range": sends everything,
-    whatever was asked for; "other part": a range, but not the one that was asked for; "careless": the range that was asked for, be it of
-    the same file or not; "claims +N", "claims -N": a Content-Length that
+    "404", "500"...: that status; "half": breaks off in the middle; "stall": sends half, then nothing; "no range": sends
+    everything, whatever was asked for; "other part": a range, but not the one that was asked for; "careless": the range
+    that was asked for, be it of the same file or not; "claims +N", "claims -N": a Content-Length that
     is wrong by N; "no length": no Content-Length at all.
     """
 
@@ -77,7 +78,10 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in s.version.items():
             self.send_header(name, value)
         if what != "no length":
-            self.send_header("Content-Length", str(len(part) + (int(what.removeprefix("claims ")) if what.startswith("claims") else 0)))
+            self.send_header(
+                "Content-Length",
+                str(len(part) + (int(what.removeprefix("claims ")) if what.startswith("claims") else 0)),
+            )
         self.end_headers()
         self.wfile.write(part[: len(part) // 2] if what in ("half", "stall") else part)
         if what == "stall":
@@ -192,10 +196,14 @@ def test_a_server_without_ranges_that_always_breaks_is_given_up(serve: Serve, tm
     server.version = {}
     with pytest.raises(ValueError, match="ended after"):
         fetch(server.url, cache_dir=tmp_path, attempts=3, **QUICK)
-    assert len(server.requests) == 4 and not any("Range" in r for r in server.requests), "nothing says that it is still the same file"
+    assert len(server.requests) == 4 and not any("Range" in r for r in server.requests), (
+        "nothing says that it is still the same file"
+    )
 
 
-@pytest.mark.parametrize("version", [{"ETag": '"two"'}, {"ETag": 'W/"one"'}, {"Last-Modified": "Sat, 21 Nov 2026 10:00:00 GMT"}, {}])
+@pytest.mark.parametrize(
+    "version", [{"ETag": '"two"'}, {"ETag": 'W/"one"'}, {"Last-Modified": "Sat, 21 Nov 2026 10:00:00 GMT"}, {}]
+)
 def test_a_file_that_changed_meanwhile_is_fetched_anew(version: dict[str, str], serve: Serve, tmp_path: Path) -> None:
     server = serve("half")
     with pytest.raises(ValueError, match="ended after"):
@@ -244,7 +252,9 @@ def test_a_stalled_connection_is_broken_off_and_taken_up_again(serve: Serve, tmp
 
 def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ValueError, match=r"silent for 0\.1 s"):
-        fetch(f"http://127.0.0.1:{silent.getsockname()[1]}/x", cache_dir=tmp_path, attempts=2, timeout_s=0.1, backoff_s=0)
+        fetch(
+            f"http://127.0.0.1:{silent.getsockname()[1]}/x", cache_dir=tmp_path, attempts=2, timeout_s=0.1, backoff_s=0
+        )
 
 
 # --- when the server lies or refuses ------------------------------------------------------------------------------
@@ -367,7 +377,9 @@ def test_a_file_of_the_hub_comes_through_huggingface_hub(tmp_path: Path, monkeyp
     assert asked == [("timm/mixer", "model.safetensors"), ("timm/mixer", "sub/model.safetensors")], "each once"
 
 
-def test_a_hub_that_cannot_be_reached_is_answered_with_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_answered_with_what_to_put_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
 
     def offline(*args: Any, **kwargs: Any) -> str:
@@ -386,7 +398,9 @@ def test_a_hub_that_cannot_be_reached_is_answered_with_what_to_put_where(tmp_pat
     assert str(cache_path(url, tmp_path)) in str(e.value)
 
 
-def test_without_huggingface_hub_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_huggingface_hub_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match=r"pip install \"mlpmixer\[hf\]\".*put it at"):
         fetch("hf:timm/mixer/model.safetensors", cache_dir=tmp_path)
@@ -399,7 +413,9 @@ def test_a_server_that_answers_is_left_to_huggingface_hub(tmp_path: Path, monkey
 
     def refused(*args: Any, local_files_only: bool = False, **kwargs: Any) -> str:
         assert not local_files_only
-        raise HfHubHTTPError("401 Client Error", response=httpx2.Response(401, request=httpx2.Request("HEAD", "https://huggingface.co")))
+        raise HfHubHTTPError(
+            "401 Client Error", response=httpx2.Response(401, request=httpx2.Request("HEAD", "https://huggingface.co"))
+        )
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refused)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refused)
@@ -418,7 +434,10 @@ def test_without_a_network_one_line_is_all_that_is_printed(tmp_path: Path) -> No
     )
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("mlpmixer: hf:ada/digits could not be fetched: ") and "give the path of that file instead" in line
+    assert (
+        line.startswith("mlpmixer: hf:ada/digits could not be fetched: ")
+        and "give the path of that file instead" in line
+    )
 
 
 # --- what the command line shows ----------------------------------------------------------------------------------
@@ -432,7 +451,14 @@ def published(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write_official(tmp_path / "w.npz", model.cfg, model.state_dict())
     server = serve()
     server.content = (tmp_path / "w.npz").read_bytes()
-    known = {"form": "official", "classes": "imagenet1k", "preprocess": "bv_resmall_crop", "top1": None, "source": "", "licence": ""}
+    known = {
+        "form": "official",
+        "classes": "imagenet1k",
+        "preprocess": "bv_resmall_crop",
+        "top1": None,
+        "source": "",
+        "licence": "",
+    }
     monkeypatch.setitem(
         WEIGHTS,
         "Pico/2:test",
@@ -450,7 +476,17 @@ def command(what: str, tmp_path: Path) -> list[str]:
     return {
         "convert": ["convert", "Pico/2:test", str(tmp_path / "out.safetensors")],
         "predict": ["predict", "Pico/2:test", picture(tmp_path), "--format", "json"],
-        "train": ["train", "digits", "--init", "Pico/2:test", "--steps", "1", "--no-test", "--out", str(tmp_path / "run")],
+        "train": [
+            "train",
+            "digits",
+            "--init",
+            "Pico/2:test",
+            "--steps",
+            "1",
+            "--no-test",
+            "--out",
+            str(tmp_path / "run"),
+        ],
     }[what]
 
 
@@ -466,7 +502,9 @@ def test_a_download_is_told_on_standard_error_and_not_the_second_time(
     assert capsys.readouterr().err == "" and len(published.requests) == 1
 
 
-def test_training_tells_of_a_download_in_json_or_not_at_all(published: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_tells_of_a_download_in_json_or_not_at_all(
+    published: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main([*command("train", tmp_path), "--json"]) == 0
     out, err = capsys.readouterr()
     events = [json.loads(line) for line in out.splitlines()]
@@ -474,7 +512,23 @@ def test_training_tells_of_a_download_in_json_or_not_at_all(published: Server, t
     assert err == "" and events[: len(fetched)] == fetched and events[len(fetched)]["kind"] == "start"
     assert (fetched[-1]["done_bytes"], fetched[-1]["total_bytes"]) == (len(published.content), len(published.content))
     cache_path(published.url).unlink()
-    assert cli.main(["train", "digits", "--init", "Pico/2:test", "--steps", "1", "--no-test", "--out", str(tmp_path / "q"), "--quiet"]) == 0
+    assert (
+        cli.main(
+            [
+                "train",
+                "digits",
+                "--init",
+                "Pico/2:test",
+                "--steps",
+                "1",
+                "--no-test",
+                "--out",
+                str(tmp_path / "q"),
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().err == "" and len(published.requests) == 2
 
 
@@ -493,14 +547,19 @@ def test_on_a_terminal_a_download_is_a_bar_that_goes_away_before_training_begins
 def test_a_long_download_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     report = progress.plain_fetch(every_s=0)
     for done in (200_000_000, 700_000_000, 700_000_000):
-        report({"kind": "fetch", "url": "https://example.org/H_14.npz", "done_bytes": done, "total_bytes": 1_700_000_000})
+        report(
+            {"kind": "fetch", "url": "https://example.org/H_14.npz", "done_bytes": done, "total_bytes": 1_700_000_000}
+        )
     start, later, stalled = capsys.readouterr().err.splitlines()
     assert start == "mlpmixer: fetching https://example.org/H_14.npz, 1,700.0 MB, 200.0 MB of it are here"
     assert later.startswith("mlpmixer: fetched 700.0 MB of 1,700.0 MB, ") and later.endswith(" left")
     assert stalled.endswith("? left")
     report({"kind": "fetch", "url": "https://example.org/other", "done_bytes": 0, "total_bytes": 0})
     report({"kind": "fetch", "url": "https://example.org/other", "done_bytes": 5_000_000, "total_bytes": 0})
-    assert capsys.readouterr().err.splitlines() == ["mlpmixer: fetching https://example.org/other", "mlpmixer: fetched 5.0 MB"]
+    assert capsys.readouterr().err.splitlines() == [
+        "mlpmixer: fetching https://example.org/other",
+        "mlpmixer: fetched 5.0 MB",
+    ]
 
 
 def test_ctrl_c_ends_a_download_at_once(published: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,12 @@ EXAMPLES = ROOT / "examples"
     ],
 )
 def test_an_example_runs(
-    script: str, args: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: str,
+    args: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     classifier, meta = digits_classifier()
@@ -43,7 +48,10 @@ def test_every_example_is_run() -> None:
 
 
 def test_every_step_that_the_learners_page_explains_is_a_line_of_the_model_and_has_its_picture() -> None:
-    page, model = (ROOT / "docs/learn.md").read_text(encoding="utf-8"), (ROOT / "src/mlpmixer/models/mixer.py").read_text(encoding="utf-8")
+    page, model = (
+        (ROOT / "docs/learn.md").read_text(encoding="utf-8"),
+        (ROOT / "src/mlpmixer/models/mixer.py").read_text(encoding="utf-8"),
+    )
     quoted = [line for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
     lines = {line.strip() for line in model.splitlines()}
     assert len(quoted) == 9 and [line for line in quoted if line not in lines] == []

@@ -16,7 +16,10 @@ from mlpmixer.weights import model_file, run_folder
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(
-    {line.split("  #")[0].strip() for line in re.findall(r"^mlpmixer .*$", README, re.M) + re.findall(r"`(mlpmixer [^`]+)`", README)}
+    {
+        line.split("  #")[0].strip()
+        for line in re.findall(r"^mlpmixer .*$", README, re.M) + re.findall(r"`(mlpmixer [^`]+)`", README)
+    }
 )
 
 

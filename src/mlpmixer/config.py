@@ -153,8 +153,8 @@ class MixerConfig(Config):
     patch_size: int | tuple[int, int] = 16
     """P in pixels; one number means square."""
     parts: int | tuple[int, int] = 1
-    """Equal parts, down and across, that the patch grid is cut into: each mixes its own patches only, all with the same weights
-    (paper, appendix C, with the block of its block-diagonal matrices stored once). 1 is the plain Mixer."""
+    """Equal parts, down and across, that the patch grid is cut into: each mixes its own patches only, all with the same
+    weights (paper, appendix C, with the block of its block-diagonal matrices stored once). 1 is the plain Mixer."""
     in_channels: int = 3
     """1 grey, 3 RGB, any other number for multispectral arrays."""
     num_classes: int = 1000
@@ -220,7 +220,8 @@ class MixerConfig(Config):
             return dataclasses.replace(new, parts=self.parts)
         require(
             new_rows % rows == 0 and new_cols % cols == 0,
-            f"method {method!r} makes grids that are a whole number of times {rows}x{cols} patches, got {new_rows}x{new_cols}; "
+            f"method {method!r} makes grids that are a whole number of times {rows}x{cols} patches, got "
+            f"{new_rows}x{new_cols}; "
             "for any other grid use method='bicubic'",
         )
         down, across = down * new_rows // rows, across * new_cols // cols
@@ -256,14 +257,15 @@ class Data(Config, owner="data"):
     data_dir: str | None = None
     """Where the files of a named data set are (DIR or DIR/NAME)."""
     fit: Fit = "crop"
-    """What to do with images of another shape: crop the centre, pad to the shape, or squash; or as published weights are evaluated
-    (short_side_crop: timm; vit_jax_eval, bv_resmall_crop, bv_resize_crop: the official code)."""
+    """What to do with images of another shape: crop the centre, pad to the shape, or squash; or as published weights
+    are evaluated (short_side_crop: timm; vit_jax_eval, bv_resmall_crop, bv_resize_crop: the official code)."""
     val_fraction: float = 0.1
     """Share of train cut off, stratified, as validation when the data has none."""
     test_fraction: float = 0.2
     """Share cut off, stratified, as test when the data has none (digits, plain folders)."""
     train_fraction: float = 1.0
-    """Share of train that is kept, of each class, once val and test are cut. A smaller share is part of a larger one."""
+    """Share of train that is kept, of each class, once val and test are cut. A smaller share is part of a larger
+    one."""
     split_seed: int = 0
     """Seed of all cuts."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -273,16 +275,19 @@ class Data(Config, owner="data"):
     max_bad_share: float = 0.25
     """A run stops at the start when a larger share of the images cannot be read."""
     cache_mib: int = 4096
-    """Decoded images up to this size stay in memory (uint8; float32 for vit_jax_eval); larger sets are decoded for each batch."""
+    """Decoded images up to this size stay in memory (uint8; float32 for vit_jax_eval); larger sets are decoded for each
+    batch."""
     workers: int = 0
     """Decoding threads; 0 means one per CPU core. Batches do not depend on it."""
     stream: bool = False
-    """Read training images from shards while training, for data larger than memory and disk; tar shards and web addresses always are."""
+    """Read training images from shards while training, for data larger than memory and disk; tar shards and web
+    addresses always are."""
     lanes: int = 16
-    """Places in the shards that a streamed batch is drawn from, part of the order of the images. As many processes as divide it read each
-    shard once between them."""
+    """Places in the shards that a streamed batch is drawn from, part of the order of the images. As many processes as
+    divide it read each shard once between them."""
     buffer: int = 8192
-    """Streamed images held in memory as they are stored; those of a lane are shuffled among buffer / (2 lanes) neighbours."""
+    """Streamed images held in memory as they are stored; those of a lane are shuffled among buffer / (2 lanes)
+    neighbours."""
     classes: str = ""
     """Names of the classes of shards that do not tell: a file with one a line, or just how many there are."""
 
@@ -306,14 +311,22 @@ class Init(Config, owner="init"):
     magnified: bool = False
     """Images at the new size are enlargements and show no more than the old ones did; see `transfer.adapt`."""
     stem: Literal["lecun", "whitened"] = "lecun"
-    """lecun is the official start; whitened fits the stem to the training patches, so that its outputs are uncorrelated."""
+    """lecun is the official start; whitened fits the stem to the training patches, so that its outputs are
+    uncorrelated."""
     head_bias: float = 0.0
-    """Of the classifier. big_vision's pre-training takes -6.9 = -ln 1000: with sigmoid losses every class starts out improbable."""
+    """Of the classifier. big_vision's pre-training takes -6.9 = -ln 1000: with sigmoid losses every class starts out
+    improbable."""
 
     def validate(self) -> None:
-        require(not (self.weights and self.stem == "whitened"), "init.stem=whitened would undo the stem of init.weights; leave one out")
+        require(
+            not (self.weights and self.stem == "whitened"),
+            "init.stem=whitened would undo the stem of init.weights; leave one out",
+        )
         plain = self.resize == "bicubic" and not self.magnified
-        require(bool(self.weights) or plain, "init.resize and init.magnified are about init.weights (--init), and there are none")
+        require(
+            bool(self.weights) or plain,
+            "init.resize and init.magnified are about init.weights (--init), and there are none",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,11 +342,13 @@ class Augment(Config, owner="augment"):
     flip: bool = False
     """Mirror left-right with probability 1/2."""
     randaugment_layers: int = 0
-    """RandAugment (Cubuk et al. 2020): operations on each image, one after the other, each drawn at random; 2 is usual."""
+    """RandAugment (Cubuk et al. 2020): operations on each image, one after the other, each drawn at random; 2 is
+    usual."""
     randaugment_magnitude: int = 9
     """How strong they are: 0-30 (torchvision; 9 is usual), 0-20 (big_vision; published models have 10, 15 and 20)."""
     randaugment_form: Literal["torchvision", "big_vision"] = "torchvision"
-    """torchvision is the clean form; big_vision's is what Google's Mixers saw, with its quirks, three times as strong and more."""
+    """torchvision is the clean form; big_vision's is what Google's Mixers saw, with its quirks, three times as strong
+    and more."""
     trivialaugment: bool = False
     """TrivialAugment (Mueller and Hutter 2021, Wide): one operation on each image, its strength drawn too."""
     rotate_deg: float = 0.0
@@ -364,7 +379,8 @@ class Augment(Config, owner="augment"):
         most = 20 if self.randaugment_form == "big_vision" else 30
         require(
             self.randaugment_magnitude <= most,
-            f"augment.randaugment_magnitude goes up to {most} in the form {self.randaugment_form}, got {self.randaugment_magnitude}",
+            f"augment.randaugment_magnitude goes up to {most} in the form {self.randaugment_form}, got "
+            f"{self.randaugment_magnitude}",
         )
 
 
@@ -383,7 +399,8 @@ class Optim(Config, owner="optim"):
     momentum: float = 0.9
     """Of SGD."""
     momentum_dtype: Literal["float32", "bfloat16"] = "float32"
-    """How SGD keeps its momentum. bfloat16 is the official fine-tuning rule: half the memory, and 0.9 becomes 0.8984375, as there."""
+    """How SGD keeps its momentum. bfloat16 is the official fine-tuning rule: half the memory, and 0.9 becomes
+    0.8984375, as there."""
     muon_momentum: float = 0.95
     """Of Muon."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -395,21 +412,26 @@ class Optim(Config, owner="optim"):
     warmup_steps: int = 0
     """Linear warm-up; at most half of the run."""
     warmup_from: Literal["one", "zero"] = "one"
-    """What the warm-up counts its first step as. zero is the official code's: its first step has the rate 0 and changes no weight."""
+    """What the warm-up counts its first step as. zero is the official code's: its first step has the rate 0 and changes
+    no weight."""
     layer_decay: float = 1.0
-    """Rate of each layer (the stem, every block) as a share of the next one's; the final norm and the head have the full rate."""
+    """Rate of each layer (the stem, every block) as a share of the next one's; the final norm and the head have the
+    full rate."""
     frozen_layers: int = 0
     """Layers that keep their weights, from the input: 1 is the stem, 1 + k the stem and the first k blocks."""
     head_steps: int = 0
-    """In this many first steps only the head learns: a linear probe, then fine-tuning (Kumar et al. 2022, arXiv:2202.10054)."""
+    """In this many first steps only the head learns: a linear probe, then fine-tuning (Kumar et al. 2022,
+    arXiv:2202.10054)."""
     sam_rho: float = 0.0
-    """Sharpness-aware minimisation (Foret et al. 2021; of Mixers: Chen et al. 2022, arXiv:2106.01548): the gradient is taken this far
-    up the slope, at w + rho g / |g|. A step costs two passes and a copy of the weights. 0 means off."""
+    """Sharpness-aware minimisation (Foret et al. 2021; of Mixers: Chen et al. 2022, arXiv:2106.01548): the gradient is
+    taken this far up the slope, at w + rho g / |g|. A step costs two passes and a copy of the weights. 0 means off."""
     locality: int = 0
-    """Size (odd) of the kernels over the patch grid that W1 and W2 learn through; the saved model has them folded in. 0 means off."""
+    """Size (odd) of the kernels over the patch grid that W1 and W2 learn through; the saved model has them folded in. 0
+    means off."""
     mirror: bool = False
-    """Keep the network symmetric from its start: the logits of an image and of its mirror image are the same, by the weights alone. For
-    images whose class a mirror does not change: a step then learns from each image and its mirror image."""
+    """Keep the network symmetric from its start: the logits of an image and of its mirror image are the same, by the
+    weights alone. For images whose class a mirror does not change: a step then learns from each image and its mirror
+    image."""
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 means no clipping."""
     label_smoothing: float = 0.0
@@ -419,8 +441,9 @@ class Optim(Config, owner="optim"):
     ema_decay: float = 0.0
     """Exponential moving average of the weights, used for evaluation and saved as the model; 0 means off."""
     average_last: float = 0.0
-    """Instead, the plain mean of the weights after each step of this last share of the run (Izmailov et al. 2018, "SWA", arXiv:1803.05407).
-    They differ enough to be worth a mean where the rate stays up: schedule=constant, or an lr_end. 0 means off."""
+    """Instead, the plain mean of the weights after each step of this last share of the run (Izmailov et al. 2018,
+    "SWA", arXiv:1803.05407). They differ enough to be worth a mean where the rate stays up: schedule=constant, or an
+    lr_end. 0 means off."""
 
     def validate(self) -> None:
         for name in ("lr", "muon_lr"):
@@ -428,8 +451,14 @@ class Optim(Config, owner="optim"):
         require(0 < self.layer_decay <= 1, f"optim.layer_decay must be in (0, 1], got {self.layer_decay}")
         for name in ("ema_decay", "label_smoothing", "momentum", "muon_momentum", "lr_end"):
             require(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), got {getattr(self, name)}")
-        require(0 <= self.average_last <= 1, f"optim.average_last is a share of the steps, from 0 to 1, got {self.average_last}")
-        require(not (self.ema_decay and self.average_last), "optim.ema_decay and optim.average_last are two averages; set one of them to 0")
+        require(
+            0 <= self.average_last <= 1,
+            f"optim.average_last is a share of the steps, from 0 to 1, got {self.average_last}",
+        )
+        require(
+            not (self.ema_decay and self.average_last),
+            "optim.ema_decay and optim.average_last are two averages; set one of them to 0",
+        )
         for name in ("weight_decay", "warmup_steps", "sam_rho", "clip_norm", "frozen_layers", "head_steps"):
             require(getattr(self, name) >= 0, f"optim.{name} must not be negative, got {getattr(self, name)}")
         require(
@@ -443,15 +472,16 @@ class Distill(Config, owner="distill"):
     """A teacher to learn from beside the labels."""
 
     teacher: str = ""
-    """A run, a weight file or name as for init.weights, a classifier FILE.onnx, or logits: FILE.npy, or FILE.npz with an array "logits", a
-    row for each training image. A network sees each image as the student does, augmented and mixed; stored logits are of the image as it
-    is, mixed as labels are. Empty: none."""
+    """A run, a weight file or name as for init.weights, a classifier FILE.onnx, or logits: FILE.npy, or FILE.npz with
+    an array "logits", a row for each training image. A network sees each image as the student does, augmented and
+    mixed; stored logits are of the image as it is, mixed as labels are. Empty: none."""
     alpha: float = 0.5
     """The teacher's share of the loss; the labels have the rest."""
     temperature: float = 1.0
     """Divides both logits in the teacher's share, which is multiplied by its square (Hinton et al. 2015)."""
     hard: bool = False
-    """Learn the teacher's likeliest class instead of all probabilities (DeiT's hard distillation, without its second token)."""
+    """Learn the teacher's likeliest class instead of all probabilities (DeiT's hard distillation, without its second
+    token)."""
 
     def validate(self) -> None:
         require(0 < self.alpha <= 1, f"distill.alpha must be in (0, 1], got {self.alpha}")
@@ -470,13 +500,15 @@ class Run(Config, owner="run"):
     time: str = ""
     """A budget such as 30m or 2h instead: a short measurement fixes the number of steps, which is saved."""
     progressive: str = ""
-    """Start with smaller images, and grow: 16:0.3,24:0.6 means 16 px until 0.3 of the steps, 24 px until 0.6, then model.image_size.
-    16x24 is height x width. The patch stays, so the steps get cheaper; token mixing is resized as for other data (docs/training.md)."""
+    """Start with smaller images, and grow: 16:0.3,24:0.6 means 16 px until 0.3 of the steps, 24 px until 0.6, then
+    model.image_size. 16x24 is height x width. The patch stays, so the steps get cheaper; token mixing is resized as for
+    other data (docs/training.md)."""
     batch_size: int = 128
     """Images per step, over all accumulation parts and processes."""
     repeats: int = 1
-    """Repeated augmentation (Hoffer et al. 2020, arXiv:1901.09335): each step takes batch_size / repeats images, and augments each this
-    many times. A step costs the same, and an epoch has as many, so that it sees so many times fewer of the images."""
+    """Repeated augmentation (Hoffer et al. 2020, arXiv:1901.09335): each step takes batch_size / repeats images, and
+    augments each this many times. A step costs the same, and an epoch has as many, so that it sees so many times fewer
+    of the images."""
     accumulate: int = 1
     """Parts a batch is computed in, to save memory."""
     seed: int = 0
@@ -496,15 +528,16 @@ class Run(Config, owner="run"):
     compile: bool = False
     """torch.compile the network, and on CUDA the augmentation."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
-    """How: reduce-overhead replays the network as CUDA graphs, for small networks; the max-autotune pair looks for faster kernels, for
-    minutes, and may find others after a resume, which is then not bit-identical."""
+    """How: reduce-overhead replays the network as CUDA graphs, for small networks; the max-autotune pair looks for
+    faster kernels, for minutes, and may find others after a resume, which is then not bit-identical."""
     kernels: Literal["auto", "compiled", "torch"] = "auto"
-    """What a block runs on, on a CPU: kernels that the C compiler makes here, or torch's operations alone; auto takes the former where
-    they can be had, and the run says which it took."""
+    """What a block runs on, on a CPU: kernels that the C compiler makes here, or torch's operations alone; auto takes
+    the former where they can be had, and the run says which it took."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     test: bool = True
-    """Score the test split at the end; off while a recipe is being chosen, so that the choice rests on validation alone."""
+    """Score the test split at the end; off while a recipe is being chosen, so that the choice rests on validation
+    alone."""
 
     @property
     def stages(self) -> tuple[tuple[int | tuple[int, int], float], ...]:
@@ -515,7 +548,8 @@ class Run(Config, owner="run"):
         ends = [0.0, *(end for _, end in stages), 1.0]
         require(
             all(found) and all(a < b for a, b in itertools.pairwise(ends)),
-            f"run.progressive={self.progressive!r}: expected sizes and the shares of the steps after which they end, growing and less than "
+            f"run.progressive={self.progressive!r}: expected sizes and the shares of the steps after which they end, "
+            f"growing and less than "
             "1, such as 16:0.3,24:0.6",
         )
         return stages
@@ -523,7 +557,8 @@ class Run(Config, owner="run"):
     def validate(self) -> None:
         require(
             not (self.stages and self.patience),
-            "run.patience compares evaluations, and those of run.progressive are of images of different sizes; leave one of the two out",
+            "run.patience compares evaluations, and those of run.progressive are of images of different sizes; leave "
+            "one of the two out",
         )
         require(self.epochs > 0, f"run.epochs must be positive, got {self.epochs}")
         require(self.batch_size >= 1, f"run.batch_size must be at least 1, got {self.batch_size}")
@@ -545,7 +580,8 @@ class Recipe(Config):
 
     name: str = "custom"
     network: str = ""
-    """Written by `train(recipe, network=...)`: what it trained instead of a Mixer. Of `model` then only the sizes of the images count."""
+    """Written by `train(recipe, network=...)`: what it trained instead of a Mixer. Of `model` then only the sizes of
+    the images count."""
     model: MixerConfig = field(default_factory=MixerConfig)
     data: Data = field(default_factory=Data)
     init: Init = field(default_factory=Init)
@@ -559,6 +595,7 @@ class Recipe(Config):
         for (h, w), (next_h, next_w) in itertools.pairwise(map(pair, sizes)):
             require(
                 h <= next_h and w <= next_w and (h, w) != (next_h, next_w),
-                f"run.progressive={self.run.progressive!r}: images grow, up to model.image_size: not {next_h}x{next_w} after {h}x{w} px",
+                f"run.progressive={self.run.progressive!r}: images grow, up to model.image_size: not {next_h}x{next_w} "
+                f"after {h}x{w} px",
             )
             self.model.adapted(image_size=(h, w))  # its patches must fit

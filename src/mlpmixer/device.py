@@ -16,7 +16,10 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"no device named {name!r}; {suggest(name, ['auto', 'cpu', 'cuda', 'mps'])}")
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available[kind]:
-        raise ValueError(f"device {name!r} is not available here; this machine has: {', '.join(k for k, ok in available.items() if ok)}")
+        raise ValueError(
+            f"device {name!r} is not available here; this machine has: "
+            f"{', '.join(k for k, ok in available.items() if ok)}"
+        )
     return torch.device(name)
 
 
@@ -24,7 +27,9 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the device computes bfloat16 matrix products in hardware (emulation would be slower than float32)."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and any(torch.cpu.get_capabilities().get(k, False) for k in ("avx512_bf16", "amx_bf16", "bf16"))
+    return device.type == "cpu" and any(
+        torch.cpu.get_capabilities().get(k, False) for k in ("avx512_bf16", "amx_bf16", "bf16")
+    )
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -44,7 +49,8 @@ def describe(device: torch.device) -> str:
 
 
 def peak_mib(device: torch.device) -> float | None:
-    """Most memory held so far, MiB: of the GPU's allocator, else of this process; None where the system does not tell (Windows)."""
+    """Most memory held so far, MiB: of the GPU's allocator, else of this process; None where the system does not tell
+    (Windows)."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return hardware.peak_mib()

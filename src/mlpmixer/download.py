@@ -1,4 +1,5 @@
-"""Files from the network, once, into a cache: resumed where they broke off, checked by size, and placed by hand where there is no network.
+"""Files from the network, once, into a cache: resumed where they broke off, checked by size, and placed by hand where
+there is no network.
 
 Only the standard library; addresses on the Hugging Face Hub (hf:owner/name/file) go through huggingface-hub, an extra.
 """
@@ -25,7 +26,11 @@ if sys.platform != "win32":
 Report = Callable[[dict[str, Any]], None]
 CHUNK_BYTES = 1 << 20
 REPORT_EVERY_S = 0.1
-TRY_AGAIN = {408, 425, 429}  # of the 4xx answers, those that another try may change: timeout, too early, too many (RFC 9110, 8470, 6585)
+TRY_AGAIN = {
+    408,
+    425,
+    429,
+}  # of the 4xx answers, those that another try may change: timeout, too early, too many (RFC 9110, 8470, 6585)
 
 
 class FetchError(ValueError):
@@ -67,18 +72,19 @@ def fetch(
 ) -> Path:
     """The file of `url`, downloaded when it is not in the cache yet; gives its path, `cache_path(url, cache_dir)`.
 
-    A file that lies there already is used without any network, whoever put it there. A download that breaks off is kept and goes
-    on from there, now or in the next call, as long as the file on the server is still the same; only a whole file gets its name.
-    Several processes may ask at once: one downloads, the others wait.
+    A file that lies there already is used without any network, whoever put it there. A download that breaks off is kept
+    and goes on from there, now or in the next call, as long as the file on the server is still the same; only a whole
+    file gets its name. Several processes may ask at once: one downloads, the others wait.
 
     num_bytes: the exact size, checked; 0 means that it is not known.
     report: receives {"kind": "fetch", "url", "done_bytes", "total_bytes"} as bytes come, ten times a second at most;
         total_bytes is 0 when nobody states it. (Files of the Hub show huggingface-hub's own progress instead.)
     timeout_s: seconds without a byte after which a connection counts as broken.
-    attempts: tries in a row that bring nothing new before it is given up; the waits between them are backoff_s, then twice that, ...
+    attempts: tries in a row that bring nothing new before it is given up; the waits between them are backoff_s, then
+    twice that, ...
 
-    Raises ValueError, which says what to download and where to put it, when the file cannot be had; ValueError when it has another
-    size than num_bytes; OSError when it cannot be written.
+    Raises ValueError, which says what to download and where to put it, when the file cannot be had; ValueError when it
+    has another size than num_bytes; OSError when it cannot be written.
     """
     path = cache_path(url, cache_dir)
     if not path.is_file():
@@ -94,21 +100,25 @@ def fetch(
         except FetchError as e:
             size = f" ({num_bytes:,} bytes)" if num_bytes else ""
             raise ValueError(
-                f"{url} could not be fetched: {e}. Without a network: download {_address(url)}{size} elsewhere and put it at {path}"
+                f"{url} could not be fetched: {e}. Without a network: download {_address(url)}{size} elsewhere and put "
+                f"it at {path}"
             ) from e
     size_bytes = path.stat().st_size
     if num_bytes and size_bytes != num_bytes:
         raise ValueError(
-            f"{path} has {size_bytes:,} bytes, but the file of {url} has {num_bytes:,}: remove it, and it will be fetched again, "
+            f"{path} has {size_bytes:,} bytes, but the file of {url} has {num_bytes:,}: remove it, and it will be "
+            f"fetched again, "
             f"or put the right one there"
         )
     return path
 
 
 def hub_file(repo: str, file: str, *, local_dir: Path | None = None) -> Path:
-    """A file of the model repository `repo` (owner/name) on the Hugging Face Hub, in `local_dir` or in the Hub's own cache.
+    """A file of the model repository `repo` (owner/name) on the Hugging Face Hub, in `local_dir` or in the Hub's own
+    cache.
 
-    huggingface-hub resumes and checks by itself, and takes what it has when there is no network. FetchError when it cannot be had.
+    huggingface-hub resumes and checks by itself, and takes what it has when there is no network. FetchError when it
+    cannot be had.
     """
     try:
         import huggingface_hub as hub
@@ -117,7 +127,8 @@ def hub_file(repo: str, file: str, *, local_dir: Path | None = None) -> Path:
         raise FetchError('this needs huggingface-hub: pip install "mlpmixer[hf]"') from e
     unreachable: Exception | None = None
     try:
-        # One request first: without a network and without the file, hf_hub_download alone would try and print for half a minute.
+        # One request first: without a network and without the file, hf_hub_download alone would try and print for half
+        # a minute.
         hub.get_hf_file_metadata(hub.hf_hub_url(repo, file))
     except HfHubHTTPError:
         pass  # an answer: what to make of it is hf_hub_download's to decide
@@ -165,7 +176,8 @@ class _Source:
 
 
 def _download(source: _Source, path: Path, attempts: int, backoff_s: float) -> None:
-    """`path` from the network, by way of a hidden .part beside it; .tag holds what the server calls the version of it."""
+    """`path` from the network, by way of a hidden .part beside it; .tag holds what the server calls the version of
+    it."""
     part, tag = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.tag")
     longest, in_vain = _size(part), 0
     while True:
@@ -189,7 +201,8 @@ def _size(file: Path) -> int:
 
 
 def _receive(source: _Source, part: Path, tag: Path) -> None:
-    """One try: fill `part` up to its end, going on where it stops if the server agrees that it is of the same file (RFC 9110, 13.1.5)."""
+    """One try: fill `part` up to its end, going on where it stops if the server agrees that it is of the same file (RFC
+    9110, 13.1.5)."""
     version = tag.read_text(encoding="latin-1") if tag.exists() else ""
     have = _size(part) if version else 0
     headers = {"User-Agent": "mlpmixer"}
@@ -227,7 +240,8 @@ def _receive(source: _Source, part: Path, tag: Path) -> None:
 
 
 def _version(response: HTTPResponse) -> str:
-    """What a later Range request must name for the same file; "" when the server gives nothing that is sure (a weak ETag is not)."""
+    """What a later Range request must name for the same file; "" when the server gives nothing that is sure (a weak
+    ETag is not)."""
     etag: str = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 
 def cpu_name() -> str:
-    """As the system calls it; without a number ("AMD EPYC", on a virtual machine) with family and model, since speeds differ by them."""
+    """As the system calls it; without a number ("AMD EPYC", on a virtual machine) with family and model, since speeds
+    differ by them."""
     facts: dict[str, str] = {}
     with suppress(OSError), open("/proc/cpuinfo") as f:  # Linux
         facts = {key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in f) if colon}

@@ -28,7 +28,9 @@ def run(gpu: ModuleType, out: Path, *words: str) -> int:
     return code
 
 
-def test_rows_carry_their_environment_and_are_measured_once(gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_carry_their_environment_and_are_measured_once(
+    gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(gpu, tmp_path, "--section", "train", "--max-minutes", "1e-9") == 3
     assert "the same command goes on" in capsys.readouterr().out
     assert run(gpu, tmp_path, "--section", "matrix") == 0
@@ -40,7 +42,9 @@ def test_rows_carry_their_environment_and_are_measured_once(gpu: ModuleType, tmp
     assert run(gpu, tmp_path, "--section", "matrix") == 0 and path.read_text() == before
 
 
-def test_a_step_is_divided_into_network_and_the_rest(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_divided_into_network_and_the_rest(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gpu, "RECIPES", {"small-images-1m": gpu.RECIPES["small-images-30s"]})
     profile = gpu.Table(tmp_path / "profile.csv", gpu.PROFILE_FIELDS, keys=2)
     arguments = type("Arguments", (), {"tiny": True, "seconds": 0.01})

@@ -1,4 +1,5 @@
-"""benchmarks/gpu_table.py and its teacher, at tiny size: every row trains, stops, goes on, and is told as what it is."""
+"""benchmarks/gpu_table.py and its teacher, at tiny size: every row trains, stops, goes on, and is told as what it
+is."""
 
 import argparse
 import json
@@ -72,11 +73,15 @@ def test_the_rows_are_those_that_were_asked_for_in_their_order(table: ModuleType
 
 def test_a_started_run_keeps_its_way_of_compiling(table: ModuleType, tmp_path: Path) -> None:
     words = ["--data-dir", "DIR", "--out", str(tmp_path)]
-    plain, other = (table.recipe_of(table.ROWS["1m"], 0, table.parse([*words, *more])) for more in ([], ["--compile", "none"]))
+    plain, other = (
+        table.recipe_of(table.ROWS["1m"], 0, table.parse([*words, *more])) for more in ([], ["--compile", "none"])
+    )
     assert (plain.run.compile, plain.run.compile_mode, other.run.compile) == (True, "reduce-overhead", False)
 
 
-def test_the_teacher_is_the_same_in_pieces_and_at_once_and_is_not_trained_again(table: ModuleType, args: argparse.Namespace) -> None:
+def test_the_teacher_is_the_same_in_pieces_and_at_once_and_is_not_trained_again(
+    table: ModuleType, args: argparse.Namespace
+) -> None:
     import teacher
 
     recipe = table.recipe_of(table.ROWS["distilled"], 0, args)
@@ -85,7 +90,10 @@ def test_the_teacher_is_the_same_in_pieces_and_at_once_and_is_not_trained_again(
     said: list[str] = []
     whole = teacher.train_teacher(recipe, settings, out / "whole", say=said.append)
     assert "validation top-1" in said[-1]
-    assert in_pieces(lambda: teacher.train_teacher(recipe, settings, out / "pieces", stop_after_s=0.0, say=said.append)) == 4
+    assert (
+        in_pieces(lambda: teacher.train_teacher(recipe, settings, out / "pieces", stop_after_s=0.0, say=said.append))
+        == 4
+    )
     first, second = (read_tensors(out / folder / teacher.FILE)[0] for folder in ("whole", "pieces"))
     assert all(torch.equal(value, second[key]) for key, value in first.items())
     before = (out / "whole" / teacher.FILE).stat().st_mtime_ns
@@ -111,9 +119,14 @@ def test_mistakes_are_answered(table: ModuleType, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         table.main(["--out", str(tmp_path)])
     assert "--data-dir is needed" in capsys.readouterr().err
-    assert table.main(["--data-dir", str(tmp_path / "nothing"), "--out", str(tmp_path / "out"), "--worker", "1m", "0"]) == 2
+    assert (
+        table.main(["--data-dir", str(tmp_path / "nothing"), "--out", str(tmp_path / "out"), "--worker", "1m", "0"])
+        == 2
+    )
     assert "nothing" in capsys.readouterr().out
-    assert sys.argv[1:] == ["--data-dir", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")], "what a run says it was started by"
+    assert sys.argv[1:] == ["--data-dir", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")], (
+        "what a run says it was started by"
+    )
 
 
 @pytest.mark.slow
@@ -121,7 +134,16 @@ def test_the_script_runs_the_rows_in_pieces_and_says_what_is_left(tmp_path: Path
     import subprocess
 
     def piece(*words: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, str(BENCHMARKS / "gpu_table.py"), "--tiny", "--device", "cpu", "--out", str(tmp_path / "out"), *words]
+        command = [
+            sys.executable,
+            str(BENCHMARKS / "gpu_table.py"),
+            "--tiny",
+            "--device",
+            "cpu",
+            "--out",
+            str(tmp_path / "out"),
+            *words,
+        ]
         return subprocess.run(command, capture_output=True, text=True)
 
     first = piece("--max-minutes", "0.05")

@@ -1,4 +1,5 @@
-"""docs/scale.md: its tables are what examples/scale.py prints, its formulas count what torch does, and its Slurm script runs."""
+"""docs/scale.md: its tables are what examples/scale.py prints, its formulas count what torch does, and its Slurm script
+runs."""
 
 import dataclasses
 import importlib.util
@@ -137,7 +138,9 @@ def test_a_step_needs_no_more_than_the_formula_says_and_not_much_less(scale: Mod
     assert 0.7 < for_an_image(peak) / scale.image_bytes(MODEL, checkpointing) < 1
 
 
-def test_a_plan_that_cannot_be_is_told(scale: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_that_cannot_be_is_told(
+    scale: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError, match="gpus must be positive"):
         scale.Plan(gpus=(8, 0))
     with pytest.raises(ValueError, match="did you mean"):
@@ -145,20 +148,30 @@ def test_a_plan_that_cannot_be_is_told(scale: ModuleType, monkeypatch: pytest.Mo
     assert "does not fit" in scale.tables(scale.Plan(gpu_gb=(12,)))["Memory of a GPU"]
 
 
-# --- the Slurm script -----------------------------------------------------------------------------------------------------
+# --- the Slurm script
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_the_command_of_the_slurm_script_is_known_to_torchrun_and_to_us() -> None:
     from torch.distributed.run import get_args_parser
 
     at = COMMAND.index("torchrun")
-    asked = get_args_parser().parse_args(["--nproc-per-node=8" if a == "--nproc-per-node=gpu" else a for a in COMMAND[at + 1 :]])
+    asked = get_args_parser().parse_args(
+        ["--nproc-per-node=8" if a == "--nproc-per-node=gpu" else a for a in COMMAND[at + 1 :]]
+    )
     assert asked.module and asked.training_script == "mlpmixer" and asked.max_restarts == 3
     train: Any = cli.parse(asked.training_script_args)
     plan = train.config
     assert plan.run.steps == 0 and plan.run.epochs == 14 and plan.run.batch_size == 4096 and plan.run.accumulate == 1
-    assert plan.model == dataclasses.replace(MODELS["H/14"]) and plan.optim.lr == 1e-3 and plan.optim.weight_decay == 0.03
-    assert not plan.augment.randaugment_layers and not plan.augment.mixup and plan.augment.flip and plan.augment.inception_crop
+    assert (
+        plan.model == dataclasses.replace(MODELS["H/14"]) and plan.optim.lr == 1e-3 and plan.optim.weight_decay == 0.03
+    )
+    assert (
+        not plan.augment.randaugment_layers
+        and not plan.augment.mixup
+        and plan.augment.flip
+        and plan.augment.inception_crop
+    )
 
 
 STUBS = {
@@ -171,7 +184,9 @@ STUBS = {
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell script")
 @pytest.mark.parametrize("warned", [True, False])
-def test_the_slurm_script_saves_and_queues_again_when_its_time_ends_but_not_when_it_fails(warned: bool, tmp_path: Path) -> None:
+def test_the_slurm_script_saves_and_queues_again_when_its_time_ends_but_not_when_it_fails(
+    warned: bool, tmp_path: Path
+) -> None:
     (programs := tmp_path / "bin").mkdir()
     for name, text in STUBS.items():
         (programs / name).write_text(f"#!/bin/bash\n{text}\n")
@@ -194,7 +209,9 @@ def test_the_slurm_script_saves_and_queues_again_when_its_time_ends_but_not_when
         else:
             os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
         assert job.wait(30) == 1
-    assert "--nnodes=2" in (tmp_path / "args").read_text() and "--rdzv-endpoint=node1:" in (tmp_path / "args").read_text()
+    assert (
+        "--nnodes=2" in (tmp_path / "args").read_text() and "--rdzv-endpoint=node1:" in (tmp_path / "args").read_text()
+    )
     assert (tmp_path / "queued").exists() == (tmp_path / "signalled").exists() == warned
     if warned:
         assert (tmp_path / "queued").read_text().split() == ["requeue", "7"]

@@ -24,7 +24,8 @@ QUICK = ["--steps", "2", "--batch-size", "16", "--model.num-blocks", "1", "--mod
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Line:
-    """Run a command line; gives (exit code, stdout, stderr). tyro's boxes break lines, so runs of blanks are squeezed."""
+    """Run a command line; gives (exit code, stdout, stderr). tyro's boxes break lines, so runs of blanks are
+    squeezed."""
 
     def call(*args: str) -> tuple[int, str, str]:
         code = cli.main(list(args))
@@ -154,7 +155,9 @@ def test_without_data_nothing_starts(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("line", ["photos/ cifar10", "photos/ --data.name cifar10", "--optim.mirror photos/ --epochs 3 cifar10"])
+@pytest.mark.parametrize(
+    "line", ["photos/ cifar10", "photos/ --data.name cifar10", "--optim.mirror photos/ --epochs 3 cifar10"]
+)
 def test_two_data_are_both_named(line: str, run: Line) -> None:
     code, _, err = run("train", *line.split())
     assert code == 2 and "photos/, cifar10" in err and "mlpmixer train DATA" in err
@@ -199,7 +202,14 @@ def test_an_augreg_level_is_a_start_that_options_override() -> None:
 
 @pytest.mark.parametrize("short", sorted(arguments.SHORT))
 def test_a_short_option_is_the_long_one(short: str) -> None:
-    value = {"device": "cpu", "precision": "float32", "time": "5m", "data-dir": "x", "fit": "pad", "image-size": "16"} | {
+    value = {
+        "device": "cpu",
+        "precision": "float32",
+        "time": "5m",
+        "data-dir": "x",
+        "fit": "pad",
+        "image-size": "16",
+    } | {
         "init": "S/16:gsam",
         "patch-size": "4",
         "resize": "nearest",
@@ -222,7 +232,9 @@ def test_options_override_the_recipe_and_leave_the_rest() -> None:
 
 def test_a_model_by_name_replaces_the_recipes_architecture() -> None:
     assert train_recipe("cifar10", "--model", "S/16").model == MODELS["S/16"]
-    assert train_recipe("cifar10", "--model", "S/16", "--image-size", "64").model == dataclasses.replace(MODELS["S/16"], image_size=64)
+    assert train_recipe("cifar10", "--model", "S/16", "--image-size", "64").model == dataclasses.replace(
+        MODELS["S/16"], image_size=64
+    )
 
 
 def test_a_recipe_by_name_can_be_used_on_other_data() -> None:
@@ -409,7 +421,9 @@ def test_ctrl_c_tells_how_to_go_on(monkeypatch: pytest.MonkeyPatch, run: Line, t
     assert f"mlpmixer train --resume {tmp_path / 'run'}" in err and "1,234" in err
 
 
-def test_a_diverged_run_is_a_failure_and_no_wrong_usage(monkeypatch: pytest.MonkeyPatch, run: Line, tmp_path: Path) -> None:
+def test_a_diverged_run_is_a_failure_and_no_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch, run: Line, tmp_path: Path
+) -> None:
     from mlpmixer.training import run as training
 
     def diverged(recipe: Recipe, **kwargs: Any) -> None:
@@ -422,7 +436,15 @@ def test_a_diverged_run_is_a_failure_and_no_wrong_usage(monkeypatch: pytest.Monk
 
 
 def test_progress_lines_off_a_terminal_and_on_one(capsys: pytest.CaptureFixture[str]) -> None:
-    start = {"kind": "start", "out": "runs/x", "device": "cpu", "precision": "float32", "params": 1000, "train_images": 10, "val_images": 2}
+    start = {
+        "kind": "start",
+        "out": "runs/x",
+        "device": "cpu",
+        "precision": "float32",
+        "params": 1000,
+        "train_images": 10,
+        "val_images": 2,
+    }
     events = [
         start | {"classes": 3, "steps": 20, "kernels": "torch", "notes": ["val was cut from train"]},
         {
@@ -461,7 +483,9 @@ def test_evaluate_prints_numbers_or_json_and_writes_a_page(digits_run: Path, run
     assert "augmentation" not in out
     code, out, _ = run("evaluate", str(digits_run), "--tta", "flip,shift")
     first, second = out.splitlines()[:2]
-    assert code == 0 and re.match(r"360 images  top-1 +[\d.]+ % \([\d.]+-[\d.]+\)  top-5 .* nll [\d.]+  ece [\d.]+  brier [\d.]+$", first)
+    assert code == 0 and re.match(
+        r"360 images  top-1 +[\d.]+ % \([\d.]+-[\d.]+\)  top-5 .* nll [\d.]+  ece [\d.]+  brier [\d.]+$", first
+    )
     assert second.startswith("with test-time augmentation (flip, shift: the mean over 10 views)  top-1 ")
     numbers = json.loads(run("evaluate", str(digits_run), "--json")[1])
     assert numbers["n"] == json.loads((digits_run / "summary.json").read_text())["test"]["n"]
@@ -519,7 +543,9 @@ def test_predict_names_bad_files_does_the_rest_and_ends_with_1(digits_run: Path,
     assert good in out and str(bad) in err
 
 
-def test_predict_reads_a_list_from_standard_input(digits_run: Path, run: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_reads_a_list_from_standard_input(
+    digits_run: Path, run: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = images(tmp_path / "pictures")
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(files) + "\n"))
     code, out, _ = run("predict", str(digits_run), "-", "--format", "jsonl")
@@ -550,7 +576,9 @@ def test_data_check_and_preview(run: Line, tmp_path: Path) -> None:
         rng = np.random.default_rng(len(name) + ord(name[0]))
         (tmp_path / "data" / name).mkdir()
         for i in range(10):
-            Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
+            Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(
+                tmp_path / "data" / name / f"{i}.png"
+            )
     data = str(tmp_path / "data")
     assert run("data", "check", data)[0] == 0
     (tmp_path / "data" / "cat" / "broken.png").write_bytes(b"no image")
@@ -596,7 +624,9 @@ def test_with_trained_weights_the_rest_of_the_architecture_follows_the_sizes(
     assert recipe.model == dataclasses.replace(trained, **changes)
 
 
-def test_the_sizes_of_train_are_those_of_evaluate_predict_and_probe(digits_run: Path, run: Line, tmp_path: Path) -> None:
+def test_the_sizes_of_train_are_those_of_evaluate_predict_and_probe(
+    digits_run: Path, run: Line, tmp_path: Path
+) -> None:
     sizes = ["--patch-size", "4", "--in-channels", "3", "--resize", "bilinear"]
     code, printed, err = run("evaluate", str(digits_run), "--json", *sizes)
     assert (code, err) == (0, "") and json.loads(printed)["n"] == 360
@@ -607,12 +637,18 @@ def test_the_sizes_of_train_are_those_of_evaluate_predict_and_probe(digits_run: 
         assert (code, err) == (0, "")
         answers.append(json.loads(printed)[0]["probability"])
     assert len(set(answers)) == 3
-    code, printed, _ = run("probe", str(digits_run), "--shots", "1", "--cache", str(tmp_path / "kept"), "--json", *sizes)
+    code, printed, _ = run(
+        "probe", str(digits_run), "--shots", "1", "--cache", str(tmp_path / "kept"), "--json", *sizes
+    )
     assert code == 0 and json.loads(printed)["num_features"] == 8
     out = str(tmp_path / "tuned")
     assert run("train", "digits", "--init", str(digits_run), "--steps", "1", "--out", out, "--quiet", *sizes)[0] == 0
     tuned = json.loads((Path(out) / "recipe.json").read_text())
-    assert tuned["model"]["image_size"] == 16 and tuned["model"]["in_channels"] == 3 and tuned["init"]["resize"] == "bilinear"
+    assert (
+        tuned["model"]["image_size"] == 16
+        and tuned["model"]["in_channels"] == 3
+        and tuned["init"]["resize"] == "bilinear"
+    )
 
 
 @pytest.mark.parametrize(
@@ -628,14 +664,18 @@ def test_the_sizes_of_train_are_those_of_evaluate_predict_and_probe(digits_run: 
         ("train digits --init", "--image-size 16 --resize blocs", "blocks"),
     ],
 )
-def test_sizes_that_do_not_fit_are_answered_with_what_does(command: str, options: str, says: str, digits_run: Path, run: Line) -> None:
+def test_sizes_that_do_not_fit_are_answered_with_what_does(
+    command: str, options: str, says: str, digits_run: Path, run: Line
+) -> None:
     code, out, err = run(*command.split(), str(digits_run), *options.split())
     assert code == 2 and says in err and out == "" and "Traceback" not in err
 
 
 def test_a_run_is_fine_tuned_used_at_another_size_and_converted(run: Line, digits_run: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "tuned")
-    code, _, _ = run("train", "digits", "--init", str(digits_run), "--image-size", "12", "--steps", "2", "--out", out, "--quiet")
+    code, _, _ = run(
+        "train", "digits", "--init", str(digits_run), "--image-size", "12", "--steps", "2", "--out", out, "--quiet"
+    )
     assert code == 0
     code, printed, _ = run("evaluate", out, "--image-size", "16")
     assert code == 0 and printed.startswith("360 images")
@@ -687,17 +727,24 @@ def test_resume_needs_no_data(digits_run: Path, tmp_path: Path, monkeypatch: pyt
             cli.parse(["train", "--resume", str(digits_run), *line.split()])
 
 
-def test_one_of_several_processes_knows_its_place(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_of_several_processes_knows_its_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert arguments.ranks_here() == {}
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
-    with pytest.raises(ValueError, match=r"WORLD_SIZE=4, but LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set; .* torchrun"):
+    with pytest.raises(
+        ValueError, match=r"WORLD_SIZE=4, but LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set; .* torchrun"
+    ):
         arguments.ranks_here()
     for name, value in (("LOCAL_RANK", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
         monkeypatch.setenv(name, value)
     assert arguments.ranks_here() == {"rank": 3, "size": 4, "local_rank": 1}
     monkeypatch.setattr(printing, "SPEAKING_S", 0.0)
-    for args in (["train", "digits", "--epoch", "3"], ["train", "digits", "--recipe", "digitz"]):  # the first of its machine says it
+    for args in (
+        ["train", "digits", "--epoch", "3"],
+        ["train", "digits", "--recipe", "digitz"],
+    ):  # the first of its machine says it
         assert cli.main(args) == 2
         assert capsys.readouterr() == ("", "")
 

@@ -49,7 +49,9 @@ def write_parquet(path: Path, labels, *, names=None, image="image", label="label
     import pyarrow.parquet as pq
 
     images = images or [{"bytes": png(i), "path": None} for i in range(len(labels))]
-    table = pa.table({image: pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])), label: labels})
+    table = pa.table(
+        {image: pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])), label: labels}
+    )
     features = {label: {"names": names, "_type": "ClassLabel"}, image: {"_type": "Image"}}
     if metadata:
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
@@ -154,7 +156,9 @@ def cifar_files(kind: str, protocol: int = 2) -> dict[str, bytes]:
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     if kind == "binary":
         return {f"{n}.bin": cifar_binary(labels) for n in names}
-    return {n: pickle.dumps({"data": CIFAR, "labels": labels.tolist(), "filenames": ["x"] * 20}, protocol) for n in names}
+    return {
+        n: pickle.dumps({"data": CIFAR, "labels": labels.tolist(), "filenames": ["x"] * 20}, protocol) for n in names
+    }
 
 
 @pytest.mark.parametrize(("kind", "protocol"), [("binary", 0), ("python", 2), ("python", 4), ("python", 5)])
@@ -236,8 +240,15 @@ def test_missing_or_foreign_files_of_a_named_set_are_named(tmp_path: Path) -> No
 def test_one_folder_may_hold_several_named_sets(tmp_path: Path) -> None:
     write_idx(tmp_path / "mnist")
     names = list(DATASETS["cifar10"].classes)
-    write_parquet(tmp_path / "cifar10" / "plain_text" / "train-00000-of-00001.parquet", list(range(10)) * 3, names=names, image="img")
-    write_parquet(tmp_path / "cifar10" / "plain_text" / "test-00000-of-00001.parquet", list(range(10)), names=names, image="img")
+    write_parquet(
+        tmp_path / "cifar10" / "plain_text" / "train-00000-of-00001.parquet",
+        list(range(10)) * 3,
+        names=names,
+        image="img",
+    )
+    write_parquet(
+        tmp_path / "cifar10" / "plain_text" / "test-00000-of-00001.parquet", list(range(10)), names=names, image="img"
+    )
     assert len(open_data(Data(name="mnist", data_dir=str(tmp_path))).test) == 20
     assert len(open_data(Data(name="cifar10", data_dir=str(tmp_path))).test) == 10
     with pytest.raises(ValueError, match="no files of cifar100"):
@@ -288,7 +299,12 @@ def test_hostile_parquet_is_refused_or_bad_row_by_row(tmp_path: Path) -> None:
         open_data(Data(name=str(tmp_path / "f.parquet")))
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(png(1))
-    rows = [{"bytes": png(0), "path": None}, {"bytes": None, "path": "a.png"}, {"bytes": None, "path": "../secret.png"}, None]
+    rows = [
+        {"bytes": png(0), "path": None},
+        {"bytes": None, "path": "a.png"},
+        {"bytes": None, "path": "../secret.png"},
+        None,
+    ]
     (tmp_path / "secret.png").write_bytes(png(2))
     write_parquet(tmp_path / "in" / "rows.parquet", [0, 1, 0, 1], names=["a", "b"], images=rows)
     images = open_images(Data(name=str(tmp_path / "in" / "rows.parquet")), "all")
@@ -331,8 +347,12 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setattr(builtins, "__import__", refuse)
 
 
-@pytest.mark.parametrize(("package", "name"), [("pyarrow", "x.parquet"), ("huggingface_hub", "mnist"), ("datasets", "hf:a/b")])
-def test_missing_extras_say_what_to_install(package: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("package", "name"), [("pyarrow", "x.parquet"), ("huggingface_hub", "mnist"), ("datasets", "hf:a/b")]
+)
+def test_missing_extras_say_what_to_install(
+    package: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     monkeypatch.chdir(tmp_path)
     without(monkeypatch, package)
@@ -351,7 +371,9 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path, *, lie: bool = False
         for path in sorted(folder.rglob("*.parquet")):
             digest = hashlib.sha256(b"lie" if lie else path.read_bytes()).hexdigest()
             lfs = types.SimpleNamespace(sha256=digest)
-            siblings.append(types.SimpleNamespace(rfilename=str(path.relative_to(folder)), size=path.stat().st_size, lfs=lfs))
+            siblings.append(
+                types.SimpleNamespace(rfilename=str(path.relative_to(folder)), size=path.stat().st_size, lfs=lfs)
+            )
         return types.SimpleNamespace(siblings=siblings, sha="abc123")
 
     def snapshot_download(repo, **_):
@@ -367,7 +389,9 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path, *, lie: bool = False
 def test_downloads_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = list(DATASETS["cifar10"].classes)
     for split in ("train", "test"):
-        write_parquet(tmp_path / "plain_text" / f"{split}-00000-of-00001.parquet", list(range(10)) * 2, names=names, image="img")
+        write_parquet(
+            tmp_path / "plain_text" / f"{split}-00000-of-00001.parquet", list(range(10)) * 2, names=names, image="img"
+        )
     fake_hub(monkeypatch, tmp_path)
     s = open_data(Data(name="cifar10"))
     assert len(s.test) == 20 and "abc123" in s.notes[0]
@@ -384,7 +408,9 @@ def test_hf_data_comes_through_datasets_undecoded(monkeypatch: pytest.MonkeyPatc
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat"])})
     rows = {"image": [{"bytes": png(i), "path": None} for i in range(6)], "label": [0, 1] * 3}
-    loaded = datasets.DatasetDict({s: datasets.Dataset.from_dict(rows, features=features) for s in ("train", "validation", "test")})
+    loaded = datasets.DatasetDict(
+        {s: datasets.Dataset.from_dict(rows, features=features) for s in ("train", "validation", "test")}
+    )
     fake_hub(monkeypatch, Path("nowhere"))
     monkeypatch.setattr(datasets, "load_dataset", lambda repo: loaded)
     s = open_data(Data(name="hf:someone/pets"))
@@ -415,7 +441,13 @@ def test_a_plain_folder_is_cut_into_three(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("train", "val", "test"), ("Train", "VALID", "Test"), ("training", "validation", "testing"), ("train", "dev", "test")]
+    "words",
+    [
+        ("train", "val", "test"),
+        ("Train", "VALID", "Test"),
+        ("training", "validation", "testing"),
+        ("train", "dev", "test"),
+    ],
 )
 def test_split_folders_of_any_usual_name_are_taken(tmp_path: Path, words: tuple[str, str, str]) -> None:
     make_folder(tmp_path, {f"{w}/{c}": n for w, n in zip(words, (4, 2, 3), strict=True) for c in "ab"})
@@ -489,7 +521,9 @@ def test_folders_without_classes_say_what_is_expected(tmp_path: Path) -> None:
     fraction=st.floats(0.01, 0.9),
     seed=st.integers(0, 2**31),
 )
-def test_a_cut_is_disjoint_complete_and_stratified_within_one_image(sizes: list[int], fraction: float, seed: int) -> None:
+def test_a_cut_is_disjoint_complete_and_stratified_within_one_image(
+    sizes: list[int], fraction: float, seed: int
+) -> None:
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
     keep, cut = stratified_cut(labels, fraction, seed)
     assert np.array_equal(np.sort(np.concatenate([keep, cut])), np.arange(len(labels)))
@@ -528,7 +562,9 @@ def test_no_torch_is_imported() -> None:
         "import sys, mlpmixer.data, mlpmixer.data.check, mlpmixer.data.store, mlpmixer.data.datasets;"
         "assert not {'torch', 'pyarrow', 'datasets', 'huggingface_hub', 'sklearn'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
 
 
 def test_a_fraction_of_train_leaves_val_and_test_as_they_are() -> None:

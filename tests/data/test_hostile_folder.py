@@ -1,4 +1,5 @@
-"""A folder as the world makes them: 2,000 good files of every kind, 200 broken ones; trained through, counted, in bounded memory."""
+"""A folder as the world makes them: 2,000 good files of every kind, 200 broken ones; trained through, counted, in
+bounded memory."""
 
 import dataclasses
 import io
@@ -36,7 +37,9 @@ KINDS = [
 def picture(label: int, rng: np.random.Generator) -> Image.Image:
     """48x40 px: one half bright, the other dark, which tells the class; the colour and the noise tell nothing."""
     half = np.where((np.arange(48) < 24) == (label == 0), 200, 40)[None, :, None] * np.ones((40, 1, 3))
-    return Image.fromarray(np.clip(half + rng.normal(0, 12, (40, 48, 3)) + rng.integers(-30, 30, 3), 0, 255).astype(np.uint8))
+    return Image.fromarray(
+        np.clip(half + rng.normal(0, 12, (40, 48, 3)) + rng.integers(-30, 30, 3), 0, 255).astype(np.uint8)
+    )
 
 
 def save(image: Image.Image, path: Path, kind: str, rng: np.random.Generator) -> None:
@@ -125,7 +128,9 @@ def test_it_is_trained_through_and_every_file_is_accounted_for(folder: Path, tmp
     base = photos()
     recipe = dataclasses.replace(
         base,
-        model=dataclasses.replace(base.model, image_size=32, patch_size=8, num_blocks=2, hidden_dim=32, channels_mlp_dim=64),
+        model=dataclasses.replace(
+            base.model, image_size=32, patch_size=8, num_blocks=2, hidden_dim=32, channels_mlp_dim=64
+        ),
         data=dataclasses.replace(base.data, name=str(folder), cache_mib=cache_mib),
         augment=dataclasses.replace(base.augment, flip=False),
         run=dataclasses.replace(base.run, epochs=4, precision="float32"),

@@ -29,7 +29,9 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 def png_header(width: int, height: int) -> bytes:
     ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     idat = b"IDAT" + zlib.compress(b"\0" * 1000)
-    chunks = b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (ihdr, idat, b"IEND"))
+    chunks = b"".join(
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (ihdr, idat, b"IEND")
+    )
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
@@ -58,7 +60,14 @@ def test_16_bit_is_scaled_by_its_range_and_not_clipped(dtype: str) -> None:
     if dtype == "I":
         image = Image.fromarray(values.astype(np.int32))
     assert np.asarray(decode(image, "L")).tolist() == [[0, 0, 1, 1, 128, 255]]
-    assert np.asarray(decode(encoded(Image.fromarray(values), "PNG"), "RGB"))[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
+    assert np.asarray(decode(encoded(Image.fromarray(values), "PNG"), "RGB"))[0, :, 0].tolist() == [
+        0,
+        0,
+        1,
+        1,
+        128,
+        255,
+    ]
 
 
 @pytest.mark.parametrize(("top", "expected"), [(1.0, 255), (255.0, 255), (65535.0, 255)])
@@ -80,7 +89,9 @@ def test_transparency_lies_on_white() -> None:
     palette.putpalette([10, 20, 30, 40, 50, 60])
     palette.info["transparency"] = 0
     for transparency in (0, b"\x00\xff"):
-        assert np.asarray(decode(encoded(palette, "PNG", transparency=transparency), "RGB")).tolist() == [[[255] * 3, [40, 50, 60]]]
+        assert np.asarray(decode(encoded(palette, "PNG", transparency=transparency), "RGB")).tolist() == [
+            [[255] * 3, [40, 50, 60]]
+        ]
     colour_key = encoded(Image.fromarray(COLOUR), "PNG", transparency=tuple(int(v) for v in COLOUR[0, 0]))
     assert np.asarray(decode(colour_key, "RGB"))[0, 0].tolist() == [255, 255, 255]
 
@@ -105,7 +116,12 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     upright = np.zeros((24, 40), np.uint8)
     upright[:8, :8] = 255  # a corner
     undo = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM}
-    undo |= {5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270}
+    undo |= {
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
     image = Image.fromarray(upright)
     stored = image.transpose(undo[orientation]) if orientation > 1 else image
     exif = Image.Exif()
@@ -123,7 +139,9 @@ def test_damaged_exif_does_not_cost_the_image() -> None:
 def test_the_first_frame_of_an_animation_is_taken() -> None:
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "green", "blue")]
     for kind in ("GIF", "WEBP", "PNG", "TIFF"):
-        content = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {}))
+        content = encoded(
+            frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
+        )
         assert np.asarray(decode(content, "RGB"))[4, 4].tolist() == [255, 0, 0], kind
 
 
@@ -144,7 +162,8 @@ def test_truncated_files_are_refused(kind: str, share: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"hello, this is text\n" * 50, b"<html></html>", b"\0" * 4096, b"\xff\xd8\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n"]
+    "content",
+    [b"", b"hello, this is text\n" * 50, b"<html></html>", b"\0" * 4096, b"\xff\xd8\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n"],
 )
 def test_what_is_no_image_is_refused_with_a_reason(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"
@@ -157,7 +176,12 @@ def test_what_is_no_image_is_refused_with_a_reason(content: bytes, tmp_path: Pat
 def test_paths_that_are_no_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     os.mkfifo(tmp_path / "fifo.png")
-    for name, reason in (("none.png", "no such file"), ("link.png", "broken link"), ("fifo.png", "regular"), ("", "regular")):
+    for name, reason in (
+        ("none.png", "no such file"),
+        ("link.png", "broken link"),
+        ("fifo.png", "regular"),
+        ("", "regular"),
+    ):
         with pytest.raises(ImageError, match=reason):
             decode(tmp_path / name, "RGB")
 
@@ -174,7 +198,9 @@ def test_a_bomb_is_refused_by_its_header(width: int, height: int) -> None:
 
 
 def test_large_images_below_the_limit_give_no_warning(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="cannot be decoded"):  # 100 million pixels pass the size check; the file ends early
+    with pytest.raises(
+        ImageError, match="cannot be decoded"
+    ):  # 100 million pixels pass the size check; the file ends early
         decode(png_header(10_000, 10_000)[:60], "L")
 
 
@@ -186,7 +212,11 @@ def test_pillows_global_state_is_left_alone() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(kind=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]), seed=st.integers(0, 10_000), flips=st.integers(1, 20))
+@given(
+    kind=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]),
+    seed=st.integers(0, 10_000),
+    flips=st.integers(1, 20),
+)
 def test_damage_gives_an_image_or_an_image_error(kind: str, seed: int, flips: int) -> None:
     rng = np.random.default_rng(seed)
     content = bytearray(encoded(Image.fromarray(COLOUR), kind))

@@ -102,7 +102,11 @@ def test_the_default_is_pillows_antialiased_filter_and_nothing_else() -> None:
         squashed = Preprocess(image_size=(32, 24), fit="squash", interpolation=name).array(image)
         assert np.array_equal(squashed, image.resize((24, 32), resample))
         padded = Preprocess(image_size=(32, 32), fit="pad", interpolation=name).array(image)
-        assert np.array_equal(padded[4:28], image.resize((32, 24), resample)) and (padded[:4] == 128).all() and (padded[28:] == 128).all()
+        assert (
+            np.array_equal(padded[4:28], image.resize((32, 24), resample))
+            and (padded[:4] == 128).all()
+            and (padded[28:] == 128).all()
+        )
 
 
 def test_the_definition_makes_the_pixels_of_the_table() -> None:
@@ -137,11 +141,19 @@ def test_the_official_rules_give_the_official_pixels(name: str, size: tuple[int,
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("name", "resample", "scale"), [("timm", Image.Resampling.BICUBIC, 2.0), ("miil", Image.Resampling.BILINEAR, 1.0)])
-def test_timm_and_miil_are_plain_pillow_calls(name: str, resample: Image.Resampling, scale: float, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("name", "resample", "scale"), [("timm", Image.Resampling.BICUBIC, 2.0), ("miil", Image.Resampling.BILINEAR, 1.0)]
+)
+def test_timm_and_miil_are_plain_pillow_calls(
+    name: str, resample: Image.Resampling, scale: float, size: tuple[int, int]
+) -> None:
     image = Image.fromarray(preprocessing_image(*size))
-    larger = {(375, 500): (341, 256), (600, 400): (256, 384), (200, 180): (256, 284)}.get(size, (256, 256))  # (width, height)
-    left, top = {(341, 256): (58, 16), (256, 384): (16, 80), (256, 284): (16, 30)}.get(larger, (16, 16))  # 117 / 2 to the even 58
+    larger = {(375, 500): (341, 256), (600, 400): (256, 384), (200, 180): (256, 284)}.get(
+        size, (256, 256)
+    )  # (width, height)
+    left, top = {(341, 256): (58, 16), (256, 384): (16, 80), (256, 284): (16, 30)}.get(
+        larger, (16, 16)
+    )  # 117 / 2 to the even 58
     expected = np.asarray(image.resize(larger, resample))[top : top + 224, left : left + 224]
     p = named(name, image_size=(224, 224))
     assert np.array_equal(p.array(image), expected)
@@ -152,10 +164,14 @@ def test_timm_and_miil_are_plain_pillow_calls(name: str, resample: Image.Resampl
 def test_other_sizes_keep_the_margin_of_224() -> None:
     image = Image.fromarray(preprocessing_image(300, 500))
     timm = named("timm", image_size=384)  # timm: floor(384 / 0.875) = 438
-    assert np.array_equal(timm.array(image), np.asarray(image.resize((730, 438), Image.Resampling.BICUBIC))[27:411, 173:557])
+    assert np.array_equal(
+        timm.array(image), np.asarray(image.resize((730, 438), Image.Resampling.BICUBIC))[27:411, 173:557]
+    )
     squashed = named("bv_resize_crop", image_size=7).array(preprocessing_image(8, 8))
     assert np.array_equal(squashed, preprocessing_image(8, 8)[:7, :7])  # 8 for 7: only the cut is left to do
-    assert np.array_equal(named("bv_resmall_crop", image_size=7).array(preprocessing_image(8, 12)), preprocessing_image(8, 12)[:7, 2:9])
+    assert np.array_equal(
+        named("bv_resmall_crop", image_size=7).array(preprocessing_image(8, 12)), preprocessing_image(8, 12)[:7, 2:9]
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -186,7 +202,9 @@ def test_every_rule_keeps_a_flat_image_whatever_its_shape(name: str, size: tuple
     for target in ((1, 1), (8, 8), (13, 30)):
         out = named(name, image_size=target).array(np.full((*size, 3), 70, np.uint8))
         assert out.shape == (*target, 3) and out.flags.writeable
-        assert (out == 70).all() or (name == "bv_resmall_crop" and set(np.unique(out)) <= {69, 70})  # as in the official code
+        assert (out == 70).all() or (
+            name == "bv_resmall_crop" and set(np.unique(out)) <= {69, 70}
+        )  # as in the official code
         assert out.dtype == named(name, image_size=target).dtype == (np.float32 if name == "vit_jax_eval" else np.uint8)
 
 
@@ -235,8 +253,12 @@ def test_a_published_rule_survives_json(name: str) -> None:
 
 def test_models_stored_before_these_rules_existed_read_as_ever() -> None:
     stored = '{"image_size": [32, 24], "in_channels": 1, "fit": "pad", "mean": [0.3], "std": [0.2], "interpolation": "bilinear"}'
-    assert from_json(Preprocess, json.loads(stored)) == Preprocess(image_size=(32, 24), in_channels=1, fit="pad", mean=(0.3,), std=(0.2,))
-    assert from_json(Preprocess, {"image_size": [8, 8]}) == Preprocess(image_size=(8, 8), fit="crop", interpolation="bilinear")
+    assert from_json(Preprocess, json.loads(stored)) == Preprocess(
+        image_size=(32, 24), in_channels=1, fit="pad", mean=(0.3,), std=(0.2,)
+    )
+    assert from_json(Preprocess, {"image_size": [8, 8]}) == Preprocess(
+        image_size=(8, 8), fit="crop", interpolation="bilinear"
+    )
 
 
 def test_normalise_takes_floats_and_leaves_them_alone() -> None:

@@ -31,13 +31,22 @@ def named(number):
 
 
 def test_labels_are_found_by_the_number_in_the_name_whatever_the_order(file):
-    got = real_labels(file, [named(2), "ILSVRC2012_val_00000001.JPEG", "a/n1_ILSVRC2012_val_00000003_n1.png", named(50_000)])
+    got = real_labels(
+        file, [named(2), "ILSVRC2012_val_00000001.JPEG", "a/n1_ILSVRC2012_val_00000003_n1.png", named(50_000)]
+    )
     assert got == [{1, 3}, {7}, set(), set()]
     assert len(read_real(file)) == 50_000
 
 
 @pytest.mark.parametrize(
-    "name", ["n01440764/photo.jpg", "val[3]", "ILSVRC2012_val_00050001.JPEG", "ILSVRC2012_val_00000000.JPEG", "ILSVRC2012_val_123"]
+    "name",
+    [
+        "n01440764/photo.jpg",
+        "val[3]",
+        "ILSVRC2012_val_00050001.JPEG",
+        "ILSVRC2012_val_00000000.JPEG",
+        "ILSVRC2012_val_123",
+    ],
 )
 def test_a_name_without_such_a_number_is_refused_and_shown(file, name):
     with pytest.raises(ValueError, match=r"expected ILSVRC2012_val_00000001 to .* and 1 more of 3 images") as e:
@@ -47,8 +56,15 @@ def test_a_name_without_such_a_number_is_refused_and_shown(file, name):
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("[[1]]", "50,000 lists of class numbers 0..999, got 1"), ('{"a": 1}', "got a dict"), ("no json", "is not the ReaL labels")]
-    + [(json.dumps([wrong] + [[]] * 49_999), "expected 50,000 lists") for wrong in (3, [1000], [-1], [True], ["7"], [1.0])],
+    [
+        ("[[1]]", "50,000 lists of class numbers 0..999, got 1"),
+        ('{"a": 1}', "got a dict"),
+        ("no json", "is not the ReaL labels"),
+    ]
+    + [
+        (json.dumps([wrong] + [[]] * 49_999), "expected 50,000 lists")
+        for wrong in (3, [1000], [-1], [True], ["7"], [1.0])
+    ],
 )
 def test_any_other_file_is_refused(tmp_path, content, says):
     (tmp_path / "x.json").write_text(content)
@@ -80,7 +96,9 @@ def imagenet(numbers, labels, classes):
     return ImageSet(classes, np.array(labels), [named(n) for n in numbers], pictures)
 
 
-@pytest.mark.parametrize("model_classes", [names.class_names("imagenet1k"), IDS, names.numbered(1000)], ids=["names", "ids", "numbers"])
+@pytest.mark.parametrize(
+    "model_classes", [names.class_names("imagenet1k"), IDS, names.numbered(1000)], ids=["names", "ids", "numbers"]
+)
 def test_real_stands_beside_the_plain_top1_and_changes_nothing_else(file, model_classes):
     images = imagenet([1, 2, 3, 4, 5], [7, 1, 2, 4, 5], IDS)
     model = always([7, 3, 2, 999, 5], model_classes)

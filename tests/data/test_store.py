@@ -18,7 +18,9 @@ def image_set(folder: Path, n: int = 150, broken: tuple[int, ...] = ()) -> Image
     paths = []
     for i in range(n):
         buffer = io.BytesIO()
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (10 + i % 7, 15, 3), dtype=np.uint8)).save(buffer, "PNG")
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (10 + i % 7, 15, 3), dtype=np.uint8)).save(
+            buffer, "PNG"
+        )
         path = folder / f"{i}.png"
         path.write_bytes(buffer.getvalue()[:40] if i in broken else buffer.getvalue())
         paths.append(str(path))
@@ -33,7 +35,9 @@ def test_memory_and_files_give_the_same_arrays(tmp_path: Path) -> None:
     expected = np.stack([PREPROCESS.array(images.source(int(in_memory.kept[p]))) for p in picks])
     for store in (in_memory, from_files):
         assert len(store) == 147 and store.kept[0] == 1 and store.labels.tolist() == (store.kept % 2).tolist()
-        assert [name for name, _ in store.bad] == ["train[0]", "train[64]", "train[149]"] and all(r for _, r in store.bad)
+        assert [name for name, _ in store.bad] == ["train[0]", "train[64]", "train[149]"] and all(
+            r for _, r in store.bad
+        )
         assert store.names[0] == "train[1]"
         assert np.array_equal(store.array(picks), expected)
         assert store.array(picks).dtype == np.uint8 and store.array(np.array([], dtype=int)).shape == (0, 12, 10, 3)

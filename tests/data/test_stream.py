@@ -1,4 +1,5 @@
-"""Streamed images: each once an epoch, in an order that neither a restart nor the number of ranks changes, within bounded memory.
+"""Streamed images: each once an epoch, in an order that neither a restart nor the number of ranks changes, within
+bounded memory.
 
 All servers run on loopback.
 """
@@ -53,7 +54,12 @@ def image_set(n: int, first: int = 0) -> ImageSet:
 
 def write(folder: Path, kind: Kind = "tar", n: int = 103, per_shard: int = 10) -> Path:
     """n training images, grey values 0..n-1, in shards of ten; six for val and six for test, 200..211."""
-    write_shards({"train": image_set(n), "val": image_set(6, 200), "test": image_set(6, 206)}, folder, kind=kind, per_shard=per_shard)
+    write_shards(
+        {"train": image_set(n), "val": image_set(6, 200), "test": image_set(6, 206)},
+        folder,
+        kind=kind,
+        per_shard=per_shard,
+    )
     return folder
 
 
@@ -74,7 +80,9 @@ def opened(folder: Path | str, retry: Retry = QUICK, **data: Any) -> Stream:
     return Stream(splits.train, splits.labels, PREPROCESS, Data(name=str(folder), **values), retry)
 
 
-def drawn(stream: Stream, run: Run, first: int, last: int, rows: range | None = None) -> list[tuple[int, list[int], list[int], list[int]]]:
+def drawn(
+    stream: Stream, run: Run, first: int, last: int, rows: range | None = None
+) -> list[tuple[int, list[int], list[int], list[int]]]:
     """(step, numbers, labels of the rows, grey values of the rows) of each batch."""
     out = []
     for step, numbers, images in stream.stream(run, first, last, rows):
@@ -188,7 +196,9 @@ def test_ranks_together_are_one_and_none_reads_anothers_images(
         rows_read.append(set(reads.rows))
         assert len(rows_read[-1]) == len(reads.rows)
     for i, (step, numbers, labels, greys) in enumerate(whole):
-        assert all(part[i][:2] == (step, numbers) for part in of_rank), "every rank knows the numbers of the whole batch"
+        assert all(part[i][:2] == (step, numbers) for part in of_rank), (
+            "every rank knows the numbers of the whole batch"
+        )
         assert [v for part in of_rank for v in part[i][2]] == labels
         assert [v for part in of_rank for v in part[i][3]] == greys
     assert sum(map(len, rows_read)) == len(set.union(*rows_read)) == per_epoch * batch_size
@@ -198,7 +208,9 @@ def test_a_rank_may_borrow_rows_of_the_next(shards: Path) -> None:
     run = Run(batch_size=12, seed=2)
     whole = drawn(opened(shards), run, 1, 5)
     rows = [6, 7, 8, 9, 10, 11, 0]
-    for (_, numbers, _, greys), (_, all_numbers, images) in zip(whole, opened(shards).stream(run, 1, 5, rows), strict=True):
+    for (_, numbers, _, greys), (_, all_numbers, images) in zip(
+        whole, opened(shards).stream(run, 1, 5, rows), strict=True
+    ):
         assert all_numbers.tolist() == numbers and images[:, 0, 0, 0].tolist() == [greys[r] for r in rows]
 
 
@@ -277,7 +289,9 @@ def test_a_bad_image_is_named_and_replaced_and_all_others_stay_where_they_are(tm
     assert sorted(name for name, _ in stream.bad) == ["train-0.tar/a/003", "train-0.tar/a/007", "train-0.tar/a/011"]
     assert "no label" in dict(stream.bad)["train-0.tar/a/007"]
     assert drawn(opened(tmp_path / "shards", max_bad_share=0.1), run, 4, 6) == drawn(stream, run, 4, 6)
-    ranks = [drawn(opened(tmp_path / "shards", max_bad_share=0.1), run, 1, 6, range(10 * r, 10 * r + 10)) for r in (0, 1)]
+    ranks = [
+        drawn(opened(tmp_path / "shards", max_bad_share=0.1), run, 1, 6, range(10 * r, 10 * r + 10)) for r in (0, 1)
+    ]
     assert [a[3] + b[3] for a, b in zip(*ranks, strict=True)] == [greys for *_, greys in drawn(stream, run, 1, 6)]
 
 
@@ -306,7 +320,10 @@ def greys_of(splits: StreamedSplits) -> dict[str, set[int]]:
 
     assert splits.test is not None
     train = {grey(s.content) for shard in splits.train for s in read_rows(shard, 0, shard.samples, QUICK)}
-    by_index = {name: {grey(images.source(i)) for i in range(len(images))} for name, images in (("val", splits.val), ("test", splits.test))}
+    by_index = {
+        name: {grey(images.source(i)) for i in range(len(images))}
+        for name, images in (("val", splits.val), ("test", splits.test))
+    }
     return {"train": train} | by_index
 
 
@@ -319,8 +336,14 @@ def test_without_split_names_whole_shards_are_cut_off_and_nothing_is_in_two_spli
     data = Data(name=str(folder), val_fraction=0.2)
     splits = open_streamed(data)
     found = greys_of(splits)
-    assert [len(splits.train), len(found["train"] | found["val"] | found["test"]), sum(map(len, found.values()))] == [7, 103, 103]
-    assert any("val: 2 of 9 training shards" in n for n in splits.notes) and any("test: 2 of 11" in n for n in splits.notes)
+    assert [len(splits.train), len(found["train"] | found["val"] | found["test"]), sum(map(len, found.values()))] == [
+        7,
+        103,
+        103,
+    ]
+    assert any("val: 2 of 9 training shards" in n for n in splits.notes) and any(
+        "test: 2 of 11" in n for n in splits.notes
+    )
     assert greys_of(open_streamed(data)) == found
     assert greys_of(open_streamed(dataclasses.replace(data, split_seed=1))) != found
 
@@ -329,7 +352,10 @@ def test_classes_come_from_the_shards_a_file_or_an_option(tmp_path: Path) -> Non
     def shards(folder: Path, label: Callable[[int], tuple[str, bytes]]) -> Path:
         folder.mkdir(exist_ok=True)
         for split in ("train", "val", "test"):
-            tar_of(folder / f"{split}.tar", [f for i in range(6) for f in ((f"{i}.PNG", png(i)), (f"{i}.{label(i)[0]}", label(i)[1]))])
+            tar_of(
+                folder / f"{split}.tar",
+                [f for i in range(6) for f in ((f"{i}.PNG", png(i)), (f"{i}.{label(i)[0]}", label(i)[1]))],
+            )
         return folder
 
     folder = shards(tmp_path / "named", lambda i: ("cls", b"bee" if i % 2 else b"ant"))
@@ -353,7 +379,9 @@ def test_shards_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [s.samples for s in first.train] == [20, 20, 20]
     looked = []
     monkeypatch.setattr(
-        streamed_module, "look_into", lambda shard, retry: looked.append(shard.name) or streamed_module.Contents(1, None, (0, 1))
+        streamed_module,
+        "look_into",
+        lambda shard, retry: looked.append(shard.name) or streamed_module.Contents(1, None, (0, 1)),
     )
     assert open_streamed(Data(name=str(folder))).train == first.train and not looked
     tar_of(folder / "train-1.tar", [("x.png", png(1)), ("x.cls", b"1")])
@@ -366,7 +394,10 @@ def test_shards_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("shard", r"no folder of shards .*did you mean .*shards"),
         ("empty", r"holds no shards .*expected \.tar or \.parquet"),
         ("shards/train-{00003..00001}-of-00011.tar", r"names no shards: a range goes from the lower"),
-        ("shards/train-00000-of-00011.tar", r"has 1 training shard and no validation shards; streaming takes at least two"),
+        (
+            "shards/train-00000-of-00011.tar",
+            r"has 1 training shard and no validation shards; streaming takes at least two",
+        ),
         ("hf:a/b/../c", r"expected hf:owner/name"),
     ],
 )
@@ -418,7 +449,9 @@ def test_a_tar_cut_between_two_samples_is_noticed_too(tmp_path: Path) -> None:
     with tarfile.open(victim) as tar:
         victim_end = tar.getmembers()[12].offset
     victim.write_bytes(victim.read_bytes()[:victim_end])
-    with pytest.raises(ShardError, match=r"train-00005-of-00011\.tar holds 6 samples, expected at least 10: it is cut short"):
+    with pytest.raises(
+        ShardError, match=r"train-00005-of-00011\.tar holds 6 samples, expected at least 10: it is cut short"
+    ):
         drawn(stream, Run(batch_size=20), 1, 5)
 
 
@@ -445,7 +478,8 @@ def test_a_file_that_is_no_shard_is_named(tmp_path: Path) -> None:
 class Server(ThreadingHTTPServer):
     """Serves a folder with Range requests; for each file, first answers as `plan` says.
 
-    "500", "404"...: that status; "half": breaks off; "stall": sends half, then nothing; "silent": sends nothing; "no range": all of it."""
+    "500", "404"...: that status; "half": breaks off; "stall": sends half, then nothing; "silent": sends nothing; "no
+    range": all of it."""
 
     daemon_threads = True
 
@@ -510,7 +544,9 @@ def serve() -> Iterator[Callable[[Path], Server]]:
 Serve = Callable[[Path], Server]
 
 
-def test_shards_on_a_server_are_the_same_and_those_for_val_are_fetched_once(shards: Path, serve: Serve, home: Path) -> None:
+def test_shards_on_a_server_are_the_same_and_those_for_val_are_fetched_once(
+    shards: Path, serve: Serve, home: Path
+) -> None:
     server, run = serve(shards), Run(batch_size=20)
     remote = opened(server.url)
     assert drawn(remote, run, 1, 7) == drawn(opened(shards), run, 1, 7)
@@ -531,9 +567,12 @@ def test_a_server_in_trouble_is_asked_again_and_nothing_is_lost(plan: list[str],
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"), [("503", r"answers 503 .*tried 3 times"), ("silent", r"silent for 0\.1 s \(tried 3"), ("404", "answers 404")]
+    ("fault", "message"),
+    [("503", r"answers 503 .*tried 3 times"), ("silent", r"silent for 0\.1 s \(tried 3"), ("404", "answers 404")],
 )
-def test_a_server_that_stays_in_trouble_ends_it_with_the_name_of_the_shard(fault: str, message: str, tmp_path: Path, serve: Serve) -> None:
+def test_a_server_that_stays_in_trouble_ends_it_with_the_name_of_the_shard(
+    fault: str, message: str, tmp_path: Path, serve: Serve
+) -> None:
     folder = write(tmp_path / "shards")
     server = serve(folder)
     stream = opened(server.url, Retry(timeout_s=0.1, backoff_s=0.0))
@@ -564,7 +603,9 @@ def test_a_pattern_names_shards_on_a_server(tmp_path: Path, serve: Serve) -> Non
         open_streamed(Data(name=f"{server.url}/nothing"), retry=QUICK)
 
 
-def test_a_data_set_of_the_hub_is_streamed_through_huggingface_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_of_the_hub_is_streamed_through_huggingface_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub as hub
 
     folder = write(tmp_path / "shards", "parquet")
@@ -584,7 +625,11 @@ def test_a_data_set_of_the_hub_is_streamed_through_huggingface_hub(tmp_path: Pat
         def dataset_info(self, repo: str) -> Any:
             assert repo == "owner/insects"
             files = [f"data/{p.name}" for p in folder.iterdir()] + ["README.md"]
-            return type("Info", (), {"siblings": [type("S", (), {"rfilename": f})() for f in files], "sha": "abc", "card_data": None})()
+            return type(
+                "Info",
+                (),
+                {"siblings": [type("S", (), {"rfilename": f})() for f in files], "sha": "abc", "card_data": None},
+            )()
 
     monkeypatch.setattr(hub, "HfFileSystem", FileSystem)
     monkeypatch.setattr(hub, "HfApi", Api)
@@ -598,7 +643,14 @@ def test_a_data_set_of_the_hub_is_streamed_through_huggingface_hub(tmp_path: Pat
 
 
 MODEL = dataclasses.replace(
-    MODELS["Pico/2"], image_size=4, patch_size=2, in_channels=1, num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8
+    MODELS["Pico/2"],
+    image_size=4,
+    patch_size=2,
+    in_channels=1,
+    num_blocks=1,
+    hidden_dim=8,
+    tokens_mlp_dim=4,
+    channels_mlp_dim=8,
 )
 
 
@@ -649,7 +701,11 @@ def test_a_broken_shard_ends_the_run_with_a_line_and_the_run_goes_on_when_it_is_
         train(recipe(folder), out=out, report=cut)
     assert cli.main(["train", "--resume", str(out), "--quiet"]) == 1
     message = capsys.readouterr().err
-    assert str(victim) in message and f"goes on with: mlpmixer train --resume {out}" in message and message.count("\n") == 1
+    assert (
+        str(victim) in message
+        and f"goes on with: mlpmixer train --resume {out}" in message
+        and message.count("\n") == 1
+    )
     victim.write_bytes(sound)
     assert cli.main(["train", "--resume", str(out), "--quiet"]) == 0
     assert "after 18 steps" in capsys.readouterr().out
@@ -690,7 +746,9 @@ def test_what_needs_all_labels_first_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="class_weights=balanced needs the labels before training"):
         train(recipe(folder, class_weights="balanced"), out=tmp_path / "run")
     np.save(tmp_path / "logits.npy", np.zeros((103, 3), np.float32))
-    taught = dataclasses.replace(recipe(folder), distill=dataclasses.replace(Recipe().distill, teacher=str(tmp_path / "logits.npy")))
+    taught = dataclasses.replace(
+        recipe(folder), distill=dataclasses.replace(Recipe().distill, teacher=str(tmp_path / "logits.npy"))
+    )
     with pytest.raises(ValueError, match="these images are streamed: let a network be the teacher"):
         train(taught, out=tmp_path / "run")
     with pytest.raises(ValueError, match="103 training images do not fill a batch of 200"):

@@ -32,7 +32,9 @@ def test_brier_and_log_likelihood_are_scikit_learns():
     p = softmax(z, axis=1)
     assert brier(p, labels) == pytest.approx(brier_score_loss(labels, p, labels=range(5), scale_by_half=False))
     assert negative_log_likelihood(p, labels) == pytest.approx(log_loss(labels, p))
-    assert brier(np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([1, 0])) == 1.0  # certain and right: 0; certain and wrong: 2
+    assert (
+        brier(np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([1, 0])) == 1.0
+    )  # certain and right: 0; certain and wrong: 2
     assert np.isfinite(negative_log_likelihood(np.array([[0.0, 1.0]]), np.array([0])))
 
 

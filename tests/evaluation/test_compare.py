@@ -29,7 +29,9 @@ def test_a_comparison_counts_pairs_and_tests_those_that_differ():
     assert (c.top1_a, c.top1_b, c.difference) == (340 / 400, 315 / 400, 25 / 400)
     assert (c.top1_a_interval, c.top1_b_interval) == (wilson(340, 400), wilson(315, 400))
     assert (c.p, c.mid_p) == mcnemar(40, 15) and c.difference_interval == paired_difference(40, 15, 400)
-    assert c.better == "A" and c.verdict.startswith("A is better than B (+6.25 points for A, 95 % interval +2.59 to +9.85, p = 0.001)")
+    assert c.better == "A" and c.verdict.startswith(
+        "A is better than B (+6.25 points for A, 95 % interval +2.59 to +9.85, p = 0.001)"
+    )
     plain = c.to_json()
     assert json.loads(json.dumps(plain)) == plain and plain["better"] == "A"
 
@@ -67,12 +69,16 @@ def by_brightness(classes, threshold, path=None):
         over = (x.mean(axis=(1, 2, 3)) + 1) * 127.5 - threshold
         return np.stack([over if c == "bright" else -over for c in classes], axis=1).astype(np.float32)
 
-    return Classifier(classes=classes, preprocess=Preprocess(image_size=(8, 8)), logits=logits, pre_logits=logits, path=path)
+    return Classifier(
+        classes=classes, preprocess=Preprocess(image_size=(8, 8)), logits=logits, pre_logits=logits, path=path
+    )
 
 
 def greys(levels):
     pictures = [Image.fromarray(np.full((8, 8, 3), level, np.uint8)) for level in levels]
-    return ImageSet(("dark", "bright"), (np.array(levels) > 127).astype(int), [f"{i}.png" for i in range(len(levels))], pictures)
+    return ImageSet(
+        ("dark", "bright"), (np.array(levels) > 127).astype(int), [f"{i}.png" for i in range(len(levels))], pictures
+    )
 
 
 def test_both_models_see_the_same_images_each_with_its_own_order_of_classes():
@@ -123,6 +129,8 @@ def test_runs_of_one_recipe_with_two_seeds_are_told_apart_from_others(folder):
 def test_runs_that_cut_the_data_differently_are_not_compared_on_it(folder):
     first = run_of(folder, "first", Recipe(data=Data(name=str(folder))))
     second = run_of(folder, "second", Recipe(data=Data(name=str(folder), split_seed=5)))
-    with pytest.raises(ValueError, match=r"of these 8 images .* are no test images of .*second.* may have learned them"):
+    with pytest.raises(
+        ValueError, match=r"of these 8 images .* are no test images of .*second.* may have learned them"
+    ):
         compare(first, second)
     assert compare(first, second, split="all").n == 40

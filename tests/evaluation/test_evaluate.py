@@ -13,7 +13,12 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_s
 from mlpmixer.config import Data, Recipe, to_json
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.evaluation.calibration import expected_calibration_error, fit_temperature, negative_log_likelihood, tempered
+from mlpmixer.evaluation.calibration import (
+    expected_calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+    tempered,
+)
 from mlpmixer.evaluation.evaluate import evaluate, match_classes, shifted
 from mlpmixer.evaluation.metrics import metrics_from_probabilities
 from mlpmixer.evaluation.significance import wilson
@@ -88,7 +93,9 @@ def test_the_order_of_the_images_changes_nothing(seed, order):
     p, labels, classes, names = random_case(seed, n=30)
     order = np.array(order)
     one = metrics_from_probabilities(p, labels, classes, names)
-    two = metrics_from_probabilities(p[order], labels[order], classes, [names[i] for i in order], indices=[int(i) for i in order])
+    two = metrics_from_probabilities(
+        p[order], labels[order], classes, [names[i] for i in order], indices=[int(i) for i in order]
+    )
     for name in ("top1", "top5", "nll", "ece"):
         assert getattr(one, name) == pytest.approx(getattr(two, name), abs=1e-12)
     assert (one.confusion, one.per_class, one.most_wrong) == (two.confusion, two.per_class, two.most_wrong)
@@ -130,7 +137,9 @@ def red_or_blue(classes, path=None):
         score = {"red": red, "blue": blue}
         return np.stack([score[c] for c in classes], axis=1).astype(np.float32)
 
-    return Classifier(classes=classes, preprocess=Preprocess(image_size=(8, 8)), logits=logits, pre_logits=logits, path=path)
+    return Classifier(
+        classes=classes, preprocess=Preprocess(image_size=(8, 8)), logits=logits, pre_logits=logits, path=path
+    )
 
 
 @pytest.fixture
@@ -163,7 +172,9 @@ def left_or_right():
         left = x[:, 0, :, :4].mean(axis=(1, 2)) - x[:, 0, :, 4:].mean(axis=(1, 2))
         return np.stack([np.where(left > 0, 4 * left, 0), np.where(left > 0, 0, 0.1)], axis=1).astype(np.float32)
 
-    return Classifier(classes=("left", "right"), preprocess=Preprocess(image_size=(8, 8)), logits=logits, pre_logits=logits)
+    return Classifier(
+        classes=("left", "right"), preprocess=Preprocess(image_size=(8, 8)), logits=logits, pre_logits=logits
+    )
 
 
 def test_test_time_augmentation_stands_beside_the_plain_numbers_and_is_the_mean_over_the_views(folder):
@@ -190,7 +201,9 @@ def test_test_time_augmentation_stands_beside_the_plain_numbers_and_is_the_mean_
 def test_a_temperature_is_fitted_on_other_images_and_changes_nothing_but_how_sure_the_model_is(tmp_path):
     for split, levels in (("val", (100, 120, 130, 140, 150)), ("test", (90, 110, 125, 135, 160, 170))):
         for i, level in enumerate(levels):
-            name = "red" if (level > 127) != (i == 1) else "blue"  # the second image of each split is of the other class
+            name = (
+                "red" if (level > 127) != (i == 1) else "blue"
+            )  # the second image of each split is of the other class
             (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (level, 127, 255 - level)).save(tmp_path / split / name / f"{level}.png")
     model = red_or_blue(("blue", "red"))
@@ -203,7 +216,11 @@ def test_a_temperature_is_fitted_on_other_images_and_changes_nothing_but_how_sur
 
     temperature = fit_temperature(probabilities(val), val.labels)
     assert (both.tempered.temperature, both.tempered.n) == (temperature, 5)
-    assert both.tempered.nll == negative_log_likelihood(tempered(probabilities(test), temperature), test.labels) != plain.nll
+    assert (
+        both.tempered.nll
+        == negative_log_likelihood(tempered(probabilities(test), temperature), test.labels)
+        != plain.nll
+    )
     assert sum(b.count for b in both.tempered.reliability) == 6 and both.tempered.brier != plain.brier
     assert json.loads(json.dumps(both.to_json())) == both.to_json()
     with pytest.raises(ValueError, match="sigmoid loss"):
@@ -218,7 +235,9 @@ def test_a_shifted_view_is_the_image_a_32nd_of_its_side_further():
     assert all(view.shape == images.shape for view in (down, right, up, left))
     assert (down[:, 2:] == images[:, :-2]).all() and (down[:, :2] == images[:, [2, 1]]).all()
     assert (up[:, :-2] == images[:, 2:]).all()
-    assert (right[:, :, 1:] == images[:, :, :-1]).all() and (left[:, :, :-1] == images[:, :, 1:]).all()  # 6 / 32 of a pixel: one
+    assert (right[:, :, 1:] == images[:, :, :-1]).all() and (
+        left[:, :, :-1] == images[:, :, 1:]
+    ).all()  # 6 / 32 of a pixel: one
 
 
 def test_no_readable_image_is_an_error_with_a_reason(tmp_path):

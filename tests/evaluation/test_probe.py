@@ -1,4 +1,5 @@
-"""Frozen features: few shots as the official evaluator measures them, nearest neighbours, a linear probe, and the features on disk."""
+"""Frozen features: few shots as the official evaluator measures them, nearest neighbours, a linear probe, and the
+features on disk."""
 
 import json
 import math
@@ -18,7 +19,16 @@ from mlpmixer import cli
 from mlpmixer.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.evaluation.probe import draw_shots, features_of, few_shot, knn, linear_probe, probe, ridge_dual, ridge_primal
+from mlpmixer.evaluation.probe import (
+    draw_shots,
+    features_of,
+    few_shot,
+    knn,
+    linear_probe,
+    probe,
+    ridge_dual,
+    ridge_primal,
+)
 from mlpmixer.inference.classifier import Classifier, load
 
 FIXTURE = json.loads((Path(__file__).parents[1] / "fixtures" / "fewshot.json").read_text())
@@ -59,7 +69,9 @@ def test_primal_equals_dual_and_both_solve_the_normal_equations(n, d, l2, seed):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(n, d)), rng.normal(size=(n, 3))
     np.testing.assert_allclose(ridge_primal(x, y, l2), ridge_dual(x, y, l2), rtol=0, atol=1e-9)
-    np.testing.assert_allclose(ridge_primal(x, y, l2), np.linalg.solve(x.T @ x + l2 * np.eye(d), x.T @ y), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        ridge_primal(x, y, l2), np.linalg.solve(x.T @ x + l2 * np.eye(d), x.T @ y), rtol=0, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize(("shots", "cheaper"), [(1, "ridge_dual"), (3, "ridge_primal")])
@@ -96,7 +108,10 @@ def test_other_seeds_draw_other_images():
 
 def test_a_class_with_too_few_images_is_refused_with_what_is_possible():
     x, labels = np.zeros((7, 2)), np.array([0, 0, 0, 0, 0, 1, 1])
-    with pytest.raises(ValueError, match=r"5 shots need 5 training images of every class, and class 1 has 2; possible here: --shots 1,2$"):
+    with pytest.raises(
+        ValueError,
+        match=r"5 shots need 5 training images of every class, and class 1 has 2; possible here: --shots 1,2$",
+    ):
         few_shot(x, labels, x, labels, shots=(1, 2, 5))
     with pytest.raises(ValueError, match="class 1 has 2"):
         draw_shots(labels, 3, 0)
@@ -122,7 +137,9 @@ def test_the_nearest_neighbour_goes_by_direction_not_by_length():
 
 def test_votes_weigh_by_similarity():
     near_0 = np.array([[0.9, 0.1]])  # cosines: 0.994 to class 0, 0.684 to both of class 1, 0.110 to class 2
-    assert knn(TRAIN, OF, near_0, np.array([0]), k=3).top1 == 1.0  # exp(0.994 / 0.07) is more than twice exp(0.684 / 0.07)
+    assert (
+        knn(TRAIN, OF, near_0, np.array([0]), k=3).top1 == 1.0
+    )  # exp(0.994 / 0.07) is more than twice exp(0.684 / 0.07)
     assert knn(TRAIN, OF, near_0, np.array([1]), k=3, temperature=10.0).top1 == 1.0  # all alike: two votes against one
     c0, c1 = 0.9 / math.hypot(0.9, 0.1), (0.6 * 0.9 + 0.8 * 0.1) / math.hypot(0.9, 0.1)
     even = (c0 - c1) / math.log(2)  # here one vote weighs as much as two
@@ -132,7 +149,12 @@ def test_votes_weigh_by_similarity():
 
 def test_every_test_image_counts_once_however_they_are_cut(monkeypatch):
     rng = np.random.default_rng(0)
-    train, of, test, labels = rng.normal(size=(40, 5)), rng.integers(0, 4, 40), rng.normal(size=(33, 5)), rng.integers(0, 4, 33)
+    train, of, test, labels = (
+        rng.normal(size=(40, 5)),
+        rng.integers(0, 4, 40),
+        rng.normal(size=(33, 5)),
+        rng.integers(0, 4, 33),
+    )
     whole = knn(train, of, test, labels, k=7)
     monkeypatch.setattr(module, "ROWS", 10)
     assert knn(train, of, test, labels, k=7) == whole
@@ -162,7 +184,10 @@ def test_the_strength_is_the_best_on_validation_and_the_strongest_of_those():
     train, val, test = clouds(60, 0), clouds(45, 1), clouds(300, 2)
     got = linear_probe(*train, *val, *test)
     mean, std = module._mean_std(train[0])
-    fits = {l2: LogisticRegression(C=1 / l2, max_iter=1000).fit((train[0] - mean) / std, train[1]) for l2 in module.LINEAR_L2S}
+    fits = {
+        l2: LogisticRegression(C=1 / l2, max_iter=1000).fit((train[0] - mean) / std, train[1])
+        for l2 in module.LINEAR_L2S
+    }
     on_val = {l2: fit.score((val[0] - mean) / std, val[1]) for l2, fit in fits.items()}
     assert got.val_top1 == max(on_val.values()) > min(on_val.values())
     assert got.l2 == max(l2 for l2, share in on_val.items() if share == got.val_top1)
@@ -195,7 +220,10 @@ X, Y = np.zeros((4, 2)), np.array([0, 1, 0, 1])
         (lambda: few_shot(X, Y - 1, X, Y), "train: labels must be integers from 0 on, got int64 from -1"),
         (lambda: few_shot(X, Y * 1.0, X, Y), "train: labels must be integers"),
         (lambda: few_shot(X, Y, X * np.nan, Y), "test: the features hold NaN"),
-        (lambda: few_shot(X, Y, X, Y, shots=()), "shots must be positive numbers of images, such as 1,5,10,25; got none"),
+        (
+            lambda: few_shot(X, Y, X, Y, shots=()),
+            "shots must be positive numbers of images, such as 1,5,10,25; got none",
+        ),
         (lambda: few_shot(X, Y, X, Y, shots=(1, 0)), "got 1,0"),
         (lambda: few_shot(X, Y, X, Y, shots=(1,), seeds=()), "at least one seed"),
         (lambda: few_shot(X, Y, X, Y, shots=(1,), l2=0), "l2 must be positive, got 0"),
@@ -232,12 +260,15 @@ def network():
 def model(network, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"weights")
-    return Classifier(classes=("a", "b"), preprocess=Preprocess(image_size=(4, 4)), logits=network, pre_logits=network, path=path)
+    return Classifier(
+        classes=("a", "b"), preprocess=Preprocess(image_size=(4, 4)), logits=network, pre_logits=network, path=path
+    )
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """Three classes of colours, other than those of the model; of each 12 images for train, 3 for val and 3 for test."""
+    """Three classes of colours, other than those of the model; of each 12 images for train, 3 for val and 3 for
+    test."""
     rng = np.random.default_rng(0)
     for split, n in (("train", 12), ("val", 3), ("test", 3)):
         for c, name in enumerate(("red", "green", "blue")):
@@ -270,7 +301,11 @@ def test_validation_images_are_seen_by_the_linear_probe_only(model, photos, netw
 def test_the_result_becomes_json_and_back_unchanged(model, photos):
     plain = probe(model, str(photos), shots=(1, 5), neighbours=3, linear=True).to_json()
     assert json.loads(json.dumps(plain)) == plain
-    assert plain["few_shot"][1] == {"shots": 5, "top1": {"mean": 1.0, "range": [1.0, 1.0], "n": 3}, "top1_by_seed": [1.0] * 3}
+    assert plain["few_shot"][1] == {
+        "shots": 5,
+        "top1": {"mean": 1.0, "range": [1.0, 1.0], "n": 3},
+        "top1_by_seed": [1.0] * 3,
+    }
     assert plain["neighbours"] == {"k": 3, "top1": 1.0}
     assert set(plain["linear"]) == {"l2", "val_top1", "top1", "converged"}
 
@@ -288,7 +323,9 @@ def test_unreadable_images_are_named_and_nothing_else_changes(model, photos):
 
 
 def test_what_cannot_be_done_is_said_before_the_network_runs(model, photos, network):
-    with pytest.raises(ValueError, match=r"25 shots need 25 training images of every class, and class 'blue' has 12; .* --shots 1,5,10"):
+    with pytest.raises(
+        ValueError, match=r"25 shots need 25 training images of every class, and class 'blue' has 12; .* --shots 1,5,10"
+    ):
         probe(model, str(photos))
     with pytest.raises(ValueError, match=r"must be in 1\.\.36"):
         probe(model, str(photos), shots=(1,), neighbours=37)
@@ -309,9 +346,15 @@ def test_kept_features_are_the_same_and_the_network_runs_once(model, photos, net
     network.seen = 0
     first = probe(model, str(photos), shots=(1, 5), neighbours=3, linear=True, cache=tmp_path / "cache")
     assert network.seen == 54
-    assert probe(model, str(photos), shots=(1, 5), neighbours=3, linear=True, cache=tmp_path / "cache") == first == fresh
+    assert (
+        probe(model, str(photos), shots=(1, 5), neighbours=3, linear=True, cache=tmp_path / "cache") == first == fresh
+    )
     assert network.seen == 54
-    assert sorted(f.name.rpartition("-")[0] for f in (tmp_path / "cache").iterdir()) == ["photos-test", "photos-train", "photos-val"]
+    assert sorted(f.name.rpartition("-")[0] for f in (tmp_path / "cache").iterdir()) == [
+        "photos-test",
+        "photos-train",
+        "photos-val",
+    ]
 
 
 def other_weights(model, photos):
@@ -340,7 +383,8 @@ def another_image_in_its_place(model, photos):
 
 
 @pytest.mark.parametrize(
-    "change", [other_weights, other_preprocessing, other_pixels_of_the_same_size, one_image_less, another_image_in_its_place]
+    "change",
+    [other_weights, other_preprocessing, other_pixels_of_the_same_size, one_image_less, another_image_in_its_place],
 )
 def test_outdated_features_are_never_used(change, model, photos, network, tmp_path):
     features_of(model, open_data(Data(name=str(photos))).test, cache=tmp_path / "cache")
@@ -353,7 +397,14 @@ def test_outdated_features_are_never_used(change, model, photos, network, tmp_pa
 
 def test_features_are_kept_apart_by_all_that_changes_the_network(digits_run, tmp_path):
     images = open_data(Data(name="digits")).test.subset(range(8))
-    ways = [{}, {"image_size": 16}, {"image_size": 16, "resize": "nearest"}, {"patch_size": 4}, {"patch_size": (4, 2)}, {"in_channels": 3}]
+    ways = [
+        {},
+        {"image_size": 16},
+        {"image_size": 16, "resize": "nearest"},
+        {"patch_size": 4},
+        {"patch_size": (4, 2)},
+        {"in_channels": 3},
+    ]
     fresh = [features_of(load(digits_run, **way), images).values for way in ways]
     assert all(not np.allclose(fresh[1], fresh[i], atol=1e-4) for i in (2, 3)), "of one size, and not the same"
     for files in (len(ways), len(ways)):
@@ -401,7 +452,18 @@ def test_a_model_in_memory_has_nothing_to_tell_its_features_by(network, tmp_path
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "digits"
-    quick = ["--steps", "2", "--batch-size", "16", "--model.num-blocks", "1", "--model.hidden-dim", "8", "--device", "cpu"]
+    quick = [
+        "--steps",
+        "2",
+        "--batch-size",
+        "16",
+        "--model.num-blocks",
+        "1",
+        "--model.hidden-dim",
+        "8",
+        "--device",
+        "cpu",
+    ]
     assert cli.main(["train", "digits", "--out", str(out), "--quiet", *quick]) == 0
     return out
 
@@ -425,7 +487,12 @@ def test_the_command_prints_a_table_or_json_and_keeps_the_features(digits_run, c
 
 
 def test_without_data_the_command_takes_the_data_of_the_run_cut_as_in_training(digits_run, capsys, tmp_path):
-    assert cli.main(["probe", str(digits_run), "--shots", "2", "--cache", str(tmp_path / "kept"), "--json", "--device", "cpu"]) == 0
+    assert (
+        cli.main(
+            ["probe", str(digits_run), "--shots", "2", "--cache", str(tmp_path / "kept"), "--json", "--device", "cpu"]
+        )
+        == 0
+    )
     numbers = json.loads(capsys.readouterr().out)
     assert numbers["n_test"] == json.loads((digits_run / "summary.json").read_text())["test"]["n"]
     assert numbers["neighbours"] is None and numbers["linear"] is None
@@ -434,7 +501,22 @@ def test_without_data_the_command_takes_the_data_of_the_run_cut_as_in_training(d
 
 def test_the_command_names_unreadable_images_and_ends_with_1(digits_run, photos, capsys, tmp_path):
     (photos / "test" / "red" / "2.png").write_bytes(b"no image")
-    assert cli.main(["probe", str(digits_run), str(photos), "--shots", "1", "--cache", str(tmp_path / "kept"), "--device", "cpu"]) == 1
+    assert (
+        cli.main(
+            [
+                "probe",
+                str(digits_run),
+                str(photos),
+                "--shots",
+                "1",
+                "--cache",
+                str(tmp_path / "kept"),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 1
+    )
     out, err = capsys.readouterr()
     assert "36 training and 8 test images of 3 classes" in out
     assert "2.png" in err and "1 images could not be read" in err
@@ -443,7 +525,10 @@ def test_the_command_names_unreadable_images_and_ends_with_1(digits_run, photos,
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--shots", "1,five"], "--shots 1,five: expected whole numbers with commas between them, such as --shots 1,5,10,25"),
+        (
+            ["--shots", "1,five"],
+            "--shots 1,five: expected whole numbers with commas between them, such as --shots 1,5,10,25",
+        ),
         (["--shots", "0"], "shots must be positive"),
         (["--shots", "1,500"], "possible here: --shots 1"),
         (["--knn", "-1"], "must be in 1.."),

@@ -71,7 +71,9 @@ def metrics(classes, n=60, seed=0, **kwargs):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, len(classes), n)
     p = rng.dirichlet(np.ones(len(classes)), n)
-    return metrics_from_probabilities(p, labels, classes, [f"{classes[c]}/{i}.png" for i, c in enumerate(labels)], **kwargs)
+    return metrics_from_probabilities(
+        p, labels, classes, [f"{classes[c]}/{i}.png" for i, c in enumerate(labels)], **kwargs
+    )
 
 
 @pytest.fixture
@@ -81,10 +83,20 @@ def run(tmp_path):
     (folder / "recipe.json").write_text(json.dumps(to_json(Recipe(name="digits<i>"))))
     env = {"device": "a CPU, 2 threads", "command": ["mlpmixer", "train", "digits"], "packages": {"torch": "2"}}
     (folder / "env.json").write_text(json.dumps(env))
-    lines = [{"kind": "step", "step": s, "epoch": s / 10, "loss": 2 / s, "lr": 1e-3, "top1": 0.5} for s in range(1, 100)]
+    lines = [
+        {"kind": "step", "step": s, "epoch": s / 10, "loss": 2 / s, "lr": 1e-3, "top1": 0.5} for s in range(1, 100)
+    ]
     lines += [{"kind": "eval", "step": s, "epoch": s / 10, "split": "val", "top1": 0.6, "nll": 1.0} for s in (50, 99)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "st')  # killed while writing
-    summary = {"val_top1": 0.61, "test": metrics(list("abc")).to_json(), "params": 12345, "train_s": 7600.0, "steps": 99}
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "st'
+    )  # killed while writing
+    summary = {
+        "val_top1": 0.61,
+        "test": metrics(list("abc")).to_json(),
+        "params": 12345,
+        "train_s": 7600.0,
+        "steps": 99,
+    }
     (folder / "summary.json").write_text(json.dumps(summary | {"bad_images": [["x<y.png", "empty file"]]}))
     return folder
 
@@ -106,7 +118,9 @@ def test_given_metrics_take_the_place_of_the_stored_ones(run):
     m = metrics(list("abcdefg"), n=200, bad=[("torn.jpg", "image file is truncated")])
     pictures = [np.zeros((300, 200, 3), dtype=np.uint8), None, np.zeros((8, 8, 1), dtype=np.uint8)]
     page = check_safe(write_report(run, m, pictures).read_text(encoding="utf-8"))
-    assert "200 test images" in page.text and "torn.jpg" in page.text and "img" in page.tags and "no picture" in page.text
+    assert (
+        "200 test images" in page.text and "torn.jpg" in page.text and "img" in page.tags and "no picture" in page.text
+    )
 
 
 def test_an_unfinished_run_has_a_report_too(run):
@@ -125,7 +139,9 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 def test_hostile_class_names_are_shown_and_not_obeyed(copies):
     classes = [name + "!" * i for i in range(copies) for name in EVIL]
     m = metrics(classes, bad=[("<b>x.png", "<i>reason")])
-    text = evaluation_html(m, [np.zeros((4, 4), dtype=np.uint8) for _ in m.most_wrong], title="<u>", model='"<m>', data="</dl>")
+    text = evaluation_html(
+        m, [np.zeros((4, 4), dtype=np.uint8) for _ in m.most_wrong], title="<u>", model='"<m>', data="</dl>"
+    )
     page = check_safe(text)
     text.encode("utf-8")
     assert not page.tags & {"b", "i", "u", "m"}
@@ -152,10 +168,16 @@ def test_calibration_is_drawn_and_told_before_and_after_a_temperature():
     plain = evaluation_html(m)
     after = with_temperature(p, labels, 2.5, 17)
     m = dataclasses.replace(
-        m, tempered=after, real=real_score(labels, [frozenset({int(label)}) for label in labels[:40]] + [frozenset()] * 20)
+        m,
+        tempered=after,
+        real=real_score(labels, [frozenset({int(label)}) for label in labels[:40]] + [frozenset()] * 20),
     )
     page = check_safe(evaluation_html(m))
-    for text in ("logits divided by 2.500, the best on 17 validation images", f"{after.nll:.4f}", "ReaL top-1, 40 images"):
+    for text in (
+        "logits divided by 2.500, the best on 17 validation images",
+        f"{after.nll:.4f}",
+        "ReaL top-1, 40 images",
+    ):
         assert text in page.text and text not in plain
     assert f"{m.brier:.4f}" in page.text and f"{m.brier:.4f}" in plain
     stored = {k: v for k, v in m.to_json().items() if k not in ("reliability", "brier", "tempered", "real")}

@@ -30,11 +30,15 @@ def test_nothing_is_known_without_images_and_more_right_than_images_is_refused()
         wilson(3, 2)
 
 
-@pytest.mark.parametrize(("a", "b"), [(0, 0), (1, 0), (0, 5), (3, 3), (10, 21), (24, 27), (400, 470), (480, 650), (12_000, 11_000)])
+@pytest.mark.parametrize(
+    ("a", "b"), [(0, 0), (1, 0), (0, 5), (3, 3), (10, 21), (24, 27), (400, 470), (480, 650), (12_000, 11_000)]
+)
 def test_mcnemars_exact_test_is_scipys_binomial_test(a: int, b: int) -> None:
     p, mid_p = mcnemar(a, b)
     assert p == pytest.approx(stats.binomtest(a, a + b, 0.5).pvalue if a + b else 1.0, rel=1e-8)
-    assert mid_p == pytest.approx(min(1.0, 2 * stats.binom.cdf(min(a, b), a + b, 0.5) - stats.binom.pmf(min(a, b), a + b, 0.5)), rel=1e-8)
+    assert mid_p == pytest.approx(
+        min(1.0, 2 * stats.binom.cdf(min(a, b), a + b, 0.5) - stats.binom.pmf(min(a, b), a + b, 0.5)), rel=1e-8
+    )
     assert mcnemar(b, a) == (p, mid_p)
 
 
@@ -47,9 +51,12 @@ def test_the_interval_of_the_difference_is_the_one_of_a_paired_bootstrap(a: int,
 
 
 @pytest.mark.parametrize(
-    ("in_a", "in_b", "n"), [(0.01, 0.01, 360), (0.03, 0.01, 360), (0.15, 0.02, 431), (0.06, 0.05, 10_000), (0.05, 0.0, 100)]
+    ("in_a", "in_b", "n"),
+    [(0.01, 0.01, 360), (0.03, 0.01, 360), (0.15, 0.02, 431), (0.06, 0.05, 10_000), (0.05, 0.0, 100)],
 )
-def test_the_interval_of_the_difference_holds_the_truth_in_at_least_94_of_100_samples(in_a: float, in_b: float, n: int) -> None:
+def test_the_interval_of_the_difference_holds_the_truth_in_at_least_94_of_100_samples(
+    in_a: float, in_b: float, n: int
+) -> None:
     drawn = np.random.default_rng(1).multinomial(n, [in_a, in_b, 1 - in_a - in_b], 4000)
     intervals = np.array([paired_difference(int(a), int(b), n) for a, b, _ in drawn])
     assert ((intervals[:, 0] <= in_a - in_b) & (in_a - in_b <= intervals[:, 1])).mean() > 0.94
@@ -63,5 +70,7 @@ def test_a_difference_between_equal_models_has_an_interval_around_0() -> None:
 
 
 def test_holm_enlarges_the_smallest_p_most_and_keeps_the_order() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # 3 x, then 1 x but not below 2 x 0.03, 2 x, 4 x
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
+        [0.03, 0.06, 0.06, 0.02]
+    )  # 3 x, then 1 x but not below 2 x 0.03, 2 x, 4 x
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []

@@ -19,7 +19,13 @@ from mlpmixer.weights.model_file import ModelMeta, save_model
 from mlpmixer.weights.run_folder import write_recipe
 
 OBLONG = MixerConfig(
-    image_size=(8, 12), patch_size=(4, 2), num_classes=5, num_blocks=2, hidden_dim=10, tokens_mlp_dim=7, channels_mlp_dim=12
+    image_size=(8, 12),
+    patch_size=(4, 2),
+    num_classes=5,
+    num_blocks=2,
+    hidden_dim=10,
+    tokens_mlp_dim=7,
+    channels_mlp_dim=12,
 )
 PARTS = dataclasses.replace(OBLONG, parts=(1, 3), in_channels=1, activation="gelu_erf")
 FILL = torch.tensor([0.1, -0.2, 0.3])
@@ -45,7 +51,14 @@ CLASSES = torch.tensor([4, 0, 2])
 
 def digits_classifier():
     cfg = MixerConfig(
-        image_size=8, patch_size=2, in_channels=1, num_classes=10, num_blocks=1, hidden_dim=8, tokens_mlp_dim=8, channels_mlp_dim=8
+        image_size=8,
+        patch_size=2,
+        in_channels=1,
+        num_classes=10,
+        num_blocks=1,
+        hidden_dim=8,
+        tokens_mlp_dim=8,
+        channels_mlp_dim=8,
     )
     meta = ModelMeta(config=cfg, classes=tuple("0123456789"), preprocess=Preprocess(image_size=(8, 8), in_channels=1))
     return from_network(mixer(cfg), meta), meta
@@ -61,7 +74,9 @@ def test_the_evidence_of_the_patches_sums_to_the_logits(cfg):
     assert evidence.shape == (3, 12, 5)
     torch.testing.assert_close(evidence.mean(dim=1), logits, rtol=0, atol=1e-5)
     of_class = METHODS["evidence"](model, images, CLASSES, FILL[: cfg.in_channels])
-    torch.testing.assert_close(of_class.sum(dim=1) + model.head.bias[CLASSES], logits[range(3), CLASSES], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        of_class.sum(dim=1) + model.head.bias[CLASSES], logits[range(3), CLASSES], rtol=0, atol=1e-5
+    )
 
 
 def test_occlusion_is_the_fall_of_the_logit_when_one_patch_is_filled(monkeypatch):
@@ -70,7 +85,9 @@ def test_occlusion_is_the_fall_of_the_logit_when_one_patch_is_filled(monkeypatch
     found = attribution.occlusion(model, images, CLASSES, FILL)
     hidden = images.clone()
     hidden[:, :, 4:8, 6:8] = FILL[:, None, None]  # row 1, column 3 of a 2 x 6 grid
-    torch.testing.assert_close(found[:, 9], (model(images) - model(hidden))[range(3), CLASSES].detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        found[:, 9], (model(images) - model(hidden))[range(3), CLASSES].detach(), rtol=0, atol=1e-5
+    )
 
 
 def test_integrated_gradients_are_complete():
@@ -135,9 +152,13 @@ def test_the_command_writes_pictures_and_a_page_and_an_unreadable_image_costs_no
     write_recipe(folder / "run", Recipe(name="digits"))
     out = folder / "out"
     methods = "evidence,occlusion,gradient-x-input,integrated-gradients,mixing"
-    code, printed, errors = called(capsys, folder / "run", folder / "torn.png", folder / "a<b.png", "--out", out, "--method", methods)
+    code, printed, errors = called(
+        capsys, folder / "run", folder / "torn.png", folder / "a<b.png", "--out", out, "--method", methods
+    )
     assert code == 1 and "torn.png" in errors and "a<b.png" in printed and "mean of 512 training images" in printed
-    assert {p.name for p in out.iterdir()} == {f"01-a_b-{m}.png" for m in ("seen", *methods.split(","))} | {"explanation.html"}
+    assert {p.name for p in out.iterdir()} == {f"01-a_b-{m}.png" for m in ("seen", *methods.split(","))} | {
+        "explanation.html"
+    }
     page = check_safe((out / "explanation.html").read_text(encoding="utf-8"))
     for text in ("a<b.png", "torn.png", "bias", "How far a patch sees", *METHODS):
         assert text in page.text, text
@@ -145,14 +166,26 @@ def test_the_command_writes_pictures_and_a_page_and_an_unreadable_image_costs_no
 
 
 def test_the_command_measures_and_tells_all_numbers_as_json(folder, capsys):
-    args = (folder / "run", folder / "a<b.png", "--class", "7", "--out", folder / "out", "--method", "evidence", "--json")
+    args = (
+        folder / "run",
+        folder / "a<b.png",
+        "--class",
+        "7",
+        "--out",
+        folder / "out",
+        "--method",
+        "evidence",
+        "--json",
+    )
     code, printed, _ = called(capsys, *args, "--faithfulness", "digits", "--faithfulness-images", "5")
     found = json.loads(printed)
     (image,) = found["images"]
     assert code == 0 and image["asked"]["label"] == "7" and "128 of 255 (the middle" in found["fill"]
     sums = sum(map(sum, image["maps"]["evidence"])) + image["asked"]["bias"]
     assert sums == pytest.approx(image["asked"]["logit"], abs=1e-5)
-    assert [row["method"] for row in found["faithfulness"]["areas"]] == ["evidence", "random"] and found["faithfulness"]["images"] == 5
+    assert [row["method"] for row in found["faithfulness"]["areas"]] == ["evidence", "random"] and found[
+        "faithfulness"
+    ]["images"] == 5
     assert "Which method is faithful" in check_safe((folder / "out" / "explanation.html").read_text()).text
 
 
@@ -173,5 +206,7 @@ def test_what_is_mistyped_is_answered_with_help(folder, capsys, monkeypatch, arg
 
 
 def test_without_any_readable_image_there_is_no_page(folder, capsys):
-    code, printed, errors = called(capsys, folder / "run", folder / "torn.png", folder / "none.png", "--out", folder / "out")
+    code, printed, errors = called(
+        capsys, folder / "run", folder / "torn.png", folder / "none.png", "--out", folder / "out"
+    )
     assert code == 1 and "torn.png" in errors and "none.png" in errors and not printed and not (folder / "out").exists()

@@ -17,7 +17,10 @@ def test_heat_maps_are_aligned_with_the_patches_and_the_legend_ends_with_the_col
     body = picture[: 8 * 21, : 12 * 21].reshape(2, 4 * 21, 6, 2 * 21, 3)
     assert (body == body[:, :1, :, :1]).all()  # one colour in each patch, up to its border
     cells = body[:, 0, :, 0].astype(int)
-    assert (np.abs(cells - cells[0, 0]).sum(axis=2) > 0).tolist() == [[False] * 5 + [True], [False] * 3 + [True] + [False] * 2]
+    assert (np.abs(cells - cells[0, 0]).sum(axis=2) > 0).tolist() == [
+        [False] * 5 + [True],
+        [False] * 3 + [True] + [False] * 2,
+    ]
     red, blue = cells[1, 3], cells[0, 5]
     assert red[0] > red[2] and blue[2] > blue[0]
     bar = picture[:, 12 * 21 + page.GAP_PX + 7]

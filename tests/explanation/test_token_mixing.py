@@ -28,7 +28,9 @@ def test_parts_hear_nothing_of_each_other():
 def test_dependence_is_the_jacobian_of_the_tokens_by_the_patches_and_the_estimate_is_near_it():
     model, image = mixer(), some_images()[0]
     exact, none = token_mixing.dependence(model, image)
-    jacobian = torch.func.jacrev(lambda p: model.blocks[1](model.blocks[0](model.stem(p))))(model.patches(image[None]))[0]
+    jacobian = torch.func.jacrev(lambda p: model.blocks[1](model.blocks[0](model.stem(p))))(model.patches(image[None]))[
+        0
+    ]
     assert exact.shape == (2, 12, 12) and not none.any()
     torch.testing.assert_close(exact[1], jacobian.square().sum(dim=(1, 2, 4)).detach(), rtol=1e-4, atol=1e-5)
     estimate, error = token_mixing.dependence(model, image, directions=200)
@@ -58,7 +60,9 @@ def test_hidden_units_are_the_rows_of_w1_on_the_grid_also_with_locality_kernels(
     assert not torch.equal(local, units)
     assert torch.equal(local, token_mixing.hidden_units(locality.folded(model), 1))
     images = some_images()
-    torch.testing.assert_close(token_mixing.mixing_maps(model, images), token_mixing.mixing_maps(locality.folded(model), images))
+    torch.testing.assert_close(
+        token_mixing.mixing_maps(model, images), token_mixing.mixing_maps(locality.folded(model), images)
+    )
     with pytest.raises(ValueError, match="no block 2"):
         token_mixing.hidden_units(model, 2)
 
@@ -68,7 +72,9 @@ def test_stem_filters_have_the_shape_of_patches():
     filters = token_mixing.stem_filters(model)
     assert filters.shape == (10, 3, 4, 2)
     patch = some_images()[:1, :, :4, :2]
-    torch.testing.assert_close((filters * patch).sum(dim=(1, 2, 3)), model.stem(model.patches(some_images()[:1]))[0, 0] - model.stem.bias)
+    torch.testing.assert_close(
+        (filters * patch).sum(dim=(1, 2, 3)), model.stem(model.patches(some_images()[:1]))[0, 0] - model.stem.bias
+    )
 
 
 def wave(cycles_down, cycles_across, phase=0.0, size=(6, 8)):
@@ -77,12 +83,16 @@ def wave(cycles_down, cycles_across, phase=0.0, size=(6, 8)):
 
 
 def test_the_frequency_of_a_wave_is_its_own():
-    found = token_mixing.frequency(torch.stack([torch.ones(6, 8), wave(0, 1), wave(2, 0), wave(3, 4), torch.zeros(6, 8)]))
+    found = token_mixing.frequency(
+        torch.stack([torch.ones(6, 8), wave(0, 1), wave(2, 0), wave(3, 4), torch.zeros(6, 8)])
+    )
     torch.testing.assert_close(found, torch.tensor([0, 1 / 8, 1 / 3, 0.5**0.5, torch.inf]), atol=1e-5, rtol=0)
 
 
 def test_units_come_in_opposite_pairs_low_frequencies_first():
-    units = torch.stack([wave(2, 1), wave(0, 1), -3 * wave(1, 0), wave(1, 0), -0.5 * wave(2, 1), wave(0, 1, torch.pi), wave(0, 4)])
+    units = torch.stack(
+        [wave(2, 1), wave(0, 1), -3 * wave(1, 0), wave(1, 0), -0.5 * wave(2, 1), wave(0, 1, torch.pi), wave(0, 4)]
+    )
     order, cosines = token_mixing.opposite_pairs(units)
     pairs = [set(pair) for pair in order[:6].reshape(3, 2).tolist()]
     assert pairs == [{1, 5}, {2, 3}, {0, 4}] and order[6] == 6

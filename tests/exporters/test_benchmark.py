@@ -1,4 +1,5 @@
-"""Each engine is measured in a process of its own, the fastest one that answers rightly is chosen, and the command line remembers it."""
+"""Each engine is measured in a process of its own, the fastest one that answers rightly is chosen, and the command line
+remembers it."""
 
 import csv
 import dataclasses
@@ -53,7 +54,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @dataclasses.dataclass
 class Invented:
-    """Stands for the processes: an engine has these seconds a call, and gives these answers. Whatever has none fails."""
+    """Stands for the processes: an engine has these seconds a call, and gives these answers. Whatever has none
+    fails."""
 
     seconds: dict[str, float]
     answers: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -90,7 +92,15 @@ def invent(monkeypatch: pytest.MonkeyPatch, **of: Any) -> Invented:
 
 
 def row(engine: str, images_per_s: float, **of: Any) -> Row:
-    plain: dict[str, Any] = {"version": "1", "precision": "float32", "threads": 0, "batch": 1, "calls": 3, "start_s": 1.0, "peak_mib": 1.0}
+    plain: dict[str, Any] = {
+        "version": "1",
+        "precision": "float32",
+        "threads": 0,
+        "batch": 1,
+        "calls": 3,
+        "start_s": 1.0,
+        "peak_mib": 1.0,
+    }
     plain |= {"p50_ms": 1.0, "p90_ms": 1.0, "p99_ms": 1.0, "agreement": 1.0, "probability_max_diff": 0.0}
     return Row(engine=engine, images_per_s=images_per_s, **plain | of)
 
@@ -122,7 +132,9 @@ def test_a_run_is_measured_in_torch_and_its_export_beside_it(run: Path) -> None:
     assert all(r.probability_max_diff < 1e-5 for r in found.rows if r.precision == "float32")
 
 
-def test_a_run_is_compared_with_its_export_and_what_is_not_installed_is_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_compared_with_its_export_and_what_is_not_installed_is_said(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     invented = invent(monkeypatch, seconds={"torch": 0.004, "onnxruntime": 0.002})
     found = bench(run, batches=(1, 8), threads=(1, 0), seconds=0.01)
     assert [(kind.engine, kind.precision, threads) for kind, threads in invented.kinds[:5]] == [
@@ -132,7 +144,11 @@ def test_a_run_is_compared_with_its_export_and_what_is_not_installed_is_said(run
         ("openvino", "float32", 1),
         ("openvino", "bfloat16", 1),
     ]
-    assert found.reference == "torch 1.0 in float32" and found.choice is None and found.exported == ("onnxruntime", pytest.approx(2))
+    assert (
+        found.reference == "torch 1.0 in float32"
+        and found.choice is None
+        and found.exported == ("onnxruntime", pytest.approx(2))
+    )
     assert [(f.engine, f.precision, f.reason) for f in found.failed] == [
         ("openvino", precision, "openvino does not want to") for precision in ("float32", "bfloat16")
     ]
@@ -143,7 +159,9 @@ def test_a_run_is_compared_with_its_export_and_what_is_not_installed_is_said(run
     assert all('pip install "mlpmixer[onnx]"' in f.reason for f in lacking.failed)
 
 
-def test_an_engine_that_is_not_installed_is_a_line_with_the_command_that_installs_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_not_installed_is_a_line_with_the_command_that_installs_it(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bench_module, "installed", lambda name: None if name == "openvino" else "1.0")
     invent(monkeypatch, seconds={"onnxruntime": 0.1})
     found = bench(bundle, batches=(1,), threads=(0,), seconds=0.01)
@@ -168,14 +186,23 @@ def test_an_export_is_measured_without_torch(bundle: Path, tmp_path: Path) -> No
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
     )
     assert done.returncode == 0 and "torch" not in done.stdout + done.stderr.replace(str(tmp_path), ""), done.stderr
-    assert "\nchosen: " in done.stdout and f"\nremembered in {Path.home() / '.cache/mlpmixer/engines.json'}\n" in done.stdout
+    assert (
+        "\nchosen: " in done.stdout
+        and f"\nremembered in {Path.home() / '.cache/mlpmixer/engines.json'}\n" in done.stdout
+    )
 
 
 @pytest.mark.parametrize("name", ["digits-bundel", "nothing.onnx"])
-def test_a_model_that_is_not_there_is_said_before_anything_is_measured(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_is_not_there_is_said_before_anything_is_measured(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["bench", name]) == 2
     said = capsys.readouterr()
-    assert said.err.startswith(f"mlpmixer: {name} does not exist: expected a") and not said.out and said.err.count("\n") == 1
+    assert (
+        said.err.startswith(f"mlpmixer: {name} does not exist: expected a")
+        and not said.out
+        and said.err.count("\n") == 1
+    )
 
 
 def test_the_made_up_images_are_the_same_each_time_and_of_the_models_kind() -> None:
@@ -229,7 +256,9 @@ def test_layers_in_int8_may_differ_by_what_rounding_was_found_to_do() -> None:
     check = {"agreeing": 98, "n": 100, "probability_max_diff": 0.08}
     assert limits_of({"check": check}) == limits_of({"int8": {}, "check": check}) == Limits(1, 1e-4)
     assert limits_of({"int8": {"layers": 1}, "check": check}) == Limits(pytest.approx(0.96), pytest.approx(0.16))
-    assert limits_of({"int8": {"layers": 1}, "check": {"n": 0}}) == limits_of({"int8": {"layers": 1}}) == Limits(1, 1e-4)
+    assert (
+        limits_of({"int8": {"layers": 1}, "check": {"n": 0}}) == limits_of({"int8": {"layers": 1}}) == Limits(1, 1e-4)
+    )
 
 
 # --- what is remembered -----------------------------------------------------------------------------------------------
@@ -259,8 +288,13 @@ def test_the_choice_is_printed_remembered_and_taken_until_it_is_forgotten(
     assert chosen.endswith(f"\nchosen: openvino (2.00 times the speed of onnxruntime)\nremembered in {kept}\n")
     said = said_by(capsys, bundle)
     assert said.startswith("openvino 2") and " in float32 (chosen by mlpmixer bench on 2" in said
-    assert said_by(capsys, shutil.copytree(bundle, tmp_path / "copy")).startswith("openvino"), "it belongs to the content"
-    assert said_by(capsys, bundle, "--engine", "onnxruntime").startswith("onnxruntime") and len(os.listdir(kept.parent)) == 1
+    assert said_by(capsys, shutil.copytree(bundle, tmp_path / "copy")).startswith("openvino"), (
+        "it belongs to the content"
+    )
+    assert (
+        said_by(capsys, bundle, "--engine", "onnxruntime").startswith("onnxruntime")
+        and len(os.listdir(kept.parent)) == 1
+    )
     in_python = load(bundle).runtime
     assert in_python and in_python.engine == "onnxruntime", "the library remembers nothing"
     assert cli.main(["bench", str(bundle), "--forget"]) == 0
@@ -274,12 +308,21 @@ def test_the_choice_is_printed_remembered_and_taken_until_it_is_forgotten(
         ("cpu", " in float32"),
         ("cores", " in float32"),
         ("file", " in float32"),
-        ("gone", '(openvino, which mlpmixer bench chose on {day}, is no longer installed: pip install "mlpmixer[openvino]")'),
+        (
+            "gone",
+            '(openvino, which mlpmixer bench chose on {day}, is no longer installed: pip install "mlpmixer[openvino]")',
+        ),
         ("version", "(what mlpmixer bench chose on {day} was among other versions: run it again)"),
     ],
 )
 def test_a_choice_holds_for_its_file_machine_and_versions_alone(
-    what: str, says: str, chosen: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    what: str,
+    says: str,
+    chosen: str,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = bundle
     if what == "cpu":
@@ -301,13 +344,25 @@ def test_a_choice_holds_for_its_file_machine_and_versions_alone(
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"format": 2}', '{"format": 1}', '{"format": 1, "choices": 3}', '{"format": 1, "choices": [3]}', "[" * 10**5, "\xff"],
+    [
+        "",
+        "{",
+        "[]",
+        '{"format": 2}',
+        '{"format": 1}',
+        '{"format": 1, "choices": 3}',
+        '{"format": 1, "choices": [3]}',
+        "[" * 10**5,
+        "\xff",
+    ],
 )
 def test_what_was_kept_and_cannot_be_read_is_ignored_in_a_word_and_written_anew(content: str, bundle: Path) -> None:
     choices.kept_at().parent.mkdir(parents=True)
     choices.kept_at().write_bytes(content.encode("latin-1"))
     recalled = choices.recall(bundle / "model.onnx")
-    assert recalled.engine is None and recalled.word.startswith("what mlpmixer bench has chosen cannot be read and is ignored (")
+    assert recalled.engine is None and recalled.word.startswith(
+        "what mlpmixer bench has chosen cannot be read and is ignored ("
+    )
     choices.remember(bundle / "model.onnx", "openvino")
     assert choices.recall(bundle / "model.onnx").engine == "openvino"
 
@@ -320,7 +375,11 @@ def test_a_choice_that_cannot_be_kept_is_said(
     assert cli.main(["bench", str(bundle), "--seconds", "0.01", "--batch", "1", "--json"]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
-    assert found["choice"]["engine"] == "openvino" and found["remembered"] is None and "the choice cannot be remembered: " in err
+    assert (
+        found["choice"]["engine"] == "openvino"
+        and found["remembered"] is None
+        and "the choice cannot be remembered: " in err
+    )
 
 
 @pytest.mark.parametrize(
@@ -336,7 +395,9 @@ def test_a_choice_that_cannot_be_kept_is_said(
         ("nothing", "expected a run folder"),
     ],
 )
-def test_a_mistake_is_answered_in_one_line(line: str, says: str, run: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_answered_in_one_line(
+    line: str, says: str, run: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["bench", *line.format(run=run, bundle=bundle).split()]) == 2
     err = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert says.format(run=run, bundle=bundle) in err and "Traceback" not in err

@@ -75,7 +75,9 @@ def mixer(cfg: MixerConfig) -> Mixer:
     return model
 
 
-def classifier_of(cfg: MixerConfig, network: nn.Module | None = None, loss: str = "softmax", **preprocess: Any) -> Classifier:
+def classifier_of(
+    cfg: MixerConfig, network: nn.Module | None = None, loss: str = "softmax", **preprocess: Any
+) -> Classifier:
     size = cfg.image_size if isinstance(cfg.image_size, tuple) else (cfg.image_size, cfg.image_size)
     meta = ModelMeta(
         config=cfg,
@@ -101,8 +103,14 @@ def runtime_in(folder: Path) -> Path:
 
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "digits": (lambda: classifier_of(GREY, mean=(0.2,), std=(0.3,)), {}),
-    "parts, oblong, erf, three at a time": (lambda: classifier_of(PARTS, fit="pad"), {"batch": 3, "top_k": 2, "licence": "apache-2.0"}),
-    "sigmoid, pixels that are never rounded": (lambda: classifier_of(GREY, loss="sigmoid", fit="vit_jax_eval"), {"top_k": 99}),
+    "parts, oblong, erf, three at a time": (
+        lambda: classifier_of(PARTS, fit="pad"),
+        {"batch": 3, "top_k": 2, "licence": "apache-2.0"},
+    ),
+    "sigmoid, pixels that are never rounded": (
+        lambda: classifier_of(GREY, loss="sigmoid", fit="vit_jax_eval"),
+        {"top_k": 99},
+    ),
     "another network": (lambda: classifier_of(GREY, Flat()), {"batch": 1}),
 }
 
@@ -115,7 +123,11 @@ def test_an_export_answers_as_the_model_and_knows_all_that_belongs_to_it(case: s
     assert written.path == tmp_path / "new" / "model.onnx" and written.num_bytes == written.path.stat().st_size
     assert os.listdir(tmp_path / "new") == ["model.onnx"]
     checked = written.checked
-    assert checked.n == checked.agreeing == checked.n_test == 40 and checked.probability_max_diff < 1e-5 and checked.data == "digits"
+    assert (
+        checked.n == checked.agreeing == checked.n_test == 40
+        and checked.probability_max_diff < 1e-5
+        and checked.data == "digits"
+    )
 
     found = load(written.path)
     assert isinstance(found, Exported)
@@ -129,7 +141,9 @@ def test_an_export_answers_as_the_model_and_knows_all_that_belongs_to_it(case: s
         if isinstance(model.network, Mixer):
             np.testing.assert_allclose(found.features(pixels), model.features(pixels), atol=1e-5)
     if not isinstance(model.network, Mixer):
-        with pytest.raises(ValueError, match="gives no features; it gives probabilities, top_probabilities, top_classes"):
+        with pytest.raises(
+            ValueError, match="gives no features; it gives probabilities, top_probabilities, top_classes"
+        ):
             found.features(pixels_for(model, 1))
 
     assert model.meta is not None and found.meta is not None
@@ -145,7 +159,11 @@ def test_an_export_answers_as_the_model_and_knows_all_that_belongs_to_it(case: s
 def test_a_file_holds_nothing_of_the_machine_it_was_made_on(tmp_path: Path) -> None:
     path = export(classifier_of(GREY), out=tmp_path / "model.onnx", data="digits", images=1).path
     content = path.read_bytes()
-    assert b"stack_trace" not in content and b".py" not in content and str(Path(cli.__file__).parent).encode() not in content
+    assert (
+        b"stack_trace" not in content
+        and b".py" not in content
+        and str(Path(cli.__file__).parent).encode() not in content
+    )
     operations = {node.op_type for node in onnx.load(str(path)).graph.node}
     assert {"Gelu", "LayerNormalization", "MatMul", "Softmax", "TopK"} <= operations
     assert {node.domain for node in onnx.load(str(path)).graph.node} == {""}
@@ -278,9 +296,18 @@ def test_one_answer_in_a_hundred_that_differs_fails_the_check() -> None:
     model, given = classifier_of(GREY), sample(Data(name="digits"), 100)
     same = check(model, answering(model), given)
     same.require_float()
-    assert (same.n, same.agreeing, same.agreement, same.probability_max_diff, same.unreadable) == (100, 100, 1.0, 0.0, 0)
+    assert (same.n, same.agreeing, same.agreement, same.probability_max_diff, same.unreadable) == (
+        100,
+        100,
+        1.0,
+        0.0,
+        0,
+    )
     labels = given.images.labels
-    right = sum(p.label == DIGITS[y] for p, y in zip(model.predict([given.images.source(i) for i in range(100)]), labels, strict=True))
+    right = sum(
+        p.label == DIGITS[y]
+        for p, y in zip(model.predict([given.images.source(i) for i in range(100)]), labels, strict=True)
+    )
     assert same.right == right
 
     def swapped(p: np.ndarray, i: int) -> np.ndarray:  # the second batch holds 36 images
@@ -333,7 +360,9 @@ def test_an_export_that_disagrees_leaves_nothing(
     monkeypatch.setattr(graph_module, "Graph", Brighter)
     web = {"page_runtime": runtime_in(tmp_path_factory.mktemp("runtime"))} if to == "web" else {}
     with pytest.raises(Disagrees, match="the export disagrees with the model"):
-        export(classifier_of(GREY), to, **web, out=tmp_path / f"a{Path(TARGETS[to].name).suffix}", data="digits", images=20)
+        export(
+            classifier_of(GREY), to, **web, out=tmp_path / f"a{Path(TARGETS[to].name).suffix}", data="digits", images=20
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -385,7 +414,9 @@ def test_a_bundle_is_all_one_needs_and_says_what_was_measured(bundle: Path, run:
     assert json.loads((bundle / "labels.json").read_text()) == list(DIGITS)
     readme = (bundle / "README.md").read_text()
     assert re.search(r"Accuracy: [\d.]+ % \(.*\) of 50 test images of digits", readme)
-    assert "on 50 images the likeliest class is the same for 100.00 %" in readme and "Licence of the model: mit" in readme
+    assert (
+        "on 50 images the likeliest class is the same for 100.00 %" in readme and "Licence of the model: mit" in readme
+    )
     assert re.search(r"Speed: [\d.]+ ms for one image, [\d,]+ images/s in batches of 32", readme)
     assert len((bundle / "predict.py").read_text().splitlines()) < 100
     assert re.fullmatch(r"(\w+==[\w.]+\n){3}", (bundle / "requirements.txt").read_text())
@@ -433,7 +464,9 @@ def alone(code: str, packages: tuple[str, ...] = (), *, cwd: Path | None = None)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=env)
 
 
-def test_its_program_answers_as_the_model_with_three_packages(bundle: Path, run: Path, pictures: list[str], tmp_path: Path) -> None:
+def test_its_program_answers_as_the_model_with_three_packages(
+    bundle: Path, run: Path, pictures: list[str], tmp_path: Path
+) -> None:
     moved = shutil.copytree(bundle, tmp_path / "elsewhere")
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"no image")
@@ -449,7 +482,9 @@ def test_its_program_answers_as_the_model_with_three_packages(bundle: Path, run:
         assert [t["probability"] for t in line["top"]] == pytest.approx([p for _, p in wanted.top], abs=1e-5)
 
 
-def test_the_command_predicts_where_there_is_no_torch(bundle: Path, run: Path, pictures: list[str], tmp_path: Path) -> None:
+def test_the_command_predicts_where_there_is_no_torch(
+    bundle: Path, run: Path, pictures: list[str], tmp_path: Path
+) -> None:
     code = "from mlpmixer.cli import main; code = main(['predict', {!r}, *{!r}, '--format', 'jsonl', '--features', {!r}]); "
     code += "assert 'torch' not in sys.modules; sys.exit(code)"
     for of, features in ((bundle, "a.npz"), (bundle / "model.onnx", "b.npz")):
@@ -498,12 +533,16 @@ def test_predicting_from_python_imports_no_torch(bundle: Path, pictures: list[st
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_checks_and_says_so_and_evaluate_agrees(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_checks_and_says_so_and_evaluate_agrees(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = str(tmp_path / "digits.onnx")
     assert cli.main(["export", str(run), "--out", out, "--batch", "64", "--images", "360", "--licence", "cc0-1.0"]) == 0
     said = capsys.readouterr().out
     assert re.search(
-        r"compared on 360 images of digits, by onnxruntime [\d.]+ in float32: the likeliest class is the same for 100.00 %", said
+        r"compared on 360 images of digits, by onnxruntime [\d.]+ in float32: the likeliest class is the same for "
+        r"100.00 %",
+        said,
     )
     assert f"mlpmixer predict {out} IMAGE..." in said
     top1 = re.search(r"top-1 ([\d.]+) %", said)
@@ -663,12 +702,20 @@ def graph_with(path: Path, meta: ModelMeta, batch: Any, *outputs: Any) -> Path:
     constants = [helper.make_node("Constant", [], [name], value=value) for name, value in values.items()]
     takes = [helper.make_tensor_value_info("images", TensorProto.UINT8, [batch, 8, 8, 1])]
     gives = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape, _ in outputs]
-    model = helper.make_model(helper.make_graph(constants, "g", takes, gives), opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = helper.make_model(
+        helper.make_graph(constants, "g", takes, gives), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    )
     return with_metadata(model, path, metadata(meta, {}))
 
 
-def test_a_graph_that_is_not_what_its_metadata_say_is_refused(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meta, path, p = open_export(bundle / "model.onnx").meta, tmp_path / "model.onnx", ("probabilities", ["b", 10], np.full((1, 10), 0.1))
+def test_a_graph_that_is_not_what_its_metadata_say_is_refused(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta, path, p = (
+        open_export(bundle / "model.onnx").meta,
+        tmp_path / "model.onnx",
+        ("probabilities", ["b", 10], np.full((1, 10), 0.1)),
+    )
     assert load(graph_with(path, meta, "b", p)).probabilities(np.zeros((1, 8, 8, 1), np.uint8)).shape == (1, 10)
     for outputs, says in (
         ([("probability", ["b", 10], np.ones((1, 10)))], "name 10 classes, its graph gives 'probability'"),
@@ -716,7 +763,9 @@ def test_a_manifest_is_not_believed_and_not_read_further_than_a_mebibyte(bundle:
     other = json.dumps({"format": 1, "files": {"../model.onnx": "0" * 64, "/etc/passwd": "0" * 64}})
     for text in ("[" * 100_000, " " * 2**21, json.dumps({"format": 1, "files": {"model.onnx": {}}}), other):
         (moved / "bundle.json").write_text(text)
-        with pytest.raises(ValueError, match=r"bundle.json cannot be read|is not the file that the bundle was made with") as e:
+        with pytest.raises(
+            ValueError, match=r"bundle.json cannot be read|is not the file that the bundle was made with"
+        ) as e:
             load(moved)
         assert len(str(e.value)) < 1000
         with pytest.raises((ValueError, KeyError, RecursionError)):
@@ -729,7 +778,11 @@ def test_class_names_do_not_steer_the_terminal(
     moved = shutil.copytree(bundle, tmp_path / "bundle")
     names = tuple(f"\x1b[2J\x9b31m{i}\r\n\u202e" for i in range(10))
     found = open_export(bundle / "model.onnx")
-    with_metadata(onnx.load(str(bundle / "model.onnx")), moved / "model.onnx", metadata(dataclasses.replace(found.meta, classes=names), {}))
+    with_metadata(
+        onnx.load(str(bundle / "model.onnx")),
+        moved / "model.onnx",
+        metadata(dataclasses.replace(found.meta, classes=names), {}),
+    )
     (moved / "bundle.json").write_text(json.dumps({"format": 1, "files": {"model.onnx": digest(moved / "model.onnx")}}))
     assert load(moved).classes == names
     assert cli.main(["predict", str(moved), pictures[0]]) == 0
@@ -741,7 +794,9 @@ def test_class_names_do_not_steer_the_terminal(
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
-def test_without_the_packages_the_answer_is_how_to_get_them(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_packages_the_answer_is_how_to_get_them(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=rf'no {package} here\): pip install "mlpmixer\[onnx\]"'):
         export(classifier_of(GREY), out=tmp_path / "model.onnx", data="digits", images=5)

@@ -1,4 +1,5 @@
-"""An export in int8 computes its products in whole numbers, keeps its accuracy or layers in float32, and says what it is worth."""
+"""An export in int8 computes its products in whole numbers, keeps its accuracy or layers in float32, and says what it
+is worth."""
 
 import dataclasses
 import io
@@ -36,17 +37,32 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not i
 
 DIGITS = tuple("0123456789")
 CFG = MixerConfig(
-    image_size=8, patch_size=2, in_channels=1, num_blocks=2, hidden_dim=32, tokens_mlp_dim=16, channels_mlp_dim=64, num_classes=10
+    image_size=8,
+    patch_size=2,
+    in_channels=1,
+    num_blocks=2,
+    hidden_dim=32,
+    tokens_mlp_dim=16,
+    channels_mlp_dim=64,
+    num_classes=10,
 )
-LAYERS = ["stem", *(f"blocks.{i}.{mixing}.{fc}" for i in (0, 1) for mixing in ("token_mixing", "channel_mixing") for fc in ("fc1", "fc2"))]
+LAYERS = [
+    "stem",
+    *(
+        f"blocks.{i}.{mixing}.{fc}"
+        for i in (0, 1)
+        for mixing in ("token_mixing", "channel_mixing")
+        for fc in ("fc1", "fc2")
+    ),
+]
 LAYERS.append("head")
 WORST = "blocks.1.channel_mixing.fc2"
 MANY = Data(name="digits", val_fraction=0.5)  # so many validation images that half a point is more than one
 
 
 def learned(cfg: MixerConfig = CFG, *, outlier: bool = False, loss: str = "softmax") -> Classifier:
-    """A random Mixer whose head has been fitted to the digits. outlier: one hidden unit is huge and adds nothing, so that the range of
-    what a single layer, WORST, receives leaves no steps for all others."""
+    """A random Mixer whose head has been fitted to the digits. outlier: one hidden unit is huge and adds nothing, so
+    that the range of what a single layer, WORST, receives leaves no steps for all others."""
     torch.manual_seed(0)
     model = Mixer(cfg)
     if outlier:
@@ -56,7 +72,9 @@ def learned(cfg: MixerConfig = CFG, *, outlier: bool = False, loss: str = "softm
     meta = ModelMeta(
         config=cfg,
         classes=DIGITS,
-        preprocess=Preprocess(image_size=(8, 8), in_channels=cfg.in_channels, mean=(0.3,) * cfg.in_channels, std=(0.3,) * cfg.in_channels),
+        preprocess=Preprocess(
+            image_size=(8, 8), in_channels=cfg.in_channels, mean=(0.3,) * cfg.in_channels, std=(0.3,) * cfg.in_channels
+        ),
         network="",
         provenance={"loss": loss, "data": "digits"},
     )
@@ -118,7 +136,10 @@ def test_it_answers_nearly_as_the_model_and_knows_what_it_is(model: Classifier, 
     assert 1e-4 < off.max() < 0.3 and off.mean() < 0.01
     assert written.checked.probability_max_diff > 1e-4 and written.checked.agreement > 0.9
     val = open_data(Data(name="digits")).val
-    assert round(evaluate(found, val).top1 * len(val)) == q.right and round(evaluate(model, val).top1 * len(val)) == q.right_float
+    assert (
+        round(evaluate(found, val).top1 * len(val)) == q.right
+        and round(evaluate(model, val).top1 * len(val)) == q.right_float
+    )
 
 
 def test_only_what_products_receive_is_rounded(written: Written) -> None:
@@ -139,10 +160,14 @@ def test_only_what_products_receive_is_rounded(written: Written) -> None:
     given = {value.name for value in graph.output}
     assert not any(made_by[name].op_type == "DequantizeLinear" for name in given)
     assert {"features", "probabilities", "top_probabilities", "top_classes"} == given
-    assert str(Path(cli.__file__).parent).encode() not in written.path.read_bytes() and {node.domain for node in graph.node} == {""}
+    assert str(Path(cli.__file__).parent).encode() not in written.path.read_bytes() and {
+        node.domain for node in graph.node
+    } == {""}
 
 
-def test_onnxruntime_makes_products_of_whole_numbers_of_it_and_nothing_stands_between(written: Written, tmp_path: Path) -> None:
+def test_onnxruntime_makes_products_of_whole_numbers_of_it_and_nothing_stands_between(
+    written: Written, tmp_path: Path
+) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 4  # it warns that such a file is for one machine
@@ -215,11 +240,16 @@ def test_a_bundle_answers_as_the_package_and_tells_of_it(model: Classifier, writ
     q = done.int8
     assert q and re.fullmatch(r"onnxruntime [\d.]+ in int8 and float32", done.checked.runtime)
     readme = (done.path / "README.md").read_text()
-    assert f"Int8: on 144 validation images top-1 is {100 * q.right / q.n:.2f} %, in float32 {100 * q.right_float / q.n:.2f} %" in readme
+    assert (
+        f"Int8: on 144 validation images top-1 is {100 * q.right / q.n:.2f} %, in float32 "
+        f"{100 * q.right_float / q.n:.2f} %" in readme
+    )
     assert "with all its cores, 10 layers in int8." in readme
     namespace: dict[str, Any] = {"__name__": "bundled", "__file__": str(done.path / "predict.py")}
     exec(compile((done.path / "predict.py").read_text(), "predict.py", "exec"), namespace)
-    np.testing.assert_array_equal(namespace["Model"]().probabilities(pixels(9)), load(done.path).probabilities(pixels(9)))
+    np.testing.assert_array_equal(
+        namespace["Model"]().probabilities(pixels(9)), load(done.path).probabilities(pixels(9))
+    )
     np.testing.assert_array_equal(load(done.path).probabilities(pixels(9)), load(written.path).probabilities(pixels(9)))
 
 
@@ -235,11 +265,19 @@ def test_the_worst_layer_goes_back_to_float_and_no_other(tmp_path: Path, capsys:
     run = save_run(learned(outlier=True), tmp_path / "run", MANY)
     assert cli.main(["export", str(run), "--int8", "--images", "9", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["int8"]
-    assert told["float_layers"] == [WORST] and told["layers"] == 9 and told["right"] >= told["right_float"] - 0.005 * told["n"]
+    assert (
+        told["float_layers"] == [WORST]
+        and told["layers"] == 9
+        and told["right"] >= told["right_float"] - 0.005 * told["n"]
+    )
     assert open_export(run / "model.onnx").made["int8"] == told
     graph = graph_of(run / "model.onnx")
     assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == 9
-    sizes = [onnx.numpy_helper.to_array(value).shape for value in graph.initializer if value.data_type == onnx.TensorProto.FLOAT]
+    sizes = [
+        onnx.numpy_helper.to_array(value).shape
+        for value in graph.initializer
+        if value.data_type == onnx.TensorProto.FLOAT
+    ]
     assert sizes.count((64, 32)) == 1  # its weights stay as they were
 
 
@@ -267,7 +305,9 @@ def test_a_model_that_loses_too_much_whatever_is_done_is_refused(
         int8.quantise(whole, tmp_path / "model.onnx", int8.images_for(model, Data(name="digits")))
 
 
-def test_the_float_form_is_checked_before_anything_is_rounded(model: Classifier, tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_float_form_is_checked_before_anything_is_rounded(
+    model: Classifier, tmp_path: Path, monkeypatch: Any
+) -> None:
     from mlpmixer.exporters import graph
 
     class Brighter(graph.Graph):
@@ -285,7 +325,11 @@ def test_the_float_form_is_checked_before_anything_is_rounded(model: Classifier,
 def test_it_never_looks_at_test_images(model: Classifier) -> None:
     splits = open_data(Data(name="digits"))
     given = int8.images_for(model, Data(name="digits"))
-    assert given.train.shape == (256, 8, 8, 1) and given.train.dtype == np.uint8 and list(given.val.names) == list(splits.val.names)
+    assert (
+        given.train.shape == (256, 8, 8, 1)
+        and given.train.dtype == np.uint8
+        and list(given.val.names) == list(splits.val.names)
+    )
     train = {model.array(splits.train.source(i)).tobytes() for i in range(len(splits.train))}
     assert all(image.tobytes() in train for image in given.train)
     np.testing.assert_array_equal(given.train, int8.images_for(model, Data(name="digits")).train)
@@ -342,20 +386,31 @@ def run(model: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_run(model, tmp_path_factory.mktemp("runs") / "digits", Data(name="digits"))
 
 
-def test_the_command_says_what_was_done_and_evaluate_agrees(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_was_done_and_evaluate_agrees(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = str(tmp_path / "model.onnx")
     assert cli.main(["export", str(run), "--int8", "--out", out, "--images", "50"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("int8 is calibrated and tried on validation images: minutes for a large model\n")
-    assert "\nint8 in 10 of 10 layers, calibrated on 256 training images\n" in said and "\ncompared on 50 images of digits" in said
-    top1 = re.search(r"top-1 on 144 validation images: float32 [\d.]+ % \([\d.]+-[\d.]+\), int8 ([\d.]+) % \([\d.]+-[\d.]+\)\n", said)
+    assert (
+        "\nint8 in 10 of 10 layers, calibrated on 256 training images\n" in said
+        and "\ncompared on 50 images of digits" in said
+    )
+    top1 = re.search(
+        r"top-1 on 144 validation images: float32 [\d.]+ % \([\d.]+-[\d.]+\), int8 ([\d.]+) % \([\d.]+-[\d.]+\)\n", said
+    )
     assert top1
     assert cli.main(["evaluate", out, "digits", "--split", "val", "--json"]) == 0
     assert f"{100 * json.loads(capsys.readouterr().out)['top1']:.2f}" == top1[1]
 
 
-@pytest.mark.parametrize(("images_per_s", "says"), [(250.0, None), (104.0, "hardly faster than"), (50.0, "slower than")])
-def test_a_plain_word_when_it_does_not_pay(images_per_s: float, says: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("images_per_s", "says"), [(250.0, None), (104.0, "hardly faster than"), (50.0, "slower than")]
+)
+def test_a_plain_word_when_it_does_not_pay(
+    images_per_s: float, says: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     q = int8.Int8(
         layers=9,
         float_layers=["stem"],
@@ -373,16 +428,26 @@ def test_a_plain_word_when_it_does_not_pay(images_per_s: float, says: str | None
     said = capsys.readouterr().out
     assert "int8 in 9 of 10 layers, calibrated on 256 training images; left in float32, the worst first: stem\n" in said
     assert "top-1 on 1,000 validation images: float32 90.00 % (88.0-91.7), int8 89.60 % (87.6-91.3)\n" in said
-    speed = f"images/s on one thread, 4 at a time: float32 100.0, int8 {images_per_s:.1f}: {images_per_s / 100:.2f} times"
+    speed = (
+        f"images/s on one thread, 4 at a time: float32 100.0, int8 {images_per_s:.1f}: {images_per_s / 100:.2f} times"
+    )
     assert f"{speed}; model 4.0 MB in float32, 1.5 MB in int8\n" in said
-    assert q.pays == (says is None) and said.endswith("in int8\n" if q.pays else f"it is {says} float32. Only the file is smaller\n")
+    assert q.pays == (says is None) and said.endswith(
+        "in int8\n" if q.pays else f"it is {says} float32. Only the file is smaller\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("{run} --int8 --data {tmp}/tested", "validation images of the model's classes: tested has only test images, and none to train on"),
-        ("{run} --int8 --data {tmp}/others", "the classes of data and model differ: the model has 10 classes, the data 2"),
+        (
+            "{run} --int8 --data {tmp}/tested",
+            "validation images of the model's classes: tested has only test images, and none to train on",
+        ),
+        (
+            "{run} --int8 --data {tmp}/others",
+            "the classes of data and model differ: the model has 10 classes, the data 2",
+        ),
         ("{run} --int8 --to pt2", "there is no int8 in the form pt2: export to one of onnx, openvino, bundle, web"),
         ("{run}/model.safetensors --int9", "int9"),
     ],

@@ -1,4 +1,5 @@
-"""A page that classifies in the browser: its folder, where its runtime comes from, and, in Chromium, that it answers as the model."""
+"""A page that classifies in the browser: its folder, where its runtime comes from, and, in Chromium, that it answers as
+the model."""
 
 import base64
 import dataclasses
@@ -56,7 +57,9 @@ def classifier_of(cfg: MixerConfig, **preprocess: Any) -> Classifier:
     nn.init.normal_(network.head.bias)  # type: ignore[arg-type]
     size = cfg.image_size if isinstance(cfg.image_size, tuple) else (cfg.image_size, cfg.image_size)
     pre = Preprocess(image_size=size, in_channels=cfg.in_channels, **preprocess)
-    return from_network(network, ModelMeta(config=cfg, classes=CLASSES, preprocess=pre, provenance={"data": "digits", "licence": "mit"}))
+    return from_network(
+        network, ModelMeta(config=cfg, classes=CLASSES, preprocess=pre, provenance={"data": "digits", "licence": "mit"})
+    )
 
 
 def runtime_in(folder: Path) -> Path:
@@ -101,8 +104,12 @@ def test_the_folder_is_a_page_and_all_that_it_needs(web: Path, run: Path) -> Non
         assert integrity == "sha256-" + base64.b64encode(hashlib.sha256((web / name).read_bytes()).digest()).decode()
     assert set(model["files"]) == {"model.onnx", "onnxruntime-web/ort.wasm"}
     readme = (web / "README.md").read_text("utf-8")
-    assert "on 30 images the likeliest class is the same for 100.00 %" in readme and "Licence of the model: mit" in readme
-    assert not [f for f in ("README.md", "index.html", "bundle.json") if str(run.parent) in (web / f).read_text("utf-8")]
+    assert (
+        "on 30 images the likeliest class is the same for 100.00 %" in readme and "Licence of the model: mit" in readme
+    )
+    assert not [
+        f for f in ("README.md", "index.html", "bundle.json") if str(run.parent) in (web / f).read_text("utf-8")
+    ]
 
 
 def test_the_page_allows_nothing_but_what_is_in_it_and_beside_it(web: Path) -> None:
@@ -110,7 +117,9 @@ def test_the_page_allows_nothing_but_what_is_in_it_and_beside_it(web: Path) -> N
     assert content.count("<script>") == content.count("</script>") == 1, "a class name does not end the script"
     rule = re.search(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', content)
     assert rule and content.index(rule[0]) < content.index("<style>")
-    assert rule[1] == policy(content, "'self'", "'wasm-unsafe-eval'") and rule[1].startswith("default-src 'none'; script-src 'sha256-")
+    assert rule[1] == policy(content, "'self'", "'wasm-unsafe-eval'") and rule[1].startswith(
+        "default-src 'none'; script-src 'sha256-"
+    )
     assert "unsafe-inline" not in rule[1] and "frame-ancestors" not in rule[1], "which no page may say of itself"
     assert not re.findall(r"(?:src|href)=[\"']?(?:https?:)?//|url\(|@import", content)
 
@@ -118,7 +127,10 @@ def test_the_page_allows_nothing_but_what_is_in_it_and_beside_it(web: Path) -> N
 def test_both_pages_are_one(web: Path) -> None:
     served, written = page("server"), (web / "index.html").read_text("utf-8")
     shared = page("server").split("// --- the page asks the service")
-    assert all(part in written for part in shared[1].rsplit("async function open()", 1)[1:]) and shared[0].split("<style>")[1] in written
+    assert (
+        all(part in written for part in shared[1].rsplit("async function open()", 1)[1:])
+        and shared[0].split("<style>")[1] in written
+    )
     assert "onnxruntime" not in served and "authorization" not in written
 
 
@@ -136,8 +148,13 @@ def test_another_network_has_a_page_without_evidence(tmp_path: Path) -> None:
     meta = classifier_of(GREY).meta
     assert meta is not None
     model = from_network(Flat(), dataclasses.replace(meta, network="Flat"))  # type: ignore[arg-type]
-    written = export(model, "web", out=tmp_path / "page", data="digits", images=5, page_runtime=runtime_in(tmp_path / "package"))
-    assert known(written.path)["evidence"] is False and "A network of its own kind, Flat" in (written.path / "README.md").read_text()
+    written = export(
+        model, "web", out=tmp_path / "page", data="digits", images=5, page_runtime=runtime_in(tmp_path / "package")
+    )
+    assert (
+        known(written.path)["evidence"] is False
+        and "A network of its own kind, Flat" in (written.path / "README.md").read_text()
+    )
     assert evidence_of(load(written.path)) is None
 
 
@@ -170,7 +187,10 @@ def test_npm_brings_the_runtime_if_it_is_the_one_that_was_tested(
     source = runtime_in(tmp_path / "source")
     with tarfile.open(tmp_path / "made.tgz", "w:gz") as package:
         package.add(source, "package")
-    npm(tmp_path / "bin", f'echo "$@" > {tmp_path}/asked; pwd > {tmp_path}/where; cp {tmp_path}/made.tgz onnxruntime-web-{VERSION}.tgz')
+    npm(
+        tmp_path / "bin",
+        f'echo "$@" > {tmp_path}/asked; pwd > {tmp_path}/where; cp {tmp_path}/made.tgz onnxruntime-web-{VERSION}.tgz',
+    )
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     line = ["export", str(run), "--to", "web", "--out", str(tmp_path / "out"), "--images", "20"]
     assert cli.main(line) == 2
@@ -200,7 +220,12 @@ def test_npm_brings_the_runtime_if_it_is_the_one_that_was_tested(
     ],
 )
 def test_an_npm_that_does_not_bring_it_is_said_in_one_line_and_nothing_is_left(
-    script: str | None, says: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: str | None,
+    says: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     npm(tmp_path / "bin", script or "")
     if script is None:
@@ -211,7 +236,12 @@ def test_an_npm_that_does_not_bring_it_is_said_in_one_line_and_nothing_is_left(
     monkeypatch.setattr(onnxruntime_web, "TIMEOUT_S", 0.5 if says.startswith("within") else 60)
     monkeypatch.setattr("mlpmixer.exporters.targets.onnx.write", lambda *_: pytest.fail("worked before it asked"))
     (tmp_path / "here").mkdir()
-    assert cli.main(["export", str(run), "--to", "web", "--int8", "--out", str(tmp_path / "here" / "out"), "--images", "5"]) == 2
+    assert (
+        cli.main(
+            ["export", str(run), "--to", "web", "--int8", "--out", str(tmp_path / "here" / "out"), "--images", "5"]
+        )
+        == 2
+    )
     err = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
     assert re.search(says, err) and "--runtime FOLDER" in err and "Traceback" not in err
     assert not list((tmp_path / "here").iterdir())
@@ -220,7 +250,10 @@ def test_an_npm_that_does_not_bring_it_is_said_in_one_line_and_nothing_is_left(
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("--to web --runtime {tmp} --data nowhere", "there is no ort.wasm.bundle.min.mjs in {tmp}: expected the folder of onnxruntime-web"),
+        (
+            "--to web --runtime {tmp} --data nowhere",
+            "there is no ort.wasm.bundle.min.mjs in {tmp}: expected the folder of onnxruntime-web",
+        ),
         ("--to web --runtime {half}", "there is no ort-wasm-simd-threaded.wasm in {half}"),
         ("--to onnx --runtime {tmp}", "is what a page computes with: give --to web, or leave it out"),
         ("--to web", "exists already: name another (--out)"),
@@ -360,14 +393,18 @@ def hosted() -> Iterator[Hosted]:
 def asked(browser: Chromium, call: str, data: bytes) -> Any:
     """What a function of the page makes of a file."""
     content = base64.b64encode(data).decode()
-    return browser.value(f"(async blob => {call})(new Blob([Uint8Array.from(atob('{content}'), c => c.charCodeAt(0))]))")
+    return browser.value(
+        f"(async blob => {call})(new Blob([Uint8Array.from(atob('{content}'), c => c.charCodeAt(0))]))"
+    )
 
 
 def pixels_in(browser: Chromium, pre: Preprocess, data: bytes) -> np.ndarray:
     """An image as the page shows it to a model with this preprocessing."""
     changed = json.dumps({"fit": pre.fit, "image_size": pre.image_size, "in_channels": pre.in_channels})
     browser.value(f"void Object.assign(MODEL, {changed})")
-    return np.array(asked(browser, "[...await pixelsOf(blob)]", data), np.uint8).reshape(*pre.image_size, pre.in_channels)
+    return np.array(asked(browser, "[...await pixelsOf(blob)]", data), np.uint8).reshape(
+        *pre.image_size, pre.in_channels
+    )
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -382,7 +419,9 @@ def ready(browser: Chromium, address: str) -> None:
 
 
 @browser_test
-def test_a_picture_is_classified_and_explained_and_nobody_else_is_asked(digits: Path, run: Path, hosted: Hosted, tmp_path: Path) -> None:
+def test_a_picture_is_classified_and_explained_and_nobody_else_is_asked(
+    digits: Path, run: Path, hosted: Hosted, tmp_path: Path
+) -> None:
     picture = tmp_path / "<i>noise.png"
     picture.write_bytes(encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))))
     model = load(run)
@@ -392,7 +431,9 @@ def test_a_picture_is_classified_and_explained_and_nobody_else_is_asked(digits: 
         assert not browser.value("crossOriginIsolated") and browser.value("document.title") == "digits"
         browser.choose("#file", [picture])
         assert browser.wait(f"{CARD}?.querySelector('h3')?.textContent") == expected.label
-        rows = browser.value(f"[...{CARD}.querySelectorAll('.row')].map(r => [...r.querySelectorAll('span')].map(s => s.textContent))")
+        rows = browser.value(
+            f"[...{CARD}.querySelectorAll('.row')].map(r => [...r.querySelectorAll('span')].map(s => s.textContent))"
+        )
         assert len(rows) == 10 and rows[0] == [expected.label, f"{100 * expected.probability:.1f} %"]
         assert not browser.value("document.querySelector('#out b, #out figcaption i')"), "names are text"
         browser.value(f"{CARD}.querySelector('button.row').click()")
@@ -401,7 +442,9 @@ def test_a_picture_is_classified_and_explained_and_nobody_else_is_asked(digits: 
         found = asked(browser, f"backEnd.evidence(blob, {json.dumps(CLASSES[3])})", picture.read_bytes())
         evidence = evidence_of(model)
         assert evidence
-        np.testing.assert_allclose(found["evidence"], evidence.of(model.array(picture)[None])[0, :, 3].reshape(4, 4), atol=1e-5)
+        np.testing.assert_allclose(
+            found["evidence"], evidence.of(model.array(picture)[None])[0, :, 3].reshape(4, 4), atol=1e-5
+        )
         assert found["bias"] == pytest.approx(float(evidence.bias[3]), abs=1e-5)
         seen = Image.open(io.BytesIO(base64.b64decode(found["seen"].removeprefix("data:image/png;base64,"))))
         np.testing.assert_array_equal(np.asarray(seen.convert("L")), model.array(picture)[..., 0])
@@ -461,7 +504,9 @@ def test_the_page_sees_files_as_the_package_does(digits: Path, hosted: Hosted) -
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    profile = profile.replace(b"rXYZ", b"?XYZ").replace(b"bXYZ", b"rXYZ").replace(b"?XYZ", b"bXYZ")  # red for blue, for whoever heeds it
+    profile = (
+        profile.replace(b"rXYZ", b"?XYZ").replace(b"bXYZ", b"rXYZ").replace(b"?XYZ", b"bXYZ")
+    )  # red for blue, for whoever heeds it
     files = {  # and by how many levels a value may be off
         "turned.jpg": (encoded(smooth, "JPEG", exif=exif), 0),
         "profile.jpg": (encoded(smooth, "JPEG", icc_profile=profile), 0),

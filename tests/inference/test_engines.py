@@ -21,7 +21,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_export import CASES, DIGITS, GREY, OF_THE_COMMAND, PARTS, SHAPES, alone, classifier_of, mixer, pixels_for, saved
+from test_export import (
+    CASES,
+    DIGITS,
+    GREY,
+    OF_THE_COMMAND,
+    PARTS,
+    SHAPES,
+    alone,
+    classifier_of,
+    mixer,
+    pixels_for,
+    saved,
+)
 
 from mlpmixer import cli
 from mlpmixer.cli.using import Computing
@@ -99,7 +111,9 @@ def test_each_form_answers_as_the_model_and_knows_all_that_belongs_to_it(case: s
         with pytest.raises(ValueError, match="gives no features"):
             found.features(pixels_for(model, 1))
     assert model.meta is not None and found.meta is not None
-    assert found.meta == dataclasses.replace(model.meta, provenance=model.meta.provenance | {"licence": options.get("licence", "mit")})
+    assert found.meta == dataclasses.replace(
+        model.meta, provenance=model.meta.provenance | {"licence": options.get("licence", "mit")}
+    )
     assert (found.export.batch, found.export.made) == (options.get("batch"), written.made)
 
 
@@ -136,7 +150,12 @@ def test_bfloat16_is_what_is_asked_for_and_float32_what_is_not(name: str, made: 
             load(path, engine=engine, precision="bfloat16")
         return
     exact, rough = load(path, engine=engine), load(path, engine=engine, precision="bfloat16")
-    assert exact.runtime and exact.runtime.precision == "float32" and rough.runtime and rough.runtime.precision == "bfloat16"
+    assert (
+        exact.runtime
+        and exact.runtime.precision == "float32"
+        and rough.runtime
+        and rough.runtime.precision == "bfloat16"
+    )
     wanted, pixels = load(run), pixels_for(exact, 50)
     np.testing.assert_allclose(exact.probabilities(pixels), wanted.probabilities(pixels), atol=1e-5)
     off = np.abs(rough.probabilities(pixels) - wanted.probabilities(pixels)).max()
@@ -151,7 +170,8 @@ def test_features_are_kept_for_each_precision(made: Path, tmp_path: Path) -> Non
 
     images = open_images(Data(name="digits"), "test").subset(np.arange(5))
     exact, rough = (
-        features_of(load(made / "model.xml", precision=precision), images, cache=tmp_path).values for precision in ("float32", "bfloat16")
+        features_of(load(made / "model.xml", precision=precision), images, cache=tmp_path).values
+        for precision in ("float32", "bfloat16")
     )
     assert len(list(tmp_path.iterdir())) == 2 and np.abs(exact - rough).max() > 1e-5
 
@@ -222,12 +242,17 @@ def test_the_command_predicts_with_openvino_alone_and_reports_to_nobody(made: Pa
     home.mkdir()
     code = f"import sys, mlpmixer; mlpmixer.load({str(made / 'model.xml')!r}); import openvino.tools.ovc.telemetry_utils as t; "
     code += "assert t.tm.__name__ == 'openvino.tools.ovc.telemetry_stub' and 'openvino_telemetry' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"HOME": str(home)})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"HOME": str(home)}
+    )
     assert done.returncode == 0 and not list(home.iterdir()), done.stderr
 
 
 def test_a_pt2_says_that_it_needs_torch(made: Path) -> None:
-    done = alone(f"from mlpmixer.cli import main; sys.exit(main(['predict', {str(made / 'model.pt2')!r}, 'x.png']))", OF_THE_COMMAND)
+    done = alone(
+        f"from mlpmixer.cli import main; sys.exit(main(['predict', {str(made / 'model.pt2')!r}, 'x.png']))",
+        OF_THE_COMMAND,
+    )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert 'model.pt2 is computed by torch, which is not installed (no torch here): pip install "torch"' in done.stderr
 
@@ -238,10 +263,14 @@ def test_without_the_packages_the_answer_is_how_to_get_them(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=rf'no {package} here\): pip install "mlpmixer\[{package}\]"'):
-        export(classifier_of(GREY), "openvino", out=tmp_path / "model.xml", data="nowhere")  # said before any data is opened
+        export(
+            classifier_of(GREY), "openvino", out=tmp_path / "model.xml", data="nowhere"
+        )  # said before any data is opened
     assert not list(tmp_path.iterdir())
     if package == "openvino":
-        with pytest.raises(ValueError, match=r'is computed by openvino, which is not installed.*pip install "mlpmixer\[openvino\]"'):
+        with pytest.raises(
+            ValueError, match=r'is computed by openvino, which is not installed.*pip install "mlpmixer\[openvino\]"'
+        ):
             load(made / "model.xml")
 
 
@@ -256,7 +285,9 @@ def test_the_service_says_what_computes_its_answers(made: Path) -> None:
     Image.new("L", (9, 9), 200).save(file, "PNG")
     with TestClient(make_app(model, name="digits")) as client:
         assert client.get("/model").json()["runtime"] == str(model.runtime)
-        answer = client.post("/predict", content=file.getvalue(), headers={"content-type": "image/png"}).json()["results"][0]
+        answer = client.post("/predict", content=file.getvalue(), headers={"content-type": "image/png"}).json()[
+            "results"
+        ][0]
     assert answer["label"] == model.predict(Image.new("L", (9, 9), 200))[0].label
 
 
@@ -332,7 +363,9 @@ def test_an_xml_and_its_bin_belong_together(copied: Path, capfd: pytest.CaptureF
             load(xml)
     np.testing.assert_array_equal(opened.probabilities(pixels), before)  # what was opened stays as it was
     weights.unlink()
-    with pytest.raises(ValueError, match=r"model.bin does not exist: an .xml keeps its weights in the .bin of the same name"):
+    with pytest.raises(
+        ValueError, match=r"model.bin does not exist: an .xml keeps its weights in the .bin of the same name"
+    ):
         load(xml)
     renamed = [xml.rename(copied / "other.xml"), weights.with_name("other.bin")]
     renamed[1].write_bytes(content)
@@ -340,7 +373,9 @@ def test_an_xml_and_its_bin_belong_together(copied: Path, capfd: pytest.CaptureF
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_openvino_or_torch_have_written_without_us_is_refused(copied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_openvino_or_torch_have_written_without_us_is_refused(
+    copied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     xml = copied / "model.xml"
     for content, says in (
         (b"", "is no model of OpenVINO"),
@@ -356,7 +391,9 @@ def test_what_openvino_or_torch_have_written_without_us_is_refused(copied: Path,
             return images + 1, 2
 
     torch.export.save(torch.export.export(Other(), (torch.zeros(2, 3),)), tmp_path / "other.pt2")
-    with pytest.raises(ValueError, match=r"other.pt2 is no export of this package: its metadata have no entry 'format'"):
+    with pytest.raises(
+        ValueError, match=r"other.pt2 is no export of this package: its metadata have no entry 'format'"
+    ):
         load(tmp_path / "other.pt2")
     pt2 = copied / "model.pt2"
     for content in (b"", b"nothing", pt2.read_bytes()[:3000]):
@@ -394,7 +431,12 @@ def test_a_pt2_is_a_program_of_torch_alone_and_holds_nothing_of_this_machine(mad
     answers = torch.export.load(made / "model.pt2").module()(torch.from_numpy(pixels))
     assert list(answers) == ["probabilities", "top_probabilities", "top_classes", "features"]
     np.testing.assert_allclose(answers["probabilities"].detach().numpy(), load(run).probabilities(pixels), atol=1e-5)
-    places = (str(Path(cli.__file__).parents[2]).encode(), str(run.parent).encode(), os.path.expanduser("~").encode() + b"/", b".py")
+    places = (
+        str(Path(cli.__file__).parents[2]).encode(),
+        str(run.parent).encode(),
+        os.path.expanduser("~").encode() + b"/",
+        b".py",
+    )
     with zipfile.ZipFile(made / "model.pt2") as archive:
         for name in archive.namelist():
             assert not [place for place in places if place in archive.read(name)], name
@@ -454,7 +496,10 @@ def test_evaluate_compare_and_probe_take_each_form(made: Path, run: Path, capsys
         ("export {run} --to openvino --out {tmp}/model.onnx", "expected a file that ends in .xml"),
         ("export {run} --to pt2 --out {tmp}/model", "expected a file that ends in .pt2"),
         ("export {run} --to bundle --out {tmp}/model.xml", "expected a folder"),
-        ("export {run} --to openvino --out {made}/model.xml", "model.bin exists already: name another (--out), or remove it"),
+        (
+            "export {run} --to openvino --out {made}/model.xml",
+            "model.bin exists already: name another (--out), or remove it",
+        ),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(

@@ -1,4 +1,5 @@
-"""A classifier in an ONNX file teaches as the same classifier in torch does, and what is no such file is refused in one line."""
+"""A classifier in an ONNX file teaches as the same classifier in torch does, and what is no such file is refused in one
+line."""
 
 import dataclasses
 import json
@@ -54,9 +55,13 @@ def write(
     known: bool = True,
     dtype: int = onnx.TensorProto.FLOAT,
 ) -> Path:
-    """A linear classifier; `behind` are kinds of nodes behind it, `says` its metadata, `known`: is the output's shape?"""
+    """A linear classifier; `behind` are kinds of nodes behind it, `says` its metadata, `known`: is the output's
+    shape?"""
     helper = onnx.helper
-    nodes = [helper.make_node("Flatten", ["images"], ["flat"]), helper.make_node("Gemm", ["flat", "weight"], ["0"], transB=1)]
+    nodes = [
+        helper.make_node("Flatten", ["images"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "weight"], ["0"], transB=1),
+    ]
     nodes += [helper.make_node(kind, [str(i)], [str(i + 1)]) for i, kind in enumerate(behind)]
     graph = helper.make_graph(
         nodes,
@@ -74,7 +79,10 @@ def write(
 
 def about(classes: tuple[str, ...] = DIGITS, **preprocess: Any) -> dict[str, Any]:
     shape = Preprocess(**{"image_size": (8, 8), "in_channels": 1, **preprocess})
-    return {"format": 1, "model": {"classes": classes, "preprocess": dataclasses.asdict(shape), "config": {"more": "is not read"}}}
+    return {
+        "format": 1,
+        "model": {"classes": classes, "preprocess": dataclasses.asdict(shape), "config": {"more": "is not read"}},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +106,9 @@ def assert_close(found: Tensor, logits: Tensor, temperature: float = 1.0) -> Non
 
 
 @pytest.mark.parametrize("batch", ["batch", 7, 3, 50])
-def test_it_answers_as_its_twin_in_torch_whatever_its_batch_size(batch: int | str, tmp_path: Path, store: Any, images: Tensor) -> None:
+def test_it_answers_as_its_twin_in_torch_whatever_its_batch_size(
+    batch: int | str, tmp_path: Path, store: Any, images: Tensor
+) -> None:
     path = write(tmp_path / "model.onnx", shape=(batch, 1, 8, 8))
     logits = open_onnx(path, threads=1)(((images / 255 - 0.5) / 0.5).numpy())
     np.testing.assert_allclose(logits, twin(images).numpy(), atol=1e-5)
@@ -107,7 +117,9 @@ def test_it_answers_as_its_twin_in_torch_whatever_its_batch_size(batch: int | st
 
 
 @pytest.mark.parametrize("behind", [("Softmax",), ("Softmax", "Identity")])
-def test_the_logarithm_of_probabilities_is_taken(behind: tuple[str, ...], tmp_path: Path, store: Any, images: Tensor) -> None:
+def test_the_logarithm_of_probabilities_is_taken(
+    behind: tuple[str, ...], tmp_path: Path, store: Any, images: Tensor
+) -> None:
     path = write(tmp_path / "model.onnx", behind=behind)
     assert_close(answer_of(path, store, temperature=4.0)(images), twin(images), 4.0)
     found = answer_of(path, store)(images * 100)
@@ -132,7 +144,9 @@ def test_images_are_brought_to_its_size(tmp_path: Path, store: Any) -> None:
     assert_close(answer_of(write(tmp_path / "said.onnx", shape=free, says=about()), store)(ramp), twin(wanted))
     unsaid = answer_of(write(tmp_path / "unsaid.onnx", shape=free), store)
     assert_close(unsaid(steps), twin(steps))
-    with pytest.raises(ValueError, match=r"onnxruntime cannot compute .*unsaid.onnx for images of shape \(1, 1, 16, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"onnxruntime cannot compute .*unsaid.onnx for images of shape \(1, 1, 16, 16\)"
+    ):
         unsaid(ramp)
 
 
@@ -141,7 +155,9 @@ def test_a_run_goes_on_without_the_file(beside: bool, tmp_path: Path) -> None:
     path = write(tmp_path / "model.onnx")
     if beside:
         onnx.save(onnx.load(path), path, save_as_external_data=True, location="model.data")
-    recipe = dataclasses.replace(RECIPE, distill=Distill(teacher=str(path)), run=dataclasses.replace(RECIPE.run, save_every_s=0))
+    recipe = dataclasses.replace(
+        RECIPE, distill=Distill(teacher=str(path)), run=dataclasses.replace(RECIPE.run, save_every_s=0)
+    )
     whole = train(recipe, out=tmp_path / "whole")
 
     def stop(line: dict[str, Any]) -> None:
@@ -166,7 +182,8 @@ def test_a_run_learns_from_the_file_as_from_the_function(tmp_path: Path) -> None
     b = train(given, out=tmp_path / "b", teacher=twin).path
     c = train(RECIPE, out=tmp_path / "c").path
     of_a, of_b, of_c = (
-        [line["loss"] for line in run_folder.read_metrics(run / "metrics.jsonl") if line["kind"] == "step"] for run in (a, b, c)
+        [line["loss"] for line in run_folder.read_metrics(run / "metrics.jsonl") if line["kind"] == "step"]
+        for run in (a, b, c)
     )
     assert len(of_a) == 8 and of_a == pytest.approx(of_b, abs=1e-6)
     assert of_a != pytest.approx(of_c, abs=0.1)
@@ -193,7 +210,9 @@ def test_a_run_learns_from_the_file_as_from_the_function(tmp_path: Path) -> None
         ({"behind": ("Sigmoid",)}, "model.onnx ends in Sigmoid: expected logits, or a Softmax"),
     ],
 )
-def test_what_does_not_fit_is_one_line(options: dict[str, Any], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit_is_one_line(
+    options: dict[str, Any], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert_refused(write(tmp_path / "model.onnx", **options), says, capsys)
 
 

@@ -41,7 +41,11 @@ def by_brightness(**kwargs):
         return -8 * np.abs(mean[:, None] - np.array([-1, 0, 1], dtype=np.float32)[None])
 
     return Classifier(
-        classes=GREYS, preprocess=Preprocess(image_size=(8, 8)), logits=logits, pre_logits=lambda x: x.mean(axis=(2, 3)), **kwargs
+        classes=GREYS,
+        preprocess=Preprocess(image_size=(8, 8)),
+        logits=logits,
+        pre_logits=lambda x: x.mean(axis=(2, 3)),
+        **kwargs,
     )
 
 
@@ -85,7 +89,9 @@ def test_top_k_is_sorted_and_never_longer_than_the_classes():
         by_brightness().predict(np.zeros((8, 8), dtype=np.uint8), top_k=0)
 
 
-@pytest.mark.parametrize("array", [np.zeros((8, 8), dtype=np.float32), np.zeros((8, 8, 7), dtype=np.uint8), np.zeros(3, dtype=np.uint8)])
+@pytest.mark.parametrize(
+    "array", [np.zeros((8, 8), dtype=np.float32), np.zeros((8, 8, 7), dtype=np.uint8), np.zeros(3, dtype=np.uint8)]
+)
 def test_arrays_of_another_kind_are_refused(array):
     with pytest.raises(ValueError, match="expected"):
         by_brightness().predict(array)
@@ -169,7 +175,10 @@ def test_results_come_while_paths_are_still_being_found(tmp_path):
     results.close()
 
 
-RESULTS = [Prediction('a,"b"\n.png', "dark", 0.75, (("dark", 0.75), ("bright", 0.25))), Failure("bad\udcff.png", "empty file")]
+RESULTS = [
+    Prediction('a,"b"\n.png', "dark", 0.75, (("dark", 0.75), ("bright", 0.25))),
+    Failure("bad\udcff.png", "empty file"),
+]
 
 
 def test_csv_has_a_header_and_quotes_what_needs_it():
@@ -203,7 +212,11 @@ def run(tmp_path):
     torch.nn.init.normal_(model.head.weight)
     folder = tmp_path / "runs" / "greys"
     folder.mkdir(parents=True)
-    save_model(folder / "model.safetensors", model, ModelMeta(config=cfg, classes=GREYS, preprocess=Preprocess(image_size=(8, 8))))
+    save_model(
+        folder / "model.safetensors",
+        model,
+        ModelMeta(config=cfg, classes=GREYS, preprocess=Preprocess(image_size=(8, 8))),
+    )
     return folder
 
 
@@ -260,7 +273,10 @@ def test_a_damaged_weights_file_is_a_clear_error(run, keep):
 def test_this_module_imports_no_torch():
     code = "import sys, mlpmixer.inference.classifier, mlpmixer.evaluation.evaluate, mlpmixer.evaluation.report; print(*{'torch', 'sklearn', 'matplotlib'} & set(sys.modules))"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip() == ""
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip()
+        == ""
+    )
 
 
 # --- features -----------------------------------------------------------------------------------------------------

@@ -47,11 +47,15 @@ def test_a_bundle_is_used_and_served_where_torch_is_not_installed(programs: Path
     tried = subprocess.run([programs / "python", "-c", "import torch"], capture_output=True, text=True, env=ENV)
     assert tried.returncode == 1 and "No module named 'torch'" in tried.stderr
 
-    done = subprocess.run([programs / "mlpmixer", "predict", bundle, picture, "--format", "json"], capture_output=True, text=True, env=ENV)
+    done = subprocess.run(
+        [programs / "mlpmixer", "predict", bundle, picture, "--format", "json"], capture_output=True, text=True, env=ENV
+    )
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
 
-    served = subprocess.Popen([programs / "mlpmixer", "serve", bundle, "--port", "0"], stdout=subprocess.PIPE, text=True, env=ENV)
+    served = subprocess.Popen(
+        [programs / "mlpmixer", "serve", bundle, "--port", "0"], stdout=subprocess.PIPE, text=True, env=ENV
+    )
     with served:
         try:
             assert served.stdout

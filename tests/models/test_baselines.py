@@ -27,7 +27,10 @@ def test_without_the_library_one_is_told_what_to_install(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("network", "params"),  # torchvision's resnet18 and resnet50, timm's vit_small_patch16_224 and vit_base_patch16_224, with 1000 classes
+    (
+        "network",
+        "params",
+    ),  # torchvision's resnet18 and resnet50, timm's vit_small_patch16_224 and vit_base_patch16_224, with 1000 classes
     [
         (ResNet(depths=(2, 2, 2, 2), bottleneck=False), 11_689_512),
         (ResNet(), 25_557_032),
@@ -52,7 +55,9 @@ def test_they_have_as_many_parameters_as_published(network: ResNet | ViT, params
 )
 def test_they_are_trained_resumed_and_evaluated_like_a_mixer(network: ResNet | ViT, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason='pip install "mlpmixer[rivals]"')
-    recipe = Recipe(model=TINY, data=Data(name="digits"), optim=Optim(lr=2e-3), run=Run(steps=60, batch_size=64, log_every=1))
+    recipe = Recipe(
+        model=TINY, data=Data(name="digits"), optim=Optim(lr=2e-3), run=Run(steps=60, batch_size=64, log_every=1)
+    )
     with torch.random.fork_rng():
         assert not network(TINY).head.weight.any()
     result = train(recipe, out=tmp_path / "run", network=network)

@@ -27,7 +27,9 @@ def test_a_whitened_stem_makes_the_patches_uncorrelated_with_mean_square_one(dim
     whiten_stem(model, images)
     after = second_moment(model, images)
     off = ~torch.eye(dim, dtype=torch.bool)
-    assert after[off].abs().max() < 0.15 < before[off].abs().max()  # the ridge takes a little from the weakest directions
+    assert (
+        after[off].abs().max() < 0.15 < before[off].abs().max()
+    )  # the ridge takes a little from the weakest directions
     assert after.diagonal().mean() == pytest.approx(1, abs=0.1)
 
 

@@ -20,10 +20,16 @@ from mlpmixer.models.mixer import Mixer, MixerBlock
 from mlpmixer.training.step import choose_kernels
 from mlpmixer.weights.model_file import ModelMeta
 
-SMALL = MixerConfig(image_size=12, patch_size=4, num_classes=5, num_blocks=2, hidden_dim=24, tokens_mlp_dim=7, channels_mlp_dim=33)
-ODD = dataclasses.replace(SMALL, image_size=(20, 28), hidden_dim=19, tokens_mlp_dim=50, channels_mlp_dim=65, activation="gelu_erf")
+SMALL = MixerConfig(
+    image_size=12, patch_size=4, num_classes=5, num_blocks=2, hidden_dim=24, tokens_mlp_dim=7, channels_mlp_dim=33
+)
+ODD = dataclasses.replace(
+    SMALL, image_size=(20, 28), hidden_dim=19, tokens_mlp_dim=50, channels_mlp_dim=65, activation="gelu_erf"
+)
 
-WIDE = dataclasses.replace(ODD, image_size=(20, 20), num_blocks=1, hidden_dim=300, tokens_mlp_dim=400, channels_mlp_dim=900)  # in parts
+WIDE = dataclasses.replace(
+    ODD, image_size=(20, 20), num_blocks=1, hidden_dim=300, tokens_mlp_dim=400, channels_mlp_dim=900
+)  # in parts
 
 needs_compiler = pytest.mark.skipif(bool(kernels.why_not(Mixer(SMALL))), reason="needs Linux and a C compiler")
 
@@ -56,7 +62,8 @@ def distance(got: Tensor, wanted: Tensor) -> float:
 
 
 def distances(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[float]:
-    """Of each gradient, but for the biases that shift all channels of a token alike: every LayerNorm takes that away, so theirs is 0."""
+    """Of each gradient, but for the biases that shift all channels of a token alike: every LayerNorm takes that away,
+    so theirs is 0."""
     assert got.keys() == wanted.keys()
     idle = [name for name in wanted if name.endswith("token_mixing.fc2.bias")]
     largest = max(g.norm() for g in wanted.values())
@@ -124,7 +131,9 @@ def test_the_derivative_of_gelu_is_autograds(dtype: torch.dtype, erf: bool, form
     tolerance = 1e-6 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(du.double(), x.grad, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(db.double(), x.grad.sum(0), atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(h.double(), torch.nn.functional.gelu(u.double(), approximate=form), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(
+        h.double(), torch.nn.functional.gelu(u.double(), approximate=form), atol=tolerance, rtol=tolerance
+    )
 
 
 @needs_compiler
@@ -287,7 +296,9 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 @needs_compiler
-def test_a_processor_with_other_instructions_gets_code_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_processor_with_other_instructions_gets_code_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     for avx512 in (False, True):  # one name for both, as clouds have it, and one home
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda avx512=avx512: {"avx2": True, "avx512_f": avx512})

@@ -15,7 +15,14 @@ from mlpmixer.models.mixer import Mixer, MixerBlock
 from mlpmixer.training import optimizers
 
 CFG = MixerConfig(
-    image_size=(6, 10), patch_size=2, in_channels=2, num_classes=3, num_blocks=2, hidden_dim=8, tokens_mlp_dim=5, channels_mlp_dim=12
+    image_size=(6, 10),
+    patch_size=2,
+    in_channels=2,
+    num_classes=3,
+    num_blocks=2,
+    hidden_dim=8,
+    tokens_mlp_dim=5,
+    channels_mlp_dim=12,
 )
 
 
@@ -35,7 +42,8 @@ def images(cfg: MixerConfig, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 class Convolved(nn.Module):
-    """The same token mixing written on the tokens (..., C, S): a convolution beside the identity, W1, GELU, W2, another convolution."""
+    """The same token mixing written on the tokens (..., C, S): a convolution beside the identity, W1, GELU, W2, another
+    convolution."""
 
     def __init__(self, block: MixerBlock) -> None:
         super().__init__()
@@ -48,7 +56,9 @@ class Convolved(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         read, write = self.mlp.fc1, self.mlp.fc2
         assert isinstance(read, locality.LocalLinear) and isinstance(write, locality.LocalLinear)
-        hidden = F.gelu(F.linear(self.local(x, read.kernel.flip(2, 3)), read.weight, read.bias), approximate=self.mlp.approximate)
+        hidden = F.gelu(
+            F.linear(self.local(x, read.kernel.flip(2, 3)), read.weight, read.bias), approximate=self.mlp.approximate
+        )
         return self.local(F.linear(hidden, write.weight), write.kernel) + write.bias
 
 
@@ -80,7 +90,10 @@ def test_convolutions_of_the_tokens_fold_exactly(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_trains_is_bit_for_bit_what_is_folded_under_autocast_too(dtype: torch.dtype) -> None:
     model = injected(CFG, 3).eval()
-    plain, x = locality.folded(model).requires_grad_(False), images(CFG)  # F.linear has another order for weights that ask for gradients
+    plain, x = (
+        locality.folded(model).requires_grad_(False),
+        images(CFG),
+    )  # F.linear has another order for weights that ask for gradients
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         assert torch.equal(plain(x), model(x))
 
@@ -106,7 +119,9 @@ def test_kernels_learn_by_adamw_without_decay_at_the_rate_of_their_layer() -> No
     model = injected(CFG, 3)
     adamw, muon = optimizers.make_optimizers(model, Optim(name="muon", lr=0.01, layer_decay=0.5, frozen_layers=2))
     kernels = {p: name for name, p in model.named_parameters() if name.endswith(".kernel")}
-    rates = {kernels[p]: (g["peak_lr"], g["weight_decay"]) for g in adamw.param_groups for p in g["params"] if p in kernels}
+    rates = {
+        kernels[p]: (g["peak_lr"], g["weight_decay"]) for g in adamw.param_groups for p in g["params"] if p in kernels
+    }
     assert rates == {f"blocks.1.token_mixing.fc{i}.kernel": (0.005, 0.0) for i in (1, 2)}
     assert not model.blocks[0].token_mixing.fc1.kernel.requires_grad  # type: ignore[union-attr]
     assert not any(p in kernels for g in muon.param_groups for p in g["params"])

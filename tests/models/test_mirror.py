@@ -1,4 +1,5 @@
-"""Mirror symmetry: the logits cannot tell an image from its mirror image, at the start, in training, and in what is saved."""
+"""Mirror symmetry: the logits cannot tell an image from its mirror image, at the start, in training, and in what is
+saved."""
 
 import dataclasses
 from pathlib import Path
@@ -20,12 +21,26 @@ from mlpmixer.training.run import train
 from mlpmixer.weights import model_file
 
 CFG = MixerConfig(
-    image_size=(6, 10), patch_size=2, in_channels=2, num_classes=3, num_blocks=2, hidden_dim=9, tokens_mlp_dim=5, channels_mlp_dim=12
+    image_size=(6, 10),
+    patch_size=2,
+    in_channels=2,
+    num_classes=3,
+    num_blocks=2,
+    hidden_dim=9,
+    tokens_mlp_dim=5,
+    channels_mlp_dim=12,
 )
 RECIPE = Recipe(
     name="test",
     model=MixerConfig(
-        image_size=8, patch_size=2, in_channels=1, num_classes=10, num_blocks=2, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=24
+        image_size=8,
+        patch_size=2,
+        in_channels=1,
+        num_classes=10,
+        num_blocks=2,
+        hidden_dim=16,
+        tokens_mlp_dim=8,
+        channels_mlp_dim=24,
     ),
     data=Data(name="digits"),
     init=Init(stem="whitened"),
@@ -86,7 +101,9 @@ def test_a_mirrored_image_has_the_same_logits(
     if num_classes == 0:  # pre-logits: the mirror image's are those of the partners
         half = hidden // 2
         mirrored = torch.cat([mirrored[:, half : 2 * half], mirrored[:, :half], mirrored[:, 2 * half :]], 1)
-    atol = 1e-9 if hidden == 2 else 1e-12  # a LayerNorm over two channels, nearly equal, magnifies rounding up to a thousand times
+    atol = (
+        1e-9 if hidden == 2 else 1e-12
+    )  # a LayerNorm over two channels, nearly equal, magnifies rounding up to a thousand times
     torch.testing.assert_close(mirrored, logits, atol=atol, rtol=0)
     assert mirror.asymmetry(model) == 0
     if kernels:
@@ -109,7 +126,9 @@ def test_the_kept_gradient_is_that_of_the_images_and_their_mirror_images() -> No
     both = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     F.cross_entropy(model(x), labels).backward()
-    assert any(not torch.allclose(p.grad, g) for p, g in zip(model.parameters(), both, strict=True) if p.grad is not None)
+    assert any(
+        not torch.allclose(p.grad, g) for p, g in zip(model.parameters(), both, strict=True) if p.grad is not None
+    )
     mirror.keep(mirror.symmetric(model), gradients=True)
     for p, expected in zip(model.parameters(), both, strict=True):
         torch.testing.assert_close(p.grad, expected, atol=1e-12, rtol=0)

@@ -17,9 +17,17 @@ from mlpmixer.models.names import MODELS
 from mlpmixer.models.names import count_params as predicted_params
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-TINY = MixerConfig(image_size=32, patch_size=8, num_classes=10, num_blocks=2, hidden_dim=48, tokens_mlp_dim=24, channels_mlp_dim=96)
+TINY = MixerConfig(
+    image_size=32, patch_size=8, num_classes=10, num_blocks=2, hidden_dim=48, tokens_mlp_dim=24, channels_mlp_dim=96
+)
 SMALL = MixerConfig(
-    image_size=(12, 8), patch_size=(4, 2), num_classes=5, num_blocks=3, hidden_dim=16, tokens_mlp_dim=12, channels_mlp_dim=24
+    image_size=(12, 8),
+    patch_size=(4, 2),
+    num_classes=5,
+    num_blocks=3,
+    hidden_dim=16,
+    tokens_mlp_dim=12,
+    channels_mlp_dim=24,
 )
 
 
@@ -29,13 +37,19 @@ def official(cfg: MixerConfig = TINY) -> Mixer:
     names = {"stem": "stem", "norm": "pre_head_layer_norm", "head": "head"}
     for i in range(cfg.num_blocks):
         names |= {f"blocks.{i}.norm{n + 1}": f"MixerBlock_{i}/LayerNorm_{n}" for n in (0, 1)}
-        names |= {f"blocks.{i}.{m}.fc{n + 1}": f"MixerBlock_{i}/{m}/Dense_{n}" for m in ("token_mixing", "channel_mixing") for n in (0, 1)}
+        names |= {
+            f"blocks.{i}.{m}.fc{n + 1}": f"MixerBlock_{i}/{m}/Dense_{n}"
+            for m in ("token_mixing", "channel_mixing")
+            for n in (0, 1)
+        }
     state = {}
     for ours, theirs in names.items():
         if "norm" in ours:
             state[f"{ours}.weight"] = flat[f"{theirs}/scale"]
         elif ours == "stem":
-            state[f"{ours}.weight"] = flat[f"{theirs}/kernel"].transpose(3, 2, 0, 1).reshape(cfg.hidden_dim, -1)  # HWIO -> (C, in*P*P)
+            state[f"{ours}.weight"] = (
+                flat[f"{theirs}/kernel"].transpose(3, 2, 0, 1).reshape(cfg.hidden_dim, -1)
+            )  # HWIO -> (C, in*P*P)
         else:
             state[f"{ours}.weight"] = flat[f"{theirs}/kernel"].T
         state[f"{ours}.bias"] = flat[f"{theirs}/bias"]
@@ -132,11 +146,14 @@ def test_initialisation_is_the_official_one() -> None:
 
 
 def as_convolutions(model: Mixer, images: Tensor) -> Tensor:
-    """The same network in the words of convolutions: a strided one, full-size depth-wise ones with shared weights, and 1x1 ones."""
+    """The same network in the words of convolutions: a strided one, full-size depth-wise ones with shared weights, and
+    1x1 ones."""
     cfg = model.cfg
     (p, q), c = cfg.patch_size, cfg.hidden_dim
     rows, cols = cfg.grid
-    x = F.conv2d(images, model.stem.weight.view(c, cfg.in_channels, p, q), model.stem.bias, stride=(p, q))  # (B, C, rows, cols)
+    x = F.conv2d(
+        images, model.stem.weight.view(c, cfg.in_channels, p, q), model.stem.bias, stride=(p, q)
+    )  # (B, C, rows, cols)
 
     def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
         return norm(x.movedim(1, -1)).movedim(-1, 1)
@@ -144,8 +161,12 @@ def as_convolutions(model: Mixer, images: Tensor) -> Tensor:
     for block in model.blocks:
         assert isinstance(block, MixerBlock)
         y, mlp = layer_norm(block.norm1, x), block.token_mixing
-        kernel = mlp.fc1.weight.view(-1, 1, rows, cols).repeat(c, 1, 1, 1)  # the same D_S full-size filters for every channel
-        h = F.gelu(F.conv2d(y, kernel, mlp.fc1.bias.repeat(c), groups=c), approximate=mlp.approximate)  # (B, C*D_S, 1, 1)
+        kernel = mlp.fc1.weight.view(-1, 1, rows, cols).repeat(
+            c, 1, 1, 1
+        )  # the same D_S full-size filters for every channel
+        h = F.gelu(
+            F.conv2d(y, kernel, mlp.fc1.bias.repeat(c), groups=c), approximate=mlp.approximate
+        )  # (B, C*D_S, 1, 1)
         kernel = mlp.fc2.weight.t().reshape(-1, 1, rows, cols).repeat(c, 1, 1, 1)
         x = x + F.conv_transpose2d(h, kernel, groups=c) + mlp.fc2.bias.view(rows, cols)
         y, mlp = layer_norm(block.norm2, x), block.channel_mixing
@@ -178,7 +199,9 @@ def test_a_mixer_is_a_convolutional_network_of_a_special_kind() -> None:
     rows=st.integers(1, 4), cols=st.integers(1, 4), p=st.integers(1, 5), q=st.integers(1, 5),
     channels=st.integers(1, 5), classes=st.integers(0, 4),
 )  # fmt: skip
-def test_rectangles_and_any_number_of_channels_work(rows: int, cols: int, p: int, q: int, channels: int, classes: int) -> None:
+def test_rectangles_and_any_number_of_channels_work(
+    rows: int, cols: int, p: int, q: int, channels: int, classes: int
+) -> None:
     cfg = MixerConfig(
         image_size=(rows * p, cols * q), patch_size=(p, q), in_channels=channels, num_classes=classes, num_blocks=1,
         hidden_dim=6, tokens_mlp_dim=3, channels_mlp_dim=5,

@@ -13,7 +13,8 @@ from mlpmixer.models.names import MODELS, WEIGHTS, class_names, count_params, su
 
 
 def test_the_worked_example_of_a_100_px_image_with_10_px_patches() -> None:
-    """100 x 100 RGB pixels, P = 10: a table of 100 patches with 300 numbers each, of which the stem makes 100 tokens."""
+    """100 x 100 RGB pixels, P = 10: a table of 100 patches with 300 numbers each, of which the stem makes 100
+    tokens."""
     layers = {layer.name: layer for layer in summary(MixerConfig(image_size=100, patch_size=10, hidden_dim=512))}
     assert layers["images"].output == (3, 100, 100)
     assert layers["patches"].output == (100, 300)
@@ -24,7 +25,13 @@ def test_the_worked_example_of_a_100_px_image_with_10_px_patches() -> None:
 
 def test_the_shapes_are_those_of_the_network() -> None:
     cfg = MixerConfig(
-        image_size=(12, 8), patch_size=(4, 2), num_classes=5, num_blocks=2, hidden_dim=16, tokens_mlp_dim=12, channels_mlp_dim=24
+        image_size=(12, 8),
+        patch_size=(4, 2),
+        num_classes=5,
+        num_blocks=2,
+        hidden_dim=16,
+        tokens_mlp_dim=12,
+        channels_mlp_dim=24,
     )
     layers = {layer.name: layer.output for layer in summary(cfg)}
     stages = Mixer(cfg).eval().intermediates(torch.zeros(1, 3, 12, 8))
@@ -35,7 +42,9 @@ def test_the_shapes_are_those_of_the_network() -> None:
 
 
 def test_parts_are_counted_as_the_network_counts_them() -> None:
-    cfg = MixerConfig(image_size=32, patch_size=4, parts=(2, 4), num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=24)
+    cfg = MixerConfig(
+        image_size=32, patch_size=4, parts=(2, 4), num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=24
+    )
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = Mixer(cfg).eval()
         model(torch.zeros(1, 3, 32, 32))
@@ -53,7 +62,9 @@ def test_the_flops_of_the_papers_sizes_agree_with_published_multiply_adds() -> N
     """timm's benchmark tables, GMACs at 224 px: S/32 1.00, S/16 3.79, B/32 3.24, B/16 12.62, L/32 11.27, L/16 44.60."""
     published = {"S/32": 1.00, "S/16": 3.79, "B/32": 3.24, "B/16": 12.62, "L/32": 11.27, "L/16": 44.60}
     for name, gmacs in published.items():
-        assert sum(layer.flops for layer in summary(MODELS[name])) / 2e9 == pytest.approx(gmacs, rel=0.005)  # theirs count norms too
+        assert sum(layer.flops for layer in summary(MODELS[name])) / 2e9 == pytest.approx(
+            gmacs, rel=0.005
+        )  # theirs count norms too
 
 
 # --- published weights --------------------------------------------------------------------------------------------
@@ -83,7 +94,9 @@ def test_the_eleven_official_files_have_the_size_of_the_bucket() -> None:
         ("S/8:gsam", 78.79),
     ],
 )
-def test_an_official_file_has_the_listed_size_and_holds_the_parameters_of_its_model_and_no_more(name: str, mib: float) -> None:
+def test_an_official_file_has_the_listed_size_and_holds_the_parameters_of_its_model_and_no_more(
+    name: str, mib: float
+) -> None:
     w = OFFICIAL[name]
     cfg = dataclasses.replace(MODELS[w.model], num_classes=w.num_classes)
     arrays = 12 * cfg.num_blocks + 6
@@ -95,7 +108,9 @@ def test_every_published_file_can_be_used_with_a_model_of_the_zoo() -> None:
     assert len(WEIGHTS) == 17
     for name, w in WEIGHTS.items():
         assert w.model in MODELS and name.startswith(f"{w.model}:")
-        assert w.url.startswith("https://storage.googleapis.com/mixer_models/" if w.form == "official" else "hf:timm/mixer_")
+        assert w.url.startswith(
+            "https://storage.googleapis.com/mixer_models/" if w.form == "official" else "hf:timm/mixer_"
+        )
         assert w.source and w.licence
         assert w.top1 is None or 0.7 < w.top1 < 0.83
         assert w.top1 is None or w.classes == "imagenet1k", "a head of other classes has no ImageNet-1k accuracy"
@@ -106,7 +121,9 @@ def test_timms_goog_in21k_ft_in1k_are_listed_as_what_they_are() -> None:
     for size in "BL":
         w = WEIGHTS[f"{size}/16:timm-imagenet1k"]
         assert "goog_in21k_ft_in1k" in w.url and w.classes == "imagenet1k"
-        assert w.top1 == pytest.approx(WEIGHTS[f"{size}/16:imagenet1k"].top1, abs=0.004)  # 0.8064 and 0.8289 after ImageNet-21k
+        assert w.top1 == pytest.approx(
+            WEIGHTS[f"{size}/16:imagenet1k"].top1, abs=0.004
+        )  # 0.8064 and 0.8289 after ImageNet-21k
 
 
 def test_an_unknown_name_of_weights_is_answered_with_the_nearest() -> None:
@@ -126,5 +143,9 @@ def test_the_classes_are_in_the_order_of_the_heads() -> None:
     assert names[134] == "crane (n02012849)" and names[517] == "crane (n03126707)"  # a bird and a machine
     assert names[999] == "toilet tissue, toilet paper, bathroom tissue"
     assert list(ids) == sorted(ids)
-    assert wordnet_ids("imagenet21k")[0] == "n00004475" and list(wordnet_ids("imagenet21k")) == sorted(wordnet_ids("imagenet21k"))
-    assert set(ids) - set(wordnet_ids("imagenet21k")) == {"n04399382"}  # teddy, the one class that Google's 21k list does not have
+    assert wordnet_ids("imagenet21k")[0] == "n00004475" and list(wordnet_ids("imagenet21k")) == sorted(
+        wordnet_ids("imagenet21k")
+    )
+    assert set(ids) - set(wordnet_ids("imagenet21k")) == {
+        "n04399382"
+    }  # teddy, the one class that Google's 21k list does not have

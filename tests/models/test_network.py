@@ -1,4 +1,5 @@
-"""Another network in the Mixer's place: it trains, resumes, loads and is probed alike, and what only a Mixer has is refused."""
+"""Another network in the Mixer's place: it trains, resumes, loads and is probed alike, and what only a Mixer has is
+refused."""
 
 import dataclasses
 import os
@@ -40,7 +41,9 @@ class Conv(nn.Module):
 
     def __init__(self, cfg: MixerConfig, width: int = 8) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(cfg.in_channels, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(0.1), nn.Flatten())
+        self.body = nn.Sequential(
+            nn.Conv2d(cfg.in_channels, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(0.1), nn.Flatten()
+        )
         self.head = nn.Linear(36 * width, cfg.num_classes)
 
     def pre_logits(self, images: Tensor) -> Tensor:
@@ -98,7 +101,8 @@ def stop_and_go_on(run: Path) -> None:
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits_buffers_included(whole: Path, tmp_path: Path) -> None:
-    """In a process of its own: within that of many other tests it has crashed in native code, rarely and for a reason that is not known."""
+    """In a process of its own: within that of many other tests it has crashed in native code, rarely and for a reason
+    that is not known."""
     code = "import sys, pathlib, test_network; test_network.stop_and_go_on(pathlib.Path(sys.argv[1]))"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     command = [sys.executable, "-X", "faulthandler", "-c", code, str(tmp_path / "run")]
@@ -110,7 +114,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits_buffers_included(whole: Path, tm
 
 
 def test_a_mixer_given_as_the_network_is_the_mixer(tmp_path: Path) -> None:
-    plain, given = (train(RECIPE, out=tmp_path / name, network=network).path for name, network in (("a", None), ("b", Mixer)))
+    plain, given = (
+        train(RECIPE, out=tmp_path / name, network=network).path for name, network in (("a", None), ("b", Mixer))
+    )
     first, second = weights(plain), weights(given)
     assert all(torch.equal(first[k], second[k]) for k in first)
 

@@ -1,4 +1,5 @@
-"""Appendix A.1: each variant is the plain Mixer where it should be, and differs from it as its name says; and a run to the page."""
+"""Appendix A.1: each variant is the plain Mixer where it should be, and differs from it as its name says; and a run to
+the page."""
 
 import dataclasses
 from pathlib import Path
@@ -20,7 +21,14 @@ from mlpmixer.reproduce.experiment import Scale
 from mlpmixer.reproduce.variants import Grouped, PerChannel, Pyramid, PyramidBlock, Views, ViewsBlock, untied
 
 CFG = MixerConfig(
-    image_size=(16, 4), patch_size=(4, 2), in_channels=2, num_classes=5, num_blocks=2, hidden_dim=6, tokens_mlp_dim=7, channels_mlp_dim=9
+    image_size=(16, 4),
+    patch_size=(4, 2),
+    in_channels=2,
+    num_classes=5,
+    num_blocks=2,
+    hidden_dim=6,
+    tokens_mlp_dim=7,
+    channels_mlp_dim=9,
 )
 IMAGES = torch.randn(4, 2, 16, 4, generator=torch.Generator().manual_seed(0))
 
@@ -89,7 +97,9 @@ def test_a_group_is_of_neighbours_and_of_what_the_views_make_of_a_token() -> Non
     columns = block.columns(x)
     assert columns.shape == (3, 3, 16)  # (B, C / G, G * S)
     seen = F.linear(x, block.views.weight, block.views.bias)
-    assert torch.equal(columns[:, 1], torch.cat([seen[:, :, 2], seen[:, :, 3]], 1)) and torch.equal(block.rows(columns), seen)
+    assert torch.equal(columns[:, 1], torch.cat([seen[:, :, 2], seen[:, :, 3]], 1)) and torch.equal(
+        block.rows(columns), seen
+    )
     assert (views(IMAGES) - grouped(IMAGES)).abs().max() > 0.01
     for block in views.blocks:
         assert isinstance(block, ViewsBlock)
@@ -126,7 +136,11 @@ def test_untying_and_grouping_keep_the_flops(scale: Scale) -> None:
     alike = {name for name, of in flops.items() if of == flops["tied"]}
     assert alike == {name for name in flops if name.split("-")[0] in ("tied", "untied", "grouped")}
     views = {of for name, of in flops.items() if name.startswith("views")}
-    assert len(views) == 1 and flops["tied"] < views.pop() < 1.2 * flops["tied"] and flops["pyramid"] < 0.75 * flops["tied"]
+    assert (
+        len(views) == 1
+        and flops["tied"] < views.pop() < 1.2 * flops["tied"]
+        and flops["pyramid"] < 0.75 * flops["tied"]
+    )
 
 
 def test_tying_saves_what_arithmetic_says() -> None:
@@ -153,11 +167,17 @@ def test_ablation_runs_to_its_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         evaluations=2,
     )
     monkeypatch.setitem(ablation.SCALES, "small", tiny)
-    page, path = run("ablation", out=tmp_path / "out", data_dir=str(write_cifar10(tmp_path / "data", per_class=6)), device="cpu")
+    page, path = run(
+        "ablation", out=tmp_path / "out", data_dir=str(write_cifar10(tmp_path / "data", per_class=6)), device="cpu"
+    )
     rows, text = page.figures["variants"], path.read_text()
     assert tuple(rows) == names and all(row["train_s"] > 0 and len(row["curve"]) == 2 for row in rows.values())
     assert {row["against_tied"] for name, row in rows.items() if name != "tied"} <= {"a draw", "above", "below"}
     assert rows["untied"]["params"] - rows["tied"]["params"] == 15 * 2 * (2 * 64 * 8 + 8 + 64)
-    assert "by 512 to 1,280, which is C" in text and "| 768 (C = 768) | 1,449,909,504 |" in text and "| 59 M | 59,111,472 |" in text
+    assert (
+        "by 512 to 1,280, which is C" in text
+        and "| 768 (C = 768) | 1,449,909,504 |" in text
+        and "| 59 M | 59,111,472 |" in text
+    )
     assert "untied and tied: a draw" in text or "untied above tied" in text or "untied below tied" in text
     assert (tmp_path / "out" / "variants.png").exists()

@@ -1,4 +1,5 @@
-"""Networks of one size against each other: permutation, data-scaling and frontier, each run to its page in small, and what they rest on."""
+"""Networks of one size against each other: permutation, data-scaling and frontier, each run to its page in small, and
+what they rest on."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -18,7 +19,14 @@ from mlpmixer.reproduce.contest import CONTESTS, against, draw, size_of
 from mlpmixer.reproduce.permutation import MODES, Shuffled, ShuffledMixer, for_shuffled, orders, pixel_order, reordered
 
 CFG = MixerConfig(
-    image_size=(12, 8), patch_size=(4, 2), in_channels=2, num_classes=5, num_blocks=2, hidden_dim=6, tokens_mlp_dim=7, channels_mlp_dim=9
+    image_size=(12, 8),
+    patch_size=(4, 2),
+    in_channels=2,
+    num_classes=5,
+    num_blocks=2,
+    hidden_dim=6,
+    tokens_mlp_dim=7,
+    channels_mlp_dim=9,
 )
 
 
@@ -57,7 +65,9 @@ def test_the_orders_are_what_they_are_called() -> None:
 def test_all_networks_see_the_same_shuffled_image() -> None:
     pytest.importorskip("transformers", reason='pip install "mlpmixer[rivals]"')
     cfg, images = dataclasses.replace(CFG, image_size=8, patch_size=4), torch.randn(2, 2, 8, 8)
-    shuffled = Shuffled(mode="patches", of=ResNet(depths=(1, 1), width=4, bottleneck=False, small_images=True))(cfg).eval()
+    shuffled = Shuffled(mode="patches", of=ResNet(depths=(1, 1), width=4, bottleneck=False, small_images=True))(
+        cfg
+    ).eval()
     inner = shuffled.network
     assert isinstance(inner, torch.nn.Module)
     torch.nn.init.normal_(inner.head.weight)  # type: ignore[union-attr, arg-type]
@@ -125,8 +135,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 def test_permutation_runs_to_its_page(tiny: str, tmp_path: Path) -> None:
     page, path = run("permutation", out=tmp_path / "out", data_dir=tiny, device="cpu")
     assert page.figures["identity"]["max_abs_difference"] < 1e-5
-    assert {name: sorted(modes) for name, modes in page.figures["top1"].items()} == dict.fromkeys(("Mixer", "ResNet"), sorted(MODES))
-    assert page.figures["rates"].keys() == {"Mixer", "ResNet"} and [step for step, _ in page.figures["curves"]["Mixer"]["pixels"]] == [2, 4]
+    assert {name: sorted(modes) for name, modes in page.figures["top1"].items()} == dict.fromkeys(
+        ("Mixer", "ResNet"), sorted(MODES)
+    )
+    assert page.figures["rates"].keys() == {"Mixer", "ResNet"} and [
+        step for step, _ in page.figures["curves"]["Mixer"]["pixels"]
+    ] == [2, 4]
     assert "about 45 %" in path.read_text() and "(an end of what was tried)" in path.read_text()
 
 
@@ -134,7 +148,9 @@ def test_data_scaling_runs_to_its_page(tiny: str, tmp_path: Path) -> None:
     page, path = run("data-scaling", out=tmp_path / "out", data_dir=tiny, device="cpu")
     cells = page.figures["cells"]
     assert [cell["images"] for cell in cells["ViT"].values()] == [[10], [30], [90], [285]]
-    assert all(0 <= cell["few"][0] <= 1 and cell["best_step"][0] in (2, 4) for of in cells.values() for cell in of.values())
+    assert all(
+        0 <= cell["few"][0] <= 1 and cell["best_step"][0] in (2, 4) for of in cells.values() for cell in of.values()
+    )
     assert "Linear 5-shot top-1" in path.read_text() and (tmp_path / "out" / "scaling.png").exists()
 
 

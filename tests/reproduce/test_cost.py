@@ -14,7 +14,9 @@ from mlpmixer.reproduce.cost import SCALES, Alive, Settings, bench_of, exponent,
 
 CPU = torch.device("cpu")
 TINY = Settings(
-    mixer=MixerConfig(image_size=16, patch_size=4, num_classes=10, num_blocks=2, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32),
+    mixer=MixerConfig(
+        image_size=16, patch_size=4, num_classes=10, num_blocks=2, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32
+    ),
     vit=ViT(patch_size=4, num_blocks=2, hidden_dim=16, num_heads=2, mlp_dim=32),
     resnet=ResNet(depths=(1, 1), width=8, bottleneck=False, small_images=True),
     sides=(4, 6, 8),
@@ -48,7 +50,9 @@ def test_flops_and_memory_are_those_of_the_networks() -> None:
     cfg = TINY.config(8)
     summary = zoo.summary(cfg)
     assert counted["Mixer 8"]["one image flops"] == sum(layer.flops for layer in summary)
-    assert counted["Mixer 8"]["mixing forward flops"] == next(x.flops for x in summary if x.name == "blocks.0.token_mixing")
+    assert counted["Mixer 8"]["mixing forward flops"] == next(
+        x.flops for x in summary if x.name == "blocks.0.token_mixing"
+    )
     s, c, mlp = 64 + 1, 16, 32
     attention = 8 * s * c * c + 4 * s * s * c
     assert counted["ViT 8"]["mixing forward flops"] == attention
@@ -63,7 +67,10 @@ def test_the_networks_of_each_scale_have_one_size() -> None:
     from mlpmixer.models.mixer import count_params
 
     for settings in SCALES.values():
-        params = [count_params(bench_of(settings, name, 14, torch.device("meta"), torch.float32).model) for name in settings.networks]
+        params = [
+            count_params(bench_of(settings, name, 14, torch.device("meta"), torch.float32).model)
+            for name in settings.networks
+        ]
         assert max(params) < 1.12 * min(params), params
 
 
@@ -71,10 +78,16 @@ def test_linear_and_quadratic_times_are_told_apart_on_the_page() -> None:
     names, sides = ("Mixer", "ViT", "ResNet"), TINY.sides
     power = {"Mixer": 1.0, "ViT": 2.0, "ResNet": 1.0}
     rows = ("forward", "train", "one image", "mixing forward", "mixing train")
-    least = {f"{n} {side} {row}": TINY.batch(side) * 1e-6 * side ** (2 * power[n]) for n in names for side in sides for row in rows}
+    least = {
+        f"{n} {side} {row}": TINY.batch(side) * 1e-6 * side ** (2 * power[n])
+        for n in names
+        for side in sides
+        for row in rows
+    }
     counts = {"params": 1000, "forward mib": 1, "train mib": 2}
     counted = {
-        f"{n} {side}": counts | {"one image flops": 1e6 * side ** (2 * power[n]), "mixing forward flops": 1e5 * side ** (2 * power[n])}
+        f"{n} {side}": counts
+        | {"one image flops": 1e6 * side ** (2 * power[n]), "mixing forward flops": 1e5 * side ** (2 * power[n])}
         for n in names
         for side in sides
     }
@@ -82,7 +95,9 @@ def test_linear_and_quadratic_times_are_told_apart_on_the_page() -> None:
     assert "Mixer 1.00, ViT 2.00, ResNet 1.00" in page.findings[0] and "from 36 to 64 patches" in page.findings[0]
     assert "token mixing 1.00, attention with its projections 2.00; in FLOPs 1.00 and 2.00" in page.findings[2]
     assert "16.00 times the Mixer's time at 16 patches and 64.00 times at 64" in page.findings[4]
-    assert page.figures["shares"]["ViT"]["time"] == pytest.approx([2.0] * 3)  # two blocks as dear as the whole: these are made-up times
+    assert page.figures["shares"]["ViT"]["time"] == pytest.approx(
+        [2.0] * 3
+    )  # two blocks as dear as the whole: these are made-up times
 
 
 def test_a_short_run_writes_its_page_and_reads_its_turns_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,11 @@ def trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         return Page(
             claim="a claim.",
             findings=("a finding.",),
-            tables=(Cells(title="Runs", header=("run", "top-1"), rows=tuple((str(i), f"{x:.3f}") for i, x in enumerate(top1))),),
+            tables=(
+                Cells(
+                    title="Runs", header=("run", "top-1"), rows=tuple((str(i), f"{x:.3f}") for i, x in enumerate(top1))
+                ),
+            ),
             plots=(Plot(name="bars", caption="Two bars", draw=lambda figure: figure.add_subplot().bar([0, 1], top1)),),
             figures={"top1": top1, **clock},
         )
@@ -69,15 +73,23 @@ def test_a_page_has_command_hardware_tables_and_plots_and_finished_parts_are_not
     folder = trial / "results" / "trial" / "small"
     text, told = (folder / "README.md").read_text(), json.loads((folder / "table.json").read_text())
     assert str(Path("results", "trial", "small", "README.md")) in out and "a finding." in out
-    assert "mlpmixer reproduce trial --scale small --device cpu" in text and "threads; torch" in text and "![Two bars](bars.png)" in text
+    assert (
+        "mlpmixer reproduce trial --scale small --device cpu" in text
+        and "threads; torch" in text
+        and "![Two bars](bars.png)" in text
+    )
     assert (folder / "bars.png").read_bytes()[:4] == b"\x89PNG"
-    assert told["figures"]["top1"] == [json.loads((folder / "runs" / f"seed-{s}" / "summary.json").read_text())["top1"] for s in (0, 1)]
+    assert told["figures"]["top1"] == [
+        json.loads((folder / "runs" / f"seed-{s}" / "summary.json").read_text())["top1"] for s in (0, 1)
+    ]
     assert cli.main(["reproduce", "trial", "--json", "--device", "cpu"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["kind"] for line in lines] == ["end", "end", "page"] and lines[-1]["figures"] == told["figures"]
 
 
-def test_a_piece_that_runs_out_of_time_says_so_and_the_next_one_goes_on_exactly(trial: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_piece_that_runs_out_of_time_says_so_and_the_next_one_goes_on_exactly(
+    trial: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["reproduce", "trial", "--max-minutes", "0.0001", "--quiet"]) == 3
     err = capsys.readouterr().err
     assert "the time is over; 0 of 3 parts are finished" in err and "the same command" in err
@@ -113,21 +125,27 @@ def test_a_piece_that_runs_out_of_time_says_so_and_the_next_one_goes_on_exactly(
         (["trial", "--max-minutes", "-1"], "must be positive"),
     ],
 )
-def test_a_mistake_is_answered_with_what_is_right(trial: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_answered_with_what_is_right(
+    trial: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["reproduce", *words]) == 2
     assert says in capsys.readouterr().err and not (trial / "results").exists()
 
 
 def test_runs_of_other_settings_are_not_taken_for_these(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("trial", out="here")
-    monkeypatch.setattr(sys.modules[__name__], "TINY", dataclasses.replace(TINY, run=dataclasses.replace(TINY.run, steps=7)))
+    monkeypatch.setattr(
+        sys.modules[__name__], "TINY", dataclasses.replace(TINY, run=dataclasses.replace(TINY.run, steps=7))
+    )
     with pytest.raises(ValueError, match="another out"):
         run("trial", out="here")
 
 
 def test_table_1_is_the_papers(tmp_path: Path) -> None:
     page, path = run("table1", out=tmp_path)
-    assert all(row["equal"] and row["as_configured"] for row in page.figures) and "all seven are equal" in page.findings[0]
+    assert (
+        all(row["equal"] and row["as_configured"] for row in page.figures) and "all seven are equal" in page.findings[0]
+    )
     assert {row["size"]: row["params_without_head"] for row in page.figures} == {
         "S/32": 18_591_624,
         "S/16": 18_015_264,

@@ -26,7 +26,10 @@ def test_an_epochs_training_figures_are_means_over_its_steps() -> None:
         {"kind": "eval", "step": 30, "top1": 0.7, "nll": 0.9},
     ]
     first, second = epochs(lines)
-    assert (first.train_top1, first.train_loss) == (pytest.approx(0.3), pytest.approx(1.8)) and (first.val_top1, first.val_loss) == (
+    assert (first.train_top1, first.train_loss) == (pytest.approx(0.3), pytest.approx(1.8)) and (
+        first.val_top1,
+        first.val_loss,
+    ) == (
         0.4,
         1.5,
     )
@@ -34,7 +37,9 @@ def test_an_epochs_training_figures_are_means_over_its_steps() -> None:
 
 
 def test_the_figures_of_the_notes_are_those_of_the_source() -> None:
-    assert len(NOTES_CIFAR10) == 10 and NOTES_CIFAR10[0] == Epoch(train_top1=0.3285, train_loss=1.8335, val_top1=0.4216, val_loss=1.6007)
+    assert len(NOTES_CIFAR10) == 10 and NOTES_CIFAR10[0] == Epoch(
+        train_top1=0.3285, train_loss=1.8335, val_top1=0.4216, val_loss=1.6007
+    )
     assert NOTES_CIFAR10[-1] == Epoch(train_top1=0.5779, train_loss=1.1851, val_top1=0.5562, val_loss=1.2237)
     losses = [epoch.val_loss for epoch in NOTES_CIFAR10]
     assert losses == sorted(losses, reverse=True)
@@ -44,7 +49,10 @@ def test_the_figures_of_the_notes_are_those_of_the_source() -> None:
 def test_plain_is_the_recipe_without_what_is_the_projects_own(name: str) -> None:
     made = RECIPES[name]()
     bare = plain(made)
-    assert (bare.model, bare.data, bare.run) == (made.model, made.data, made.run) and (bare.init, bare.augment) == (Init(), Augment())
+    assert (bare.model, bare.data, bare.run) == (made.model, made.data, made.run) and (bare.init, bare.augment) == (
+        Init(),
+        Augment(),
+    )
     assert (bare.optim.name, bare.optim.locality, bare.optim.mirror, bare.optim.ema_decay) == ("adamw", 0, False, 0.0)
 
 
@@ -61,7 +69,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("tiny")
 def test_seed_cifar10_runs_to_its_page(tmp_path: Path) -> None:
     page, path = run(
-        "seed-cifar10", out=tmp_path / "out", data_dir=str(write_cifar10(tmp_path / "data", per_class=5)), device="cpu", seed=5
+        "seed-cifar10",
+        out=tmp_path / "out",
+        data_dir=str(write_cifar10(tmp_path / "data", per_class=5)),
+        device="cpu",
+        seed=5,
     )
     text, runs = path.read_text(), tmp_path / "out" / "runs"
     assert read_recipe(runs / "recipe").optim.mirror and read_recipe(runs / "plain").run.seed == 5
@@ -70,7 +82,9 @@ def test_seed_cifar10_runs_to_its_page(tmp_path: Path) -> None:
     assert [epoch["val_top1"] for epoch in ours] == [line["top1"] for line in evaluations] and len(ours) == 10
     assert 2.2 < ours[0]["train_loss"] < 2.4  # ten classes of noise: about ln 10
     assert "The notes that this project is made from: a PyTorch class" in text and "The paper:" not in text
-    assert f"| 1 | 32.85 % | 42.16 % | {100 * ours[0]['train_top1']:.2f} % | {100 * ours[0]['val_top1']:.2f} % |" in text
+    assert (
+        f"| 1 | 32.85 % | 42.16 % | {100 * ours[0]['train_top1']:.2f} % | {100 * ours[0]['val_top1']:.2f} % |" in text
+    )
     assert f"| 10 | 1.1851 | 1.2237 | {ours[9]['train_loss']:.4f} | {ours[9]['val_loss']:.4f} |" in text
     assert "plain below the notes" in page.findings[1] and "in no epoch" in page.findings[3]
     assert (tmp_path / "out" / "epochs.png").stat().st_size > 5000
@@ -81,6 +95,9 @@ def test_seed_mnist_runs_to_its_page_and_compares_with_nothing(tmp_path: Path) -
     write_idx(tmp_path / "data" / "mnist")
     page, path = run("seed-mnist", out=tmp_path / "out", data_dir=str(tmp_path / "data"), device="cpu")
     text = path.read_text()
-    assert "No figures are published for it" in text and "| epoch | plain, train | plain, val | recipe, train | recipe, val |" in text
+    assert (
+        "No figures are published for it" in text
+        and "| epoch | plain, train | plain, val | recipe, train | recipe, val |" in text
+    )
     assert len(page.findings) == 1 and f"recipe {100 * page.figures['top1']['recipe']:.2f} %" in page.findings[0]
     assert [len(of) for of in page.figures["epochs"].values()] == [14, 14] and page.figures["n"] == 20

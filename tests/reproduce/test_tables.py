@@ -1,4 +1,5 @@
-"""Published tables: what they say, what is looked for before anything starts, and runs to the end on weights of the true shapes."""
+"""Published tables: what they say, what is looked for before anything starts, and runs to the end on weights of the
+true shapes."""
 
 import dataclasses
 import json
@@ -45,7 +46,8 @@ def write_as_published(path: Path, cfg: MixerConfig) -> Path:
 
 
 def published_size(cfg: MixerConfig) -> int:
-    """What `write_as_published` writes: for each array a header of 128 bytes and two of the archive's with its name; at the end 22."""
+    """What `write_as_published` writes: for each array a header of 128 bytes and two of the archive's with its name; at
+    the end 22."""
     rows = official_table(cfg)
     return 22 + sum(4 * int(np.prod(r.shape)) + 128 + 30 + 46 + 2 * len(f"{r.theirs}.npy") for r in rows)
 
@@ -67,7 +69,9 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
     official = RECIPES["finetune-official"]()
-    recipe = dataclasses.replace(official, name="small", run=dataclasses.replace(official.run, steps=4, batch_size=16, accumulate=2))
+    recipe = dataclasses.replace(
+        official, name="small", run=dataclasses.replace(official.run, steps=4, batch_size=16, accumulate=2)
+    )
     monkeypatch.setitem(MODELS, "Small/8", SMALL)
     monkeypatch.setitem(RECIPES, "small", lambda: recipe)
     for name in NAMES:
@@ -102,9 +106,16 @@ def test_the_table_holds_the_published_figures_and_the_official_rule() -> None:
     }
     for row in CIFAR.rows:
         recipe = CIFAR.recipe_of(row)
-        assert (recipe.run.steps, recipe.run.batch_size, recipe.optim.lr, recipe.optim.warmup_steps) == (10_000, 512, 0.03, 500)
+        assert (recipe.run.steps, recipe.run.batch_size, recipe.optim.lr, recipe.optim.warmup_steps) == (
+            10_000,
+            512,
+            0.03,
+            500,
+        )
         assert (recipe.init.weights, recipe.model.image_size, recipe.data.name) == (row.weights, 224, "cifar10")
-        assert recipe.model == dataclasses.replace(MODELS[row.weights[:4]], num_classes=WEIGHTS[row.weights].num_classes)
+        assert recipe.model == dataclasses.replace(
+            MODELS[row.weights[:4]], num_classes=WEIGHTS[row.weights].num_classes
+        )
 
 
 @pytest.mark.parametrize("name", sorted(TABLES))
@@ -142,7 +153,10 @@ def test_weights_that_cannot_be_fetched_are_one_message_for_all_rows(
     total = sum(WEIGHTS[name].num_bytes for name in NAMES)
     assert f"{total:,} bytes in all (no network)" in err
     for name in NAMES:
-        assert f"{WEIGHTS[name].url} ({WEIGHTS[name].num_bytes:,} bytes)" in err and str(cache_path(WEIGHTS[name].url)) in err
+        assert (
+            f"{WEIGHTS[name].url} ({WEIGHTS[name].num_bytes:,} bytes)" in err
+            and str(cache_path(WEIGHTS[name].url)) in err
+        )
     assert "GiB of memory" in err
 
 
@@ -173,11 +187,16 @@ def test_everything_that_is_lacking_is_said_at_once(small: Path, capsys: pytest.
     err = capsys.readouterr().err
     assert "no folder 'dato'" in err and "did you mean" in err
     assert "no device named 'tpu'" in err
-    assert f"{Path('weights', 'imagenet1k', 'Mixer-Small_8.npz')} is not an .npz file, or it is cut off or damaged" in err
+    assert (
+        f"{Path('weights', 'imagenet1k', 'Mixer-Small_8.npz')} is not an .npz file, or it is cut off or damaged" in err
+    )
     assert f"at {Path('weights', 'imagenet21k', 'Mixer-Small_8.npz')}" in err
     assert not (small / "runs").exists()
     damaged.write_bytes(content[:-1])
-    assert f"has {len(content) - 1:,} bytes, but" in plan("small", [NAMES[0]], Settings(data_dir="data", weights_dir="weights")).lacking()
+    assert (
+        f"has {len(content) - 1:,} bytes, but"
+        in plan("small", [NAMES[0]], Settings(data_dir="data", weights_dir="weights")).lacking()
+    )
 
 
 def test_weights_of_another_mixer_are_refused(small: Path) -> None:
@@ -187,7 +206,9 @@ def test_weights_of_another_mixer_are_refused(small: Path) -> None:
         archive.comment = b"x" * (WEIGHTS[NAMES[0]].num_bytes - file.stat().st_size)
     found = plan("small", (), Settings(data_dir="data", weights_dir="weights", device="cpu"))
     assert len(found.problems) == 1
-    assert "are of another Mixer: tokens_mlp_dim 96 instead of 24, channels_mlp_dim 24 instead of 96" in found.problems[0]
+    assert (
+        "are of another Mixer: tokens_mlp_dim 96 instead of 24, channels_mlp_dim 24 instead of 96" in found.problems[0]
+    )
 
 
 def test_weight_files_may_lie_side_by_side_and_are_told_apart_by_size(small: Path) -> None:
@@ -208,7 +229,9 @@ def test_weight_files_may_lie_side_by_side_and_are_told_apart_by_size(small: Pat
         (["small", "--accumulate", "3"], "must divide run.batch_size=16"),
     ],
 )
-def test_a_mistake_is_answered_with_what_is_right(small: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_answered_with_what_is_right(
+    small: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(*words, *HERE) == 2
     assert says in capsys.readouterr().err and not (small / "runs").exists()
 
@@ -235,7 +258,11 @@ def test_the_cost_is_that_of_the_network() -> None:
 def test_a_table_is_run_and_written_and_not_run_again(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("small", "--quiet", *HERE) == 0
     out = capsys.readouterr().out
-    assert "REDUCED" not in out and "9,728 of the 10,000" in out and "known deviations of ours: crops are antialiased" in out
+    assert (
+        "REDUCED" not in out
+        and "9,728 of the 10,000" in out
+        and "known deviations of ours: crops are antialiased" in out
+    )
     told = json.loads((small / "runs" / "small" / "table.json").read_text())
     for row, official in zip(told["rows"], (0.25, 0.5), strict=True):
         summary = json.loads((Path(row["run"]) / "summary.json").read_text())
@@ -255,7 +282,10 @@ def test_a_table_is_run_and_written_and_not_run_again(small: Path, capsys: pytes
 def test_what_is_not_as_published_is_marked_and_kept_apart(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("small", "--row", NAMES[1], "--steps", "2", "--batch-size", "6", "--quiet", *HERE) == 0
     out = capsys.readouterr().out
-    assert "REDUCED is not the published setting and reproduces nothing: run.steps 2 instead of 4; run.batch_size 6 instead of 16." in out
+    assert (
+        "REDUCED is not the published setting and reproduces nothing: run.steps 2 instead of 4; run.batch_size 6 "
+        "instead of 16." in out
+    )
     assert "not run" in out  # the other row
     first, second = outcome_of("small", "runs/small-reduced").results
     assert first is None and second and second.reduced
@@ -269,10 +299,15 @@ def test_what_is_not_as_published_is_marked_and_kept_apart(small: Path, capsys: 
 def test_other_images_than_the_published_are_marked_too(small: Path) -> None:
     write_cifar10(small / "data", per_class=3)
     done = tables.reproduce("small", [NAMES[0]], Settings(data_dir="data", weights_dir="weights", device="cpu"))
-    assert done.results[0] and done.results[0].differs == ("149 training images instead of 99", "30 test images instead of 20")
+    assert done.results[0] and done.results[0].differs == (
+        "149 training images instead of 99",
+        "30 test images instead of 20",
+    )
 
 
-def test_an_interrupted_row_goes_on_exactly(small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_row_goes_on_exactly(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import signal
 
     def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
@@ -291,7 +326,9 @@ def test_an_interrupted_row_goes_on_exactly(small: Path, monkeypatch: pytest.Mon
     assert run("small", "--check", "--out", "stopped", *HERE) == 0
     assert "started" in capsys.readouterr().out
     rows = []
-    tables.reproduce("small", (), settings, "stopped", report=lambda e: rows.append(e["row"]) if e["kind"] == "row" else None)
+    tables.reproduce(
+        "small", (), settings, "stopped", report=lambda e: rows.append(e["row"]) if e["kind"] == "row" else None
+    )
     assert rows == list(NAMES)
     tables.reproduce("small", [NAMES[0]], settings, "whole")
     stopped, whole = (read_model(small / out / "Small-8-imagenet1k") for out in ("stopped", "whole"))
@@ -322,7 +359,9 @@ def test_a_row_runs_to_its_end_on_a_file_of_the_true_names_shapes_and_size(
     assert "run.steps 2 instead of 10,000" in result.differs and "10 test images instead of 10,000" in result.differs
 
 
-def test_the_experiment_transfer_tells_all_and_runs_the_rows_whose_weights_are_there(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_experiment_transfer_tells_all_and_runs_the_rows_whose_weights_are_there(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transfer, "RUNNABLE", "small")
     page, path = run_experiment("transfer", data_dir="data", weights_dir="weights", device="cpu")
     assert "0 of the 2 rows" in page.findings[0] and f"files are here: {', '.join(NAMES)}" in page.findings[0]
@@ -333,21 +372,36 @@ def test_the_experiment_transfer_tells_all_and_runs_the_rows_whose_weights_are_t
         "vtab": 19,
     }
     assert (
-        "| ImageNet-21k | Mixer-L/16 | 448 |  | 84.15 % | 87.86 % | 93.91 % | 74.95 % | 105 | 410 | L/16:imagenet21k |" in path.read_text()
+        "| ImageNet-21k | Mixer-L/16 | 448 |  | 84.15 % | 87.86 % | 93.91 % | 74.95 % | 105 | 410 | L/16:imagenet21k |"
+        in path.read_text()
     )
     (small / "weights" / "imagenet1k" / "Mixer-Small_8.npz").unlink()
     with pytest.raises(OutOfTime, match="0 of 1 parts"):
         run_experiment("transfer", "full", data_dir="data", weights_dir="weights", device="cpu", max_minutes=1e-3)
     page, path = run_experiment("transfer", "full", data_dir="data", weights_dir="weights", device="cpu")
-    assert "1 of the 2 rows" in page.findings[0] and "Small/8:imagenet21k on CIFAR-10" in page.findings[1] and "50.00 %" in page.findings[1]
+    assert (
+        "1 of the 2 rows" in page.findings[0]
+        and "Small/8:imagenet21k on CIFAR-10" in page.findings[1]
+        and "50.00 %" in page.findings[1]
+    )
     assert page.figures["ours"][0]["top1"] is None and page.figures["ours"][1]["steps"] == 4
 
 
 def test_vtabs_small_images_are_seen_at_224_px() -> None:
     small_ones = {task.name for task in VTAB if task.image_px == 224}
     assert small_ones == {"CIFAR-100", "SVHN", "EuroSAT", "dSprites, x position", "dSprites, orientation"}
-    assert {task.group: sum(t.group == task.group for t in VTAB) for task in VTAB} == {"natural": 7, "specialised": 4, "structured": 8}
-    assert {task.steps for task in VTAB} == {500} and [task.steps for task in AVG5] == [20_000, 10_000, 10_000, 500, 500]
+    assert {task.group: sum(t.group == task.group for t in VTAB) for task in VTAB} == {
+        "natural": 7,
+        "specialised": 4,
+        "structured": 8,
+    }
+    assert {task.steps for task in VTAB} == {500} and [task.steps for task in AVG5] == [
+        20_000,
+        10_000,
+        10_000,
+        500,
+        500,
+    ]
 
 
 def test_another_table_is_another_entry(small: Path) -> None:

@@ -1,4 +1,5 @@
-"""Figures 5 to 7 from networks trained here: what is measured on weights that are known, and a whole run to its page."""
+"""Figures 5 to 7 from networks trained here: what is measured on weights that are known, and a whole run to its
+page."""
 
 import dataclasses
 import json
@@ -25,12 +26,18 @@ def waves(*cycles: int, size: int = 8) -> torch.Tensor:
 
 def test_waves_and_their_opposites_are_measured_as_what_they_are() -> None:
     look = look_at(torch.cat([waves(1, 2), -waves(1, 2)]))
-    assert look.frequency == pytest.approx((1 / 8 + 2 / 8) / 2) and look.opposite == (1.0, 1.0) and look.median_cosine == pytest.approx(-1)
+    assert (
+        look.frequency == pytest.approx((1 / 8 + 2 / 8) / 2)
+        and look.opposite == (1.0, 1.0)
+        and look.median_cosine == pytest.approx(-1)
+    )
     alone = look_at(waves(0, 1, 2, 3))
     assert alone.opposite == (0.0, 0.0) and alone.frequency == pytest.approx(1.5 / 8)
     nearly = look_at(torch.stack([waves(1)[0], -waves(1)[0] + 1.2 * waves(2)[0]]))  # cosine -1 / sqrt(1 + 1.44) = -0.64
     assert nearly.opposite == (1.0, 0.0)
-    assert look_at(torch.stack([waves(1, 2, 3), waves(3, 2, 1)])).opposite == ()  # a stem's filters, by their frequency alone
+    assert (
+        look_at(torch.stack([waves(1, 2, 3), waves(3, 2, 1)])).opposite == ()
+    )  # a stem's filters, by their frequency alone
 
 
 def test_frequencies_within_their_errors_are_not_called_different() -> None:
@@ -56,8 +63,13 @@ def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 
 def test_weights_runs_to_its_page(data: str, tmp_path: Path) -> None:
     page, path = run("weights", out=tmp_path / "out", data_dir=data, device="cpu")
-    plain, augmented, coarse = (read_recipe(tmp_path / "out" / "runs" / name) for name in ("plain", "augmented", "patch-8"))
-    assert dataclasses.replace(augmented, name="plain", augment=plain.augment) == plain and augmented.augment != plain.augment
+    plain, augmented, coarse = (
+        read_recipe(tmp_path / "out" / "runs" / name) for name in ("plain", "augmented", "patch-8")
+    )
+    assert (
+        dataclasses.replace(augmented, name="plain", augment=plain.augment) == plain
+        and augmented.augment != plain.augment
+    )
     assert plain.optim.locality == 0 and not plain.optim.mirror and plain.init.stem == "lecun"
     assert (coarse.model.patch_size, coarse.model.grid) == (8, (4, 4))
 
@@ -65,10 +77,15 @@ def test_weights_runs_to_its_page(data: str, tmp_path: Path) -> None:
     units = hidden_units(model, 1)  # type: ignore[arg-type]
     measured, text = page.figures["units"][PLAIN][1], path.read_text()
     assert measured["median_cosine"] == pytest.approx(float(opposite_pairs(units)[1].median()), abs=1e-6)
-    assert json.loads((tmp_path / "out" / "table.json").read_text())["figures"]["stems"]["8"]["trained"]["frequency"] == pytest.approx(
+    assert json.loads((tmp_path / "out" / "table.json").read_text())["figures"]["stems"]["8"]["trained"][
+        "frequency"
+    ] == pytest.approx(
         look_at(stem_filters(load(tmp_path / "out" / "runs" / "patch-8").network)).frequency  # type: ignore[arg-type]
     )
-    assert f"| {PLAIN} | 2 | {measured['frequency']:.3f} ± {measured['error']:.3f} |" in text and "The paper shows pictures" in text
+    assert (
+        f"| {PLAIN} | 2 | {measured['frequency']:.3f} ± {measured['error']:.3f} |" in text
+        and "The paper shows pictures" in text
+    )
     for name in ("units-plain", "units-augmented", "blocks", "stems"):
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000 and f"({name}.png)" in text
 
@@ -78,5 +95,7 @@ def test_the_start_is_that_of_a_run(data: str, tmp_path: Path) -> None:
     lab = Lab(name="weights", scale="small", out=tmp_path, data_dir=data, device="cpu")
     recipe = small.recipe(small.data(lab), 90, 1e-9, seed=3)  # nothing moves
     start, model = untrained(recipe), load(lab.train("still", recipe).path).network
-    assert model and all(torch.allclose(a, b, atol=1e-7) for a, b in zip(start.parameters(), model.parameters(), strict=True))
+    assert model and all(
+        torch.allclose(a, b, atol=1e-7) for a, b in zip(start.parameters(), model.parameters(), strict=True)
+    )
     assert not torch.equal(start.stem.weight, untrained(small.recipe(small.data(lab), 90, 1e-9, seed=4)).stem.weight)

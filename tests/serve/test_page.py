@@ -67,7 +67,9 @@ def digits() -> Any:
     network = Mixer(cfg)
     torch.nn.init.normal_(network.head.weight)
     classes = ("<b>0</b>", *map(str, range(1, 10)))
-    return from_network(network, ModelMeta(config=cfg, classes=classes, preprocess=Preprocess(image_size=(8, 8), in_channels=1)))
+    return from_network(
+        network, ModelMeta(config=cfg, classes=classes, preprocess=Preprocess(image_size=(8, 8), in_channels=1))
+    )
 
 
 @pytest.fixture
@@ -87,7 +89,9 @@ def test_choose_image_and_see_evidence(digits: Any, serve: Serve, picture: Path,
         browser.wait("document.querySelector('#name').textContent === 'digits'")
         browser.choose("#file", [picture])
         assert browser.wait(f"{CARD}?.querySelector('h3')?.textContent") == expected.label
-        rows = browser.value(f"[...{CARD}.querySelectorAll('.row')].map(r => [...r.querySelectorAll('span')].map(s => s.textContent))")
+        rows = browser.value(
+            f"[...{CARD}.querySelectorAll('.row')].map(r => [...r.querySelectorAll('span')].map(s => s.textContent))"
+        )
         assert len(rows) == 10 and rows[0] == [expected.label, f"{100 * expected.probability:.1f} %"]
         assert browser.value(f"{CARD}.querySelector('figcaption').textContent") == picture.name
         assert not browser.value("document.querySelector('#out b, #out figcaption i')"), "names are text"
@@ -137,7 +141,9 @@ def test_page_asks_for_token(digits: Any, serve: Serve, picture: Path) -> None:
         for given in ("falsch", "geheim"):
             browser.value(f"document.querySelector('#token').value = '{given}'")
             browser.value("document.querySelector('#key').requestSubmit()")
-        browser.wait("document.querySelector('#door').hidden && document.querySelector('#name').textContent === 'digits'")
+        browser.wait(
+            "document.querySelector('#door').hidden && document.querySelector('#name').textContent === 'digits'"
+        )
         browser.choose("#file", [picture])
         browser.wait(f"!!{CARD}?.querySelector('h3')")
 

@@ -73,13 +73,24 @@ class TestClient(AnyClient):
 
 
 def conform(value: Any, schema: dict[str, Any], schemas: dict[str, Any]) -> None:
-    """Fails where a value is not what the JSON schema says. Knows only what the service's schemas use; objects have all their fields."""
+    """Fails where a value is not what the JSON schema says. Knows only what the service's schemas use; objects have all
+    their fields."""
     if ref := schema.get("$ref"):
         return conform(value, schemas[ref.rpartition("/")[2]], schemas)
-    assert schema.keys() <= {"type", "title", "description", "properties", "required", "items", "prefixItems", "minItems", "maxItems"}, (
-        schema
-    )
-    kind = {"object": dict, "array": list, "string": str, "number": int | float, "integer": int, "boolean": bool}[schema["type"]]
+    assert schema.keys() <= {
+        "type",
+        "title",
+        "description",
+        "properties",
+        "required",
+        "items",
+        "prefixItems",
+        "minItems",
+        "maxItems",
+    }, schema
+    kind = {"object": dict, "array": list, "string": str, "number": int | float, "integer": int, "boolean": bool}[
+        schema["type"]
+    ]
     assert isinstance(value, kind) and isinstance(value, bool) == (schema["type"] == "boolean"), (value, schema)
     if schema["type"] == "object":
         assert value.keys() == schema["properties"].keys() == set(schema["required"]), (value, schema)
@@ -135,7 +146,9 @@ def test_predict_matches_the_model(client: TestClient, kind: str, value: int) ->
     (expected,) = model.probabilities(model.array(data)[None])
     (found,) = PredictResponse.model_validate(answer.json()).results
     assert found.label == ("bright" if value else "dark") and found.image == "image"
-    assert {r.label: r.probability for r in found.top} == pytest.approx(dict(zip(model.classes, expected, strict=True)), abs=1e-6)
+    assert {r.label: r.probability for r in found.top} == pytest.approx(
+        dict(zip(model.classes, expected, strict=True)), abs=1e-6
+    )
     assert answer.headers["cache-control"] == "no-store"
 
 
@@ -143,7 +156,9 @@ def test_forms_and_json_keep_image_order(client: TestClient) -> None:
     values = [255, 0, 0, 255]
     files = [("file", (f"{i}.png", picture(v))) for i, v in enumerate(values)]
     form = client.post("/predict?top_k=1", files=files).json()["results"]
-    said = client.post("/predict?top_k=1", json={"images": [base64.b64encode(picture(v)).decode() for v in values]}).json()["results"]
+    said = client.post(
+        "/predict?top_k=1", json={"images": [base64.b64encode(picture(v)).decode() for v in values]}
+    ).json()["results"]
     assert [r["label"] for r in form] == [r["label"] for r in said] == [("bright" if v else "dark") for v in values]
     assert [r["image"] for r in form] == ["0.png", "1.png", "2.png", "3.png"] and said[2]["image"] == "images[2]"
     one = client.post("/predict", json={"image": base64.b64encode(picture(255)).decode()}).json()["results"]
@@ -158,7 +173,9 @@ def test_large_file_in_form(client: TestClient) -> None:
 
 
 def test_features_match_the_model(client: TestClient) -> None:
-    (found,) = FeaturesResponse.model_validate(client.post("/features", content=picture(255), headers=JPEG).json()).results
+    (found,) = FeaturesResponse.model_validate(
+        client.post("/features", content=picture(255), headers=JPEG).json()
+    ).results
     assert found.features == pytest.approx([1.0])
 
 
@@ -178,7 +195,14 @@ def test_evidence_sums_to_logit(exported: bool, tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     cfg = MixerConfig(
-        image_size=(8, 12), patch_size=4, in_channels=1, num_classes=3, num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8
+        image_size=(8, 12),
+        patch_size=4,
+        in_channels=1,
+        num_classes=3,
+        num_blocks=1,
+        hidden_dim=8,
+        tokens_mlp_dim=4,
+        channels_mlp_dim=8,
     )
     network = Mixer(cfg)
     torch.nn.init.normal_(network.head.weight)
@@ -198,7 +222,9 @@ def test_evidence_sums_to_logit(exported: bool, tmp_path: Path) -> None:
         model = load(export(model, out=tmp_path / "model.onnx", data="digits", images=5, evidence=True).path)
     with TestClient(make_app(model)) as client:
         for k, name in enumerate("abc"):
-            answer = client.post(f"/evidence?class={name}", content=file.getvalue(), headers={"content-type": "image/png"})
+            answer = client.post(
+                f"/evidence?class={name}", content=file.getvalue(), headers={"content-type": "image/png"}
+            )
             (found,) = EvidenceResponse.model_validate(answer.json()).results
             assert found.label == name and np.shape(found.evidence) == (2, 3)
             assert found.logit == pytest.approx(float(logits[k]), abs=1e-5) == found.bias + np.sum(found.evidence)
@@ -213,10 +239,17 @@ def test_evidence_sums_to_logit(exported: bool, tmp_path: Path) -> None:
 def test_unservable_models_raise_at_start() -> None:
     with pytest.raises(ValueError, match="takes 4"):
         make_app(by_brightness(in_channels=4))
-    headless = Classifier(classes=(), preprocess=Preprocess(image_size=(8, 8)), logits=lambda x: x, pre_logits=lambda x: x)
+    headless = Classifier(
+        classes=(), preprocess=Preprocess(image_size=(8, 8)), logits=lambda x: x, pre_logits=lambda x: x
+    )
     with pytest.raises(ValueError, match="no head"):
         make_app(headless)
-    broken = Classifier(classes=("a",), preprocess=Preprocess(image_size=(8, 8)), logits=lambda x: np.full((1, 1), np.nan), pre_logits=len)
+    broken = Classifier(
+        classes=("a",),
+        preprocess=Preprocess(image_size=(8, 8)),
+        logits=lambda x: np.full((1, 1), np.nan),
+        pre_logits=len,
+    )
     with pytest.raises(ValueError, match="not finite"):
         make_app(broken)
 
@@ -226,12 +259,24 @@ def test_unservable_models_raise_at_start() -> None:
 
 def png_of(width: int, height: int) -> bytes:
     """A header that says so much, and next to nothing behind it."""
-    chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks
+    )
 
 
 def webp_of(width: int, height: int) -> bytes:
-    body = b"VP8X" + struct.pack("<I", 10) + bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    body = (
+        b"VP8X"
+        + struct.pack("<I", 10)
+        + bytes(4)
+        + (width - 1).to_bytes(3, "little")
+        + (height - 1).to_bytes(3, "little")
+    )
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 
@@ -284,9 +329,13 @@ def test_invalid_images_are_refused(client: TestClient, data: bytes, status: int
     assert says in detail(client.post("/predict", content=data, headers=JPEG), status)
 
 
-@pytest.mark.parametrize("kind", ["", "text/plain", "image/gif", "application/x-www-form-urlencoded", "application/octet-stream"])
+@pytest.mark.parametrize(
+    "kind", ["", "text/plain", "image/gif", "application/x-www-form-urlencoded", "application/octet-stream"]
+)
 def test_unknown_content_type_is_415(client: TestClient, kind: str) -> None:
-    assert "expected content-type image/jpeg" in detail(client.post("/predict", content=picture(0), headers={"content-type": kind}), 415)
+    assert "expected content-type image/jpeg" in detail(
+        client.post("/predict", content=picture(0), headers={"content-type": kind}), 415
+    )
 
 
 @pytest.mark.parametrize(
@@ -317,7 +366,9 @@ FILE_PART = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\
 
 
 def test_form_content_type_ignores_case(client: TestClient) -> None:
-    answer = client.post("/predict", content=FILE_PART + b"\r\n--x--\r\n", headers={"content-type": "Multipart/Form-Data; boundary=x"})
+    answer = client.post(
+        "/predict", content=FILE_PART + b"\r\n--x--\r\n", headers={"content-type": "Multipart/Form-Data; boundary=x"}
+    )
     assert [result["image"] for result in answer.json()["results"]] == ["a"]
 
 
@@ -328,9 +379,18 @@ def test_form_content_type_ignores_case(client: TestClient) -> None:
         (b"--x\r\nbroken", "multipart/form-data; boundary=x"),
         (b"", "multipart/form-data; boundary=x"),
         (b"--x", "multipart/form-data"),
-        (b'--x\r\nContent-Disposition: form-data; name="url"\r\n\r\nfile:///etc/passwd\r\n--x--\r\n', "multipart/form-data; boundary=x"),
-        (b'--x\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\ncut', "multipart/form-data; boundary=x"),
-        (FILE_PART + b"\r\n--x\r\nContent-Dispo", "multipart/form-data; boundary=x"),  # a whole file, and a second one cut off
+        (
+            b'--x\r\nContent-Disposition: form-data; name="url"\r\n\r\nfile:///etc/passwd\r\n--x--\r\n',
+            "multipart/form-data; boundary=x",
+        ),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="f"; filename="a"\r\n\r\ncut',
+            "multipart/form-data; boundary=x",
+        ),
+        (
+            FILE_PART + b"\r\n--x\r\nContent-Dispo",
+            "multipart/form-data; boundary=x",
+        ),  # a whole file, and a second one cut off
         (FILE_PART.replace(b"filename", b"name") + b"\r\n--x--\r\n", "multipart/form-data; boundary=x"),
         (
             FILE_PART.replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: x\r\n\r\n", 1) + b"\r\n--x--\r\n",
@@ -366,9 +426,15 @@ def test_invalid_top_k_is_422(client: TestClient, value: str) -> None:
 
 
 def test_unknown_methods_and_paths(client: TestClient) -> None:
-    assert client.head("/").status_code == client.head("/health").status_code == client.head("/ready").status_code == 200
+    assert (
+        client.head("/").status_code == client.head("/health").status_code == client.head("/ready").status_code == 200
+    )
     assert client.get("/predict").status_code == client.put("/predict", content=bytes(10**6)).status_code == 405
-    assert client.get("/../../etc/passwd").status_code == client.post("/nothing", content=picture(0), headers=JPEG).status_code == 404
+    assert (
+        client.get("/../../etc/passwd").status_code
+        == client.post("/nothing", content=picture(0), headers=JPEG).status_code
+        == 404
+    )
 
 
 def test_token_is_required() -> None:
@@ -378,11 +444,16 @@ def test_token_is_required() -> None:
         for given in (None, "", "Bearer", "Bearer x", "Basic geheim", "geheim", "Bearer geheimer", "Bearer \xfc"):
             headers = JPEG | ({"authorization": given.encode("latin-1")} if given is not None else {})
             answer = client.post("/predict", content=picture(0), headers=headers)
-            assert "Authorization: Bearer TOKEN" in detail(answer, 401) and answer.headers["www-authenticate"] == "Bearer"
+            assert (
+                "Authorization: Bearer TOKEN" in detail(answer, 401) and answer.headers["www-authenticate"] == "Bearer"
+            )
         for path in ("/metrics", "/model", "/docs", "/openapi.json"):
             assert client.get(path).status_code == 401
             assert client.get(path, headers={"authorization": "bearer geheim"}).status_code == 200
-        assert client.post("/predict", content=picture(0), headers=JPEG | {"authorization": "Bearer geheim"}).status_code == 200
+        assert (
+            client.post("/predict", content=picture(0), headers=JPEG | {"authorization": "Bearer geheim"}).status_code
+            == 200
+        )
 
 
 # --- how much at once -------------------------------------------------------------------------------------------------
@@ -400,7 +471,9 @@ def together(client: TestClient, count: int, gate: threading.Event, inside: int,
     for thread in threads:
         thread.start()
     until = time.monotonic() + 10
-    while time.monotonic() < until and not (service.batcher.admitted >= inside and sum(a is not None for a in answers) >= count - inside):
+    while time.monotonic() < until and not (
+        service.batcher.admitted >= inside and sum(a is not None for a in answers) >= count - inside
+    ):
         time.sleep(0.01)
     gate.set()
     for thread in threads:
@@ -429,7 +502,9 @@ def test_excess_requests_are_told_to_retry(settings: Settings, let_in: int, stat
             else:
                 assert detail(answer, status) and answer.headers["retry-after"] == "1"
         assert client.app.state.service.batcher.admitted == 0  # type: ignore[attr-defined]
-        assert client.post("/predict", content=picture(0), headers=JPEG).status_code == 200  # and then there is room again
+        assert (
+            client.post("/predict", content=picture(0), headers=JPEG).status_code == 200
+        )  # and then there is room again
 
 
 def test_answer_timeout() -> None:
@@ -451,7 +526,9 @@ def test_shutdown_completes_accepted_requests() -> None:
         assert client.get("/ready").status_code == 200
         gate.clear()
         answers: list[Any] = []
-        asking = threading.Thread(target=lambda: answers.append(client.post("/predict", content=picture(255), headers=JPEG)))
+        asking = threading.Thread(
+            target=lambda: answers.append(client.post("/predict", content=picture(255), headers=JPEG))
+        )
         asking.start()
         while not service.batcher.admitted:
             time.sleep(0.01)
@@ -460,7 +537,9 @@ def test_shutdown_completes_accepted_requests() -> None:
         service.draining = True
         refused = client.post("/predict", content=picture(255), headers=JPEG)
         assert (
-            "shutting down" in detail(refused, 503) and refused.headers["retry-after"] == "1" and refused.headers["connection"] == "close"
+            "shutting down" in detail(refused, 503)
+            and refused.headers["retry-after"] == "1"
+            and refused.headers["connection"] == "close"
         )
         gate.set()
         asking.join(10)
@@ -475,20 +554,34 @@ def asgi(app: Any, parts: list[Any], headers: dict[str, str], host: str = "1.2.3
     async def receive() -> dict[str, Any]:
         while left and isinstance(left[0], float):
             await asyncio.sleep(left.pop(0))
-        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)} if left else {"type": "http.disconnect"}
+        return (
+            {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+            if left
+            else {"type": "http.disconnect"}
+        )
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     raw = [(key.encode(), value.encode()) for key, value in headers.items()]
-    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": raw, "client": (host, 1), "query_string": b"", "state": {}}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "headers": raw,
+        "client": (host, 1),
+        "query_string": b"",
+        "state": {},
+    }
     asyncio.run(app(scope, receive, send))
     return (sent[0]["status"], dict(sent[0]["headers"])) if sent else (0, {})
 
 
 async def nothing(scope: Any, receive: Any, send: Any) -> None:
     message = await receive()
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"size", str(len(message["body"])).encode())]})
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"size", str(len(message["body"])).encode())]}
+    )
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -502,7 +595,11 @@ def test_slow_and_disconnected_clients() -> None:
 
 def test_body_is_not_read_beyond_limit() -> None:
     limited = LimitsMiddleware(nothing, SETTINGS, token="", draining=lambda: False)
-    for parts, headers in (([bytes(70_000)] * 4, {}), ([b"1"], {"content-length": "200001"}), ([bytes(200_001)], {"content-length": "5"})):
+    for parts, headers in (
+        ([bytes(70_000)] * 4, {}),
+        ([b"1"], {"content-length": "200001"}),
+        ([bytes(200_001)], {"content-length": "5"}),
+    ):
         status, answered = asgi(limited, parts, JPEG | headers)
         assert status == 413 and answered[b"connection"] == b"close"
     assert asgi(limited, [bytes(100_000), bytes(100_000)], JPEG) == (200, {b"size": b"200000"})
@@ -533,7 +630,9 @@ def batched(engine: Engine, *asked: tuple[str, list[np.ndarray]], max_batch: int
     """The answers to requests that all wait while the engine is busy with a first one."""
 
     async def run() -> list[Any]:
-        batcher = Batcher({"a": engine, "b": engine}, batch_s=1e9, max_batch=max_batch, capacity=100, observe=lambda *_: None)
+        batcher = Batcher(
+            {"a": engine, "b": engine}, batch_s=1e9, max_batch=max_batch, capacity=100, observe=lambda *_: None
+        )
         first = asyncio.create_task(batcher.ask("a", numbers(0)))
         while batcher.busy_since is None:
             await asyncio.sleep(0.005)
@@ -737,12 +836,18 @@ def test_openapi_lists_endpoints_and_statuses(client: TestClient) -> None:
         )
     docs = client.get("/docs").text
     assert "POST /predict" in docs and "?top_k" in docs and "&lt;greys&gt;" in docs and "<greys>" not in docs
-    assert page.docs({"info": {"title": "t", "version": "1"}, "paths": {}, "components": {"schemas": {}}}).endswith("</html>")
+    assert page.docs({"info": {"title": "t", "version": "1"}, "paths": {}, "components": {"schemas": {}}}).endswith(
+        "</html>"
+    )
 
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
-    [({"max_bytes": 0}, "--max-bytes must be more than 0"), ({"queue": 3}, "--queue 3 is too small"), ({"drain_s": -1}, "--drain-s")],
+    [
+        ({"max_bytes": 0}, "--max-bytes must be more than 0"),
+        ({"queue": 3}, "--queue 3 is too small"),
+        ({"drain_s": -1}, "--drain-s"),
+    ],
 )
 def test_invalid_settings_are_refused(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
@@ -759,7 +864,9 @@ def test_invalid_settings_are_refused(wrong: dict[str, Any], says: str) -> None:
         ({"run": "runs/a", "device": "cpu"}, 4, 2),
     ],
 )
-def test_default_number_of_streams(asked: dict[str, Any], cores: int, streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_number_of_streams(
+    asked: dict[str, Any], cores: int, streams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(serving, "cores", lambda: cores)
     assert Serve(**{"run": "a.onnx"} | asked).streams_of_a_worker() == streams
     assert Serve(**{"run": "a.onnx"} | asked, streams=3).streams_of_a_worker() == 3
@@ -770,7 +877,9 @@ def test_dead_worker_is_noticed_at_once() -> None:
     workers = object.__new__(Workers)  # without its signal handlers
     workers.processes, workers.should_exit = [process], threading.Event()
     workers.config = uvicorn.Config(nothing, timeout_worker_healthcheck=60)
-    process.process = SimpleNamespace(is_alive=lambda: True, kill=lambda: None, join=lambda: None, exitcode=STARTUP_FAILURE, pid=1)
+    process.process = SimpleNamespace(
+        is_alive=lambda: True, kill=lambda: None, join=lambda: None, exitcode=STARTUP_FAILURE, pid=1
+    )
     start = time.monotonic()
     workers.keep_subprocess_alive()
     assert workers.should_exit.is_set() and time.monotonic() - start < 10
@@ -779,7 +888,9 @@ def test_dead_worker_is_noticed_at_once() -> None:
 @contextmanager
 def listening(client: TestClient, connections: int) -> Iterator[Callable[[], socket.socket]]:
     """The app behind a real socket: what opens a connection to it."""
-    config = uvicorn.Config(client.app, http=TimeoutProtocol, ws="none", lifespan="off", limit_concurrency=connections, log_level="error")
+    config = uvicorn.Config(
+        client.app, http=TimeoutProtocol, ws="none", lifespan="off", limit_concurrency=connections, log_level="error"
+    )
     with ExitStack() as stack:
         sock = stack.enter_context(listen("127.0.0.1", 0))
         sock.listen()  # whoever comes before the service is up waits
@@ -829,7 +940,10 @@ def test_non_http_body_is_400(client: TestClient, kind: bytes) -> None:
 def test_serve_does_not_import_torch() -> None:
     code = "import sys, mlpmixer.serve.app, mlpmixer.serve.server, mlpmixer.cli; print('torch' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
 
 
 def test_answers_are_serialised_by_their_schema(client: TestClient) -> None:

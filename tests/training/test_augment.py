@@ -33,8 +33,12 @@ def photos(n: int, height: int, width: int, channels: int = 3, seed: int = 0) ->
     coarse = rng.integers(0, 256, (n, 5, 5, channels)).astype(np.uint8)
     fine = rng.integers(-20, 21, (n, height, width, channels))
     planes = np.moveaxis(coarse, -1, 1).reshape(-1, 5, 5)
-    big = np.stack([np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC)) for plane in planes])
-    return torch.from_numpy((np.moveaxis(big.reshape(n, channels, height, width), 1, -1) + fine).clip(0, 255).astype(np.uint8))
+    big = np.stack(
+        [np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC)) for plane in planes]
+    )
+    return torch.from_numpy(
+        (np.moveaxis(big.reshape(n, channels, height, width), 1, -1) + fine).clip(0, 255).astype(np.uint8)
+    )
 
 
 def one_hot(n: int, classes: int = 4) -> Tensor:
@@ -111,7 +115,12 @@ def test_a_larger_store_is_cut_at_random_without_resampling() -> None:
     out, _ = augment(images, one_hot(64), Augment(), (6, 6), seeded())
     places = set()
     for i in range(64):
-        hits = [(y, x) for y in range(4) for x in range(3) if torch.equal(out[i], planar(images)[i, :, y : y + 6, x : x + 6].float())]
+        hits = [
+            (y, x)
+            for y in range(4)
+            for x in range(3)
+            if torch.equal(out[i], planar(images)[i, :, y : y + 6, x : x + 6].float())
+        ]
         assert len(hits) == 1
         places.update(hits)
     assert len(places) == 12
@@ -136,7 +145,9 @@ def test_inception_crop_is_pillows_antialiased_resize_of_the_box(size: tuple[int
         assert worst(out[i], levels(theirs)) < 1.1  # they round twice
 
 
-@pytest.mark.parametrize(("stored", "size"), [((64, 64), (32, 32)), ((48, 96), (24, 48)), ((60, 90), (32, 32)), ((3, 5), (7, 7))])
+@pytest.mark.parametrize(
+    ("stored", "size"), [((64, 64), (32, 32)), ((48, 96), (24, 48)), ((60, 90), (32, 32)), ((3, 5), (7, 7))]
+)
 def test_inception_boxes_keep_to_their_area_aspect_and_image(stored: tuple[int, int], size: tuple[int, int]) -> None:
     boxes = ops.draw_crop_boxes(2000, stored, size, 0.08, seeded())
     top, left, h, w = boxes.unbind(1)
@@ -177,7 +188,9 @@ def test_affine_is_pillows_transform_on_a_rectangle() -> None:
         theirs = levels(pil(images[i]).transform((30, 21), Image.Transform.AFFINE, whole, Image.Resampling.BILINEAR))
         y, x = torch.meshgrid(torch.arange(21) + 0.5, torch.arange(30) + 0.5, indexing="ij")
         from_x, from_y = whole[0] * x + whole[1] * y + whole[2], whole[3] * x + whole[4] * y + whole[5]
-        core = (from_x > 0.5) & (from_x < 29.5) & (from_y > 0.5) & (from_y < 20.5)  # the two treat the outermost half pixel differently
+        core = (
+            (from_x > 0.5) & (from_x < 29.5) & (from_y > 0.5) & (from_y < 20.5)
+        )  # the two treat the outermost half pixel differently
         assert core.float().mean() > 0.4
         assert worst(out[i][:, core], theirs[:, core]) < 1.1
         outside = (from_x < -1) | (from_x > 31) | (from_y < -1) | (from_y > 22)
@@ -210,7 +223,9 @@ def test_each_jitter_is_pillows_enhancement(factor: float) -> None:
         factors[place] = one * factor
         out = ops.jitter(planar(images).float(), *factors)
         for i in range(2):
-            rounding = 1 + 0.5 * abs(1 - factor)  # theirs truncates, and rounds the grey level that the factor then scales
+            rounding = 1 + 0.5 * abs(
+                1 - factor
+            )  # theirs truncates, and rounds the grey level that the factor then scales
             assert worst(out[i], levels(theirs(pil(images[i])).enhance(factor))) < rounding + 0.01
 
 
@@ -277,7 +292,9 @@ def test_mixup_is_the_papers_equation() -> None:
 
 def test_cutmix_targets_are_the_share_of_pixels_exactly_also_over_the_border() -> None:
     n, h, w = 300, 11, 7
-    images = torch.arange(n).float()[:, None, None, None].expand(n, 1, h, w)  # a pixel's value is the image it comes from
+    images = (
+        torch.arange(n).float()[:, None, None, None].expand(n, 1, h, w)
+    )  # a pixel's value is the image it comes from
     share = torch.rand(n, generator=seeded())
     partner = torch.arange(n).roll(1)
     boxes = ops.draw_cutmix_boxes(share, (h, w), seeded(1))
@@ -297,7 +314,9 @@ def test_mixup_and_cutmix_take_turns_with_mix_probability() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 8, 8, 1)
     seen = {"nothing": 0, "mixup": 0, "cutmix": 0}
     for seed in range(400):
-        out, targets = augment(images, torch.eye(2), Augment(mixup=1, cutmix=1, mix_probability=0.6), (8, 8), seeded(seed))
+        out, targets = augment(
+            images, torch.eye(2), Augment(mixup=1, cutmix=1, mix_probability=0.6), (8, 8), seeded(seed)
+        )
         if torch.equal(targets, torch.eye(2)):
             seen["nothing"] += 1
         else:
@@ -314,7 +333,12 @@ def test_mixing_proportions_are_beta(a: float) -> None:
     assert abs(float(share.var()) - 1 / (4 * (2 * a + 1))) < 0.01
 
 
-HOW = ("pad_mode", "randaugment_magnitude", "randaugment_form", "mix_probability")  # of another field, which turns it on
+HOW = (
+    "pad_mode",
+    "randaugment_magnitude",
+    "randaugment_form",
+    "mix_probability",
+)  # of another field, which turns it on
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Augment) if f.name not in HOW])

@@ -25,7 +25,9 @@ from mlpmixer.training.step import Step, load_images
 from mlpmixer.weights.model_file import ModelMeta, read_tensors
 
 CPU, DEVICE = torch.device("cpu"), torch.device("meta")
-SMALL = dataclasses.replace(MODELS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48, drop_path=0.1)
+SMALL = dataclasses.replace(
+    MODELS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48, drop_path=0.1
+)
 BASE = Recipe(
     name="test",
     model=dataclasses.replace(SMALL, num_classes=10),
@@ -45,7 +47,8 @@ AUGMENTS = {
 
 
 class NeverWaits(TorchDispatchMode):
-    """Counts what is sent to the device, and refuses what the host would wait for. That a value is asked for, meta tensors refuse."""
+    """Counts what is sent to the device, and refuses what the host would wait for. That a value is asked for, meta
+    tensors refuse."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,24 +56,36 @@ class NeverWaits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.aten._to_copy.default and args[0].device == CPU and torch.device(kwargs.get("device", CPU)) == DEVICE:
+        if (
+            func is torch.ops.aten._to_copy.default
+            and args[0].device == CPU
+            and torch.device(kwargs.get("device", CPU)) == DEVICE
+        ):
             assert kwargs.get("non_blocking"), "the host waits until the device has copied"
             self.sent += 1
         return func(*args, **kwargs)
 
 
 def pretended(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Step:
-    """A Step on a device that works alone, before the first batch: meta, whose tensors have shapes and no numbers, treated like CUDA."""
+    """A Step on a device that works alone, before the first batch: meta, whose tensors have shapes and no numbers,
+    treated like CUDA."""
     for module in (device_store, step):
         monkeypatch.setattr(module, "works_alone", lambda device: device == DEVICE)
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 1 << 30))
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    monkeypatch.setattr(import_module("torch.optim.optimizer"), "_get_fused_kernels_supported_devices", lambda: ["meta"])
+    monkeypatch.setattr(
+        import_module("torch.optim.optimizer"), "_get_fused_kernels_supported_devices", lambda: ["meta"]
+    )
     return Step(recipe, load_images(recipe.data, recipe.model), DEVICE, torch.float32)
 
 
-RULES: dict[str, dict[str, Any]] = {"muon": {}, "adamw": {"name": "adamw"}, "sgd": {"name": "sgd"}, "sam": {"sam_rho": 0.1}}
+RULES: dict[str, dict[str, Any]] = {
+    "muon": {},
+    "adamw": {"name": "adamw"},
+    "sgd": {"name": "sgd"},
+    "sam": {"sam_rho": 0.1},
+}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +152,11 @@ def operations(form: str) -> tuple[Tensor, dict[str, randaugment.Op], tuple[Tens
     enhance: dict[str, Any] = {"shear": 0.3, "down_px": 7, "right_px": 5, "rotate_deg": 30, "enhance": 0.9, "bits": 4}
     ops = randaugment.big_vision_ops(16, 12) if form == "big_vision" else randaugment.torchvision_ops(**enhance)
     which, sign = torch.arange(64) % len(ops), 2 * torch.randint(2, (64,), generator=generator) - 1
-    return images, ops, (which, torch.rand(64, generator=generator).double(), sign, torch.rand((64, 2), generator=generator))
+    return (
+        images,
+        ops,
+        (which, torch.rand(64, generator=generator).double(), sign, torch.rand((64, 2), generator=generator)),
+    )
 
 
 @pytest.mark.parametrize("form", ["torchvision", "big_vision"])
@@ -186,7 +205,9 @@ def test_a_step_on_cuda_never_waits(name: str, compiled: bool) -> None:
     recipe = dataclasses.replace(BASE, augment=AUGMENTS[name], run=run)
     step = Step(recipe, load_images(recipe.data, recipe.model), torch.device("cuda"), torch.bfloat16)
     for number, indices, images in batches(step.images, recipe.run, 1, 20):
-        torch.cuda.set_sync_debug_mode("error" if number > 8 else "default")  # before: kernels are compiled, states are made
+        torch.cuda.set_sync_debug_mode(
+            "error" if number > 8 else "default"
+        )  # before: kernels are compiled, states are made
         try:
             loss, _ = step(number, 1.0, indices, images)
         finally:
@@ -195,14 +216,18 @@ def test_a_step_on_cuda_never_waits(name: str, compiled: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-@pytest.mark.parametrize("where", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    "where", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
 @pytest.mark.parametrize("form", ["torchvision", "big_vision"])
 def test_compiled_operations_are_the_operations(form: str, where: str) -> None:
     images, ops, drawn = operations(form)
     compiled = torch.compile(lambda images, *numbers: randaugment.for_all(ops, images, *numbers))
     there = compiled(images.to(where), *(numbers.to(where) for numbers in drawn)).cpu().int()
     difference = (there - randaugment.for_some(ops, images, *drawn).int()).abs()
-    for k, name in enumerate(ops):  # a product that is rounded elsewhere may fall to the next level, a warp to the next pixel
+    for k, name in enumerate(
+        ops
+    ):  # a product that is rounded elsewhere may fall to the next level, a warp to the next pixel
         assert (difference[drawn[0] == k] <= 1).float().mean() > 0.97, name
 
 
@@ -210,7 +235,9 @@ def test_compiled_operations_are_the_operations(form: str, where: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", ["", "default", "reduce-overhead"])
 def test_a_run_on_cuda_that_is_stopped_goes_on_with_the_same_bits(mode: str, tmp_path: Path) -> None:
-    run = dataclasses.replace(BASE.run, device="cuda", precision="bfloat16", save_every_s=0, steps=12, compile=bool(mode))
+    run = dataclasses.replace(
+        BASE.run, device="cuda", precision="bfloat16", save_every_s=0, steps=12, compile=bool(mode)
+    )
     run = dataclasses.replace(run, compile_mode=mode or "default")
     recipe = dataclasses.replace(BASE, augment=AUGMENTS["shifts" if mode else "all"], run=run)
 

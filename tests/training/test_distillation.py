@@ -79,12 +79,16 @@ def test_a_function_that_draws_random_numbers_goes_on_exactly(tmp_path: Path) ->
 
 @pytest.mark.parametrize("saved", [True, False])
 @pytest.mark.parametrize("kind", ["network", "logits"])
-def test_a_run_goes_on_without_the_file_of_its_teacher(kind: str, saved: bool, teacher_run: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_without_the_file_of_its_teacher(
+    kind: str, saved: bool, teacher_run: Path, tmp_path: Path
+) -> None:
     if kind == "network":
         teacher = shutil.copy(teacher_run / run_folder.MODEL_FILE, tmp_path / "teacher.safetensors")
     else:
         teacher = tmp_path / "logits.npz"
-        np.savez(teacher, logits=np.random.default_rng(0).normal(size=(len(load_images(BASE.data, BASE.model).train), 10)))
+        np.savez(
+            teacher, logits=np.random.default_rng(0).normal(size=(len(load_images(BASE.data, BASE.model).train), 10))
+        )
     recipe = distilled(teacher=str(teacher), temperature=2.0)
     recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=6, save_every_s=0))
     whole = train(recipe, out=tmp_path / "whole").path
@@ -103,7 +107,9 @@ def test_a_run_goes_on_without_the_file_of_its_teacher(kind: str, saved: bool, t
     assert len(list((run / "checkpoints").glob("teacher.*"))) == 1
     train(recipe, out=run, resume=True)
     assert (whole / run_folder.MODEL_FILE).read_bytes() == (run / run_folder.MODEL_FILE).read_bytes()
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {path.name for path in (whole / "checkpoints").iterdir()}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        path.name for path in (whole / "checkpoints").iterdir()
+    }
     assert not list((run / "checkpoints").glob("teacher.*")), "a run that is over needs it no more"
 
 
@@ -128,9 +134,13 @@ def test_a_network_answers_as_it_does_alone_in_the_order_of_the_data(teacher_run
     assert answer.before(np.arange(20)).shape == (20, 0)
     turned = make_teacher(open_teacher(cfg.teacher), cfg, store, DIGITS[::-1], CPU, FLOAT).after(images)
     np.testing.assert_allclose(turned.numpy(), wanted[:, ::-1], atol=1e-6)
-    hard = make_teacher(open_teacher(cfg.teacher), dataclasses.replace(cfg, hard=True), store, DIGITS, CPU, FLOAT).after(images)
+    hard = make_teacher(
+        open_teacher(cfg.teacher), dataclasses.replace(cfg, hard=True), store, DIGITS, CPU, FLOAT
+    ).after(images)
     assert torch.equal(hard, torch.nn.functional.one_hot(torch.from_numpy(wanted.argmax(1)), 10).float())
-    steps = torch.linspace(0, 255, 8).view(1, 1, 1, 8).expand(1, 1, 8, 8)  # a ramp of 16 px stays a ramp: the teacher sees 8
+    steps = (
+        torch.linspace(0, 255, 8).view(1, 1, 1, 8).expand(1, 1, 8, 8)
+    )  # a ramp of 16 px stays a ramp: the teacher sees 8
     ramp = torch.nn.functional.interpolate(steps, (16, 16), mode="bilinear")
     torch.testing.assert_close(answer.after(ramp), answer.after(steps), atol=0.05, rtol=0)
     with pytest.raises(ValueError, match="classes of data and model differ"):
@@ -140,9 +150,13 @@ def test_a_network_answers_as_it_does_alone_in_the_order_of_the_data(teacher_run
 @pytest.mark.parametrize("file", ["logits.npy", "logits.npz"])
 def test_stored_logits_follow_their_images_through_order_and_mixing(file: str, tmp_path: Path) -> None:
     stores = load_images(BASE.data, BASE.model)
-    logits = np.where(np.eye(10)[stores.train.labels], 0.0, -np.inf).astype(np.float32)  # log-probabilities of one who knows the labels
+    logits = np.where(np.eye(10)[stores.train.labels], 0.0, -np.inf).astype(
+        np.float32
+    )  # log-probabilities of one who knows the labels
     np.save(tmp_path / file, logits) if file.endswith("npy") else np.savez(tmp_path / file, logits=logits)
-    recipe = dataclasses.replace(distilled(teacher=str(tmp_path / file), temperature=3.0), augment=Augment(mixup=0.5, cutmix=0.5))
+    recipe = dataclasses.replace(
+        distilled(teacher=str(tmp_path / file), temperature=3.0), augment=Augment(mixup=0.5, cutmix=0.5)
+    )
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=10))
     teacher = make_teacher(open_teacher(recipe.distill.teacher), recipe.distill, stores.train, DIGITS, CPU, FLOAT)
     step, seen = Step(recipe, stores, CPU, FLOAT, None, teacher), []

@@ -1,4 +1,5 @@
-"""Several processes train as one does: the same batches, the same weights, exact after a death, and an end where a peer is stuck."""
+"""Several processes train as one does: the same batches, the same weights, exact after a death, and an end where a peer
+is stuck."""
 
 import dataclasses
 import io
@@ -33,11 +34,21 @@ EXACT = Recipe(  # nothing is drawn within the network; 130 images over 4 proces
     data=Data(name="digits", val_fraction=0.3),
     augment=Augment(pad_crop_px=1, rotate_deg=5, mixup=0.2, cutmix=1.0, erasing=0.3),
     optim=Optim(
-        name="sgd", lr=0.2, warmup_steps=3, ema_decay=0.9, clip_norm=0.5, label_smoothing=0.1, locality=3, sam_rho=0.05, head_steps=2
+        name="sgd",
+        lr=0.2,
+        warmup_steps=3,
+        ema_decay=0.9,
+        clip_norm=0.5,
+        label_smoothing=0.1,
+        locality=3,
+        sam_rho=0.05,
+        head_steps=2,
     ),
     run=Run(steps=12, batch_size=130, accumulate=2, precision="float32", log_every=3, save_every_s=0, test=False),
 )
-MUON = dataclasses.replace(EXACT, optim=dataclasses.replace(EXACT.optim, name="muon", lr=1e-3, head_steps=0, mirror=True))
+MUON = dataclasses.replace(
+    EXACT, optim=dataclasses.replace(EXACT.optim, name="muon", lr=1e-3, head_steps=0, mirror=True)
+)
 STREAMED = dataclasses.replace(EXACT, run=dataclasses.replace(EXACT.run, batch_size=20, progressive="4:0.5"))
 NOISY = dataclasses.replace(MUON, model=dataclasses.replace(SMALL, dropout=0.1, drop_path=0.1))
 
@@ -96,12 +107,14 @@ FORKS = (
 
 
 def job(recipe: Recipe, out: Path, ranks: int, **more: Any) -> dict[str, Any]:
-    """`ranks` processes that train in `out`. "signal" strikes a rank before a step, "at" = [rank, step]; "after": goes on with that run."""
+    """`ranks` processes that train in `out`. "signal" strikes a rank before a step, "at" = [rank, step]; "after": goes
+    on with that run."""
     return {"recipe": to_json(recipe), "out": str(out), "ranks": ranks, **more}
 
 
 def shards(folder: Path) -> Data:
-    """Three training shards of 20 images of noise, of which numbers 3, 10 and 17 are torn, and a sound one each for val and test."""
+    """Three training shards of 20 images of noise, of which numbers 3, 10 and 17 are torn, and a sound one each for val
+    and test."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     splits = {"train": ["train-0.tar", "train-1.tar", "train-2.tar"], "val": ["val-0.tar"], "test": ["test-0.tar"]}
@@ -142,7 +155,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Codes]:
         "noisy, killed": job(NOISY, at / "noisy, killed", 2, **killed),
         "noisy, killed, restarted": job(NOISY, at / "noisy, killed, restarted", 2, after=str(at / "noisy, killed")),
         "noisy, told to stop": job(NOISY, at / "noisy, told to stop", 2, at=[1, 5], signal=int(signal.SIGTERM)),
-        "noisy, told to stop, restarted": job(NOISY, at / "noisy, told to stop, restarted", 2, after=str(at / "noisy, told to stop")),
+        "noisy, told to stop, restarted": job(
+            NOISY, at / "noisy, told to stop, restarted", 2, after=str(at / "noisy, told to stop")
+        ),
         "stuck": job(EXACT, at / "stuck", 2, at=[1, 5], signal=int(signal.SIGSTOP)),
     }
     done = subprocess.run(
@@ -173,7 +188,11 @@ def lines(run: Path, kind: str, key: str) -> list[float]:
         ("one", "killed, then one", 1e-6),
         ("one", "killed, then four", 1e-6),
         ("streamed, one", "streamed, two", 1e-6),
-        ("muon, one", "muon, two", 5e-4),  # Muon makes its matrices orthogonal in bfloat16: what rounds the other way is seen
+        (
+            "muon, one",
+            "muon, two",
+            5e-4,
+        ),  # Muon makes its matrices orthogonal in bfloat16: what rounds the other way is seen
     ],
 )
 def test_any_number_of_processes_also_a_changing_one_trains_the_same_weights(
@@ -195,13 +214,18 @@ def test_any_number_of_processes_also_a_changing_one_trains_the_same_weights(
 def test_what_one_process_could_not_read_of_a_stream_all_know(runs: tuple[Path, Codes]) -> None:
     torn = np.arange(60)[np.arange(60) % 20 % 7 == 3]
     order = Order(samples=(20, 20, 20), rows=20, lanes=4, block=4, seed=0)
-    read = [np.isin(torn, np.concatenate([order.numbers(step)[half] for step in range(1, 13)])) for half in (slice(10), slice(10, 20))]
+    read = [
+        np.isin(torn, np.concatenate([order.numbers(step)[half] for step in range(1, 13)]))
+        for half in (slice(10), slice(10, 20))
+    ]
     assert (read[0] & ~read[1]).any() and (read[1] & ~read[0]).any(), "by either process alone"
     for run in ("streamed, one", "streamed, two"):
         bad = json.loads((runs[0] / run / "summary.json").read_text())["bad_images"]
         assert sorted(name for name, _ in bad) == [f"train-{n // 20}.tar/{n % 20:02}" for n in torn]
         path = model_file.last_state(runs[0] / run)
-        assert path is not None and sorted(map(tuple, model_file.read_tensors(path)[1]["bad"])) == sorted(map(tuple, bad))
+        assert path is not None and sorted(map(tuple, model_file.read_tensors(path)[1]["bad"])) == sorted(
+            map(tuple, bad)
+        )
 
 
 def test_a_process_that_dies_ends_the_others(runs: tuple[Path, Codes]) -> None:
@@ -239,7 +263,9 @@ def test_a_part_of_a_batch_is_augmented_as_it_is_within_the_whole(parts: int) ->
         for part in range(parts):
             rows = rows_of(10, part, parts, lent=1)
             here = torch.from_numpy(rows.numbers)
-            pieces.append(augment(images[here], targets[here], everything, (12, 12), torch.Generator().manual_seed(seed), rows))
+            pieces.append(
+                augment(images[here], targets[here], everything, (12, 12), torch.Generator().manual_seed(seed), rows)
+            )
         for got, wanted in zip(map(torch.cat, zip(*pieces, strict=True)), whole, strict=True):
             torch.testing.assert_close(got, wanted, atol=1e-3, rtol=0)
 
@@ -254,13 +280,28 @@ def test_every_row_belongs_to_one_part_and_borrows_its_successor(n: int, parts: 
 
 def test_one_alone_needs_no_others() -> None:
     alone = Ranks()
-    assert alone.leads and alone.sum([1.5]) == [1.5] and alone.same("x") == "x" and alone.gather(2) == [2] and alone.lead(lambda: 3) == 3
+    assert (
+        alone.leads
+        and alone.sum([1.5]) == [1.5]
+        and alone.same("x") == "x"
+        and alone.gather(2) == [2]
+        and alone.lead(lambda: 3) == 3
+    )
     assert alone.agree(False, True, False) == (True, False)
 
 
 def torchrun(*args: str, ranks: int = 2, restarts: int = 0) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
-    return subprocess.Popen([*command, "-m", "mlpmixer", *args], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+        f"--max-restarts={restarts}",
+    ]
+    return subprocess.Popen(
+        [*command, "-m", "mlpmixer", *args], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def wait_for_a_checkpoint(running: "subprocess.Popen[str]", run: Path) -> None:
@@ -269,7 +310,19 @@ def wait_for_a_checkpoint(running: "subprocess.Popen[str]", run: Path) -> None:
         time.sleep(0.01)
 
 
-COMMAND = ("train", "digits", "--steps", "100", "--run.save-every-s", "0", "--run.log-every", "10", "--no-test", "--resume", "--out")
+COMMAND = (
+    "train",
+    "digits",
+    "--steps",
+    "100",
+    "--run.save-every-s",
+    "0",
+    "--run.log-every",
+    "10",
+    "--no-test",
+    "--resume",
+    "--out",
+)
 
 
 @pytest.mark.slow

@@ -47,7 +47,8 @@ def test_hard_distillation_is_cross_entropy_with_the_teachers_class() -> None:
         LOGITS, torch.cat([soft_targets(y, 5) for y in (LABELS, theirs)], 1)
     )
     torch.testing.assert_close(
-        ours, (F.cross_entropy(LOGITS, LABELS, reduction="none") + F.cross_entropy(LOGITS, theirs, reduction="none")) / 2
+        ours,
+        (F.cross_entropy(LOGITS, LABELS, reduction="none") + F.cross_entropy(LOGITS, theirs, reduction="none")) / 2,
     )
 
 

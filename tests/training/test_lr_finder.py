@@ -23,7 +23,9 @@ BASE = Recipe(
 )
 
 
-def test_the_loss_stays_then_falls_then_rises_and_the_suggestion_is_a_tenth_of_the_rate_at_the_bottom(tmp_path: Path) -> None:
+def test_the_loss_stays_then_falls_then_rises_and_the_suggestion_is_a_tenth_of_the_rate_at_the_bottom(
+    tmp_path: Path,
+) -> None:
     sweep = find_lr(BASE, steps=60)
     assert len(sweep.lr) == len(sweep.loss) == len(sweep.smooth) <= 60 and sweep.muon_per_lr == 2.0
     ratios = [b / a for a, b in zip(sweep.lr, sweep.lr[1:], strict=False)]
@@ -45,7 +47,9 @@ def test_a_range_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="0 < low < high"):
         find_lr(BASE, low=1.0, high=0.1)
     blown = dataclasses.replace(BASE, optim=Optim(name="sgd"))
-    with pytest.raises(ValueError, match=r"the loss is not finite after \d steps, at a rate of .*: start lower than 1e\+25"):
+    with pytest.raises(
+        ValueError, match=r"the loss is not finite after \d steps, at a rate of .*: start lower than 1e\+25"
+    ):
         find_lr(blown, low=1e25, high=1e30)
 
 
@@ -53,7 +57,18 @@ def test_the_command_prints_what_to_type_and_writes_the_plot_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    line = ["lr-find", "digits", "--sweep-steps", "20", "--model.num-blocks", "1", "--batch-size", "16", "--optim.name", "adamw"]
+    line = [
+        "lr-find",
+        "digits",
+        "--sweep-steps",
+        "20",
+        "--model.num-blocks",
+        "1",
+        "--batch-size",
+        "16",
+        "--optim.name",
+        "adamw",
+    ]
     assert cli.main(line) == 0
     out = capsys.readouterr().out
     assert "try     --lr " in out and "muon" not in out and [p.name for p in tmp_path.iterdir()] == ["lr-find.png"]

@@ -1,8 +1,9 @@
-"""The official step rules, step for step: the named recipes, run through the step of our loop, against fixtures/tiny_train.json.
+"""The official step rules, step for step: the named recipes, run through the step of our loop, against
+fixtures/tiny_train.json.
 
-The figures come from google-research/vision_transformer c6de1e5 and big_vision 0127fb6, run in JAX on a CPU: four steps on seeded images
-from the weights of fixtures/tiny_weights.npz. A fingerprint is (sum, l2 norm, a seeded +-1 projection) of an array; differences
-are measured against its l2 norm.
+The figures come from google-research/vision_transformer c6de1e5 and big_vision 0127fb6, run in JAX on a CPU: four steps
+on seeded images from the weights of fixtures/tiny_weights.npz. A fingerprint is (sum, l2 norm, a seeded +-1 projection)
+of an array; differences are measured against its l2 norm.
 """
 
 import dataclasses
@@ -29,7 +30,9 @@ from mlpmixer.weights import model_file
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 EXPECTED = json.loads((FIXTURES / "tiny_train.json").read_text())
-TINY = MixerConfig(image_size=32, patch_size=8, num_classes=10, num_blocks=2, hidden_dim=48, tokens_mlp_dim=24, channels_mlp_dim=96)
+TINY = MixerConfig(
+    image_size=32, patch_size=8, num_classes=10, num_blocks=2, hidden_dim=48, tokens_mlp_dim=24, channels_mlp_dim=96
+)
 STEPS, WARMUP_STEPS, BATCH, TAKEN = 10, 2, 6, 4
 RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "vit_jax_finetune": ("finetune-official", {}),
@@ -41,7 +44,9 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
 def official_name(name: str) -> str:
     """blocks.0.token_mixing.fc1.weight -> MixerBlock_0/token_mixing/Dense_0/kernel"""
     name = re.sub(r"^blocks\.", "MixerBlock_", re.sub(r"^norm\b", "pre_head_layer_norm", name))
-    name = re.sub(r"\b(fc|norm)([12])\b", lambda m: f"{ {'fc': 'Dense', 'norm': 'LayerNorm'}[m[1]] }_{int(m[2]) - 1}", name)
+    name = re.sub(
+        r"\b(fc|norm)([12])\b", lambda m: f"{ {'fc': 'Dense', 'norm': 'LayerNorm'}[m[1]] }_{int(m[2]) - 1}", name
+    )
     return name.replace("weight", "scale" if "norm" in name.lower() else "kernel").replace(".", "/")
 
 
@@ -52,7 +57,9 @@ def from_official(name: str, array: np.ndarray) -> Tensor:
 
 def to_official(name: str, value: Tensor) -> np.ndarray:
     p = TINY.patch_size
-    value = value.view(-1, 3, p, p).permute(2, 3, 1, 0) if name == "stem.weight" else value.T if value.ndim == 2 else value
+    value = (
+        value.view(-1, 3, p, p).permute(2, 3, 1, 0) if name == "stem.weight" else value.T if value.ndim == 2 else value
+    )
     return value.numpy()
 
 
@@ -61,7 +68,9 @@ def official_step(rule: str) -> Step:
     name, changed = RULES[rule]
     recipe = RECIPES[name]()
     optim = dataclasses.replace(recipe.optim, warmup_steps=WARMUP_STEPS, **changed)
-    recipe = Recipe(model=TINY, init=recipe.init, optim=optim, run=Run(steps=STEPS, batch_size=BATCH, precision="float32"))
+    recipe = Recipe(
+        model=TINY, init=recipe.init, optim=optim, run=Run(steps=STEPS, batch_size=BATCH, precision="float32")
+    )
     labels = seeded.training_batches()[1].ravel()
     pixels = seeded.images_uint8("tiny_train", TAKEN * BATCH, 32)
     images = ImageSet(tuple("0123456789"), labels, Numbered("train", len(labels)), ArrayImages(pixels))
@@ -116,7 +125,8 @@ def test_momentum_in_bfloat16_is_told_from_momentum_in_float32() -> None:
         take(step, number)
     with pytest.raises(AssertionError):
         assert_same_fingerprints(
-            {k: p.detach() for k, p in step.model.named_parameters()}, EXPECTED["vit_jax_finetune_f32_momentum"]["params_after"]
+            {k: p.detach() for k, p in step.model.named_parameters()},
+            EXPECTED["vit_jax_finetune_f32_momentum"]["params_after"],
         )
 
 
@@ -133,14 +143,18 @@ def test_the_official_rules_resume_to_the_bit_through_a_file(rule: str, tmp_path
     resumed.load_tensors(tensors)
     assert [take(whole, n) for n in (3, 4)] == [take(resumed, n) for n in (3, 4)]
     ours, theirs = whole.tensors(), resumed.tensors()
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) and ours[k].dtype == theirs[k].dtype for k in ours)
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(ours[k], theirs[k]) and ours[k].dtype == theirs[k].dtype for k in ours
+    )
 
 
 def test_the_recipes_rates_are_the_official_ones_at_every_stored_step() -> None:
     finetune, pretrain = RECIPES["finetune-official"](), RECIPES["pretrain-imagenet1k"]()
     for count, rate in EXPECTED["schedules"]["vit_jax_mixer_cifar10"].items():
         if int(count) < finetune.run.steps:  # the official count starts at 0
-            assert 0.03 * lr_factor(int(count) + 1, finetune.run.steps, finetune.optim) == pytest.approx(rate, rel=1e-5, abs=2e-9)
+            assert 0.03 * lr_factor(int(count) + 1, finetune.run.steps, finetune.optim) == pytest.approx(
+                rate, rel=1e-5, abs=2e-9
+            )
     stored = EXPECTED["schedules"]["big_vision_mixer_i1k"]
     assert pretrain.run.steps == stored["total_steps"]
     for count, share in stored["multiplier"].items():

@@ -38,7 +38,9 @@ def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else() -> None:
     }
 
 
-@given(total=st.integers(1, 500), warmup=st.integers(0, 600), schedule=st.sampled_from(["cosine", "linear", "constant"]))
+@given(
+    total=st.integers(1, 500), warmup=st.integers(0, 600), schedule=st.sampled_from(["cosine", "linear", "constant"])
+)
 def test_the_rate_is_a_share_of_the_peak_that_rises_then_falls(total: int, warmup: int, schedule: str) -> None:
     cfg = Optim(warmup_steps=warmup, schedule=schedule)  # type: ignore[arg-type]
     rates = [optim.lr_factor(step, total, cfg) for step in range(1, total + 1)]
@@ -63,7 +65,9 @@ def test_the_moving_average_follows_its_formula() -> None:
 
 
 @pytest.mark.parametrize(("share", "steps"), [(0.4, 4), (1.0, 10), (0.0, 0), (0.04, 0)])
-def test_the_average_of_the_last_steps_is_their_mean_and_before_them_the_weights_themselves(share: float, steps: int) -> None:
+def test_the_average_of_the_last_steps_is_their_mean_and_before_them_the_weights_themselves(
+    share: float, steps: int
+) -> None:
     total, cfg = 10, Optim(average_last=share)
     values = torch.randn(total, 3, generator=torch.Generator().manual_seed(0))
     model, average = (torch.nn.ParameterDict({"w": torch.zeros(3)}) for _ in "ab")
@@ -123,8 +127,13 @@ def learn(model: Mixer, cfg: Optim, steps: int) -> None:
 
 
 def changed(before: dict[str, torch.Tensor], model: Mixer) -> set[str]:
-    """Names of the parameters that are not what they were; a dead bias (its gradient is rounding noise) is not looked at."""
-    return {k for k, p in model.named_parameters() if not torch.equal(p, before[k]) and not k.endswith("token_mixing.fc2.bias")}
+    """Names of the parameters that are not what they were; a dead bias (its gradient is rounding noise) is not looked
+    at."""
+    return {
+        k
+        for k, p in model.named_parameters()
+        if not torch.equal(p, before[k]) and not k.endswith("token_mixing.fc2.bias")
+    }
 
 
 def with_a_head() -> tuple[Mixer, dict[str, torch.Tensor]]:
@@ -134,8 +143,12 @@ def with_a_head() -> tuple[Mixer, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
-@pytest.mark.parametrize(("frozen_layers", "kept"), [(1, ("stem",)), (2, ("stem", "blocks.0")), (3, ("stem", "blocks"))])
-def test_frozen_layers_keep_their_weights_under_weight_decay_too(name: str, frozen_layers: int, kept: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("frozen_layers", "kept"), [(1, ("stem",)), (2, ("stem", "blocks.0")), (3, ("stem", "blocks"))]
+)
+def test_frozen_layers_keep_their_weights_under_weight_decay_too(
+    name: str, frozen_layers: int, kept: tuple[str, ...]
+) -> None:
     model, before = with_a_head()
     learn(model, Optim(name=name, weight_decay=0.5, frozen_layers=frozen_layers), 3)  # type: ignore[arg-type]
     wanted = {k for k in before if not k.startswith(kept) and not k.endswith("token_mixing.fc2.bias")}
@@ -154,7 +167,9 @@ def test_only_the_head_learns_in_the_first_steps_and_then_everything(name: str) 
     for steps, wanted in ((2, "head"), (3, "")):
         model, before = with_a_head()
         learn(model, cfg, steps)
-        assert changed(before, model) == {k for k in before if k.startswith(wanted) and not k.endswith("token_mixing.fc2.bias")}
+        assert changed(before, model) == {
+            k for k in before if k.startswith(wanted) and not k.endswith("token_mixing.fc2.bias")
+        }
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
@@ -200,7 +215,13 @@ def test_clipping_scales_to_exactly_the_norm_and_leaves_smaller_gradients_alone(
 
 
 @pytest.mark.parametrize(
-    "options", [{"name": "adamw"}, {"name": "sgd"}, {"name": "muon"}, {"name": "sgd", "momentum_dtype": "bfloat16", "layer_decay": 0.5}]
+    "options",
+    [
+        {"name": "adamw"},
+        {"name": "sgd"},
+        {"name": "muon"},
+        {"name": "sgd", "momentum_dtype": "bfloat16", "layer_decay": 0.5},
+    ],
 )
 def test_the_state_of_the_optimizers_survives_as_tensors(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
@@ -227,7 +248,9 @@ def test_batched_muon_takes_torchs_steps(in_hardware: bool, apart: float, monkey
     monkeypatch.setattr(optim, "has_bf16", lambda device: in_hardware)
     torch.manual_seed(0)
     shapes = [(12, 5), (5, 12), (5, 12), (7, 7), (7, 7)]
-    ours, theirs = ([torch.nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(3))) for s in shapes] for _ in "ab")
+    ours, theirs = (
+        [torch.nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(3))) for s in shapes] for _ in "ab"
+    )
     options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
     batched, single = optim.Muon(ours, **options), torch.optim.Muon(theirs, **options)  # type: ignore[arg-type]
     for _ in range(4):

@@ -48,7 +48,9 @@ def fake_splits() -> Any:
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 def test_a_sheet_is_a_png_with_the_plain_view_first(tmp_path: Path, channels: int) -> None:
     images = squares(3, 16, channels)
-    path = contact_sheet(images, images, [0, 1, 0], ["cat", "dog"], Augment(flip=True, mixup=0.5), tmp_path / "new" / "a.png", draws=2)
+    path = contact_sheet(
+        images, images, [0, 1, 0], ["cat", "dog"], Augment(flip=True, mixup=0.5), tmp_path / "new" / "a.png", draws=2
+    )
     sheet = np.asarray(Image.open(path).convert("RGB"))
     enlarged = images[0].repeat(8, 0).repeat(8, 1)
     shown = enlarged[..., :3] if channels >= 3 else enlarged[..., :1].repeat(3, -1)
@@ -78,12 +80,17 @@ def test_nothing_readable_or_no_room_is_an_error(tmp_path: Path) -> None:
 def test_the_title_names_what_is_on() -> None:
     assert describe(Augment()) == "no augmentation"
     assert describe(Augment(flip=True, pad_crop_px=4)) == "pad_crop_px=4, pad_mode=reflect, flip"
-    assert describe(Augment(randaugment_layers=2)) == "randaugment_layers=2, randaugment_magnitude=9, randaugment_form=torchvision"
+    assert (
+        describe(Augment(randaugment_layers=2))
+        == "randaugment_layers=2, randaugment_magnitude=9, randaugment_form=torchvision"
+    )
     assert describe(Augment(cutmix=1.0)) == "cutmix=1.0, mix_probability=1.0"
 
 
 def test_images_kept_as_floats_are_shown_too(tmp_path: Path) -> None:
     images = squares(2, 16, 3)
     kinds = (images, images.astype(np.float32))
-    pages = [contact_sheet(x, x, [0, 1], ["cat", "dog"], Augment(flip=True), tmp_path / f"{x.dtype}.png") for x in kinds]
+    pages = [
+        contact_sheet(x, x, [0, 1], ["cat", "dog"], Augment(flip=True), tmp_path / f"{x.dtype}.png") for x in kinds
+    ]
     assert pages[0].read_bytes() == pages[1].read_bytes()

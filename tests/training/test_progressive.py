@@ -19,7 +19,14 @@ from mlpmixer.weights import model_file, run_folder
 from mlpmixer.weights.adapt import adapt
 
 MODEL = MixerConfig(
-    image_size=8, patch_size=2, in_channels=1, num_classes=10, num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48
+    image_size=8,
+    patch_size=2,
+    in_channels=1,
+    num_classes=10,
+    num_blocks=2,
+    hidden_dim=24,
+    tokens_mlp_dim=16,
+    channels_mlp_dim=48,
 )
 BASE = Recipe(
     name="grows",
@@ -50,8 +57,12 @@ def noisy(model: Mixer, seed: int) -> Mixer:
 def test_each_stage_ends_at_its_share_of_the_steps() -> None:
     sizes = [progressive.image_size(step, 12, BASE) for step in range(13)]
     assert sizes == [4] * 4 + [6] * 4 + [8] * 5
-    assert all(progressive.image_size(total, total, BASE) == 8 for total in range(1, 100)), "however short, a run ends at its own size"
-    wide = dataclasses.replace(BASE, model=dataclasses.replace(MODEL, image_size=(8, 16)), run=Run(progressive="4x8:.5, 8x8:0.75"))
+    assert all(progressive.image_size(total, total, BASE) == 8 for total in range(1, 100)), (
+        "however short, a run ends at its own size"
+    )
+    wide = dataclasses.replace(
+        BASE, model=dataclasses.replace(MODEL, image_size=(8, 16)), run=Run(progressive="4x8:.5, 8x8:0.75")
+    )
     assert [progressive.image_size(step, 4, wide) for step in range(1, 5)] == [(4, 8), (4, 8), 8, (8, 16)]
     assert {progressive.image_size(step, 9, recipe(progressive="")) for step in range(10)} == {8}
 
@@ -59,7 +70,11 @@ def test_each_stage_ends_at_its_share_of_the_steps() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("4", "expected sizes and the shares of the steps after which they end, growing and less than 1, such as 16:0.3,24:0.6"),
+        (
+            "4",
+            "expected sizes and the shares of the steps after which they end, growing and less than 1, such as "
+            "16:0.3,24:0.6",
+        ),
         ("4:0.3;6:0.6", "expected sizes and the shares"),
         ("4:0.6,6:0.3", "growing and less than 1"),
         ("4:1.0", "less than 1"),
@@ -151,7 +166,9 @@ def test_a_run_ends_at_its_own_size_and_leaves_a_plain_mixer(grown: Path) -> Non
 
 
 @pytest.mark.parametrize("last", [3, 4, 5, 7, 10])
-def test_a_run_stopped_on_either_side_of_a_growth_ends_with_the_same_bits(last: int, grown: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_on_either_side_of_a_growth_ends_with_the_same_bits(
+    last: int, grown: Path, tmp_path: Path
+) -> None:
     def stop(line: dict[str, Any]) -> None:
         if line["kind"] == "save" and line["step"] == last:
             raise RuntimeError("stop")
@@ -162,7 +179,10 @@ def test_a_run_stopped_on_either_side_of_a_growth_ends_with_the_same_bits(last: 
     whole, resumed = weights(grown), weights(tmp_path / "run")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[k], resumed[k]) for k in whole)
     plain, again = (
-        [{k: v for k, v in line.items() if not k.endswith(("_s", "_mib"))} for line in run_folder.read_metrics(out / "metrics.jsonl")]
+        [
+            {k: v for k, v in line.items() if not k.endswith(("_s", "_mib"))}
+            for line in run_folder.read_metrics(out / "metrics.jsonl")
+        ]
         for out in (grown, tmp_path / "run")
     )
     assert plain == again
@@ -171,7 +191,9 @@ def test_a_run_stopped_on_either_side_of_a_growth_ends_with_the_same_bits(last: 
 def test_a_run_learns_before_and_after_its_images_grow(tmp_path: Path) -> None:
     plain = dataclasses.replace(recipe(steps=150, batch_size=128, progressive="6:0.3"), model=MODEL, augment=Augment())
     result = train(dataclasses.replace(plain, optim=Optim(name="muon", lr=5e-3, muon_lr=1e-2)), out=tmp_path / "run")
-    losses = {x["step"]: x["loss"] for x in run_folder.read_metrics(result.path / "metrics.jsonl") if x["kind"] == "step"}
+    losses = {
+        x["step"]: x["loss"] for x in run_folder.read_metrics(result.path / "metrics.jsonl") if x["kind"] == "step"
+    }
     assert losses[45] < losses[1] / 2 and losses[150] < losses[46] / 2
     assert result.summary["val_top1"] > 0.65
     assert result.summary["params"] == sum(p.numel() for p in Mixer(MODEL).parameters())
@@ -181,7 +203,9 @@ def test_trained_weights_start_small_too(grown: Path, tmp_path: Path) -> None:
     still = Optim(name="sgd", lr=1e-12, weight_decay=0.0)
     start = dataclasses.replace(recipe(steps=2, progressive="4:0.5"), init=Init(weights=str(grown)), optim=still)
     after = weights(train(start, out=tmp_path / "run").path)
-    there_and_back = adapt(adapt(model_file.load_model(grown / run_folder.MODEL_FILE)[0], image_size=4), image_size=8).state_dict()
+    there_and_back = adapt(
+        adapt(model_file.load_model(grown / run_folder.MODEL_FILE)[0], image_size=4), image_size=8
+    ).state_dict()
     for name, p in there_and_back.items():
         torch.testing.assert_close(after[name], p)
 

@@ -1,4 +1,5 @@
-"""RandAugment's operations against Pillow's and their sources' rules; draws that belong to an image, not to its batch."""
+"""RandAugment's operations against Pillow's and their sources' rules; draws that belong to an image, not to its
+batch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -66,7 +67,11 @@ def worst(a: Tensor, b: Tensor) -> int:
     ],
 )
 def test_what_pillow_defines_is_pillows_to_one_level(
-    ours: Callable[..., Tensor], theirs: Callable[..., Image.Image], values: list[float], size: tuple[int, int], channels: int
+    ours: Callable[..., Tensor],
+    theirs: Callable[..., Image.Image],
+    values: list[float],
+    size: tuple[int, int],
+    channels: int,
 ) -> None:
     images = photos(len(values) + 2, *size, channels)
     images[-1] = 77  # flat, for operations that divide by a range
@@ -79,11 +84,19 @@ def test_what_pillow_defines_is_pillows_to_one_level(
 
 def test_the_tables_and_grey_levels_are_pillows_exactly() -> None:
     images = photos(20, 32, 32, seed=3)
-    assert torch.equal(ops.equalize(images, same([])), torch.stack([pixels(ImageOps.equalize(pil(image))) for image in images]))
+    assert torch.equal(
+        ops.equalize(images, same([])), torch.stack([pixels(ImageOps.equalize(pil(image))) for image in images])
+    )
     assert torch.equal(ops._grey(images), torch.stack([pixels(pil(image).convert("L")) for image in images]).int())
     noise = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8, generator=seeded())
-    for theirs, op in ((ImageEnhance.Contrast, ops.contrast), (ImageEnhance.Sharpness, ops.sharpness), (ImageEnhance.Color, ops.color)):
-        assert torch.equal(op(noise, same([1.5] * 20)), torch.stack([pixels(theirs(pil(image)).enhance(1.5)) for image in noise]))
+    for theirs, op in (
+        (ImageEnhance.Contrast, ops.contrast),
+        (ImageEnhance.Sharpness, ops.sharpness),
+        (ImageEnhance.Color, ops.color),
+    ):
+        assert torch.equal(
+            op(noise, same([1.5] * 20)), torch.stack([pixels(theirs(pil(image)).enhance(1.5)) for image in noise])
+        )
 
 
 AFFINE = Image.Transform.AFFINE
@@ -103,8 +116,12 @@ def test_warps_are_pillows_with_the_nearest_pixel(ours: Any, theirs: Any, values
     images = photos(len(values), 21, 30)
     out = ours(images, same(values), fill=fill)
     for i, v in enumerate(values):
-        wanted = pixels(pil(images[i]).transform((30, 21), AFFINE, theirs(v), Image.Resampling.NEAREST, fillcolor=(fill,) * 3))
-        assert (out[i] != wanted).float().mean() < 0.005, v  # Pillow steps in 1/65536 px, and may fall on the other side of a border
+        wanted = pixels(
+            pil(images[i]).transform((30, 21), AFFINE, theirs(v), Image.Resampling.NEAREST, fillcolor=(fill,) * 3)
+        )
+        assert (out[i] != wanted).float().mean() < 0.005, (
+            v
+        )  # Pillow steps in 1/65536 px, and may fall on the other side of a border
 
 
 def test_rotation_is_pillows_and_quarter_turns_are_exact() -> None:
@@ -204,7 +221,9 @@ def test_every_image_gets_one_operation_and_all_operations_come_up(table: dict[s
             wanted[name] = [op.apply(image, same([v]))[0] for v in both]
     counts = dict.fromkeys(table, 0)
     for one in out:
-        names = [name for name, results in wanted.items() if any(torch.equal(one, result) for result in results)] or ["cutout"]
+        names = [name for name, results in wanted.items() if any(torch.equal(one, result) for result in results)] or [
+            "cutout"
+        ]
         counts[names[0]] += 1
     share = n / len(table)
     assert sum(counts.values()) == n and all(0.4 * share < c < 2.1 * share for c in counts.values()), counts
@@ -234,8 +253,14 @@ def test_it_comes_after_crop_and_flip_in_whole_levels_and_repeats(on: dict[str, 
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2]) and torch.equal(images, kept)
     assert torch.equal(runs[0], runs[0].round()) and runs[0].dtype == torch.float32 and runs[0].is_contiguous()
     generator = seeded(1)
-    before = augment(images, targets, Augment(inception_crop=0.3, flip=True), (16, 16), generator)[0].round().to(torch.uint8)
-    after = randaugment(before, 2, 9, "torchvision", generator) if "randaugment_layers" in on else trivialaugment(before, generator)
+    before = (
+        augment(images, targets, Augment(inception_crop=0.3, flip=True), (16, 16), generator)[0].round().to(torch.uint8)
+    )
+    after = (
+        randaugment(before, 2, 9, "torchvision", generator)
+        if "randaugment_layers" in on
+        else trivialaugment(before, generator)
+    )
     assert torch.equal(runs[0], after.float())
     floats = augment(images.float(), targets, Augment(**on), (16, 16), seeded())[0]
     assert torch.equal(floats, augment(images, targets, Augment(**on), (16, 16), seeded())[0])
@@ -259,7 +284,9 @@ def test_layers_of_magnitude_zero_change_nothing_in_the_clean_form_but_tables() 
     magnitude=st.integers(0, 20),
     seed=st.integers(0, 2**31),
 )
-def test_any_size_and_number_of_channels(n: int, size: tuple[int, int], channels: int, form: Any, magnitude: int, seed: int) -> None:
+def test_any_size_and_number_of_channels(
+    n: int, size: tuple[int, int], channels: int, form: Any, magnitude: int, seed: int
+) -> None:
     images = torch.randint(256, (n, *size, channels), dtype=torch.uint8, generator=seeded(seed))
     cfg = Augment(randaugment_layers=3, randaugment_magnitude=magnitude, randaugment_form=form, trivialaugment=True)
     out, _ = augment(images, torch.ones(n, 1), cfg, size, seeded(seed))
@@ -278,7 +305,10 @@ def test_no_operation_writes_into_its_input(name: str) -> None:
     ("wrong", "said"),
     [
         ({"randaugment_magnitude": 31}, "goes up to 30 in the form torchvision, got 31"),
-        ({"randaugment_magnitude": 25, "randaugment_form": "big_vision"}, "goes up to 20 in the form big_vision, got 25"),
+        (
+            {"randaugment_magnitude": 25, "randaugment_form": "big_vision"},
+            "goes up to 20 in the form big_vision, got 25",
+        ),
         ({"randaugment_layers": -1}, "augment.randaugment_layers must not be negative, got -1"),
     ],
 )
@@ -290,7 +320,9 @@ def test_magnitudes_beyond_the_scale_are_an_error(wrong: dict[str, Any], said: s
 def test_off_draws_nothing() -> None:
     generator, images = seeded(), photos(2, 5, 5).permute(0, 2, 3, 1)
     before = generator.get_state()
-    out, _ = augment(images, torch.ones(2, 1), dataclasses.replace(Augment(), randaugment_magnitude=20), (5, 5), generator)
+    out, _ = augment(
+        images, torch.ones(2, 1), dataclasses.replace(Augment(), randaugment_magnitude=20), (5, 5), generator
+    )
     assert torch.equal(out, prepare_eval(images)) and torch.equal(generator.get_state(), before)
 
 

@@ -16,7 +16,12 @@ from mlpmixer.training.recipes import AUGREG, RECIPES, augreg, bit_hyperrule, gr
 from mlpmixer.training.run import train
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-NARROW = {"num_blocks": 2, "hidden_dim": 16, "tokens_mlp_dim": 8, "channels_mlp_dim": 32}  # the paper's sizes, made quick to step
+NARROW = {
+    "num_blocks": 2,
+    "hidden_dim": 16,
+    "tokens_mlp_dim": 8,
+    "channels_mlp_dim": 32,
+}  # the paper's sizes, made quick to step
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -52,7 +57,9 @@ def test_a_recipe_takes_two_steps(name: str, photos: Path, tmp_path: Path) -> No
     data = recipe.data if name == "digits" else dataclasses.replace(recipe.data, name=str(photos), val_fraction=0.2)
     run = dataclasses.replace(recipe.run, steps=2, batch_size=8, accumulate=min(recipe.run.accumulate, 8))
     model = recipe.model if recipe.model.hidden_dim < 512 else dataclasses.replace(recipe.model, **NARROW)
-    assert train(dataclasses.replace(recipe, model=model, data=data, run=run), out=tmp_path / "run").summary["steps"] == 2
+    assert (
+        train(dataclasses.replace(recipe, model=model, data=data, run=run), out=tmp_path / "run").summary["steps"] == 2
+    )
 
 
 def test_data_without_a_recipe_of_its_own_is_taken_for_photographs() -> None:
@@ -61,9 +68,15 @@ def test_data_without_a_recipe_of_its_own_is_taken_for_photographs() -> None:
 
 
 def test_trained_weights_get_a_quarter_of_the_datas_own_epochs_and_keep_its_augmentation() -> None:
-    scratch, again, other, published = (recipe_for("cifar10", s) for s in ("scratch", "same data", "other data", "published"))  # type: ignore[arg-type]
+    scratch, again, other, published = (
+        recipe_for("cifar10", s) for s in ("scratch", "same data", "other data", "published")
+    )  # type: ignore[arg-type]
     for tuned in (again, other, published):
-        assert tuned.run.epochs == scratch.run.epochs / 4 and tuned.augment == scratch.augment and tuned.data == scratch.data
+        assert (
+            tuned.run.epochs == scratch.run.epochs / 4
+            and tuned.augment == scratch.augment
+            and tuned.data == scratch.data
+        )
         assert tuned.init.stem == "lecun"
     assert (again.name, other.name, published.name) == ("retune", "finetune", "finetune-published")
     assert again.optim.name == other.optim.name == "muon" and again.optim.muon_lr < other.optim.muon_lr
@@ -87,7 +100,10 @@ def test_the_papers_grid_changes_the_rate_and_leaves_test_unseen(name: str, rate
     assert runs[0].name == f"{name}-lr0.003" and len({r.name for r in runs}) == len(runs)
     base = RECIPES[name]()
     for r in runs:
-        assert dataclasses.replace(r, name=name, optim=dataclasses.replace(r.optim, lr=base.optim.lr), run=base.run) == base
+        assert (
+            dataclasses.replace(r, name=name, optim=dataclasses.replace(r.optim, lr=base.optim.lr), run=base.run)
+            == base
+        )
 
 
 def test_a_recipe_without_a_grid_is_answered_with_those_that_have_one() -> None:
@@ -99,7 +115,10 @@ def test_an_augreg_level_sets_randaugment_and_mixing_and_leaves_crop_and_flip() 
     base = RECIPES["cifar10"]().augment
     medium = augreg(base, "medium1")
     assert (medium.randaugment_layers, medium.randaugment_magnitude, medium.randaugment_form) == (2, 15, "big_vision")
-    assert (medium.mixup, medium.cutmix, medium.mix_probability) == (0.2, 0, 1) and (medium.pad_crop_px, medium.flip) == (4, True)
+    assert (medium.mixup, medium.cutmix, medium.mix_probability) == (0.2, 0, 1) and (
+        medium.pad_crop_px,
+        medium.flip,
+    ) == (4, True)
     none = augreg(medium, "none")
     assert none.randaugment_layers == none.mixup == 0 and none.flip
     with pytest.raises(ValueError, match="did you mean medium"):
@@ -120,8 +139,17 @@ def test_pretraining_is_the_papers_table_4(name: str, magnitude: int, mixup: flo
     recipe = RECIPES[name]()
     large = name.endswith("l16")
     assert (recipe.model.num_blocks, recipe.model.hidden_dim) == ((24, 1024) if large else (12, 768))
-    assert (recipe.optim.lr, recipe.optim.weight_decay, recipe.model.dropout, recipe.model.drop_path) == (1e-3, 0.1, 0, 0.1)
-    assert (recipe.augment.randaugment_layers, recipe.augment.randaugment_magnitude, recipe.augment.mixup) == (2, magnitude, mixup)
+    assert (recipe.optim.lr, recipe.optim.weight_decay, recipe.model.dropout, recipe.model.drop_path) == (
+        1e-3,
+        0.1,
+        0,
+        0.1,
+    )
+    assert (recipe.augment.randaugment_layers, recipe.augment.randaugment_magnitude, recipe.augment.mixup) == (
+        2,
+        magnitude,
+        mixup,
+    )
     images = 1_268_355 if "imagenet1k" in name else 14_145_922
     assert recipe.run.steps == round(300 * images / recipe.run.batch_size)
 
@@ -135,7 +163,9 @@ def test_pretraining_is_the_papers_table_4(name: str, magnitude: int, mixup: flo
         (500_000, 500 * 375, 20_000, 500, 0.1, 448),
     ],
 )
-def test_bit_hyperrule_by_its_limits(num_images: int, area: int, steps: int, warmup_steps: int, mixup: float, image_size: int) -> None:
+def test_bit_hyperrule_by_its_limits(
+    num_images: int, area: int, steps: int, warmup_steps: int, mixup: float, image_size: int
+) -> None:
     recipe = bit_hyperrule(num_images, area)
     got = (recipe.run.steps, recipe.optim.warmup_steps, recipe.augment.mixup, recipe.model.image_size, recipe.optim.lr)
     assert got == (steps, warmup_steps, mixup, image_size, 0.003)

@@ -16,7 +16,9 @@ from mlpmixer.weights import run_folder
 
 RECIPE = Recipe(
     name="curves",
-    model=MixerConfig(image_size=8, patch_size=4, in_channels=1, num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8),
+    model=MixerConfig(
+        image_size=8, patch_size=4, in_channels=1, num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8
+    ),
     data=Data(name="digits"),
     run=Run(steps=8, batch_size=16, log_every=2, eval_every=0.05, save_every_s=0),
 )
@@ -31,7 +33,15 @@ def points(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 def assert_curves_are_the_metrics(run: Path) -> None:
     drawn, lines = points(run), run_folder.read_metrics(run / "metrics.jsonl")
-    assert {"train/loss", "train/top1", "train/lr", "train/images_per_s", "val/top1", "val/nll", "test/top1"} <= drawn.keys()
+    assert {
+        "train/loss",
+        "train/top1",
+        "train/lr",
+        "train/images_per_s",
+        "val/top1",
+        "val/nll",
+        "test/top1",
+    } <= drawn.keys()
     assert not {"train/epoch", "train/step", "train/eta_s"} & drawn.keys()
     for tag, kind in (("train/loss", "step"), ("train/lr", "step"), ("val/top1", "eval"), ("val/nll", "eval")):
         wanted = [(line["step"], line[tag.partition("/")[2]]) for line in lines if line["kind"] == kind]
@@ -56,7 +66,9 @@ def test_a_stopped_and_resumed_run_has_each_point_once(tmp_path: Path) -> None:
     assert_curves_are_the_metrics(tmp_path)
 
 
-def test_a_run_that_is_over_gets_its_curves_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_over_gets_its_curves_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(dataclasses.replace(RECIPE, name="before"), out=tmp_path)
     assert not (tmp_path / FOLDER).exists()
     for _ in "ab":
@@ -68,7 +80,11 @@ def test_a_run_that_is_over_gets_its_curves_from_the_command_line(tmp_path: Path
 def test_without_the_package_the_answer_is_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard" or name.startswith("torch.utils.tensorboard")]:
+    for name in [
+        name
+        for name in sys.modules
+        if name.partition(".")[0] == "tensorboard" or name.startswith("torch.utils.tensorboard")
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     assert cli.main(["train", "digits", "--tensorboard", "--out", str(tmp_path / "run")]) == 2

@@ -63,7 +63,11 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
     def lines(run: Path) -> list[tuple[Any, ...]]:
-        return [(x["kind"], x["step"], x["top1"]) for x in run_folder.read_metrics(run / "metrics.jsonl") if x["kind"] == "eval"]
+        return [
+            (x["kind"], x["step"], x["top1"])
+            for x in run_folder.read_metrics(run / "metrics.jsonl")
+            if x["kind"] == "eval"
+        ]
 
     assert lines(a) == lines(b)
 
@@ -90,9 +94,22 @@ def test_runs_one_after_the_other_decode_their_images_once_and_are_the_runs_they
 
 def test_a_run_leaves_everything_needed_to_use_and_to_believe_it(undisturbed: Path) -> None:
     names = {p.name for p in undisturbed.iterdir()}
-    assert names == {"recipe.json", "env.json", "metrics.jsonl", "summary.json", "report.html", run_folder.MODEL_FILE, "checkpoints"}
+    assert names == {
+        "recipe.json",
+        "env.json",
+        "metrics.jsonl",
+        "summary.json",
+        "report.html",
+        run_folder.MODEL_FILE,
+        "checkpoints",
+    }
     summary = json.loads((undisturbed / "summary.json").read_text())
-    assert summary["steps"] == 24 and 0 <= summary["top1"] <= 1 and summary["test"]["n"] == 360 and summary["train_images"] == 1293
+    assert (
+        summary["steps"] == 24
+        and 0 <= summary["top1"] <= 1
+        and summary["test"]["n"] == 360
+        and summary["train_images"] == 1293
+    )
     meta = model_file.read_meta(undisturbed / run_folder.MODEL_FILE)
     assert meta.classes == tuple("0123456789") and meta.provenance["metrics"]["top1"] == summary["top1"]
     assert run_folder.read_recipe(undisturbed).model.num_classes == 10
@@ -134,12 +151,16 @@ KILLED = """
 def kill(recipe: Recipe, where: str, step: int, out: Path) -> None:
     """Train in another process and kill it there."""
     source = textwrap.dedent(KILLED)
-    done = subprocess.run([sys.executable, "-c", source, where, str(step), str(out)], input=json.dumps(to_json(recipe)), text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", source, where, str(step), str(out)], input=json.dumps(to_json(recipe)), text=True
+    )
     assert done.returncode == -signal.SIGKILL and not (out / "summary.json").exists()
 
 
 @pytest.mark.parametrize(("where", "step"), [("start", 0), ("step", 6), ("save", 13), ("write", 9)])
-def test_a_run_killed_and_resumed_ends_with_the_same_bits(where: str, step: int, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_killed_and_resumed_ends_with_the_same_bits(
+    where: str, step: int, undisturbed: Path, tmp_path: Path
+) -> None:
     kill(BASE, where, step, tmp_path / "killed")
     train(BASE, out=tmp_path / "killed", resume=True)
     assert_same_run(undisturbed, tmp_path / "killed")
@@ -211,11 +232,17 @@ def test_what_learned_through_kernels_is_saved_as_the_plain_mixer_that_it_was(lo
 
     saved, meta = model_file.load_model(local / run_folder.MODEL_FILE)
     assert meta.config == dataclasses.replace(LOCAL.model, num_classes=10)
-    assert count_params(saved) == json.loads((local / "summary.json").read_text())["params"] == count_params(trained) - 4 * 9
+    assert (
+        count_params(saved)
+        == json.loads((local / "summary.json").read_text())["params"]
+        == count_params(trained) - 4 * 9
+    )
     images = normalise(prepare_eval(torch.from_numpy(stores.val.array(np.arange(len(stores.val))))), stores.preprocess)
     with torch.no_grad():
         before, after = trained(images), saved(images)
-    torch.testing.assert_close(before, after, atol=1e-5, rtol=0)  # F.linear has another order for weights that ask for gradients
+    torch.testing.assert_close(
+        before, after, atol=1e-5, rtol=0
+    )  # F.linear has another order for weights that ask for gradients
     assert torch.equal(before.argmax(1), after.argmax(1))
     right = (before.argmax(1).numpy() == stores.val.labels).mean()
     assert right == json.loads((local / "summary.json").read_text())["val_top1"] > 0.3
@@ -223,7 +250,9 @@ def test_what_learned_through_kernels_is_saved_as_the_plain_mixer_that_it_was(lo
 
 def test_trained_weights_start_with_locality_as_the_function_they_were(undisturbed: Path, tmp_path: Path) -> None:
     still = {"lr": 1e-12, "muon_lr": 1e-12, "weight_decay": 0.0}
-    recipe = change(LOCAL, init={"stem": "lecun", "weights": str(undisturbed)}, optim=still, run={"steps": 1, "test": False})
+    recipe = change(
+        LOCAL, init={"stem": "lecun", "weights": str(undisturbed)}, optim=still, run={"steps": 1, "test": False}
+    )
     start, after = weights(undisturbed), weights(train(recipe, out=tmp_path / "run").path)
     assert start.keys() == after.keys()
     for name in start:
@@ -251,10 +280,15 @@ def test_a_run_goes_on_without_the_weights_that_it_started_from(size: int, undis
     train(recipe, out=tmp_path / "stopped", resume=True)
     assert_same_run(whole, tmp_path / "stopped")
     old, new = (model_file.read_meta(run / run_folder.MODEL_FILE) for run in (whole, tmp_path / "stopped"))
-    assert old.preprocess == new.preprocess and old.preprocess.mean == model_file.read_meta(undisturbed / run_folder.MODEL_FILE).preprocess.mean
+    assert (
+        old.preprocess == new.preprocess
+        and old.preprocess.mean == model_file.read_meta(undisturbed / run_folder.MODEL_FILE).preprocess.mean
+    )
 
 
-def test_a_run_that_goes_on_computes_no_statistics(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_goes_on_computes_no_statistics(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(RuntimeError, match="stop"):
         train(BASE, out=tmp_path / "run", report=stop_at(8))
 
@@ -308,7 +342,10 @@ def test_a_finished_run_is_not_trained_again(undisturbed: Path) -> None:
 
 def test_one_batch_is_overfitted(tmp_path: Path) -> None:
     recipe = Recipe(
-        name="overfit", model=SMALL, data=Data(name="digits", val_fraction=0.9), optim=Optim(name="muon", lr=0.01, muon_lr=0.01)
+        name="overfit",
+        model=SMALL,
+        data=Data(name="digits", val_fraction=0.9),
+        optim=Optim(name="muon", lr=0.01, muon_lr=0.01),
     )
     result = train(change(recipe, run={"steps": 80, "batch_size": 143, "precision": "float32"}), out=tmp_path / "run")
     last = [x for x in run_folder.read_metrics(result.path / "metrics.jsonl") if x["kind"] == "step"][-1]
@@ -317,7 +354,9 @@ def test_one_batch_is_overfitted(tmp_path: Path) -> None:
 
 def test_accumulation_gives_the_same_step(tmp_path: Path) -> None:
     recipe = change(
-        dataclasses.replace(BASE, model=SMALL), run={"steps": 2, "precision": "float32"}, optim={"name": "sgd", "ema_decay": 0.0}
+        dataclasses.replace(BASE, model=SMALL),
+        run={"steps": 2, "precision": "float32"},
+        optim={"name": "sgd", "ema_decay": 0.0},
     )
     a = train(recipe, out=tmp_path / "a")
     b = train(change(recipe, run={"accumulate": 4}), out=tmp_path / "b")
@@ -330,7 +369,9 @@ def first_step(recipe: Recipe) -> tuple[Step, Step]:
     """Two equal steps of the loop on digits, in float32, before the first batch."""
     stores = load_images(recipe.data, recipe.model)
     recipe = change(recipe, model={"num_classes": 10})
-    return Step(recipe, stores, torch.device("cpu"), torch.float32), Step(recipe, stores, torch.device("cpu"), torch.float32)
+    return Step(recipe, stores, torch.device("cpu"), torch.float32), Step(
+        recipe, stores, torch.device("cpu"), torch.float32
+    )
 
 
 @pytest.mark.parametrize("bias", [0.0, 1000.0])
@@ -340,7 +381,9 @@ def test_a_validation_while_training_says_what_evaluate_says(bias: float, undist
     with torch.no_grad():
         step_of.average.head.bias[3] += bias  # so sure of one class that the others have a probability of 0
     stores = step_of.stores
-    meta = model_file.ModelMeta(config=step_of.recipe.model, classes=stores.splits.classes, preprocess=stores.preprocess)
+    meta = model_file.ModelMeta(
+        config=step_of.recipe.model, classes=stores.splits.classes, preprocess=stores.preprocess
+    )
     logged, wanted = validate(step_of, stores.val), evaluate(from_network(step_of.average, meta), stores.splits.val)
     assert logged["top1"] == wanted.top1 and logged["nll"] == pytest.approx(wanted.nll, rel=1e-5)
     assert (wanted.nll > 50) == bool(bias)
@@ -352,7 +395,9 @@ def test_a_sharpness_aware_step_is_the_papers_two_passes_and_no_more() -> None:
         "clip_norm": 0.5,
         "frozen_layers": 1,
     }
-    recipe = change(BASE, optim={**rule, "ema_decay": 0.0}, run={"batch_size": 32, "accumulate": 2}, init={"stem": "lecun"})
+    recipe = change(
+        BASE, optim={**rule, "ema_decay": 0.0}, run={"batch_size": 32, "accumulate": 2}, init={"stem": "lecun"}
+    )
     ours, reference = first_step(recipe)
     for step in (ours, reference):  # with a head of zeros nothing else would have a gradient
         torch.nn.init.normal_(step.model.head.weight, std=0.3, generator=torch.Generator().manual_seed(0))
@@ -362,7 +407,9 @@ def test_a_sharpness_aware_step_is_the_papers_two_passes_and_no_more() -> None:
     loss, _ = ours(1, 1.0, batch, ours.stores.train.array(batch))
     assert len(passes) == 2 * 2
 
-    seen: list[tuple[torch.Tensor, torch.Tensor, int, int]] = []  # the plain rule in the paper's words, on the batch that the loop makes
+    seen: list[
+        tuple[torch.Tensor, torch.Tensor, int, int]
+    ] = []  # the plain rule in the paper's words, on the batch that the loop makes
     reference.gradients = lambda *batch: seen.append(batch) or reference.backward(*batch)  # type: ignore[func-returns-value]
     reference(1, 0.0, batch, reference.stores.train.array(batch))
     (images, targets, seed, _), model = seen[0], reference.model
@@ -423,7 +470,9 @@ def test_early_stopping_keeps_the_best_model(tmp_path: Path) -> None:
     summary = train(recipe, out=tmp_path / "run").summary
     assert summary["steps"] < 40 and summary["best_step"] <= summary["steps"]
     assert not (tmp_path / "run" / "best.safetensors").exists()
-    assert model_file.load_model(tmp_path / "run" / run_folder.MODEL_FILE)[1].config == dataclasses.replace(BASE.model, num_classes=10)
+    assert model_file.load_model(tmp_path / "run" / run_folder.MODEL_FILE)[1].config == dataclasses.replace(
+        BASE.model, num_classes=10
+    )
 
 
 def test_a_time_budget_becomes_a_number_of_steps_that_is_saved(tmp_path: Path) -> None:
@@ -436,7 +485,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(t
     recipe = change(BASE, optim={"name": "sgd", "lr": 1e30, "warmup_steps": 0, "clip_norm": 0.0}, run={"log_every": 1})
     with pytest.raises(Diverged, match=r"the loss is nan at step \d"):
         train(change(recipe, run={"save_every_s": 1e9}), out=tmp_path / "never-saved")
-    first = r"(weights are not finite after|the loss is nan at) step 2"  # which is seen first is up to the processor's rounding
+    # which is seen first is up to the processor's rounding
+    first = r"(weights are not finite after|the loss is nan at) step 2"
     with pytest.raises(Diverged, match=first + "; last good checkpoint: .*step-000000001"):
         train(recipe, out=tmp_path / "run")
 
@@ -462,8 +512,13 @@ class Breaks(nn.Module):
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
-    recipe = change(Recipe(name="test", model=SMALL, data=BASE.data), run={"steps": 4, "batch_size": 64, "save_every_s": 0, "log_every": 1})
-    with pytest.raises(Diverged, match=r"some weights are not finite after step 2; last good checkpoint: .*step-000000001"):
+    recipe = change(
+        Recipe(name="test", model=SMALL, data=BASE.data),
+        run={"steps": 4, "batch_size": 64, "save_every_s": 0, "log_every": 1},
+    )
+    with pytest.raises(
+        Diverged, match=r"some weights are not finite after step 2; last good checkpoint: .*step-000000001"
+    ):
         train(recipe, out=tmp_path / "run", network=Breaks)
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000001.safetensors"]
 
@@ -491,7 +546,10 @@ def test_a_disk_that_cannot_be_written_is_an_error_and_the_last_checkpoint_survi
 def test_a_whitened_stem_is_the_start_of_a_run(tmp_path: Path) -> None:
     def stem(start: str) -> torch.Tensor:
         recipe = change(
-            BASE, init={"stem": start}, optim={"lr": 1e-12, "muon_lr": 1e-12, "ema_decay": 0.0}, run={"steps": 1, "test": False}
+            BASE,
+            init={"stem": start},
+            optim={"lr": 1e-12, "muon_lr": 1e-12, "ema_decay": 0.0},
+            run={"steps": 1, "test": False},
         )
         return weights(train(recipe, out=tmp_path / start).path)["stem.weight"]
 
@@ -501,7 +559,14 @@ def test_a_whitened_stem_is_the_start_of_a_run(tmp_path: Path) -> None:
 
 
 def test_a_fine_tuning_with_half_momentum_and_a_probing_head_first_goes_on_exactly(tmp_path: Path) -> None:
-    rule = {"name": "sgd", "lr": 0.1, "momentum_dtype": "bfloat16", "head_steps": 6, "layer_decay": 0.8, "frozen_layers": 1}
+    rule = {
+        "name": "sgd",
+        "lr": 0.1,
+        "momentum_dtype": "bfloat16",
+        "head_steps": 6,
+        "layer_decay": 0.8,
+        "frozen_layers": 1,
+    }
     recipe = change(BASE, optim=rule, run={"steps": 12})
     whole = train(recipe, out=tmp_path / "whole").path
     for step in (4, 8):  # while the head learns alone, and after
@@ -513,7 +578,9 @@ def test_a_fine_tuning_with_half_momentum_and_a_probing_head_first_goes_on_exact
 
 
 def test_the_heads_bias_is_the_start_of_a_run(tmp_path: Path) -> None:
-    recipe = change(BASE, init={"head_bias": -2.5}, optim={"lr": 1e-12, "ema_decay": 0.0}, run={"steps": 1, "test": False})
+    recipe = change(
+        BASE, init={"head_bias": -2.5}, optim={"lr": 1e-12, "ema_decay": 0.0}, run={"steps": 1, "test": False}
+    )
     torch.testing.assert_close(weights(train(recipe, out=tmp_path / "run").path)["head.bias"], torch.full((10,), -2.5))
 
 
@@ -530,10 +597,15 @@ def test_a_run_starts_from_the_weights_of_another(size: int, kept: bool, undistu
     assert (after["blocks.0.token_mixing.fc1.weight"].shape == start["blocks.0.token_mixing.fc1.weight"].shape) == kept
     old, new = (model_file.read_meta(run / run_folder.MODEL_FILE) for run in (undisturbed, result.path))
     assert (new.preprocess.mean, new.preprocess.std) == (old.preprocess.mean, old.preprocess.std)
-    assert result.summary["top1"] > (0.99 if kept else 0.3) * json.loads((undisturbed / "summary.json").read_text())["top1"]
+    assert (
+        result.summary["top1"]
+        > (0.99 if kept else 0.3) * json.loads((undisturbed / "summary.json").read_text())["top1"]
+    )
 
 
-def test_weights_of_another_architecture_are_refused_before_anything_is_written(undisturbed: Path, tmp_path: Path) -> None:
+def test_weights_of_another_architecture_are_refused_before_anything_is_written(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     recipe = change(BASE, init={"stem": "lecun", "weights": str(undisturbed)}, model={"hidden_dim": 32})
     with pytest.raises(ValueError, match="hidden_dim 24 instead of 32"):
         train(recipe, out=tmp_path / "run")
@@ -555,11 +627,18 @@ def test_a_test_split_that_cannot_be_read_is_said_before_the_training(tmp_path: 
                 Image.new("RGB", (20, 20), (60 * i, 0, 0)).save(folder / f"{i}.png")
                 if content:
                     (folder / f"{i}.png").write_bytes(content)
-    recipe = Recipe(name="folder", model=dataclasses.replace(SMALL, image_size=16, in_channels=3), data=Data(name=str(tmp_path / "photos")))
+    recipe = Recipe(
+        name="folder",
+        model=dataclasses.replace(SMALL, image_size=16, in_channels=3),
+        data=Data(name=str(tmp_path / "photos")),
+    )
     with pytest.raises(ValueError, match=r"no image of the test split can be read .*--no-test"):
         train(change(recipe, run={"steps": 1, "batch_size": 4}), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert train(change(recipe, run={"steps": 1, "batch_size": 4, "test": False}), out=tmp_path / "run").summary["top1"] is None
+    assert (
+        train(change(recipe, run={"steps": 1, "batch_size": 4, "test": False}), out=tmp_path / "run").summary["top1"]
+        is None
+    )
 
 
 def test_a_folder_of_images_is_trained_through_with_the_broken_ones_named(tmp_path: Path) -> None:
@@ -569,10 +648,17 @@ def test_a_folder_of_images_is_trained_through_with_the_broken_ones_named(tmp_pa
             folder = tmp_path / "photos" / split / name
             folder.mkdir(parents=True)
             for i in range(n):
-                Image.fromarray(np.clip(grey + rng.normal(0, 20, (20, 30, 3)), 0, 255).astype(np.uint8)).save(folder / f"{i} é.PNG")
+                Image.fromarray(np.clip(grey + rng.normal(0, 20, (20, 30, 3)), 0, 255).astype(np.uint8)).save(
+                    folder / f"{i} é.PNG"
+                )
     (tmp_path / "photos" / "train" / "dark" / "broken.jpg").write_bytes(b"no image")
     model = dataclasses.replace(SMALL, image_size=16, patch_size=4, in_channels=3, num_classes=0)
-    recipe = Recipe(name="folder", model=model, data=Data(name=str(tmp_path / "photos"), class_weights="balanced"), optim=Optim(lr=3e-3))
+    recipe = Recipe(
+        name="folder",
+        model=model,
+        data=Data(name=str(tmp_path / "photos"), class_weights="balanced"),
+        optim=Optim(lr=3e-3),
+    )
     summary = train(change(recipe, run={"steps": 30, "batch_size": 16}), out=tmp_path / "run").summary
     assert summary["top1"] == 1.0
     assert [Path(name).name for name, _ in summary["bad_images"]] == ["broken.jpg"]
@@ -580,7 +666,10 @@ def test_a_folder_of_images_is_trained_through_with_the_broken_ones_named(tmp_pa
 
 def test_a_run_is_trained_and_judged_by_the_published_rule_it_names(tmp_path: Path) -> None:
     plain = dataclasses.replace(BASE, augment=Augment(), optim=Optim(name="muon", muon_lr=0.02))
-    run = train(change(plain, model={"image_size": 12}, data={"fit": "vit_jax_eval"}, run={"save_every_s": 60}), out=tmp_path / "run")
+    run = train(
+        change(plain, model={"image_size": 12}, data={"fit": "vit_jax_eval"}, run={"save_every_s": 60}),
+        out=tmp_path / "run",
+    )
     model = load(run.path)
     assert model.preprocess.fit == "vit_jax_eval" and model.preprocess.dtype == np.float32
     assert evaluate(model).top1 == run.summary["top1"] > 0.3
@@ -594,7 +683,9 @@ def test_training_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> Non
     assert torch.equal(torch.rand(3), wanted)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("45s", 45), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("90", 90), ("1.5m", 90)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("45s", 45), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("90", 90), ("1.5m", 90)]
+)
 def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 

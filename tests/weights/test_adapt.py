@@ -21,7 +21,13 @@ from mlpmixer.weights.adapt import _branch, _hidden, adapt, adapt_trained, calib
 from mlpmixer.weights.model_file import ModelMeta, load_model, save_model
 
 SMALL = MixerConfig(
-    image_size=(12, 8), patch_size=(4, 2), num_classes=5, num_blocks=2, hidden_dim=12, tokens_mlp_dim=6, channels_mlp_dim=20
+    image_size=(12, 8),
+    patch_size=(4, 2),
+    num_classes=5,
+    num_blocks=2,
+    hidden_dim=12,
+    tokens_mlp_dim=6,
+    channels_mlp_dim=20,
 )  # a grid of 3 x 4 patches
 
 
@@ -93,7 +99,9 @@ def test_the_given_model_is_untouched_and_shares_nothing_with_the_new_one() -> N
     rows=st.integers(1, 3), cols=st.integers(1, 3), down=st.integers(1, 3), across=st.integers(1, 3),
     method=st.sampled_from(["blocks", "parts"]),
 )  # fmt: skip
-def test_the_logits_of_a_big_image_are_the_mean_of_those_of_its_crops(rows: int, cols: int, down: int, across: int, method: str) -> None:
+def test_the_logits_of_a_big_image_are_the_mean_of_those_of_its_crops(
+    rows: int, cols: int, down: int, across: int, method: str
+) -> None:
     cfg = dataclasses.replace(SMALL, image_size=(4 * rows, 2 * cols))
     model = random(cfg)
     big = adapt(model, image_size=(4 * rows * down, 2 * cols * across), method=method)  # type: ignore[arg-type]
@@ -134,7 +142,11 @@ def test_a_model_with_parts_is_resampled_part_by_part() -> None:
 
 def test_a_model_with_parts_is_saved_loaded_and_trained(tmp_path: Path) -> None:
     frugal = adapt(random().float(), image_size=(24, 16), method="parts")
-    save_model(tmp_path / "m", frugal, ModelMeta(config=frugal.cfg, classes=tuple("abcde"), preprocess=Preprocess(image_size=(24, 16))))
+    save_model(
+        tmp_path / "m",
+        frugal,
+        ModelMeta(config=frugal.cfg, classes=tuple("abcde"), preprocess=Preprocess(image_size=(24, 16))),
+    )
     loaded, _ = load_model(tmp_path / "m")
     x = images(frugal.cfg).float()
     assert torch.equal(loaded(x), frugal(x))
@@ -173,7 +185,9 @@ def test_the_hidden_layer_sees_resized_tokens_as_it_saw_the_old_ones(rows: int, 
     else:
         bigger = F.interpolate(grid, (rows, cols), mode=method, antialias=True, align_corners=False)
     for old_block, block in zip(model.blocks, new.blocks, strict=True):
-        torch.testing.assert_close(block.token_mixing.fc1(bigger.view(5, -1)), old_block.token_mixing.fc1(tokens), atol=1e-10, rtol=0)  # type: ignore[union-attr, operator]
+        torch.testing.assert_close(
+            block.token_mixing.fc1(bigger.view(5, -1)), old_block.token_mixing.fc1(tokens), atol=1e-10, rtol=0
+        )  # type: ignore[union-attr, operator]
 
 
 @settings(max_examples=20, deadline=None)
@@ -220,11 +234,16 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained() -> Trained:
-    """A small Mixer after a few seconds on scikit-learn's digits, drawn at 16 px; `pictures` and `labels` were not trained on.
-    In float64, so that it is the same network on every machine."""
+    """A small Mixer after a few seconds on scikit-learn's digits, drawn at 16 px; `pictures` and `labels` were not
+    trained on. In float64, so that it is the same network on every machine."""
     digits = load_digits()
-    pictures = F.interpolate(torch.tensor(digits.images)[:, None] / 8 - 1, (64, 64), mode="bilinear", align_corners=False)
-    labels, order = torch.tensor(digits.target), torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
+    pictures = F.interpolate(
+        torch.tensor(digits.images)[:, None] / 8 - 1, (64, 64), mode="bilinear", align_corners=False
+    )
+    labels, order = (
+        torch.tensor(digits.target),
+        torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)),
+    )
     cfg = MixerConfig(
         image_size=16, patch_size=2, in_channels=1, num_classes=10, num_blocks=2, hidden_dim=24, tokens_mlp_dim=24, channels_mlp_dim=48,
         activation="gelu_erf",
@@ -248,19 +267,27 @@ SMALLER = [(14, 14), (12, 12), (12, 16)]
 def test_resampled_weights_beat_nearest_ones_right_after_the_resize(trained: Trained) -> None:
     gains = []
     for size in BIGGER + SMALLER:
-        bicubic, nearest = (trained.top1(adapt(trained.model, image_size=size, method=m), size) for m in ("bicubic", "nearest"))  # type: ignore[arg-type]
+        bicubic, nearest = (
+            trained.top1(adapt(trained.model, image_size=size, method=m), size) for m in ("bicubic", "nearest")
+        )  # type: ignore[arg-type]
         gains.append(bicubic - nearest)
     assert min(gains) > -0.01 and sum(gains) / len(gains) > 0.04
 
 
 @pytest.mark.parametrize("size", BIGGER)
-def test_on_a_finer_grid_of_magnified_pictures_every_block_stays_as_strong_as_it_was(trained: Trained, size: tuple[int, int]) -> None:
-    ratios = trained.variances(adapt(trained.model, image_size=size, magnified=True), size) / trained.variances(trained.model, (16, 16))
+def test_on_a_finer_grid_of_magnified_pictures_every_block_stays_as_strong_as_it_was(
+    trained: Trained, size: tuple[int, int]
+) -> None:
+    ratios = trained.variances(adapt(trained.model, image_size=size, magnified=True), size) / trained.variances(
+        trained.model, (16, 16)
+    )
     assert ratios.min() > 0.9 and ratios.max() < 1.1
 
 
 @pytest.mark.parametrize("size", SMALLER)
-def test_on_a_coarser_grid_the_pictures_tell_how_strong_every_block_has_to_be(trained: Trained, size: tuple[int, int]) -> None:
+def test_on_a_coarser_grid_the_pictures_tell_how_strong_every_block_has_to_be(
+    trained: Trained, size: tuple[int, int]
+) -> None:
     new, wanted = adapt(trained.model, image_size=size), trained.variances(trained.model, (16, 16))
     before = trained.variances(new, size) / wanted
     calibrate(new, trained.at(*size)[:200], trained.model, trained.at(16, 16)[:200])
@@ -341,9 +368,14 @@ def test_grey_images_give_what_the_same_grey_in_three_channels_gave() -> None:
 @settings(max_examples=20, deadline=None)
 @given(before=st.integers(1, 6), after=st.integers(1, 13))
 def test_equal_channels_give_the_same_logits_however_many_they_are(before: int, after: int) -> None:
-    model, grey = random(dataclasses.replace(SMALL, in_channels=before)), images(dataclasses.replace(SMALL, in_channels=1))
+    model, grey = (
+        random(dataclasses.replace(SMALL, in_channels=before)),
+        images(dataclasses.replace(SMALL, in_channels=1)),
+    )
     new = adapt(model, in_channels=after)
-    torch.testing.assert_close(new(grey.expand(-1, after, -1, -1)), model(grey.expand(-1, before, -1, -1)), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        new(grey.expand(-1, after, -1, -1)), model(grey.expand(-1, before, -1, -1)), atol=1e-12, rtol=0
+    )
 
 
 def test_more_channels_start_as_copies_of_the_first_ones() -> None:
@@ -362,7 +394,9 @@ def test_wrong_wishes_are_answered() -> None:
     model = random()
     with pytest.raises(ValueError, match="did you mean bilinear"):
         adapt(model, image_size=(16, 8), method="bilinar")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"whole number of times 3x4 patches, got 4x4; for any other grid use method='bicubic'"):
+    with pytest.raises(
+        ValueError, match=r"whole number of times 3x4 patches, got 4x4; for any other grid use method='bicubic'"
+    ):
         adapt(model, image_size=(16, 8), method="blocks")
     with pytest.raises(ValueError, match="not a multiple of patch_size 4x2 px; nearest that is: 16x16"):
         adapt(model, image_size=(15, 16))
@@ -380,7 +414,11 @@ def test_a_grey_image_is_the_same_to_any_number_of_channels_however_each_was_nor
     cfg = dataclasses.replace(SMALL, in_channels=old)
     mean, std = (0.2, 0.5, 0.7, 0.4)[:old], (0.1, 0.3, 0.2, 0.6)[:old]
     model = random(cfg)
-    meta = ModelMeta(config=cfg, classes=tuple("abcde"), preprocess=Preprocess(image_size=(12, 8), in_channels=old, mean=mean, std=std))
+    meta = ModelMeta(
+        config=cfg,
+        classes=tuple("abcde"),
+        preprocess=Preprocess(image_size=(12, 8), in_channels=old, mean=mean, std=std),
+    )
     adapted, after = adapt_trained(model, meta, in_channels=new)
     assert after.preprocess.in_channels == after.config.in_channels == new and after.classes == meta.classes
     grey = np.random.default_rng(0).integers(0, 255, (4, 12, 8, 1), dtype=np.uint8)
@@ -393,7 +431,9 @@ def test_a_grey_image_is_the_same_to_any_number_of_channels_however_each_was_nor
 
 
 def test_the_preprocessing_follows_the_image_which_follows_the_patch() -> None:
-    meta = ModelMeta(config=SMALL, classes=tuple("abcde"), preprocess=Preprocess(image_size=(12, 8), fit="pad", mean=(0.1, 0.2, 0.3)))
+    meta = ModelMeta(
+        config=SMALL, classes=tuple("abcde"), preprocess=Preprocess(image_size=(12, 8), fit="pad", mean=(0.1, 0.2, 0.3))
+    )
     model, after = adapt_trained(random(), meta, patch_size=(8, 6))
     assert model.cfg == after.config and after.config.grid == SMALL.grid and after.config.image_size == 24
     assert after.preprocess == dataclasses.replace(meta.preprocess, image_size=(24, 24))

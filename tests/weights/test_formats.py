@@ -109,7 +109,9 @@ def test_official_to_ours_to_official_is_the_same_file(tmp_path: Path, tiny: dic
         assert all(a.read(name) == b.read(name) for name in a.namelist())
 
 
-@pytest.mark.parametrize("fields", [{}, {"num_classes": 0}, {"image_size": (32, 48), "patch_size": (4, 8)}, {"in_channels": 5}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"num_classes": 0}, {"image_size": (32, 48), "patch_size": (4, 8)}, {"in_channels": 5}]
+)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".wrapped.pth"])
 def test_ours_to_timm_to_ours_is_bit_exact(fields: dict[str, object], suffix: str, tmp_path: Path) -> None:
     from safetensors.torch import save_file
@@ -135,7 +137,8 @@ def test_timm_stores_the_stem_as_the_convolution_that_it_is() -> None:
 
 
 def test_timms_own_network_gives_the_same_logits_as_ours(tmp_path: Path) -> None:
-    """timm.npz: written by benchmarks/timm_parity.py --fixture with timm 1.0.31, its network perturbed in every parameter."""
+    """timm.npz: written by benchmarks/timm_parity.py --fixture with timm 1.0.31, its network perturbed in every
+    parameter."""
     from safetensors.torch import save_file
 
     with np.load(FIXTURES / "timm.npz") as stored:
@@ -168,7 +171,11 @@ def test_one_error_names_all_that_is_missing_extra_or_misshaped(tiny: dict[str, 
     np.savez(tmp_path / "w.npz", **wrong)
     with pytest.raises(WeightsError) as e:
         read_official(tmp_path / "w.npz")
-    for part in ("missing MixerBlock_1/LayerNorm_0/bias (48,)", "extra MixerBlock_0/gate (3,)", "head/bias has dtype int64"):
+    for part in (
+        "missing MixerBlock_1/LayerNorm_0/bias (48,)",
+        "extra MixerBlock_0/gate (3,)",
+        "head/bias has dtype int64",
+    ):
         assert part in str(e.value)
     assert "stem/bias has shape (1, 48) instead of (48,)" in str(e.value)
 
@@ -217,15 +224,27 @@ def hostile(whole: bytes) -> Iterator[tuple[str, bytes, str]]:
     yield "text", b"no weights here\n" * 100, "not an .npz file"
     yield "cut in the middle", whole[: len(whole) // 2], "not an .npz file"
     yield "without its last bytes", whole[:-10], "not an .npz file"
-    yield "a flipped byte", whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:], "checksum differs|cut off or damaged|no readable"
+    yield (
+        "a flipped byte",
+        whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:],
+        "checksum differs|cut off or damaged|no readable",
+    )
     yield "pickled objects", bomb(), "Python objects"
     yield "a structured type", member("stem/kernel.npy", npy((1,), "O")), "Python objects|no readable array header"
-    yield "ten gigabytes claimed", member("stem/kernel.npy", npy((50_000, 50_000))), r"claims 10,000,000,000 bytes .* but has 0"
+    yield (
+        "ten gigabytes claimed",
+        member("stem/kernel.npy", npy((50_000, 50_000))),
+        r"claims 10,000,000,000 bytes .* but has 0",
+    )
     yield "a negative size", member("stem/kernel.npy", npy((-1, 4), data=b"\0" * 16)), "claims"
     yield "a path out of the archive", member("../../etc/evil.npy", npy((1,), data=b"\0" * 4)), "no Mixer weights"
     yield "an absolute path", member("/etc/evil.npy", npy((1,), data=b"\0" * 4)), "no Mixer weights"
     yield "a file that is no array", member("run.sh", b"rm -rf"), "not an array"
-    yield "a header that is code", member("stem/kernel.npy", npy((1,)).replace(b"(1,)", b"f(1)")), "no readable array header"
+    yield (
+        "a header that is code",
+        member("stem/kernel.npy", npy((1,)).replace(b"(1,)", b"f(1)")),
+        "no readable array header",
+    )
     yield "integers", member("stem/kernel.npy", npy((2, 2), "<i8", b"\0" * 32)), "no Mixer weights"
 
 
@@ -266,7 +285,9 @@ def test_two_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [pickle.dumps(Bomb(), 2), b"", b"PK\x03\x04 no archive", b"text"], ids=["pickled code", "empty", "no archive", "text"]
+    "content",
+    [pickle.dumps(Bomb(), 2), b"", b"PK\x03\x04 no archive", b"text"],
+    ids=["pickled code", "empty", "no archive", "text"],
 )
 def test_a_hostile_pth_is_one_clear_error(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "w.pth"

@@ -1,4 +1,5 @@
-"""A model goes out as a repository of the Hub and comes back the same; its card says what the run says. No test leaves this machine."""
+"""A model goes out as a repository of the Hub and comes back the same; its card says what the run says. No test leaves
+this machine."""
 
 import dataclasses
 import json
@@ -19,7 +20,14 @@ from mlpmixer.training.run import train
 from mlpmixer.weights import hub, model_file, run_folder
 
 TINY = MixerConfig(
-    image_size=8, patch_size=4, in_channels=1, num_classes=10, num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8
+    image_size=8,
+    patch_size=4,
+    in_channels=1,
+    num_classes=10,
+    num_blocks=1,
+    hidden_dim=8,
+    tokens_mlp_dim=4,
+    channels_mlp_dim=8,
 )
 FILES = {"README.md", "config.json", "model.safetensors"}
 
@@ -35,7 +43,9 @@ def bare(tmp_path: Path) -> Path:
     """A model file on its own, which says nothing about its origin."""
     path = tmp_path / "bare" / "model.safetensors"
     classes = tuple("0123456789")
-    model_file.save_model(path, Mixer(TINY), model_file.ModelMeta(config=TINY, classes=classes, preprocess=Preprocess(image_size=(8, 8))))
+    model_file.save_model(
+        path, Mixer(TINY), model_file.ModelMeta(config=TINY, classes=classes, preprocess=Preprocess(image_size=(8, 8)))
+    )
     return path
 
 
@@ -105,14 +115,17 @@ def test_a_model_without_its_run_brings_the_accuracy_that_is_stored_with_it(run:
 
 
 @pytest.mark.parametrize(
-    ("name", "datasets"), [("cifar10", ["uoft-cs/cifar10"]), ("hf:me/birds", ["me/birds"]), ("/Users/ada/secret/cifar10", None)]
+    ("name", "datasets"),
+    [("cifar10", ["uoft-cs/cifar10"]), ("hf:me/birds", ["me/birds"]), ("/Users/ada/secret/cifar10", None)],
 )
 def test_data_of_the_hub_is_linked_and_folders_of_the_machine_stay_private(
     name: str, datasets: list[str] | None, run: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     recipe = run_folder.read_recipe(run)
-    run_folder.write_recipe(copy, dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=name, data_dir="/Users/ada/data")))
+    run_folder.write_recipe(
+        copy, dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=name, data_dir="/Users/ada/data"))
+    )
     hub.push(copy, tmp_path / "out")
     assert card_of(tmp_path / "out").data.datasets == datasets
     assert not any(b"/Users/ada" in p.read_bytes() for p in (tmp_path / "out").iterdir())
@@ -170,7 +183,9 @@ class FakeApi:
         self.files.update({f"{repo_id}/{p.name}": p.read_bytes() for p in Path(folder_path).iterdir()})
 
 
-def test_a_repository_is_pushed_and_loaded_by_its_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repository_is_pushed_and_loaded_by_its_name(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
 
     monkeypatch.setattr(FakeApi, "repos", {}, raising=False)
@@ -203,7 +218,9 @@ def test_a_hub_that_refuses_is_answered_with_what_to_do(run: Path, monkeypatch: 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     with pytest.raises(ValueError, match=r"401 Unauthorized\. Log in .*hf auth login.* or push to a folder"):
         hub.push(run, "hf:ada/digits")
-    with pytest.raises(ValueError, match=r"401 Unauthorized\. Without.*huggingface\.co/ada/digits/resolve/main/model\.safetensors"):
+    with pytest.raises(
+        ValueError, match=r"401 Unauthorized\. Without.*huggingface\.co/ada/digits/resolve/main/model\.safetensors"
+    ):
         predict.load("hf:ada/digits")
 
 

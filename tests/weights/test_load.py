@@ -23,7 +23,9 @@ TINY_CONFIG = dataclasses.replace(MODELS["Nano/4"], patch_size=8, activation="ge
 
 def same_weights(a: Mixer, b: Mixer, but: str = "-") -> bool:
     first, second = a.state_dict(), b.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first if not k.startswith(but))
+    return first.keys() == second.keys() and all(
+        torch.equal(first[k], second[k]) for k in first if not k.startswith(but)
+    )
 
 
 @pytest.fixture
@@ -115,7 +117,9 @@ def test_a_published_name_is_fetched_checked_and_told_right(tmp_path: Path, monk
     monkeypatch.setattr("mlpmixer.download.fetch", fetch)
     found = create_model("S/32:gsam")
     assert asked == [(WEIGHTS["S/32:gsam"].url, 76_449_368)]
-    assert (tmp_path / "Mixer-S_32.npz").stat().st_size == 76_449_368  # what we write has the size of the published file
+    assert (
+        tmp_path / "Mixer-S_32.npz"
+    ).stat().st_size == 76_449_368  # what we write has the size of the published file
     assert same_weights(found, model) and found.cfg.activation == "gelu_tanh"
     _, meta = load_weights("S/32:gsam")
     assert meta.classes[0] == "tench, Tinca tinca" and meta.provenance["source"] == WEIGHTS["S/32:gsam"].source
@@ -143,7 +147,9 @@ def test_a_model_goes_to_another_form_and_comes_back(out: str, ours: Path, tmp_p
     after, found = load_weights(tmp_path / out)
     assert same_weights(before, after)
     assert (found == meta) == (out == "w.safetensors")
-    assert ("gelu_erf" in " ".join(notes)) == (out == "w.npz")  # the small sizes are trained with gelu_erf, official readers take gelu_tanh
+    assert ("gelu_erf" in " ".join(notes)) == (
+        out == "w.npz"
+    )  # the small sizes are trained with gelu_erf, official readers take gelu_tanh
 
 
 def test_a_form_that_is_not_known_is_refused(ours: Path, tmp_path: Path) -> None:

@@ -95,7 +95,9 @@ def _json(meta: ModelMeta) -> dict[str, object]:
     return to_json(meta)
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rest(saved: tuple[Path, Mixer, ModelMeta], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_rest(
+    saved: tuple[Path, Mixer, ModelMeta], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, model, meta = saved
     before = path.read_bytes()
 

@@ -1,8 +1,8 @@
 """The command line: parses, calls one function, prints. Torch is imported by the commands that need it, never for help.
 
 Each command is a frozen dataclass: its fields are the arguments, calling it runs it and gives the exit code.
-0: done; 1: done, with failures that were printed; 2: a wrong command, name, value or path; 3: the time that was given is over, and the
-same command goes on; 130: interrupted.
+0: done; 1: done, with failures that were printed; 2: a wrong command, name, value or path; 3: the time that was given
+is over, and the same command goes on; 130: interrupted.
 """
 
 import os
@@ -72,7 +72,8 @@ def help() -> str:
 
 
 def parse(args: Sequence[str]) -> Command:
-    """The command that the arguments ask for. ValueError for an unknown one; SystemExit after help (0) or a wrong option (2)."""
+    """The command that the arguments ask for. ValueError for an unknown one; SystemExit after help (0) or a wrong
+    option (2)."""
     name, rest = (args[0], args[1:]) if args else ("", [])
     if name == "data":
         name, rest = f"data {rest[0]}" if rest else "data", rest[1:]
@@ -85,7 +86,8 @@ def parse(args: Sequence[str]) -> Command:
 
 
 def _parse_once(args: Sequence[str]) -> Command:
-    """As `parse`. Of several processes on a machine (torchrun) the first one tells what is wrong with the command they all have."""
+    """As `parse`. Of several processes on a machine (torchrun) the first one tells what is wrong with the command they
+    all have."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         return parse(args)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
@@ -100,8 +102,10 @@ def _parse_once(args: Sequence[str]) -> Command:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code."""
-    # Torch's threads wait for each other in a busy loop. When another process holds a core, the loop burns whole time slices: a
-    # step of the digits model took 3.6 s instead of 0.05 s. A bounded loop (0.25 s then, the same on an idle machine) mends that.
+    # Torch's threads wait for each other in a busy loop. When another process holds a core, the loop burns whole time
+    # slices: a
+    # step of the digits model took 3.6 s instead of 0.05 s. A bounded loop (0.25 s then, the same on an idle machine)
+    # mends that.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help", "help"):
@@ -125,7 +129,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if e.name not in DEPENDENCIES:
             raise
         print_error(
-            f"this command needs {e.name}, which is not installed here: pip install mlpmixer, with all it depends on. What does without: "
+            f"this command needs {e.name}, which is not installed here: pip install mlpmixer, with all it depends on. "
+            f"What does without: "
             "mlpmixer predict on an .onnx or .xml file or a bundle that `mlpmixer export` wrote"
         )
         return 2

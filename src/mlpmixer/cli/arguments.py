@@ -245,7 +245,9 @@ def start_from(line: Line[C]) -> Recipe:
     if level := line.value("--augreg"):
         recipe = dataclasses.replace(recipe, augment=augreg(recipe.augment, level))
     if weights:
-        trained = architecture_of_weights(weights).adapted(  # with --patch-size alone the image follows, with --resize blocks a width
+        trained = architecture_of_weights(
+            weights
+        ).adapted(  # with --patch-size alone the image follows, with --resize blocks a width
             image_size=line.size("--model.image-size"),
             patch_size=line.size("--model.patch-size"),
             method=typing.cast(Method, line.value("--init.resize") or "bicubic"),
@@ -273,8 +275,13 @@ def ranks_here() -> dict[str, int]:
         return {}
     if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         size = os.environ["WORLD_SIZE"]
-        raise ValueError(f"WORLD_SIZE={size}, but {', '.join(missing)} is not set; start several processes with torchrun")
-    return {field: int(os.environ[name]) for field, name in (("rank", "RANK"), ("size", "WORLD_SIZE"), ("local_rank", "LOCAL_RANK"))}
+        raise ValueError(
+            f"WORLD_SIZE={size}, but {', '.join(missing)} is not set; start several processes with torchrun"
+        )
+    return {
+        field: int(os.environ[name])
+        for field, name in (("rank", "RANK"), ("size", "WORLD_SIZE"), ("local_rank", "LOCAL_RANK"))
+    }
 
 
 def restarts_by_itself() -> bool:
@@ -285,7 +292,9 @@ def restarts_by_itself() -> bool:
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:
     """1,5,10 -> (1, 5, 10)"""
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise ValueError(f"{option} {text}: expected whole numbers with commas between them, such as {option} 1,5,10,25")
+        raise ValueError(
+            f"{option} {text}: expected whole numbers with commas between them, such as {option} 1,5,10,25"
+        )
     return tuple(map(int, text.split(",")))
 
 

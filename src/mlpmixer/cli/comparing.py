@@ -18,13 +18,16 @@ DIFFERENCES = 10  # rows of the table of classes
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Which of two models is better on DATA, and whether chance could have done it: an exact paired test on the same images.
+    """Which of two models is better on DATA, and whether chance could have done it: an exact paired test on the same
+    images.
 
-    The test is over images, not over seeds: what it finds is about these two networks, not about the recipes behind them.
+    The test is over images, not over seeds: what it finds is about these two networks, not about the recipes behind
+    them.
     """
 
     run_a: Annotated[Positional[str], arg(metavar="RUN_A")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (file or bundle)."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export
+    (file or bundle)."""
     run_b: Annotated[Positional[str], arg(metavar="RUN_B")]
     """The other one."""
     data: Annotated[Positional[str], arg(metavar="DATA")] = ""
@@ -49,7 +52,9 @@ class Compare:
         data = data_of(a, self.data or None)
         if self.data_dir:
             data = dataclasses.replace(data, data_dir=self.data_dir)
-        comparison = dataclasses.replace(compare(a, b, data, split=self.split, batch_size=self.batch_size), a=self.run_a, b=self.run_b)
+        comparison = dataclasses.replace(
+            compare(a, b, data, split=self.split, batch_size=self.batch_size), a=self.run_a, b=self.run_b
+        )
         if self.json:
             print_json(comparison.to_json())
         else:
@@ -58,9 +63,15 @@ class Compare:
 
 
 def print_comparison(c: "Comparison") -> None:
-    rows = [("A", c.a, percent(c.top1_a), between(c.top1_a_interval)), ("B", c.b, percent(c.top1_b), between(c.top1_b_interval))]
+    rows = [
+        ("A", c.a, percent(c.top1_a), between(c.top1_a_interval)),
+        ("B", c.b, percent(c.top1_b), between(c.top1_b_interval)),
+    ]
     print_table(("", "", "top-1", "95 %"), rows)
-    print(f"{c.n:,} images: {c.both_right:,} both right, {c.only_a:,} only A, {c.only_b:,} only B, {c.both_wrong:,} neither\n")
+    print(
+        f"{c.n:,} images: {c.both_right:,} both right, {c.only_a:,} only A, {c.only_b:,} only B, {c.both_wrong:,} "
+        f"neither\n"
+    )
     print(c.verdict)
     if c.seeds_apart:
         print("The two are one recipe with two seeds: this tells the networks apart, and says nothing of the recipe")

@@ -47,7 +47,9 @@ def diagnose() -> list[Finding]:
         Finding("python", f"{platform.python_version()} on {platform.platform()}"),
         *(_package(name) for name in (*NEEDED, *OPTIONAL)),
         Finding("cpu", cpu_name()),
-        Finding("cpu features", ", ".join(sorted(cpu_flags() & set(CPU_FEATURES))) or "none of " + ", ".join(CPU_FEATURES)),
+        Finding(
+            "cpu features", ", ".join(sorted(cpu_flags() & set(CPU_FEATURES))) or "none of " + ", ".join(CPU_FEATURES)
+        ),
         Finding("threads", f"{torch.get_num_threads()} for operations, {torch.get_num_interop_threads()} between them"),
         Finding("matrix products", _matrix_path()),
         Finding("bfloat16 on cpu", _bf16(cpu)),
@@ -63,7 +65,12 @@ def cpu_flags() -> set[str]:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return set()
-    return {flag for line in text.splitlines() if line.startswith(("flags", "Features")) for flag in line.split(":", 1)[1].split()}
+    return {
+        flag
+        for line in text.splitlines()
+        if line.startswith(("flags", "Features"))
+        for flag in line.split(":", 1)[1].split()
+    }
 
 
 def torchvision_findings() -> list[Finding]:
@@ -91,8 +98,14 @@ def _package(name: str) -> Finding:
 
 
 def _matrix_path() -> str:
-    libraries = [name for name, backend in (("MKL", torch.backends.mkl), ("oneDNN", torch.backends.mkldnn)) if backend.is_available()]
-    return f"{' + '.join(libraries) or 'neither MKL nor oneDNN'}, CPU capability {torch.backends.cpu.get_cpu_capability()}"
+    libraries = [
+        name
+        for name, backend in (("MKL", torch.backends.mkl), ("oneDNN", torch.backends.mkldnn))
+        if backend.is_available()
+    ]
+    return (
+        f"{' + '.join(libraries) or 'neither MKL nor oneDNN'}, CPU capability {torch.backends.cpu.get_cpu_capability()}"
+    )
 
 
 def _bf16(device: torch.device) -> str:

@@ -37,7 +37,8 @@ class Explain:
     out: Annotated[str, arg(metavar="DIR")] = "explained"
     """Where the pictures and the page go."""
     faithfulness: Annotated[str, arg(metavar="DATA")] = ""
-    """Also measure on the test images of DATA (a data set's name, a path, or hf:owner/name) which method is faithful."""
+    """Also measure on the test images of DATA (a data set's name, a path, or hf:owner/name) which method is
+    faithful."""
     faithfulness_images: int = 100
     """On so many of them, spread evenly."""
     data_dir: Annotated[str, arg(metavar="DIR")] = ""
@@ -63,7 +64,9 @@ class Explain:
         for name in methods:
             METHODS[name]  # a wrong one is said before anything is loaded
         if self.faithfulness and not methods:
-            raise ValueError(f"--faithfulness compares methods, and --method {self.method} names none of {', '.join(METHODS)}")
+            raise ValueError(
+                f"--faithfulness compares methods, and --method {self.method} names none of {', '.join(METHODS)}"
+            )
         paths = list(find_images(self.images))
         if len(paths) > MOST:
             raise ValueError(f"{len(paths):,} images are too many for one page: name at most {MOST}")
@@ -94,7 +97,9 @@ class Explain:
         page = None
         if found or measured:
             data_text = f"{self.faithfulness}, test"
-            page = write_explanations(Path(self.out), found, failed, model=self.run, fill=fill_text, measured=measured, data=data_text)
+            page = write_explanations(
+                Path(self.out), found, failed, model=self.run, fill=fill_text, measured=measured, data=data_text
+            )
         if self.json:
             print_json(
                 {
@@ -113,13 +118,19 @@ class Explain:
 def print_explained(one: "Explained") -> None:
     b = one.asked
     print(f"{one.name}\n  {percent(b.probability):>8}  {b.label}")
-    print(f"  evidence for {b.evidence_for:+.3f}, against {b.evidence_against:+.3f}, bias {b.bias:+.3f}: logit {b.logit:.3f}")
+    print(
+        f"  evidence for {b.evidence_for:+.3f}, against {b.evidence_against:+.3f}, bias {b.bias:+.3f}: logit "
+        f"{b.logit:.3f}"
+    )
 
 
 def print_faithfulness(f: "Faithfulness") -> None:
     from mlpmixer.explanation.faithfulness import RANDOM
 
-    print(f"\n{f.n:,} images: area under the deletion curve (low is faithful) and the insertion curve (high is), against random order\n")
+    print(
+        f"\n{f.n:,} images: area under the deletion curve (low is faithful) and the insertion curve (high is), against "
+        f"random order\n"
+    )
 
     def cell(row: dict[str, Any], name: str, sign: str = "") -> str:
         return "" if sign and row["method"] == RANDOM else f"{row[name]:{sign}.3f} ± {row[f'{name}_se']:.3f}"

@@ -19,35 +19,39 @@ if TYPE_CHECKING:
 class Export:
     """Write the model in RUN in a form that others run, preprocessing inside, and check it there against the model.
 
-    It is compared with torch on real images, from the same pixels: the same likeliest class for all and probabilities within 1e-4, or
-    nothing is written (exit code 1); --int8 has a rule of its own. `mlpmixer predict`, `evaluate`, `probe`, `compare` and `serve` take
-    the result as they take a run, without torch; a .pt2 needs it.
+    It is compared with torch on real images, from the same pixels: the same likeliest class for all and probabilities
+    within 1e-4, or nothing is written (exit code 1); --int8 has a rule of its own. `mlpmixer predict`, `evaluate`,
+    `probe`, `compare` and `serve` take the result as they take a run, without torch; a .pt2 needs it.
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
     to: Literal["onnx", "openvino", "pt2", "bundle", "web"] = "onnx"
-    """onnx: one file; openvino: an .xml and a .bin; pt2: a file for torch; bundle: a folder that needs onnxruntime, numpy and pillow
-    only, with a program, a Dockerfile and a README; web: a folder with a page that classifies in the browser, for any server of files."""
+    """onnx: one file; openvino: an .xml and a .bin; pt2: a file for torch; bundle: a folder that needs onnxruntime,
+    numpy and pillow only, with a program, a Dockerfile and a README; web: a folder with a page that classifies in the
+    browser, for any server of files."""
     out: Annotated[str, arg(metavar="PATH")] = ""
     """What to write; default: model.onnx, .xml, .pt2, bundle/ or web/ in the run's folder."""
     batch: Annotated[str, arg(metavar="N")] = "dynamic"
     """How many images the graph takes at a time; dynamic: any number."""
     any_size: Flag = False
-    """Let the graph resize and fit images of any size, too; compared with Pillow, from which a pixel may be off by 1 of 255."""
+    """Let the graph resize and fit images of any size, too; compared with Pillow, from which a pixel may be off by 1 of
+    255."""
     evidence: Flag = False
-    """Let the graph say what each patch adds to each class, too, which `mlpmixer serve` shows; --to web always does. Mixers only."""
+    """Let the graph say what each patch adds to each class, too, which `mlpmixer serve` shows; --to web always does.
+    Mixers only."""
     runtime: Annotated[str, arg(metavar="FOLDER")] = ""
     """For --to web: where onnxruntime-web lies, such as node_modules/onnxruntime-web; default: npm fetches it."""
     int8: Flag = False
-    """Compute layers in whole numbers of 8 bits, as many as cost at most half a point of top-1 on validation images: a smaller file, and on
-    most CPUs a faster one; what it is worth here is measured and said."""
+    """Compute layers in whole numbers of 8 bits, as many as cost at most half a point of top-1 on validation images: a
+    smaller file, and on most CPUs a faster one; what it is worth here is measured and said."""
     top_k: int = 5
     """How many of the likeliest classes the graph gives beside all probabilities."""
     licence: Annotated[str, arg(metavar="NAME")] = ""
     """The model's licence, stored with it: apache-2.0, mit, ...; default: what its own file says."""
     data: Annotated[str, arg(metavar="DATA")] = ""
-    """Whose images to check on: a data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
+    """Whose images to check on: a data set's name, a path, or hf:owner/name; default: the data the run was trained
+    on."""
     data_dir: Annotated[str, arg(metavar="DIR")] = ""
     """Where the files of a named data set are."""
     images: int = 1000
@@ -94,7 +98,10 @@ class Export:
         else:
             print_written(written)
             if self.to == "web":
-                print(f"look at it   python -m http.server --bind 127.0.0.1 --directory {written.path}   and open http://127.0.0.1:8000/")
+                print(
+                    f"look at it   python -m http.server --bind 127.0.0.1 --directory {written.path}   and open "
+                    f"http://127.0.0.1:8000/"
+                )
         return 0
 
 
@@ -104,26 +111,52 @@ def print_written(w: "Written") -> None:
     c = w.checked
     if w.int8:
         print_int8(w.int8)
-    print(f"compared on {c.n:,} images of {c.data}, by {c.runtime}: the likeliest class is the same for {percent(c.agreement)}, ", end="")
+    print(
+        f"compared on {c.n:,} images of {c.data}, by {c.runtime}: the likeliest class is the same for "
+        f"{percent(c.agreement)}, ",
+        end="",
+    )
     print(f"the largest difference of a probability is {c.probability_max_diff:.1e}")
     if c.fit:
-        print(f"resize and fit against Pillow's, {c.fit.n:,} images: {percent(c.fit.pixels_different)} of the values are off, ", end="")
-        print(f"by {c.fit.pixel_max_diff} of 255 at most, and probabilities by {c.fit.probability_max_diff:.1e} at most")
+        print(
+            f"resize and fit against Pillow's, {c.fit.n:,} images: {percent(c.fit.pixels_different)} of the values are "
+            f"off, ",
+            end="",
+        )
+        print(
+            f"by {c.fit.pixel_max_diff} of 255 at most, and probabilities by {c.fit.probability_max_diff:.1e} at most"
+        )
     if c.right is not None and c.n_test:
-        print(f"top-1 {percent(c.right / c.n_test)} {between(wilson(c.right, c.n_test))} on the {c.n_test:,} test images among them")
+        print(
+            f"top-1 {percent(c.right / c.n_test)} {between(wilson(c.right, c.n_test))} on the {c.n_test:,} test images "
+            f"among them"
+        )
     if c.unreadable:
         print_error(f"{c.unreadable} images could not be read; they are counted nowhere above")
-    print(f"written  {' and '.join(map(str, (w.path, *w.beside)))}, {megabytes(w.num_bytes)}\nuse it   mlpmixer predict {w.path} IMAGE...")
+    print(
+        f"written  {' and '.join(map(str, (w.path, *w.beside)))}, {megabytes(w.num_bytes)}\nuse it   mlpmixer predict "
+        f"{w.path} IMAGE..."
+    )
 
 
 def print_int8(q: "Int8") -> None:
     from mlpmixer.evaluation.significance import wilson
 
     left = f"; left in float32, the worst first: {', '.join(q.float_layers)}" if q.float_layers else ""
-    print(f"int8 in {q.layers} of {q.layers + len(q.float_layers)} layers, calibrated on {q.calibrated_on:,} training images{left}")
+    print(
+        f"int8 in {q.layers} of {q.layers + len(q.float_layers)} layers, calibrated on {q.calibrated_on:,} training "
+        f"images{left}"
+    )
     before, after = (f"{percent(right / q.n)} {between(wilson(right, q.n))}" for right in (q.right_float, q.right))
     print(f"top-1 on {q.n:,} validation images: float32 {before}, int8 {after}")
-    print(f"images/s on one thread, {q.batch} at a time: float32 {q.images_per_s_float:,.1f}, int8 {q.images_per_s:,.1f}: ", end="")
+    print(
+        f"images/s on one thread, {q.batch} at a time: float32 {q.images_per_s_float:,.1f}, int8 "
+        f"{q.images_per_s:,.1f}: ",
+        end="",
+    )
     print(f"{q.speed:.2f} times; model {megabytes(q.num_bytes_float)} in float32, {megabytes(q.num_bytes)} in int8")
     if not q.pays:
-        print(f"int8 does not pay here: it is {'slower than' if q.speed < 1 else 'hardly faster than'} float32. Only the file is smaller")
+        print(
+            f"int8 does not pay here: it is {'slower than' if q.speed < 1 else 'hardly faster than'} float32. Only the "
+            f"file is smaller"
+        )

@@ -17,20 +17,35 @@ if TYPE_CHECKING:
     from mlpmixer.exporters.benchmark import Bench as Measured
     from mlpmixer.exporters.benchmark import Row
 
-HEADER = ("engine", "computes in", "threads", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "MiB", "start s", "same top-1", "off by")
+HEADER = (
+    "engine",
+    "computes in",
+    "threads",
+    "batch",
+    "p50 ms",
+    "p90 ms",
+    "p99 ms",
+    "images/s",
+    "MiB",
+    "start s",
+    "same top-1",
+    "off by",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """How fast each engine computes the model in RUN here, from pixels to probabilities, and which one to take from now on.
+    """How fast each engine computes the model in RUN here, from pixels to probabilities, and which one to take from now
+    on.
 
-    For an export, the fastest engine in float32 whose answers are the same is remembered: `predict`, `evaluate`, `probe`, `compare` and
-    `serve` take it, for this file on this machine, unless --engine names another. A run is computed by torch; it is measured beside its
-    export.
+    For an export, the fastest engine in float32 whose answers are the same is remembered: `predict`, `evaluate`,
+    `probe`, `compare` and `serve` take it, for this file on this machine, unless --engine names another. A run is
+    computed by torch; it is measured beside its export.
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """An export (file or bundle), a run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
+    """An export (file or bundle), a run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of
+    `mlpmixer list weights`."""
     batch: Annotated[str, arg(metavar="N,...")] = "1,32"
     """Images at a time."""
     threads: Annotated[str, arg(metavar="N,...")] = "1,0"
@@ -66,7 +81,10 @@ class Bench:
                 from mlpmixer.weights.load import locate
 
                 locate(self.run, report=report)
-            print_error(f"{self.run} is measured for {self.seconds:g} s or, if it is large, longer; other work on this machine counts in")
+            print_error(
+                f"{self.run} is measured for {self.seconds:g} s or, if it is large, longer; other work on this machine "
+                f"counts in"
+            )
             found = bench(self.run, batches=batches, threads=threads, seconds=self.seconds, report=report)
         kept = _remembered(found, file)
         if self.csv:
@@ -96,8 +114,14 @@ def _remembered(found: "Measured", file: Path | None) -> str | None:
 def print_bench(b: "Measured") -> None:
     print_table(HEADER, [_cells(row) for row in b.rows])
     calls = sorted({row.calls for row in b.rows})
-    print(f"{b.environment['cpu']}, {b.environment['cores']} cores; in turns, {_range(calls)} calls each; MiB: the most a process has held")
-    print(f"same top-1, off by (the largest difference of a probability): beside {b.reference}, on {b.images} made-up images")
+    print(
+        f"{b.environment['cpu']}, {b.environment['cores']} cores; in turns, {_range(calls)} calls each; MiB: the most "
+        f"a process has held"
+    )
+    print(
+        f"same top-1, off by (the largest difference of a probability): beside {b.reference}, on {b.images} made-up "
+        f"images"
+    )
     for failed in b.failed:
         what = f"{failed.engine} in {failed.precision}" if failed.precision else failed.engine
         print(f"not measured: {what}: {failed.reason}")
@@ -105,7 +129,9 @@ def print_bench(b: "Measured") -> None:
         print(f"chosen: {b.choice.engine} ({b.choice.why})")
     elif b.exported:
         engine, times = b.exported
-        print(f"a run is computed by torch; exported, {engine} has {times:.2f} times its speed: mlpmixer export {b.model}")
+        print(
+            f"a run is computed by torch; exported, {engine} has {times:.2f} times its speed: mlpmixer export {b.model}"
+        )
 
 
 def _cells(row: "Row") -> Sequence[str]:

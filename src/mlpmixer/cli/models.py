@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Write a model in another form: official .npz, timm's state dict, or a file of this package, which keeps all that belongs to it."""
+    """Write a model in another form: official .npz, timm's state dict, or a file of this package, which keeps all that
+    belongs to it."""
 
     model: Annotated[Positional[str], arg(metavar="RUN")]
     """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
@@ -40,14 +41,16 @@ class Convert:
 
 @dataclass(frozen=True, kw_only=True)
 class Push:
-    """Publish the model in RUN, with a model card, as a repository of the Hugging Face Hub or as a folder of that form."""
+    """Publish the model in RUN, with a model card, as a repository of the Hugging Face Hub or as a folder of that
+    form."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """A run's folder, or its model.safetensors."""
     target: Annotated[Positional[str], arg(metavar="TARGET")]
     """A new folder, or hf:owner/name; for the Hub, log in before: hf auth login."""
     licence: Annotated[str, arg(metavar="NAME")] = ""
-    """The model's licence as the Hub writes it: apache-2.0, mit, cc-by-4.0, ...; without it the card says that none is stated."""
+    """The model's licence as the Hub writes it: apache-2.0, mit, cc-by-4.0, ...; without it the card says that none is
+    stated."""
     private: Flag = False
     """If the repository is new, make it private."""
 
@@ -62,8 +65,8 @@ class Push:
 class Reproduce:
     """Try a claim of the paper, and put our figures beside the published ones; without NAME, list what there is.
 
-    An experiment such as table1 writes a page with tables and plots; a table such as cifar10-transfer runs published rows again from
-    published weights. Given again, the command goes on where it stopped.
+    An experiment such as table1 writes a page with tables and plots; a table such as cifar10-transfer runs published
+    rows again from published weights. Given again, the command goes on where it stopped.
     """
 
     name: Annotated[Positional[str], arg(metavar="NAME")] = ""
@@ -71,11 +74,13 @@ class Reproduce:
     scale: Literal["small", "long", "full"] = "small"
     """Of an experiment: small takes minutes on two CPU cores, long hours, full is for one GPU."""
     max_minutes: float = 0.0
-    """Of an experiment: stop cleanly by then, to go on with the same command (exit code 3); 0: when everything is done."""
+    """Of an experiment: stop cleanly by then, to go on with the same command (exit code 3); 0: when everything is
+    done."""
     data_dir: Annotated[str, arg(metavar="DIR")] = ""
     """Where the files of the data set are; default: the Hugging Face Hub."""
     weights_dir: Annotated[str, arg(metavar="DIR")] = ""
-    """Where the published weight files are (DIR/imagenet21k/Mixer-B_16.npz); default: they are fetched into the cache."""
+    """Where the published weight files are (DIR/imagenet21k/Mixer-B_16.npz); default: they are fetched into the
+    cache."""
     out: Annotated[str, arg(metavar="DIR")] = ""
     """Where everything goes; default: results/NAME/SCALE, of a table runs/NAME or runs/NAME-reduced."""
     device: str = "auto"
@@ -85,11 +90,13 @@ class Reproduce:
     row: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME")] = ()
     """Of a table: only this row, by the name of its weights, such as B/16:imagenet21k; can be given several times."""
     steps: int = 0
-    """Of a table: fewer steps; 0: as published. With fewer steps or smaller batches it is a trial, marked as reduced."""
+    """Of a table: fewer steps; 0: as published. With fewer steps or smaller batches it is a trial, marked as
+    reduced."""
     batch_size: int = 0
     """Of a table: fewer images a step; 0: as published."""
     accumulate: int = 0
-    """Of a table: parts a batch is computed in, to save memory; 0: parts no larger than published. The result is the same."""
+    """Of a table: parts a batch is computed in, to save memory; 0: parts no larger than published. The result is the
+    same."""
     check: Flag = False
     """Of a table: only say what it takes and what is lacking (then the exit code is 1)."""
     quiet: Flag = False
@@ -111,7 +118,9 @@ class Reproduce:
         given = [f"--{o.replace('_', '-')}" for o in others if getattr(self, o) != getattr(Reproduce(), o)]
         if given:
             kinds = ("a table", "experiments") if is_table else ("an experiment", "tables")
-            raise ValueError(f"{self.name} is {kinds[0]}, and {', '.join(given)} is of {kinds[1]}: mlpmixer reproduce lists both")
+            raise ValueError(
+                f"{self.name} is {kinds[0]}, and {', '.join(given)} is of {kinds[1]}: mlpmixer reproduce lists both"
+            )
 
         from mlpmixer.reproduce import OutOfTime
         from mlpmixer.training.run import Diverged, Interrupted
@@ -180,17 +189,26 @@ def print_reproducible(*, as_json: bool) -> int:
     from mlpmixer.reproduce import EXPERIMENTS, TABLES
 
     if as_json:
-        tables = [{"table": name, "title": t.title, "rows": [row.weights for row in t.rows]} for name, t in TABLES.items()]
-        experiments = [{"experiment": name, "title": e.title, "source": e.source, "scales": e.scales} for name, e in EXPERIMENTS.items()]
+        tables = [
+            {"table": name, "title": t.title, "rows": [row.weights for row in t.rows]} for name, t in TABLES.items()
+        ]
+        experiments = [
+            {"experiment": name, "title": e.title, "source": e.source, "scales": e.scales}
+            for name, e in EXPERIMENTS.items()
+        ]
         print_json([*tables, *experiments])
         return 0
     rows = []
     for name, e in EXPERIMENTS.items():
         needs = [*(["--data-dir"] if e.data else []), *(['".[rivals]"'] if e.rivals else [])]
-        rows.append((name, e.title, "; ".join(f"{scale}: {text}" for scale, text in e.scales.items()), ", ".join(needs)))
+        rows.append(
+            (name, e.title, "; ".join(f"{scale}: {text}" for scale, text in e.scales.items()), ", ".join(needs))
+        )
     print_table(("experiment", "what it shows", "scales", "needs"), rows)
     print()
-    print_table(("table", "", "rows"), [(name, t.title, ", ".join(row.weights for row in t.rows)) for name, t in TABLES.items()])
+    print_table(
+        ("table", "", "rows"), [(name, t.title, ", ".join(row.weights for row in t.rows)) for name, t in TABLES.items()]
+    )
     return 0
 
 
@@ -204,10 +222,20 @@ def print_plan(p: "Plan", *, as_json: bool) -> int:
         rows.append((job.row.weights, state, weights, f"{job.recipe.run.steps:,}", pflops, gib))
     if as_json:
         keys = ("row", "state", "weights", "steps", "pflops", "memory_gib")
-        print_json({"table": p.name, "out": str(p.out), "rows": [dict(zip(keys, r, strict=True)) for r in rows], "lacking": lacking})
+        print_json(
+            {
+                "table": p.name,
+                "out": str(p.out),
+                "rows": [dict(zip(keys, r, strict=True)) for r in rows],
+                "lacking": lacking,
+            }
+        )
     else:
         print_table(("row", "state", "weights", "steps", "PFLOPs", "memory, GiB"), rows)
-        print(f"\nPFLOPs: of the whole training; 36 are an hour at 10 TFLOP/s. Memory: of the training, roughly. Runs: {p.out}")
+        print(
+            f"\nPFLOPs: of the whole training; 36 are an hour at 10 TFLOP/s. Memory: of the training, roughly. Runs: "
+            f"{p.out}"
+        )
     if lacking:
         print_error(lacking)
     return 1 if lacking else 0
@@ -223,7 +251,8 @@ def print_outcome(o: "Outcome") -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A network line by line: shapes, parameters, FLOPs. Options change it: `mlpmixer summary B/16 --image-size 384`."""
+    """A network line by line: shapes, parameters, FLOPs. Options change it: `mlpmixer summary B/16 --image-size
+    384`."""
 
     model: Annotated[Positional[str], arg(metavar="MODEL|RUN")]
     """An architecture's name (mlpmixer list models), a run's folder, or its model.safetensors."""
@@ -246,7 +275,14 @@ class Summary:
         layers = summary(self.config)
         params, flops = sum(layer.params for layer in layers), sum(layer.flops for layer in layers)
         if self.json:
-            print_json({"model": self.model, "params": params, "flops": flops, "layers": [dataclasses.asdict(layer) for layer in layers]})
+            print_json(
+                {
+                    "model": self.model,
+                    "params": params,
+                    "flops": flops,
+                    "layers": [dataclasses.asdict(layer) for layer in layers],
+                }
+            )
             return 0
         rows = [(x.name, " x ".join(map(str, x.output)), f"{x.params:,}", f"{x.flops:,}") for x in layers]
         print_table(("layer", "output", "params", "FLOPs"), rows)
@@ -269,7 +305,19 @@ class List:
             for name, c in MODELS.items():
                 sizes = (c.num_patches, c.num_blocks, c.hidden_dim, c.tokens_mlp_dim, c.channels_mlp_dim)
                 rows.append((name, "x".join(map(str, pair(c.image_size))), *map(str, sizes), f"{count_params(c):,}"))
-            print_table(("model", "image px", "patches", "blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim", "params"), rows)
+            print_table(
+                (
+                    "model",
+                    "image px",
+                    "patches",
+                    "blocks",
+                    "hidden_dim",
+                    "tokens_mlp_dim",
+                    "channels_mlp_dim",
+                    "params",
+                ),
+                rows,
+            )
         elif self.what == "weights":
             from mlpmixer.models.names import WEIGHTS
 
@@ -278,11 +326,17 @@ class List:
                 size, top1 = f"{w.num_bytes:,}" if w.num_bytes else "", percent(w.top1) if w.top1 else ""
                 rows.append((name, f"{w.num_classes:,}", top1, size, w.preprocess, w.url))
             print_table(("weights", "classes", "top-1", "bytes", "preprocess", "address"), rows)
-            print("\ntop-1: on ImageNet-1k, as others report it; zoo.WEIGHTS says who, and under which licence the weights are")
+            print(
+                "\ntop-1: on ImageNet-1k, as others report it; zoo.WEIGHTS says who, and under which licence the "
+                "weights are"
+            )
         elif self.what == "datasets":
             from mlpmixer.data.datasets import DATASETS
 
-            rows = [(name, named.title, "x".join(map(str, named.image_size)), str(len(named.classes))) for name, named in DATASETS.items()]
+            rows = [
+                (name, named.title, "x".join(map(str, named.image_size)), str(len(named.classes)))
+                for name, named in DATASETS.items()
+            ]
             print_table(("dataset", "", "image px", "classes"), rows)
             print("\nor a folder with a folder for each class, a Parquet file or folder, or hf:owner/name")
         else:

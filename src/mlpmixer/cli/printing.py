@@ -23,7 +23,8 @@ SPEAKING_S = 30.0
 
 
 def let_another_speak() -> None:
-    """While another process says what is wrong for all, wait: torchrun ends all when one has ended, which must not be this one."""
+    """While another process says what is wrong for all, wait: torchrun ends all when one has ended, which must not be
+    this one."""
     time.sleep(SPEAKING_S)
 
 
@@ -41,7 +42,8 @@ def finite(value: Any) -> Any:
 
 
 def visible(text: str) -> str:
-    """Names come from files of others: what would steer the terminal, such as an escape sequence or a line break, is shown as a box."""
+    """Names come from files of others: what would steer the terminal, such as an escape sequence or a line break, is
+    shown as a box."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "\N{WHITE SQUARE}" for c in text)
 
 
@@ -49,7 +51,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns of text, numbers to the right."""
     rows = [tuple(map(visible, row)) for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
-    right = [bool(rows) and all(re.fullmatch(r"[<+-]?[\d.,]*( %)?", row[i]) for row in rows) for i in range(len(header))]
+    right = [
+        bool(rows) and all(re.fullmatch(r"[<+-]?[\d.,]*( %)?", row[i]) for row in rows) for i in range(len(header))
+    ]
     for row in (header, *rows):
         cells = (f"{c:>{w}}" if r else f"{c:{w}}" for c, w, r in zip(row, widths, right, strict=True))
         print("  ".join(cells).rstrip())
@@ -73,4 +77,10 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return "?"
     s = round(seconds)
-    return f"{s} s" if s < 60 else f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"
+    return (
+        f"{s} s"
+        if s < 60
+        else f"{s // 60} min {s % 60:02d} s"
+        if s < 3600
+        else f"{s // 3600} h {s % 3600 // 60:02d} min"
+    )

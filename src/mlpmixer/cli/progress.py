@@ -1,4 +1,5 @@
-"""What one sees while waiting for a training or a download: a live line on a terminal, plain lines elsewhere, or JSON."""
+"""What one sees while waiting for a training or a download: a live line on a terminal, plain lines elsewhere, or
+JSON."""
 
 import sys
 import time
@@ -26,7 +27,9 @@ def reporter(*, quiet: bool = False, as_json: bool = False) -> Iterator[Callable
             if show is None or now != phase:
                 shown.close()
                 stream, live, plain = (
-                    (sys.stderr, live_fetch, plain_fetch) if now == "fetch" else (sys.stdout, live_training, plain_training)
+                    (sys.stderr, live_fetch, plain_fetch)
+                    if now == "fetch"
+                    else (sys.stdout, live_training, plain_training)
                 )
                 phase, show = now, shown.enter_context(live()) if stream.isatty() else plain()
             show(event)
@@ -43,11 +46,15 @@ def plain_fetch(every_s: float = 10.0) -> Callable[[Event], None]:
         if event["url"] != url:
             url, last, last_bytes = event["url"], now, done
             print_error(
-                f"fetching {url}" + (f", {megabytes(total)}" if total else "") + (f", {megabytes(done)} of it are here" if done else "")
+                f"fetching {url}"
+                + (f", {megabytes(total)}" if total else "")
+                + (f", {megabytes(done)} of it are here" if done else "")
             )
         elif now - last >= every_s:
             speed = max(done - last_bytes, 0) / (now - last)
-            left = f" of {megabytes(total)}, {duration((total - done) / speed if speed else None)} left" if total else ""
+            left = (
+                f" of {megabytes(total)}, {duration((total - done) / speed if speed else None)} left" if total else ""
+            )
             print_error(f"fetched {megabytes(done)}{left}")
             last, last_bytes = now, done
 
@@ -64,7 +71,13 @@ def live_fetch() -> Iterator[Callable[[Event], None]]:
     from rich.markup import escape
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
 
@@ -89,7 +102,9 @@ def plain_training(every_s: float = 10.0) -> Callable[[Event], None]:
             print(row_line(event), flush=True)
         elif event["kind"] == "step" and time.monotonic() - last >= every_s:
             last = time.monotonic()
-            print(f"step {event['step']:,}/{total:,}  {step_text(event)}  {duration(event.get('eta_s'))} left", flush=True)
+            print(
+                f"step {event['step']:,}/{total:,}  {step_text(event)}  {duration(event.get('eta_s'))} left", flush=True
+            )
 
     return report
 
@@ -109,7 +124,9 @@ def live_training() -> Iterator[Callable[[Event], None]]:
             elif event["kind"] == "row":
                 progress.console.print(row_line(event), markup=False, highlight=False, soft_wrap=True)
             elif event["kind"] == "step":
-                progress.update(task, completed=event["step"], now=f"{step_text(event)}  {duration(event.get('eta_s'))} left")
+                progress.update(
+                    task, completed=event["step"], now=f"{step_text(event)}  {duration(event.get('eta_s'))} left"
+                )
             elif event["kind"] == "eval":
                 progress.console.print(eval_line(event), markup=False, highlight=False, soft_wrap=True)
 

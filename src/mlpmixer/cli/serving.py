@@ -25,7 +25,8 @@ class Serve:
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (file or bundle)."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export
+    (file or bundle)."""
     host: str = "127.0.0.1"
     """The address to listen at; 0.0.0.0: every one this machine has."""
     port: int = 8000
@@ -33,8 +34,9 @@ class Serve:
     workers: int = 1
     """Processes, each with its own copy of the model; one that dies is replaced."""
     streams: int = 0
-    """Batches that are computed at the same time, on --threads each or on their share of the cores. 0: two, where one worker has the cores
-    of a CPU to itself. One: an image that comes alone has its answer sooner, many have theirs later (docs/serving.md)."""
+    """Batches that are computed at the same time, on --threads each or on their share of the cores. 0: two, where one
+    worker has the cores of a CPU to itself. One: an image that comes alone has its answer sooner, many have theirs
+    later (docs/serving.md)."""
     token_file: Annotated[str, arg(metavar="FILE")] = ""
     """Clients must send the token in FILE: Authorization: Bearer TOKEN."""
     behind: Annotated[str, arg(metavar="ADDRESS,...")] = ""
@@ -56,7 +58,9 @@ class Serve:
         try:
             from mlpmixer.serve.server import listen, run
         except ModuleNotFoundError as e:
-            raise ValueError(f'serving needs fastapi, uvicorn and more (no {e.name} here): pip install "mlpmixer[serve]"') from None
+            raise ValueError(
+                f'serving needs fastapi, uvicorn and more (no {e.name} here): pip install "mlpmixer[serve]"'
+            ) from None
         with listen(self.host, self.port) as sock:
             host, port = sock.getsockname()[:2]
             where = f"http://{f'[{host}]' if ':' in host else host}:{port}/ (for programs: /docs); Ctrl-C stops it"

@@ -23,7 +23,16 @@ from mlpmixer.cli.arguments import (
     with_data,
     with_short,
 )
-from mlpmixer.cli.printing import MAX_ROWS, between, duration, let_another_speak, percent, print_error, print_json, print_table
+from mlpmixer.cli.printing import (
+    MAX_ROWS,
+    between,
+    duration,
+    let_another_speak,
+    percent,
+    print_error,
+    print_json,
+    print_table,
+)
 from mlpmixer.cli.progress import reporter
 from mlpmixer.config import Data, Recipe, pair
 from mlpmixer.evaluation.significance import wilson
@@ -59,21 +68,25 @@ def _with_start(line: Line[D], **more: Any) -> D:
 
 @dataclass(frozen=True, kw_only=True)
 class Train(OnData):
-    """Train a network on DATA. The recipe sets everything, options override it: `mlpmixer train cifar10 --epochs 5 --lr 3e-4`."""
+    """Train a network on DATA. The recipe sets everything, options override it: `mlpmixer train cifar10 --epochs 5 --lr
+    3e-4`."""
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
-    """A data set's name (mlpmixer list datasets), a folder with a folder for each class, a Parquet file or folder, or hf:owner/name. Shards
-    are streamed: a folder of WebDataset tars, https://HOST/FOLDER, 'DIR/train-{000..146}.tar', Parquet and hf: with --data.stream."""
+    """A data set's name (mlpmixer list datasets), a folder with a folder for each class, a Parquet file or folder, or
+    hf:owner/name. Shards are streamed: a folder of WebDataset tars, https://HOST/FOLDER, 'DIR/train-{000..146}.tar',
+    Parquet and hf: with --data.stream."""
     recipe: Annotated[str, arg(metavar="NAME")] = ""
     """Where to start from (mlpmixer list recipes); the default fits the data."""
     model: Annotated[str, arg(metavar="NAME")] = ""
     """An architecture (mlpmixer list models) instead of the recipe's."""
     augreg: Annotated[str, arg(metavar="LEVEL")] = ""
-    """RandAugment and mixup of AugReg instead of the recipe's: none, light1, light2, medium1, medium2, strong1, strong2."""
+    """RandAugment and mixup of AugReg instead of the recipe's: none, light1, light2, medium1, medium2, strong1,
+    strong2."""
     out: Annotated[str, arg(metavar="DIR")] = ""
     """The run's folder; default: a new one under runs/."""
     resume: Annotated[str, arg(metavar="[DIR]")] = ""
-    """Go on with the run in DIR, or with the latest unfinished one. Beside --out: go on with that run if it is there, else start it."""
+    """Go on with the run in DIR, or with the latest unfinished one. Beside --out: go on with that run if it is there,
+    else start it."""
     peer_timeout: Annotated[str, arg(metavar="TIME")] = "10m"
     """Of several processes (torchrun): how long one waits for another before it gives up."""
     quiet: Flag = False
@@ -81,7 +94,8 @@ class Train(OnData):
     json: Flag = False
     """Print one JSON object a line."""
     tensorboard: Flag = False
-    """Write the curves for TensorBoard, too, into the run's folder. Beside --resume: of a run from its start, also of one that is over."""
+    """Write the curves for TensorBoard, too, into the run's folder. Beside --resume: of a run from its start, also of
+    one that is over."""
     config: Annotated[Recipe, arg(name="")] = field(default_factory=Recipe)
 
     @classmethod
@@ -91,7 +105,10 @@ class Train(OnData):
             return _with_start(line)
         resume, out = line.value("--resume"), line.value("--out")
         if restarts_by_itself() and not resume:
-            raise ValueError("torchrun --max-restarts starts the command again after a failure; to go on then, it needs --out DIR --resume")
+            raise ValueError(
+                "torchrun --max-restarts starts the command again after a failure; to go on then, it needs --out DIR "
+                "--resume"
+            )
         if resume == LATEST and out:
             resume = out
         in_out = bool(resume) and resume == out
@@ -140,7 +157,9 @@ class Train(OnData):
             return 130 if isinstance(e, Interrupted) else 1
         except ShardError as e:
             saved = last_state(Path(out)) is not None
-            print_error(str(e) + (f"; the run is saved, and goes on with: mlpmixer train --resume {out}" if saved else ""))
+            print_error(
+                str(e) + (f"; the run is saved, and goes on with: mlpmixer train --resume {out}" if saved else "")
+            )
             return 1
         except Lost as e:
             print_error(f"{e}; to go on from the last checkpoint: --resume {out}")
@@ -157,10 +176,12 @@ class Train(OnData):
 
 @dataclass(frozen=True, kw_only=True)
 class LrFind(OnData):
-    """Look for a learning rate for DATA: train a throw-away copy while the rate grows, and see where the loss stops falling.
+    """Look for a learning rate for DATA: train a throw-away copy while the rate grows, and see where the loss stops
+    falling.
 
-    The options of train change the recipe; its schedule plays no part. With Muon both rates grow by the same factor. The suggestion is a
-    tenth of the rate with the lowest loss: a place to start from, to be compared with its neighbours on validation images.
+    The options of train change the recipe; its schedule plays no part. With Muon both rates grow by the same factor.
+    The suggestion is a tenth of the rate with the lowest loss: a place to start from, to be compared with its
+    neighbours on validation images.
     """
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
@@ -209,13 +230,19 @@ def run_name(recipe: Recipe) -> str:
 def latest_unfinished() -> Path:
     runs = [p.parent for p in RUNS.glob("*/recipe.json") if not p.with_name("summary.json").exists()]
     if not runs:
-        raise ValueError(f"nothing to resume: no unfinished run under {RUNS}/; name the run: mlpmixer train --resume DIR")
+        raise ValueError(
+            f"nothing to resume: no unfinished run under {RUNS}/; name the run: mlpmixer train --resume DIR"
+        )
     return max(runs, key=lambda run: run.stat().st_mtime)
 
 
 def print_result(path: Path, summary: dict[str, Any]) -> None:
     measured = (("test", summary.get("test")), ("validation", summary.get("val")))
-    scores = [f"{split} top-1 {percent(m['top1'])} {between(wilson(round(m['top1'] * m['n']), m['n']))}" for split, m in measured if m]
+    scores = [
+        f"{split} top-1 {percent(m['top1'])} {between(wilson(round(m['top1'] * m['n']), m['n']))}"
+        for split, m in measured
+        if m
+    ]
     peak = f", at most {summary['peak_mib']:,.0f} MiB" if summary.get("peak_mib") else ""
     bad = summary.get("bad_images") or []
     print(f"{', '.join(scores)} after {summary['steps']:,} steps in {duration(summary['train_s'])}{peak}")
@@ -228,7 +255,8 @@ def print_result(path: Path, summary: dict[str, Any]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataCheck:
-    """Look for broken, duplicate and mislaid images in DATA, and count its classes. The exit code is 1 when something is found."""
+    """Look for broken, duplicate and mislaid images in DATA, and count its classes. The exit code is 1 when something
+    is found."""
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
     """A data set's name, a folder with a folder for each class, a Parquet file or folder, or hf:owner/name."""
@@ -253,7 +281,9 @@ def print_check(report: "CheckReport") -> None:
     classes = list(dict.fromkeys(name for counts in report.counts.values() for name in counts))
     rows = [(name, *(f"{report.counts[split].get(name, 0):,}" for split in splits)) for name in classes]
     shown = rows if len(rows) <= MAX_ROWS else rows[: MAX_ROWS // 2]
-    print_table(("class", *splits), [*shown, ("all", *(f"{sum(counts.values()):,}" for counts in report.counts.values()))])
+    print_table(
+        ("class", *splits), [*shown, ("all", *(f"{sum(counts.values()):,}" for counts in report.counts.values()))]
+    )
     if len(shown) < len(rows):
         print(f"(the first {len(shown)} of {len(rows)} classes; all of them: --json)")
     print(f"\nsizes  {', '.join(f'{size} ({n:,})' for size, n in list(report.sizes.items())[:5])}")
@@ -276,7 +306,8 @@ def print_check(report: "CheckReport") -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataShards:
-    """Write the images of DATA as shards in OUT, each split in a random order: what `train` streams when data outgrows a machine."""
+    """Write the images of DATA as shards in OUT, each split in a random order: what `train` streams when data outgrows
+    a machine."""
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
     """A data set's name, a folder with a folder for each class, a Parquet file or folder, or hf:owner/name."""
@@ -321,7 +352,8 @@ class DataPreview(OnData):
     model: Annotated[str, arg(metavar="NAME")] = ""
     """An architecture (mlpmixer list models) instead of the recipe's."""
     augreg: Annotated[str, arg(metavar="LEVEL")] = ""
-    """RandAugment and mixup of AugReg instead of the recipe's: none, light1, light2, medium1, medium2, strong1, strong2."""
+    """RandAugment and mixup of AugReg instead of the recipe's: none, light1, light2, medium1, medium2, strong1,
+    strong2."""
     rows: int = 6
     """Images."""
     cols: int = 8
@@ -340,5 +372,9 @@ class DataPreview(OnData):
         recipe, channels = self.config, (0.5,) * self.config.model.in_channels
         size = pair(recipe.model.image_size)
         shape = Preprocess(image_size=size, in_channels=len(channels), fit=recipe.data.fit, mean=channels, std=channels)
-        print(preview(open_data(recipe.data), recipe.data, recipe.augment, shape, self.out, rows=self.rows, cols=self.cols))
+        print(
+            preview(
+                open_data(recipe.data), recipe.data, recipe.augment, shape, self.out, rows=self.rows, cols=self.cols
+            )
+        )
         return 0

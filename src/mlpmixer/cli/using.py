@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from mlpmixer.evaluation.probe import ProbeResult
     from mlpmixer.inference.classifier import Classifier, Failure, Prediction
 
-# Written so that tyro sees at once that a default is of its type: else it imports typeguard for that, and `predict` waits.
+# Written so that tyro sees at once that a default is of its type: else it imports typeguard for that, and `predict`
+# waits.
 Size = Union[int, None, tuple[int, int]]  # noqa: UP007
 if TYPE_CHECKING:
     Texts = tuple[str, ...]
@@ -33,7 +34,8 @@ class Sizes:
     """Use the model at other sizes than its own, without training."""
 
     image_size: Size = None
-    """Pixels, or height and width, without training. The patch is kept, so a larger image has more of them: that costs accuracy."""
+    """Pixels, or height and width, without training. The patch is kept, so a larger image has more of them: that costs
+    accuracy."""
     patch_size: Size = None
     """Pixels, or height and width; without --image-size the image grows with it. Costs the least accuracy."""
     in_channels: Optional[int] = None  # noqa: UP045
@@ -72,10 +74,11 @@ class Computing:
     """What computes the model, and how."""
 
     engine: Literal["auto", "onnxruntime", "openvino", "torch"] = "auto"
-    """Of an export; auto: what `mlpmixer bench` has chosen for it on this machine, or else onnxruntime for an .onnx file or a bundle (which
-    openvino takes, too), openvino for an .xml, torch for a .pt2."""
+    """Of an export; auto: what `mlpmixer bench` has chosen for it on this machine, or else onnxruntime for an .onnx
+    file or a bundle (which openvino takes, too), openvino for an .xml, torch for a .pt2."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: faster on processors that have it, with about three digits; in openvino and torch. Layers in int8 stay that."""
+    """bfloat16: faster on processors that have it, with about three digits; in openvino and torch. Layers in int8 stay
+    that."""
     threads: int = 0
     """On the CPU (of each of several --streams); 0: as many as the engine chooses."""
 
@@ -85,7 +88,8 @@ class Evaluate:
     """Accuracy, calibration and the worst mistakes of the model in RUN on DATA."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (file or bundle)."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export
+    (file or bundle)."""
     data: Annotated[Positional[str], arg(metavar="DATA")] = ""
     """A data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
     split: Literal["test", "val", "train", "all"] = "test"
@@ -93,11 +97,14 @@ class Evaluate:
     data_dir: Annotated[str, arg(metavar="DIR")] = ""
     """Where the files of a named data set are."""
     tta: Annotated[str, arg(metavar="KIND,...")] = ""
-    """Also the mean over several views of each image (test-time augmentation): flip, shift (by 1/32 of the side) or flip,shift."""
+    """Also the mean over several views of each image (test-time augmentation): flip, shift (by 1/32 of the side) or
+    flip,shift."""
     temperature: Flag = False
-    """Also fit a temperature on the validation images of DATA, and say what dividing the logits by it does to calibration."""
+    """Also fit a temperature on the validation images of DATA, and say what dividing the logits by it does to
+    calibration."""
     real: Annotated[str, arg(metavar="FILE")] = ""
-    """Also top-1 by ReaL labels: real.json of google-research/reassessed-imagenet, when DATA is ImageNet's validation images."""
+    """Also top-1 by ReaL labels: real.json of google-research/reassessed-imagenet, when DATA is ImageNet's validation
+    images."""
     batch_size: int = 256
     """Images at a time."""
     device: str = "auto"
@@ -117,7 +124,9 @@ class Evaluate:
         kinds = self.tta.split(",") if self.tta else []
         views_of(kinds)  # what is wrong is said before anything is loaded
         if self.temperature and self.split in ("val", "all"):
-            raise ValueError(f"--temperature is fitted on validation images, so it cannot be judged on them: --split {self.split}")
+            raise ValueError(
+                f"--temperature is fitted on validation images, so it cannot be judged on them: --split {self.split}"
+            )
         if self.real:
             read_real(self.real)
         classifier = self.sizes.load(self.run, self.device, self.computing)
@@ -151,16 +160,28 @@ class Evaluate:
 def print_metrics(m: "Metrics") -> None:
     print(f"{m.n:,} images  {score_text(m)}")
     if m.tta:
-        print(f"with test-time augmentation ({', '.join(m.tta.kinds)}: the mean over {m.tta.views} views)  {score_text(m.tta)}")
+        print(
+            f"with test-time augmentation ({', '.join(m.tta.kinds)}: the mean over {m.tta.views} views)  "
+            f"{score_text(m.tta)}"
+        )
     if m.tempered:
         fitted = f"fitted on {m.tempered.n:,} validation images"
-        print(f"with all logits divided by the temperature {m.tempered.temperature:.4g} ({fitted})  {calibration_text(m.tempered)}")
+        print(
+            f"with all logits divided by the temperature {m.tempered.temperature:.4g} ({fitted})  "
+            f"{calibration_text(m.tempered)}"
+        )
     if m.real:
-        print(f"by ReaL labels  top-1 {percent(m.real.top1)} {between(m.real.top1_interval)} of {m.real.n:,} images; ", end="")
+        print(
+            f"by ReaL labels  top-1 {percent(m.real.top1)} {between(m.real.top1_interval)} of {m.real.n:,} images; ",
+            end="",
+        )
         print(f"{m.real.skipped:,} have no label and are left out")
     print("in brackets: 95 % intervals, %, from the number of images alone (Wilson)\n")
     shown = m.per_class if len(m.per_class) <= MAX_ROWS else sorted(m.per_class, key=lambda c: c.f1)[: MAX_ROWS // 2]
-    rows = [(c.name, percent(c.precision), percent(c.recall), between(c.recall_interval), percent(c.f1), f"{c.support:,}") for c in shown]
+    rows = [
+        (c.name, percent(c.precision), percent(c.recall), between(c.recall_interval), percent(c.f1), f"{c.support:,}")
+        for c in shown
+    ]
     print_table(("class", "precision", "recall", "", "f1", "images"), rows)
     if len(shown) < len(m.per_class):
         print(f"(the {len(shown)} lowest f1 of {len(m.per_class)} classes; all of them: --json)")
@@ -189,12 +210,15 @@ def calibration_text(m: "Metrics | Averaged | Tempered") -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Class probabilities of images by the model in RUN. Unreadable files are named, the rest is done; then the exit code is 1."""
+    """Class probabilities of images by the model in RUN. Unreadable files are named, the rest is done; then the exit
+    code is 1."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (file or bundle)."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export
+    (file or bundle)."""
     sources: Annotated[Positional[Texts], arg(metavar="SRC...")]
-    """Image files, folders (searched to the bottom), patterns such as 'photos/*.jpg', or - for a list of them on standard input."""
+    """Image files, folders (searched to the bottom), patterns such as 'photos/*.jpg', or - for a list of them on
+    standard input."""
     top_k: int = 5
     """How many classes for each image."""
     format: Literal["table", "csv", "json", "jsonl"] = "table"
@@ -212,7 +236,10 @@ class Predict:
 
     def __call__(self) -> int:
         if not self.sources:
-            raise ValueError(f"which images? mlpmixer predict {self.run} FILE... (or folders, patterns, or - for a list on standard input)")
+            raise ValueError(
+                f"which images? mlpmixer predict {self.run} FILE... (or folders, patterns, or - for a list on standard "
+                f"input)"
+            )
         if self.features and Path(self.features).suffix not in (".npz", ".csv"):
             raise ValueError(f"--features {self.features}: expected a name that ends in .npz or .csv")
         from mlpmixer.inference import classifier as predict
@@ -261,19 +288,23 @@ def table_lines(results: "Iterable[Prediction | Failure]") -> "Iterator[str]":
 
     for result in results:
         if isinstance(result, Prediction):
-            yield f"{visible(result.name)}\n" + "".join(f"  {percent(p):>8}  {visible(label)}\n" for label, p in result.top)
+            yield f"{visible(result.name)}\n" + "".join(
+                f"  {percent(p):>8}  {visible(label)}\n" for label, p in result.top
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """How good the frozen features of the model in RUN are for DATA: few-shot accuracy, nearest neighbours, a linear probe.
+    """How good the frozen features of the model in RUN are for DATA: few-shot accuracy, nearest neighbours, a linear
+    probe.
 
     The classes of DATA may be others than the model's. The few-shot numbers are those of the official evaluation: ridge
     regression on a few training images of each class, drawn three times, measured on all test images.
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export (file or bundle)."""
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export
+    (file or bundle)."""
     data: Annotated[Positional[str], arg(metavar="DATA")] = ""
     """A data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
     shots: Annotated[str, arg(metavar="K,K,...")] = "1,5,10,25"
@@ -322,7 +353,10 @@ class Probe:
 
 
 def print_probe(p: "ProbeResult") -> None:
-    print(f"{p.n_train:,} training and {p.n_test:,} test images of {len(p.classes)} classes, {p.num_features:,} features\n")
+    print(
+        f"{p.n_train:,} training and {p.n_test:,} test images of {len(p.classes)} classes, {p.num_features:,} "
+        f"features\n"
+    )
     rows = []
     for row in p.few_shot:
         low, high = row.range

@@ -26,7 +26,8 @@ class CheckReport:
     duplicates: tuple[tuple[str, str], ...]
     """(name, name of the first one) of images with the same pixels."""
     mislaid: tuple[tuple[str, str], ...]
-    """(name, reason): the same image in two classes or two splits, files that are no images, classes without training images."""
+    """(name, reason): the same image in two classes or two splits, files that are no images, classes without training
+    images."""
     counts: dict[str, dict[str, int]]
     """Images per split and class, the broken ones included."""
     sizes: dict[str, int]
@@ -74,7 +75,9 @@ def check_data(data: Data) -> CheckReport:
                 mislaid.append((name, f"class {here[1]!r}, but the same image is {other} in class {other_class!r}"))
             if other_split != split:
                 mislaid.append((name, f"in {split}, but the same image is {other} in {other_split}"))
-    counts = {split: dict(zip(images.classes, images.counts().tolist(), strict=True)) for split, images in parts.sets.items()}
+    counts = {
+        split: dict(zip(images.classes, images.counts().tolist(), strict=True)) for split, images in parts.sets.items()
+    }
     if "train" in counts:
         for split in counts.keys() - {"train"}:
             absent = [c for c, n in counts[split].items() if n and not counts["train"][c]]

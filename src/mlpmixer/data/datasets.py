@@ -81,7 +81,10 @@ _CIFAR100 = tuple(_CIFAR100_NAMES.split())
 
 DATASETS: Registry[Named] = Registry("data set")
 DATASETS["digits"] = Named(
-    title="1,797 handwritten digits of scikit-learn, works offline", classes=tuple("0123456789"), channels=1, image_size=(8, 8)
+    title="1,797 handwritten digits of scikit-learn, works offline",
+    classes=tuple("0123456789"),
+    channels=1,
+    image_size=(8, 8),
 )
 DATASETS["mnist"] = Named(
     title="60,000 + 10,000 handwritten digits",
@@ -140,9 +143,14 @@ def open_data(data: Data) -> Splits:
         raise ValueError(f"{parts.name} has only {' and '.join(sets)} images, and none to train on")
     classes = _used_classes(sets, notes, parts.name)
     if len(classes) < 2:
-        raise ValueError(f"{parts.name} has only one class with images, {classes[0]!r}; a classifier needs at least two")
+        raise ValueError(
+            f"{parts.name} has only one class with images, {classes[0]!r}; a classifier needs at least two"
+        )
     sets = {split: _relabelled(images, classes) for split, images in sets.items()}
-    notes.append(f"found: {', '.join(f'{s} {len(sets[s])}' for s in (TRAIN, VAL, TEST) if s in sets)} images of {len(classes)} classes")
+    notes.append(
+        f"found: {', '.join(f'{s} {len(sets[s])}' for s in (TRAIN, VAL, TEST) if s in sets)} images of {len(classes)} "
+        f"classes"
+    )
     for split, fraction in ((TEST, data.test_fraction), (VAL, data.val_fraction)):
         if split in sets:
             continue
@@ -204,14 +212,24 @@ def _used_classes(sets: dict[str, ImageSet], notes: list[str], name: str) -> lis
     names = sets[TRAIN].classes
     in_train = sets[TRAIN].counts() > 0
     for split in (VAL, TEST):
-        if split in sets and (missing := [c for c, n, t in zip(names, sets[split].counts(), in_train, strict=True) if n and not t]):
+        if split in sets and (
+            missing := [c for c, n, t in zip(names, sets[split].counts(), in_train, strict=True) if n and not t]
+        ):
             known = [c for c, t in zip(names, in_train, strict=True) if t]
-            near = suggest(missing[0], known) if len(known) <= 20 or difflib.get_close_matches(missing[0], known, 1) else ""
+            near = (
+                suggest(missing[0], known)
+                if len(known) <= 20 or difflib.get_close_matches(missing[0], known, 1)
+                else ""
+            )
             raise ValueError(
-                f"{name}: class {', '.join(map(repr, missing[:10]))} is in {split} but has no image in train; {near}".rstrip("; ")
+                f"{name}: class {', '.join(map(repr, missing[:10]))} is in {split} but has no image in train; {near}".rstrip(
+                    "; "
+                )
             )
     if empty := [c for c, t in zip(names, in_train, strict=True) if not t]:
-        notes.append(f"{len(empty)} empty classes left out: {', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}")
+        notes.append(
+            f"{len(empty)} empty classes left out: {', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}"
+        )
     return [c for c, t in zip(names, in_train, strict=True) if t]
 
 
@@ -254,8 +272,11 @@ def stratified_cut(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.n
 
 
 def stratified_share(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Indices, sorted, of `fraction` of every class, rounded up. Those of a smaller fraction are among those of a larger one."""
-    orders = [np.random.default_rng([seed % 2**32, k, 1]).permutation(np.flatnonzero(labels == k)) for k in np.unique(labels)]
+    """Indices, sorted, of `fraction` of every class, rounded up. Those of a smaller fraction are among those of a
+    larger one."""
+    orders = [
+        np.random.default_rng([seed % 2**32, k, 1]).permutation(np.flatnonzero(labels == k)) for k in np.unique(labels)
+    ]
     return np.sort(np.concatenate([order[: math.ceil(fraction * len(order))] for order in orders]))
 
 
@@ -269,7 +290,8 @@ def open_parts(data: Data) -> Parts:
         raise ValueError(f"no data given: a path, hf:owner/name or one of {', '.join(DATASETS)}")
     if is_streamed(data):
         raise ValueError(
-            f"{name} is streamed: it can be trained on, and its val and test evaluated; give the images themselves for all else"
+            f"{name} is streamed: it can be trained on, and its val and test evaluated; give the images themselves for "
+            f"all else"
         )
     if name.startswith("hf:"):
         return _from_datasets(name[3:])
@@ -279,7 +301,9 @@ def open_parts(data: Data) -> Parts:
     for path in (os.path.expanduser(name), os.path.join(os.path.expanduser(data.data_dir or "."), name)):
         if os.path.exists(path):
             return _from_path(path)
-    raise ValueError(f"no data set and no file or folder named {readable(name)!r}; {suggest(name, [*DATASETS, *neighbours(name)])}")
+    raise ValueError(
+        f"no data set and no file or folder named {readable(name)!r}; {suggest(name, [*DATASETS, *neighbours(name)])}"
+    )
 
 
 def _from_path(path: str) -> Parts:
@@ -287,7 +311,8 @@ def _from_path(path: str) -> Parts:
     if os.path.isfile(path):
         if not path.lower().endswith(".parquet"):
             raise ValueError(
-                f"{readable(path)} is a file, but not .parquet; expected a folder with one subfolder of images per class, or Parquet"
+                f"{readable(path)} is a file, but not .parquet; expected a folder with one subfolder of images per "
+                f"class, or Parquet"
             )
         return read_parquet([path], name, None)
     if files := parquet_files(path, depth=0):
@@ -300,7 +325,9 @@ def _from_path(path: str) -> Parts:
             raise
     folders = sorted({os.path.dirname(f) for f in files})
     if len(folders) > 1 and not all(split_of(os.path.join(f, "x")) for f in folders):
-        raise ValueError(f"{readable(path)} holds several data sets; pass one of {', '.join(map(readable, folders[:10]))}")
+        raise ValueError(
+            f"{readable(path)} holds several data sets; pass one of {', '.join(map(readable, folders[:10]))}"
+        )
     return read_parquet(files, name, None)
 
 
@@ -313,7 +340,9 @@ def _named(name: str, data_dir: str | None) -> Parts:
     root = os.path.expanduser(data_dir)
     if not os.path.isdir(root):
         near = neighbours(data_dir)
-        raise ValueError(f"no folder {readable(data_dir)!r} (--data-dir)" + (f"; did you mean {', '.join(near)}?" if near else ""))
+        raise ValueError(
+            f"no folder {readable(data_dir)!r} (--data-dir)" + (f"; did you mean {', '.join(near)}?" if near else "")
+        )
     for folder in _places(root, name, known):
         parts = _in_folder(folder, name, known)
         if parts is not None:
@@ -321,12 +350,15 @@ def _named(name: str, data_dir: str | None) -> Parts:
                 parts.notes.append(f"no {' and no '.join(sorted(missing))} files in {readable(folder)}")
             parts.notes.insert(0, f"{name} from {readable(folder)}")
             return parts
-    raise ValueError(f"no files of {name} in {readable(root)} or {readable(os.path.join(root, name))}; {_what_to_put(name, known)}")
+    raise ValueError(
+        f"no files of {name} in {readable(root)} or {readable(os.path.join(root, name))}; {_what_to_put(name, known)}"
+    )
 
 
 def _what_to_put(name: str, known: Named) -> str:
     return (
-        f"expected the Parquet files of hf.co/datasets/{known.repo} (train-*.parquet, test-*.parquet) or {known.files}. "
+        f"expected the Parquet files of hf.co/datasets/{known.repo} (train-*.parquet, test-*.parquet) or "
+        f"{known.files}. "
         f"Put them into a folder and pass --data-dir FOLDER"
     )
 
@@ -399,7 +431,9 @@ def _from_hub(name: str, known: Named) -> Parts:
         files = _cached(hub, known.repo)
         if not files:
             reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-            raise ValueError(f"{name} could not be downloaded ({reason}). Without network: {_what_to_put(name, known)}") from e
+            raise ValueError(
+                f"{name} could not be downloaded ({reason}). Without network: {_what_to_put(name, known)}"
+            ) from e
         origin = f"{name} from the cache of hf.co/datasets/{known.repo} (no network), sha256 verified"
     parts = read_parquet(files, name, known.classes, known.channels)
     parts.notes.insert(0, origin)
@@ -444,12 +478,15 @@ def _from_datasets(repo: str) -> Parts:
         raise ValueError(f'hf:{repo} needs the datasets package: pip install "mlpmixer[hf]"') from e
     try:
         if not os.path.isdir(os.path.join(datasets.config.HF_DATASETS_CACHE, repo.replace("/", "___"))):
-            hub.HfApi().dataset_info(repo, timeout=20)  # fails at once without network; load_dataset tries for half a minute
+            hub.HfApi().dataset_info(
+                repo, timeout=20
+            )  # fails at once without network; load_dataset tries for half a minute
         loaded = datasets.load_dataset(repo)
     except Exception as e:  # as above
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ValueError(
-            f"hf:{repo} could not be loaded ({reason}). Without network: fetch its Parquet files elsewhere and pass their folder"
+            f"hf:{repo} could not be loaded ({reason}). Without network: fetch its Parquet files elsewhere and pass "
+            f"their folder"
         ) from e
     tables: dict[str, list[tuple[Any, Any, str]]] = {}
     for split, part in loaded.items():

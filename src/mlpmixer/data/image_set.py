@@ -114,7 +114,13 @@ class ImageSet:
     """
 
     def __init__(
-        self, classes: Sequence[str], labels: np.ndarray, names: Sequence[str], sources: Sequence[Source], *, channels: int = 3
+        self,
+        classes: Sequence[str],
+        labels: np.ndarray,
+        names: Sequence[str],
+        sources: Sequence[Source],
+        *,
+        channels: int = 3,
     ) -> None:
         self.classes = tuple(classes)
         self.labels = np.asarray(labels, dtype=np.int64)
@@ -134,7 +140,11 @@ class ImageSet:
         """The images at `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)
         return ImageSet(
-            self.classes, self.labels[indices], Picked(self.names, indices), Picked(self.sources, indices), channels=self.channels
+            self.classes,
+            self.labels[indices],
+            Picked(self.names, indices),
+            Picked(self.sources, indices),
+            channels=self.channels,
         )
 
     def counts(self) -> np.ndarray:

@@ -61,7 +61,9 @@ def decode(source: Source, mode: Mode, *, max_px: int = 0) -> Image.Image:
 def _decode(source: Source, mode: Mode, max_px: int) -> Image.Image:
     with opened(source) as image:
         if max_px and image.format in ("JPEG", "MPO") and not isinstance(source, Image.Image):
-            image.draft(None, (2 * max_px, 2 * max_px))  # twice: libjpeg's scaling plus our resize stays close to a full decode
+            image.draft(
+                None, (2 * max_px, 2 * max_px)
+            )  # twice: libjpeg's scaling plus our resize stays close to a full decode
         image.load()
         return _upright(_eight_bit(image, mode), image)
 
@@ -87,7 +89,9 @@ def opened(source: Source) -> Iterator[Image.Image]:
     except (ImageError, Warning):
         raise
     except FileNotFoundError as e:
-        raise ImageError("broken link" if not isinstance(source, bytes | Image.Image) and os.path.islink(source) else "no such file") from e
+        raise ImageError(
+            "broken link" if not isinstance(source, bytes | Image.Image) and os.path.islink(source) else "no such file"
+        ) from e
     except Exception as e:  # Pillow's plugins raise nearly anything on damaged files
         reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e) or type(e).__name__
         raise ImageError(f"cannot be decoded: {reason}") from e
@@ -118,7 +122,16 @@ def _open(file: IO[bytes]) -> Image.Image:
                 if accepted and not isinstance(accepted, str):
                     file.seek(0)
                     return _checked(factory(file, ""))
-            except (SyntaxError, IndexError, TypeError, KeyError, EOFError, UnicodeDecodeError, OverflowError, ZeroDivisionError) as e:
+            except (
+                SyntaxError,
+                IndexError,
+                TypeError,
+                KeyError,
+                EOFError,
+                UnicodeDecodeError,
+                OverflowError,
+                ZeroDivisionError,
+            ) as e:
                 if kind in _COMMON:
                     raise ImageError(f"a damaged {kind} file: {e}") from e
             except Exception:

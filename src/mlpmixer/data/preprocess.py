@@ -34,9 +34,10 @@ class Preprocess(Config, owner="preprocess"):
     in_channels: int = 3
     """1 grey, 3 RGB; other numbers take arrays only, not files."""
     fit: Fit = "crop"
-    """Ours, antialiased, where an image of the model's size passes unchanged: crop covers the rectangle and cuts its centre, pad has the
-    whole image inside and grey around it, squash. Those of published weights: short_side_crop resizes the short side to 256/224 of the
-    size, antialiased, and cuts the centre (timm, torchvision); vit_jax_eval, bv_resmall_crop, bv_resize_crop: `mlpmixer.data.tensorflow_resize`."""
+    """Ours, antialiased, where an image of the model's size passes unchanged: crop covers the rectangle and cuts its
+    centre, pad has the whole image inside and grey around it, squash. Those of published weights: short_side_crop
+    resizes the short side to 256/224 of the size, antialiased, and cuts the centre (timm, torchvision); vit_jax_eval,
+    bv_resmall_crop, bv_resize_crop: `mlpmixer.data.tensorflow_resize`."""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Per channel, of the 0..1 range."""
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -58,7 +59,9 @@ class Preprocess(Config, owner="preprocess"):
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
         if self.fit in RULES and self.interpolation != "bilinear":
-            raise ValueError(f"fit={self.fit!r} has its own filter: leave interpolation at 'bilinear', got {self.interpolation!r}")
+            raise ValueError(
+                f"fit={self.fit!r} has its own filter: leave interpolation at 'bilinear', got {self.interpolation!r}"
+            )
 
     @property
     def dtype(self) -> "np.dtype[np.uint8 | np.float32]":
@@ -66,14 +69,18 @@ class Preprocess(Config, owner="preprocess"):
         return np.dtype(np.float32 if self.fit == "vit_jax_eval" else np.uint8)
 
     def array(self, source: Source | np.ndarray) -> Pixels:
-        """(H, W, C) of `dtype`, 0..255, of a path, the bytes of a file, a Pillow image or a uint8 array (h, w) or (h, w, c).
+        """(H, W, C) of `dtype`, 0..255, of a path, the bytes of a file, a Pillow image or a uint8 array (h, w) or (h,
+        w, c).
 
         Raises ImageError when it cannot be read.
         """
         if isinstance(source, np.ndarray):
             return self._from_array(source)
         if self.in_channels not in (1, 3):
-            raise ValueError(f"files hold 1 or 3 channels, the model has {self.in_channels}: pass uint8 arrays (h, w, {self.in_channels})")
+            raise ValueError(
+                f"files hold 1 or 3 channels, the model has {self.in_channels}: pass uint8 arrays (h, w, "
+                f"{self.in_channels})"
+            )
         enough_px = max(self.image_size) if self.fit in ("crop", "pad") else 0
         image = decode(source, "RGB" if self.in_channels == 3 else "L", max_px=enough_px)
         return self._fitted(image).reshape(*self.image_size, self.in_channels)
@@ -83,9 +90,13 @@ class Preprocess(Config, owner="preprocess"):
             raise ValueError(f"expected uint8 pixels (h, w) or (h, w, c), got {pixels.dtype} of shape {pixels.shape}")
         channels = 1 if pixels.ndim == 2 else pixels.shape[2]
         if self.in_channels in (1, 3) and channels in (1, 3, 4):
-            return self.array(Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.ndim == 3 and channels == 1 else pixels)))
+            return self.array(
+                Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.ndim == 3 and channels == 1 else pixels))
+            )
         if channels != self.in_channels:
-            raise ValueError(f"expected {self.in_channels} channels (h, w, {self.in_channels}), got shape {pixels.shape}")
+            raise ValueError(
+                f"expected {self.in_channels} channels (h, w, {self.in_channels}), got shape {pixels.shape}"
+            )
         planes = [self._fitted(Image.fromarray(np.ascontiguousarray(pixels[..., c]))) for c in range(channels)]
         return np.dstack(planes)
 
@@ -140,7 +151,8 @@ def standardise(pixels: Values, mean: Values, std: Values) -> Values:
 def _short_side_crop(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
     """timm's evaluation transform: resized to cover the margin, then the centre, its border rounded to the even number.
 
-    For a square the long side is rounded down (torchvision's Resize), for an oblong both go to the nearest (timm's ResizeKeepRatio).
+    For a square the long side is rounded down (torchvision's Resize), for an oblong both go to the nearest (timm's
+    ResizeKeepRatio).
     """
     (height, width), (w, h), larger = size, image.size, with_margin(size)
     if height == width:
@@ -159,7 +171,9 @@ PREPROCESSINGS |= {
     "vit_jax_eval": partial(Preprocess, fit="vit_jax_eval"),
     "bv_resmall_crop": partial(Preprocess, fit="bv_resmall_crop"),
     "bv_resize_crop": partial(Preprocess, fit="bv_resize_crop"),
-    "timm": partial(Preprocess, fit="short_side_crop", interpolation="bicubic"),  # the default_cfg of timm's mixers: crop_pct 0.875
+    "timm": partial(
+        Preprocess, fit="short_side_crop", interpolation="bicubic"
+    ),  # the default_cfg of timm's mixers: crop_pct 0.875
     "miil": partial(Preprocess, fit="short_side_crop", mean=(0.0,), std=(1.0,)),  # the same of timm's miil_in21k tags
 }
 
@@ -167,7 +181,7 @@ PREPROCESSINGS |= {
 def named(name: str, *, image_size: int | tuple[int, int], in_channels: int = 3) -> Preprocess:
     """The evaluation preprocessing of published weights, for a model of this size (pixels; one number means square).
 
-    Only 224 is published: at other sizes the image is resized to the same 256/224 of the size, rounded down, before its centre is cut.
-    Raises ValueError for an unknown name, with the nearest right one.
+    Only 224 is published: at other sizes the image is resized to the same 256/224 of the size, rounded down, before its
+    centre is cut. Raises ValueError for an unknown name, with the nearest right one.
     """
     return PREPROCESSINGS[name](image_size=pair(image_size), in_channels=in_channels)

@@ -81,7 +81,9 @@ def files_in(folder: str) -> Files:
         path = os.path.join(folder, entry)
         if os.path.isfile(path) and not entry.startswith("."):
             stem, suffix = os.path.splitext(entry.lower())
-            found.setdefault(stem if suffix in (".gz", ".xz") and not stem.endswith(".tar") else entry.lower(), reader(path))
+            found.setdefault(
+                stem if suffix in (".gz", ".xz") and not stem.endswith(".tar") else entry.lower(), reader(path)
+            )
     return found
 
 
@@ -92,7 +94,12 @@ def files_in_tar(path: str, wanted: re.Pattern[str]) -> Files:
         with tarfile.open(path, "r:*") as tar:
             for member in tar:
                 base = os.path.basename(member.name).lower()
-                if member.isfile() and wanted.fullmatch(base) and member.size < _MAX_BYTES and (f := tar.extractfile(member)):
+                if (
+                    member.isfile()
+                    and wanted.fullmatch(base)
+                    and member.size < _MAX_BYTES
+                    and (f := tar.extractfile(member))
+                ):
                     content = f.read()
                     found.setdefault(base, lambda content=content: content)  # type: ignore[misc]
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as e:
@@ -112,7 +119,9 @@ def _idx(files: Files, stem: str, kind: str, dims: int) -> np.ndarray:
     shape = [int.from_bytes(content[4 + 4 * d : 8 + 4 * d], "big") for d in range(dims)]
     expected = header + int(np.prod(shape, dtype=object))
     if len(content) != expected:
-        raise ValueError(f"{name} has {len(content)} bytes, its header says {expected}: it is cut short or damaged, fetch it again")
+        raise ValueError(
+            f"{name} has {len(content)} bytes, its header says {expected}: it is cut short or damaged, fetch it again"
+        )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
@@ -134,18 +143,24 @@ def _from_arrays(split: str, pixels: np.ndarray, labels: np.ndarray, classes: Se
         raise ValueError(f"the {split} files hold no images")
     if labels.min() < 0 or labels.max() >= len(classes):
         raise ValueError(
-            f"{split} has a label {labels.max()}, but there are {len(classes)} classes: these are the files of another data set"
+            f"{split} has a label {labels.max()}, but there are {len(classes)} classes: these are the files of another "
+            f"data set"
         )
     return ImageSet(classes, labels, Numbered(split, len(labels)), ArrayImages(pixels), channels=channels)
 
 
-CIFAR_FILES = re.compile(r"(data_batch_[1-5]|test_batch|train|test)(\.bin)?|batches\.meta(\.txt)?|fine_label_names\.txt|meta")
+CIFAR_FILES = re.compile(
+    r"(data_batch_[1-5]|test_batch|train|test)(\.bin)?|batches\.meta(\.txt)?|fine_label_names\.txt|meta"
+)
 
 
 def read_cifar(files: Files, name: str, classes: Sequence[str]) -> Parts | None:
     """CIFAR's binary and Python layouts; None when the folder has neither."""
     tens = len(classes) == 10
-    stems = {TRAIN: [f"data_batch_{i}" for i in range(1, 6)] if tens else ["train"], TEST: ["test_batch"] if tens else ["test"]}
+    stems = {
+        TRAIN: [f"data_batch_{i}" for i in range(1, 6)] if tens else ["train"],
+        TEST: ["test_batch"] if tens else ["test"],
+    }
     for suffix, read in ((".bin", _cifar_binary), ("", _cifar_python)):
         wanted = {split: [s + suffix for s in names] for split, names in stems.items()}
         everything = [f for names in wanted.values() for f in names]
@@ -166,7 +181,9 @@ def read_cifar(files: Files, name: str, classes: Sequence[str]) -> Parts | None:
 def _cifar_binary(content: bytes, name: str, tens: bool) -> tuple[np.ndarray, np.ndarray]:
     skip = 1 if tens else 2  # CIFAR-100: coarse label, fine label
     if not content or len(content) % (skip + 3072):
-        raise ValueError(f"{name} has {len(content)} bytes, not a multiple of {skip + 3072}: it is cut short or of another data set")
+        raise ValueError(
+            f"{name} has {len(content)} bytes, not a multiple of {skip + 3072}: it is cut short or of another data set"
+        )
     rows = np.frombuffer(content, np.uint8).reshape(-1, skip + 3072)
     return rows[:, skip:], rows[:, skip - 1]
 
@@ -184,8 +201,16 @@ def _cifar_python(content: bytes, name: str, tens: bool) -> tuple[np.ndarray, np
     }
     key = "labels" if tens else "fine_labels"
     pixels, labels = plain.get("data"), plain.get(key)
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072 or labels is None:
-        raise ValueError(f"{name} is not a CIFAR batch: expected data (uint8, N x 3072) and {key}, got {', '.join(map(str, plain))}")
+    if (
+        not isinstance(pixels, np.ndarray)
+        or pixels.dtype != np.uint8
+        or pixels.ndim != 2
+        or pixels.shape[1] != 3072
+        or labels is None
+    ):
+        raise ValueError(
+            f"{name} is not a CIFAR batch: expected data (uint8, N x 3072) and {key}, got {', '.join(map(str, plain))}"
+        )
     try:
         labels = np.asarray(labels).astype(np.int64)
     except (ValueError, TypeError, OverflowError) as e:
@@ -255,7 +280,8 @@ def require_pyarrow() -> Any:
 
 
 def split_of(path: str) -> str | None:
-    """train, val or test, when that is a word of the file's name or the name of its folder; None when it does not say."""
+    """train, val or test, when that is a word of the file's name or the name of its folder; None when it does not
+    say."""
     folder, base = os.path.split(path)
     words = [*re.split(r"[^a-z]+", base.lower()), os.path.basename(folder).lower()]
     return next((SPLIT_WORDS[w] for w in words if w in SPLIT_WORDS), None)
@@ -292,7 +318,9 @@ def read_parquet(files: Sequence[str], name: str, classes: Sequence[str] | None,
                 columns = [c for c in parquet.schema_arrow.names if c in IMAGE_COLUMNS + LABEL_COLUMNS]
                 table = parquet.read(columns=columns, use_threads=False)
             except (pa.ArrowException, OSError, ValueError) as e:
-                raise ValueError(f"{path} is not a readable Parquet file: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
+                raise ValueError(
+                    f"{path} is not a readable Parquet file: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
+                ) from e
             tables.setdefault(split, []).append((table, parquet.schema_arrow, path))
     return tables_to_parts(tables, name, classes, channels, notes)
 
@@ -303,7 +331,9 @@ def require_all_shards(paths: Sequence[str]) -> None:
     suffix = os.path.splitext(paths[0])[1]
     for stem, total in {(m[1], m[3]) for m in shards}:
         have = {int(m[2]) for m in shards if (m[1], m[3]) == (stem, total)}
-        if int(total) < 100_000 and (missing := [f"{stem}-{i:05d}-of-{total}{suffix}" for i in range(int(total)) if i not in have]):
+        if int(total) < 100_000 and (
+            missing := [f"{stem}-{i:05d}-of-{total}{suffix}" for i in range(int(total)) if i not in have]
+        ):
             raise ValueError(f"incomplete: {', '.join(missing[:5])} missing beside {paths[0]}")
 
 
@@ -312,7 +342,11 @@ LABEL_COLUMNS = ("label", "fine_label", "labels")
 
 
 def tables_to_parts(
-    tables: Mapping[str, Sequence[tuple[Any, Any, str]]], name: str, classes: Sequence[str] | None, channels: int, notes: list[str]
+    tables: Mapping[str, Sequence[tuple[Any, Any, str]]],
+    name: str,
+    classes: Sequence[str] | None,
+    channels: int,
+    notes: list[str],
 ) -> Parts:
     """Arrow tables with their schema and path, by split -> Parts."""
     columns: dict[str, list[tuple[np.ndarray | list[str | None], ArrowImages]]] = {}
@@ -322,12 +356,15 @@ def tables_to_parts(
             image, label = (next((c for c in cs if c in schema.names), None) for cs in (IMAGE_COLUMNS, LABEL_COLUMNS))
             if image is None or label is None:
                 raise ValueError(
-                    f"{path}: expected a column {' or '.join(IMAGE_COLUMNS)} and a column {' or '.join(LABEL_COLUMNS)}, "
+                    f"{path}: expected a column {' or '.join(IMAGE_COLUMNS)} and a column "
+                    f"{' or '.join(LABEL_COLUMNS)}, "
                     f"found {', '.join(schema.names)}"
                 )
             here = class_names(schema, label)
             if named and here and named != here:
-                raise ValueError(f"{path}: its class names differ from the other files' ({here[:3]}... and {named[:3]}...)")
+                raise ValueError(
+                    f"{path}: its class names differ from the other files' ({here[:3]}... and {named[:3]}...)"
+                )
             named = named or here
             columns.setdefault(split, []).append((_label_values(table[label], path), _image_column(table[image], path)))
     texts = {isinstance(values, list) for pieces in columns.values() for values, _ in pieces}
@@ -345,10 +382,14 @@ def tables_to_parts(
         else:
             names, number = [str(v) for v in used], {v: i for i, v in enumerate(used)}  # type: ignore[misc]
         if not number and used and used[-1] >= len(names):
-            raise ValueError(f"{name}: label {used[-1]} is outside of the {len(names)} classes: these are the files of another data set")
+            raise ValueError(
+                f"{name}: label {used[-1]} is outside of the {len(names)} classes: these are the files of another data "
+                f"set"
+            )
     if classes is not None and len(names) != len(classes):
         raise ValueError(
-            f"{name} has {len(classes)} classes, these files have {len(names)} ({', '.join(names[:3])}, ...): they hold another data set"
+            f"{name} has {len(classes)} classes, these files have {len(names)} ({', '.join(names[:3])}, ...): they "
+            f"hold another data set"
         )
     if len(set(names)) != len(names):
         raise ValueError(f"{name}: two classes have the same name")
@@ -358,7 +399,9 @@ def tables_to_parts(
         for values, images in column_pairs:
             labels = np.asarray([number.get(cast(Any, v), -1) for v in values] if number else values, dtype=np.int64)
             total = len(labels)
-            piece = ImageSet(names, labels, Numbered(split, start + total).__getitem__(slice(start, None)), images, channels=channels)
+            piece = ImageSet(
+                names, labels, Numbered(split, start + total).__getitem__(slice(start, None)), images, channels=channels
+            )
             parts.append(piece if labels.size and labels.min() >= 0 else piece.subset(np.flatnonzero(labels >= 0)))
             start += total
         whole = chain(parts)
@@ -397,7 +440,11 @@ def _image_column(column: Any, path: str) -> ArrowImages:
     def is_bytes(kind: Any) -> bool:
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
-    if pa.types.is_struct(column.type) and (at := column.type.get_field_index("bytes")) >= 0 and is_bytes(column.type.field(at).type):
+    if (
+        pa.types.is_struct(column.type)
+        and (at := column.type.get_field_index("bytes")) >= 0
+        and is_bytes(column.type.field(at).type)
+    ):
         import pyarrow.compute as pc
 
         content = pc.struct_field(column, "bytes")
@@ -423,7 +470,9 @@ def neighbours(name: str) -> list[str]:
         siblings = sorted(os.listdir(parent or "."))
     except (OSError, ValueError):
         return []
-    return [readable(os.path.join(parent, s)) for s in difflib.get_close_matches(os.path.basename(name), siblings, 3, 0.6)]
+    return [
+        readable(os.path.join(parent, s)) for s in difflib.get_close_matches(os.path.basename(name), siblings, 3, 0.6)
+    ]
 
 
 def class_name(folder: str) -> str:
@@ -487,13 +536,16 @@ def _files_below(folder: str, shown: str, scan: _Scan, seen: frozenset[tuple[int
 
 
 def _split_folders(root: str, folders: Sequence[str], seen: frozenset[tuple[int, int]]) -> dict[str, str]:
-    """Split -> subfolder, for subfolders with the name of a split that hold folders themselves ("train" can be a class)."""
+    """Split -> subfolder, for subfolders with the name of a split that hold folders themselves ("train" can be a
+    class)."""
     found: dict[str, str] = {}
     for folder in folders:
         split = SPLIT_WORDS.get(folder.casefold())
         if split and any(not _hidden(f) for f in _entries(os.path.join(root, folder), seen)[0]):
             if split in found:
-                raise ValueError(f"{readable(root)} has both {found[split]!r} and {folder!r}: which one is {split}? Keep one of them")
+                raise ValueError(
+                    f"{readable(root)} has both {found[split]!r} and {folder!r}: which one is {split}? Keep one of them"
+                )
             found[split] = folder
     return found
 
@@ -522,22 +574,32 @@ def read_folder(root: str, name: str) -> Parts:
         for folder in class_folders:
             if not _hidden(folder):
                 shown = f"{sub}/{folder}" if sub else folder
-                of_class.setdefault(class_name(folder), []).extend(_files_below(os.path.join(base, folder), shown, scan, seen))
+                of_class.setdefault(class_name(folder), []).extend(
+                    _files_below(os.path.join(base, folder), shown, scan, seen)
+                )
     classes = sorted({c for of_class in images.values() for c in of_class})
     if not any(files for of_class in images.values() for files in of_class.values()):
-        raise ValueError(f"{readable(root)} holds no images in class folders; expected {readable(name)}/CLASS/image.jpg{_hint(others)}")
+        raise ValueError(
+            f"{readable(root)} holds no images in class folders; expected "
+            f"{readable(name)}/CLASS/image.jpg{_hint(others)}"
+        )
     sets = {}
     for split, of_class in images.items():
         items = [(path, shown, k) for k, c in enumerate(classes) for path, shown in of_class.get(c, ())]
         sources: list[Source] = [path for path, _, _ in items]
         if items:
-            sets[split] = ImageSet(classes, np.array([k for _, _, k in items]), [shown for _, shown, _ in items], sources)
+            sets[split] = ImageSet(
+                classes, np.array([k for _, _, k in items]), [shown for _, shown, _ in items], sources
+            )
         else:
             notes.append(f"folder {split_folders[split]!r} holds no images")
     if scan.hidden:
         notes.append(f"{scan.hidden} hidden files or folders skipped")
     if scan.stray:
-        notes.append(f"{len(scan.stray)} files are not images of a class and are left out, e.g. {scan.stray[0][0]} ({scan.stray[0][1]})")
+        notes.append(
+            f"{len(scan.stray)} files are not images of a class and are left out, e.g. {scan.stray[0][0]} "
+            f"({scan.stray[0][1]})"
+        )
     return Parts(name, sets, notes, scan.stray)
 
 

@@ -1,7 +1,8 @@
-"""ReaL: what else is in ImageNet's validation images, as people saw it (Beyer et al. 2020, "Are we done with ImageNet?").
+"""ReaL: what else is in ImageNet's validation images, as people saw it (Beyer et al. 2020, "Are we done with
+ImageNet?").
 
-The file is real.json of google-research/reassessed-imagenet: 50,000 lists of class numbers 0..999. The first is of the image
-ILSVRC2012_val_00000001. An empty list means that people found none of the classes; such images are left out.
+The file is real.json of google-research/reassessed-imagenet: 50,000 lists of class numbers 0..999. The first is of the
+image ILSVRC2012_val_00000001. An empty list means that people found none of the classes; such images are left out.
 """
 
 import json
@@ -20,14 +21,16 @@ Labels = frozenset[int]
 def real_labels(file: str | os.PathLike[str], names: Sequence[str]) -> list[Labels]:
     """The ReaL labels, as ImageNet's class numbers, of the images with these names, in their order.
 
-    Raises ValueError when the file is not that one, and when a name does not hold ILSVRC2012_val_ and a number from 1 to 50,000.
+    Raises ValueError when the file is not that one, and when a name does not hold ILSVRC2012_val_ and a number from 1
+    to 50,000.
     """
     labels = read_real(file)
     numbers = [int(found[1]) if (found := NAME.search(name)) else 0 for name in map(str, names)]
     unknown = [name for name, number in zip(names, numbers, strict=True) if not 1 <= number <= NUM_IMAGES]
     if unknown:
         raise ValueError(
-            f"ReaL labels belong to ImageNet's validation images, by the number in their file names: expected ILSVRC2012_val_00000001 to "
+            f"ReaL labels belong to ImageNet's validation images, by the number in their file names: expected "
+            f"ILSVRC2012_val_00000001 to "
             f"ILSVRC2012_val_00050000, got {unknown[0]!r}"
             + (f" and {len(unknown) - 1:,} more" if len(unknown) > 1 else "")
             + f" of {len(names):,} images"
@@ -46,7 +49,10 @@ def read_real(file: str | os.PathLike[str]) -> list[Labels]:
         raise ValueError(f"{path} is not the ReaL labels: {e}") from e
     if not isinstance(lists, list) or len(lists) != NUM_IMAGES or not all(map(_is_labels, lists)):
         got = f"{len(lists):,} of something" if isinstance(lists, list) else f"a {type(lists).__name__}"
-        raise ValueError(f"{path} is not the ReaL labels: expected {NUM_IMAGES:,} lists of class numbers 0..{NUM_CLASSES - 1}, got {got}")
+        raise ValueError(
+            f"{path} is not the ReaL labels: expected {NUM_IMAGES:,} lists of class numbers 0..{NUM_CLASSES - 1}, got "
+            f"{got}"
+        )
     return [frozenset(numbers) for numbers in lists]
 
 

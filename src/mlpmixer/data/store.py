@@ -40,12 +40,15 @@ def in_chunks(work: Callable[[range], T], n: int, workers: int) -> Iterator[T]:
 class Store:
     """The readable images of a set as arrays of `preprocess.dtype`, by position 0..M-1 among them.
 
-    `kept` (M,) are their indices in the set, `labels` (M,) int64, `names` M strings; `bad` lists (name, reason) of those
-    that could not be read. Sets larger than `cache_mib` (`nbytes` is what all arrays take) are decoded once at the start to find those,
-    then again for every batch. Nothing here depends on `workers`. ValueError when the share of bad ones is above `max_bad_share`.
+    `kept` (M,) are their indices in the set, `labels` (M,) int64, `names` M strings; `bad` lists (name, reason) of
+    those that could not be read. Sets larger than `cache_mib` (`nbytes` is what all arrays take) are decoded once at
+    the start to find those, then again for every batch. Nothing here depends on `workers`. ValueError when the share of
+    bad ones is above `max_bad_share`.
     """
 
-    def __init__(self, images: ImageSet, preprocess: Preprocess, *, cache_mib: int, workers: int, max_bad_share: float = 1.0) -> None:
+    def __init__(
+        self, images: ImageSet, preprocess: Preprocess, *, cache_mib: int, workers: int, max_bad_share: float = 1.0
+    ) -> None:
         self.images, self.preprocess, self.workers = images, preprocess, workers
         shape = (*preprocess.image_size, preprocess.in_channels)
         n = len(images)
@@ -57,7 +60,8 @@ class Store:
         self.bad: list[tuple[str, str]] = [(images.names[i], reason) for i, reason in found]
         if n and len(found) / n > max_bad_share:
             raise ValueError(
-                f"{len(found)} of {n} images cannot be read, more than the share of {max_bad_share} allowed (max_bad_share): "
+                f"{len(found)} of {n} images cannot be read, more than the share of {max_bad_share} allowed "
+                f"(max_bad_share): "
                 + "; ".join(f"{name}: {reason}" for name, reason in self.bad[:10])
                 + ("; ..." if len(found) > 10 else "")
             )
@@ -92,7 +96,9 @@ class Store:
             return chosen
         if self._threads is None:
             self._threads = ThreadPoolExecutor(worker_count(self.workers), thread_name_prefix="decode")
-        out: Pixels = np.empty((len(indices), *self.preprocess.image_size, self.preprocess.in_channels), self.preprocess.dtype)
+        out: Pixels = np.empty(
+            (len(indices), *self.preprocess.image_size, self.preprocess.in_channels), self.preprocess.dtype
+        )
         for row, (pixels, failures) in enumerate(self._threads.map(self._one, indices.tolist())):
             out[row] = pixels
             self.note_bad(failures)

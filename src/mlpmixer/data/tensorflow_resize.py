@@ -1,7 +1,8 @@
 """How the official code brings an image to the model's size for evaluation: filters that Pillow does not have.
 
-Sources: google-research/vision_transformer @ c6de1e5 (input_pipeline) and google-research/big_vision @ 0127fb6 (preprocessing ops),
-both on TensorFlow's `tf.image.resize` with antialias off. Letters: (h, w, C) the given uint8 pixels, (H, W) the model's size.
+Sources: google-research/vision_transformer @ c6de1e5 (input_pipeline) and google-research/big_vision @ 0127fb6
+(preprocessing ops), both on TensorFlow's `tf.image.resize` with antialias off. Letters: (h, w, C) the given uint8
+pixels, (H, W) the model's size.
 """
 
 from collections.abc import Callable
@@ -16,30 +17,36 @@ Size = tuple[int, int]
 
 
 def with_margin(size: Size) -> Size:
-    """The size an image gets before its centre is cut: 256 for 224 as in big_vision and timm, in proportion elsewhere, rounded down."""
+    """The size an image gets before its centre is cut: 256 for 224 as in big_vision and timm, in proportion elsewhere,
+    rounded down."""
     return size[0] * 8 // 7, size[1] * 8 // 7
 
 
 def require_room(resized: Size) -> None:
     """ImageError for a strip so long that, with its short side resized, it would be larger than any image we read."""
     if resized[0] * resized[1] > MAX_PIXELS:
-        raise ImageError(f"too long and narrow: resized to {resized[1]}x{resized[0]} px it is over the limit of {MAX_PIXELS:,} px")
+        raise ImageError(
+            f"too long and narrow: resized to {resized[1]}x{resized[0]} px it is over the limit of {MAX_PIXELS:,} px"
+        )
 
 
 def vit_jax_eval(pixels: NDArray[np.uint8], size: Size) -> Pixels:
-    """(h, w, C) -> float32 (H, W, C) in 0..255: squashed to the size, bilinear, never rounded (vision_transformer's fine-tuning)."""
+    """(h, w, C) -> float32 (H, W, C) in 0..255: squashed to the size, bilinear, never rounded (vision_transformer's
+    fine-tuning)."""
     return bilinear(pixels, size)
 
 
 def bv_resize_crop(pixels: NDArray[np.uint8], size: Size) -> Pixels:
-    """(h, w, C) -> uint8 (H, W, C): squashed to `with_margin(size)`, bilinear, truncated, centre cut (big_vision's few-shot evaluation)."""
+    """(h, w, C) -> uint8 (H, W, C): squashed to `with_margin(size)`, bilinear, truncated, centre cut (big_vision's
+    few-shot evaluation)."""
     larger = bilinear(pixels, with_margin(size)).astype(np.uint8)
     top, left = ((have - want) // 2 for have, want in zip(larger.shape, size, strict=False))
     return larger[top : top + size[0], left : left + size[1]].copy()
 
 
 def bv_resmall_crop(pixels: NDArray[np.uint8], size: Size) -> Pixels:
-    """(h, w, C) -> uint8 (H, W, C): short side to the margin, "area", truncated, centre cut (big_vision's ImageNet evaluation).
+    """(h, w, C) -> uint8 (H, W, C): short side to the margin, "area", truncated, centre cut (big_vision's ImageNet
+    evaluation).
 
     A size that is not square is covered: what would be too short on one axis decides.
     """
@@ -58,7 +65,8 @@ RULES: dict[str, Callable[[NDArray[np.uint8], Size], Pixels]] = {
 
 
 def bilinear(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.float32]:
-    """(h, w, C) -> float32 (H, W, C) with half-pixel centres and no antialiasing: two pixels of each axis count, however large the image.
+    """(h, w, C) -> float32 (H, W, C) with half-pixel centres and no antialiasing: two pixels of each axis count,
+    however large the image.
 
     The order and the precision are TensorFlow's, since truncation shows the last bit.
     """
@@ -68,7 +76,8 @@ def bilinear(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.float32]:
 
 
 def _neighbours(n: int, m: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """For each of m new pixels over n old ones: the two old pixels around its centre, and how far it is from the first to the second."""
+    """For each of m new pixels over n old ones: the two old pixels around its centre, and how far it is from the first
+    to the second."""
     centres = (np.arange(m, dtype=np.float32) + np.float32(0.5)) * (np.float32(n) / np.float32(m)) - np.float32(0.5)
     centres = centres.clip(0, n - 1)
     first = np.floor(centres)
@@ -81,25 +90,32 @@ def _between(a: NDArray[Any], b: NDArray[Any], share: NDArray[np.float32]) -> ND
 
 
 def area_centre(pixels: NDArray[np.uint8], resized: Size, size: Size) -> NDArray[np.uint8]:
-    """(h, w, C) -> uint8 (H, W, C): the centre of the image resized to `resized` by a box filter with exact edges, truncated.
+    """(h, w, C) -> uint8 (H, W, C): the centre of the image resized to `resized` by a box filter with exact edges,
+    truncated.
 
-    Each new pixel is the mean over its rectangle of the old image, where parts of pixels count as parts. Only the centre is computed,
-    in TensorFlow's order and precision: where the weights add up to just under 1, a flat area loses one level.
+    Each new pixel is the mean over its rectangle of the old image, where parts of pixels count as parts. Only the
+    centre is computed, in TensorFlow's order and precision: where the weights add up to just under 1, a flat area loses
+    one level.
     """
-    (rows, down, tall), (columns, across, wide) = (_boxes(*sizes) for sizes in zip(pixels.shape, resized, size, strict=False))
+    (rows, down, tall), (columns, across, wide) = (
+        _boxes(*sizes) for sizes in zip(pixels.shape, resized, size, strict=False)
+    )
     top, bottom = rows.min(), rows.max() + 1
     narrow = _weighted_sum(pixels[top:bottom].swapaxes(0, 1), columns, across).swapaxes(0, 1)  # (needed rows, W, C)
     return (_weighted_sum(narrow, rows - top, down) * (np.float32(1) / (tall * wide))).astype(np.uint8)
 
 
 def _boxes(n: int, m: int, kept: int) -> tuple[NDArray[np.intp], NDArray[np.float32], np.float32]:
-    """For the middle `kept` of m new pixels over n old ones: (old pixels, share of each), both (kept, most), and old pixels per new one."""
+    """For the middle `kept` of m new pixels over n old ones: (old pixels, share of each), both (kept, most), and old
+    pixels per new one."""
     scale = np.float32(n) / np.float32(m)
     new = np.arange((m - kept) // 2, (m - kept) // 2 + kept)[:, None]
     start, end = new.astype(np.float32) * scale, (new + 1).astype(np.float32) * scale
     first, last = np.floor(start), np.ceil(end)
     old = first + np.arange((last - first).max(), dtype=np.float32)
-    inside = np.where(old < start, np.where(old + 1 > end, scale, old + 1 - start), np.where(old + 1 > end, end - old, np.float32(1)))
+    inside = np.where(
+        old < start, np.where(old + 1 > end, scale, old + 1 - start), np.where(old + 1 > end, end - old, np.float32(1))
+    )
     return old.clip(max=n - 1).astype(np.intp), np.where(old < last, inside, np.float32(0)), scale
 
 

@@ -1,4 +1,5 @@
-"""Whether probabilities are as good as they say: calibration error, Brier score, reliability, temperature. Imports nothing of ours.
+"""Whether probabilities are as good as they say: calibration error, Brier score, reliability, temperature. Imports
+nothing of ours.
 
 N images, K classes; probabilities (N,K), labels (N,) in 0..K-1.
 """
@@ -21,7 +22,8 @@ Labels = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class Bin:
-    """The images whose top probability fell into one part of 0..1: how sure the model was of them, how often right. None without images."""
+    """The images whose top probability fell into one part of 0..1: how sure the model was of them, how often right.
+    None without images."""
 
     count: int
     confidence: float | None
@@ -31,8 +33,11 @@ class Bin:
     """95 %, Wilson."""
 
 
-def reliability(confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_], bins: int = ECE_BINS) -> tuple[Bin, ...]:
-    """The equal parts (lo, hi] of a reliability diagram, from each image's top probability (N,) and whether its answer was right (N,)."""
+def reliability(
+    confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_], bins: int = ECE_BINS
+) -> tuple[Bin, ...]:
+    """The equal parts (lo, hi] of a reliability diagram, from each image's top probability (N,) and whether its answer
+    was right (N,)."""
     part = np.digitize(confidence, np.arange(1, bins) / bins, right=True)
     out = []
     for i in range(bins):
@@ -42,16 +47,24 @@ def reliability(confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_
     return tuple(out)
 
 
-def expected_calibration_error(confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_], bins: int = ECE_BINS) -> float:
-    """Mean |accuracy - confidence| over the bins of `reliability`, weighted by their images (Guo et al. 2017, equation 3)."""
+def expected_calibration_error(
+    confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_], bins: int = ECE_BINS
+) -> float:
+    """Mean |accuracy - confidence| over the bins of `reliability`, weighted by their images (Guo et al. 2017, equation
+    3)."""
     parts = reliability(confidence, correct, bins)
-    gaps = [b.count * abs(b.accuracy - b.confidence) for b in parts if b.accuracy is not None and b.confidence is not None]
+    gaps = [
+        b.count * abs(b.accuracy - b.confidence) for b in parts if b.accuracy is not None and b.confidence is not None
+    ]
     return sum(gaps) / len(confidence)
 
 
 def log_loss(probabilities: Probabilities, labels: Labels) -> NDArray[np.float64]:
-    """-log p of the true class of each image (N,), in nats; a probability of 0 counts as the smallest normal float32."""
-    losses: NDArray[np.float64] = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels].astype(np.float64), TINY))
+    """-log p of the true class of each image (N,), in nats; a probability of 0 counts as the smallest normal
+    float32."""
+    losses: NDArray[np.float64] = -np.log(
+        np.maximum(probabilities[np.arange(len(labels)), labels].astype(np.float64), TINY)
+    )
     return losses
 
 
@@ -67,7 +80,8 @@ def brier(probabilities: Probabilities, labels: Labels) -> float:
 
 
 def tempered(probabilities: Probabilities, temperature: float) -> NDArray[np.float64]:
-    """softmax(logits / temperature), (N,K), from softmax(logits): above 1 it makes answers less sure. No answer changes."""
+    """softmax(logits / temperature), (N,K), from softmax(logits): above 1 it makes answers less sure. No answer
+    changes."""
     if not temperature > 0:
         raise ValueError(f"a temperature must be positive, got {temperature}")
     z = np.log(np.maximum(probabilities.astype(np.float64), TINY)) / temperature
@@ -77,9 +91,11 @@ def tempered(probabilities: Probabilities, temperature: float) -> NDArray[np.flo
 
 
 def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
-    """The temperature with the lowest negative log-likelihood on these images (Guo et al. 2017, section 4.2), to nine digits.
+    """The temperature with the lowest negative log-likelihood on these images (Guo et al. 2017, section 4.2), to nine
+    digits.
 
-    The likelihood is convex in b = 1 / temperature, so that its slope, mean(E_b[log p] - log p_true), has one root, found by bisection.
+    The likelihood is convex in b = 1 / temperature, so that its slope, mean(E_b[log p] - log p_true), has one root,
+    found by bisection.
 
     Raises ValueError where there is no root: every answer is right (the surer the better), or none better than chance.
     """
@@ -93,11 +109,14 @@ def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
 
     if (of_true == 0).all():
         raise ValueError(
-            f"no temperature fits best: all {len(labels)} validation answers are right, so that surer is always better; it takes a larger "
+            f"no temperature fits best: all {len(labels)} validation answers are right, so that surer is always "
+            f"better; it takes a larger "
             "validation split, with some mistakes"
         )
     if slope(0.0) >= 0:
-        raise ValueError(f"no temperature fits best: on these {len(labels)} validation images the answers are no better than chance")
+        raise ValueError(
+            f"no temperature fits best: on these {len(labels)} validation images the answers are no better than chance"
+        )
     low, high = 1.0, 1.0
     while slope(low) > 0:
         low /= 2

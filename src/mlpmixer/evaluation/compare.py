@@ -43,7 +43,8 @@ class ClassDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Models A and B on the same `n` readable images. Shares are fractions; an interval is of 95 %, over images, not over seeds."""
+    """Models A and B on the same `n` readable images. Shares are fractions; an interval is of 95 %, over images, not
+    over seeds."""
 
     a: str
     b: str
@@ -93,7 +94,11 @@ class Comparison:
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         intervals = {name: list(value) for name, value in plain.items() if name.endswith("_interval")}
         rows = [dataclasses.asdict(row) | {"difference": row.difference} for row in self.per_class]
-        return plain | intervals | {"per_class": rows, "bad": [list(b) for b in self.bad], "better": self.better, "verdict": self.verdict}
+        return (
+            plain
+            | intervals
+            | {"per_class": rows, "bad": [list(b) for b in self.bad], "better": self.better, "verdict": self.verdict}
+        )
 
 
 def compare(
@@ -106,15 +111,18 @@ def compare(
 ) -> Comparison:
     """Both models on every image of `data`, once each; images that either cannot read are named in `Comparison.bad`.
 
-    Models and data: as in `evaluate`; None is the data that run A was trained on. The classes of data and models must be the same, in any
-    order. The test is over images: it asks whether these two networks would differ on other images of the same kind. Whether another
-    seed of the same recipe would do the same it cannot know.
+    Models and data: as in `evaluate`; None is the data that run A was trained on. The classes of data and models must
+    be the same, in any order. The test is over images: it asks whether these two networks would differ on other images
+    of the same kind. Whether another seed of the same recipe would do the same it cannot know.
 
-    Raises ValueError as `evaluate` does, and when the runs cut the same data differently, so that one may have learned the other's images.
+    Raises ValueError as `evaluate` does, and when the runs cut the same data differently, so that one may have learned
+    the other's images.
     """
     pair = [model if isinstance(model, Classifier) else load(model) for model in (model_a, model_b)]
     images = data if isinstance(data, ImageSet) else _images_of_both(pair, data_of(pair[0], data), split)
-    matches = [_match(name, images, classifier) for name, classifier in zip("AB", pair, strict=True)]  # both before either is run
+    matches = [
+        _match(name, images, classifier) for name, classifier in zip("AB", pair, strict=True)
+    ]  # both before either is run
     right, seen, bad = np.zeros((2, len(images)), dtype=bool), np.zeros((2, len(images)), dtype=bool), dict[str, str]()
     for i, classifier in enumerate(pair):
         kept, probabilities, unreadable = outputs_of(classifier, images, classifier.probabilities, batch_size)
@@ -125,14 +133,18 @@ def compare(
     if not both.any():
         raise ValueError(f"none of the {len(images)} images could be read by both models")
     comparison = compare_answers(right[0, both], right[1, both], images.labels[both], images.classes)
-    a, b = (str(model.path or "in memory") if isinstance(model, Classifier) else os.fspath(model) for model in (model_a, model_b))
+    a, b = (
+        str(model.path or "in memory") if isinstance(model, Classifier) else os.fspath(model)
+        for model in (model_a, model_b)
+    )
     return dataclasses.replace(comparison, a=a, b=b, seeds_apart=_seeds_apart(pair), bad=tuple(bad.items()))
 
 
 def compare_answers(
     right_a: NDArray[np.bool_], right_b: NDArray[np.bool_], labels: NDArray[np.integer[Any]], classes: Sequence[str]
 ) -> Comparison:
-    """The comparison of two models, called A and B, that have these of the same N images right; labels (N,) into `classes`."""
+    """The comparison of two models, called A and B, that have these of the same N images right; labels (N,) into
+    `classes`."""
 
     def counts(mask: NDArray[np.bool_]) -> list[int]:
         return [int(v) for v in np.bincount(labels[mask], minlength=len(classes))]
@@ -159,7 +171,9 @@ def compare_answers(
         mid_p=mid_p,
         per_class=tuple(
             ClassDifference(name=name, n=m, recall_a=x / m, recall_b=y / m, only_a=just_a, only_b=just_b, p=p_class)
-            for (name, m, x, y, just_a, just_b), p_class in zip(rows, holm([mcnemar(*row[4:])[0] for row in rows]), strict=True)
+            for (name, m, x, y, just_a, just_b), p_class in zip(
+                rows, holm([mcnemar(*row[4:])[0] for row in rows]), strict=True
+            )
         ),
         seeds_apart=False,
     )
@@ -173,7 +187,8 @@ def _match(name: str, images: ImageSet, classifier: Classifier) -> NDArray[np.in
 
 
 def _images_of_both(pair: Sequence[Classifier], data: Data, split: str) -> ImageSet:
-    """One split of the data. A run that was trained on it must have cut it in the same way, so as not to have learned the images."""
+    """One split of the data. A run that was trained on it must have cut it in the same way, so as not to have learned
+    the images."""
     images = open_images(data, split)
     names = {str(name) for name in images.names}
     for classifier in pair if split != "all" else ():
@@ -183,8 +198,10 @@ def _images_of_both(pair: Sequence[Classifier], data: Data, split: str) -> Image
         foreign = len(names - {str(name) for name in open_images(own, split).names})
         if foreign:
             raise ValueError(
-                f"{foreign:,} of these {len(names):,} images of {data.name} are no {split} images of {classifier.path}, which cut it in "
-                "another way (split_seed, fractions) and may have learned them: compare on data that neither was trained on"
+                f"{foreign:,} of these {len(names):,} images of {data.name} are no {split} images of "
+                f"{classifier.path}, which cut it in "
+                "another way (split_seed, fractions) and may have learned them: compare on data that neither was "
+                "trained on"
             )
     return images
 

@@ -29,7 +29,8 @@ View = Callable[[Pixels], Pixels]
 
 
 def shifted(down: int, across: int) -> View:
-    """Images (B,H,W,C) moved by so many 32nds of their height and width, at least a pixel; the border is filled by reflection."""
+    """Images (B,H,W,C) moved by so many 32nds of their height and width, at least a pixel; the border is filled by
+    reflection."""
 
     def shift(images: Pixels) -> Pixels:
         rows, cols = images.shape[1:3]
@@ -45,7 +46,8 @@ def itself(images: Pixels) -> Pixels:
 
 
 TTA: Registry[tuple[View, ...]] = Registry("test-time augmentation")
-"""The views (B,H,W,C) -> (B,H,W,C) of each kind; several kinds are combined, each view of one with each of the other."""
+"""The views (B,H,W,C) -> (B,H,W,C) of each kind; several kinds are combined, each view of one with each of the
+other."""
 TTA |= {
     "flip": (itself, lambda images: images[:, :, ::-1]),
     "shift": (itself, shifted(1, 0), shifted(-1, 0), shifted(0, 1), shifted(0, -1)),
@@ -53,7 +55,8 @@ TTA |= {
 
 
 def views_of(kinds: Sequence[str]) -> list[View]:
-    """All views of these kinds together, the plain one first. ValueError for an unknown kind, with the nearest right one."""
+    """All views of these kinds together, the plain one first. ValueError for an unknown kind, with the nearest right
+    one."""
 
     def chained(first: View, then: View) -> View:
         return lambda images: then(first(images))
@@ -78,12 +81,14 @@ def evaluate(
 
     model: a Classifier, or what `load` takes. data: an ImageSet, a Data, the name or path of a data set (then its
     `split` is taken), or None for the data that the run was trained on. Where a run's own data is named, it is cut as
-    in training, so that no training image lands in the test split. tta: kinds of test-time augmentation, such as ("flip", "shift"):
-    `Metrics.tta` is then what the mean over those views gives. validation: other images to fit a temperature on, for `Metrics.tempered`.
-    real: the file of ReaL labels, for `Metrics.real`, when the data is ImageNet's validation images. None of the three changes the rest.
+    in training, so that no training image lands in the test split. tta: kinds of test-time augmentation, such as
+    ("flip", "shift"): `Metrics.tta` is then what the mean over those views gives. validation: other images to fit a
+    temperature on, for `Metrics.tempered`.
+    real: the file of ReaL labels, for `Metrics.real`, when the data is ImageNet's validation images. None of the three
+    changes the rest.
 
-    Raises ValueError when the classes of data and model differ (another order is fine), when no image is readable, for unknown names,
-    when there is no best temperature, and when ReaL labels do not fit the images.
+    Raises ValueError when the classes of data and model differ (another order is fine), when no image is readable, for
+    unknown names, when there is no best temperature, and when ReaL labels do not fit the images.
     """
     views_of(tta)  # a wrong kind is said before anything runs
     classifier = model if isinstance(model, Classifier) else load(model)
@@ -94,7 +99,9 @@ def evaluate(
 
     kept, probabilities, bad = outputs_of(classifier, images, classifier.probabilities, batch_size)
     labels, names = to_model[images.labels[kept]], [str(images.names[i]) for i in kept]
-    metrics = metrics_from_probabilities(probabilities, labels, classifier.classes, names, indices=kept.tolist(), bad=bad)
+    metrics = metrics_from_probabilities(
+        probabilities, labels, classifier.classes, names, indices=kept.tolist(), bad=bad
+    )
     return dataclasses.replace(
         metrics,
         tta=_averaged(classifier, images, tta, labels, names, batch_size) if tta else None,
@@ -104,18 +111,27 @@ def evaluate(
 
 
 def _averaged(
-    classifier: Classifier, images: ImageSet, kinds: Sequence[str], labels: NDArray[np.int64], names: Sequence[str], batch_size: int
+    classifier: Classifier,
+    images: ImageSet,
+    kinds: Sequence[str],
+    labels: NDArray[np.int64],
+    names: Sequence[str],
+    batch_size: int,
 ) -> Averaged:
     """The numbers of the mean over all views of each readable image; their labels and names."""
     views = views_of(kinds)
 
     def mean_over_views(arrays: Pixels) -> NDArray[np.float32]:
-        mean: NDArray[np.float32] = np.mean([classifier.probabilities(np.ascontiguousarray(view(arrays))) for view in views], axis=0)
+        mean: NDArray[np.float32] = np.mean(
+            [classifier.probabilities(np.ascontiguousarray(view(arrays))) for view in views], axis=0
+        )
         return mean
 
     _, probabilities, _ = outputs_of(classifier, images, mean_over_views, batch_size)
     metrics = metrics_from_probabilities(probabilities, labels, classifier.classes, names)
-    numbers = {f.name: getattr(metrics, f.name) for f in dataclasses.fields(Averaged) if f.name not in ("kinds", "views")}
+    numbers = {
+        f.name: getattr(metrics, f.name) for f in dataclasses.fields(Averaged) if f.name not in ("kinds", "views")
+    }
     return Averaged(kinds=tuple(kinds), views=len(views), **numbers)
 
 
@@ -128,10 +144,14 @@ def _temperature(classifier: Classifier, validation: ImageSet, batch_size: int) 
     return fit_temperature(probabilities, to_model[validation.labels[kept]]), len(kept)
 
 
-def accepted_by_real(file: str | os.PathLike[str], images: ImageSet, to_model: NDArray[np.int64]) -> list[frozenset[int]]:
-    """The model's classes that are right for each image by the ReaL labels in `file`; to_model: as `match_classes` gives it.
+def accepted_by_real(
+    file: str | os.PathLike[str], images: ImageSet, to_model: NDArray[np.int64]
+) -> list[frozenset[int]]:
+    """The model's classes that are right for each image by the ReaL labels in `file`; to_model: as `match_classes`
+    gives it.
 
-    Raises ValueError when the classes of the images are not ImageNet's 1000, by name or WordNet id, or as `real_labels` does.
+    Raises ValueError when the classes of the images are not ImageNet's 1000, by name or WordNet id, or as `real_labels`
+    does.
     """
     orders = (zoo.wordnet_ids("imagenet1k"), zoo.class_names("imagenet1k"))
     order = next((order for order in orders if set(order) == set(images.classes)), None)
@@ -148,8 +168,8 @@ def accepted_by_real(file: str | os.PathLike[str], images: ImageSet, to_model: N
 def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> NDArray[np.int64]:
     """For each class of the data its index in the model, (K,) int64, matched by name.
 
-    ImageNet's folders may bear WordNet ids instead of names. A model that came without names (`zoo.numbered`) takes the data's order.
-    Raises ValueError that names what is missing and what is too much.
+    ImageNet's folders may bear WordNet ids instead of names. A model that came without names (`zoo.numbered`) takes the
+    data's order. Raises ValueError that names what is missing and what is too much.
     """
     if tuple(model_classes) in (tuple(data_classes), zoo.numbered(len(data_classes))):
         return np.arange(len(model_classes))
@@ -163,7 +183,9 @@ def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> 
         parts = [f"the model has {len(model_classes)} classes, the data {len(data_classes)}"]
         parts += [f"not in the data: {_some(missing)}"] if missing else []
         parts += [f"unknown to the model: {_some(extra)}"] if extra else []
-        raise ValueError("the classes of data and model differ: " + "; ".join(parts) + ". Class folders must be named as in training")
+        raise ValueError(
+            "the classes of data and model differ: " + "; ".join(parts) + ". Class folders must be named as in training"
+        )
     index = {name: i for i, name in enumerate(model_classes)}
     return np.array([index[name] for name in data_classes], dtype=np.int64)
 
@@ -176,7 +198,9 @@ def data_of(classifier: Classifier, data: Data | str | None) -> Data:
     if own is not None and data in (None, own.name):
         return own
     if data is None:
-        raise ValueError("which images? This model file does not say what data it was trained on: name a data set or a folder")
+        raise ValueError(
+            "which images? This model file does not say what data it was trained on: name a data set or a folder"
+        )
     return Data(name=data)
 
 

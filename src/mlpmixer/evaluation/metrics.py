@@ -1,6 +1,7 @@
 """The numbers of an evaluation, all from probabilities and labels. Imports no torch.
 
-N images, K classes. All shares are fractions between 0 and 1; an interval is of 95 % (Wilson), from the number of images alone.
+N images, K classes. All shares are fractions between 0 and 1; an interval is of 95 % (Wilson), from the number of
+images alone.
 """
 
 import dataclasses
@@ -11,7 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpmixer.evaluation.calibration import Bin, brier, expected_calibration_error, log_loss, negative_log_likelihood, reliability, tempered
+from mlpmixer.evaluation.calibration import (
+    Bin,
+    brier,
+    expected_calibration_error,
+    log_loss,
+    negative_log_likelihood,
+    reliability,
+    tempered,
+)
 from mlpmixer.evaluation.significance import Interval, wilson
 
 MOST_WRONG = 24
@@ -60,7 +69,8 @@ class Averaged:
 
 @dataclass(frozen=True, kw_only=True)
 class Tempered:
-    """The same numbers as in `Metrics` with all logits divided by one temperature, which changes no answer, only how sure it is."""
+    """The same numbers as in `Metrics` with all logits divided by one temperature, which changes no answer, only how
+    sure it is."""
 
     temperature: float
     """Fitted on validation images, see `calibration.fit_temperature`."""
@@ -74,7 +84,8 @@ class Tempered:
 
 @dataclass(frozen=True, kw_only=True)
 class Real:
-    """Top-1 by ReaL labels (Beyer et al. 2020): an answer is right when it is one of the labels that people gave the image."""
+    """Top-1 by ReaL labels (Beyer et al. 2020): an answer is right when it is one of the labels that people gave the
+    image."""
 
     n: int
     """Images with at least one label."""
@@ -129,8 +140,11 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
-def score(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Of each image (N,) whether the likeliest class is the true one, and -log p of the true class: their means are top1 and nll."""
+def score(
+    probabilities: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Of each image (N,) whether the likeliest class is the true one, and -log p of the true class: their means are
+    top1 and nll."""
     correct: NDArray[np.bool_] = probabilities.argmax(axis=1) == labels
     return correct, log_loss(probabilities, labels)
 
@@ -144,10 +158,11 @@ def metrics_from_probabilities(
     indices: Sequence[int] | None = None,
     bad: Sequence[tuple[str, str]] = (),
 ) -> Metrics:
-    """All metrics from probabilities (N,K) and labels (N,). `indices` are the images' places in the data (default 0..N-1).
+    """All metrics from probabilities (N,K) and labels (N,). `indices` are the images' places in the data (default
+    0..N-1).
 
-    Equal probabilities count for the class with the lower index, as in argmax. A probability of 0 counts as the smallest
-    float32 in the negative log-likelihood.
+    Equal probabilities count for the class with the lower index, as in argmax. A probability of 0 counts as the
+    smallest float32 in the negative log-likelihood.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -171,9 +186,15 @@ def metrics_from_probabilities(
     predicted = p.argmax(axis=1)
     confidence = p.max(axis=1).astype(np.float64)
 
-    precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, labels=np.arange(k), zero_division=0)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=np.arange(k), zero_division=0
+    )
     right = np.bincount(labels[correct], minlength=k)
-    confusion = confusion_matrix(labels, predicted, labels=np.arange(k)) if k <= CONFUSION_MAX_CLASSES else np.zeros((0, 0), int)
+    confusion = (
+        confusion_matrix(labels, predicted, labels=np.arange(k))
+        if k <= CONFUSION_MAX_CLASSES
+        else np.zeros((0, 0), int)
+    )
     places = range(n) if indices is None else indices
     wrong = sorted(np.flatnonzero(~correct).tolist(), key=lambda i: (-confidence[i], names[i], places[i]))[:MOST_WRONG]
     return Metrics(
@@ -199,7 +220,10 @@ def metrics_from_probabilities(
             for c in range(k)
         ),
         confusion=tuple(tuple(int(v) for v in row) for row in confusion),
-        most_wrong=tuple(Wrong(names[i], classes[labels[i]], classes[predicted[i]], float(confidence[i]), int(places[i])) for i in wrong),
+        most_wrong=tuple(
+            Wrong(names[i], classes[labels[i]], classes[predicted[i]], float(confidence[i]), int(places[i]))
+            for i in wrong
+        ),
         bad=tuple(bad),
     )
 
@@ -221,7 +245,8 @@ def with_temperature(
 
 
 def real_score(answers: NDArray[np.integer[Any]], accepted: Sequence[frozenset[int]]) -> Real:
-    """Top-1 of the answers (N,) where any of the accepted classes is right; images without one are left out. ValueError when all are."""
+    """Top-1 of the answers (N,) where any of the accepted classes is right; images without one are left out. ValueError
+    when all are."""
     hits = [int(answer) in labels for answer, labels in zip(answers, accepted, strict=True) if labels]
     n, right = len(hits), sum(hits)
     if not n:

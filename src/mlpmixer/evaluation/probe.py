@@ -95,9 +95,14 @@ class ProbeResult:
     """Unreadable images, (name, reason): not counted in anything above."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values. The top-1 of a number of shots is {"mean", "range", "n"}, with the value of each seed beside it."""
+        """Plain JSON values. The top-1 of a number of shots is {"mean", "range", "n"}, with the value of each seed
+        beside it."""
         rows = [
-            {"shots": row.shots, "top1": {"mean": row.mean, "range": list(row.range), "n": len(row.top1)}, "top1_by_seed": list(row.top1)}
+            {
+                "shots": row.shots,
+                "top1": {"mean": row.mean, "range": list(row.range), "n": len(row.top1)},
+                "top1_by_seed": list(row.top1),
+            }
             for row in self.few_shot
         ]
         return to_json(self) | {"few_shot": rows, "bad": [list(pair) for pair in self.bad]}
@@ -117,10 +122,10 @@ def probe(
 ) -> ProbeResult:
     """Few-shot accuracy of a model's features on `data`; with `neighbours=k` and `linear=True` also those two.
 
-    model: a Classifier, or what `load` takes; its classes need not be those of the data. data: opened Splits, a Data, the name
-    or path of a data set, or None for the data that the run was trained on. Learning is on train, measuring on test, and the
-    strength of the linear probe is chosen on val. Each image goes through the network once; with `cache`, a folder,
-    once for good (see `features_of`).
+    model: a Classifier, or what `load` takes; its classes need not be those of the data. data: opened Splits, a Data,
+    the name or path of a data set, or None for the data that the run was trained on. Learning is on train, measuring on
+    test, and the strength of the linear probe is chosen on val. Each image goes through the network once; with `cache`,
+    a folder, once for good (see `features_of`).
 
     Raises ValueError when a class has fewer training images than the most shots, when there are fewer training images
     than neighbours, when the data has no test images, or when no image of a part is readable.
@@ -129,7 +134,9 @@ def probe(
     splits = data if isinstance(data, Splits) else open_data(data_of(classifier, data))
     if splits.test is None:
         raise ValueError(f"{splits.name} has no test images and is too small to cut some off")
-    _require_shots(splits.train.labels, shots, splits.classes)  # before the network runs; unreadable images are counted below
+    _require_shots(
+        splits.train.labels, shots, splits.classes
+    )  # before the network runs; unreadable images are counted below
     if neighbours is not None:
         _require_neighbours(neighbours, len(splits.train))
 
@@ -151,7 +158,9 @@ def probe(
         classes=splits.classes,
         seeds=tuple(seeds),
         few_shot=few_shot(train.values, train.labels, test.values, test.labels, shots=shots, seeds=seeds, l2=l2),
-        neighbours=None if neighbours is None else knn(train.values, train.labels, test.values, test.labels, k=neighbours),
+        neighbours=None
+        if neighbours is None
+        else knn(train.values, train.labels, test.values, test.labels, k=neighbours),
         linear=learned,
         bad=tuple(bad),
     )
@@ -172,8 +181,8 @@ def few_shot(
 ) -> tuple[FewShot, ...]:
     """The official few-shot evaluation: for every number of shots and every seed a ridge regression, in float64.
 
-    features (N,D), labels (N,) in 0..K-1. Source: big_vision, evaluators/fewshot_lsr.py. Unlike there, a class with fewer
-    images than shots is a ValueError: a row called "25 shots" has learned from 25 images of each class.
+    features (N,D), labels (N,) in 0..K-1. Source: big_vision, evaluators/fewshot_lsr.py. Unlike there, a class with
+    fewer images than shots is a ValueError: a row called "25 shots" has learned from 25 images of each class.
     """
     _require_pairs(train=(features_train, labels_train), test=(features_test, labels_test))
     if not l2 > 0:
@@ -199,8 +208,8 @@ def few_shot(
 def draw_shots(labels: Labels, shots: int, seed: int) -> NDArray[np.int64]:
     """Indices (K * shots,) of `shots` images of every class, class after class, as big_vision draws them.
 
-    One numpy default_rng(seed) permutes the images of each class in turn; the first `shots` are taken, so that fewer shots
-    are a part of more. ValueError when a class of 0..max(labels) has fewer.
+    One numpy default_rng(seed) permutes the images of each class in turn; the first `shots` are taken, so that fewer
+    shots are a part of more. ValueError when a class of 0..max(labels) has fewer.
     """
     num_classes = int(labels.max()) + 1
     _require_shots(labels, (shots,), range(num_classes))
@@ -252,9 +261,9 @@ def knn(
 ) -> Neighbours:
     """Each test image takes the class for which its `k` most similar training images vote.
 
-    Similarity is the cosine s of the features, and a vote weighs exp(s / temperature). Source: Wu et al. 2018, "Unsupervised
-    Feature Learning via Non-Parametric Instance Discrimination", section 3.4; k = 20 is what Caron et al. 2021 (DINO) use.
-    Equal sums go to the class with the lower index. ValueError when k is not in 1..N.
+    Similarity is the cosine s of the features, and a vote weighs exp(s / temperature). Source: Wu et al. 2018,
+    "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", section 3.4; k = 20 is what Caron et al.
+    2021 (DINO) use. Equal sums go to the class with the lower index. ValueError when k is not in 1..N.
     """
     _require_pairs(train=(features_train, labels_train), test=(features_test, labels_test))
     _require_neighbours(k, len(features_train))
@@ -288,15 +297,19 @@ def linear_probe(
     *,
     l2s: Sequence[float] = LINEAR_L2S,
 ) -> LinearProbe:
-    """Multinomial logistic regression on train (L-BFGS, scikit-learn), with the l2 that is best on val, measured once on test.
+    """Multinomial logistic regression on train (L-BFGS, scikit-learn), with the l2 that is best on val, measured once
+    on test.
 
-    Features are standardised by train's mean and standard deviation. The strengths are fitted from the strongest on, each
-    from where the one before it ended; of equally good ones the strongest is taken. Nothing is fitted on val or test.
+    Features are standardised by train's mean and standard deviation. The strengths are fitted from the strongest on,
+    each from where the one before it ended; of equally good ones the strongest is taken. Nothing is fitted on val or
+    test.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    _require_pairs(train=(features_train, labels_train), val=(features_val, labels_val), test=(features_test, labels_test))
+    _require_pairs(
+        train=(features_train, labels_train), val=(features_val, labels_val), test=(features_test, labels_test)
+    )
     if not l2s or min(l2s) <= 0:
         raise ValueError(f"l2s must be positive strengths, got {tuple(l2s)}")
     mean, std = _mean_std(features_train)
@@ -310,7 +323,9 @@ def linear_probe(
         val_top1 = float((fit.predict(val) == labels_val).mean())
         if best is None or val_top1 > best.val_top1:
             top1 = float((fit.predict(test) == labels_test).mean())
-            best = LinearProbe(l2=l2, val_top1=val_top1, top1=top1, converged=bool(fit.n_iter_.max() < LINEAR_MAX_STEPS))
+            best = LinearProbe(
+                l2=l2, val_top1=val_top1, top1=top1, converged=bool(fit.n_iter_.max() < LINEAR_MAX_STEPS)
+            )
     assert best is not None
     return best
 
@@ -320,7 +335,8 @@ def linear_probe(
 
 @dataclass(frozen=True)
 class Features:
-    """Features (N,D) float32 and labels (N,) of the readable images of a set, in its order; `bad` names the others and why."""
+    """Features (N,D) float32 and labels (N,) of the readable images of a set, in its order; `bad` names the others and
+    why."""
 
     values: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -337,11 +353,11 @@ def features_of(
 ) -> Features:
     """The features of every readable image, each seen once by the network.
 
-    With `cache`, a folder, they are kept there as NAME-KEY.safetensors and read from it the next time. KEY is the SHA-256 of the
-    network (architecture and weights, as they are now; without a torch network, the model file), what computes it in which precision, the
-    preprocessing, and the images:
-    names, and the bytes of those in memory or path, size and times of those in files. Any change of these gives another key, so
-    that an outdated file is never read.
+    With `cache`, a folder, they are kept there as NAME-KEY.safetensors and read from it the next time. KEY is the
+    SHA-256 of the network (architecture and weights, as they are now; without a torch network, the model file), what
+    computes it in which precision, the preprocessing, and the images:
+    names, and the bytes of those in memory or path, size and times of those in files. Any change of these gives another
+    key, so that an outdated file is never read.
 
     Raises ValueError when no image is readable, when a kept file is damaged, or when a model with neither
     network nor file is to be cached.
@@ -395,7 +411,9 @@ def _identity(source: Source) -> bytes:
         return source
     if isinstance(source, Image.Image):
         return f"{source.mode} {source.size} ".encode() + source.tobytes()
-    stat = os.stat(source)  # the time of change (ctime) too: it moves when permissions do, or when the other time is set back
+    stat = os.stat(
+        source
+    )  # the time of change (ctime) too: it moves when permissions do, or when the other time is set back
     return os.fsencode(os.path.abspath(source)) + f" {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}".encode()
 
 
@@ -428,14 +446,18 @@ def _read(file: Path) -> tuple[NDArray[np.int64], NDArray[np.float32], list[tupl
 
 def _require_shots(labels: Labels, shots: Sequence[int], classes: Sequence[object]) -> None:
     if not shots or min(shots) < 1:
-        raise ValueError(f"shots must be positive numbers of images, such as 1,5,10,25; got {','.join(map(str, shots)) or 'none'}")
+        raise ValueError(
+            f"shots must be positive numbers of images, such as 1,5,10,25; got {','.join(map(str, shots)) or 'none'}"
+        )
     counts = np.bincount(labels, minlength=len(classes))
     fewest = int(counts.argmin())
     if counts[fewest] < max(shots):
-        possible = sorted({k for k in shots if k <= counts[fewest]}) or ([int(counts[fewest])] if counts[fewest] else [])
+        possible = sorted({k for k in shots if k <= counts[fewest]}) or (
+            [int(counts[fewest])] if counts[fewest] else []
+        )
         raise ValueError(
-            f"{max(shots)} shots need {max(shots)} training images of every class, and class {classes[fewest]!r} has {counts[fewest]}"
-            + (f"; possible here: --shots {','.join(map(str, possible))}" if possible else "")
+            f"{max(shots)} shots need {max(shots)} training images of every class, and class {classes[fewest]!r} has "
+            f"{counts[fewest]}" + (f"; possible here: --shots {','.join(map(str, possible))}" if possible else "")
         )
 
 
@@ -449,11 +471,15 @@ def _require_pairs(**parts: tuple[Matrix, Labels]) -> None:
     widths = set()
     for part, (features, labels) in parts.items():
         if features.ndim != 2 or not len(features) or labels.shape != (len(features),):
-            raise ValueError(f"{part}: expected features (N,D) and labels (N,) with N >= 1, got {features.shape} and {labels.shape}")
+            raise ValueError(
+                f"{part}: expected features (N,D) and labels (N,) with N >= 1, got {features.shape} and {labels.shape}"
+            )
         if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
             raise ValueError(f"{part}: labels must be integers from 0 on, got {labels.dtype} from {labels.min()} on")
         if not np.isfinite(features).all():
-            raise ValueError(f"{part}: the features hold NaN or infinity: the model is broken, as after a diverged training")
+            raise ValueError(
+                f"{part}: the features hold NaN or infinity: the model is broken, as after a diverged training"
+            )
         widths.add(features.shape[1])
     if len(widths) > 1:
         raise ValueError(f"all parts must have the same number of features, got {', '.join(map(str, sorted(widths)))}")

@@ -45,12 +45,14 @@ Json = Mapping[str, Any]
 Thumbnails = Sequence[NDArray[np.uint8] | None]
 
 
-def write_report(run_dir: str | os.PathLike[str], metrics: ToJson | Json | None = None, thumbnails: Thumbnails = ()) -> Path:
+def write_report(
+    run_dir: str | os.PathLike[str], metrics: ToJson | Json | None = None, thumbnails: Thumbnails = ()
+) -> Path:
     """Write report.html into a run directory from its JSON files and return the path.
 
     metrics: of the test split, or of validation when the data has no test split; None takes those in summary.json.
-    thumbnails: uint8 pictures (H,W), (H,W,1) or (H,W,3), or None, in the order of `metrics.most_wrong`. Raises ValueError
-    when the directory is no run.
+    thumbnails: uint8 pictures (H,W), (H,W,1) or (H,W,3), or None, in the order of `metrics.most_wrong`. Raises
+    ValueError when the directory is no run.
     """
     run = Path(run_dir)
     if not (run / "recipe.json").is_file():
@@ -82,7 +84,8 @@ def write_report(run_dir: str | os.PathLike[str], metrics: ToJson | Json | None 
 def evaluation_html(
     metrics: ToJson | Json, thumbnails: Thumbnails = (), *, title: str = "Evaluation", model: str = "", data: str = ""
 ) -> str:
-    """The page of one evaluation; thumbnails as in `write_report`. `model` and `data` say what was evaluated on what."""
+    """The page of one evaluation; thumbnails as in `write_report`. `model` and `data` say what was evaluated on
+    what."""
     test = _plain(metrics)
     facts = [("model", model), ("data", data)]
     body = [
@@ -93,8 +96,11 @@ def evaluation_html(
     return page(title, body)
 
 
-def thumbnails_of(images: ImageSet, indices: Iterable[int], size_px: int = THUMBNAIL_PX) -> list[NDArray[np.uint8] | None]:
-    """Pictures, uint8 (H,W,3), of some images of a set, at most `size_px` on a side; None for one that cannot be read."""
+def thumbnails_of(
+    images: ImageSet, indices: Iterable[int], size_px: int = THUMBNAIL_PX
+) -> list[NDArray[np.uint8] | None]:
+    """Pictures, uint8 (H,W,3), of some images of a set, at most `size_px` on a side; None for one that cannot be
+    read."""
     out: list[NDArray[np.uint8] | None] = []
     for i in indices:
         try:
@@ -164,7 +170,12 @@ def _scores(test: Json) -> list[tuple[str, str]]:
     scores = [("top-5", _ranged(test["top5"], test["n"]))] if test.get("top5") is not None else []
     averaged = test.get("tta")
     if averaged:
-        scores.append((f"top-1 with test-time augmentation ({', '.join(averaged['kinds'])})", _ranged(averaged["top1"], test["n"])))
+        scores.append(
+            (
+                f"top-1 with test-time augmentation ({', '.join(averaged['kinds'])})",
+                _ranged(averaged["top1"], test["n"]),
+            )
+        )
     if real := test.get("real"):
         scores.append((f"ReaL top-1, {real['n']:,} images", _ranged(real["top1"], real["n"])))
     return [
@@ -227,7 +238,8 @@ def _calibration_section(test: Json) -> str:
         for kind, what, m in lines
     ]
     note = (
-        "Up: the share of right answers, %, with its 95 % interval (Wilson), among those it was about as sure of; across: how sure, %. "
+        "Up: the share of right answers, %, with its 95 % interval (Wilson), among those it was about as sure of; "
+        "across: how sure, %. "
         "Below the dashed line it is surer than it should be. Underneath: how many of the images are there, %."
     )
     table = _table(["", "calibration error", "NLL, nats", "Brier score"], rows, numbers=3)
@@ -241,7 +253,11 @@ def _confusion_section(test: Json) -> str:
     counts = np.array(test["confusion"], dtype=np.int64)
     classes = [str(c) for c in test["classes"]]
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    picture = _confusion_table(counts, share, classes) if len(classes) <= TABLE_CLASSES else _confusion_picture(counts, share, classes)
+    picture = (
+        _confusion_table(counts, share, classes)
+        if len(classes) <= TABLE_CLASSES
+        else _confusion_picture(counts, share, classes)
+    )
     pairs = [(int(counts[i, j]), i, j) for i, j in zip(*np.nonzero(counts), strict=True) if i != j]
     rows = [
         f'<tr><td class="name">{esc(classes[i])}</td><td class="name">{esc(classes[j])}</td>'
@@ -287,7 +303,9 @@ def _confusion_picture(counts: NDArray[np.int64], share: NDArray[np.float64], cl
         at = margin + cell * i + cell * 0.75
         text = esc(name if len(name) <= 20 else name[:19] + "…")
         labels.append(f'<text x="{margin - 4}" y="{at:.1f}" text-anchor="end">{text}<title>{esc(name)}</title></text>')
-        labels.append(f'<text transform="translate({at:.1f} {margin - 4}) rotate(-90)">{text}<title>{esc(name)}</title></text>')
+        labels.append(
+            f'<text transform="translate({at:.1f} {margin - 4}) rotate(-90)">{text}<title>{esc(name)}</title></text>'
+        )
     return (
         f'<div class="scroll"><svg class="matrix" viewBox="0 0 {side} {side}" width="{side}" height="{side}"'
         ' role="img" aria-label="confusion matrix">'
@@ -306,7 +324,9 @@ def _classes_section(rows: Sequence[Json]) -> str:
         for r in rows
     ]
     note = f'<p class="muted">{"Sorted by F1, the weakest first. " if many else ""}In brackets: 95 % intervals (Wilson).</p>'
-    return _section("Classes", note + _table(["class", "F1", "precision", "recall", "images"], lines, numbers=4, tall=many))
+    return _section(
+        "Classes", note + _table(["class", "F1", "precision", "recall", "images"], lines, numbers=4, tall=many)
+    )
 
 
 def _bad_section(title: str, bad: Sequence[Any]) -> str:
@@ -326,13 +346,17 @@ def _use_section(run: Path) -> str:
     name = str(run)
     shell = f"mlpmixer predict {shlex.quote(name)} photo.jpg"
     python = f"import mlpmixer\nmodel = mlpmixer.load({name!r})\nprint(model.predict('photo.jpg'))"
-    return _section("Use the model", f"<pre>{esc(shell)}</pre><p class='muted'>or in Python</p><pre>{esc(python)}</pre>")
+    return _section(
+        "Use the model", f"<pre>{esc(shell)}</pre><p class='muted'>or in Python</p><pre>{esc(python)}</pre>"
+    )
 
 
 def _facts_section(title: str, values: Json) -> str:
     if not values:
         return ""
-    rows = [f'<tr><td>{esc(key)}</td><td class="name"><code>{esc(value)}</code></td></tr>' for key, value in _flat(values)]
+    rows = [
+        f'<tr><td>{esc(key)}</td><td class="name"><code>{esc(value)}</code></td></tr>' for key, value in _flat(values)
+    ]
     table = f'<div class="scroll"><table class="plain">{"".join(rows)}</table></div>'
     return f"<section><details><summary><h2>{esc(title)}</h2></summary>{table}</details></section>"
 
@@ -355,7 +379,11 @@ def _curves_section(lines: Sequence[Json]) -> str:
     evals = [line for line in lines if line.get("kind") == "eval"]
 
     def series(rows: Sequence[Json], key: str, scale: float = 1.0) -> tuple[list[float], list[float]]:
-        points = [(float(r["step"]), scale * float(r[key])) for r in rows if isinstance(r.get(key), int | float) and math.isfinite(r[key])]
+        points = [
+            (float(r["step"]), scale * float(r[key]))
+            for r in rows
+            if isinstance(r.get(key), int | float) and math.isfinite(r[key])
+        ]
         return [x for x, _ in points], [y for _, y in points]
 
     if not steps and not evals:
@@ -394,7 +422,14 @@ def _chart(series: Sequence[tuple[str, list[float], list[float]]]) -> str:
                 axes.plot(x, y, color="#030303", linewidth=0.7, alpha=0.35)
                 x, y = _smooth(x, y)
             marker = "o" if main and len(x) <= 30 and name else None
-            axes.plot(x, y, color="#040404" if main else "#030303", linewidth=1.8 if main else 1.4, marker=marker, markersize=3)
+            axes.plot(
+                x,
+                y,
+                color="#040404" if main else "#030303",
+                linewidth=1.8 if main else 1.4,
+                marker=marker,
+                markersize=3,
+            )
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
 
@@ -402,7 +437,8 @@ def _chart(series: Sequence[tuple[str, list[float], list[float]]]) -> str:
 
 
 def _reliability_chart(models: Sequence[Sequence[Json]]) -> str:
-    """Accuracy over confidence, in percent, of the bins of one or two sets of probabilities, above the share of the images in each bin."""
+    """Accuracy over confidence, in percent, of the bins of one or two sets of probabilities, above the share of the
+    images in each bin."""
 
     def draw(figure: "Figure") -> None:
         axes, below = figure.subplots(2, sharex=True, height_ratios=(4, 1))
@@ -411,7 +447,9 @@ def _reliability_chart(models: Sequence[Sequence[Json]]) -> str:
             filled, total = [b for b in bins if b["count"]], sum(b["count"] for b in bins)
             x, y = ([100 * b[key] for b in filled] for key in ("confidence", "accuracy"))
             reach = [[100 * abs(b["accuracy_interval"][side] - b["accuracy"]) for b in filled] for side in (0, 1)]
-            axes.errorbar(x, y, yerr=reach, color=colour, linewidth=0.8, elinewidth=1, marker="o", markersize=3.5, capsize=2)
+            axes.errorbar(
+                x, y, yerr=reach, color=colour, linewidth=0.8, elinewidth=1, marker="o", markersize=3.5, capsize=2
+            )
             width = 90 / len(bins) / len(models)
             left = [100 / len(bins) * (k + 0.05) + width * i for k in range(len(bins))]
             below.bar(left, [100 * b["count"] / total for b in bins], width=width, color=colour, align="edge")
@@ -437,7 +475,9 @@ def _svg(draw: Callable[["Figure"], None], width: float, height: float) -> str:
             for spine in axes.spines.values():
                 spine.set_visible(False)
         text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     svg = text.getvalue()
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg[svg.index("<svg") :])  # not needed within HTML
     for stand_in, colour in _COLOURS.items():

@@ -1,9 +1,11 @@
-"""What a Mixer saw in an image, exactly where that is possible. `faithfulness` measures how far each answer is to be believed.
+"""What a Mixer saw in an image, exactly where that is possible. `faithfulness` measures how far each answer is to be
+believed.
 
 Letters: B images, S patches in a grid of h x w, K classes.
 
-`images` (B, in_channels, H, W) are as the network sees them, normalised; `classes` (B,) int64 are the classes asked about; `fill`
-(in_channels,) stands for "nothing to see", normalised, too, such as the mean pixel of the training images. Models are in evaluation mode.
+`images` (B, in_channels, H, W) are as the network sees them, normalised; `classes` (B,) int64 are the classes asked
+about; `fill` (in_channels,) stands for "nothing to see", normalised, too, such as the mean pixel of the training
+images. Models are in evaluation mode.
 """
 
 import dataclasses
@@ -40,7 +42,8 @@ METHODS: Registry[Method] = Registry("method")
 
 @torch.no_grad()
 def patch_evidence(model: Mixer, images: Tensor) -> Tensor:
-    """The logits of each patch alone, (B, S, K). Exact: pooling and head are linear, so their mean over the patches is the logits."""
+    """The logits of each patch alone, (B, S, K). Exact: pooling and head are linear, so their mean over the patches is
+    the logits."""
     _ready(model)
     return cast(Tensor, model.head(model.features(images)))
 
@@ -56,27 +59,34 @@ def evidence(model: Mixer, images: Tensor, classes: Tensor, fill: Tensor) -> Ten
 @METHODS.register("occlusion")
 @torch.no_grad()
 def occlusion(model: Mixer, images: Tensor, classes: Tensor, fill: Tensor) -> Tensor:
-    """(B, S): by how much the logit falls when this patch is filled and all others stay (Zeiler and Fergus 2014, arXiv:1311.2901)."""
+    """(B, S): by how much the logit falls when this patch is filled and all others stay (Zeiler and Fergus 2014,
+    arXiv:1311.2901)."""
     _ready(model)
     each = torch.eye(model.cfg.num_patches, dtype=torch.bool, device=images.device)
     rows = []
     for image, k in zip(images, classes.tolist(), strict=True):
-        without = [model(filled(model, image.expand(len(part), -1, -1, -1), part, fill))[:, k] for part in torch.split(each, CHUNK)]
+        without = [
+            model(filled(model, image.expand(len(part), -1, -1, -1), part, fill))[:, k]
+            for part in torch.split(each, CHUNK)
+        ]
         rows.append(model(image[None])[0, k] - torch.cat(without))
     return torch.stack(rows)
 
 
 @METHODS.register("gradient-x-input")
 def gradient_x_input(model: Mixer, images: Tensor, classes: Tensor, fill: Tensor) -> Tensor:
-    """(B, S): the first-order guess at what filling does, gradient * (images - fill), summed within the patch (arXiv:1605.01713)."""
+    """(B, S): the first-order guess at what filling does, gradient * (images - fill), summed within the patch
+    (arXiv:1605.01713)."""
     return per_patch(model, gradient(model, images, classes) * _away(images, fill))
 
 
 @METHODS.register("integrated-gradients")
 def integrated_gradients(model: Mixer, images: Tensor, classes: Tensor, fill: Tensor, steps: int = STEPS) -> Tensor:
-    """(B, S): the gradient's mean on the straight way from the filled image, * (images - fill) (Sundararajan et al., arXiv:1703.01365).
+    """(B, S): the gradient's mean on the straight way from the filled image, * (images - fill) (Sundararajan et al.,
+    arXiv:1703.01365).
 
-    The sum over the patches is the logit less that of the filled image, up to the error of `steps` Gauss-Legendre nodes.
+    The sum over the patches is the logit less that of the filled image, up to the error of `steps` Gauss-Legendre
+    nodes.
     """
     return per_patch(model, integrated_pixels(model, images, classes, fill, steps))
 
@@ -117,7 +127,10 @@ def _ready(model: Mixer) -> None:
     if not model.cfg.num_classes:
         raise ValueError("this model has no head (num_classes=0), so there is no class to explain")
     if model.training:
-        raise ValueError("the model is in training mode, where dropout and stochastic depth blur what it sees: call model.eval() first")
+        raise ValueError(
+            "the model is in training mode, where dropout and stochastic depth blur what it sees: call model.eval() "
+            "first"
+        )
 
 
 # --- images by name ---------------------------------------------------------------------------------------------------
@@ -125,7 +138,8 @@ def _ready(model: Mixer) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Belief:
-    """One class of one image. logit = evidence_for + evidence_against + bias, sums over the patches that speak for and against it."""
+    """One class of one image. logit = evidence_for + evidence_against + bias, sums over the patches that speak for and
+    against it."""
 
     label: str
     probability: float
@@ -178,7 +192,8 @@ def explain(
 ) -> Iterator[Explained | Failure]:
     """An Explained or a Failure for every path, in order; `paths` is what `predict.find_images` yields.
 
-    label: the class to explain; default: each image's likeliest. mixing: also work out which patches each token has heard of.
+    label: the class to explain; default: each image's likeliest. mixing: also work out which patches each token has
+    heard of.
     Errors: ValueError for an unknown method or class, with the nearest right ones, and for a model without head.
     """
     chosen = [(name, METHODS[name]) for name in methods]
@@ -231,7 +246,9 @@ def _explained(
         grid=network.cfg.grid,
         beliefs=tuple(belief(int(k)) for k in best),
         asked=belief(asked),
-        maps={n: method(network, image, classes, fill)[0].reshape(network.cfg.grid).cpu().numpy() for n, method in chosen},
+        maps={
+            n: method(network, image, classes, fill)[0].reshape(network.cfg.grid).cpu().numpy() for n, method in chosen
+        },
         filled_logit=float(nothing),
         mixing=mixing_of(network, image[0]) if mixing else None,
     )
@@ -240,7 +257,8 @@ def _explained(
 def usual_fill(classifier: Classifier) -> tuple[Tensor, str]:
     """What to fill patches with, (in_channels,) on the model's device, and what that is in words.
 
-    The mean pixel of (up to 512 of) the images the model was trained on; the middle of its preprocessing, where those are not here.
+    The mean pixel of (up to 512 of) the images the model was trained on; the middle of its preprocessing, where those
+    are not here.
     """
     preprocess, where = classifier.preprocess, next(network_of(classifier).parameters()).device
     try:
@@ -248,7 +266,10 @@ def usual_fill(classifier: Classifier) -> tuple[Tensor, str]:
         _, means, _ = outputs_of(classifier, images, lambda arrays: preprocess.normalise(arrays).mean(axis=(2, 3)), 128)
         fill, what = means.mean(axis=0), f"the mean of {len(means)} training images"
     except (ValueError, OSError) as error:
-        fill, what = np.zeros(preprocess.in_channels, np.float32), f"the middle value, as the training images are not at hand: {error}"
+        fill, what = (
+            np.zeros(preprocess.in_channels, np.float32),
+            f"the middle value, as the training images are not at hand: {error}",
+        )
     pixel = 255 * (fill * np.array(preprocess.std) + np.array(preprocess.mean))
     return torch.from_numpy(fill).to(where), f"{', '.join(f'{v:.0f}' for v in pixel)} of 255 ({what})"
 
@@ -263,10 +284,14 @@ def some_of(images: ImageSet, at_most: int) -> ImageSet:
 def network_of(classifier: Classifier) -> Mixer:
     """The Mixer in it; ValueError where there is none."""
     if not isinstance(classifier.network, Mixer):
-        raise ValueError("only a Mixer can be explained, from a run or a weight file; this is another network, or an exported one")
+        raise ValueError(
+            "only a Mixer can be explained, from a run or a weight file; this is another network, or an exported one"
+        )
     return classifier.network
 
 
 def as_tensor(classifier: Classifier, arrays: Pixels) -> Tensor:
     """Images as `classifier.array` gives them, stacked, as the network sees them."""
-    return torch.from_numpy(classifier.preprocess.normalise(arrays)).to(next(network_of(classifier).parameters()).device)
+    return torch.from_numpy(classifier.preprocess.normalise(arrays)).to(
+        next(network_of(classifier).parameters()).device
+    )

@@ -1,6 +1,7 @@
 """Which method of explanation is faithful to a model, by measurement: deletion and insertion curves.
 
-Petsiuk et al. 2018, "RISE", arXiv:1806.07421, with patches for pixels. Letters: B and n images, S patches, P points of a curve.
+Petsiuk et al. 2018, "RISE", arXiv:1806.07421, with patches for pixels. Letters: B and n images, S patches, P points of
+a curve.
 """
 
 import math
@@ -25,14 +26,16 @@ RANDOM = "random"
 
 @dataclass(frozen=True, kw_only=True)
 class Faithfulness:
-    """What the class's probability does when patches go, or come, in the order a method gives them. P points of a curve, n images."""
+    """What the class's probability does when patches go, or come, in the order a method gives them. P points of a
+    curve, n images."""
 
     shares: NDArray[np.float64]
     """(P,): of the patches, filled (deletion) or shown (insertion), from 0 to 1."""
     deletion: dict[str, NDArray[np.float32]]
     """Method -> (n, P). The most important patches are filled first: the sooner it falls, the more faithful."""
     insertion: dict[str, NDArray[np.float32]]
-    """Method -> (n, P). The most important patches are shown first, in a filled image: the sooner it rises, the more faithful."""
+    """Method -> (n, P). The most important patches are shown first, in a filled image: the sooner it rises, the more
+    faithful."""
     bad: tuple[tuple[str, str], ...] = ()
     """Unreadable images, (name, reason)."""
 
@@ -41,7 +44,8 @@ class Faithfulness:
         return len(self.deletion[RANDOM])
 
     def areas(self) -> list[dict[str, Any]]:
-        """A row for each method: mean area under both curves, difference to random order on the same images, and standard errors."""
+        """A row for each method: mean area under both curves, difference to random order on the same images, and
+        standard errors."""
         rows = []
         for name in self.deletion:
             row: dict[str, Any] = {"method": name}
@@ -62,9 +66,17 @@ def _mean_se(values: Any) -> tuple[float, float]:
 
 @torch.no_grad()
 def curves(
-    model: Mixer, images: Tensor, classes: Tensor, importance: Tensor, fill: Tensor, *, multi_label: bool = False, points: int = POINTS
+    model: Mixer,
+    images: Tensor,
+    classes: Tensor,
+    importance: Tensor,
+    fill: Tensor,
+    *,
+    multi_label: bool = False,
+    points: int = POINTS,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Probability of the class as patches go in descending `importance` (B, S), and as they come: shares (P,), (B, P), (B, P)."""
+    """Probability of the class as patches go in descending `importance` (B, S), and as they come: shares (P,), (B, P),
+    (B, P)."""
     s = model.cfg.num_patches
     place = importance.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     counts = torch.linspace(0, s, min(points, s) + 1).round().long()
@@ -91,8 +103,9 @@ def faithfulness(
 ) -> Faithfulness:
     """Deletion and insertion curves of the predicted class on images spread evenly over a set.
 
-    at_most: of how many images. seed: of the random order, one for each image. curve_fill: fills the patches of the curves; default `fill`,
-    which favours occlusion, as it asks the same question. Errors: ValueError for an unknown method and where no image can be read.
+    at_most: of how many images. seed: of the random order, one for each image. curve_fill: fills the patches of the
+    curves; default `fill`, which favours occlusion, as it asks the same question. Errors: ValueError for an unknown
+    method and where no image can be read.
     """
     chosen = [(name, METHODS[name]) for name in methods]
     network, generator = network_of(classifier), torch.Generator().manual_seed(seed)

@@ -1,4 +1,5 @@
-"""Explanations and weights as pictures, and the page of `mlpmixer explain`. Red is positive and speaks for a class, blue against. No torch.
+"""Explanations and weights as pictures, and the page of `mlpmixer explain`. Red is positive and speaks for a class,
+blue against. No torch.
 
 Letters: S patches in a grid of h x w, N blocks.
 """
@@ -58,13 +59,16 @@ def as_seen(pixels: NDArray[Any]) -> Image.Image:
 
 
 def heat_map(pixels: NDArray[Any], values: Values) -> Image.Image:
-    """Signed values of the patches (h, w), in logits, over the image (H, W, C), with a legend. The colours reach to the largest value."""
+    """Signed values of the patches (h, w), in logits, over the image (H, W, C), with a legend. The colours reach to the
+    largest value."""
     seen = as_seen(pixels)
     grey = np.asarray(seen.convert("L").convert("RGB"), dtype=np.float64)
     most = float(np.abs(values).max())
     rows, cols = seen.height // values.shape[0], seen.width // values.shape[1]
     scaled = values.repeat(rows, axis=0).repeat(cols, axis=1) / (most or 1)
-    over = Image.fromarray(signed_colours(0.85 * scaled, 70 + 0.7 * grey))  # brighter, so that dark pictures show colours
+    over = Image.fromarray(
+        signed_colours(0.85 * scaled, 70 + 0.7 * grey)
+    )  # brighter, so that dark pictures show colours
     canvas = Image.new("RGB", (seen.width + LEGEND_PX, max(seen.height, 100)), "white")
     canvas.paste(over, (0, 0))
     _legend(canvas, seen.width + GAP_PX, most)
@@ -83,7 +87,8 @@ def _legend(canvas: Image.Image, left: int, most: float) -> None:
 
 
 def units_picture(units: Values, columns: int = 0) -> Image.Image:
-    """Maps (n, h, w), such as `mixing.hidden_units` in the order of `mixing.opposite_pairs`, row by row; each has its own scale.
+    """Maps (n, h, w), such as `mixing.hidden_units` in the order of `mixing.opposite_pairs`, row by row; each has its
+    own scale.
 
     columns: how many in a row; default: even, so that pairs stay together, for a picture about as wide as high.
     """
@@ -92,7 +97,8 @@ def units_picture(units: Values, columns: int = 0) -> Image.Image:
 
 
 def stem_picture(filters: Values, columns: int = 0) -> Image.Image:
-    """The stem's filters (n, in_channels, P, P): in colour around grey for 3 channels, else the sum over the channels as a map."""
+    """The stem's filters (n, in_channels, P, P): in colour around grey for 3 channels, else the sum over the channels
+    as a map."""
     if filters.shape[1] != 3:
         return units_picture(filters.sum(axis=1), columns)
     most = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
@@ -111,8 +117,9 @@ def _tiles(tiles: Colours, columns: int) -> Image.Image:
 def mixing_picture(mixing: "Mixing", grid: tuple[int, int]) -> Image.Image:
     """Two parts with a panel for each block: its token mixing alone, and everything from the image to there.
 
-    A panel has a small map for each output patch, at that patch's place, of how much it depends on each input patch (the norm of the
-    Jacobian). Each panel's colours reach to its largest value of another patch than its own, which is written below; above it they stay.
+    A panel has a small map for each output patch, at that patch's place, of how much it depends on each input patch
+    (the norm of the Jacobian). Each panel's colours reach to its largest value of another patch than its own, which is
+    written below; above it they stay.
     """
     parts = (
         ("each block's token mixing alone", mixing.layers),
@@ -203,7 +210,8 @@ def write_explanations(
     measured: "Faithfulness | None" = None,
     data: str = "",
 ) -> Path:
-    """Write a PNG for each image and method, and the page with all of them, explanation.html, into the folder `out`; the page's path.
+    """Write a PNG for each image and method, and the page with all of them, explanation.html, into the folder `out`;
+    the page's path.
 
     model, fill: what was explained, and what patches were filled with, in words. data: what `measured` was measured on.
     """
@@ -232,7 +240,10 @@ def _image_section(one: "Explained", stem: Path) -> str:
     asked = one.asked
     height, width = one.pixels.shape[:2]
     figures = [_figure(as_seen(one.pixels), f"{stem}-seen.png", f"as the network saw it, {height}x{width} px")]
-    figures += [_figure(heat_map(one.pixels, v), f"{stem}-{m}.png", f"<b>{esc(m)}</b><br>{_sums(one, m)}") for m, v in one.maps.items()]
+    figures += [
+        _figure(heat_map(one.pixels, v), f"{stem}-{m}.png", f"<b>{esc(m)}</b><br>{_sums(one, m)}")
+        for m, v in one.maps.items()
+    ]
     mixing = "" if one.mixing is None else _mixing_part(one.mixing, one.grid, stem)
     beliefs = one.beliefs if any(b.label == asked.label for b in one.beliefs) else (*one.beliefs, asked)
     rows = [
@@ -266,14 +277,21 @@ def _sums(one: "Explained", method: str) -> str:
 
 
 def _mixing_part(mixing: "Mixing", grid: tuple[int, int], stem: Path) -> str:
-    error = 50 * np.median(mixing.whole_error / np.maximum(mixing.whole, np.finfo(np.float32).tiny))  # of a root: half of the square's
+    error = 50 * np.median(
+        mixing.whole_error / np.maximum(mixing.whole, np.finfo(np.float32).tiny)
+    )  # of a root: half of the square's
     how = f"estimated, each with a standard error of about {error:.0f} %" if mixing.whole_error.any() else "exact"
     caption = (
-        "Which input patches each patch depends on: a small map for each output patch, at its place, of the norm of the Jacobian. "
-        f"Above, of one token-mixing MLP without its skip connection (exact); below, of all layers from the pixels on ({how}). Colours "
+        "Which input patches each patch depends on: a small map for each output patch, at its place, of the norm of "
+        "the Jacobian. "
+        f"Above, of one token-mixing MLP without its skip connection (exact); below, of all layers from the pixels on "
+        f"({how}). Colours "
         "reach to the largest value of another patch than its own."
     )
-    rows = [(f"{i}", f"{100 * own:.1f} %", f"{far:.2f}", f"{n:.1f}") for i, (own, far, n) in enumerate(mixing.spread.tolist(), start=1)]
+    rows = [
+        (f"{i}", f"{100 * own:.1f} %", f"{far:.2f}", f"{n:.1f}")
+        for i, (own, far, n) in enumerate(mixing.spread.tolist(), start=1)
+    ]
     table = _table(("after block", "of its own patch", "mean distance, patches", "patches that matter"), rows)
     picture = _figure(mixing_picture(mixing, grid), f"{stem}-mixing.png", caption)
     return f'<div class="scroll wide">{picture}</div><details><summary>How far a patch sees</summary>{table}</details>'
@@ -287,13 +305,23 @@ def _faithfulness_section(measured: "Faithfulness", data: str, file: Path) -> st
         return "" if sign and row["method"] == "random" else f"{row[name]:{sign}.3f} ± {row[f'{name}_se']:.3f}"
 
     rows = [
-        (esc(r["method"]), cell(r, "deletion"), cell(r, "deletion_gain", "+"), cell(r, "insertion"), cell(r, "insertion_gain", "+"))
+        (
+            esc(r["method"]),
+            cell(r, "deletion"),
+            cell(r, "deletion_gain", "+"),
+            cell(r, "insertion"),
+            cell(r, "insertion_gain", "+"),
+        )
         for r in measured.areas()
     ]
-    table = _table(("method", "area, deletion", "against random order", "area, insertion", "against random order"), rows)
+    table = _table(
+        ("method", "area, deletion", "against random order", "area, insertion", "against random order"), rows
+    )
     note = (
-        f"Measured on {measured.n:,} images of {esc(data)}: the patches that a method calls most important are filled first (deletion: "
-        "the lower the area under the curve, the more faithful) or shown first in a filled image (insertion: the higher, the more "
+        f"Measured on {measured.n:,} images of {esc(data)}: the patches that a method calls most important are filled "
+        f"first (deletion: "
+        "the lower the area under the curve, the more faithful) or shown first in a filled image (insertion: the "
+        "higher, the more "
         "faithful). ± is a standard error over images; the differences to random order are taken image by image."
     )
     plot = f'<img class="plot" alt="curves" src="{_uri(picture)}">'
@@ -317,7 +345,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: int | No
     left = len(head) - (len(head) - 1 if numbers is None else numbers)
 
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f'<{tag} class="{"r" if i >= left else ""}">{c}</{tag}>' for i, c in enumerate(cells)) + "</tr>"
+        return (
+            "<tr>"
+            + "".join(f'<{tag} class="{"r" if i >= left else ""}">{c}</{tag}>' for i, c in enumerate(cells))
+            + "</tr>"
+        )
 
     return f'<div class="scroll"><table class="rows">{line(head, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
 

@@ -1,7 +1,8 @@
 """Token mixing made visible: which patches each patch has heard of in one image, and what the weights look for.
 
-Letters: B images, S patches in a grid of h x w, D = in_channels * P * P values of a patch, C hidden_dim, DS tokens_mlp_dim, N blocks.
-Images (B, in_channels, H, W) are as the network sees them, normalised. Models are in evaluation mode.
+Letters: B images, S patches in a grid of h x w, D = in_channels * P * P values of a patch, C hidden_dim, DS
+tokens_mlp_dim, N blocks. Images (B, in_channels, H, W) are as the network sees them, normalised. Models are in
+evaluation mode.
 """
 
 import math
@@ -21,7 +22,9 @@ from mlpmixer.models.locality import LocalLinear
 from mlpmixer.models.mixer import Mixer, MixerBlock
 
 CHUNK = 64  # directions, or channels, that are worked on at once; bounds memory, changes no result
-EXACT = 64  # up to so many values of a patch, its Jacobian is worked out whole; above, from DIRECTIONS random directions
+EXACT = (
+    64  # up to so many values of a patch, its Jacobian is worked out whole; above, from DIRECTIONS random directions
+)
 DIRECTIONS = 16
 
 # --- of one image -----------------------------------------------------------------------------------------------------
@@ -29,10 +32,12 @@ DIRECTIONS = 16
 
 @torch.no_grad()
 def mixing_maps(model: Mixer, images: Tensor) -> Tensor:
-    """How much each token-mixing MLP alone carries from patch t to patch s of these images, exactly: (B, N, S, S), [.., s, t].
+    """How much each token-mixing MLP alone carries from patch t to patch s of these images, exactly: (B, N, S, S), [..,
+    s, t].
 
-    It is the squared Frobenius norm of the (C, C) Jacobian of the branch's output at s by its input at t; the skip connection is
-    left out. In channel i the branch is W2 gelu(W1 x), so its Jacobian is M_i = W2 diag(gelu'(W1 x)) W1; LayerNorm comes before it.
+    It is the squared Frobenius norm of the (C, C) Jacobian of the branch's output at s by its input at t; the skip
+    connection is left out. In channel i the branch is W2 gelu(W1 x), so its Jacobian is M_i = W2 diag(gelu'(W1 x)) W1;
+    LayerNorm comes before it.
     """
     x, maps = model.stem(model.patches(images)), []
     for block in cast(Iterable[MixerBlock], model.blocks):
@@ -48,15 +53,22 @@ def _mixing_map(block: MixerBlock, x: Tensor) -> Tensor:
     with torch.enable_grad():
         hidden = mlp.fc1(block.columns(block.norm1(x))).detach().requires_grad_()  # (B * parts, C, DS)
         (slope,) = torch.autograd.grad(F.gelu(hidden, approximate=mlp.approximate).sum(), hidden)
-    # row i of LayerNorm's Jacobian at a token: gain_i / std * (e_i - 1/C - z_i z / C), where z is the token before gain and bias
+    # row i of LayerNorm's Jacobian at a token: gain_i / std * (e_i - 1/C - z_i z / C), where z is the token before
+    # gain and bias
     variance = x.var(dim=2, correction=0, keepdim=True) + block.norm1.eps
     z = (x - x.mean(dim=2, keepdim=True)) / variance.sqrt()
-    row = block.norm1.weight**2 / variance * (1 - 1 / c - z**2 * (2 / c - (z**2).sum(dim=2, keepdim=True) / c**2))  # squared norm
+    row = (
+        block.norm1.weight**2 / variance * (1 - 1 / c - z**2 * (2 / c - (z**2).sum(dim=2, keepdim=True) / c**2))
+    )  # squared norm
     row = block.columns(row.clamp_min(0))  # (B * parts, C, S / parts)
     squares = torch.zeros(len(row), row.shape[2], row.shape[2], device=x.device, dtype=x.dtype)
-    for slopes, rows in zip(torch.split(slope, CHUNK, dim=1), torch.split(row, CHUNK, dim=1), strict=True):  # some channels at a time
+    for slopes, rows in zip(
+        torch.split(slope, CHUNK, dim=1), torch.split(row, CHUNK, dim=1), strict=True
+    ):  # some channels at a time
         squares += ((w2 * slopes[:, :, None]) @ w1).square().mul(rows[:, :, None]).sum(dim=1)
-    places = block.columns(torch.arange(s, device=x.device).reshape(1, s, 1))[:, 0]  # (parts, S / parts): the patches of each part
+    places = block.columns(torch.arange(s, device=x.device).reshape(1, s, 1))[
+        :, 0
+    ]  # (parts, S / parts): the patches of each part
     out = x.new_zeros(b, s, s)
     for part, tokens in enumerate(places):
         out[:, tokens[:, None], tokens] = squares[part :: len(places)]
@@ -66,11 +78,11 @@ def _mixing_map(block: MixerBlock, x: Tensor) -> Tensor:
 def dependence(model: Mixer, image: Tensor, directions: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
     """How much each token after each block depends on each patch of an image (in_channels, H, W).
 
-    Gives (N, S, S), [.., s, t], and its standard errors. It is the squared Frobenius norm of the (C, D) Jacobian of token s by the values
-    of patch t, through all layers to there, from Jacobian-vector products.
+    Gives (N, S, S), [.., s, t], and its standard errors. It is the squared Frobenius norm of the (C, D) Jacobian of
+    token s by the values of patch t, through all layers to there, from Jacobian-vector products.
 
-    directions: None goes along each of the D axes, which is exact (errors 0); a number draws so many random signs v, for which the mean of
-        |J v|^2 is that norm (Hutchinson 1990).
+    directions: None goes along each of the D axes, which is exact (errors 0); a number draws so many random signs v,
+        for which the mean of |J v|^2 is that norm (Hutchinson 1990).
     """
     x = model.patches(image[None])
     s, d = x.shape[1:]
@@ -94,7 +106,9 @@ def dependence(model: Mixer, image: Tensor, directions: int | None = None, seed:
 
     each = torch.eye(s).repeat_interleave(len(along) // s, dim=0)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", DeprecationWarning)  # torch 2.13's own, at its first jvp
+        warnings.filterwarnings(
+            "ignore", ".torch.jit.script. is deprecated", DeprecationWarning
+        )  # torch 2.13's own, at its first jvp
         seen = torch.vmap(response, chunk_size=CHUNK)(each.to(x), along.to(x))
     seen = seen.reshape(s, -1, len(model.blocks), s).permute(1, 2, 3, 0)  # (directions, N, S of tokens, S of patches)
     if directions is None:
@@ -105,7 +119,8 @@ def dependence(model: Mixer, image: Tensor, directions: int | None = None, seed:
 def spread(maps: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """What squared norms (..., S, S) say in three numbers, each (...): means over s of a patch's shares in it.
 
-    Its own share; the mean distance of what it depends on, in patches; how many patches matter, exp of the shares' entropy.
+    Its own share; the mean distance of what it depends on, in patches; how many patches matter, exp of the shares'
+    entropy.
     """
     share = maps / maps.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
     place = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).to(maps)
@@ -128,19 +143,26 @@ class Mixing:
 
 
 def mixing_of(network: Mixer, image: Tensor) -> Mixing:
-    """`mixing_maps` and `dependence` of one image (in_channels, H, W): exact where a patch has up to EXACT values, else estimated."""
+    """`mixing_maps` and `dependence` of one image (in_channels, H, W): exact where a patch has up to EXACT values, else
+    estimated."""
     values_of_a_patch = network.stem.in_features
     whole, error = dependence(network, image, None if values_of_a_patch <= EXACT else DIRECTIONS)
     numbers = torch.stack(spread(whole, network.cfg.grid), dim=1)
     layers = mixing_maps(network, image[None])[0]
-    return Mixing(layers=layers.cpu().numpy(), whole=whole.cpu().numpy(), whole_error=error.cpu().numpy(), spread=numbers.cpu().numpy())
+    return Mixing(
+        layers=layers.cpu().numpy(),
+        whole=whole.cpu().numpy(),
+        whole_error=error.cpu().numpy(),
+        spread=numbers.cpu().numpy(),
+    )
 
 
 # --- in the weights: the paper's figures 5, 6 and 7 -------------------------------------------------------------------
 
 
 def hidden_units(model: Mixer, block: int) -> Tensor:
-    """What the hidden units of a block's token-mixing MLP look at: rows of W1 as maps over the grid (of a part), (DS, h, w).
+    """What the hidden units of a block's token-mixing MLP look at: rows of W1 as maps over the grid (of a part), (DS,
+    h, w).
 
     block: counted from 0. Errors: ValueError when there is no such block.
     """
@@ -156,7 +178,8 @@ def stem_filters(model: Mixer) -> Tensor:
 
 
 def frequency(maps: Tensor) -> Tensor:
-    """Mean spatial frequency (n,) of maps (n, ..., h, w), in cycles per step of the grid, weighted by power; inf for zeros."""
+    """Mean spatial frequency (n,) of maps (n, ..., h, w), in cycles per step of the grid, weighted by power; inf for
+    zeros."""
     power = torch.fft.fft2(maps).abs().square()
     h, w = maps.shape[-2:]
     radius = torch.hypot(torch.fft.fftfreq(h)[:, None], torch.fft.fftfreq(w)).to(power)
@@ -167,8 +190,8 @@ def frequency(maps: Tensor) -> Tensor:
 def opposite_pairs(units: Tensor) -> tuple[Tensor, Tensor]:
     """An order of units (n, h, w), and the cosine of each pair in it: (n,) int64, (n // 2,). Paper, appendix D.
 
-    The unit of the lowest frequency comes first, then the one that is most nearly its inverse (of the smallest cosine), then
-    the lowest of those that are left, and so on. -1 is the same pattern in opposite phase.
+    The unit of the lowest frequency comes first, then the one that is most nearly its inverse (of the smallest cosine),
+    then the lowest of those that are left, and so on. -1 is the same pattern in opposite phase.
     """
     flat = F.normalize(units.flatten(1), dim=1)
     cosine = flat @ flat.T

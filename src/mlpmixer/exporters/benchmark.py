@@ -1,8 +1,8 @@
 """How fast each engine computes a model on this machine, whether its answers are right, and which one to take.
 
-Each engine computes in a process of its own, so that its memory and its start are its own; all of them stay alive and take turns, so
-that whatever else the machine does meets them alike. What is measured is from pixels to probabilities, through
-`Classifier.probabilities`. Imports no torch for an export.
+Each engine computes in a process of its own, so that its memory and its start are its own; all of them stay alive and
+take turns, so that whatever else the machine does meets them alike. What is measured is from pixels to probabilities,
+through `Classifier.probabilities`. Imports no torch for an export.
 """
 
 import csv
@@ -107,7 +107,9 @@ class Choice:
         else:
             name = max(others, key=others.__getitem__)
             times = others[name] / self.images_per_s[first]
-            word = f"{name} has {times:.2f} times its speed" + (f", and less than {MARGIN:g} changes nothing" if times > 1 else "")
+            word = f"{name} has {times:.2f} times its speed" + (
+                f", and less than {MARGIN:g} changes nothing" if times > 1 else ""
+            )
         otherwise = f"{' and '.join(self.wrong)} answers otherwise" if self.wrong else ""
         return "; ".join(filter(None, (word, otherwise)))
 
@@ -131,7 +133,9 @@ class Bench:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return dataclasses.asdict(self) | {"choice": self.choice and dataclasses.asdict(self.choice) | {"why": self.choice.why}}
+        return dataclasses.asdict(self) | {
+            "choice": self.choice and dataclasses.asdict(self.choice) | {"why": self.choice.why}
+        }
 
     def to_csv(self) -> str:
         """A line for each row and for what could not be measured, with the environment in each."""
@@ -158,16 +162,18 @@ def bench(
 ) -> Bench:
     """Measure every engine that computes `model` here, in every precision it has.
 
-    model: an export (file or bundle), in the engines that open it; or a run, a weight file or a name of `mlpmixer list weights`, in
-        torch and, exported into a temporary folder, in onnxruntime and openvino.
+    model: an export (file or bundle), in the engines that open it; or a run, a weight file or a name of `mlpmixer list
+        weights`, in torch and, exported into a temporary folder, in onnxruntime and openvino.
     batches: images at a time. threads: 0 is as many as the engine chooses.
     seconds: for all calls together; it takes longer where three calls of each row do, and for starting the engines.
     report: receives the progress of a download.
 
-    The reference is torch in float32 for a run; for an export, the first engine that opens it, in float32. Nothing is remembered: that
-    is for the command line. A script that calls this needs `if __name__ == "__main__":`, since it starts processes.
+    The reference is torch in float32 for a run; for an export, the first engine that opens it, in float32. Nothing is
+    remembered: that is for the command line. A script that calls this needs `if __name__ == "__main__":`, since it
+    starts processes.
 
-    Errors: ValueError for a model that is not there or no classifier, and for numbers that cannot be used, and when no engine computes it.
+    Errors: ValueError for a model that is not there or no classifier, and for numbers that cannot be used, and when no
+    engine computes it.
     """
     batches, threads = sorted(set(batches)), list(dict.fromkeys(threads))
     if not batches or batches[0] < 1:
@@ -213,8 +219,9 @@ class Limits:
 
 
 def limits_of(made: dict[str, Any]) -> Limits:
-    """Of an export, by how it was made. Layers in int8 are rounded differently by each engine; where each is as far from the float model as
-    the export was found to be when it was written, two engines may be twice as far from each other."""
+    """Of an export, by how it was made. Layers in int8 are rounded differently by each engine; where each is as far
+    from the float model as the export was found to be when it was written, two engines may be twice as far from each
+    other."""
     if made.get("int8"):
         with suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
             found = made["check"]
@@ -224,9 +231,9 @@ def limits_of(made: dict[str, Any]) -> Limits:
 
 
 def choose(rows: Sequence[Row], limits: Limits) -> Choice | None:
-    """The fastest engine in float32 (beside which layers may be int8) whose answers are right, on as many threads as it chooses, or the
-    most that were measured; speed is the geometric mean of images/s over the batches. The first of ENGINES stays where none is faster
-    by MARGIN. None where no answers are right."""
+    """The fastest engine in float32 (beside which layers may be int8) whose answers are right, on as many threads as it
+    chooses, or the most that were measured; speed is the geometric mean of images/s over the batches. The first of
+    ENGINES stays where none is faster by MARGIN. None where no answers are right."""
     threads = 0 if any(row.threads == 0 for row in rows) else max((row.threads for row in rows), default=0)
     exact = [row for row in rows if row.precision.endswith("float32")]
     wrong = {row.engine for row in exact if not limits.hold(row)}
@@ -239,7 +246,9 @@ def choose(rows: Sequence[Row], limits: Limits) -> Choice | None:
         return None
     first, best = next(iter(speeds)), max(speeds, key=speeds.__getitem__)
     engine = best if speeds[best] >= MARGIN * speeds[first] else first
-    return Choice(engine=engine, images_per_s=speeds, wrong=tuple(name for name in ENGINES if name in wrong), threads=threads)
+    return Choice(
+        engine=engine, images_per_s=speeds, wrong=tuple(name for name in ENGINES if name in wrong), threads=threads
+    )
 
 
 def _best_export(rows: Sequence[Row], limits: Limits) -> tuple[str, float] | None:
@@ -320,7 +329,8 @@ class Reference:
 def _together(
     kinds: Sequence[Kind], threads: int, batches: Sequence[int], seconds: float, reference: Reference | None
 ) -> tuple[list[Row], list[Failed], Reference | None]:
-    """All kinds on so many threads, in turns. The first one that answers in float32 is the reference where there is none yet."""
+    """All kinds on so many threads, in turns. The first one that answers in float32 is the reference where there is
+    none yet."""
     failed = list[Failed]()
     started = list[tuple[Kind, Worker, Started]]()
     with ExitStack() as stack:
@@ -349,7 +359,11 @@ def _together(
         reference = Reference(f"{kind.engine} {start.version} in {start.numbers}", start.answers, start.limits)
     if reference is None:
         return [], failed, None
-    rows = [_row(kind, start, threads, batch, times[i, batch], reference) for i, kind, start in measured for batch in batches]
+    rows = [
+        _row(kind, start, threads, batch, times[i, batch], reference)
+        for i, kind, start in measured
+        for batch in batches
+    ]
     return rows, failed, reference
 
 
@@ -446,7 +460,8 @@ class Worker:
 
 
 def work(kind: Kind, threads: int, batches: Sequence[int], pipe: Connection) -> None:
-    """The process: sends what it has `Started` as, then the times of a turn for each batch it receives; a str is what went wrong."""
+    """The process: sends what it has `Started` as, then the times of a turn for each batch it receives; a str is what
+    went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     with suppress(EOFError, OSError):
         try:

@@ -14,7 +14,16 @@ from mlpmixer.data.images import Pixels, Source, decode
 from mlpmixer.data.streaming.datasets import is_streamed
 from mlpmixer.evaluation.evaluate import match_classes
 from mlpmixer.inference.classifier import Classifier, Failure, decoded_batches
-from mlpmixer.inference.exported import EVIDENCE, FEATURES, LOGITS, PIXELS, PROBABILITIES, TOP_CLASSES, TOP_PROBABILITIES, Export
+from mlpmixer.inference.exported import (
+    EVIDENCE,
+    FEATURES,
+    LOGITS,
+    PIXELS,
+    PROBABILITIES,
+    TOP_CLASSES,
+    TOP_PROBABILITIES,
+    Export,
+)
 
 PROBABILITY_TOLERANCE = 1e-4
 FEATURE_TOLERANCE = 1e-4  # of the largest feature
@@ -71,20 +80,23 @@ class Checked:
         """Disagrees unless the two are the same but for rounding in float32."""
         if self.agreeing < self.n or not self.probability_max_diff < PROBABILITY_TOLERANCE:
             raise Disagrees(
-                f"the export disagrees with the model: on {self.n:,} images of {self.data} top-1 is the same for {self.agreeing:,} "
+                f"the export disagrees with the model: on {self.n:,} images of {self.data} top-1 is the same for "
+                f"{self.agreeing:,} "
                 f"and the largest probability difference is {self.probability_max_diff:.1e}; expected all of them, "
                 f"and less than {PROBABILITY_TOLERANCE:.0e}. Nothing was written"
             )
         if self.feature_max_diff is not None and not self.feature_max_diff < FEATURE_TOLERANCE:
             raise Disagrees(
-                f"the export disagrees with the model: features differ by up to {self.feature_max_diff:.1e} of the largest one; "
+                f"the export disagrees with the model: features differ by up to {self.feature_max_diff:.1e} of the "
+                f"largest one; "
                 f"expected less than {FEATURE_TOLERANCE:.0e}. Nothing was written"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitChecked:
-    """How close resize and fit in the graph come to Pillow's: images at their own size, and drawn out to another shape."""
+    """How close resize and fit in the graph come to Pillow's: images at their own size, and drawn out to another
+    shape."""
 
     n: int
     pixel_max_diff: int
@@ -107,7 +119,9 @@ def sample(data: Data, count: int) -> Sample:
     if len(sets[0]) < count and not is_streamed(data):
         with suppress(ValueError):  # a lone test split is all there is
             sets.append(_spread(open_images(data, "train"), count - len(sets[0])))
-    name = data.name if data.name.startswith("hf:") else Path(data.name).name  # no folders of this machine go into the export
+    name = (
+        data.name if data.name.startswith("hf:") else Path(data.name).name
+    )  # no folders of this machine go into the export
     return Sample(data=name, images=chain(sets), n_test=len(sets[0]))
 
 
@@ -137,8 +151,12 @@ def check(reference: Classifier, export: Export, given: Sample) -> Checked:
         index, pixels = np.array([i for i, _ in good]), np.stack([image for _, image in good])
         wanted = reference.probabilities(pixels)
         found, best_p, best, *features = export(pixels, *outputs)
-        if not np.array_equal(np.take_along_axis(found, best, 1), best_p) or not np.array_equal(best_p[:, 0], found.max(1)):
-            raise Disagrees(f"the top {best.shape[1]} of the export are not the largest of its probabilities. Nothing was written")
+        if not np.array_equal(np.take_along_axis(found, best, 1), best_p) or not np.array_equal(
+            best_p[:, 0], found.max(1)
+        ):
+            raise Disagrees(
+                f"the top {best.shape[1]} of the export are not the largest of its probabilities. Nothing was written"
+            )
         n += len(good)
         agreeing += int((found.argmax(1) == wanted.argmax(1)).sum())
         largest = max(largest, float(np.abs(found - wanted).max()))
@@ -166,7 +184,8 @@ def check(reference: Classifier, export: Export, given: Sample) -> Checked:
 
 
 def check_fit(reference: Classifier, export: Export, given: Sample) -> FitChecked:
-    """The graph's resize and fit beside `Preprocess.array`. ValueError when no image can be read, Disagrees beyond PIXEL_TOLERANCE."""
+    """The graph's resize and fit beside `Preprocess.array`. ValueError when no image can be read, Disagrees beyond
+    PIXEL_TOLERANCE."""
     images, pre = _spread(given.images, FITTED), reference.preprocess
     n = agreeing = levels = 0
     different, probability_diff = [0.0], 0.0
@@ -187,7 +206,8 @@ def check_fit(reference: Classifier, export: Export, given: Sample) -> FitChecke
         raise ValueError(f"none of {len(images)} images of {given.data} could be read")
     if levels > PIXEL_TOLERANCE:
         raise Disagrees(
-            f"resize and fit in the graph differ from Pillow's by up to {levels} levels of 255; expected at most {PIXEL_TOLERANCE}. "
+            f"resize and fit in the graph differ from Pillow's by up to {levels} levels of 255; expected at most "
+            f"{PIXEL_TOLERANCE}. "
             "Nothing was written"
         )
     return FitChecked(
@@ -199,7 +219,9 @@ def check_fit(reference: Classifier, export: Export, given: Sample) -> FitChecke
     )
 
 
-def check_evidence(reference: Classifier, export: Export, given: Sample, tolerance: float = EVIDENCE_TOLERANCE) -> float:
+def check_evidence(
+    reference: Classifier, export: Export, given: Sample, tolerance: float = EVIDENCE_TOLERANCE
+) -> float:
     """The largest difference of what a patch says, as a share of the largest logit of a patch.
 
     Errors: ValueError when no image can be read, Disagrees from `tolerance` on.
@@ -223,7 +245,8 @@ def check_evidence(reference: Classifier, export: Export, given: Sample, toleran
         raise ValueError(f"none of the {len(images)} images of {given.data} could be read")
     if not off < tolerance * size:
         raise Disagrees(
-            f"the evidence of the export differs from the model's by up to {off / size:.1e} of the largest logit of a patch; "
+            f"the evidence of the export differs from the model's by up to {off / size:.1e} of the largest logit of a "
+            f"patch; "
             f"expected less than {tolerance:.0e}. Nothing was written"
         )
     return off / size
@@ -236,7 +259,8 @@ def _full(source: Source, channels: int) -> Pixels:
 
 
 def _drawn_out(image: Pixels) -> Pixels:
-    """Half as wide again and a fifth flatter: data may hold nothing but images of the model's own size, which need no resize."""
+    """Half as wide again and a fifth flatter: data may hold nothing but images of the model's own size, which need no
+    resize."""
     height, width, channels = image.shape
     drawn = Image.fromarray(image[..., 0] if channels == 1 else image).resize((width * 3 // 2, max(height * 4 // 5, 1)))
     return np.asarray(drawn).reshape(drawn.height, drawn.width, channels)

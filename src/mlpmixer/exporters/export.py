@@ -3,8 +3,9 @@
     export("runs/photos", "onnx", out="photos.onnx")     one file
     export("runs/photos", "openvino", out="photos.xml")  and photos.bin, its weights
     export("runs/photos", "pt2", out="photos.pt2")       one file, for torch
-    export("runs/photos", "bundle", out="photos/")       a folder that needs onnxruntime, numpy and pillow, and nothing of this package
-    export("runs/photos", "web", out="photos-page/")     a folder with a page that classifies in the browser, for any server of files
+    export("runs/photos", "bundle", out="photos/")       a folder that needs onnxruntime, numpy and pillow, and nothing
+    of this package export("runs/photos", "web", out="photos-page/")     a folder with a page that classifies in the
+    browser, for any server of files
 
 A target is a module of this folder with two functions, `write` and `finish`; all else is the same for all of them.
 """
@@ -22,7 +23,16 @@ from typing import TYPE_CHECKING, Any
 from mlpmixer import __version__
 from mlpmixer.config import Data
 from mlpmixer.evaluation.evaluate import data_of
-from mlpmixer.exporters.check import EVIDENCE_TOLERANCE, Checked, Disagrees, Sample, check, check_evidence, check_fit, sample
+from mlpmixer.exporters.check import (
+    EVIDENCE_TOLERANCE,
+    Checked,
+    Disagrees,
+    Sample,
+    check,
+    check_evidence,
+    check_fit,
+    sample,
+)
 from mlpmixer.exporters.int8 import Given, Int8, images_for, quantise
 from mlpmixer.exporters.job import Job, require_fit
 from mlpmixer.exporters.targets import bundle, onnx, openvino, pt2, web
@@ -51,7 +61,8 @@ class Target:
     finish: Callable[[Job, Path, Checked], None]
     """Adds what the check found."""
     require: Callable[[Job], None] = lambda job: None
-    """ValueError for a model that cannot be had in this form, or when what writes it is not installed. Asked before any work."""
+    """ValueError for a model that cannot be had in this form, or when what writes it is not installed. Asked before any
+    work."""
     evidence: bool = False
     """Whether a Mixer gives evidence in this form without being asked for it."""
     int8: str | None = "onnxruntime"
@@ -66,7 +77,9 @@ class Target:
 
 TARGETS: Registry[Target] = Registry("export")
 TARGETS["onnx"] = Target("model.onnx", onnx.write, onnx.finish, onnx.require)
-TARGETS["openvino"] = Target("model.xml", openvino.write, openvino.finish, openvino.require, int8="openvino", beside=(".bin",))
+TARGETS["openvino"] = Target(
+    "model.xml", openvino.write, openvino.finish, openvino.require, int8="openvino", beside=(".bin",)
+)
 TARGETS["pt2"] = Target("model.pt2", pt2.write, pt2.finish, int8=None)
 TARGETS["bundle"] = Target("bundle", bundle.write, bundle.finish, bundle.require)
 TARGETS["web"] = Target("web", web.write, web.finish, web.require, evidence=True)
@@ -104,16 +117,20 @@ def export(
     licence: str = "",
     report: "Report | None" = None,
 ) -> Written:
-    """Write the model to `out`, and compare it there with the torch model on real images. If they differ, nothing is left.
+    """Write the model to `out`, and compare it there with the torch model on real images. If they differ, nothing is
+    left.
 
-    With int8 they do differ: the float form is checked first, and then what top-1 on validation images may lose decides.
+    With int8 they do differ: the float form is checked first, and then what top-1 on validation images may lose
+    decides.
 
     model: a run, a weight file, a name of `mlpmixer list weights`, or a Classifier around a torch network on the CPU.
     to: a name of TARGETS. out: a file or folder that does not exist; None: beside the run.
     data: whose images to check on; None: those the run was trained on.
     batch: images at a time; None: any number, chosen anew with each call.
-    int8: compute the layers in whole numbers of 8 bits, as many as cost at most half a point of top-1 on validation images (`export.int8`).
-    any_size: let the graph resize and fit images of any size, too (a batch of one size at a time), and compare that with Pillow.
+    int8: compute the layers in whole numbers of 8 bits, as many as cost at most half a point of top-1 on validation
+    images (`export.int8`).
+    any_size: let the graph resize and fit images of any size, too (a batch of one size at a time), and compare that
+    with Pillow.
     evidence: let the graph say what each patch adds to each logit, too; a page always does, of a Mixer.
     page_runtime: for a page, the folder with onnxruntime-web; None: it is fetched by npm.
     top_k: how many of the likeliest classes the graph gives (fewer where the model has fewer).
@@ -121,8 +138,8 @@ def export(
     licence: of the model, stored with it; "": what its own file says.
     report: receives the progress of a download.
 
-    Errors: Disagrees when the two answer differently, or no layer can be int8; ValueError for a model, path, data or number that cannot
-    be used, and for missing packages.
+    Errors: Disagrees when the two answer differently, or no layer can be int8; ValueError for a model, path, data or
+    number that cannot be used, and for missing packages.
     """
     target = TARGETS[to]
     for name, value in (("batch", batch), ("top_k", top_k)):
@@ -131,9 +148,13 @@ def export(
     classifier = model if isinstance(model, Classifier) else load(_no_export(model), report=report)
     meta = _meta(classifier, licence)
     if evidence and meta.network:
-        raise ValueError(f"only a Mixer says what each patch adds, and this is another network ({meta.network}): leave evidence out")
+        raise ValueError(
+            f"only a Mixer says what each patch adds, and this is another network ({meta.network}): leave evidence out"
+        )
     if page_runtime is not None and target is not TARGETS["web"]:
-        raise ValueError(f"page_runtime={os.fspath(page_runtime)} is what a page computes with, for web, not for {to}: leave it out")
+        raise ValueError(
+            f"page_runtime={os.fspath(page_runtime)} is what a page computes with, for web, not for {to}: leave it out"
+        )
     if int8 and not target.int8:
         able = ", ".join(name for name, other in TARGETS.items() if other.int8)
         raise ValueError(f"there is no int8 in the form {to}: export to one of {able}")
@@ -175,7 +196,8 @@ def export(
 
 
 def write_unchecked(classifier: Classifier, to: str, path: Path) -> None:
-    """The model in the form `to` at `path`, as `export` writes it without options, for whoever compares its answers himself.
+    """The model in the form `to` at `path`, as `export` writes it without options, for whoever compares its answers
+    himself.
 
     Errors: ValueError for a model that cannot be exported, and for missing packages.
     """
@@ -195,7 +217,8 @@ def write_unchecked(classifier: Classifier, to: str, path: Path) -> None:
 
 
 def _checked(job: Job, file: Path, given: Sample, engine: str | None = None) -> Checked:
-    """What the export in `file` answers beside the model. Disagrees when it is not the same; layers in int8 may differ."""
+    """What the export in `file` answers beside the model. Disagrees when it is not the same; layers in int8 may
+    differ."""
     opened = open_export(file, engine=engine)
     checked = check(job.classifier, opened, given)
     if not job.int8:
@@ -209,7 +232,8 @@ def _checked(job: Job, file: Path, given: Sample, engine: str | None = None) -> 
 
 
 def _quantised(job: Job, folder: Path, given: Sample, judges: Given, engine: str | None) -> Job:
-    """The job with layers in int8, in a file that is made in `folder` of a float one that has passed its check, both in `engine`."""
+    """The job with layers in int8, in a file that is made in `folder` of a float one that has passed its check, both in
+    `engine`."""
     whole, rounded = folder / "float.onnx", folder / "int8.onnx"
     onnx.write(job, whole)
     _checked(job, whole, given, engine)
@@ -228,10 +252,14 @@ def _meta(classifier: Classifier, licence: str) -> ModelMeta:
     meta, network = classifier.meta, classifier.network
     if meta is None or network is None:
         raise ValueError(
-            "expected a run, a weight file, or a classifier that mlpmixer.load made of one: only a torch model can be exported"
+            "expected a run, a weight file, or a classifier that mlpmixer.load made of one: only a torch model can be "
+            "exported"
         )
     if not meta.classes:
-        raise ValueError("this model has no head (num_classes=0), and an export answers with probabilities: train it on some data first")
+        raise ValueError(
+            "this model has no head (num_classes=0), and an export answers with probabilities: train it on some data "
+            "first"
+        )
     if any(p.device.type != "cpu" for p in network.parameters()):
         raise ValueError("a model is exported from the CPU: mlpmixer.load(..., device='cpu')")
     return dataclasses.replace(meta, provenance=meta.provenance | {"licence": licence}) if licence else meta
@@ -240,7 +268,10 @@ def _meta(classifier: Classifier, licence: str) -> ModelMeta:
 def _free_path(out: str | os.PathLike[str] | None, classifier: Classifier, target: Target) -> Path:
     if out is None:
         if classifier.path is None or not classifier.path.with_name("recipe.json").is_file():
-            raise ValueError("where to? This model is no run of its own, beside which an export could lie: name a file or folder (--out)")
+            raise ValueError(
+                "where to? This model is no run of its own, beside which an export could lie: name a file or folder "
+                "(--out)"
+            )
         out = classifier.path.with_name(target.name)
     path = Path(out)
     suffix = Path(target.name).suffix

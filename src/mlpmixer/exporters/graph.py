@@ -1,6 +1,7 @@
 """The model as one graph, from pixels to probabilities, in plain operations that every runtime has.
 
-B images of H x W pixels with C channels, K classes, k of them on top, D features; S patches and hidden_dim as in `model`.
+B images of H x W pixels with C channels, K classes, k of them on top, D features; S patches and hidden_dim as in
+`model`.
 """
 
 import copy
@@ -14,7 +15,15 @@ from torch.export import Dim
 from mlpmixer.data.preprocess import Preprocess, standardise
 from mlpmixer.exporters.graph_resize import Fitted
 from mlpmixer.exporters.job import Job
-from mlpmixer.inference.exported import EVIDENCE, FEATURES, LOGITS, PIXELS, PROBABILITIES, TOP_CLASSES, TOP_PROBABILITIES
+from mlpmixer.inference.exported import (
+    EVIDENCE,
+    FEATURES,
+    LOGITS,
+    PIXELS,
+    PROBABILITIES,
+    TOP_CLASSES,
+    TOP_PROBABILITIES,
+)
 from mlpmixer.models.kernels import FastBlock
 from mlpmixer.models.mixer import Mixer, MixerBlock
 
@@ -98,7 +107,8 @@ def graph_of(job: Job) -> Graph:
 def example_of(job: Job) -> tuple[Tensor, dict[int, Dim]]:
     """Images to trace the graph with, and which of their axes are free.
 
-    Two images, and an odd size where any is taken: torch.export takes a size of 1, or what is equal by accident, for a constant.
+    Two images, and an odd size where any is taken: torch.export takes a size of 1, or what is equal by accident, for a
+    constant.
     """
     pixels = job.classifier.preprocess
     size = (37, 53) if job.any_size else pixels.image_size
@@ -108,7 +118,8 @@ def example_of(job: Job) -> tuple[Tensor, dict[int, Dim]]:
 
 
 def plain(network: nn.Module) -> nn.Module:
-    """A copy for evaluation without compiled kernels, which are no operations of a graph; it shares its parameters with `network`."""
+    """A copy for evaluation without compiled kernels, which are no operations of a graph; it shares its parameters with
+    `network`."""
     copied = copy.deepcopy(network, {id(p): p for p in network.parameters()})
     for block in copied.modules():
         if isinstance(block, MixerBlock) and type(block) in (MixerBlock, FastBlock):

@@ -1,7 +1,8 @@
 """Resize and fit inside the graph: Pillow's antialiased resize as two matrix products, whatever the size of the images.
 
-N images of h x w pixels with C channels -> H x W. A resize is linear in the pixels along each axis, so it is a matrix (W,w) and then
-a matrix (H,h), each row of which holds the filter around one new pixel: the rule of Pillow's src/libImaging/Resample.c.
+N images of h x w pixels with C channels -> H x W. A resize is linear in the pixels along each axis, so it is a matrix
+(W,w) and then a matrix (H,h), each row of which holds the filter around one new pixel: the rule of Pillow's
+src/libImaging/Resample.c.
 """
 
 import torch
@@ -40,12 +41,17 @@ class Fitted(nn.Module):
         x = whole(down @ x)  # (N, C, H, W)
         return torch.where(covered_h[:, None] & covered_w, x, float(GREY)) if self.fit == "pad" else x
 
-    def resampling(self, old: int, new: int, start: Tensor, box: Tensor, first: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
-        """The matrix (new, old) from `box` old pixels at `start` to `inner` new ones at `first`; and which rows (new,) those are."""
+    def resampling(
+        self, old: int, new: int, start: Tensor, box: Tensor, first: Tensor, inner: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The matrix (new, old) from `box` old pixels at `start` to `inner` new ones at `first`; and which rows (new,)
+        those are."""
         scale = box / inner
         row = torch.arange(new, dtype=torch.float64) - first
         centre = start + (row + 0.5) * scale
-        at = (torch.arange(old, dtype=torch.float64) + 0.5 - centre[:, None]) / scale.clamp(min=1)  # wider when it shrinks: antialiased
+        at = (torch.arange(old, dtype=torch.float64) + 0.5 - centre[:, None]) / scale.clamp(
+            min=1
+        )  # wider when it shrinks: antialiased
         weights = (1 - at.abs()).clamp(min=0)  # bilinear
         covered = (row >= 0) & (row < inner)
         weights = torch.where(covered[:, None], weights, 0.0)

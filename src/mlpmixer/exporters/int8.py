@@ -1,10 +1,12 @@
-"""An export whose matrix products compute in whole numbers of 8 bits: static, calibrated on training images, judged on validation images.
+"""An export whose matrix products compute in whole numbers of 8 bits: static, calibrated on training images, judged on
+validation images.
 
-Weights are s8, with a scale for each output, and do not go beyond 64: processors without VNNI add two products in 16 bits, where
-2 * 255 * 127 has no room and becomes another number without a word. What a layer receives is u8, in a range that is fixed when the export
-is made, so that an answer does not depend on the other images of its batch. The product is summed in 32 bits and goes on in float32:
-biases, GELU, layer norms, residual additions and preprocessing stay what they are. The form is ONNX's own, QuantizeLinear and
-DequantizeLinear before a MatMul or a Gemm, which runtimes turn into products of whole numbers.
+Weights are s8, with a scale for each output, and do not go beyond 64: processors without VNNI add two products in 16
+bits, where 2 * 255 * 127 has no room and becomes another number without a word. What a layer receives is u8, in a range
+that is fixed when the export is made, so that an answer does not depend on the other images of its batch. The product
+is summed in 32 bits and goes on in float32: biases, GELU, layer norms, residual additions and preprocessing stay what
+they are. The form is ONNX's own, QuantizeLinear and DequantizeLinear before a MatMul or a Gemm, which runtimes turn
+into products of whole numbers.
 
 N images of H x W pixels with C channels, K classes.
 """
@@ -98,7 +100,9 @@ def images_for(classifier: Classifier, data: Data) -> Given:
         splits = open_streamed(data) if is_streamed(data) else open_data(data)
         match_classes(splits.val.classes, classifier.classes)
     except ValueError as e:
-        raise ValueError(f"int8 is calibrated on training images and judged on validation images of the model's classes: {e}") from e
+        raise ValueError(
+            f"int8 is calibrated on training images and judged on validation images of the model's classes: {e}"
+        ) from e
     if isinstance(splits, StreamedSplits):
         from mlpmixer.training.stream import Stream  # which imports torch
 
@@ -106,7 +110,10 @@ def images_for(classifier: Classifier, data: Data) -> Given:
         return Given(train=stream.sample(min(CALIBRATION, len(stream))), val=_spread(splits.val, VALIDATION))
     store = Store(_spread(splits.train, CALIBRATION), pre, cache_mib=data.cache_mib, workers=data.workers)
     if not len(store):
-        raise ValueError(f"none of {len(store.bad)} training images of {data.name} could be read; the first: {': '.join(store.bad[0])}")
+        raise ValueError(
+            f"none of {len(store.bad)} training images of {data.name} could be read; the first: "
+            f"{': '.join(store.bad[0])}"
+        )
     return Given(train=store.array(np.arange(len(store))), val=_spread(splits.val, VALIDATION))
 
 
@@ -117,10 +124,12 @@ def _spread(images: ImageSet, at_most: int) -> ImageSet:
 def quantise(file: Path, out: Path, given: Given, *, engine: str | None = None) -> Int8:
     """Write the float export in `file` to `out`, with as many layers in int8 as validation images allow.
 
-    All of them, if that costs at most MAX_LOSS of top-1. Else each layer is tried alone, and those that move the answers most on training
-    images return to float32 one after the other, until the rest keeps to it. `engine` computes them, as in `open_export`.
+    All of them, if that costs at most MAX_LOSS of top-1. Else each layer is tried alone, and those that move the
+    answers most on training images return to float32 one after the other, until the rest keeps to it. `engine` computes
+    them, as in `open_export`.
 
-    Errors: Disagrees when no layer can be int8, ValueError for a graph without layers and when onnxruntime's tools cannot be imported.
+    Errors: Disagrees when no layer can be int8, ValueError for a graph without layers and when onnxruntime's tools
+    cannot be imported.
     """
     with tempfile.TemporaryDirectory() as scratch:
         quantiser = Quantiser(file, Path(scratch), given.train, engine)
@@ -151,8 +160,11 @@ def quantise(file: Path, out: Path, given: Given, *, engine: str | None = None) 
     )
 
 
-def choose(layers: Sequence[str], good_enough: Callable[[Sequence[str]], bool], worst_first: Callable[[], list[str]]) -> list[str]:
-    """The fewest layers, in the order of `worst_first`, without which the others are good enough. Disagrees when none would be left."""
+def choose(
+    layers: Sequence[str], good_enough: Callable[[Sequence[str]], bool], worst_first: Callable[[], list[str]]
+) -> list[str]:
+    """The fewest layers, in the order of `worst_first`, without which the others are good enough. Disagrees when none
+    would be left."""
     order: list[str] = []
     for n in range(len(layers)):
         if n == 1:
@@ -160,15 +172,18 @@ def choose(layers: Sequence[str], good_enough: Callable[[Sequence[str]], bool], 
         if good_enough(order[:n]):
             return order[:n]
     raise Disagrees(
-        f"no layer of this model can be int8: whichever of the {len(layers)} it is, top-1 on validation images falls by more than "
+        f"no layer of this model can be int8: whichever of the {len(layers)} it is, top-1 on validation images falls "
+        f"by more than "
         f"{100 * MAX_LOSS:g} points. Nothing was written"
     )
 
 
 class Quantiser:
-    """A float export and the ranges of what its layers receive, from which a file with any choice of int8 layers is written.
+    """A float export and the ranges of what its layers receive, from which a file with any choice of int8 layers is
+    written.
 
-    file: the export. scratch: a folder for what is in between. images: (n, H, W, C), to calibrate on. engine: to rank layers with.
+    file: the export. scratch: a folder for what is in between. images: (n, H, W, C), to calibrate on. engine: to rank
+    layers with.
     """
 
     layers: dict[str, list[str]]
@@ -186,16 +201,21 @@ class Quantiser:
         self.layers = {layer: [node.name for node in nodes] for layer, nodes in layers.items()}
         _keep_outputs(model.graph, list(chain.from_iterable(layers.values())))
         del model.graph.value_info[:]  # shapes by torch.onnx, which the quantiser's own would contradict
-        onnx.helper.set_model_props(model, _props(model) | {"onnx.quant.pre_process": "onnxruntime.quant"})  # it need not be done again
+        onnx.helper.set_model_props(
+            model, _props(model) | {"onnx.quant.pre_process": "onnxruntime.quant"}
+        )  # it need not be done again
         self.prepared = scratch / "prepared.onnx"
         onnx.save(model, str(self.prepared))
 
     def write(self, out: Path, layers: Sequence[str]) -> None:
-        """A file with these layers in int8. The first call computes the ranges. Errors: ValueError when the tools cannot be imported."""
+        """A file with these layers in int8. The first call computes the ranges. Errors: ValueError when the tools
+        cannot be imported."""
         try:
             from onnxruntime.quantization import QuantType, quantize_static
         except ModuleNotFoundError as e:
-            raise ValueError(f'int8 needs onnx and onnxruntime with its tools (no {e.name} here): pip install "mlpmixer[onnx]"') from None
+            raise ValueError(
+                f'int8 needs onnx and onnxruntime with its tools (no {e.name} here): pip install "mlpmixer[onnx]"'
+            ) from None
         with _own_log():
             quantize_static(
                 self.prepared,
@@ -236,7 +256,8 @@ class Quantiser:
 
 
 def layers_of(graph: "onnx.GraphProto") -> "dict[str, list[onnx.NodeProto]]":
-    """The network's products with constant weights, by its name for where they belong, which `to_onnx` has put before their own.
+    """The network's products with constant weights, by its name for where they belong, which `to_onnx` has put before
+    their own.
 
     What the graph has beside the network, to resize images and to say what patches add, is not among them.
     """
@@ -250,7 +271,8 @@ def layers_of(graph: "onnx.GraphProto") -> "dict[str, list[onnx.NodeProto]]":
 
 
 def _keep_outputs(graph: "onnx.GraphProto", nodes: "Sequence[onnx.NodeProto]") -> None:
-    """What a layer receives may be an output of the graph, such as the features: a name of its own, so that the output stays unrounded."""
+    """What a layer receives may be an output of the graph, such as the features: a name of its own, so that the output
+    stays unrounded."""
     from onnx import helper
 
     outputs = {value.name for value in graph.output}
@@ -279,7 +301,8 @@ def _own_log() -> Iterator[None]:
 def images_per_s(*files: Path, engine: str | None = None) -> tuple[int, *tuple[float, ...]]:
     """Images at a time, and for each file how many it answers in a second on one thread, from pixels to probabilities.
 
-    The files take turns, and it is the time of the processor that counts: neither falls behind by what else the machine does.
+    The files take turns, and it is the time of the processor that counts: neither falls behind by what else the machine
+    does.
     """
     exports = [open_export(file, engine=engine, threads=1) for file in files]
     pre, batch = exports[0].meta.preprocess, exports[0].batch or SPEED_BATCH

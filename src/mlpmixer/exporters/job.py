@@ -42,11 +42,13 @@ class Job:
 def require_fit(preprocess: Preprocess, what: str = "a graph of any size") -> None:
     """ValueError for a rule that neither `fit.Fitted` nor the page knows.
 
-    Bicubic is not there because which axis Pillow takes first, and so what is cut at black and white in between, depends on its version.
+    Bicubic is not there because which axis Pillow takes first, and so what is cut at black and white in between,
+    depends on its version.
     """
     if preprocess.fit not in FITS or preprocess.interpolation != "bilinear":
         raise ValueError(
-            f"{what} knows fit={', '.join(FITS)}, bilinear; this model has {preprocess.fit}, {preprocess.interpolation}: "
+            f"{what} knows fit={', '.join(FITS)}, bilinear; this model has {preprocess.fit}, "
+            f"{preprocess.interpolation}: "
             "leave the resize to mlpmixer or Pillow"
         )
 
@@ -55,7 +57,11 @@ def require_program(meta: ModelMeta, program: str) -> None:
     """ValueError for a model whose preprocessing a program that goes along with it does not have."""
     pre = meta.preprocess
     if pre.fit not in FITS or pre.in_channels not in (1, 3):
-        what = f"fit={pre.fit!r}, only {', '.join(FITS)}" if pre.fit not in FITS else f"images of {pre.in_channels} channels"
+        what = (
+            f"fit={pre.fit!r}, only {', '.join(FITS)}"
+            if pre.fit not in FITS
+            else f"images of {pre.in_channels} channels"
+        )
         raise ValueError(f"{program} knows no {what}: export to onnx, and predict with mlpmixer")
 
 

@@ -10,16 +10,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 NAME, VERSION = "onnxruntime-web", "1.30.0"
-INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # of the package's file
+# of the package's file
+INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 SCRIPT, WASM = "ort.js", "ort.wasm"  # what a page calls them; servers know what .js is, and not all of them .mjs
-FILES = {"ort.wasm.bundle.min.mjs": SCRIPT, "ort-wasm-simd-threaded.wasm": WASM}  # on the CPU, with nothing else to load
+FILES = {
+    "ort.wasm.bundle.min.mjs": SCRIPT,
+    "ort-wasm-simd-threaded.wasm": WASM,
+}  # on the CPU, with nothing else to load
 LICENCES = ("LICENSE", "ThirdPartyNotices.txt")
 TIMEOUT_S = 600  # npm itself gives up a silent connection earlier
 ELSEWHERE = f"Or elsewhere: npm pack {NAME}@{VERSION}, unpack it, and name its folder here: --runtime FOLDER"
 
 
 def require(source: Path | None) -> None:
-    """ValueError when the files are not in `source`, or npm cannot fetch them. It is asked for them: `place` finds them in its cache."""
+    """ValueError when the files are not in `source`, or npm cannot fetch them. It is asked for them: `place` finds them
+    in its cache."""
     if source is None:
         with tempfile.TemporaryDirectory() as scratch:
             _fetched(Path(scratch))
@@ -32,7 +37,8 @@ def place(folder: Path, source: Path | None) -> None:
 
     source: the package, unpacked, or its dist; None: npm fetches it, of the version that this was tested with.
 
-    Errors: ValueError when npm is missing, fails or brings another file, when `source` has not both files, and when no licence is found.
+    Errors: ValueError when npm is missing, fails or brings another file, when `source` has not both files, and when no
+    licence is found.
     """
     folder.mkdir()
     if source is None:
@@ -54,7 +60,10 @@ def _copy(source: Path, folder: Path) -> None:
 def _whole(source: Path) -> tuple[Path, Path]:
     """The folders, in `source` or elsewhere, that hold the two files and the licences."""
     script = next(iter(FILES))
-    found = next((place for place in (source, source / "dist", source / "package" / "dist") if (place / script).is_file()), source)
+    found = next(
+        (place for place in (source, source / "dist", source / "package" / "dist") if (place / script).is_file()),
+        source,
+    )
     for name in FILES:
         if not (found / name).is_file():
             raise ValueError(
@@ -63,7 +72,9 @@ def _whole(source: Path) -> tuple[Path, Path]:
             )
     licences = [place for place in (found, found.parent, *_installed()) if (place / LICENCES[0]).is_file()]
     if not licences:
-        raise ValueError(f"no {LICENCES[0]} of onnxruntime in {source} or in the Python package here: put it beside {script}")
+        raise ValueError(
+            f"no {LICENCES[0]} of onnxruntime in {source} or in the Python package here: put it beside {script}"
+        )
     return found, licences[0]
 
 
@@ -86,7 +97,10 @@ def _fetched(scratch: Path) -> Path:
     with open(packages[0], "rb") as f:
         found = "sha512-" + base64.b64encode(hashlib.file_digest(f, "sha512").digest()).decode()
     if found != INTEGRITY:
-        raise ValueError(f"npm brought another {NAME} {VERSION} than was tested: integrity {found}, expected {INTEGRITY}. {ELSEWHERE}")
+        raise ValueError(
+            f"npm brought another {NAME} {VERSION} than was tested: integrity {found}, expected {INTEGRITY}. "
+            f"{ELSEWHERE}"
+        )
     with tarfile.open(packages[0]) as package:
         for name in FILES:
             content = package.extractfile(f"package/dist/{name}")
@@ -98,7 +112,9 @@ def _fetched(scratch: Path) -> Path:
 def _npm() -> str:
     npm = shutil.which("npm")
     if npm is None:
-        raise ValueError(f"a page computes with {NAME} {VERSION}, and npm, which fetches it, is not installed. {ELSEWHERE}")
+        raise ValueError(
+            f"a page computes with {NAME} {VERSION}, and npm, which fetches it, is not installed. {ELSEWHERE}"
+        )
     return npm
 
 

@@ -1,7 +1,8 @@
-"""Which engine `mlpmixer bench` has found to be the fastest for an export on this machine: engines.json in the user's cache.
+"""Which engine `mlpmixer bench` has found to be the fastest for an export on this machine: engines.json in the user's
+cache.
 
-A choice holds for a file's content, a processor and its number of cores, and for the versions of the engines it was made among. Only the
-command line asks for it: `mlpmixer.load` answers the same on every machine.
+A choice holds for a file's content, a processor and its number of cores, and for the versions of the engines it was
+made among. Only the command line asks for it: `mlpmixer.load` answers the same on every machine.
 """
 
 import json
@@ -34,7 +35,8 @@ def kept_at() -> Path:
 
 
 def recall(file: Path) -> Recalled:
-    """The engine chosen for the export in `file`. Whatever is wrong with what is kept is said in `word`, never raised."""
+    """The engine chosen for the export in `file`. Whatever is wrong with what is kept is said in `word`, never
+    raised."""
     if len(engines_for(file)) < 2:
         return Recalled()
     try:
@@ -53,7 +55,9 @@ def recall(file: Path) -> Recalled:
         if any(versions.get(name) != version for name, version in _versions(file).items()):
             return Recalled(word=f"what mlpmixer bench chose on {day} was among other versions: run it again")
         return Recalled(engine, f"chosen by mlpmixer bench on {day}")
-    except FileNotFoundError:  # of either file: nothing was chosen, or whoever opens the export says that it is not there
+    except (
+        FileNotFoundError
+    ):  # of either file: nothing was chosen, or whoever opens the export says that it is not there
         return Recalled()
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         return Recalled(word=f"what mlpmixer bench has chosen cannot be read and is ignored ({type(e).__name__}: {e})")

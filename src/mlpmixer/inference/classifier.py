@@ -104,7 +104,8 @@ class Classifier:
         self._both = both or (lambda images: (logits(images), pre_logits(images)))
 
     def probabilities(self, images: Pixels) -> Floats:
-        """Images as `array` gives them, stacked (B,H,W,C) -> (B,K) float32; rows sum to 1 (sigmoid models: each value on its own).
+        """Images as `array` gives them, stacked (B,H,W,C) -> (B,K) float32; rows sum to 1 (sigmoid models: each value
+        on its own).
 
         Raises ValueError when type or shape is not the model's, or when the weights give NaN.
         """
@@ -138,7 +139,8 @@ class Classifier:
         return out
 
     def array(self, image: ImageLike | bytes) -> Pixels:
-        """One image as the network wants it: (H,W,C) of the model's size, of `preprocess.dtype`. ImageError when it cannot be read."""
+        """One image as the network wants it: (H,W,C) of the model's size, of `preprocess.dtype`. ImageError when it
+        cannot be read."""
         return self.preprocess.array(image)
 
     def ranked(self, names: Sequence[str], images: Pixels, top_k: int, *, features: bool = False) -> list[Prediction]:
@@ -176,12 +178,17 @@ class Classifier:
     def _run_all(self, engine: Callable[[Floats], tuple[Floats, ...]], images: Pixels) -> list[Floats]:
         dtype, want = self.preprocess.dtype, (*self.preprocess.image_size, self.preprocess.in_channels)
         if images.dtype != dtype or images.ndim != 4 or images.shape[1:] != want:
-            raise ValueError(f"expected {dtype} images of shape (B, {', '.join(map(str, want))}), got {images.dtype} {images.shape}")
+            raise ValueError(
+                f"expected {dtype} images of shape (B, {', '.join(map(str, want))}), got {images.dtype} {images.shape}"
+            )
         starts = range(0, max(len(images), 1), CHUNK)
         parts = [engine(self._prepared(images[i : i + CHUNK])) for i in starts]
         outputs = [np.concatenate(output) for output in zip(*parts, strict=True)]
         if not all(np.isfinite(output).all() for output in outputs):
-            raise ValueError("the network's output is not finite (NaN or infinity): its weights are broken, as after a diverged training")
+            raise ValueError(
+                "the network's output is not finite (NaN or infinity): its weights are broken, as after a diverged "
+                "training"
+            )
         return outputs
 
     def _prepared(self, images: Pixels) -> NDArray[Any]:
@@ -190,7 +197,8 @@ class Classifier:
 
 
 class Exported(Classifier):
-    """A Classifier around what `mlpmixer export` wrote: its graph takes pixels and ends in probabilities. `export`: that graph."""
+    """A Classifier around what `mlpmixer export` wrote: its graph takes pixels and ends in probabilities. `export`:
+    that graph."""
 
     def __init__(self, export: Export) -> None:
         def outputs(*names: str) -> Callable[[NDArray[Any]], list[Floats]]:
@@ -238,30 +246,40 @@ def load(
     report: "Report | None" = None,
     network: "Build | None" = None,
 ) -> Classifier:
-    """A trained model in evaluation mode on `device`: a run, a weight file, hf:owner/name or a name of `mlpmixer list weights`.
+    """A trained model in evaluation mode on `device`: a run, a weight file, hf:owner/name or a name of `mlpmixer list
+    weights`.
 
-    Or what `mlpmixer export` wrote, an .onnx, .xml or .pt2 file or a bundle: for the CPU, at its own size, and without torch but for .pt2.
+    Or what `mlpmixer export` wrote, an .onnx, .xml or .pt2 file or a bundle: for the CPU, at its own size, and without
+    torch but for .pt2.
 
     engine: what computes an export, see `exported.open_export`; a run is computed by torch.
     precision: bfloat16 is faster where the device has it, with about three digits (in torch: autocast).
-    streams: calls that are computed at the same time, on the CPU, where several threads ask: more images a second than one after the other
-        on all cores, and each takes longer. More than one make torch keep to `threads` in the whole process.
+    streams: calls that are computed at the same time, on the CPU, where several threads ask: more images a second than
+        one after the other on all cores, and each takes longer. More than one make torch keep to `threads` in the whole
+        process.
     threads: of each stream, on the CPU; 0: as many as the engine chooses, or of several streams the cores shared out.
-    image_size, patch_size (pixels), in_channels: use it at others, without further training; `transfer.adapt` says what each does to the
-        accuracy, and what `resize` (its method) and `magnified` are. The preprocessing follows.
+    image_size, patch_size (pixels), in_channels: use it at others, without further training; `transfer.adapt` says what
+        each does to the accuracy, and what `resize` (its method) and `magnified` are. The preprocessing follows.
     report: receives the progress of a download.
     network: of a run that `train(recipe, network=...)` made, the same again.
 
-    Errors: ValueError, saying what was expected, when there is no model at `path`, the file is damaged, or it cannot be fetched.
+    Errors: ValueError, saying what was expected, when there is no model at `path`, the file is damaged, or it cannot be
+    fetched.
     """
     if export := export_at(path):
         if (image_size, patch_size, in_channels, network) != (None, None, None, None):
-            raise ValueError(f"{os.fspath(path)} is an export, of one size for good: export the run itself at another one")
+            raise ValueError(
+                f"{os.fspath(path)} is an export, of one size for good: export the run itself at another one"
+            )
         if device not in ("auto", "cpu"):
-            raise ValueError(f"{os.fspath(path)} is an export, which is computed on the CPU: device={device!r} is for runs")
+            raise ValueError(
+                f"{os.fspath(path)} is an export, which is computed on the CPU: device={device!r} is for runs"
+            )
         return Exported(open_export(export, engine=engine, precision=precision, streams=streams, threads=threads))
     if engine not in (None, "torch"):
-        raise ValueError(f"{os.fspath(path)} is no export, so torch computes it, not {engine}: mlpmixer export makes one of a run")
+        raise ValueError(
+            f"{os.fspath(path)} is no export, so torch computes it, not {engine}: mlpmixer export makes one of a run"
+        )
     from mlpmixer.weights.load import load_file, locate
 
     file = locate(os.fspath(path), report=report)
@@ -270,7 +288,9 @@ def load(
 
         if (image_size, patch_size, in_channels) != (None, None, None):
             raise ValueError("only a Mixer comes to other sizes: leave image_size, patch_size and in_channels out")
-        return from_network(*load_model(file, network), device=device, precision=precision, streams=streams, threads=threads, path=file)
+        return from_network(
+            *load_model(file, network), device=device, precision=precision, streams=streams, threads=threads, path=file
+        )
     model, meta = load_file(file, os.fspath(path))
     if (image_size, patch_size, in_channels) != (None, None, None):
         from mlpmixer.weights.adapt import adapt_trained
@@ -290,10 +310,11 @@ def from_network(
     threads: int = 0,
     path: Path | None = None,
 ) -> Classifier:
-    """A Classifier around a torch network, which is put in evaluation mode, in float32, on `device` (auto, cpu, cuda, ...).
+    """A Classifier around a torch network, which is put in evaluation mode, in float32, on `device` (auto, cpu, cuda,
+    ...).
 
-    On a CPU a Mixer computes on compiled kernels where this machine has them (`kernels.for_inference`: other modules around the same
-    parameters); `network` itself stays as it is.
+    On a CPU a Mixer computes on compiled kernels where this machine has them (`kernels.for_inference`: other modules
+    around the same parameters); `network` itself stays as it is.
     """
     import torch
 
@@ -386,7 +407,9 @@ def _expand(source: str) -> Iterator[str | Failure]:
         yield path
     elif glob.has_magic(path):
         matches = sorted(glob.glob(path, recursive=True))
-        named_suffix = Path(path).suffix and not glob.has_magic(Path(path).suffix)  # *.dat means these files, whatever they are
+        named_suffix = Path(path).suffix and not glob.has_magic(
+            Path(path).suffix
+        )  # *.dat means these files, whatever they are
         files = [m for m in matches if os.path.isfile(m) and (named_suffix or _is_image(m))]
         folders = [m for m in matches if os.path.isdir(m) and "**" not in path]
         yield from files
@@ -444,7 +467,9 @@ def decoded_batches(
 
     def submit() -> list[tuple[Key, Failure | Future[Pixels | Failure]]]:
         part = islice(todo, batch_size)
-        return [(key, open_ if isinstance(open_, Failure) else pool.submit(decode, str(key), open_)) for key, open_ in part]
+        return [
+            (key, open_ if isinstance(open_, Failure) else pool.submit(decode, str(key), open_)) for key, open_ in part
+        ]
 
     try:
         ahead = submit()
@@ -458,18 +483,24 @@ def decoded_batches(
 def run_batches(
     batches: Iterable[tuple[NDArray[np.int64], Pixels]], function: Callable[[Pixels], Floats]
 ) -> tuple[NDArray[np.int64], Floats]:
-    """The loop of every evaluation: `function` of each batch (image numbers (B,), images) -> numbers (N,), values (N, ...)."""
+    """The loop of every evaluation: `function` of each batch (image numbers (B,), images) -> numbers (N,), values (N,
+    ...)."""
     numbers, values = [], []
     for of_batch, images in batches:
         numbers.append(of_batch)
         values.append(function(images))
-    return (np.concatenate(numbers), np.concatenate(values)) if numbers else (np.empty(0, np.int64), np.empty((0, 1), np.float32))
+    return (
+        (np.concatenate(numbers), np.concatenate(values))
+        if numbers
+        else (np.empty(0, np.int64), np.empty((0, 1), np.float32))
+    )
 
 
 def outputs_of(
     classifier: Classifier, images: "ImageSet", function: Callable[[NDArray[Any]], Floats], batch_size: int
 ) -> tuple[NDArray[np.int64], Floats, list[tuple[str, str]]]:
-    """`function` of every readable image, such as classifier.probabilities or classifier.features: indices (N,), values (N, ...), bad.
+    """`function` of every readable image, such as classifier.probabilities or classifier.features: indices (N,), values
+    (N, ...), bad.
 
     bad: (name, reason) of the images that could not be read. ValueError when none could.
     """
@@ -487,7 +518,9 @@ def outputs_of(
     kept, values = run_batches(readable(), function)
     if not len(kept):
         first = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
-        raise ValueError(f"none of the {len(images)} images could be read" + (f" ({first})" if first else ": the data is empty"))
+        raise ValueError(
+            f"none of the {len(images)} images could be read" + (f" ({first})" if first else ": the data is empty")
+        )
     return kept, values, bad
 
 
@@ -499,7 +532,8 @@ def predict_files(
     *,
     features: bool = False,
 ) -> Iterator[Prediction | Failure]:
-    """A Prediction or a Failure for every path, in order, as the batches get done; memory does not grow with the number.
+    """A Prediction or a Failure for every path, in order, as the batches get done; memory does not grow with the
+    number.
 
     `paths` is what `find_images` yields; its failures pass through. One unreadable file stops nothing.
     features: the predictions carry them, too.
@@ -591,7 +625,12 @@ def to_record(result: Prediction | Failure) -> dict[str, Any]:
     if isinstance(result, Failure):
         return {"image": _printable(result.name), "error": _printable(result.reason)}
     top = [{"label": label, "probability": round(p, 6)} for label, p in result.top]
-    return {"image": _printable(result.name), "label": result.label, "probability": round(result.probability, 6), "top": top}
+    return {
+        "image": _printable(result.name),
+        "label": result.label,
+        "probability": round(result.probability, 6),
+        "top": top,
+    }
 
 
 def jsonl_lines(results: Iterable[Prediction | Failure]) -> Iterator[str]:

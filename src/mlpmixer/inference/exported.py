@@ -1,7 +1,8 @@
 """What `mlpmixer export` has written, opened in one of `engines.ENGINES`. Imports no torch but for a .pt2.
 
-B images of H x W pixels with C channels, S patches, K classes, k of them on top, D features. The graph of an export takes pixels, not
-normalised images, and ends in probabilities: what lies between is inside, so that every caller gets the same answer.
+B images of H x W pixels with C channels, S patches, K classes, k of them on top, D features. The graph of an export
+takes pixels, not normalised images, and ends in probabilities: what lies between is inside, so that every caller gets
+the same answer.
 """
 
 import dataclasses
@@ -37,10 +38,11 @@ EXPECTED = "expected an .onnx, .xml or .pt2 file, or a bundle, that `mlpmixer ex
 class Export:
     """Pixels (B,H,W,C) as `meta.preprocess.array` gives them -> what is asked for, by `open_export`.
 
-    probabilities (B,K) float32; top_probabilities (B,k) float32, falling, and top_classes (B,k) int64, their classes; features (B,D)
-    float32, which the head sees. Another network than a Mixer has no features. A graph with evidence also gives logits (B,K) and evidence
-    (B,S,K), both float32: what each patch adds to each logit, which is the head's bias and the sum of it. A graph that takes images of any
-    size, all of one size, also gives pixels (B,H,W,C) uint8, what it made of them.
+    probabilities (B,K) float32; top_probabilities (B,k) float32, falling, and top_classes (B,k) int64, their classes;
+    features (B,D) float32, which the head sees. Another network than a Mixer has no features. A graph with evidence
+    also gives logits (B,K) and evidence (B,S,K), both float32: what each patch adds to each logit, which is the head's
+    bias and the sum of it. A graph that takes images of any size, all of one size, also gives pixels (B,H,W,C) uint8,
+    what it made of them.
     """
 
     path: Path
@@ -75,15 +77,18 @@ def export_at(name: str | os.PathLike[str]) -> Path | None:
     return path if path.suffix in SUFFIXES else path / MODEL if (path / MANIFEST).is_file() else None
 
 
-def open_export(file: Path, *, engine: str | None = None, precision: Precision = "float32", streams: int = 1, threads: int = 0) -> Export:
+def open_export(
+    file: Path, *, engine: str | None = None, precision: Precision = "float32", streams: int = 1, threads: int = 0
+) -> Export:
     """The export in a file that `export_at` has found, ready to compute.
 
     engine: a name of `engines.ENGINES`; None: onnxruntime for .onnx, openvino for .xml, torch for .pt2.
-    precision: of what is float in the model. streams: calls that are computed at the same time, each on `threads`, with 0 on its share of
-        the cores; of one 0 leaves it to the engine, which takes one for each core.
+    precision: of what is float in the model. streams: calls that are computed at the same time, each on `threads`, with
+        0 on its share of the cores; of one 0 leaves it to the engine, which takes one for each core.
 
-    Errors: ValueError when the engine is unknown, not installed, or not for such a file or precision, and for a file that is missing,
-    damaged, not written by `mlpmixer export`, or not the one that the bundle or the .xml beside it was made with.
+    Errors: ValueError when the engine is unknown, not installed, or not for such a file or precision, and for a file
+    that is missing, damaged, not written by `mlpmixer export`, or not the one that the bundle or the .xml beside it was
+    made with.
     """
     if file.name == MODEL:
         require_same_files(file.parent)
@@ -92,13 +97,17 @@ def open_export(file: Path, *, engine: str | None = None, precision: Precision =
     meta, made, weights = _read_metadata(session.metadata, file)
     runtime = dataclasses.replace(runtime, int8=bool(made.get("int8")))
     if session.weights and digest(session.weights) != weights:
-        raise ValueError(f"{session.weights} is not the file that {file} was written with (SHA-256 differs): export it again")
+        raise ValueError(
+            f"{session.weights} is not the file that {file} was written with (SHA-256 differs): export it again"
+        )
     pixels, classes = meta.preprocess, len(meta.classes)
     size = [*pixels.image_size, pixels.in_channels]
     takes, gives = session.takes, {value.name: value for value in session.gives}
     wanted = [None, None, size[2]] if PIXELS in gives else size
     if [(value.name, value.dtype, list(value.shape[1:])) for value in takes] != [(INPUT, pixels.dtype.name, wanted)]:
-        raise ValueError(f"the metadata of {file} speak of images {size}, its graph takes {', '.join(map(str, takes))}; {EXPECTED}")
+        raise ValueError(
+            f"the metadata of {file} speak of images {size}, its graph takes {', '.join(map(str, takes))}; {EXPECTED}"
+        )
     if PROBABILITIES not in gives or gives[PROBABILITIES].shape[1:] != (classes,):
         found = ", ".join(map(str, gives.values()))
         raise ValueError(f"the metadata of {file} name {classes} classes, its graph gives {found}; {EXPECTED}")
@@ -106,17 +115,25 @@ def open_export(file: Path, *, engine: str | None = None, precision: Precision =
     for name, shape in shapes.items():
         said = gives[name].shape[1:] if name in gives else shape
         if len(said) != len(shape) or any(n not in (None, m) for n, m in zip(said, shape, strict=True)):
-            raise ValueError(f"the metadata of {file} speak of {name} of shape {shape}, its graph gives {gives[name]}; {EXPECTED}")
+            raise ValueError(
+                f"the metadata of {file} speak of {name} of shape {shape}, its graph gives {gives[name]}; {EXPECTED}"
+            )
     batch = takes[0].shape[0]
     if batch and batch * math.prod(pixels.image_size) * pixels.in_channels * pixels.dtype.itemsize > MAX_BATCH_BYTES:
-        raise ValueError(f"{file} takes {batch:,} images at a time, more than fit into {MAX_BATCH_BYTES / 2**30:g} GiB; {EXPECTED}")
+        raise ValueError(
+            f"{file} takes {batch:,} images at a time, more than fit into {MAX_BATCH_BYTES / 2**30:g} GiB; {EXPECTED}"
+        )
 
     def compute(images: Pixels, outputs: tuple[str, ...]) -> list[NDArray[Any]]:
         try:
             answers = session.compute(images, outputs)
         except Exception as e:  # the engines' errors have no common class
-            raise ValueError(f"{runtime.engine} cannot compute {file} for images of shape {images.shape}: {reason(e)}") from e
-        for name, answer in zip(outputs, answers, strict=True):  # what a graph says of its outputs is not what it must do
+            raise ValueError(
+                f"{runtime.engine} cannot compute {file} for images of shape {images.shape}: {reason(e)}"
+            ) from e
+        for name, answer in zip(
+            outputs, answers, strict=True
+        ):  # what a graph says of its outputs is not what it must do
             if name in shapes and answer.shape != (len(images), *shapes[name]):
                 raise ValueError(f"{file} answers {len(images)} images with {name} of shape {answer.shape}; {EXPECTED}")
         return answers
@@ -125,18 +142,26 @@ def open_export(file: Path, *, engine: str | None = None, precision: Precision =
 
 
 def _shapes(meta: ModelMeta) -> dict[str, tuple[int, ...]]:
-    """Of the outputs, for one image, where the metadata decide them. Of another network than a Mixer they know no features."""
+    """Of the outputs, for one image, where the metadata decide them. Of another network than a Mixer they know no
+    features."""
     classes, pixels, own = len(meta.classes), meta.preprocess, not meta.network
-    shapes: dict[str, tuple[int, ...]] = {PROBABILITIES: (classes,), LOGITS: (classes,), PIXELS: (*pixels.image_size, pixels.in_channels)}
+    shapes: dict[str, tuple[int, ...]] = {
+        PROBABILITIES: (classes,),
+        LOGITS: (classes,),
+        PIXELS: (*pixels.image_size, pixels.in_channels),
+    }
     return shapes | ({FEATURES: (meta.config.hidden_dim,), EVIDENCE: (meta.config.num_patches, classes)} if own else {})
 
 
 def metadata(meta: ModelMeta, made: dict[str, Any], weights: str = "") -> str:
-    """What is stored in the file: the header of a model file, how the export was made, and the SHA-256 of weights that lie beside it.
+    """What is stored in the file: the header of a model file, how the export was made, and the SHA-256 of weights that
+    lie beside it.
 
     ASCII, since XML does not hold every character.
     """
-    return json.dumps({"format": FORMAT, "model": to_json(meta), "export": made} | ({"weights": weights} if weights else {}))
+    return json.dumps(
+        {"format": FORMAT, "model": to_json(meta), "export": made} | ({"weights": weights} if weights else {})
+    )
 
 
 def _read_metadata(text: str | None, file: Path) -> tuple[ModelMeta, dict[str, Any], str]:
@@ -175,4 +200,6 @@ def require_same_files(folder: Path) -> None:
     if not (folder / MODEL).is_file():
         raise ValueError(f"{folder / MODEL} does not exist: the bundle is not whole; export it again")
     if digest(folder / MODEL) != wanted:
-        raise ValueError(f"{folder / MODEL} is not the file that the bundle was made with (SHA-256 differs): export it again")
+        raise ValueError(
+            f"{folder / MODEL} is not the file that the bundle was made with (SHA-256 differs): export it again"
+        )

@@ -21,8 +21,17 @@ from mlpmixer.weights.model_file import FORMAT
 if TYPE_CHECKING:
     import onnx
 
-KEY = "mlpmixer"  # the key of metadata_props; the value is the JSON of a model file's header, of which two entries are read here
-FORWARDING = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "QuantizeLinear", "DequantizeLinear")  # probabilities stay what they are
+# the key of metadata_props; the value is the JSON of a model file's header, of which two entries are read here
+KEY = "mlpmixer"
+FORWARDING = (
+    "Identity",
+    "Cast",
+    "Reshape",
+    "Flatten",
+    "Squeeze",
+    "QuantizeLinear",
+    "DequantizeLinear",
+)  # probabilities stay what they are
 NO_LOGITS = ("Sigmoid", "HardSigmoid", "ArgMax", "TopK", "Hardmax")
 
 Floats = NDArray[np.float32]
@@ -49,7 +58,8 @@ class OnnxModel:
     compute: Callable[[Floats], Floats]
 
     def __call__(self, images: Floats) -> Floats:
-        """A graph of a fixed batch size computes the images in parts, the last one filled up with zeros. ValueError when it cannot."""
+        """A graph of a fixed batch size computes the images in parts, the last one filled up with zeros. ValueError
+        when it cannot."""
         size = self.input_shape[0] or len(images)
         answers = []
         for start in range(0, len(images), size):
@@ -62,11 +72,12 @@ class OnnxModel:
 def open_onnx(path: str | os.PathLike[str], *, threads: int) -> OnnxModel:
     """The classifier in the file at `path`, with its weights beside it if it keeps them apart.
 
-    Its input is one float32 tensor (B,C,H,W), its first output is taken for logits (B,K). Where that is the result of a Softmax node, its
-    logarithm is taken. What it says of itself is read from `metadata_props["mlpmixer"]`: JSON as in the header of a model file,
-    {"format": 1, "model": {"classes": [...], "preprocess": {...}}}.
+    Its input is one float32 tensor (B,C,H,W), its first output is taken for logits (B,K). Where that is the result of a
+    Softmax node, its logarithm is taken. What it says of itself is read from `metadata_props["mlpmixer"]`: JSON as in
+    the header of a model file, {"format": 1, "model": {"classes": [...], "preprocess": {...}}}.
 
-    Errors: ValueError when the packages are not installed, and for a file that is missing, no ONNX, or no such classifier.
+    Errors: ValueError when the packages are not installed, and for a file that is missing, no ONNX, or no such
+    classifier.
     """
     name = os.fspath(path)
     session = open_session(name, threads)
@@ -79,19 +90,33 @@ def open_onnx(path: str | os.PathLike[str], *, threads: int) -> OnnxModel:
     takes, gives = session.get_inputs(), next(iter(session.get_outputs()), None)
     if len(takes) != 1 or takes[0].type != "tensor(float)" or len(takes[0].shape) != 4:
         raise ValueError(f"{name} takes {', '.join(map(_described, takes))}; expected one float32 input (B, C, H, W)")
-    if gives is None or gives.type not in ("tensor(float)", "tensor(float16)", "tensor(double)") or len(gives.shape) not in (0, 2):
-        raise ValueError(f"the first output of {name} is {_described(gives) if gives else 'not there'}; expected logits (B, K)")
+    if (
+        gives is None
+        or gives.type not in ("tensor(float)", "tensor(float16)", "tensor(double)")
+        or len(gives.shape) not in (0, 2)
+    ):
+        raise ValueError(
+            f"the first output of {name} is {_described(gives) if gives else 'not there'}; expected logits (B, K)"
+        )
     last = _last_node(graph, gives.name)
     if last in NO_LOGITS:
-        raise ValueError(f"{name} ends in {last}: expected logits, or a Softmax over the classes; export the model without its last layer")
+        raise ValueError(
+            f"{name} ends in {last}: expected logits, or a Softmax over the classes; export the model without its last "
+            f"layer"
+        )
 
     def compute(images: Floats) -> Floats:
         try:
             answer: Floats = session.run([gives.name], {takes[0].name: images})[0].astype(np.float32)
         except Exception as e:
-            raise ValueError(f"onnxruntime cannot compute {name} for images of shape {images.shape}: {_first_line(e)}") from e
+            raise ValueError(
+                f"onnxruntime cannot compute {name} for images of shape {images.shape}: {_first_line(e)}"
+            ) from e
         if answer.ndim != 2 or len(answer) != len(images) or num_classes not in (None, answer.shape[1]):
-            raise ValueError(f"{name} answers {len(images)} images with shape {answer.shape}; expected logits (B, {num_classes or 'K'})")
+            raise ValueError(
+                f"{name} answers {len(images)} images with shape {answer.shape}; expected logits (B, "
+                f"{num_classes or 'K'})"
+            )
         with np.errstate(divide="ignore"):  # log 0 = -inf: never
             return np.log(answer) if last == "Softmax" else answer
 
@@ -127,7 +152,9 @@ def open_session(name: str, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.use_deterministic_compute = True
     options.log_severity_level = 4  # what goes wrong is raised, too
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others compute on the same cores, such as a student
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # others compute on the same cores, such as a student
     try:
         return onnxruntime.InferenceSession(name, options, providers=["CPUExecutionProvider"])
     except Exception as e:  # the package's own errors have no common class
@@ -161,7 +188,8 @@ def _metadata(text: str | None, name: str) -> Metadata | None:
 
 
 def _last_node(graph: "onnx.GraphProto", output: str) -> str:
-    """The kind of the node that computes this output, without those behind it that only pass on; "" for the input itself."""
+    """The kind of the node that computes this output, without those behind it that only pass on; "" for the input
+    itself."""
     maker = {made: node for node in graph.node for made in node.output}
     while output in maker and maker[output].op_type in FORWARDING:
         output = maker[output].input[0]

@@ -1,4 +1,5 @@
-"""Another network than a Mixer in the same loop, on the same data: a rival, or a variant. It is given in Python, by what builds it."""
+"""Another network than a Mixer in the same loop, on the same data: a rival, or a variant. It is given in Python, by
+what builds it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from torch import nn
 from mlpmixer.config import MixerConfig, Recipe, pair
 
 Build = Callable[[MixerConfig], nn.Module]
-"""Makes a network of images (B, in_channels, H, W) -> logits (B, K), its weights drawn from torch's global generator. Of the configuration
-it must take image_size, in_channels and num_classes. With a method `pre_logits`, images -> (B, D), it can be probed, too."""
+"""Makes a network of images (B, in_channels, H, W) -> logits (B, K), its weights drawn from torch's global generator.
+Of the configuration it must take image_size, in_channels and num_classes. With a method `pre_logits`, images -> (B, D),
+it can be probed, too."""
 
 ONLY_A_MIXER = {
     "init": ("weights", "stem", "head_bias"),
@@ -23,7 +25,9 @@ ONLY_A_MIXER = {
 
 def name_of(network: Build) -> str:
     """What files and errors call it: of a dataclass its fields, too, so that a run goes on with the same network."""
-    return repr(network) if dataclasses.is_dataclass(network) else getattr(network, "__qualname__", type(network).__name__)
+    return (
+        repr(network) if dataclasses.is_dataclass(network) else getattr(network, "__qualname__", type(network).__name__)
+    )
 
 
 def with_network(recipe: Recipe, network: Build | None) -> Recipe:
@@ -49,7 +53,10 @@ def with_network(recipe: Recipe, network: Build | None) -> Recipe:
     ]
     changed += ["optim.name=muon"] if recipe.optim.name == "muon" else []
     if changed:
-        raise ValueError(f"{name} is given as the network, and only a Mixer has what these are about: {', '.join(changed)}; leave them out")
+        raise ValueError(
+            f"{name} is given as the network, and only a Mixer has what these are about: {', '.join(changed)}; leave "
+            f"them out"
+        )
     return dataclasses.replace(recipe, network=name)
 
 
@@ -61,5 +68,7 @@ def build(network: Build, cfg: MixerConfig) -> nn.Module:
     shape = tuple(getattr(logits, "shape", ()))
     if shape != (2, cfg.num_classes):
         got = f"shape {shape}" if shape else type(logits).__name__
-        raise ValueError(f"{name_of(network)} answers two images with {got}; expected logits of shape (2, {cfg.num_classes})")
+        raise ValueError(
+            f"{name_of(network)} answers two images with {got}; expected logits of shape (2, {cfg.num_classes})"
+        )
     return model

@@ -1,6 +1,8 @@
-"""What a Mixer is compared with: a Vision Transformer and a ResNet, of the library transformers (extra `rivals`), built without a download.
+"""What a Mixer is compared with: a Vision Transformer and a ResNet, of the library transformers (extra `rivals`), built
+without a download.
 
-They are values for `train(recipe, network=...)`: called with a configuration, they make a network of its images and classes.
+They are values for `train(recipe, network=...)`: called with a configuration, they make a network of its images and
+classes.
 """
 
 from dataclasses import dataclass
@@ -39,7 +41,8 @@ class Headed(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ViT(Config):
-    """A Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929): a class token, learnt positions, pre-norm blocks."""
+    """A Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929): a class token, learnt positions, pre-norm
+    blocks."""
 
     patch_size: int = 16
     num_blocks: int = 12
@@ -87,7 +90,8 @@ class ResNet(Config):
     """Channels of the first stage (times 4 with bottlenecks)."""
     bottleneck: bool = True
     small_images: bool = False
-    """A stem of one 3x3 convolution at full resolution, as for 32 px (section 4.2 there), instead of 7x7 and pooling at a quarter."""
+    """A stem of one 3x3 convolution at full resolution, as for 32 px (section 4.2 there), instead of 7x7 and pooling at
+    a quarter."""
 
     def __call__(self, cfg: MixerConfig) -> "ResNetNetwork":
         return ResNetNetwork(self, cfg)
@@ -112,7 +116,9 @@ class ResNetNetwork(Headed):
         self.body = ResNetModel(config)
         if spec.small_images:
             stem = nn.Conv2d(cfg.in_channels, spec.width, 3, padding=1, bias=False)
-            nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")  # as the library starts the others
+            nn.init.kaiming_normal_(
+                stem.weight, mode="fan_out", nonlinearity="relu"
+            )  # as the library starts the others
             self.body.embedder.embedder.convolution = stem
             self.body.embedder.pooler = nn.Identity()
 

@@ -2,11 +2,12 @@
 
 Letters: S patches, an h x w grid (of one part, when there are parts), DS tokens_mlp_dim, k kernel size.
 
-A row of W1 (DS, S) and a column of W2 (S, DS) are maps over the grid. Training learns W and a k x k kernel, one per matrix and so the
-same for every channel; the network uses W + conv(W, kernel), zero-padded. For W2 that is a convolution of the tokens it writes, for W1
-one of the tokens it reads (by the mirrored kernel: <conv(w), x> = <w, conv'(x)>), each beside the identity. But it works on weights
-instead of activations, so its cost does not grow with the batch. It is linear and stays on its side of the GELU, so it folds exactly.
-(Ding et al. 2021, "RepMLP", arXiv:2105.01883, folds convolutions into fully-connected layers; arXiv:2112.11081, table 4: into ResMLP's.)
+A row of W1 (DS, S) and a column of W2 (S, DS) are maps over the grid. Training learns W and a k x k kernel, one per
+matrix and so the same for every channel; the network uses W + conv(W, kernel), zero-padded. For W2 that is a
+convolution of the tokens it writes, for W1 one of the tokens it reads (by the mirrored kernel: <conv(w), x> = <w,
+conv'(x)>), each beside the identity. But it works on weights instead of activations, so its cost does not grow with the
+batch. It is linear and stays on its side of the GELU, so it folds exactly. (Ding et al. 2021, "RepMLP",
+arXiv:2105.01883, folds convolutions into fully-connected layers; arXiv:2112.11081, table 4: into ResMLP's.)
 """
 
 import copy
@@ -29,14 +30,17 @@ def moves(grid: tuple[int, int], size: int) -> Tensor:
 
 
 class LocalLinear(nn.Linear):
-    """A linear layer with the weight W + conv(W, kernel): maps in the rows of W (a layer that reads the grid) or in its columns.
+    """A linear layer with the weight W + conv(W, kernel): maps in the rows of W (a layer that reads the grid) or in its
+    columns.
 
-    `moves` are those of the grid. The kernel starts as zeros. Its shape is that of a convolution, (1, 1, k, k): no matrix, so it is
-    AdamW's and does not decay.
+    `moves` are those of the grid. The kernel starts as zeros. Its shape is that of a convolution, (1, 1, k, k): no
+    matrix, so it is AdamW's and does not decay.
     """
 
     def __init__(self, plain: nn.Linear, moves: Tensor, *, columns: bool) -> None:
-        super().__init__(plain.in_features, plain.out_features, device="meta")  # draws nothing from the global generator
+        super().__init__(
+            plain.in_features, plain.out_features, device="meta"
+        )  # draws nothing from the global generator
         self.columns = columns
         self.weight, self.bias = plain.weight, plain.bias
         size = math.isqrt(moves.shape[-1])
@@ -48,7 +52,11 @@ class LocalLinear(nn.Linear):
         """W + conv(W, kernel), in the shape of W and at least in its precision."""
         with torch.autocast(self.weight.device.type, enabled=False):  # what trains must be what is saved
             conv = (self.moves.flatten(0, 1) @ self.kernel.flatten()).view(self.moves.shape[:2])  # (S, S)
-            return torch.addmm(self.weight, conv.T, self.weight) if self.columns else torch.addmm(self.weight, self.weight, conv)
+            return (
+                torch.addmm(self.weight, conv.T, self.weight)
+                if self.columns
+                else torch.addmm(self.weight, self.weight, conv)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.whole_weight(), self.bias)
@@ -62,7 +70,8 @@ class LocalLinear(nn.Linear):
 
 
 def inject(model: Mixer, size: int) -> None:
-    """Let every token-mixing MLP of `model` learn through size x size kernels (size odd), in place. The function stays the same."""
+    """Let every token-mixing MLP of `model` learn through size x size kernels (size odd), in place. The function stays
+    the same."""
     of_grid = moves(model.cfg.part_grid, size).to(model.stem.weight)  # one for all layers
     for block in model.blocks:
         assert isinstance(block, MixerBlock)

@@ -1,15 +1,16 @@
 """Mirror symmetry: a Mixer whose logits are the same for an image and its mirror image, by its weights alone.
 
-Letters as in mixer.py. Mirroring an image left to right reverses the pixels of each patch and the columns of the patch grid. What the
-network makes of it is the same up to an order of its units: unit i of the channels, of the DS and of the DC hidden ones is the partner of
-unit i + n/2, which sees the mirror image as i sees the image; one left over is its own partner. So a matrix W is symmetric when
-W = R W Q, with R and Q the orders of its rows and columns: in pairs, reversed within the grid or the patch, or as they are (classes).
-LayerNorm, GELU and the residual sums keep to any order of units, the mean over the patches to any order of patches: the logits cannot tell.
+Letters as in mixer.py. Mirroring an image left to right reverses the pixels of each patch and the columns of the patch
+grid. What the network makes of it is the same up to an order of its units: unit i of the channels, of the DS and of the
+DC hidden ones is the partner of unit i + n/2, which sees the mirror image as i sees the image; one left over is its own
+partner. So a matrix W is symmetric when W = R W Q, with R and Q the orders of its rows and columns: in pairs, reversed
+within the grid or the patch, or as they are (classes). LayerNorm, GELU and the residual sums keep to any order of
+units, the mean over the patches to any order of patches: the logits cannot tell.
 
-Training stays where it starts: a gradient of such weights is made symmetric, as the sum of the images' and the mirror images'
-gradients would be, which costs two orders of the weights instead of twice the images. The saved network is a plain Mixer.
-(Groups of symmetries: Cohen and Welling 2016, arXiv:1602.07576; mirrored features in ViT, ResMLP and ConvNeXt: Bökman, Nordström,
-Kahl 2025, arXiv:2502.05169.)
+Training stays where it starts: a gradient of such weights is made symmetric, as the sum of the images' and the mirror
+images' gradients would be, which costs two orders of the weights instead of twice the images. The saved network is a
+plain Mixer. (Groups of symmetries: Cohen and Welling 2016, arXiv:1602.07576; mirrored features in ViT, ResMLP and
+ConvNeXt: Bökman, Nordström, Kahl 2025, arXiv:2502.05169.)
 """
 
 import itertools
@@ -47,13 +48,17 @@ def _sides(model: Mixer) -> dict[str, tuple[Tensor, Tensor]]:
         assert isinstance(block, MixerBlock)
         patches, name = _reversed(*block.part_grid), f"blocks.{i}"
         sides[f"{name}.norm1"] = sides[f"{name}.norm2"] = channels, channels
-        for mlp, outer, width in (("token_mixing", patches, cfg.tokens_mlp_dim), ("channel_mixing", channels, cfg.channels_mlp_dim)):
+        for mlp, outer, width in (
+            ("token_mixing", patches, cfg.tokens_mlp_dim),
+            ("channel_mixing", channels, cfg.channels_mlp_dim),
+        ):
             sides[f"{name}.{mlp}.fc1"], sides[f"{name}.{mlp}.fc2"] = (_paired(width), outer), (outer, _paired(width))
     return sides
 
 
 def _orders(model: Mixer) -> list[tuple[nn.Parameter, Tensor]]:
-    """Each parameter with the numbers of its entries' partners within it, flat. The kernels of `locality` are reversed."""
+    """Each parameter with the numbers of its entries' partners within it, flat. The kernels of `locality` are
+    reversed."""
     sides, found = _sides(model), []
     for name, p in model.named_parameters():
         layer, _, kind = name.rpartition(".")
@@ -72,7 +77,8 @@ def _mirrored(p: Tensor, order: Tensor) -> Tensor:
 
 @torch.no_grad()
 def begin(model: Mixer) -> None:
-    """Make fresh weights symmetric, in place: matrices by (W + R W Q) / sqrt(2), which keeps the variance, all else by the mean of both."""
+    """Make fresh weights symmetric, in place: matrices by (W + R W Q) / sqrt(2), which keeps the variance, all else by
+    the mean of both."""
     for p, order in _orders(model):
         p.add_(_mirrored(p, order)).mul_(0.5**0.5 if p.ndim == 2 else 0.5)
 
@@ -92,10 +98,13 @@ def symmetric(model: Mixer) -> Symmetric:
 
 @torch.no_grad()
 def keep(of: Symmetric, *, gradients: bool) -> None:
-    """Replace the weights, or their gradients, by the mean of them and their mirrored ones. What was symmetric stays, to the bit."""
+    """Replace the weights, or their gradients, by the mean of them and their mirrored ones. What was symmetric stays,
+    to the bit."""
     parameters, partners = of
     values = [p.grad if gradients else p for p in parameters]
-    flat = torch.cat([torch.zeros_like(p).flatten() if v is None else v.flatten() for p, v in zip(parameters, values, strict=True)])
+    flat = torch.cat(
+        [torch.zeros_like(p).flatten() if v is None else v.flatten() for p, v in zip(parameters, values, strict=True)]
+    )
     mean = flat.index_select(0, partners).add_(flat).mul_(0.5)
     parts = torch.split_with_sizes(mean, [p.numel() for p in parameters])
     pairs = [(v, part.view_as(v)) for v, part in zip(values, parts, strict=True) if v is not None]

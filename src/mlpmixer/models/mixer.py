@@ -19,7 +19,9 @@ from mlpmixer.config import MixerConfig, pair
 from mlpmixer.models import names
 
 EPS = 1e-6  # official Flax LayerNorm; PyTorch's default is 1e-5
-TRUNCATED_STD = 0.87962566103423978  # standard deviation of a unit normal cut at +-2: official lecun_normal divides by it
+TRUNCATED_STD = (
+    0.87962566103423978  # standard deviation of a unit normal cut at +-2: official lecun_normal divides by it
+)
 
 
 class Mlp(nn.Module):
@@ -30,7 +32,9 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, mlp_dim)
         self.fc2 = nn.Linear(mlp_dim, dim)
         self.dropout = nn.Dropout(cfg.dropout)
-        self.approximate = "tanh" if cfg.activation == "gelu_tanh" else "none"  # tanh: Flax's default, what the official weights saw
+        self.approximate = (
+            "tanh" if cfg.activation == "gelu_tanh" else "none"
+        )  # tanh: Flax's default, what the official weights saw
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.dropout(F.gelu(self.fc1(x), approximate=self.approximate))
@@ -68,7 +72,8 @@ class MixerBlock(nn.Module):
         return u + self.drop(self.channel_mixing(self.norm2(u)))
 
     def drop(self, branch: Tensor) -> Tensor:
-        """Stochastic depth: zero the whole branch of a sample, drawn anew for each branch (big_vision's mlp_mixer.py)."""
+        """Stochastic depth: zero the whole branch of a sample, drawn anew for each branch (big_vision's
+        mlp_mixer.py)."""
         kept = self.kept(branch)
         return branch if kept is None else branch * kept
 
@@ -113,8 +118,14 @@ class Mixer(nn.Module):
             nn.init.zeros_(self.head.weight)
 
     def patches(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, S, in_channels*P*P), row-major. ValueError on any other size: nothing is padded or cut."""
-        cfg, (h, w), (p, q), (rows, cols) = self.cfg, pair(self.cfg.image_size), pair(self.cfg.patch_size), self.cfg.grid
+        """(B, in_channels, H, W) -> (B, S, in_channels*P*P), row-major. ValueError on any other size: nothing is padded
+        or cut."""
+        cfg, (h, w), (p, q), (rows, cols) = (
+            self.cfg,
+            pair(self.cfg.image_size),
+            pair(self.cfg.patch_size),
+            self.cfg.grid,
+        )
         if images.ndim != 4 or images.shape[1:] != (cfg.in_channels, h, w):
             raise ValueError(
                 f"expected images of shape (B, {cfg.in_channels}, {h}, {w}), got {tuple(images.shape)}; "
@@ -148,7 +159,8 @@ class Mixer(nn.Module):
 
 
 def configured(model: str | MixerConfig, **fields: Any) -> MixerConfig:
-    """The architecture of a name ("S/16", see `zoo.MODELS`) or config, with fields replaced: `num_classes=10`, `image_size=64`.
+    """The architecture of a name ("S/16", see `zoo.MODELS`) or config, with fields replaced: `num_classes=10`,
+    `image_size=64`.
 
     Errors: ValueError for an unknown name or field (with the nearest right one) and for sizes that do not fit together.
     """

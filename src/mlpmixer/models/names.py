@@ -1,4 +1,5 @@
-"""Names for architectures (the paper's Table 1, and small-image sizes of our own) and for published weights. No torch."""
+"""Names for architectures (the paper's Table 1, and small-image sizes of our own) and for published weights. No
+torch."""
 
 import gzip
 from collections import Counter
@@ -10,12 +11,25 @@ from typing import Literal
 from mlpmixer.config import Activation, MixerConfig, pair
 from mlpmixer.registry import Registry, suggest
 
-__all__ = ["MODELS", "WEIGHTS", "Layer", "Weights", "class_names", "count_params", "numbered", "suggest", "summary", "wordnet_ids"]
+__all__ = [
+    "MODELS",
+    "WEIGHTS",
+    "Layer",
+    "Weights",
+    "class_names",
+    "count_params",
+    "numbered",
+    "suggest",
+    "summary",
+    "wordnet_ids",
+]
 
 MODELS: Registry[MixerConfig] = Registry("model")
 
 
-def _paper(size: str, num_blocks: int, hidden_dim: int, tokens_mlp_dim: int, channels_mlp_dim: int, patches: tuple[int, ...]) -> None:
+def _paper(
+    size: str, num_blocks: int, hidden_dim: int, tokens_mlp_dim: int, channels_mlp_dim: int, patches: tuple[int, ...]
+) -> None:
     for p in patches:
         MODELS[f"{size}/{p}"] = MixerConfig(
             patch_size=p,
@@ -26,7 +40,7 @@ def _paper(size: str, num_blocks: int, hidden_dim: int, tokens_mlp_dim: int, cha
         )
 
 
-#      size  N   C     D_S  D_C   P           Table 1; S/8 is in no table, but its weights are public (D_S 256 at S = 784)
+# size  N   C     D_S  D_C   P           Table 1; S/8 is in no table, but its weights are public (D_S 256 at S = 784)
 _paper("S", 8, 512, 256, 2048, (32, 16, 8))
 _paper("B", 12, 768, 384, 3072, (32, 16))
 _paper("L", 24, 1024, 512, 4096, (32, 16))
@@ -34,7 +48,13 @@ _paper("H", 32, 1280, 640, 5120, (14,))
 
 
 def _small(
-    name: str, image_size: int, in_channels: int, num_blocks: int, hidden_dim: int, tokens_mlp_dim: int, channels_mlp_dim: int
+    name: str,
+    image_size: int,
+    in_channels: int,
+    num_blocks: int,
+    hidden_dim: int,
+    tokens_mlp_dim: int,
+    channels_mlp_dim: int,
 ) -> None:
     MODELS[name] = MixerConfig(
         image_size=image_size,
@@ -61,7 +81,8 @@ _small("Mini/4", 28, 1, 8, 96, 64, 384)
 
 @dataclass(frozen=True)
 class Layer:
-    """One line of a model's summary. Shapes are without the batch; FLOPs are per image, 2 per multiply-add, matrix products only."""
+    """One line of a model's summary. Shapes are without the batch; FLOPs are per image, 2 per multiply-add, matrix
+    products only."""
 
     name: str
     output: tuple[int, ...]
@@ -70,8 +91,15 @@ class Layer:
 
 
 def summary(cfg: MixerConfig) -> list[Layer]:
-    """The network line by line, from the input table of patches to the logits, worked out from the configuration alone."""
-    s, c, ds, dc, (p, q) = cfg.num_patches, cfg.hidden_dim, cfg.tokens_mlp_dim, cfg.channels_mlp_dim, pair(cfg.patch_size)
+    """The network line by line, from the input table of patches to the logits, worked out from the configuration
+    alone."""
+    s, c, ds, dc, (p, q) = (
+        cfg.num_patches,
+        cfg.hidden_dim,
+        cfg.tokens_mlp_dim,
+        cfg.channels_mlp_dim,
+        pair(cfg.patch_size),
+    )
     patch = cfg.in_channels * p * q
     mixed = cfg.part_grid[0] * cfg.part_grid[1]  # S unless there are parts
     rows = [
@@ -119,7 +147,8 @@ class Weights:
     preprocess: Literal["vit_jax_eval", "bv_resmall_crop", "bv_resize_crop", "timm", "miil"]
     """Name of the evaluation preprocessing that belongs to the weights."""
     top1: float | None
-    """ImageNet-1k top-1 on the validation images, a fraction, as reported by `source`; None where nobody was seen to report one."""
+    """ImageNet-1k top-1 on the validation images, a fraction, as reported by `source`; None where nobody was seen to
+    report one."""
     source: str
     """Who reports the accuracy, and what is worth knowing."""
     licence: str
@@ -155,7 +184,9 @@ def _official(name: str, num_bytes: int, top1: float | None, source: str) -> Non
     )
 
 
-def _timm(name: str, repo: str, classes: Classes, preprocess: Literal["timm", "miil"], top1: float | None, source: str) -> None:
+def _timm(
+    name: str, repo: str, classes: Classes, preprocess: Literal["timm", "miil"], top1: float | None, source: str
+) -> None:
     WEIGHTS[name] = Weights(
         model=name.split(":")[0],
         form="timm",
@@ -169,17 +200,35 @@ def _timm(name: str, repo: str, classes: Classes, preprocess: Literal["timm", "m
     )
 
 
-_FINE_TUNED = "is of the model fine-tuned on ImageNet-1k, which was never published; fine-tuned on CIFAR-10 (vision_transformer)"
+_FINE_TUNED = (
+    "is of the model fine-tuned on ImageNet-1k, which was never published; fine-tuned on CIFAR-10 (vision_transformer)"
+)
 _SAM = "trained on ImageNet-1k with SAM (Chen et al. 2106.01548) and plain Inception crops"
 _GSAM = "trained on ImageNet-1k with GSAM (Zhuang et al. 2203.08065) and plain Inception crops; no accuracy of this file was seen"
 
-# Sizes: the arrays' names and shapes as numpy.savez writes them. Each agrees with the bucket's listing in vit_jax.ipynb (MiB, two digits),
+# Sizes: the arrays' names and shapes as numpy.savez writes them. Each agrees with the bucket's listing in
+# vit_jax.ipynb (MiB, two digits),
 # and their sum, 3,489,219,008, with its total of 3,489,219,014 less the 6 bytes of a folder mark.
-_official("B/16:imagenet1k", 239_564_448, 0.7644, "Mixer paper, table 3 (from scratch, 300 epochs); timm measures 76.616 % on its copy")
-_official("L/16:imagenet1k", 832_868_560, 0.7176, "Mixer paper, table 3 (from scratch, 300 epochs); timm measures 72.084 % on its copy")
+_official(
+    "B/16:imagenet1k",
+    239_564_448,
+    0.7644,
+    "Mixer paper, table 3 (from scratch, 300 epochs); timm measures 76.616 % on its copy",
+)
+_official(
+    "L/16:imagenet1k",
+    832_868_560,
+    0.7176,
+    "Mixer paper, table 3 (from scratch, 300 epochs); timm measures 72.084 % on its copy",
+)
 _official("B/16:imagenet21k", 303_677_516, None, f"the paper's 80.64 % {_FINE_TUNED}: 96.82 %")
 _official("L/16:imagenet21k", 918_324_860, None, f"the paper's 82.89 % {_FINE_TUNED}: 98.34 %")
-_official("B/16:sam", 239_567_448, 0.7736, f"as ports of the file list it; one port measures 75.58 % with its own preprocessing; {_SAM}")
+_official(
+    "B/16:sam",
+    239_567_448,
+    0.7736,
+    f"as ports of the file list it; one port measures 75.58 % with its own preprocessing; {_SAM}",
+)
 _official("B/32:sam", 241_219_272, 0.7247, f"as ports of the file list it; {_SAM}")
 _official("B/16:gsam", 239_567_448, None, _GSAM)
 _official("B/32:gsam", 241_219_272, None, _GSAM)
@@ -187,13 +236,18 @@ _official("S/16:gsam", 74_143_928, None, _GSAM)
 _official("S/32:gsam", 76_449_368, None, _GSAM)
 _official("S/8:gsam", 82_616_888, None, _GSAM)
 
-# timm's names say "in21k, fine-tuned on in1k", but these are the ImageNet-1k models: a paper author says so in timm's pull request 651,
+# timm's names say "in21k, fine-tuned on in1k", but these are the ImageNet-1k models: a paper author says so in timm's
+# pull request 651,
 # and the accuracies are those of training from scratch.
 _MISNAMED = "timm's results table; Google's ImageNet-1k model, whatever goog_in21k_ft_in1k says (a paper author in timm's PR 651)"
 _timm("B/16:timm-imagenet1k", "mixer_b16_224.goog_in21k_ft_in1k", "imagenet1k", "timm", 0.76616, _MISNAMED)
 _timm("L/16:timm-imagenet1k", "mixer_l16_224.goog_in21k_ft_in1k", "imagenet1k", "timm", 0.72084, _MISNAMED)
-_timm("B/16:timm-imagenet21k", "mixer_b16_224.goog_in21k", "imagenet21k", "timm", None, "timm's copy of B/16:imagenet21k")
-_timm("L/16:timm-imagenet21k", "mixer_l16_224.goog_in21k", "imagenet21k", "timm", None, "timm's copy of L/16:imagenet21k")
+_timm(
+    "B/16:timm-imagenet21k", "mixer_b16_224.goog_in21k", "imagenet21k", "timm", None, "timm's copy of B/16:imagenet21k"
+)
+_timm(
+    "L/16:timm-imagenet21k", "mixer_l16_224.goog_in21k", "imagenet21k", "timm", None, "timm's copy of L/16:imagenet21k"
+)
 _timm(
     "B/16:timm-miil",
     "mixer_b16_224.miil_in21k_ft_in1k",
@@ -214,7 +268,8 @@ _timm(
 
 @cache
 def _class_table(classes: Classes) -> tuple[tuple[str, str], ...]:
-    """(WordNet id, synonyms) of each class, in the order of the outputs; classes/*.tsv.gz: index, id, synonyms, under a header."""
+    """(WordNet id, synonyms) of each class, in the order of the outputs; classes/*.tsv.gz: index, id, synonyms, under a
+    header."""
     with gzip.open(Path(__file__).with_name("classes") / f"{classes}.tsv.gz", "rt", encoding="utf-8") as f:
         rows = [line.rstrip("\n").split("\t") for line in f][1:]
     assert [int(index) for index, _, _ in rows] == list(range(NUM_CLASSES[classes]))
@@ -224,8 +279,9 @@ def _class_table(classes: Classes) -> tuple[tuple[str, str], ...]:
 def class_names(classes: Classes) -> tuple[str, ...]:
     """The names of a head's outputs, in order, each different: WordNet synonyms such as "tench, Tinca tinca".
 
-    Where two classes bear the same name, the WordNet id follows it: "crane (n02012849)". imagenet21k is the order of the official
-    files, 21,843 classes. For imagenet21k-miil no list comes with this package: its names are numbers, "class 0" to "class 11220".
+    Where two classes bear the same name, the WordNet id follows it: "crane (n02012849)". imagenet21k is the order of
+    the official files, 21,843 classes. For imagenet21k-miil no list comes with this package: its names are numbers,
+    "class 0" to "class 11220".
     """
     if classes == "imagenet21k-miil":
         return numbered(NUM_CLASSES[classes])

@@ -3,8 +3,8 @@
     reproduce.run("table1")                 writes results/table1/small/README.md, table.json and plots
     reproduce.tables.reproduce("cifar10-transfer", ["B/16:imagenet21k"], tables.Settings(data_dir="downloads"))
 
-`experiment` is the frame: names, scales, runs that are resumed, the time that a piece may take. `page` writes what was found. To add an
-experiment, add its entry to EXPERIMENTS and a file with a function `run(lab: Lab) -> Page`.
+`experiment` is the frame: names, scales, runs that are resumed, the time that a piece may take. `page` writes what was
+found. To add an experiment, add its entry to EXPERIMENTS and a file with a function `run(lab: Lab) -> Page`.
 """
 
 from mlpmixer.reproduce.experiment import EXPERIMENTS, Experiment, Lab, OutOfTime, run

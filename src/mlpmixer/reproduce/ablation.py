@@ -1,4 +1,5 @@
-"""Appendix A.1: a Mixer with other ways to mix tokens, and what tying the weights of token mixing over the channels saves (section 2)."""
+"""Appendix A.1: a Mixer with other ways to mix tokens, and what tying the weights of token mixing over the channels
+saves (section 2)."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -12,7 +13,18 @@ from mlpmixer.evaluation.significance import wilson
 from mlpmixer.models.architecture import Build
 from mlpmixer.models.mixer import Mixer, count_params
 from mlpmixer.models.names import MODELS
-from mlpmixer.reproduce.contest import CONTESTS, DRAW, RATES, Contest, against, best_rates, draw, interval, size_of, spread
+from mlpmixer.reproduce.contest import (
+    CONTESTS,
+    DRAW,
+    RATES,
+    Contest,
+    against,
+    best_rates,
+    draw,
+    interval,
+    size_of,
+    spread,
+)
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot
 from mlpmixer.reproduce.table1 import PAPER, without_head
@@ -36,14 +48,21 @@ def _of(contest: Contest, names: Iterable[str] = VARIANTS, **training: Any) -> C
 
 
 SCALES: dict[Scale, Contest] = {  # small: of two ways to group channels, the one that changes more
-    "small": _of(CONTESTS["small"], ("tied", "untied", "grouped-4", "views-4", "pyramid"), steps=400, rate_steps=60, evaluations=10),
+    "small": _of(
+        CONTESTS["small"],
+        ("tied", "untied", "grouped-4", "views-4", "pyramid"),
+        steps=400,
+        rate_steps=60,
+        evaluations=10,
+    ),
     "long": _of(CONTESTS["long"]),
     "full": _of(CONTESTS["full"]),
 }
 
 
 def saving(cfg: MixerConfig) -> dict[str, int]:
-    """Parameters with token mixing tied and untied, of it alone and of the whole network, counted in the networks as they are built."""
+    """Parameters with token mixing tied and untied, of it alone and of the whole network, counted in the networks as
+    they are built."""
     counts = {"channels": cfg.hidden_dim}
     for name, build in (("tied", Mixer), ("untied", untied)):
         with torch.device("meta"):
@@ -61,13 +80,16 @@ def run(lab: Lab) -> Page:
     rates, tried = best_rates(lab, contest, names, data, train_images)
 
     rows: dict[str, dict[str, Any]] = {
-        name: {**size_of(contest, name), "lr": rates[name], "top1_runs": [], "train_s_runs": [], "curve": []} for name in names
+        name: {**size_of(contest, name), "lr": rates[name], "top1_runs": [], "train_s_runs": [], "curve": []}
+        for name in names
     }
     n = 0
     for seed in range(lab.seed, lab.seed + contest.seeds):
         for name, row in rows.items():
             recipe = contest.recipe(data, train_images, rates[name], seed)
-            timed = dataclasses.replace(recipe.run, kernels="torch")  # for all: compiled kernels compute the plain block only
+            timed = dataclasses.replace(
+                recipe.run, kernels="torch"
+            )  # for all: compiled kernels compute the plain block only
             result = lab.train(f"{name}-{seed}", dataclasses.replace(recipe, run=timed), contest.network(name))
             n = result.summary["test"]["n"]
             row["top1_runs"].append(result.summary["top1"])
@@ -91,16 +113,22 @@ def run(lab: Lab) -> Page:
 
     return Page(
         claim=(
-            "appendix A.1, JFT-300M: a token-mixing MLP for each channel has C times the parameters and brought nothing noticeable; G "
-            "neighbouring channels together brought less than 1-2 % linear 5-shot ImageNet top-1; G learnt views together 3-4 % top-5 "
-            "for S/32, and nothing for larger models; a pyramid trained much faster on JFT-300M at little loss, which did not carry over "
-            "to ImageNet and ImageNet-21k. Section 2: tying saves much memory and costs no accuracy. The paper gives no other figures."
+            "appendix A.1, JFT-300M: a token-mixing MLP for each channel has C times the parameters and brought "
+            "nothing noticeable; G "
+            "neighbouring channels together brought less than 1-2 % linear 5-shot ImageNet top-1; G learnt views "
+            "together 3-4 % top-5 "
+            "for S/32, and nothing for larger models; a pyramid trained much faster on JFT-300M at little loss, which "
+            "did not carry over "
+            "to ImageNet and ImageNet-21k. Section 2: tying saves much memory and costs no accuracy. The paper gives "
+            "no other figures."
         ),
         findings=(
             *(f"{against(name, rows[name]['top1'], 'tied', tied['top1'], n)}." for name in others),
             f"Against tied: {'; '.join(cost(name) for name in ('untied', 'pyramid'))}.",
-            "In the paper's seven sizes a token-mixing MLP for each channel multiplies the parameters of token mixing by "
-            f"{min(mixing):,g} to {max(mixing):,g}, which is C, and those of the whole network by {times[least]:.1f} ({least}) to "
+            "In the paper's seven sizes a token-mixing MLP for each channel multiplies the parameters of token mixing "
+            "by "
+            f"{min(mixing):,g} to {max(mixing):,g}, which is C, and those of the whole network by {times[least]:.1f} "
+            f"({least}) to "
             f"{times[most]:.1f} ({most}); the FLOPs stay.",
         ),
         tables=(_ours(rows, n), _savings(savings), tried),
@@ -113,15 +141,21 @@ def run(lab: Lab) -> Page:
             ),
         ),
         notes=(
-            f"CIFAR-10 from scratch at 32 px: {cfg.num_blocks} blocks of C {cfg.hidden_dim}, D_S {cfg.tokens_mlp_dim}, S "
-            f"{cfg.num_patches}; {contest.steps:,} steps of {contest.batch_size} images for every run, {train_images:,} training images, "
+            f"CIFAR-10 from scratch at 32 px: {cfg.num_blocks} blocks of C {cfg.hidden_dim}, D_S {cfg.tokens_mlp_dim}, "
+            f"S "
+            f"{cfg.num_patches}; {contest.steps:,} steps of {contest.batch_size} images for every run, "
+            f"{train_images:,} training images, "
             f"n = {contest.seeds}. Accuracy is on all {n:,} test images, not 5-shot.",
-            "D_S is the same in all. So grouping keeps the FLOPs, and gives G channels together the hidden units that one had. The paper "
+            "D_S is the same in all. So grouping keeps the FLOPs, and gives G channels together the hidden units that "
+            "one had. The paper "
             "names neither G nor D_S.",
-            "Views: one learnt linear map C -> C, with a bias, makes the G views; what comes out of token mixing is added to the channels "
+            "Views: one learnt linear map C -> C, with a bias, makes the G views; what comes out of token mixing is "
+            "added to the channels "
             "in the order of their features. The paper names no map back.",
-            f"Pyramid: in block {cfg.num_blocks // 2 + 1} W2 has S/4 rows. A skip connection joins tables of one size only, so that around "
-            "this MLP it is the mean over 2 x 2 neighbouring patches, without weights. The later blocks, and the mean before the "
+            f"Pyramid: in block {cfg.num_blocks // 2 + 1} W2 has S/4 rows. A skip connection joins tables of one size "
+            f"only, so that around "
+            "this MLP it is the mean over 2 x 2 neighbouring patches, without weights. The later blocks, and the mean "
+            "before the "
             "classifier, have S/4 tokens. The paper does not say what its skip connection did.",
             "Each variant has the learning rate that was best for it on validation images.",
             "Training time is the run's, with its evaluations, one run after another, all on torch's own operations.",
@@ -145,7 +179,16 @@ def _ours(rows: dict[str, dict[str, Any]], n: int) -> Cells:
         )
         for name, row in rows.items()
     )
-    header = ("variant", "token mixing", "parameters", "MFLOPs an image", "training, s", "test top-1", "95 % interval", "against tied")
+    header = (
+        "variant",
+        "token mixing",
+        "parameters",
+        "MFLOPs an image",
+        "training, s",
+        "test top-1",
+        "95 % interval",
+        "against tied",
+    )
     return Cells(title="CIFAR-10", header=header, rows=tuple(cells))
 
 
@@ -175,5 +218,12 @@ def _draw(figure: Any, rows: dict[str, dict[str, Any]], n: int) -> None:
     for i, (name, row) in enumerate(rows.items()):
         curves.plot(*zip(*row["curve"], strict=True), color=f"C{i}", label=name)
         low, high = wilson(round(row["top1"] * n), n)
-        points.errorbar([row["train_s"]], [row["top1"]], [[row["top1"] - low], [high - row["top1"]]], fmt="o", color=f"C{i}", label=name)
+        points.errorbar(
+            [row["train_s"]],
+            [row["top1"]],
+            [[row["top1"] - low], [high - row["top1"]]],
+            fmt="o",
+            color=f"C{i}",
+            label=name,
+        )
     curves.legend(fontsize="small")

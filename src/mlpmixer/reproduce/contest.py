@@ -1,4 +1,5 @@
-"""Networks of one size, trained alike on CIFAR-10: same images, steps and augmentation, each with a learning rate of its own."""
+"""Networks of one size, trained alike on CIFAR-10: same images, steps and augmentation, each with a learning rate of
+its own."""
 
 import dataclasses
 import math
@@ -19,8 +20,13 @@ from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells
 from mlpmixer.training.batches import steps_per_epoch
 
-# Our choice: from well below to well above what AdamW usually takes with such networks; the page says where the best is at an end.
-RATES: dict[str, tuple[float, ...]] = {"Mixer": (1e-3, 3e-3, 6e-3), "ViT": (5e-4, 1e-3, 3e-3), "ResNet": (3e-3, 1e-2, 3e-2)}
+# Our choice: from well below to well above what AdamW usually takes with such networks; the page says where the best
+# is at an end.
+RATES: dict[str, tuple[float, ...]] = {
+    "Mixer": (1e-3, 3e-3, 6e-3),
+    "ViT": (5e-4, 1e-3, 3e-3),
+    "ResNet": (3e-3, 1e-2, 3e-2),
+}
 COLOURS = {"Mixer": "tab:blue", "ViT": "tab:orange", "ResNet": "tab:green"}
 
 
@@ -51,7 +57,8 @@ class Contest:
         return Data(name="cifar10", data_dir=lab.data_dir, val_fraction=0.05)  # 2,500 images to choose by
 
     def recipe(self, data: Data, train_images: int, lr: float, seed: int) -> Recipe:
-        """The paper's rule of pre-training (appendix B: Adam, linear warm-up and decay, clipping at 1), at this size."""
+        """The paper's rule of pre-training (appendix B: Adam, linear warm-up and decay, clipping at 1), at this
+        size."""
         evaluations = self.steps / self.evaluations / steps_per_epoch(train_images, self.batch_size)
         return Recipe(
             model=self.mixer,
@@ -69,7 +76,8 @@ def nano(num_blocks: int, hidden_dim: int, tokens_mlp_dim: int) -> MixerConfig:
 
 
 def _contest(mixer: tuple[int, int, int], vit: tuple[int, int], width: int, **training: Any) -> Contest:
-    """Of Nano/4 with (num_blocks, hidden_dim, tokens_mlp_dim), a ViT of (num_blocks, hidden_dim), a ResNet of that width."""
+    """Of Nano/4 with (num_blocks, hidden_dim, tokens_mlp_dim), a ViT of (num_blocks, hidden_dim), a ResNet of that
+    width."""
     return Contest(
         mixer=nano(*mixer),
         vit=ViT(patch_size=4, num_blocks=vit[0], hidden_dim=vit[1], num_heads=vit[1] // 32, mlp_dim=4 * vit[1]),
@@ -102,7 +110,9 @@ def sizes(contest: Contest, names: Sequence[str]) -> tuple[dict[str, dict[str, i
     return found, f"Of nearly one size, parameters and MFLOPs an image forward: {', '.join(parts)}."
 
 
-def best_rates(lab: Lab, contest: Contest, names: Sequence[str], data: Data, train_images: int) -> tuple[dict[str, float], Cells]:
+def best_rates(
+    lab: Lab, contest: Contest, names: Sequence[str], data: Data, train_images: int
+) -> tuple[dict[str, float], Cells]:
     """The rate of each that is best on validation images after `rate_steps`, test images unseen; and what was tried."""
     short = dataclasses.replace(contest, steps=contest.rate_steps, evaluations=1)
     best, rows = {}, []
@@ -114,7 +124,9 @@ def best_rates(lab: Lab, contest: Contest, names: Sequence[str], data: Data, tra
             scores[lr] = lab.train(f"rates/{name}-{lr:g}", recipe, contest.network(name)).summary["val_top1"]
         best[name] = max(scores, key=lambda lr: scores[lr])
         end = "" if min(scores) < best[name] < max(scores) or len(scores) == 1 else " (an end of what was tried)"
-        rows.append((name, ", ".join(f"{lr:g}: {100 * top1:.1f} %" for lr, top1 in scores.items()), f"{best[name]:g}{end}"))
+        rows.append(
+            (name, ", ".join(f"{lr:g}: {100 * top1:.1f} %" for lr, top1 in scores.items()), f"{best[name]:g}{end}")
+        )
     title = f"Learning rates: validation top-1 after {contest.rate_steps:,} steps"
     return best, Cells(title=title, header=("network", "tried", "taken"), rows=tuple(rows))
 
@@ -123,13 +135,15 @@ def best_rates(lab: Lab, contest: Contest, names: Sequence[str], data: Data, tra
 
 
 DRAW = (
-    "A draw: 0 lies within the 95 % interval of the difference (Newcombe 1998), which is from the number of test images alone; another "
+    "A draw: 0 lies within the 95 % interval of the difference (Newcombe 1998), which is from the number of test "
+    "images alone; another "
     "seed would differ, too."
 )
 
 
 def draw(a: float, b: float, n: int) -> bool:
-    """Whether two accuracies, each on `n` images, are within what chance alone would do: 0 is in Newcombe's 95 % interval of a - b."""
+    """Whether two accuracies, each on `n` images, are within what chance alone would do: 0 is in Newcombe's 95 %
+    interval of a - b."""
     (low_a, high_a), (low_b, high_b) = wilson(round(a * n), n), wilson(round(b * n), n)
     return a - b - math.hypot(a - low_a, high_b - b) <= 0 <= a - b + math.hypot(high_a - a, b - low_b)
 
@@ -137,7 +151,11 @@ def draw(a: float, b: float, n: int) -> bool:
 def against(first: str, a: float, second: str, b: float, n: int) -> str:
     """The result of a comparison, in words and points."""
     points = f"{100 * a:.1f} % against {100 * b:.1f} %, on {n:,} images"
-    return f"{first} and {second}: a draw ({points})" if draw(a, b, n) else f"{first} {'above' if a > b else 'below'} {second} ({points})"
+    return (
+        f"{first} and {second}: a draw ({points})"
+        if draw(a, b, n)
+        else f"{first} {'above' if a > b else 'below'} {second} ({points})"
+    )
 
 
 def spread(values: Sequence[float]) -> str:

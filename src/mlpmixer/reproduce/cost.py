@@ -1,4 +1,5 @@
-"""What networks of one size cost as images grow: speed, FLOPs and memory from 49 to 3,136 patches, and with what exponent they grow.
+"""What networks of one size cost as images grow: speed, FLOPs and memory from 49 to 3,136 patches, and with what
+exponent they grow.
 
 Letters: S patches (an image is cut into the same patches at every size), B images of a batch, C hidden_dim.
 """
@@ -63,7 +64,13 @@ class Settings(Config):
 SCALES: dict[Scale, Settings] = {
     "small": Settings(
         mixer=MixerConfig(
-            image_size=56, patch_size=4, num_classes=10, num_blocks=4, hidden_dim=128, tokens_mlp_dim=64, channels_mlp_dim=512
+            image_size=56,
+            patch_size=4,
+            num_classes=10,
+            num_blocks=4,
+            hidden_dim=128,
+            tokens_mlp_dim=64,
+            channels_mlp_dim=512,
         ),
         vit=ViT(patch_size=4, num_blocks=3, hidden_dim=128, num_heads=4, mlp_dim=512),
         resnet=ResNet(depths=(1, 1, 1, 1), width=24, bottleneck=False, small_images=True),
@@ -82,7 +89,8 @@ SCALES: dict[Scale, Settings] = {
 
 
 class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within, counts the bytes of all tensors that operations make and that are alive; `peak` is the most there were at once."""
+    """Within, counts the bytes of all tensors that operations make and that are alive; `peak` is the most there were at
+    once."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -93,7 +101,11 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in given and storage not in self.known:
+            if (
+                isinstance(tensor, Tensor)
+                and id(storage := tensor.untyped_storage()) not in given
+                and storage not in self.known
+            ):
                 self.known.add(storage)
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
@@ -120,7 +132,9 @@ class Bench:
 
     def precision(self) -> AbstractContextManager[Any]:
         kind = self.images.device.type
-        return nullcontext() if kind == "meta" else torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32)
+        return (
+            nullcontext() if kind == "meta" else torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32)
+        )
 
     @torch.no_grad()
     def forward(self) -> None:
@@ -148,7 +162,8 @@ class Bench:
         self.optimizer.zero_grad(set_to_none=True)
 
     def mix(self, tokens: Tensor) -> Tensor:
-        """The first half of a layer, which mixes patches: norm, operator, residual. Attention is with its four projections."""
+        """The first half of a layer, which mixes patches: norm, operator, residual. Attention is with its four
+        projections."""
         if isinstance(self.model, Mixer):
             return self.model.blocks[0].mix_tokens(tokens)  # type: ignore[operator, no-any-return]
         assert isinstance(self.model, ViTNetwork)
@@ -173,7 +188,9 @@ class Bench:
     def rows(self) -> dict[str, Callable[[], None]]:
         """What is timed."""
         whole = {"forward": self.forward, "train": self.train, "one image": self.one_image}
-        return whole | ({"mixing forward": self.mix_forward, "mixing train": self.mix_train} if self.name in OPERATORS else {})
+        return whole | (
+            {"mixing forward": self.mix_forward, "mixing train": self.mix_train} if self.name in OPERATORS else {}
+        )
 
 
 def bench_of(settings: Settings, name: str, side: int, device: torch.device, dtype: torch.dtype) -> Bench:
@@ -277,7 +294,9 @@ def run(lab: Lab) -> Page:
     return page_of(settings, counted, least, spread, str(dtype).removeprefix("torch."))
 
 
-def page_of(settings: Settings, counted: dict[str, dict[str, float]], least: dict[str, float], spread: float, precision: str) -> Page:
+def page_of(
+    settings: Settings, counted: dict[str, dict[str, float]], least: dict[str, float], spread: float, precision: str
+) -> Page:
     """The page, from counts and the least seconds of each row."""
     sides, patches = settings.sides, [side**2 for side in settings.sides]
 
@@ -288,23 +307,35 @@ def page_of(settings: Settings, counted: dict[str, dict[str, float]], least: dic
         return [counted[f"{name} {side}"][f"{row} flops"] for side in sides]
 
     curves = {f"{name}, {row}": per_image(name, row) for name in settings.networks for row in ("forward", "train")}
-    curves |= {f"{OPERATORS[name]}, {row}": per_image(name, f"mixing {row}") for name in OPERATORS for row in ("forward", "train")}
+    curves |= {
+        f"{OPERATORS[name]}, {row}": per_image(name, f"mixing {row}")
+        for name in OPERATORS
+        for row in ("forward", "train")
+    }
     counts = {name: flops(name, "one image") for name in settings.networks}
     counts |= {OPERATORS[name]: flops(name, "mixing forward") for name in OPERATORS}
-    fits = {what: {"all": exponent(patches, values), "last_octave": exponent(patches[-2:], values[-2:])} for what, values in curves.items()}
+    fits = {
+        what: {"all": exponent(patches, values), "last_octave": exponent(patches[-2:], values[-2:])}
+        for what, values in curves.items()
+    }
     of_flops = {
-        what: {"all": exponent(patches, values), "last_octave": exponent(patches[-2:], values[-2:])} for what, values in counts.items()
+        what: {"all": exponent(patches, values), "last_octave": exponent(patches[-2:], values[-2:])}
+        for what, values in counts.items()
     }
     blocks = {"Mixer": settings.mixer.num_blocks, "ViT": settings.vit.num_blocks}
     shares = {
         name: {
-            "time": [blocks[name] * m / w for m, w in zip(per_image(name, "mixing forward"), per_image(name, "forward"), strict=True)],
+            "time": [
+                blocks[name] * m / w
+                for m, w in zip(per_image(name, "mixing forward"), per_image(name, "forward"), strict=True)
+            ],
             "flops": [blocks[name] * m / w for m, w in zip(counts[OPERATORS[name]], counts[name], strict=True)],
         }
         for name in OPERATORS
     }
     quadratic = [  # scores and weighted sums: 2 S^2 C multiply-adds in a block
-        4 * blocks["ViT"] * (s + 1) ** 2 * settings.vit.hidden_dim / f for s, f in zip(patches, counts["ViT"], strict=True)
+        4 * blocks["ViT"] * (s + 1) ** 2 * settings.vit.hidden_dim / f
+        for s, f in zip(patches, counts["ViT"], strict=True)
     ]
     ratio = [v / m for v, m in zip(curves["ViT, forward"], curves["Mixer, forward"], strict=True)]
     low, high = patches[-2], patches[-1]
@@ -313,20 +344,26 @@ def page_of(settings: Settings, counted: dict[str, dict[str, float]], least: dic
     base = min(sides, key=lambda side: abs(side - 14))
     return Page(
         claim=(
-            "a Mixer's cost is linear in the number of patches, since the width of its token mixing is chosen apart from it, where a ViT's "
+            "a Mixer's cost is linear in the number of patches, since the width of its token mixing is chosen apart "
+            "from it, where a ViT's "
             "is quadratic. No exponent is given there."
         ),
         findings=(
             f"Forward, whole network, from {low:,} to {high:,} patches, time grows with the exponent: {octave}. "
-            f"Over all sizes: {', '.join(f'{name} ' + format(fits[f'{name}, forward']['all'], '.2f') for name in settings.networks)}.",
+            f"Over all sizes: "
+            f"{', '.join(f'{name} ' + format(fits[f'{name}, forward']['all'], '.2f') for name in settings.networks)}.",
             f"A training step, from {low:,} to {high:,} patches: {steps}.",
-            f"The operator alone, forward, from {low:,} to {high:,}: token mixing {fits['token mixing, forward']['last_octave']:.2f}, "
+            f"The operator alone, forward, from {low:,} to {high:,}: token mixing "
+            f"{fits['token mixing, forward']['last_octave']:.2f}, "
             f"attention with its projections {fits['attention, forward']['last_octave']:.2f}; in FLOPs "
             f"{of_flops['token mixing']['last_octave']:.2f} and {of_flops['attention']['last_octave']:.2f}.",
-            f"What grows with the square of S is a small part of a ViT at small S: {100 * quadratic[0]:.1f} % of its FLOPs at "
-            f"{patches[0]} patches, {100 * quadratic[-1]:.1f} % at {patches[-1]:,}. Attention with its linear projections takes "
+            f"What grows with the square of S is a small part of a ViT at small S: {100 * quadratic[0]:.1f} % of its "
+            f"FLOPs at "
+            f"{patches[0]} patches, {100 * quadratic[-1]:.1f} % at {patches[-1]:,}. Attention with its linear "
+            f"projections takes "
             f"{100 * shares['ViT']['time'][0]:.0f} % and {100 * shares['ViT']['time'][-1]:.0f} % of its time.",
-            f"Forward, a ViT takes {ratio[0]:.2f} times the Mixer's time at {patches[0]} patches and {ratio[-1]:.2f} times at "
+            f"Forward, a ViT takes {ratio[0]:.2f} times the Mixer's time at {patches[0]} patches and {ratio[-1]:.2f} "
+            f"times at "
             f"{patches[-1]:,}.",
         ),
         tables=(_exponents(fits, of_flops), *_sizes(settings, counted, least), _shares(patches, shares, quadratic)),
@@ -343,13 +380,18 @@ def page_of(settings: Settings, counted: dict[str, dict[str, float]], least: dic
             + ", ".join(f"{name} {counted[f'{name} {base}']['params']:,.0f}" for name in settings.networks)
             + f". Mixer {_short(settings.mixer)}; {settings.vit}; {settings.resnet}, all on images of so many patches of "
             f"{pair(settings.mixer.patch_size)[0]} px, for {settings.mixer.num_classes} classes.",
-            f"Images of noise, {settings.batch_patches:,} patches in a batch at every size, {precision}, torch's own operations for all "
+            f"Images of noise, {settings.batch_patches:,} patches in a batch at every size, {precision}, torch's own "
+            f"operations for all "
             "three (no compiled kernels, no torch.compile); attention is torch's fused one.",
-            "A training step is forward, loss, backward and AdamW. The operator is the first half of a layer, with norm and residual: of a "
-            "Mixer token mixing, of a ViT attention with its four projections; its training figure is forward and backward.",
-            f"Each figure is the least of {settings.turns} turns, all rows one after the other in each turn; the median turn took "
+            "A training step is forward, loss, backward and AdamW. The operator is the first half of a layer, with "
+            "norm and residual: of a "
+            "Mixer token mixing, of a ViT attention with its four projections; its training figure is forward and "
+            "backward.",
+            f"Each figure is the least of {settings.turns} turns, all rows one after the other in each turn; the "
+            f"median turn took "
             f"{spread:.2f} times as long. Latency is one image by itself.",
-            "FLOPs are torch's count of matrix products and convolutions, 2 for each multiply-add. Peak MiB: tensors alive at once in a "
+            "FLOPs are torch's count of matrix products and convolutions, 2 for each multiply-add. Peak MiB: tensors "
+            "alive at once in a "
             "batch, weights, gradients and moments included; on a CPU without what single operations use inside.",
         ),
         figures={
@@ -423,7 +465,13 @@ def _sizes(settings: Settings, counted: dict[str, dict[str, float]], least: dict
 
 
 def _shares(patches: list[int], shares: dict[str, dict[str, list[float]]], quadratic: list[float]) -> Cells:
-    columns = [shares["Mixer"]["time"], shares["Mixer"]["flops"], shares["ViT"]["time"], shares["ViT"]["flops"], quadratic]
+    columns = [
+        shares["Mixer"]["time"],
+        shares["Mixer"]["flops"],
+        shares["ViT"]["time"],
+        shares["ViT"]["flops"],
+        quadratic,
+    ]
     rows = tuple((f"{s:,}", *(f"{100 * c[i]:.1f} %" for c in columns)) for i, s in enumerate(patches))
     return Cells(
         title="Share of the mixing operator in the whole network, forward",
@@ -433,7 +481,13 @@ def _shares(patches: list[int], shares: dict[str, dict[str, list[float]]], quadr
 
 
 def _drawing(patches: list[int], curves: dict[str, list[float]]) -> Callable[[Any], None]:
-    colours = {"Mixer": "tab:blue", "ViT": "tab:orange", "ResNet": "tab:green", "token mixing": "tab:blue", "attention": "tab:orange"}
+    colours = {
+        "Mixer": "tab:blue",
+        "ViT": "tab:orange",
+        "ResNet": "tab:green",
+        "token mixing": "tab:blue",
+        "attention": "tab:orange",
+    }
 
     def draw(figure: Any) -> None:
         for column, row in enumerate(("forward", "train"), 1):

@@ -1,4 +1,5 @@
-"""Figure 2, right: what a Mixer, a ViT and a ResNet make of 3, 10, 30 and 100 % of the images in an equal number of steps."""
+"""Figure 2, right: what a Mixer, a ViT and a ResNet make of 3, 10, 30 and 100 % of the images in an equal number of
+steps."""
 
 import dataclasses
 from typing import Any
@@ -24,7 +25,9 @@ def run(lab: Lab) -> Page:
     data = contest.data(lab)
     splits = open_data(data)
     assert splits.test is not None
-    drawn = stratified_share(splits.train.labels, max(DRAWN_FROM, 2 * SHOTS * len(splits.classes) / len(splits.train)), lab.seed)
+    drawn = stratified_share(
+        splits.train.labels, max(DRAWN_FROM, 2 * SHOTS * len(splits.classes) / len(splits.train)), lab.seed
+    )
     few = dataclasses.replace(splits, train=splits.train.subset(drawn))
     lab.parts = sum(len(contest.rates[name]) for name in NAMES) + 2 * len(NAMES) * len(FRACTIONS) * contest.seeds
     rates, tried = best_rates(lab, contest, NAMES, data, len(splits.train))
@@ -36,7 +39,9 @@ def run(lab: Lab) -> Page:
                 share = dataclasses.replace(data, train_fraction=fraction)
                 images = len(open_data(share).train)
                 recipe = contest.recipe(share, images, rates[name], seed)
-                best = dataclasses.replace(recipe.run, patience=contest.evaluations + 1)  # never stops, and keeps the best on validation
+                best = dataclasses.replace(
+                    recipe.run, patience=contest.evaluations + 1
+                )  # never stops, and keeps the best on validation
                 network = contest.network(name)
                 result = lab.train(f"{name}-{fraction:g}-{seed}", dataclasses.replace(recipe, run=best), network)
 
@@ -65,27 +70,45 @@ def run(lab: Lab) -> Page:
 
     return Page(
         claim=(
-            "figure 2, right (JFT-300M and linear 5-shot ImageNet top-1, 233, 70, 23 and 7 epochs): with 3 % of the images all Mixers "
-            "overfit strongly; Mixers gain more from more data than ResNets, which level off, and the gap to ViT shrinks. The paper draws "
+            "figure 2, right (JFT-300M and linear 5-shot ImageNet top-1, 233, 70, 23 and 7 epochs): with 3 % of the "
+            "images all Mixers "
+            "overfit strongly; Mixers gain more from more data than ResNets, which level off, and the gap to ViT "
+            "shrinks. The paper draws "
             "curves and gives no figures."
         ),
         findings=(
             meeting(FRACTIONS[0]),
             meeting(FRACTIONS[-1]),
-            f"Points above the Mixer at {', '.join(f'{100 * f:g}' for f in FRACTIONS)} %: {'; '.join(gap(name) for name in NAMES[1:])}.",
+            f"Points above the Mixer at {', '.join(f'{100 * f:g}' for f in FRACTIONS)} %: "
+            f"{'; '.join(gap(name) for name in NAMES[1:])}.",
         ),
-        tables=(*(_cells(title, what, cells) for title, what in (("Test top-1", "top1"), (f"Linear {SHOTS}-shot top-1", "few"))), tried),
+        tables=(
+            *(
+                _cells(title, what, cells)
+                for title, what in (("Test top-1", "top1"), (f"Linear {SHOTS}-shot top-1", "few"))
+            ),
+            tried,
+        ),
         plots=(
-            Plot(name="scaling", caption="Accuracy over the share of the training images", draw=lambda f: _draw(f, cells), size=(10, 4)),
+            Plot(
+                name="scaling",
+                caption="Accuracy over the share of the training images",
+                draw=lambda f: _draw(f, cells),
+                size=(10, 4),
+            ),
         ),
         notes=(
-            f"CIFAR-10 at 32 px; {contest.steps:,} steps of {contest.batch_size} images for every run, n = {contest.seeds}: "
-            f"{', '.join(f'{contest.steps / (len(splits.train) * f / contest.batch_size):.1f}' for f in FRACTIONS)} epochs. Shares are "
+            f"CIFAR-10 at 32 px; {contest.steps:,} steps of {contest.batch_size} images for every run, n = "
+            f"{contest.seeds}: "
+            f"{', '.join(f'{contest.steps / (len(splits.train) * f / contest.batch_size):.1f}' for f in FRACTIONS)} "
+            f"epochs. Shares are "
             "stratified, and each is part of the next.",
             size,
-            "The learning rate of each network was chosen on validation images with all training images. Of each run the best of "
+            "The learning rate of each network was chosen on validation images with all training images. Of each run "
+            "the best of "
             f"{contest.evaluations} evaluations on validation images is taken, as in the paper.",
-            f"{SHOTS}-shot: ridge regression on frozen features (the official rule), {SHOTS} training images of each class, three draws, "
+            f"{SHOTS}-shot: ridge regression on frozen features (the official rule), {SHOTS} training images of each "
+            f"class, three draws, "
             f"all {n:,} test images. Unlike in the paper they are of the classes that the network was trained on.",
             DRAW,
         ),

@@ -1,4 +1,5 @@
-"""The frame of all experiments: their names and scales, where their files go, runs that are resumed, and the time a piece may take."""
+"""The frame of all experiments: their names and scales, where their files go, runs that are resumed, and the time a
+piece may take."""
 
 import dataclasses
 import json
@@ -30,7 +31,8 @@ SAVE_S = 10.0  # of a piece's time: to save, and to end
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A claim of the paper, or of notes on it, that can be tried. Its code is `run(lab)` in the module of that name beside this one."""
+    """A claim of the paper, or of notes on it, that can be tried. Its code is `run(lab)` in the module of that name
+    beside this one."""
 
     title: str
     """What it shows, in a line."""
@@ -127,7 +129,8 @@ class OutOfTime(Exception):
 
 @dataclass(kw_only=True)
 class Lab:
-    """What an experiment works with. It trains and measures through `train` and `measure`, which find again what is finished in `out`."""
+    """What an experiment works with. It trains and measures through `train` and `measure`, which find again what is
+    finished in `out`."""
 
     name: str
     scale: Scale
@@ -149,7 +152,8 @@ class Lab:
     _kept: "Kept | None" = field(default=None, init=False)
 
     def train(self, name: str, recipe: Recipe, network: "Build | None" = None) -> "RunResult":
-        """Train in out/runs/NAME, or read what is finished there, or go on with it. `data_dir` and `device` become the lab's.
+        """Train in out/runs/NAME, or read what is finished there, or go on with it. `data_dir` and `device` become the
+        lab's.
 
         network: as in `train`, another network than a Mixer.
 
@@ -170,7 +174,9 @@ class Lab:
             self._begin(name)
         left = None if math.isinf(self.until) else self.until - time.monotonic()
         try:
-            result = train(recipe, out=run, resume=True, report=self.report, stop_after_s=left, network=network, kept=self._kept)
+            result = train(
+                recipe, out=run, resume=True, report=self.report, stop_after_s=left, network=network, kept=self._kept
+            )
         except Interrupted as e:
             if time.monotonic() < self.until:
                 raise
@@ -179,7 +185,8 @@ class Lab:
         return result
 
     def measure(self, name: str, function: Callable[[], Any]) -> Any:
-        """What `function` gave (plain JSON values), now or when it was last called for this name in `out`. Errors: OutOfTime."""
+        """What `function` gave (plain JSON values), now or when it was last called for this name in `out`. Errors:
+        OutOfTime."""
         path = self.out / "measured" / f"{name}.json"
         if not path.exists():
             self._begin(name)
@@ -224,15 +231,18 @@ def run(
     """Run the experiment `name` and write its page; the page, and the path of README.md.
 
     out: default results/NAME/SCALE. Finished parts are found again there, so that the same call goes on.
-    max_minutes: stop cleanly by then, what comes after the last step of a run not cut short; 0: when everything is done.
+    max_minutes: stop cleanly by then, what comes after the last step of a run not cut short; 0: when everything is
+    done.
 
-    Errors: UnknownName; ValueError for a scale that the experiment does not have, a missing extra, data that are not there, and an `out`
-    that holds runs of other settings; OutOfTime; whatever `train` raises.
+    Errors: UnknownName; ValueError for a scale that the experiment does not have, a missing extra, data that are not
+    there, and an `out` that holds runs of other settings; OutOfTime; whatever `train` raises.
     """
     experiment = EXPERIMENTS[name]
     if scale not in experiment.scales:
         close = suggest(scale, get_args(Scale)) if scale not in get_args(Scale) else ""
-        raise ValueError(f"{name} has no scale {scale!r}; it has: {', '.join(experiment.scales)}" + (f" ({close})" if close else ""))
+        raise ValueError(
+            f"{name} has no scale {scale!r}; it has: {', '.join(experiment.scales)}" + (f" ({close})" if close else "")
+        )
     if max_minutes < 0:
         raise ValueError(f"max_minutes must be positive, or 0 for no limit, got {max_minutes:g}")
     if experiment.rivals:

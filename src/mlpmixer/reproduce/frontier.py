@@ -48,7 +48,8 @@ SCALES: dict[Scale, Settings] = {
 
 
 def frontier(cost: Sequence[float], gain: Sequence[float]) -> list[int]:
-    """Which points no other beats: none has at most their cost and more gain, or less cost and as much. In the order of cost."""
+    """Which points no other beats: none has at most their cost and more gain, or less cost and as much. In the order of
+    cost."""
     order = sorted(range(len(cost)), key=lambda i: (cost[i], -gain[i]))
     kept: list[int] = []
     for i in order:
@@ -88,7 +89,11 @@ def run(lab: Lab) -> Page:
     by_time = frontier([_mean(p["train_s"]) for p in points], top1)
     by_speed = frontier([1 / speeds[p["size"]] for p in points], top1)
     for i, point in enumerate(points):
-        point |= {"images_per_s": speeds[point["size"]], "frontier_time": i in by_time, "frontier_throughput": i in by_speed}
+        point |= {
+            "images_per_s": speeds[point["size"]],
+            "frontier_time": i in by_time,
+            "frontier_throughput": i in by_speed,
+        }
     n, best = len(splits.test), max(range(len(points)), key=lambda i: top1[i])
     largest_short = next(i for i, p in enumerate(points) if p["size"] == list(settings.sizes)[-1])
     smallest_long = max(i for i, p in enumerate(points) if p["size"] == next(iter(settings.sizes)))
@@ -98,20 +103,31 @@ def run(lab: Lab) -> Page:
 
     return Page(
         claim=(
-            "figures 2 (left) and 3: accuracy grows with the compute of pre-training along a frontier on which Mixers lie beside ViTs, and "
+            "figures 2 (left) and 3: accuracy grows with the compute of pre-training along a frontier on which Mixers "
+            "lie beside ViTs, and "
             "a larger Mixer is slower and better. The figures of table 3 are below."
         ),
         findings=(
             f"On the frontier of training time: {'; '.join(named(i) for i in by_time)}.",
             f"On the frontier of throughput: {'; '.join(named(i) for i in by_speed)}.",
             f"Best: {named(best)}, {100 * top1[best]:.1f} %.",
-            f"Larger or longer? {against(named(largest_short), top1[largest_short], named(smallest_long), top1[smallest_long], n)}.",
+            f"Larger or longer? "
+            f"{against(named(largest_short), top1[largest_short], named(smallest_long), top1[smallest_long], n)}.",
         ),
         tables=(_ours(points), _papers()),
-        plots=(Plot(name="frontier", caption="Test top-1; the line is the frontier", draw=lambda f: _draw(f, points), size=(9, 4)),),
+        plots=(
+            Plot(
+                name="frontier",
+                caption="Test top-1; the line is the frontier",
+                draw=lambda f: _draw(f, points),
+                size=(9, 4),
+            ),
+        ),
         notes=(
-            "One family: blocks x channels, patches of 4 px, token mixing 3/4 and channel mixing 4 times as wide as the "
-            f"channels. All else is the recipe {settings.recipe}, whose rates were not made for each size and time; n = {settings.seeds}.",
+            "One family: blocks x channels, patches of 4 px, token mixing 3/4 and channel mixing 4 times as wide as "
+            "the "
+            f"channels. All else is the recipe {settings.recipe}, whose rates were not made for each size and time; n "
+            f"= {settings.seeds}.",
             "Training time is the run's, with one evaluation on validation images. Throughput is of the forward pass, "
             f"{settings.images} images at a time in float32, the best of {settings.turns} turns, all sizes in each.",
             "CIFAR-10 from scratch at 32 px says nothing of pre-training on JFT-300M; what is compared is the shape.",
@@ -158,7 +174,14 @@ def _ours(points: list[dict[str, Any]]) -> Cells:
 
 def _papers() -> Cells:
     rows = tuple(
-        (r.model, f"{r.epochs}", f"{100 * r.imagenet:.2f} %", f"{r.images_per_s_core:,}", f"{1000 * r.kilo_core_days:g}") for r in PAPER
+        (
+            r.model,
+            f"{r.epochs}",
+            f"{100 * r.imagenet:.2f} %",
+            f"{r.images_per_s_core:,}",
+            f"{1000 * r.kilo_core_days:g}",
+        )
+        for r in PAPER
     )
     header = ("model", "epochs", "ImageNet top-1", "images/s/core, TPUv3", "core-days, TPUv3")
     return Cells(title="The paper's table 3, JFT-300M, 224 px", header=header, rows=rows)

@@ -1,4 +1,5 @@
-"""What an experiment leaves: README.md with its tables and plots, table.json with the figures, and what they come from."""
+"""What an experiment leaves: README.md with its tables and plots, table.json with the figures, and what they come
+from."""
 
 import os
 from collections.abc import Callable
@@ -63,7 +64,10 @@ def write(page: Page, title: str, out: Path, command: str, device: str) -> Path:
     made = _made_with(device)
     for plot in page.plots:
         _draw(plot, out / f"{plot.name}.png")
-    run_folder.write_json(out / FIGURES_JSON, {"title": title, "command": command, **made, "findings": page.findings, "figures": page.figures})
+    run_folder.write_json(
+        out / FIGURES_JSON,
+        {"title": title, "command": command, **made, "findings": page.findings, "figures": page.figures},
+    )
     hardware = f"{made['device']}; torch {made['torch']}, mlpmixer {made['mlpmixer']} at commit {made['commit']}, {made['date']}"
     parts = [
         f"# {title[0].upper()}{title[1:]}",
@@ -72,7 +76,8 @@ def write(page: Page, title: str, out: Path, command: str, device: str) -> Path:
         "Here:\n\n" + "\n".join(f"- {finding}" for finding in page.findings),
         *(f"![{plot.caption}]({plot.name}.png)\n\n*{plot.caption}*" for plot in page.plots),
         *(cells.to_markdown() for cells in page.tables),
-        "How it was done:\n\n" + "\n".join(f"- {note}" for note in (*page.notes, f"Hardware and versions: {hardware}.")),
+        "How it was done:\n\n"
+        + "\n".join(f"- {note}" for note in (*page.notes, f"Hardware and versions: {hardware}.")),
     ]
     path = out / README
     part = path.with_name(f".{README}.part")

@@ -58,10 +58,11 @@ def pixel_order(mode: Mode, cfg: MixerConfig, seed: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Shuffled:
-    """A network that sees every image, in training and afterwards, with its pixels in another order; for `train(network=)`.
+    """A network that sees every image, in training and afterwards, with its pixels in another order; for
+    `train(network=)`.
 
-    The order is part of the network, behind augmentation: where the paper has it, since a crop of a shuffled image would take pixels from
-    one patch to another.
+    The order is part of the network, behind augmentation: where the paper has it, since a crop of a shuffled image
+    would take pixels from one patch to another.
     """
 
     mode: Mode
@@ -107,9 +108,11 @@ class ShuffledNetwork(nn.Module):
 
 @torch.no_grad()
 def for_shuffled(model: Mixer, seed: int) -> ShuffledMixer:
-    """The same function of the plain images, made for shuffled ones ("patches"): stem, W1, W2 and b2 permuted alike, in every block.
+    """The same function of the plain images, made for shuffled ones ("patches"): stem, W1, W2 and b2 permuted alike, in
+    every block.
 
-    The identity behind the figure: a Mixer has no order of patches or of pixels in them but that which its weights have learnt.
+    The identity behind the figure: a Mixer has no order of patches or of pixels in them but that which its weights have
+    learnt.
     """
     cfg = model.cfg
     (patches, inside), (p, q) = orders(cfg, seed), pair(cfg.patch_size)
@@ -148,7 +151,9 @@ def run(lab: Lab) -> Page:
                 top1[name][mode].append(result.summary["top1"])
                 n = result.summary["test"]["n"]
                 lines = read_metrics(result.path / "metrics.jsonl")
-                curves[name].setdefault(mode, [(line["step"], line["top1"]) for line in lines if line["kind"] == "eval"])
+                curves[name].setdefault(
+                    mode, [(line["step"], line["top1"]) for line in lines if line["kind"] == "eval"]
+                )
     difference = lab.measure("identity", lambda: _identity(lab, f"Mixer-original-{lab.seed}", splits.val))
     measured, size = sizes(contest, NAMES)
     mean = {name: {mode: sum(v) / len(v) for mode, v in modes.items()} for name, modes in top1.items()}
@@ -156,34 +161,54 @@ def run(lab: Lab) -> Page:
     def fall(name: str, mode: Mode) -> str:
         before, after = mean[name]["original"], mean[name][mode]
         change = (
-            "a draw" if draw(before, after, n) else f"{100 * abs(after / before - 1):.0f} % of it {'lost' if after < before else 'gained'}"
+            "a draw"
+            if draw(before, after, n)
+            else f"{100 * abs(after / before - 1):.0f} % of it {'lost' if after < before else 'gained'}"
         )
         return f"{name} {100 * before:.1f} % to {100 * after:.1f} % ({change})"
 
-    rows = tuple((name, text, spread(top1[name][mode]), interval(mean[name][mode], n)) for name in NAMES for mode, text in MODES.items())
+    rows = tuple(
+        (name, text, spread(top1[name][mode]), interval(mean[name][mode], n))
+        for name in NAMES
+        for mode, text in MODES.items()
+    )
     return Page(
         claim=(
-            "figure 4, JFT-300M, linear 5-shot ImageNet top-1: with patches and the pixels in them shuffled, Mixer-B/16's curve is the "
-            "original one, and ResNet50x1's drops strongly; with all pixels shuffled the Mixer loses about 45 % and the ResNet about 75 %."
+            "figure 4, JFT-300M, linear 5-shot ImageNet top-1: with patches and the pixels in them shuffled, "
+            "Mixer-B/16's curve is the "
+            "original one, and ResNet50x1's drops strongly; with all pixels shuffled the Mixer loses about 45 % and "
+            "the ResNet about 75 %."
         ),
         findings=(
             f"Patches and the pixels in them shuffled: {'; '.join(fall(name, 'patches') for name in NAMES)}.",
             f"All pixels shuffled: {'; '.join(fall(name, 'pixels') for name in NAMES)}.",
-            f"The identity: the trained Mixer with stem, W1, W2 and b2 permuted gives on shuffled images the logits of the original, "
+            f"The identity: the trained Mixer with stem, W1, W2 and b2 permuted gives on shuffled images the logits of "
+            f"the original, "
             f"to {difference['max_abs_difference']:.1e} (logits up to {difference['max_abs_logit']:.1f}).",
         ),
         tables=(
             Cells(title="Test top-1", header=("network", "images", "top-1", "95 % interval"), rows=rows),
             tried,
         ),
-        plots=(Plot(name="curves", caption="Validation top-1, first seed", draw=lambda figure: _draw(figure, curves), size=(9, 4)),),
+        plots=(
+            Plot(
+                name="curves",
+                caption="Validation top-1, first seed",
+                draw=lambda figure: _draw(figure, curves),
+                size=(9, 4),
+            ),
+        ),
         notes=(
-            f"CIFAR-10 at 32 px, patches of {pair(contest.mixer.patch_size)[0]} px; {contest.steps:,} steps of {contest.batch_size} images "
-            f"for every run, {train_images:,} training images, n = {contest.seeds}. Accuracy is on all {n:,} test images, not 5-shot.",
+            f"CIFAR-10 at 32 px, patches of {pair(contest.mixer.patch_size)[0]} px; {contest.steps:,} steps of "
+            f"{contest.batch_size} images "
+            f"for every run, {train_images:,} training images, n = {contest.seeds}. Accuracy is on all {n:,} test "
+            f"images, not 5-shot.",
             size,
-            "One permutation for all images, in training and test, applied to what the network sees: after random crops and flips. The "
+            "One permutation for all images, in training and test, applied to what the network sees: after random "
+            "crops and flips. The "
             "other way round a crop would carry pixels from patch to patch.",
-            "The learning rate of each network was chosen on validation images with the original images, and is the same for all three.",
+            "The learning rate of each network was chosen on validation images with the original images, and is the "
+            "same for all three.",
             DRAW,
         ),
         figures={"top1": top1, "curves": curves, "sizes": measured, "rates": rates, "n": n, "identity": difference},

@@ -1,4 +1,5 @@
-"""The paper's tables 2 and 3 (arXiv:2105.01601), the tasks behind their columns, and a run of other notes. Accuracies are fractions."""
+"""The paper's tables 2 and 3 (arXiv:2105.01601), the tasks behind their columns, and a run of other notes. Accuracies
+are fractions."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -141,7 +142,8 @@ TABLE3 = [
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task of Avg5 or of VTAB-1k. The metric is top-1 on the whole test split; the score of a suite is the mean over its tasks."""
+    """A task of Avg5 or of VTAB-1k. The metric is top-1 on the whole test split; the score of a suite is the mean over
+    its tasks."""
 
     name: str
     group: str
@@ -212,7 +214,8 @@ VTAB = [
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """Of a training run: means over the steps of an epoch, and validation at its end. Losses are cross-entropies in nats."""
+    """Of a training run: means over the steps of an epoch, and validation at its end. Losses are cross-entropies in
+    nats."""
 
     train_top1: float
     train_loss: float

@@ -1,4 +1,5 @@
-"""The two small runs of the notes that this project is made from, with ours beside them, epoch by epoch: CIFAR-10 and MNIST."""
+"""The two small runs of the notes that this project is made from, with ours beside them, epoch by epoch: CIFAR-10 and
+MNIST."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -25,9 +26,12 @@ WIDTHS: dict[Scale, dict[str, int]] = {
 """What is replaced in the recipe's network, so that small ends within a quarter of an hour on two slow cores."""
 CLAIMS = {
     "seed-cifar10": (
-        "a PyTorch class with the arguments (img_sz, patch_sz, dim, token_dim, channel_dim, n_classes, n_blocks) and its run on CIFAR-10: "
-        "10 epochs of 782 training and 157 validation batches of 64, 7.5 minutes an epoch, in the tables below. Sizes, optimizer, rate, "
-        "augmentation and hardware are not known here. As printed, its forward pass applies the final norm, the pooling and the head in "
+        "a PyTorch class with the arguments (img_sz, patch_sz, dim, token_dim, channel_dim, n_classes, n_blocks) and "
+        "its run on CIFAR-10: "
+        "10 epochs of 782 training and 157 validation batches of 64, 7.5 minutes an epoch, in the tables below. Sizes, "
+        "optimizer, rate, "
+        "augmentation and hardware are not known here. As printed, its forward pass applies the final norm, the "
+        "pooling and the head in "
         "every turn of the loop over the blocks, which cannot be meant."
     ),
     "seed-mnist": "a Mixer demo on MNIST, named among the neighbours. No figures are published for it, so there are none to compare with.",
@@ -35,12 +39,16 @@ CLAIMS = {
 
 
 def plain(recipe: Recipe) -> Recipe:
-    """The network, images and length of `recipe`, and else Adam at its usual rate: no schedule, augmentation or special start."""
-    return dataclasses.replace(recipe, init=Init(), augment=Augment(), optim=Optim(lr=1e-3, weight_decay=0.0, schedule="constant"))
+    """The network, images and length of `recipe`, and else Adam at its usual rate: no schedule, augmentation or special
+    start."""
+    return dataclasses.replace(
+        recipe, init=Init(), augment=Augment(), optim=Optim(lr=1e-3, weight_decay=0.0, schedule="constant")
+    )
 
 
 def epochs(lines: Iterable[dict[str, Any]]) -> list[Epoch]:
-    """From the lines of metrics.jsonl of a run that evaluates after each epoch: means over its steps, and validation at its end."""
+    """From the lines of metrics.jsonl of a run that evaluates after each epoch: means over its steps, and validation at
+    its end."""
     found: list[Epoch] = []
     steps, right, loss, before = 0, 0.0, 0.0, 0
     for line in lines:
@@ -48,7 +56,9 @@ def epochs(lines: Iterable[dict[str, Any]]) -> list[Epoch]:
             new, before = line["step"] - before, line["step"]
             steps, right, loss = steps + new, right + new * line["top1"], loss + new * line["loss"]
         elif line["kind"] == "eval":
-            found.append(Epoch(train_top1=right / steps, train_loss=loss / steps, val_top1=line["top1"], val_loss=line["nll"]))
+            found.append(
+                Epoch(train_top1=right / steps, train_loss=loss / steps, val_top1=line["top1"], val_loss=line["nll"])
+            )
             steps, right, loss = 0, 0.0, 0.0
     return found
 
@@ -69,7 +79,8 @@ def run(lab: Lab) -> Page:
         last = NOTES_CIFAR10[-1].val_top1
         findings += [
             *(f"{against(name, s['top1'], NOTES, last, n)}." for name, s in summaries.items()),
-            f"Their last validation accuracy is passed by {', '.join(f'{name} {_passed(of, last)}' for name, of in ours.items())}.",
+            f"Their last validation accuracy is passed by "
+            f"{', '.join(f'{name} {_passed(of, last)}' for name, of in ours.items())}.",
         ]
     minutes = ", ".join(f"{name} {s['train_s'] / 60 / len(ours[name]):.2f}" for name, s in summaries.items())
     return Page(
@@ -80,16 +91,33 @@ def run(lab: Lab) -> Page:
             _table("Accuracy", curves, ("train_top1", "val_top1"), lambda share: f"{100 * share:.2f} %"),
             _table("Loss, nats", curves, ("train_loss", "val_loss"), lambda loss: f"{loss:.4f}"),
         ),
-        plots=(Plot(name="epochs", caption="Validation, epoch by epoch", draw=lambda figure: _draw(figure, curves), size=(9, 4)),),
+        plots=(
+            Plot(
+                name="epochs",
+                caption="Validation, epoch by epoch",
+                draw=lambda figure: _draw(figure, curves),
+                size=(9, 4),
+            ),
+        ),
         notes=(
-            f"plain and recipe are one network, a Mixer of {cfg.num_blocks} blocks, {cfg.hidden_dim} channels, D_S {cfg.tokens_mlp_dim}, "
-            f"D_C {cfg.channels_mlp_dim}: {one['params']:,} parameters, {'as' if cfg == whole.model else 'fewer than'} the recipe "
-            f"{whole.name} has. {one['steps']:,} steps of {recipe.run.batch_size} images, {one['train_images']:,} training images, n = 1.",
-            "plain: Adam at 1e-3, a constant rate, no augmentation; our choice, and nothing was tuned. recipe: all but the network as the "
+            f"plain and recipe are one network, a Mixer of {cfg.num_blocks} blocks, {cfg.hidden_dim} channels, D_S "
+            f"{cfg.tokens_mlp_dim}, "
+            f"D_C {cfg.channels_mlp_dim}: {one['params']:,} parameters, {'as' if cfg == whole.model else 'fewer than'} "
+            f"the recipe "
+            f"{whole.name} has. {one['steps']:,} steps of {recipe.run.batch_size} images, {one['train_images']:,} "
+            f"training images, n = 1.",
+            "plain: Adam at 1e-3, a constant rate, no augmentation; our choice, and nothing was tuned. recipe: all but "
+            "the network as the "
             f"recipe {whole.name} has it.",
-            f"Validation is {val_images:,} images cut from train: a standard error of up to {50 / val_images**0.5:.1f} points of accuracy"
-            + ("; that of the notes is, by its size, the test split, seen after each epoch." if NOTES in curves else "."),
-            "Training figures are means over an epoch's steps, while the network changes. Those of the recipe are of augmented images with "
+            f"Validation is {val_images:,} images cut from train: a standard error of up to {50 / val_images**0.5:.1f} "
+            f"points of accuracy"
+            + (
+                "; that of the notes is, by its size, the test split, seen after each epoch."
+                if NOTES in curves
+                else "."
+            ),
+            "Training figures are means over an epoch's steps, while the network changes. Those of the recipe are of "
+            "augmented images with "
             "smoothed labels, so they say little beside the others; validation losses are all plain cross-entropy.",
             f"Minutes an epoch, training alone: {minutes}.",
             *([DRAW, "Epochs are counted from 1; in the notes from 0."] if NOTES in curves else []),
@@ -123,8 +151,12 @@ def _table(title: str, curves: Curves, parts: tuple[str, str], form: Callable[[f
 
 
 def _draw(figure: Any, curves: Curves) -> None:
-    for column, (part, label) in enumerate((("val_top1", "validation top-1"), ("val_loss", "validation loss, nats")), 1):
+    for column, (part, label) in enumerate(
+        (("val_top1", "validation top-1"), ("val_loss", "validation loss, nats")), 1
+    ):
         axes = figure.add_subplot(1, 2, column, xlabel="epoch", ylabel=label)
         for name, of in curves.items():
-            axes.plot(range(1, len(of) + 1), [getattr(epoch, part) for epoch in of], STYLES[name], marker=".", label=name)
+            axes.plot(
+                range(1, len(of) + 1), [getattr(epoch, part) for epoch in of], STYLES[name], marker=".", label=name
+            )
         axes.legend()

@@ -49,7 +49,8 @@ HEADER = (
 
 
 def measured(cfg: MixerConfig) -> dict[str, int]:
-    """Of the network as it is built, on torch's meta device, where nothing is computed: parameters, FLOPs and bytes of one image."""
+    """Of the network as it is built, on torch's meta device, where nothing is computed: parameters, FLOPs and bytes of
+    one image."""
     with torch.device("meta"):
         model, image = create_model(cfg), torch.zeros(1, cfg.in_channels, *pair(cfg.image_size))
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -89,7 +90,8 @@ def row_of(name: str) -> dict[str, Any]:
         "equal": ours == paper,
         "params_without_head": measured(without_head(cfg))["params"],
         **built,
-        "as_configured": built["params"] == names.count_params(cfg) and built["flops"] == sum(layer.flops for layer in names.summary(cfg)),
+        "as_configured": built["params"] == names.count_params(cfg)
+        and built["flops"] == sum(layer.flops for layer in names.summary(cfg)),
     }
 
 
@@ -132,11 +134,16 @@ def run(lab: Lab) -> Page:
                 rows=cells,
             ),
         ),
-        plots=(Plot(name="sizes", caption="Parameters and FLOPs of the seven sizes", draw=lambda figure: _draw(figure, rows)),),
+        plots=(
+            Plot(
+                name="sizes", caption="Parameters and FLOPs of the seven sizes", draw=lambda figure: _draw(figure, rows)
+            ),
+        ),
         notes=(
             "Parameters are without the classifier, as in the paper; the next column has one for ImageNet-1k.",
             "GFLOPs: of the forward pass of one image at 224 px, 2 for each multiply-add, matrix products only.",
-            "Memory is in float32: the weights, and what one image keeps from the forward to the backward pass of a training step. "
+            "Memory is in float32: the weights, and what one image keeps from the forward to the backward pass of a "
+            "training step. "
             "Gradients and Adam's moments are three times the weights.",
         ),
         figures=rows,

@@ -1,9 +1,11 @@
-"""Published tables, run again: each is an entry of TABLES, each row of it a recipe on published weights. A verb over the other verbs.
+"""Published tables, run again: each is an entry of TABLES, each row of it a recipe on published weights. A verb over
+the other verbs.
 
     reproduce("cifar10-transfer", ["B/16:imagenet21k"], Settings(data_dir="downloads"))
 
-A row is trained in a run folder of its own under `out`. Given again, the same call goes on where it stopped: finished rows are read,
-an interrupted one is resumed exactly. Whatever is not as published, fewer steps or fewer images, marks a row as reduced.
+A row is trained in a run folder of its own under `out`. Given again, the same call goes on where it stopped: finished
+rows are read, an interrupted one is resumed exactly. Whatever is not as published, fewer steps or fewer images, marks a
+row as reduced.
 """
 
 import dataclasses
@@ -26,13 +28,15 @@ from mlpmixer.training.recipes import RECIPES
 from mlpmixer.weights import run_folder
 
 RESULTS_JSON, RESULTS_MD = "table.json", "table.md"
-# Of the machine and of chance, not of the rule: the official code fixes neither seed nor order, and the parts of a batch add up to it.
+# Of the machine and of chance, not of the rule: the official code fixes neither seed nor order, and the parts of a
+# batch add up to it.
 FREE = {"model.num_classes", "data.data_dir", "init.weights", "run.device", "run.seed", "run.accumulate"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a published table: fine-tuned from `weights`, a name in zoo.WEIGHTS, it is said to reach `top1`, a fraction."""
+    """One line of a published table: fine-tuned from `weights`, a name in zoo.WEIGHTS, it is said to reach `top1`, a
+    fraction."""
 
     weights: str
     top1: float
@@ -66,7 +70,9 @@ class Table:
 
     def recipe_of(self, row: Row) -> Recipe:
         """The published settings of a row."""
-        return dataclasses.replace(RECIPES[self.recipe](), model=WEIGHTS[row.weights].config, init=Init(weights=row.weights))
+        return dataclasses.replace(
+            RECIPES[self.recipe](), model=WEIGHTS[row.weights].config, init=Init(weights=row.weights)
+        )
 
 
 TABLES: Registry[Table] = Registry("table")
@@ -94,7 +100,8 @@ class Settings(Config):
     data_dir: str | None = None
     """Where the files of the data set are; None: the Hugging Face Hub."""
     weights_dir: str | None = None
-    """Where the published weight files are, as FOLDER/FILE of their addresses or side by side; None: fetched into the cache."""
+    """Where the published weight files are, as FOLDER/FILE of their addresses or side by side; None: fetched into the
+    cache."""
     steps: int = 0
     """Fewer steps."""
     batch_size: int = 0
@@ -107,9 +114,13 @@ class Settings(Config):
     """Of order and augmentation."""
 
     def of(self, recipe: Recipe, weights: str) -> Recipe:
-        """`recipe` with these settings. ValueError for more steps or images than published, or a batch that has no such parts."""
+        """`recipe` with these settings. ValueError for more steps or images than published, or a batch that has no such
+        parts."""
         run = recipe.run
-        for option, value, published in (("steps", self.steps, run.steps), ("batch_size", self.batch_size, run.batch_size)):
+        for option, value, published in (
+            ("steps", self.steps, run.steps),
+            ("batch_size", self.batch_size, run.batch_size),
+        ):
             if not 0 <= value <= published:
                 raise ValueError(f"{option} must be at least 1 and at most the published {published:,}, got {value:,}")
         batch = self.batch_size or run.batch_size
@@ -120,7 +131,12 @@ class Settings(Config):
             data=dataclasses.replace(recipe.data, data_dir=self.data_dir),
             init=Init(weights=weights),
             run=dataclasses.replace(
-                run, steps=self.steps or run.steps, batch_size=batch, accumulate=accumulate, device=self.device, seed=self.seed
+                run,
+                steps=self.steps or run.steps,
+                batch_size=batch,
+                accumulate=accumulate,
+                device=self.device,
+                seed=self.seed,
             ),
         )
 
@@ -146,7 +162,8 @@ class Job:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that training needs, roughly: weights and gradients in float32, momentum in bfloat16, activations of a part of a batch."""
+        """Memory that training needs, roughly: weights and gradients in float32, momentum in bfloat16, activations of a
+        part of a batch."""
         cfg, run = self.recipe.model, self.recipe.run
         s, c = cfg.num_patches, cfg.hidden_dim
         of_block = 5 * s * c + 2 * c * cfg.tokens_mlp_dim + 2 * s * cfg.channels_mlp_dim
@@ -247,7 +264,11 @@ class Outcome:
             if r is None:
                 rows.append((row.weights, official, "", "", "", "", "not run", ""))
                 continue
-            ours, difference, setting = f"{100 * r.top1:.2f} %", f"{100 * r.difference:+.2f}", "REDUCED" if r.reduced else "official"
+            ours, difference, setting = (
+                f"{100 * r.top1:.2f} %",
+                f"{100 * r.difference:+.2f}",
+                "REDUCED" if r.reduced else "official",
+            )
             rows.append((row.weights, official, ours, f"{r.n:,}", difference, f"{r.steps:,}", setting, r.command))
         return header, rows
 
@@ -270,12 +291,15 @@ class Outcome:
         return "\n\n".join([f"# {self.name}: {self.table.title}", table, *self.notes]) + "\n"
 
 
-def plan(name: str, rows: Sequence[str] = (), settings: Settings | None = None, out: str | os.PathLike[str] | None = None) -> Plan:
+def plan(
+    name: str, rows: Sequence[str] = (), settings: Settings | None = None, out: str | os.PathLike[str] | None = None
+) -> Plan:
     """Look whether everything is there for `rows` (weights' names; all when none is given) of the table `name`.
 
-    Reads data set and weight files whole, fetches no weights, writes nothing. out: default runs/NAME, or runs/NAME-reduced when the
-    settings are not the published ones.
-    Errors: UnknownName for table or row; ValueError for settings that cannot be. What is lacking is told by the Plan instead.
+    Reads data set and weight files whole, fetches no weights, writes nothing. out: default runs/NAME, or
+    runs/NAME-reduced when the settings are not the published ones.
+    Errors: UnknownName for table or row; ValueError for settings that cannot be. What is lacking is told by the Plan
+    instead.
     """
     table, settings = TABLES[name], settings or Settings()
     chosen = [table.row(r) for r in dict.fromkeys(rows)] or list(table.rows)
@@ -284,7 +308,9 @@ def plan(name: str, rows: Sequence[str] = (), settings: Settings | None = None, 
         out = Path("runs") / (f"{name}-reduced" if differences(settings.of(base, ""), base) else name)
     asked = [_job(table, row, settings, Path(out)) for row in chosen]
     todo = [job for job in asked if not job.done]
-    problems = [problem for job in todo for problem in _run_problems(job)] + (_shared_problems(todo[0].recipe) if todo else [])
+    problems = [problem for job in todo for problem in _run_problems(job)] + (
+        _shared_problems(todo[0].recipe) if todo else []
+    )
     if todo and settings.weights_dir is not None and not Path(settings.weights_dir).is_dir():
         problems.append(f"weights: no folder {settings.weights_dir}")
     problems += [problem for job in todo if job.file.is_file() for problem in _file_problems(job)]
@@ -300,10 +326,11 @@ def reproduce(
     report: Report | None = None,
     stop_after_s: float | None = None,
 ) -> Outcome:
-    """Run `rows` (weights' names; all when none is given) of the table `name`, those that are not finished yet under `out`.
+    """Run `rows` (weights' names; all when none is given) of the table `name`, those that are not finished yet under
+    `out`.
 
-    Everything is looked for before anything starts, see `plan`; absent weights are fetched then, unless there is a weights_dir. After
-    every row the table so far is written to table.json and table.md in `out`.
+    Everything is looked for before anything starts, see `plan`; absent weights are fetched then, unless there is a
+    weights_dir. After every row the table so far is written to table.json and table.md in `out`.
 
     out: default runs/NAME, or runs/NAME-reduced when the settings are not the published ones.
     report: receives {"kind": "row", "row", "number", "of"}, the progress of downloads, and what `train` reports.
@@ -322,7 +349,10 @@ def reproduce(
             raise ValueError(missing)
     from mlpmixer.training.run import train
 
-    todo, until = [job for job in found.jobs if not job.done], None if stop_after_s is None else time.monotonic() + stop_after_s
+    todo, until = (
+        [job for job in found.jobs if not job.done],
+        None if stop_after_s is None else time.monotonic() + stop_after_s,
+    )
     for number, job in enumerate(todo, 1):
         if report:
             report({"kind": "row", "row": job.row.weights, "number": number, "of": len(todo)})
@@ -387,7 +417,8 @@ def _job(table: Table, row: Row, settings: Settings, out: Path) -> Job:
 
 
 def _file_in(folder: Path, row: Row) -> Path:
-    """folder/imagenet21k/Mixer-B_16.npz, as the files are published; folder/Mixer-B_16.npz when that one is of the right size."""
+    """folder/imagenet21k/Mixer-B_16.npz, as the files are published; folder/Mixer-B_16.npz when that one is of the
+    right size."""
     known = WEIGHTS[row.weights]
     inner, name = known.url.split("/")[-2:]
     beside = folder / name
@@ -405,7 +436,11 @@ def _run_problems(job: Job) -> list[str]:
     if not (job.run / "recipe.json").exists():
         return []
     unlike = _unlike(job.recipe, run_folder.read_recipe(job.run), {"model.num_classes"})
-    return [f"{job.run} holds a run of other settings ({'; '.join(unlike)} there): give another folder as out"] if unlike else []
+    return (
+        [f"{job.run} holds a run of other settings ({'; '.join(unlike)} there): give another folder as out"]
+        if unlike
+        else []
+    )
 
 
 def _shared_problems(recipe: Recipe) -> list[str]:
@@ -413,7 +448,10 @@ def _shared_problems(recipe: Recipe) -> list[str]:
     from mlpmixer.device import choose_device
 
     problems = []
-    for what, attempt in (("device", lambda: choose_device(recipe.run.device)), ("data", lambda: open_data(recipe.data))):
+    for what, attempt in (
+        ("device", lambda: choose_device(recipe.run.device)),
+        ("data", lambda: open_data(recipe.data)),
+    ):
         problems += _problem(what, attempt)
     return problems
 
@@ -424,7 +462,9 @@ def _file_problems(job: Job) -> list[str]:
 
     size, known = job.file.stat().st_size, WEIGHTS[job.row.weights]
     if known.num_bytes and size != known.num_bytes:
-        return [f"weights: {job.file} has {size:,} bytes, but {known.url} has {known.num_bytes:,}: put the right file there"]
+        return [
+            f"weights: {job.file} has {size:,} bytes, but {known.url} has {known.num_bytes:,}: put the right file there"
+        ]
     return _problem("weights", lambda: load_file(job.file, job.row.weights))
 
 
@@ -437,7 +477,8 @@ def _problem(what: str, attempt: Callable[[], object]) -> list[str]:
 
 
 def _fetch_absent(found: Plan, report: Report | None) -> None:
-    """Download the weights that are not in the cache. ValueError that names all of them that are lacking when one cannot be had."""
+    """Download the weights that are not in the cache. ValueError that names all of them that are lacking when one
+    cannot be had."""
     for i, job in enumerate(found.absent):
         known = WEIGHTS[job.row.weights]
         try:
@@ -456,7 +497,9 @@ def _result(name: str, row: Row, run: Path) -> Result | None:
         return None
     published, n = table.recipe_of(row), summary["test"]["n"]
     counts = (("training images", summary["train_images"], table.train_images), ("test images", n, table.test_images))
-    differs = differences(recipe, published) + [f"{have:,} {what} instead of {all_:,}" for what, have, all_ in counts if have != all_]
+    differs = differences(recipe, published) + [
+        f"{have:,} {what} instead of {all_:,}" for what, have, all_ in counts if have != all_
+    ]
     return Result(
         row=row.weights,
         official_top1=row.top1,

@@ -1,4 +1,5 @@
-"""Tables 2 and 3: transfer. Every row as published, the tasks behind the columns, and what can be run from published weights."""
+"""Tables 2 and 3: transfer. Every row as published, the tasks behind the columns, and what can be run from published
+weights."""
 
 import dataclasses
 import math
@@ -45,13 +46,17 @@ def run(lab: Lab) -> Page:
             _tasks("VTAB-1k: 19 tasks", VTAB),
         ),
         notes=(
-            "Of the paper's models only those with a name in the column weights are public, as they were before fine-tuning; none of "
+            "Of the paper's models only those with a name in the column weights are public, as they were before "
+            "fine-tuning; none of "
             "JFT-300M is.",
-            f"What runs here is Google's own table of fine-tuning on CIFAR-10 (`mlpmixer reproduce {RUNNABLE}`): with `--scale full`, the "
+            f"What runs here is Google's own table of fine-tuning on CIFAR-10 (`mlpmixer reproduce {RUNNABLE}`): with "
+            f"`--scale full`, the "
             f"rows whose weight files are in --weights-dir or the cache. It takes: {takes}.",
-            "The tasks are specifications. `mlpmixer train DATA --init WEIGHTS --recipe NAME --image-size PX` runs one; "
+            "The tasks are specifications. `mlpmixer train DATA --init WEIGHTS --recipe NAME --image-size PX` runs "
+            "one; "
             "`recipes.grid(NAME)` has the rates to choose from on validation.",
-            "Table 2 evaluates on images resized to 256 px and cut to 224 (or in proportion), table 3 on those whose short side is 256: "
+            "Table 2 evaluates on images resized to 256 px and cut to 224 (or in proportion), table 3 on those whose "
+            "short side is 256: "
             "L/16 at 448 px has 84.15 % in the one and 83.91 % in the other.",
         ),
         figures={
@@ -81,7 +86,11 @@ def _train(lab: Lab, rows: list[str], settings: Settings) -> None:
 
 def _ours(outcome: Outcome) -> Cells:
     header, rows = outcome.cells()
-    return Cells(title=f"{TABLES[RUNNABLE].title}: Google's figures and ours", header=header[:-1], rows=tuple(row[:-1] for row in rows))
+    return Cells(
+        title=f"{TABLES[RUNNABLE].title}: Google's figures and ours",
+        header=header[:-1],
+        rows=tuple(row[:-1] for row in rows),
+    )
 
 
 def _percent(share: float | None) -> str:
@@ -103,7 +112,19 @@ def _published(number: int, rows: list[Row]) -> Cells:
         for row in rows
     )
     vtab = ("VTAB-1k",) if number == 2 else ()
-    header = ("upstream", "model", "px", "epochs", "ImageNet", "ReaL", "Avg5", *vtab, "images/s/core", "core-days", "weights")
+    header = (
+        "upstream",
+        "model",
+        "px",
+        "epochs",
+        "ImageNet",
+        "ReaL",
+        "Avg5",
+        *vtab,
+        "images/s/core",
+        "core-days",
+        "weights",
+    )
     return Cells(title=f"The paper's table {number}", header=header, rows=lines)
 
 
@@ -112,7 +133,8 @@ def _tasks(title: str, tasks: list[Task]) -> Cells:
         return ", ".join(f"{recipe.optim.lr:g}" for recipe in grid(task.recipe))
 
     rows: list[tuple[Any, ...]] = [
-        (t.name, t.group, f"{t.classes:,}", t.splits, "top-1", f"{t.image_px}", f"{t.steps:,}", rates(t), t.recipe) for t in tasks
+        (t.name, t.group, f"{t.classes:,}", t.splits, "top-1", f"{t.image_px}", f"{t.steps:,}", rates(t), t.recipe)
+        for t in tasks
     ]
     header = ("task", "group", "classes", "train; test", "metric", "px", "steps", "learning rates", "recipe")
     return Cells(title=title, header=header, rows=tuple(rows))

@@ -1,4 +1,5 @@
-"""Appendix A.1: other ways to mix tokens. Each is what builds a network for `train(recipe, network=...)`, a Mixer in all else.
+"""Appendix A.1: other ways to mix tokens. Each is what builds a network for `train(recipe, network=...)`, a Mixer in
+all else.
 
 Letters: B images, S patches, C hidden_dim, DS tokens_mlp_dim, G groups of channels, k the factor of a pyramid.
 """
@@ -43,7 +44,9 @@ class GroupedBlock(MixerBlock):
 
     def __init__(self, cfg: MixerConfig, drop_path: float, groups: int) -> None:
         if groups < 1 or cfg.hidden_dim % groups:
-            raise ValueError(f"expected a number of neighbouring channels that divides hidden_dim={cfg.hidden_dim}, got {groups}")
+            raise ValueError(
+                f"expected a number of neighbouring channels that divides hidden_dim={cfg.hidden_dim}, got {groups}"
+            )
         super().__init__(cfg, drop_path)
         self.groups = groups
         self.token_mixing = Mlp(groups * self.token_mixing.fc1.in_features, cfg.tokens_mlp_dim, cfg)
@@ -57,18 +60,22 @@ class GroupedBlock(MixerBlock):
 
 
 class ViewsBlock(GroupedBlock):
-    """What token mixing sees at once is not G neighbours, but a feature of each of G learnt linear views C -> C / G of a token."""
+    """What token mixing sees at once is not G neighbours, but a feature of each of G learnt linear views C -> C / G of
+    a token."""
 
     def __init__(self, cfg: MixerConfig, drop_path: float, groups: int) -> None:
         super().__init__(cfg, drop_path, groups)
-        self.views = nn.Linear(cfg.hidden_dim, cfg.hidden_dim)  # its outputs j * G ... j * G + G - 1 are feature j of the G views
+        self.views = nn.Linear(
+            cfg.hidden_dim, cfg.hidden_dim
+        )  # its outputs j * G ... j * G + G - 1 are feature j of the G views
 
     def columns(self, x: Tensor) -> Tensor:
         return super().columns(self.views(x))
 
 
 class PyramidBlock(MixerBlock):
-    """Token mixing maps S tokens to S' = S / k^2: (B, S, C) -> (B, S', C). Its skip connection is the mean over k x k patches."""
+    """Token mixing maps S tokens to S' = S / k^2: (B, S, C) -> (B, S', C). Its skip connection is the mean over k x k
+    patches."""
 
     def __init__(self, cfg: MixerConfig, drop_path: float, factor: int) -> None:
         super().__init__(cfg, drop_path)
@@ -118,7 +125,8 @@ class Views(Grouped):
 
 @dataclass(frozen=True)
 class Pyramid(Config):
-    """From the middle block on 1 / k^2 of the tokens. ValueError when k does not divide the grid of patches, or when that is in parts."""
+    """From the middle block on 1 / k^2 of the tokens. ValueError when k does not divide the grid of patches, or when
+    that is in parts."""
 
     factor: int
 
@@ -129,6 +137,8 @@ class Pyramid(Config):
         small, middle = replace(cfg, image_size=(h // k, w // k)), cfg.num_blocks // 2
 
         def block(i: int, drop_path: float) -> MixerBlock:
-            return PyramidBlock(cfg, drop_path, k) if i == middle else MixerBlock(cfg if i < middle else small, drop_path)
+            return (
+                PyramidBlock(cfg, drop_path, k) if i == middle else MixerBlock(cfg if i < middle else small, drop_path)
+            )
 
         return with_blocks(cfg, block)

@@ -1,4 +1,5 @@
-"""Figures 5, 6 and 7: what the hidden units of token mixing and the stem look for, with and without augmentation, beside their start.
+"""Figures 5, 6 and 7: what the hidden units of token mixing and the stem look for, with and without augmentation,
+beside their start.
 
 Letters: S patches in a grid, D_S tokens_mlp_dim, N blocks, P patch_size.
 """
@@ -25,17 +26,23 @@ from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot
 
 RATE = 0.003  # the paper's for S and B on JFT-300M, table 4
-AUGMENT = Augment(pad_crop_px=4, flip=True, randaugment_layers=2, mixup=0.5)  # the kinds of the paper's ImageNet runs, table 4
+AUGMENT = Augment(
+    pad_crop_px=4, flip=True, randaugment_layers=2, mixup=0.5
+)  # the kinds of the paper's ImageNet runs, table 4
 OPPOSITE = (-0.5, -0.9)  # ours: a cosine from which a pair is called opposite, and nearly exactly so
 ERRORS = 3  # so many standard errors apart is called different; there are many blocks
 PLAIN, AUGMENTED, START = "without augmentation", "with augmentation", "at the start"
 
 
-# Of each scale the Mixer and its training (nobody else in the contest), and further patch sizes, of which the stem alone is looked at.
+# Of each scale the Mixer and its training (nobody else in the contest), and further patch sizes, of which the stem
+# alone is looked at.
 SCALES: dict[Scale, tuple[Contest, tuple[int, ...]]] = {
     "small": (dataclasses.replace(CONTESTS["small"], mixer=nano(6, 64, 128), steps=800), (8,)),
     "long": (dataclasses.replace(CONTESTS["long"], mixer=nano(8, 128, 128), steps=10_000), (8,)),
-    "full": (dataclasses.replace(CONTESTS["full"], mixer=dataclasses.replace(nano(8, 256, 256), patch_size=2)), (4, 8)),  # 16x16 patches
+    "full": (
+        dataclasses.replace(CONTESTS["full"], mixer=dataclasses.replace(nano(8, 256, 256), patch_size=2)),
+        (4, 8),
+    ),  # 16x16 patches
 }
 
 
@@ -81,7 +88,9 @@ def run(lab: Lab) -> Page:
     data, cfg = contest.data(lab), contest.mixer
     splits = open_data(data)
     base = contest.recipe(data, len(splits.train), RATE, lab.seed)
-    patches = {"plain": pair(cfg.patch_size)[0], "augmented": pair(cfg.patch_size)[0]} | {f"patch-{px}": px for px in coarser}
+    patches = {"plain": pair(cfg.patch_size)[0], "augmented": pair(cfg.patch_size)[0]} | {
+        f"patch-{px}": px for px in coarser
+    }
     lab.parts = len(patches)
     start, trained, top1, n = {}, {}, {}, 0
     for name, px in patches.items():
@@ -94,25 +103,37 @@ def run(lab: Lab) -> Page:
     networks = {START: start["plain"], PLAIN: trained["plain"], AUGMENTED: trained["augmented"]}
     units = {name: [look_at(hidden_units(model, i)) for i in range(cfg.num_blocks)] for name, model in networks.items()}
     stems = {px: {"trained": trained[name], START: start[name]} for name, px in patches.items() if name != "plain"}
-    filters = {px: {when: look_at(stem_filters(model)) for when, model in models.items()} for px, models in stems.items()}
+    filters = {
+        px: {when: look_at(stem_filters(model)) for when, model in models.items()} for px, models in stems.items()
+    }
     meeting = against(AUGMENTED, top1["augmented"], PLAIN, top1["plain"], n)
     return Page(
         claim=(
-            "figure 5, Mixer-B/16 on JFT-300M: of the first three token-mixing MLPs many hidden units come in pairs of opposite phase, of "
-            "low and of high frequency; deeper ones show no clear structure. Figure 6: three pre-training sets; augmentation changes the "
-            "look strongly. Figure 7: the stem's filters of B/32 are Gabor-like and of low frequency, those of B/16 mostly of high "
+            "figure 5, Mixer-B/16 on JFT-300M: of the first three token-mixing MLPs many hidden units come in pairs of "
+            "opposite phase, of "
+            "low and of high frequency; deeper ones show no clear structure. Figure 6: three pre-training sets; "
+            "augmentation changes the "
+            "look strongly. Figure 7: the stem's filters of B/32 are Gabor-like and of low frequency, those of B/16 "
+            "mostly of high "
             "frequency or without structure. The paper shows pictures and gives no figures."
         ),
         findings=(
-            f"Mean frequency of the hidden units, cycles a patch, from the first block to the last: {'; '.join(map(_line, units.items()))}."
-            f" Other than at the start: {'; '.join(f'{name} {_unlike(units[name], units[START])}' for name in (PLAIN, AUGMENTED))}.",
-            f"Hidden units in a pair of opposite phase (cosine below {OPPOSITE[0]}): {'; '.join(map(_opposites, units.items()))}.",
-            f"Frequency with augmentation, other than without: {_unlike(units[AUGMENTED], units[PLAIN])}. Test top-1: {meeting}.",
+            f"Mean frequency of the hidden units, cycles a patch, from the first block to the last: "
+            f"{'; '.join(map(_line, units.items()))}."
+            f" Other than at the start: "
+            f"{'; '.join(f'{name} {_unlike(units[name], units[START])}' for name in (PLAIN, AUGMENTED))}.",
+            f"Hidden units in a pair of opposite phase (cosine below {OPPOSITE[0]}): "
+            f"{'; '.join(map(_opposites, units.items()))}.",
+            f"Frequency with augmentation, other than without: {_unlike(units[AUGMENTED], units[PLAIN])}. Test top-1: "
+            f"{meeting}.",
             f"Stem, mean frequency in cycles a pixel: {'; '.join(map(_stem, filters.items()))}.",
         ),
         tables=(_table(units),),
         plots=(
-            *(_units_plot(file, name, networks) for file, name in (("units-plain", PLAIN), ("units-augmented", AUGMENTED))),
+            *(
+                _units_plot(file, name, networks)
+                for file, name in (("units-plain", PLAIN), ("units-augmented", AUGMENTED))
+            ),
             Plot(
                 name="blocks",
                 caption=f"Hidden units by block; bars are {ERRORS} standard errors",
@@ -127,22 +148,33 @@ def run(lab: Lab) -> Page:
             ),
         ),
         notes=(
-            f"A plain Mixer of {cfg.num_blocks} blocks, {cfg.hidden_dim} channels, D_S {cfg.tokens_mlp_dim}, {patches['plain']}-px patches,"
-            " from the official start. Locality, mirror symmetry and the whitened stem, which other recipes here have, are left out: they "
+            f"A plain Mixer of {cfg.num_blocks} blocks, {cfg.hidden_dim} channels, D_S {cfg.tokens_mlp_dim}, "
+            f"{patches['plain']}-px patches,"
+            " from the official start. Locality, mirror symmetry and the whitened stem, which other recipes here have, "
+            "are left out: they "
             f"would put structure into these weights. Adam as in the paper's pre-training, rate {RATE:g}, not tuned.",
-            f"CIFAR-10 at 32 px, {len(splits.train):,} training images, {contest.steps:,} steps of {contest.batch_size} each, n = 1. With "
-            "augmentation: shifts, flips, two operations of RandAugment, mixup; without: none. All else of the two runs is equal, and "
-            f"so is their start. Stems of {', '.join(map(str, coarser))} px: the same network with such patches, with augmentation.",
-            "Order and pairs as in appendix D: the lowest frequency first, then the unit most nearly its inverse, and so on. Random units "
-            "pair up, too, so all is beside the weights that the runs started from. In the pictures red is positive, and each unit has its "
+            f"CIFAR-10 at 32 px, {len(splits.train):,} training images, {contest.steps:,} steps of "
+            f"{contest.batch_size} each, n = 1. With "
+            "augmentation: shifts, flips, two operations of RandAugment, mixup; without: none. All else of the two "
+            "runs is equal, and "
+            f"so is their start. Stems of {', '.join(map(str, coarser))} px: the same network with such patches, with "
+            f"augmentation.",
+            "Order and pairs as in appendix D: the lowest frequency first, then the unit most nearly its inverse, and "
+            "so on. Random units "
+            "pair up, too, so all is beside the weights that the runs started from. In the pictures red is positive, "
+            "and each unit has its "
             "own scale. The frequency of a unit is the mean over its power spectrum.",
-            f"Called different: more than {ERRORS} standard errors of the difference apart, over the units of one network; another seed "
+            f"Called different: more than {ERRORS} standard errors of the difference apart, over the units of one "
+            f"network; another seed "
             "was not tried.",
             DRAW,
         ),
         figures={
             "units": {name: [dataclasses.asdict(look) for look in looks] for name, looks in units.items()},
-            "stems": {f"{px}": {when: dataclasses.asdict(look) for when, look in looks.items()} for px, looks in filters.items()},
+            "stems": {
+                f"{px}": {when: dataclasses.asdict(look) for when, look in looks.items()}
+                for px, looks in filters.items()
+            },
             "top1": top1,
             "n": n,
         },
@@ -168,7 +200,9 @@ def _opposites(of: tuple[str, list[Look]]) -> str:
     name, looks = of
     shares = [look.opposite[0] for look in looks]
     most = f"most in block {shares.index(max(shares)) + 1}: {max(shares):.1%}" if any(shares) else "none in any block"
-    return f"{name} {fmean(shares):.1%} ({most}; below {OPPOSITE[1]}: {fmean(look.opposite[1] for look in looks):.1%})".replace("%", " %")
+    return f"{name} {fmean(shares):.1%} ({most}; below {OPPOSITE[1]}: {fmean(look.opposite[1] for look in looks):.1%})".replace(
+        "%", " %"
+    )
 
 
 def _stem(of: tuple[int, dict[str, Look]]) -> str:
@@ -177,12 +211,20 @@ def _stem(of: tuple[int, dict[str, Look]]) -> str:
 
 
 def _table(units: dict[str, list[Look]]) -> Cells:
-    header = ("network", "block", "frequency, cycles a patch", *(f"in pairs below {c}" for c in OPPOSITE), "median cosine of pairs")
+    header = (
+        "network",
+        "block",
+        "frequency, cycles a patch",
+        *(f"in pairs below {c}" for c in OPPOSITE),
+        "median cosine of pairs",
+    )
     rows = []
     for name, looks in units.items():
         for i, look in enumerate(looks, 1):
             shares = (f"{100 * share:.1f} %" for share in look.opposite)
-            rows.append((name, f"{i}", f"{look.frequency:.3f} ± {look.error:.3f}", *shares, f"{look.median_cosine:.2f}"))
+            rows.append(
+                (name, f"{i}", f"{look.frequency:.3f} ± {look.error:.3f}", *shares, f"{look.median_cosine:.2f}")
+            )
     return Cells(title="Hidden units of token mixing (± standard error)", header=header, rows=tuple(rows))
 
 

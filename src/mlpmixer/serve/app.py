@@ -54,7 +54,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         503: "Overloaded or shutting down; see Retry-After.",
     }.items()
 }
-ERROR_JSON = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}  # `model` would be text at /metrics
+ERROR_JSON = {
+    "application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}
+}  # `model` would be text at /metrics
 NO_TOKEN: dict[int | str, dict[str, Any]] = {401: {"description": ERRORS[401]["description"], "content": ERROR_JSON}}
 NOT_READY: dict[int | str, dict[str, Any]] = {
     503: {"description": "Not ready: the reason.", "content": {"text/plain": {"schema": {"type": "string"}}}}
@@ -66,7 +68,10 @@ BODY = {
         "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGE_TYPES}
         | {
             "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}}}
+                "schema": {
+                    "type": "object",
+                    "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
             },
             "application/json": {"schema": Images.model_json_schema()},
         },
@@ -96,7 +101,9 @@ class Service:
         """Runs a blank image through the model: finds out what it can do, and raises ValueError for a broken one."""
         preprocess, evidence = self.classifier.preprocess, self.evidence
         if preprocess.in_channels not in (1, 3):
-            raise ValueError(f"cannot serve this model: it takes {preprocess.in_channels} channels, and image files have 1 or 3")
+            raise ValueError(
+                f"cannot serve this model: it takes {preprocess.in_channels} channels, and image files have 1 or 3"
+            )
         nothing = np.zeros((1, *preprocess.image_size, preprocess.in_channels), preprocess.dtype)
         self.classifier.probabilities(nothing)
         try:
@@ -105,7 +112,9 @@ class Service:
         except ValueError:  # another network than a Mixer
             pass
         if evidence:
-            self.compute["evidence"] = lambda pixels: list(zip(self.classifier.probabilities(pixels), evidence.of(pixels), strict=True))
+            self.compute["evidence"] = lambda pixels: list(
+                zip(self.classifier.probabilities(pixels), evidence.of(pixels), strict=True)
+            )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -135,9 +144,13 @@ class Service:
         try:
             async with asyncio.timeout_at(deadline):
                 body = await request.body()
-                uploads = await loop.run_in_executor(self.pool, parse_uploads, request.headers["content-type"], body, settings)
+                uploads = await loop.run_in_executor(
+                    self.pool, parse_uploads, request.headers["content-type"], body, settings
+                )
                 with self.batcher.admit(len(uploads)), self.metrics.track_images(len(uploads)):
-                    pixels = await loop.run_in_executor(self.pool, decode_uploads, uploads, self.classifier, settings, deadline)
+                    pixels = await loop.run_in_executor(
+                        self.pool, decode_uploads, uploads, self.classifier, settings, deadline
+                    )
                     return list(zip(uploads, pixels, await self.batcher.ask(kind, pixels), strict=True))
         except QueueFull:
             raise HTTPException(503, "too many images in the queue", RETRY) from None
@@ -171,7 +184,13 @@ def make_app(classifier: Classifier, settings: Settings | None = None, *, token:
         async with service.running():
             yield
 
-    app = FastAPI(title=f"mlpmixer: {name}" if name else "mlpmixer", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title=f"mlpmixer: {name}" if name else "mlpmixer",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.service = service
     _add_pages(app, service)
     _add_inference(app, service)
@@ -189,7 +208,9 @@ def make_app(classifier: Classifier, settings: Settings | None = None, *, token:
         return _error(500, "internal error; see the log of the service")
 
     app.add_middleware(LimitsMiddleware, settings=settings, token=token, draining=lambda: service.draining)
-    app.add_middleware(MetricsMiddleware, metrics=service.metrics, paths=[route.path for route in app.routes if hasattr(route, "path")])
+    app.add_middleware(
+        MetricsMiddleware, metrics=service.metrics, paths=[route.path for route in app.routes if hasattr(route, "path")]
+    )
     return app
 
 
@@ -213,7 +234,9 @@ def _add_pages(app: FastAPI, service: Service) -> None:
         return PlainTextResponse("ok")
 
     @app.head("/ready", include_in_schema=False)
-    @app.get("/ready", response_class=PlainTextResponse, summary="Is the service ready for requests?", responses=NOT_READY)
+    @app.get(
+        "/ready", response_class=PlainTextResponse, summary="Is the service ready for requests?", responses=NOT_READY
+    )
     async def ready() -> Response:
         reason = service.unready_reason()
         return PlainTextResponse(reason or "ok", 503 if reason else 200)
@@ -251,20 +274,32 @@ def _add_inference(app: FastAPI, service: Service) -> None:
     ) -> PredictResponse:
         start = time.perf_counter()
         answers = await service.handle("predict", request)
-        results = [Prediction(**to_record(classifier.prediction(upload.name, row, top_k))) for upload, _, row in answers]
+        results = [
+            Prediction(**to_record(classifier.prediction(upload.name, row, top_k))) for upload, _, row in answers
+        ]
         return PredictResponse(results=results, time_ms=_ms_since(start))
 
-    @post("/features", summary="Extract features: the input of the classification head.", responses=ERRORS | _lacking("features"))
+    @post(
+        "/features",
+        summary="Extract features: the input of the classification head.",
+        responses=ERRORS | _lacking("features"),
+    )
     async def features(request: Request) -> FeaturesResponse:
         start = time.perf_counter()
         answers = await service.handle("features", request)
         results = [Features(image=upload.name, features=row.tolist()) for upload, _, row in answers]
         return FeaturesResponse(results=results, time_ms=_ms_since(start))
 
-    @post("/evidence", summary="Contribution of each patch to the logit of a class.", responses=ERRORS | _lacking("evidence"))
+    @post(
+        "/evidence",
+        summary="Contribution of each patch to the logit of a class.",
+        responses=ERRORS | _lacking("evidence"),
+    )
     async def evidence(
         request: Request,
-        label: Annotated[str | None, Query(alias="class", description="Class name; default: the most likely class of each image.")] = None,
+        label: Annotated[
+            str | None, Query(alias="class", description="Class name; default: the most likely class of each image.")
+        ] = None,
     ) -> EvidenceResponse:
         if label is not None and label not in classifier.classes:
             raise HTTPException(422, f"the model has no class {label[:100]!r}; GET /model names them")
@@ -282,7 +317,9 @@ def _ms_since(start: float) -> float:
     return round(1000 * (time.perf_counter() - start), 2)
 
 
-def _evidence(service: Service, label: str | None, upload: Upload, pixels: Pixels, row: tuple[Any, Any]) -> PatchEvidence:
+def _evidence(
+    service: Service, label: str | None, upload: Upload, pixels: Pixels, row: tuple[Any, Any]
+) -> PatchEvidence:
     probabilities, own = row  # (K,), (S,K)
     assert service.evidence
     classes, grid = service.classifier.classes, service.evidence.grid

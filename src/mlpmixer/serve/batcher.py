@@ -82,7 +82,9 @@ class Batcher:
         self._changed = threading.Condition()
         self._starts: dict[int, float] = {}  # start times of running batches, by stream
         self._closed = False
-        self._threads = [threading.Thread(target=self._work, args=(i,), name=f"engine-{i}", daemon=True) for i in range(streams)]
+        self._threads = [
+            threading.Thread(target=self._work, args=(i,), name=f"engine-{i}", daemon=True) for i in range(streams)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -169,7 +171,9 @@ class Batcher:
                     return []
                 self._changed.wait()
             kind, batch = self._queue[0].kind, list[Job]()
-            share = math.ceil(sum(len(r.waiting) for r in self._queue if r.kind == kind) / (len(self._threads) - len(self._starts)))
+            share = math.ceil(
+                sum(len(r.waiting) for r in self._queue if r.kind == kind) / (len(self._threads) - len(self._starts))
+            )
             self._starts[stream] = time.monotonic()
             passed: deque[_Request] = deque()  # of another kind: first in line for the next batch
             while self._queue and len(batch) < share and self._fits(kind, len(batch) + 1):

@@ -49,7 +49,9 @@ class LimitsMiddleware:
         incoming = _BodyReader(receive)
         try:
             body = await self._body(headers, incoming)
-            async with asyncio.timeout(self.settings.answer_s + SEND_S):  # a client that does not read must not hold its slot
+            async with asyncio.timeout(
+                self.settings.answer_s + SEND_S
+            ):  # a client that does not read must not hold its slot
                 await self.app(scope, _replay(body, receive), send)
         except HTTPException as error:
             await send_error(error, incoming, send)
@@ -65,7 +67,9 @@ class LimitsMiddleware:
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")
             if not (kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.token)):
                 raise HTTPException(
-                    401, "this service requires a token: send Authorization: Bearer TOKEN", headers={"www-authenticate": "Bearer"}
+                    401,
+                    "this service requires a token: send Authorization: Bearer TOKEN",
+                    headers={"www-authenticate": "Bearer"},
                 )
 
     def _require_room(self, client: str) -> None:
@@ -78,9 +82,15 @@ class LimitsMiddleware:
             raise HTTPException(503, "too many requests in progress", RETRY)
 
     async def _body(self, headers: dict[bytes, bytes], incoming: "_BodyReader") -> bytes:
-        kind, most = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1"), self.settings.max_bytes
+        kind, most = (
+            headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1"),
+            self.settings.max_bytes,
+        )
         if kind not in CONTENT_TYPES:
-            raise HTTPException(415, f"expected content-type {', '.join(CONTENT_TYPES[:-1])} or {CONTENT_TYPES[-1]}, got {kind or 'none'}")
+            raise HTTPException(
+                415,
+                f"expected content-type {', '.join(CONTENT_TYPES[:-1])} or {CONTENT_TYPES[-1]}, got {kind or 'none'}",
+            )
         too_large = HTTPException(413, f"the body has more than {most:,} bytes")
         if (said := headers.get(b"content-length", b"")).isdigit() and int(said) > most:
             raise too_large
@@ -114,7 +124,9 @@ class _BodyReader:
 async def send_error(error: HTTPException, incoming: _BodyReader, send: Send) -> None:
     """Sends an error and closes the connection; reads on briefly, so that a client that is still sending sees it."""
     body = ErrorResponse(detail=error.detail).model_dump_json().encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"} | dict(error.headers or {})
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"} | dict(
+        error.headers or {}
+    )
     raw = [(key.encode(), value.encode("latin-1")) for key, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status_code, "headers": raw})
     await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -12,7 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # folder shared by workers; prometheus_client reads the variable on import
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"cache-control", b"no-store"))
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -24,11 +28,21 @@ class Metrics:
         r = self.registry
         self.answers = Counter("mlpmixer_answers", "Responses by path and status.", ("path", "status"), registry=r)
         self.seconds = Histogram(
-            "mlpmixer_answer_seconds", "Seconds from request header to response.", ("path",), buckets=SECONDS, registry=r
+            "mlpmixer_answer_seconds",
+            "Seconds from request header to response.",
+            ("path",),
+            buckets=SECONDS,
+            registry=r,
         )
-        self.batches = Histogram("mlpmixer_batch_images", "Images per batch.", ("kind",), buckets=BATCH_SIZES, registry=r)
-        self.engine = Histogram("mlpmixer_engine_seconds", "Seconds per batch in the network.", ("kind",), buckets=SECONDS, registry=r)
-        self.inside = Gauge("mlpmixer_images_inside", "Images accepted and not answered yet.", registry=r, multiprocess_mode="livesum")
+        self.batches = Histogram(
+            "mlpmixer_batch_images", "Images per batch.", ("kind",), buckets=BATCH_SIZES, registry=r
+        )
+        self.engine = Histogram(
+            "mlpmixer_engine_seconds", "Seconds per batch in the network.", ("kind",), buckets=SECONDS, registry=r
+        )
+        self.inside = Gauge(
+            "mlpmixer_images_inside", "Images accepted and not answered yet.", registry=r, multiprocess_mode="livesum"
+        )
         if MULTIPROC_DIR not in os.environ:
             ProcessCollector(registry=r)
 
@@ -51,7 +65,9 @@ class Metrics:
             return generate_latest(self.registry)
         for file in glob.glob(os.path.join(folder, "gauge_live*.db")):
             pid = int(file.rpartition("_")[2].removesuffix(".db"))
-            if not os.path.exists(f"/proc/{pid}") and os.path.exists("/proc/self"):  # killed: its gauges would never change again
+            if not os.path.exists(f"/proc/{pid}") and os.path.exists(
+                "/proc/self"
+            ):  # killed: its gauges would never change again
                 mark_process_dead(pid)  # type: ignore[no-untyped-call]
         every = CollectorRegistry()
         MultiProcessCollector(every)  # type: ignore[no-untyped-call]

@@ -42,7 +42,9 @@ class TimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._timer = self.loop.call_later(HEADER_S, self._check)
         if (excess := len(self.connections) - CONNECTIONS // 2) > 0:
             before = self._idle_since - MIN_IDLE_S
-            idle = [c for c in self.connections if c._is_idle() and c._idle_since <= before and not c.transport.is_closing()]
+            idle = [
+                c for c in self.connections if c._is_idle() and c._idle_since <= before and not c.transport.is_closing()
+            ]
             for connection in sorted(idle, key=lambda c: c._idle_since)[:excess]:
                 connection.transport.abort()
 
@@ -84,7 +86,9 @@ class Workers(Multiprocess):
 
     def terminate_all(self) -> None:
         super().terminate_all()
-        for sock in self.sockets:  # workers have copies; once all are closed, connections are refused rather than left waiting
+        for (
+            sock
+        ) in self.sockets:  # workers have copies; once all are closed, connections are refused rather than left waiting
             sock.close()
 
 
@@ -93,7 +97,9 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port < 2**16:
         raise ValueError(f"--port must be 0 to 65535, got {port}")
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         sock = socket.socket(family, kind, proto)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
@@ -103,7 +109,15 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def run(make: Callable[[], FastAPI], sock: socket.socket, settings: Settings, *, workers: int, trusted: str, log_requests: bool) -> int:
+def run(
+    make: Callable[[], FastAPI],
+    sock: socket.socket,
+    settings: Settings,
+    *,
+    workers: int,
+    trusted: str,
+    log_requests: bool,
+) -> int:
     """Serves until SIGTERM or SIGINT, finishes accepted requests and returns the exit code.
 
     make: creates the app in each worker; must be picklable when there are several.
@@ -153,7 +167,8 @@ class Worker:
 
 
 def draining(app: FastAPI, drain_s: float) -> FastAPI:
-    """The app with a grace period: SIGTERM makes /ready return 503; `drain_s` later, or at a second one, it shuts down."""
+    """The app with a grace period: SIGTERM makes /ready return 503; `drain_s` later, or at a second one, it shuts
+    down."""
     inner = app.router.lifespan_context
 
     @asynccontextmanager

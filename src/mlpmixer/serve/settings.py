@@ -39,6 +39,9 @@ class Settings(Config):
         for field in dataclasses.fields(self):
             value, may_be_0 = getattr(self, field.name), field.name in ("client_requests", "drain_s")
             if not (value > 0 or (may_be_0 and value == 0)):
-                raise ValueError(f"--{field.name.replace('_', '-')} must be {'at least' if may_be_0 else 'more than'} 0, got {value:g}")
+                raise ValueError(
+                    f"--{field.name.replace('_', '-')} must be {'at least' if may_be_0 else 'more than'} 0, got "
+                    f"{value:g}"
+                )
         if self.queue < self.max_images:
             raise ValueError(f"--queue {self.queue} is too small for one request of --max-images {self.max_images}")

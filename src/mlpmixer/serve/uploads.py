@@ -81,7 +81,9 @@ def _from_base64(name: str, text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise HTTPException(422, f"{name} is not base64; expected the bytes of the file alone, without data:image/...") from None
+        raise HTTPException(
+            422, f"{name} is not base64; expected the bytes of the file alone, without data:image/..."
+        ) from None
 
 
 def _from_form(content_type: str, body: bytes, settings: Settings) -> list[Upload]:
@@ -92,16 +94,22 @@ def _from_form(content_type: str, body: bytes, settings: Settings) -> list[Uploa
         if len(uploads) == settings.max_images:
             raise _too_many(settings.max_images)
         file.file_object.seek(0)
-        uploads.append(Upload((file.file_name or file.field_name or b"").decode("utf-8", "replace"), file.file_object.read()))
+        uploads.append(
+            Upload((file.file_name or file.field_name or b"").decode("utf-8", "replace"), file.file_object.read())
+        )
 
     def refuse(field: FormField) -> None:
         name = (field.field_name or b"").decode("utf-8", "replace")[:100]
-        raise HTTPException(422, f"the field {name!r} is not a file; send only files, and options in the query string: ?top_k=3")
+        raise HTTPException(
+            422, f"the field {name!r} is not a file; send only files, and options in the query string: ?top_k=3"
+        )
 
     kind, options = parse_options_header(content_type)
     config = {"MAX_MEMORY_FILE_SIZE": settings.max_bytes, "UPLOAD_ERROR_ON_BAD_CTE": True}
     try:
-        parser = FormParser(kind.decode("latin-1"), refuse, add, complete.set, options.get(b"boundary", b""), config=config)
+        parser = FormParser(
+            kind.decode("latin-1"), refuse, add, complete.set, options.get(b"boundary", b""), config=config
+        )
         parser.write(body)
         parser.finalize()
     except FormParserError as e:
@@ -114,7 +122,9 @@ def _from_form(content_type: str, body: bytes, settings: Settings) -> list[Uploa
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def decode_uploads(uploads: Sequence[Upload], classifier: Classifier, settings: Settings, deadline: float) -> list[Pixels]:
+def decode_uploads(
+    uploads: Sequence[Upload], classifier: Classifier, settings: Settings, deadline: float
+) -> list[Pixels]:
     """Decoded and preprocessed images. Runs in a decoder thread; `deadline` is in time.monotonic().
 
     HTTPException: 415 for files that are not JPEG, PNG or WebP, 413 for too many pixels, 422 for damaged files,
@@ -137,7 +147,10 @@ def _check_header(upload: Upload, max_pixels: int) -> None:
     data = upload.data
     kind = format_of(data)
     if kind is None:
-        raise HTTPException(415, f"{upload.name}: expected a JPEG, PNG or WebP file, got {'another format' if data else 'an empty file'}")
+        raise HTTPException(
+            415,
+            f"{upload.name}: expected a JPEG, PNG or WebP file, got {'another format' if data else 'an empty file'}",
+        )
     try:
         width, height = size_of(data, kind)
     except ImageError as e:

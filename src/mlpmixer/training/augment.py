@@ -1,9 +1,10 @@
 """Augmentation of whole batches: small functions with explicit parameters, and `augment`, which draws the parameters.
 
-Letters: B batch, H, W stored height, width, h, w the model's, C channels, K classes. Pixels are 0..255 throughout. Boxes are
-rows of (top, left, height, width) in pixels. Nothing loops over images, and pixels are worked on where they are. Random numbers come
-from one CPU generator: a batch is then a function of its seed and not of the device. On a CUDA device `alter` draws there, from the
-device's global generator: other numbers, but as many as pixels, and nothing that the host would have to wait for.
+Letters: B batch, H, W stored height, width, h, w the model's, C channels, K classes. Pixels are 0..255 throughout.
+Boxes are rows of (top, left, height, width) in pixels. Nothing loops over images, and pixels are worked on where they
+are. Random numbers come from one CPU generator: a batch is then a function of its seed and not of the device. On a CUDA
+device `alter` draws there, from the device's global generator: other numbers, but as many as pixels, and nothing that
+the host would have to wait for.
 """
 
 import math
@@ -35,22 +36,27 @@ def augment(
 ) -> tuple[Tensor, Tensor]:
     """A training batch: images (B,H,W,C) and targets (B,K) -> float32 images (B,C,h,w) in 0..255, and targets.
 
-    Images come as uint8, or as float32 in 0..255. Applies the fields of `cfg` in their order. A field that is off draws nothing and
-    does nothing. Stored images may be larger than `size`: an Inception crop is resampled from the whole of them; otherwise a window of
-    `size` is cut at a random place (`pad_crop_px` widens the range of places by that border). RandAugment and TrivialAugment round to
-    whole levels first. With everything off and images of `size`, the result is exactly the images. Mixing draws a proportion for every
-    image; its partner is the next of the batch, for the last one the first.
-    rows: the images are those of a larger batch. All is drawn as for the whole of it, so each becomes what it is there; with mixing, the
-    rows must go on to the partner of the last of `own`. Those `own` are returned.
-    `generator` is on the CPU. Raises ValueError for other shapes, and for images smaller than `size` that no Inception crop enlarges.
+    Images come as uint8, or as float32 in 0..255. Applies the fields of `cfg` in their order. A field that is off draws
+    nothing and does nothing. Stored images may be larger than `size`: an Inception crop is resampled from the whole of
+    them; otherwise a window of `size` is cut at a random place (`pad_crop_px` widens the range of places by that
+    border). RandAugment and TrivialAugment round to whole levels first. With everything off and images of `size`, the
+    result is exactly the images. Mixing draws a proportion for every image; its partner is the next of the batch, for
+    the last one the first.
+    rows: the images are those of a larger batch. All is drawn as for the whole of it, so each becomes what it is there;
+    with mixing, the rows must go on to the partner of the last of `own`. Those `own` are returned.
+    `generator` is on the CPU. Raises ValueError for other shapes, and for images smaller than `size` that no Inception
+    crop enlarges.
     """
     if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
-        raise ValueError(f"expected images (B,H,W,C) and targets (B,K), got {tuple(images.shape)} and {tuple(targets.shape)}")
+        raise ValueError(
+            f"expected images (B,H,W,C) and targets (B,K), got {tuple(images.shape)} and {tuple(targets.shape)}"
+        )
     return mix(alter(images, cfg, size, generator, rows), targets, cfg, generator, rows)
 
 
 def alter(images: Tensor, cfg: Augment, size: Size, source: Source, rows: Rows | None = None) -> Tensor:
-    """The part of `augment` that is about single images: (B,H,W,C) -> float32 (B,C,h,w). `source`: a CPU generator, or the images' device.
+    """The part of `augment` that is about single images: (B,H,W,C) -> float32 (B,C,h,w). `source`: a CPU generator, or
+    the images' device.
 
     Drawing from a device takes nothing from the host and asks the device for nothing, and can be compiled as a whole.
     """
@@ -59,12 +65,15 @@ def alter(images: Tensor, cfg: Augment, size: Size, source: Source, rows: Rows |
     n = rows.of
 
     if cfg.inception_crop:
-        images = resized_crop(images, rows.take(draw_crop_boxes(n, _size(images), size, cfg.inception_crop, source)), size)
+        images = resized_crop(
+            images, rows.take(draw_crop_boxes(n, _size(images), size, cfg.inception_crop, source)), size
+        )
 
     larger = [stored - wanted for stored, wanted in zip(_size(images), size, strict=True)]
     if min(larger) < 0:
         raise ValueError(
-            f"stored images of {images.shape[2]}x{images.shape[3]} px are smaller than the model's {size[0]}x{size[1]} px; "
+            f"stored images of {images.shape[2]}x{images.shape[3]} px are smaller than the model's {size[0]}x{size[1]} "
+            f"px; "
             "store them at least that large (data.train_scale=1) or set augment.inception_crop"
         )
     free = [px + 2 * cfg.pad_crop_px for px in larger]
@@ -76,7 +85,9 @@ def alter(images: Tensor, cfg: Augment, size: Size, source: Source, rows: Rows |
     if cfg.randaugment_layers or cfg.trivialaugment:
         images = (images.round().clamp(0, 255) if images.is_floating_point() else images).to(torch.uint8)
     if cfg.randaugment_layers:
-        images = randaugment(images, cfg.randaugment_layers, cfg.randaugment_magnitude, cfg.randaugment_form, source, rows)
+        images = randaugment(
+            images, cfg.randaugment_layers, cfg.randaugment_magnitude, cfg.randaugment_form, source, rows
+        )
     if cfg.trivialaugment:
         images = trivialaugment(images, source, rows)
     if not (cfg.inception_crop and images.is_floating_point()):  # floats of our own making
@@ -104,8 +115,11 @@ def alter(images: Tensor, cfg: Augment, size: Size, source: Source, rows: Rows |
     return images
 
 
-def mix(images: Tensor, targets: Tensor, cfg: Augment, generator: torch.Generator, rows: Rows | None = None) -> tuple[Tensor, Tensor]:
-    """The part of `augment` that is about pairs: images (B,C,h,w) and targets (B,K), mixed or as they are. `generator` is on the CPU."""
+def mix(
+    images: Tensor, targets: Tensor, cfg: Augment, generator: torch.Generator, rows: Rows | None = None
+) -> tuple[Tensor, Tensor]:
+    """The part of `augment` that is about pairs: images (B,C,h,w) and targets (B,K), mixed or as they are. `generator`
+    is on the CPU."""
     rows = rows or rows_of(len(images))
     if not ((cfg.mixup or cfg.cutmix) and float(torch.rand((), generator=generator)) < cfg.mix_probability):
         return images[: rows.own], targets[: rows.own]
@@ -124,7 +138,8 @@ def prepare_eval(images: Tensor) -> Tensor:
 
 
 def resize(images: Tensor, size: Size) -> Tensor:
-    """(B,C,H,W) float -> (B,C,h,w), antialiased bilinear, as Pillow's but for its rounding; images of that size stay as they are."""
+    """(B,C,H,W) float -> (B,C,h,w), antialiased bilinear, as Pillow's but for its rounding; images of that size stay as
+    they are."""
     return images if _size(images) == size else F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
@@ -156,7 +171,8 @@ def crop(
 ) -> Tensor:
     """(B,C,H,W) -> windows (B,C,h,w), any dtype: pad by `pad_px`, cut at (top, left) of the padded image, mirror some.
 
-    Padding is numpy.pad's: reflect, or constant 0 (black). `top`, `left` are (B,) integers, `mirror` is (B,) bool. One gather.
+    Padding is numpy.pad's: reflect, or constant 0 (black). `top`, `left` are (B,) integers, `mirror` is (B,) bool. One
+    gather.
     """
     (h, w), device = size, images.device
     if pad_px and pad_mode == "constant":
@@ -164,7 +180,11 @@ def crop(
     n, channels, height, width = images.shape
     ys, xs = torch.arange(h, device=device), torch.arange(w, device=device)
     rows = _reflect(top[:, None].to(device) + ys - pad_px, height)  # (B,h)
-    columns = left[:, None].to(device) + (xs if mirror is None else torch.where(mirror[:, None].to(device), w - 1 - xs, xs)) - pad_px
+    columns = (
+        left[:, None].to(device)
+        + (xs if mirror is None else torch.where(mirror[:, None].to(device), w - 1 - xs, xs))
+        - pad_px
+    )
     index = rows[:, :, None] * width + _reflect(columns, width)[:, None, :]  # (B,h,w)
     index = index.reshape(n, 1, h * w).expand(n, channels, h * w)
     return images.reshape(n, channels, height * width).gather(2, index).view(n, channels, h, w)
@@ -173,25 +193,31 @@ def crop(
 def resized_crop(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
     """(B,C,H,W) -> float32 (B,C,h,w): each image's box, resampled to `size` with an antialiased bilinear filter.
 
-    Equals Pillow's `image.resize((w, h), BILINEAR, box=...)` without its rounding: boxes (B,4) may have fractions, and a box larger than
-    `size` is averaged over (the filter widens with the scale). The filter is separable: two batched matrix products.
+    Equals Pillow's `image.resize((w, h), BILINEAR, box=...)` without its rounding: boxes (B,4) may have fractions, and
+    a box larger than `size` is averaged over (the filter widens with the scale). The filter is separable: two batched
+    matrix products.
     """
     n, channels, height, width = images.shape
     (h, w), boxes = size, boxes.to(images.device, torch.float32)
     by_rows = images.permute(0, 2, 3, 1).reshape(n, height, width * channels).float()
     tall = torch.bmm(_triangle(boxes[:, 0], boxes[:, 2], height, h), by_rows).view(n, h, width, channels)
     across = _triangle(boxes[:, 1], boxes[:, 3], width, w)  # (B,w,W)
-    return torch.bmm(tall.permute(0, 3, 1, 2).reshape(n, channels * h, width), across.transpose(1, 2)).view(n, channels, h, w)
+    return torch.bmm(tall.permute(0, 3, 1, 2).reshape(n, channels * h, width), across.transpose(1, 2)).view(
+        n, channels, h, w
+    )
 
 
 def affine(images: Tensor, matrices: Tensor, pad_mode: PadMode = "reflect") -> Tensor:
-    """(B,C,h,w) float -> the same shape, bilinear. `matrices` (B,2,2) take an output pixel's (x, y) offset from the centre to the input's.
+    """(B,C,h,w) float -> the same shape, bilinear. `matrices` (B,2,2) take an output pixel's (x, y) offset from the
+    centre to the input's.
 
     Outside the image: reflection about the border, or 0 for constant. Not antialiased: meant for mild zooms.
     """
     h, w = _size(images)
     (xx, xy), (yx, yy) = (row.unbind(1) for row in matrices.to(images.device, torch.float32).unbind(1))
-    theta = torch.stack([xx, xy * (h / w), yx * (w / h), yy], 1).view(-1, 2, 2)  # grid_sample counts half widths and half heights
+    theta = torch.stack([xx, xy * (h / w), yx * (w / h), yy], 1).view(
+        -1, 2, 2
+    )  # grid_sample counts half widths and half heights
     theta = F.pad(theta, (0, 1))  # (B,2,3), no shift
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     outside = "reflection" if pad_mode == "reflect" else "zeros"
@@ -199,10 +225,12 @@ def affine(images: Tensor, matrices: Tensor, pad_mode: PadMode = "reflect") -> T
 
 
 def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Brightness, then contrast, then saturation by factors (B,), each clipped to 0..255: Pillow's ImageEnhance without its rounding.
+    """Brightness, then contrast, then saturation by factors (B,), each clipped to 0..255: Pillow's ImageEnhance without
+    its rounding.
 
-    Contrast scales the distance to the image's mean grey level, saturation that to the pixel's grey level. Grey is Pillow's L for
-    3 channels, else the mean of the channels. Saturation is a notion of RGB: with another number of channels it does nothing.
+    Contrast scales the distance to the image's mean grey level, saturation that to the pixel's grey level. Grey is
+    Pillow's L for 3 channels, else the mean of the channels. Saturation is a notion of RGB: with another number of
+    channels it does nothing.
     """
     b, c, s = (f.to(images.device, images.dtype)[:, None, None, None] for f in (brightness, contrast, saturation))
     images = (images * b).clamp_(0, 255)
@@ -219,7 +247,8 @@ def add_noise(images: Tensor, standard_normal: Tensor, deviation: float) -> Tens
 
 
 def erase(images: Tensor, boxes: Tensor, fill: Tensor) -> Tensor:
-    """(B,C,h,w) with each image's box (B,4) overwritten by that place of `fill` (B,C,h,w). An empty box erases nothing."""
+    """(B,C,h,w) with each image's box (B,4) overwritten by that place of `fill` (B,C,h,w). An empty box erases
+    nothing."""
     return torch.where(_inside(boxes, images)[:, None], fill.to(images.device, images.dtype), images)
 
 
@@ -233,10 +262,11 @@ def mixup(images: Tensor, targets: Tensor, share: Tensor, partner: Tensor) -> tu
 
 
 def cutmix(images: Tensor, targets: Tensor, boxes: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-    """Each image's box comes from its partner; targets are mixed by the pixels that really did. Yun et al. 2019, equation (1).
+    """Each image's box comes from its partner; targets are mixed by the pixels that really did. Yun et al. 2019,
+    equation (1).
 
-    `boxes` are (b,4), `partner` is (b,): the first b of the B images are mixed and returned. Boxes that reach over the border are clipped,
-    and the share is counted after that.
+    `boxes` are (b,4), `partner` is (b,): the first b of the B images are mixed and returned. Boxes that reach over the
+    border are clipped, and the share is counted after that.
     """
     partner, inside = partner.to(images.device), _inside(boxes, images)
     share = (~inside).sum((1, 2)) / inside[0].numel()
@@ -246,8 +276,8 @@ def cutmix(images: Tensor, targets: Tensor, boxes: Tensor, partner: Tensor) -> t
 def draw_crop_boxes(n: int, stored: Size, size: Size, min_share: float, source: Source) -> Tensor:
     """Boxes (n,4) in images of `stored` pixels: area share uniform in [min_share, 1], aspect log-uniform in 3/4 .. 4/3.
 
-    The aspect is relative to that of `size`: it is the distortion that the crop suffers. Where none of 10 draws fits, the largest
-    centred box of an allowed aspect.
+    The aspect is relative to that of `size`: it is the distortion that the crop suffers. Where none of 10 draws fits,
+    the largest centred box of an allowed aspect.
     """
     height, width = stored
     ratio = size[1] / size[0]
@@ -281,7 +311,8 @@ def draw_affine(n: int, rotate_deg: float, zoom: float, shear: float, source: So
 
 
 def draw_erasing_boxes(n: int, size: Size, source: Source) -> Tensor:
-    """Integer boxes (n,4), area share uniform in 2-33 %, aspect log-uniform in 0.3 .. 1/0.3; empty where none of 10 draws fits."""
+    """Integer boxes (n,4), area share uniform in 2-33 %, aspect log-uniform in 0.3 .. 1/0.3; empty where none of 10
+    draws fits."""
     h, w = size
     area = _uniform((n, ATTEMPTS), *ERASING_AREA, source) * h * w
     aspect = _log_uniform((n, ATTEMPTS), *ERASING_ASPECT, source)
@@ -296,7 +327,8 @@ def draw_erasing_boxes(n: int, size: Size, source: Source) -> Tensor:
 
 
 def draw_cutmix_boxes(share: Tensor, size: Size, generator: torch.Generator) -> Tensor:
-    """Integer boxes (n,4) of area share 1 - `share` and the images' aspect, centred anywhere; they may reach over the border."""
+    """Integer boxes (n,4) of area share 1 - `share` and the images' aspect, centred anywhere; they may reach over the
+    border."""
     h, w = size
     side = (1 - share).sqrt()
     tall, wide = (side * h).round().long(), (side * w).round().long()
@@ -310,14 +342,16 @@ def _size(images: Tensor) -> Size:
 
 
 def _reflect(index: Tensor, length: int) -> Tensor:
-    """Any integer -> 0..length-1, mirrored about the first and the last pixel as often as needed (numpy.pad's reflect)."""
+    """Any integer -> 0..length-1, mirrored about the first and the last pixel as often as needed (numpy.pad's
+    reflect)."""
     period = max(2 * length - 2, 1)
     index = index % period
     return torch.minimum(index, period - index) if length > 1 else torch.zeros_like(index)
 
 
 def _triangle(start: Tensor, extent: Tensor, stored: int, wanted: int) -> Tensor:
-    """Weights (B,wanted,stored) of an antialiased bilinear resize of [start, start + extent) along one axis; rows sum to 1."""
+    """Weights (B,wanted,stored) of an antialiased bilinear resize of [start, start + extent) along one axis; rows sum
+    to 1."""
     scale = (extent / wanted)[:, None, None]
     device = start.device
     centre = start[:, None, None] + (torch.arange(wanted, device=device) + 0.5)[None, :, None] * scale
@@ -360,6 +394,7 @@ def _integers(n: int, end: int, source: Source) -> Tensor:
 
 
 def _beta(n: int, a: float, generator: torch.Generator) -> Tensor:
-    """(n,) from Beta(a, a). Torch draws Beta only from its global generator: numpy's is seeded by one draw from ours."""
+    """(n,) from Beta(a, a). Torch draws Beta only from its global generator: numpy's is seeded by one draw from
+    ours."""
     seed = int(torch.randint(2**62, (), generator=generator))
     return torch.from_numpy(np.random.default_rng(seed).beta(a, a, n)).float()

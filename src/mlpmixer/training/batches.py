@@ -59,7 +59,8 @@ class Rows:
 
 
 def rows_of(n: int, part: int = 0, parts: int = 1, lent: int = 0) -> Rows:
-    """Rows of a batch of n images that one of several parts computes, and `lent` more that follow them, from the last to the first.
+    """Rows of a batch of n images that one of several parts computes, and `lent` more that follow them, from the last
+    to the first.
 
     The parts are contiguous and differ by one row at most. A part that is the whole batch borrows nothing.
     """
@@ -68,14 +69,16 @@ def rows_of(n: int, part: int = 0, parts: int = 1, lent: int = 0) -> Rows:
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Whole batches in an epoch; the rest of a permutation is left to the next epoch's. A batch larger than the set is the whole set."""
+    """Whole batches in an epoch; the rest of a permutation is left to the next epoch's. A batch larger than the set is
+    the whole set."""
     return max(num_images // batch_size, 1)
 
 
 def batch_indices(num_images: int, batch_size: int, seed: int, step: int, repeats: int = 1) -> Indices:
     """Image numbers of step 1, 2, ...: the permutation of a pass depends on (seed, pass), the slice on the index in it.
 
-    With `repeats`, batch_size / repeats numbers, all of them that many times over; a pass over the images takes that many times the steps.
+    With `repeats`, batch_size / repeats numbers, all of them that many times over; a pass over the images takes that
+    many times the steps.
     """
     distinct = batch_size // repeats
     epoch, index = divmod(step - 1, steps_per_epoch(num_images, distinct))

@@ -14,12 +14,14 @@ CHUNK = 4096  # images on their way at once
 
 
 def works_alone(device: torch.device) -> bool:
-    """Whether the host only tells the device what to do, and should not wait for it. Not so of a CPU; MPS is treated like one."""
+    """Whether the host only tells the device what to do, and should not wait for it. Not so of a CPU; MPS is treated
+    like one."""
     return device.type == "cuda"
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; on CUDA through page-locked memory, so that the host does not wait for what the device still has to do."""
+    """The tensor on the device; on CUDA through page-locked memory, so that the host does not wait for what the device
+    still has to do."""
     if not works_alone(device):
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -42,7 +44,8 @@ class Resident:
 
 
 def resident(images: T, device: torch.device) -> T | Resident:
-    """`images` itself, or of a Store in memory its images on a CUDA device, when they take at most a quarter of what is free there."""
+    """`images` itself, or of a Store in memory its images on a CUDA device, when they take at most a quarter of what is
+    free there."""
     if not works_alone(device) or not isinstance(images, Store) or not images.in_memory:
         return images
     return Resident(images, device) if images.nbytes <= SHARE * torch.cuda.mem_get_info(device)[0] else images

@@ -1,6 +1,8 @@
-"""A teacher's answers as targets beside the labels: distillation (Hinton et al. 2015, arXiv:1503.02531; hard: Touvron et al. 2021, DeiT).
+"""A teacher's answers as targets beside the labels: distillation (Hinton et al. 2015, arXiv:1503.02531; hard: Touvron
+et al. 2021, DeiT).
 
-B images of a batch, N training images, K classes in the order of the data. `loss.loss_of` says what is made of the answers.
+B images of a batch, N training images, K classes in the order of the data. `loss.loss_of` says what is made of the
+answers.
 """
 
 import dataclasses
@@ -38,7 +40,8 @@ class Teacher:
     """Target distributions, (B,K) from one of the two, (B,0) from the other; from both without a teacher."""
 
     before: Callable[[np.ndarray], Tensor]
-    """Of training images by number, (B,) int64: stored answers. They are of the images as they are, and are mixed as labels are."""
+    """Of training images by number, (B,) int64: stored answers. They are of the images as they are, and are mixed as
+    labels are."""
     after: Answer
     """Of images that have been augmented and mixed."""
     notes: tuple[str, ...] = ()
@@ -52,10 +55,16 @@ def with_teacher(recipe: Recipe, function: Answer | None) -> Recipe:
     """
     named = recipe.distill.teacher
     if function is None and named == FUNCTION:
-        raise ValueError("this run learns from a function: train it from Python, mlpmixer.train(recipe, ..., teacher=that function)")
+        raise ValueError(
+            "this run learns from a function: train it from Python, mlpmixer.train(recipe, ..., teacher=that function)"
+        )
     if function is not None and named not in ("", FUNCTION):
         raise ValueError(f"two teachers: distill.teacher={named!r}, and a function; leave one of them out")
-    return recipe if function is None else dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, teacher=FUNCTION))
+    return (
+        recipe
+        if function is None
+        else dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, teacher=FUNCTION))
+    )
 
 
 def open_teacher(name: str, report: Report | None = None, copy: Path | None = None) -> Source:
@@ -91,7 +100,8 @@ def _logits(logits: np.ndarray, name: str) -> np.ndarray:
 
 
 def store_teacher(run: Path, source: Source) -> None:
-    """Copy a teacher beside the states of its run, so that the run can go on without the original; of a function there is no copy.
+    """Copy a teacher beside the states of its run, so that the run can go on without the original; of a function there
+    is no copy.
 
     A kill at any moment leaves the whole copy or none. Errors: OSError.
     """
@@ -119,11 +129,17 @@ def drop_teacher(run: Path) -> None:
 
 
 def make_teacher(
-    source: Source, cfg: Distill, train: Store | Stream, classes: tuple[str, ...], device: torch.device, dtype: torch.dtype
+    source: Source,
+    cfg: Distill,
+    train: Store | Stream,
+    classes: tuple[str, ...],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Teacher:
     """The teacher of a run whose training images and classes are known.
 
-    Errors: ValueError for stored logits of another number of images or classes, and for a network with other classes or channels.
+    Errors: ValueError for stored logits of another number of images or classes, and for a network with other classes or
+    channels.
     """
 
     def nothing(batch: np.ndarray | Tensor) -> Tensor:
@@ -137,7 +153,10 @@ def make_teacher(
         return Teacher(nothing, nothing)
     if isinstance(source, np.ndarray):
         if isinstance(train, Stream):
-            raise ValueError(f"{cfg.teacher} holds logits by image number, but these images are streamed: let a network be the teacher")
+            raise ValueError(
+                f"{cfg.teacher} holds logits by image number, but these images are streamed: let a network be the "
+                f"teacher"
+            )
         wanted = (len(train.images), len(classes))
         if source.shape != wanted:
             raise ValueError(
@@ -155,7 +174,9 @@ def make_teacher(
     def after(images: Tensor) -> Tensor:
         logits = answer(images)
         if logits.shape != (len(images), len(classes)):
-            raise ValueError(f"the teacher's answer has shape {tuple(logits.shape)}; expected logits ({len(images)}, {len(classes)})")
+            raise ValueError(
+                f"the teacher's answer has shape {tuple(logits.shape)}; expected logits ({len(images)}, {len(classes)})"
+            )
         return distribution(logits.float(), cfg)
 
     return Teacher(nothing, after, notes)
@@ -167,7 +188,12 @@ def distribution(logits: Tensor, cfg: Distill) -> Tensor:
 
 
 def _network_answer(
-    network: Mixer, meta: ModelMeta, train: Store | Stream, classes: tuple[str, ...], device: torch.device, dtype: torch.dtype
+    network: Mixer,
+    meta: ModelMeta,
+    train: Store | Stream,
+    classes: tuple[str, ...],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Answer:
     """The same augmented images, brought to the network's size and channels and normalised as it has been trained."""
     network, meta = adapt_trained(network, meta, in_channels=train.preprocess.in_channels)
@@ -184,12 +210,18 @@ def _network_answer(
     return answer
 
 
-def _onnx_answer(model: OnnxModel, train: Store | Stream, classes: tuple[str, ...], device: torch.device) -> tuple[Answer, tuple[str, ...]]:
-    """The same augmented images, brought to the graph's size and normalised as its metadata say; without any as for the student, noted."""
+def _onnx_answer(
+    model: OnnxModel, train: Store | Stream, classes: tuple[str, ...], device: torch.device
+) -> tuple[Answer, tuple[str, ...]]:
+    """The same augmented images, brought to the graph's size and normalised as its metadata say; without any as for the
+    student, noted."""
     channels, said = train.preprocess.in_channels, model.metadata
     _, wanted, *sides = model.input_shape
     if wanted not in (None, channels):
-        raise ValueError(f"{model.name} takes images of {wanted} channels, those of this run have {channels}; try --in-channels {wanted}")
+        raise ValueError(
+            f"{model.name} takes images of {wanted} channels, those of this run have {channels}; try --in-channels "
+            f"{wanted}"
+        )
     if said is None and model.num_classes not in (None, len(classes)):
         raise ValueError(f"{model.name} answers with {model.num_classes} classes, the data has {len(classes)}")
     order: slice | np.ndarray = slice(None) if said is None else match_classes(classes, said.classes)
@@ -205,4 +237,7 @@ def _onnx_answer(model: OnnxModel, train: Store | Stream, classes: tuple[str, ..
     if said is not None:
         return answer, ()
     rule = f"mean {', '.join(map(str, preprocess.mean))}, std {', '.join(map(str, preprocess.std))} of the 0..1 range"
-    return answer, (f"{model.name} says nothing of its images and classes: normalised as for the student ({rule}), in the data's order",)
+    return answer, (
+        f"{model.name} says nothing of its images and classes: normalised as for the student ({rule}), in the data's "
+        f"order",
+    )

@@ -1,7 +1,7 @@
 """Several processes that train one network, by torch.distributed: who does what, and what they tell each other.
 
-Each holds the whole network, computes its rows of every batch and adds its gradients to the others' (data parallelism). One process alone
-is the trivial case of the same calls. Who calls them does so on all ranks, in the same order.
+Each holds the whole network, computes its rows of every batch and adds its gradients to the others' (data parallelism).
+One process alone is the trivial case of the same calls. Who calls them does so on all ranks, in the same order.
 """
 
 import time
@@ -37,7 +37,8 @@ class FailedElsewhere(ValueError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `size`: its number, and its number on its machine. More than one need `joined` around the calls below."""
+    """This process among `size`: its number, and its number on its machine. More than one need `joined` around the
+    calls below."""
 
     rank: int = 0
     size: int = 1
@@ -49,26 +50,32 @@ class Ranks:
         return self.rank == 0
 
     def rows(self, n: int, lent: int = 0) -> Rows:
-        """The rows of n that are this rank's: contiguous, all of them somebody's once, at most one more here than there."""
+        """The rows of n that are this rank's: contiguous, all of them somebody's once, at most one more here than
+        there."""
         return rows_of(n, self.rank, self.size, lent)
 
     def device(self, name: str) -> torch.device:
-        """As `choose_device`, but of several processes on a machine with GPUs each takes its own. ValueError when it cannot."""
+        """As `choose_device`, but of several processes on a machine with GPUs each takes its own. ValueError when it
+        cannot."""
         device = choose_device(name)
         if self.size == 1 or device.type == "cpu":
             return device
         if device.type != "cuda" or device.index is not None:
-            raise ValueError(f"{self.size} processes cannot train on {name!r}: choose cuda (each takes its own GPU) or cpu")
+            raise ValueError(
+                f"{self.size} processes cannot train on {name!r}: choose cuda (each takes its own GPU) or cpu"
+            )
         if self.local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"process {self.local_rank + 1} on a machine with {torch.cuda.device_count()} GPUs: start one for each GPU "
+                f"process {self.local_rank + 1} on a machine with {torch.cuda.device_count()} GPUs: start one for each "
+                f"GPU "
                 "(torchrun --nproc-per-node gpu)"
             )
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """The same network, whose gradients after a backward pass are the mean over all ranks; it goes on from rank 0's weights.
+        """The same network, whose gradients after a backward pass are the mean over all ranks; it goes on from rank 0's
+        weights.
 
         All parameters that ask for a gradient now must get one in every pass.
         """
@@ -85,7 +92,8 @@ class Ranks:
         return total.tolist()
 
     def agree(self, meeting: bool, *wishes: bool) -> tuple[bool, ...]:
-        """What any rank wishes, told to all, where they meet; `meeting` is the same on all, and elsewhere nothing is granted.
+        """What any rank wishes, told to all, where they meet; `meeting` is the same on all, and elsewhere nothing is
+        granted.
 
         Who is alone need not meet.
         """
@@ -111,7 +119,8 @@ class Ranks:
         return values
 
     def together(self, work: Callable[[], T]) -> T:
-        """work() on every rank, which must not exchange anything. When it fails on some with a ValueError or OSError, all end here.
+        """work() on every rank, which must not exchange anything. When it fails on some with a ValueError or OSError,
+        all end here.
 
         The first of those raises what happened to it, the others FailedElsewhere: so it is told once.
         """
@@ -135,14 +144,16 @@ class Ranks:
 
 
 def exchanging(network: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """Within, a pass through `network` (of `Ranks.parallel`) shares its gradients now, or leaves them to the next one that does."""
+    """Within, a pass through `network` (of `Ranks.parallel`) shares its gradients now, or leaves them to the next one
+    that does."""
     return nullcontext() if now or not isinstance(network, DistributedDataParallel) else network.no_sync()
 
 
 def _session(store: Store, ranks: Ranks, timeout_s: float) -> str:
     """A new name that the ranks of this attempt agree on, and no process that died before.
 
-    torchrun keeps its store over restarts, and gloo would look in it for the addresses of the dead and wait for them without end.
+    torchrun keeps its store over restarts, and gloo would look in it for the addresses of the dead and wait for them
+    without end.
     """
     own = uuid.uuid4().hex
     if ranks.leads:
@@ -165,8 +176,8 @@ def joined(ranks: Ranks, timeout_s: float = TIMEOUT_S, meeting: str = "env://") 
     """Within, the ranks can talk: gloo on CPUs, NCCL between GPUs. Alone, nothing happens.
 
     meeting: torch's init_method; env:// is what torchrun provides.
-    Errors: Lost when another process cannot be reached or keeps this one waiting for more than `timeout_s`. (Where that happens between
-    GPUs, NCCL ends the process itself.)
+    Errors: Lost when another process cannot be reached or keeps this one waiting for more than `timeout_s`. (Where that
+    happens between GPUs, NCCL ends the process itself.)
     """
     if ranks.size == 1:
         yield

@@ -19,7 +19,8 @@ def smooth(targets: Tensor, label_smoothing: float) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, kind: str, class_weights: Tensor | None = None) -> Tensor:
-    """Loss of each sample, (B,): softmax cross-entropy, or the sum over classes of sigmoid cross-entropies (big_vision's sigmoid_xent).
+    """Loss of each sample, (B,): softmax cross-entropy, or the sum over classes of sigmoid cross-entropies
+    (big_vision's sigmoid_xent).
 
     `class_weights` (K,) multiplies each class's share of the targets.
     """
@@ -34,10 +35,11 @@ def cross_entropy(logits: Tensor, targets: Tensor, kind: str, class_weights: Ten
 
 
 def loss_of(optim: Optim, distill: Distill, class_weights: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of each sample, (B,), as a function of logits (B, K) and targets: (B, K), or with a teacher (B, 2K), its own behind.
+    """The loss of each sample, (B,), as a function of logits (B, K) and targets: (B, K), or with a teacher (B, 2K), its
+    own behind.
 
-    (1 - alpha) * cross-entropy with the smoothed labels + alpha * temperature^2 * cross-entropy with the teacher, both logits divided by
-    the temperature (Hinton et al. 2015, section 2).
+    (1 - alpha) * cross-entropy with the smoothed labels + alpha * temperature^2 * cross-entropy with the teacher, both
+    logits divided by the temperature (Hinton et al. 2015, section 2).
     """
 
     def of_labels(logits: Tensor, targets: Tensor) -> Tensor:

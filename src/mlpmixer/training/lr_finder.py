@@ -1,4 +1,5 @@
-"""The learning-rate range test (Smith 2017, arXiv:1506.01186): raise the rate from step to step, and see where the loss stops falling."""
+"""The learning-rate range test (Smith 2017, arXiv:1506.01186): raise the rate from step to step, and see where the loss
+stops falling."""
 
 import dataclasses
 import math
@@ -43,7 +44,11 @@ class Sweep:
 
     def to_json(self) -> dict[str, Any]:
         muon = None if self.muon_per_lr is None else self.suggested * self.muon_per_lr
-        return dataclasses.asdict(self) | {"lowest": self.lowest, "suggested": self.suggested, "suggested_muon_lr": muon}
+        return dataclasses.asdict(self) | {
+            "lowest": self.lowest,
+            "suggested": self.suggested,
+            "suggested_muon_lr": muon,
+        }
 
 
 def find_lr(
@@ -55,16 +60,20 @@ def find_lr(
     report: Report | None = None,
     teacher: Answer | None = None,
 ) -> Sweep:
-    """Train a throw-away copy for some steps while `optim.lr` grows from `low` to `high` by a constant factor; nothing is written.
+    """Train a throw-away copy for some steps while `optim.lr` grows from `low` to `high` by a constant factor; nothing
+    is written.
 
-    Batches, augmentation, optimizer, clipping, distillation are the recipe's; its schedule and its first steps for the head alone are not;
-    images that grow (`run.progressive`) have their first size.
+    Batches, augmentation, optimizer, clipping, distillation are the recipe's; its schedule and its first steps for the
+    head alone are not; images that grow (`run.progressive`) have their first size.
     The sweep ends early when the loss has blown up. report, teacher: as in `train`.
 
-    Errors: ValueError as in `train`, for a range that is none, and when the loss is not finite within the first ten steps.
+    Errors: ValueError as in `train`, for a range that is none, and when the loss is not finite within the first ten
+    steps.
     """
     if not 0 < low < high or steps < 20:
-        raise ValueError(f"expected 0 < low < high and at least 20 steps, got low={low:g}, high={high:g}, steps={steps}")
+        raise ValueError(
+            f"expected 0 < low < high and at least 20 steps, got low={low:g}, high={high:g}, steps={steps}"
+        )
     recipe = with_network(recipe, None)
     optim = dataclasses.replace(recipe.optim, head_steps=0, ema_decay=0.0, average_last=0.0)
     start, source = trained_parts(recipe, report or (lambda line: None), teacher)
@@ -82,7 +91,10 @@ def find_lr(
             if smooth[-1] > BLOWN_UP * min(smooth):
                 break
     if len(losses) < 10:
-        raise ValueError(f"the loss is not finite after {len(losses)} steps, at a rate of {rates[len(losses)]:g}: start lower than {low:g}")
+        raise ValueError(
+            f"the loss is not finite after {len(losses)} steps, at a rate of {rates[len(losses)]:g}: start lower than "
+            f"{low:g}"
+        )
     ratio = optim.muon_lr / optim.lr if optim.name == "muon" else None
     return Sweep(tuple(rates[: len(losses)]), tuple(losses), tuple(smooth), ratio)
 

@@ -15,9 +15,11 @@ Group = dict[str, object]
 
 
 class Muon(torch.optim.Muon):
-    """torch.optim.Muon with the Newton-Schulz iterations of equally shaped matrices done in one batch: the same update, sooner.
+    """torch.optim.Muon with the Newton-Schulz iterations of equally shaped matrices done in one batch: the same update,
+    sooner.
 
-    They are in bfloat16, as torch's, where the device has it in hardware, else in float32: emulated they take 10 to 20 times as long.
+    They are in bfloat16, as torch's, where the device has it in hardware, else in float32: emulated they take 10 to 20
+    times as long.
     """
 
     @torch.no_grad()
@@ -41,14 +43,20 @@ class Muon(torch.optim.Muon):
                 for _ in range(group["ns_steps"]):
                     gram = x @ x.mT
                     x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-                scale = 0.2 * math.sqrt(max(matrices[0].shape))  # match_rms_adamw: Liu et al. 2025, "Muon is scalable", equation 4
-                updates = [u if p.shape[0] <= p.shape[1] else u.T for p, u in zip(matrices, x.to(matrices[0].dtype), strict=True)]
+                scale = 0.2 * math.sqrt(
+                    max(matrices[0].shape)
+                )  # match_rms_adamw: Liu et al. 2025, "Muon is scalable", equation 4
+                updates = [
+                    u if p.shape[0] <= p.shape[1] else u.T
+                    for p, u in zip(matrices, x.to(matrices[0].dtype), strict=True)
+                ]
                 torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
                 torch._foreach_add_(matrices, updates, alpha=-lr * scale)
 
 
 class HalfMomentumSGD(torch.optim.SGD):
-    """SGD that keeps its momentum in bfloat16: optax.sgd(momentum, accumulator_dtype=bfloat16), the official fine-tuning rule.
+    """SGD that keeps its momentum in bfloat16: optax.sgd(momentum, accumulator_dtype=bfloat16), the official
+    fine-tuning rule.
 
     m <- gradient + bfloat16(momentum) * m, added up in float32; p <- p - lr * m; then m is rounded. Not Nesterov's.
     """
@@ -57,7 +65,9 @@ class HalfMomentumSGD(torch.optim.SGD):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
-            decay = torch.tensor(group["momentum"], dtype=torch.bfloat16)  # JAX takes 0.9 in the accumulator's type: 0.8984375
+            decay = torch.tensor(
+                group["momentum"], dtype=torch.bfloat16
+            )  # JAX takes 0.9 in the accumulator's type: 0.8984375
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -70,7 +80,8 @@ class HalfMomentumSGD(torch.optim.SGD):
 
 
 def layer_of(name: str, num_blocks: int) -> int:
-    """How deep the parameter of that name lies: 0 is the stem, 1..num_blocks the blocks, num_blocks + 1 the final norm and the head."""
+    """How deep the parameter of that name lies: 0 is the stem, 1..num_blocks the blocks, num_blocks + 1 the final norm
+    and the head."""
     owner, *rest = name.split(".")
     if owner == "blocks":
         return 1 + int(rest[0])
@@ -78,20 +89,23 @@ def layer_of(name: str, num_blocks: int) -> int:
 
 
 def make_optimizers(model: nn.Module, cfg: Optim) -> list[torch.optim.Optimizer]:
-    """One optimizer, or two for muon. Weight decay is for matrices only, of another network than a Mixer for convolutions, too.
+    """One optimizer, or two for muon. Weight decay is for matrices only, of another network than a Mixer for
+    convolutions, too.
 
     Groups carry `peak_lr` and the `from_step` they learn from.
 
-    Muon (orthogonalised momentum) is made for hidden matrices: it gets the W1..W4 of the blocks, AdamW the stem, the head,
-    the biases and the LayerNorms. Frozen layers are in no group and take no gradient. `layer_decay` is ELECTRA's (Clark et al. 2020),
-    which BEiT brought to images (Bao et al. 2022).
+    Muon (orthogonalised momentum) is made for hidden matrices: it gets the W1..W4 of the blocks, AdamW the stem, the
+    head, the biases and the LayerNorms. Frozen layers are in no group and take no gradient. `layer_decay` is ELECTRA's
+    (Clark et al. 2020), which BEiT brought to images (Bao et al. 2022).
 
     Errors: ValueError when more layers are to be frozen than lie below the final norm.
     """
     # another network is one layer, the last; its parameters of three axes are position embeddings and class tokens
     top, decayed = (model.cfg.num_blocks + 1, (2,)) if isinstance(model, Mixer) else (0, (2, 4))
     if cfg.frozen_layers > top:
-        raise ValueError(f"optim.frozen_layers={cfg.frozen_layers}, but the model has a stem and {top - 1} blocks: at most {top}")
+        raise ValueError(
+            f"optim.frozen_layers={cfg.frozen_layers}, but the model has a stem and {top - 1} blocks: at most {top}"
+        )
     groups: dict[tuple[bool, bool, float, int], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         layer, matrix = layer_of(name, top - 1) if top else 0, p.ndim in decayed
@@ -127,7 +141,8 @@ def make_optimizers(model: nn.Module, cfg: Optim) -> list[torch.optim.Optimizer]
 
 
 def lr_factor(step: int, total: int, cfg: Optim) -> float:
-    """Share of the peak learning rate at `step` (1..total): linear warm-up, then cosine, linear or no decay to `lr_end` after the last."""
+    """Share of the peak learning rate at `step` (1..total): linear warm-up, then cosine, linear or no decay to `lr_end`
+    after the last."""
     warmup = min(cfg.warmup_steps, total // 2)
     if step <= warmup:
         return (step if cfg.warmup_from == "one" else step - 1) / warmup
@@ -147,10 +162,11 @@ def prepare(optimizers: Iterable[torch.optim.Optimizer], step: int, factor: floa
 
 @contextmanager
 def up_the_slope(model: nn.Module, rho: float) -> Iterator[None]:
-    """Within: the weights are w + rho g / |g|, with g their gradient and |g| its global norm; the gradients are cleared. After: exactly w.
+    """Within: the weights are w + rho g / |g|, with g their gradient and |g| its global norm; the gradients are
+    cleared. After: exactly w.
 
-    Sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412, equation 2 with p = 2). Weights without a gradient,
-    such as frozen ones, stay where they are.
+    Sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412, equation 2 with p = 2). Weights without a
+    gradient, such as frozen ones, stay where they are.
     """
     moved = [(p.detach(), p.grad) for p in model.parameters() if p.grad is not None]
     weights, grads = [w for w, _ in moved], [g for _, g in moved]
@@ -167,7 +183,8 @@ def up_the_slope(model: nn.Module, rho: float) -> Iterator[None]:
 
 @torch.no_grad()
 def clip_gradients(model: nn.Module, max_norm: float) -> None:
-    """Scale the gradients so that their global norm is at most `max_norm`: optax.clip_by_global_norm, which adds no 1e-6 to the norm."""
+    """Scale the gradients so that their global norm is at most `max_norm`: optax.clip_by_global_norm, which adds no
+    1e-6 to the norm."""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     torch._foreach_mul_(grads, (max_norm / nn.utils.get_total_norm(grads)).clamp(max=1.0))
 
@@ -175,7 +192,8 @@ def clip_gradients(model: nn.Module, max_norm: float) -> None:
 def average_weight(step: int, total: int, cfg: Optim) -> float:
     """Share of the weights after `step` (1..total) in their average, the rest being the average before it.
 
-    Moving: 1 - min(decay, (1 + t) / (10 + t)), a shorter memory at the start. Mean of the last steps: 1 until then, 1/2, 1/3...
+    Moving: 1 - min(decay, (1 + t) / (10 + t)), a shorter memory at the start. Mean of the last steps: 1 until then,
+    1/2, 1/3...
     """
     if cfg.ema_decay:
         return 1 - min(cfg.ema_decay, (1 + step) / (10 + step))
@@ -184,16 +202,19 @@ def average_weight(step: int, total: int, cfg: Optim) -> float:
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, weight: float) -> None:
-    """average <- (1 - weight) * average + weight * model. Statistics of batches, which a Mixer has none of, are the model's."""
+    """average <- (1 - weight) * average + weight * model. Statistics of batches, which a Mixer has none of, are the
+    model's."""
     torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in model.parameters()], weight)
     for own, of_model in zip(average.buffers(), model.buffers(), strict=True):
         own.copy_(of_model)
 
 
 def carry_over(old: Iterable[torch.optim.Optimizer], new: Iterable[torch.optim.Optimizer]) -> None:
-    """Give `new` the state of `old`, parameter by parameter in their order, but for parameters that have got another shape.
+    """Give `new` the state of `old`, parameter by parameter in their order, but for parameters that have got another
+    shape.
 
-    Those start as at the first step: what was gathered of their gradients is of sums over other patches, and a second moment has no resize.
+    Those start as at the first step: what was gathered of their gradients is of sums over other patches, and a second
+    moment has no resize.
     """
     for before, after in zip(old, new, strict=True):
         pairs = zip(before.param_groups, after.param_groups, strict=True)
@@ -225,4 +246,6 @@ def load_state_tensors(optimizers: list[torch.optim.Optimizer], tensors: dict[st
         optimizer.load_state_dict({**whole, "state": state})
         for number, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
             for key, value in state.get(number, {}).items():
-                optimizer.state[p][key] = optimizer.state[p][key].to(value.dtype)  # torch makes it the parameter's: bfloat16 stays so
+                optimizer.state[p][key] = optimizer.state[p][key].to(
+                    value.dtype
+                )  # torch makes it the parameter's: bfloat16 stays so

@@ -32,7 +32,8 @@ def preview(
     cols: int = 8,
     seed: int = 0,
 ) -> Path:
-    """Writes a PNG of `rows` training images, spread over the classes: the plain evaluation view, then `cols` - 1 augmented draws.
+    """Writes a PNG of `rows` training images, spread over the classes: the plain evaluation view, then `cols` - 1
+    augmented draws.
 
     Images that cannot be read are passed over. Raises ValueError when none can, or for rows < 1 or cols < 2.
     """
@@ -53,7 +54,9 @@ def preview(
         labels.append(int(splits.train.labels[i]))
     if not labels:
         raise ValueError(f"no image of the training split of {splits.name} can be read; look at: mlpmixer data check")
-    return contact_sheet(np.stack(stored), np.stack(plain), labels, splits.classes, augment, path, draws=cols - 1, seed=seed)
+    return contact_sheet(
+        np.stack(stored), np.stack(plain), labels, splits.classes, augment, path, draws=cols - 1, seed=seed
+    )
 
 
 def contact_sheet(
@@ -69,7 +72,8 @@ def contact_sheet(
 ) -> Path:
     """Writes one row per image: `plain` (N,h,w,C), then `draws` augmentations of `stored` (N,H,W,C), both in 0..255.
 
-    Every column is one batch as training makes it, so mixing partners are among the rows; mixed tiles say what they are made of.
+    Every column is one batch as training makes it, so mixing partners are among the rows; mixed tiles say what they are
+    made of.
     """
     import torch
 
@@ -104,7 +108,12 @@ def contact_sheet(
             tile = _picture(pixels[y]).resize((size[1] * factor, tile_h), Image.Resampling.NEAREST)
             canvas.paste(tile, (left, top + y * step_y))
             for i, line in enumerate(caption):
-                draw.text((left, top + y * step_y + tile_h + 2 + i * (FONT_PX + 2)), _shorten(line, font, tile_w), "black", font)
+                draw.text(
+                    (left, top + y * step_y + tile_h + 2 + i * (FONT_PX + 2)),
+                    _shorten(line, font, tile_w),
+                    "black",
+                    font,
+                )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path, "PNG")
@@ -142,7 +151,9 @@ def _mixture(target: Sequence[float], classes: Sequence[str]) -> list[str]:
 
 def _picture(pixels: Pixels) -> Image.Image:
     """(H,W,C) -> RGB; one or two channels are shown as grey (the first), more than three as the first three."""
-    return Image.fromarray(np.ascontiguousarray(pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0])).convert("RGB")
+    return Image.fromarray(np.ascontiguousarray(pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0])).convert(
+        "RGB"
+    )
 
 
 def _shorten(text: str, font: Any, width_px: int) -> str:

@@ -1,8 +1,9 @@
 """Progressive resizing: a training that starts with small images and grows to the recipe's size, in one run.
 
-The patch stays the same, so small images are few patches, and their steps are cheap: a Mixer costs what its patches cost, not its pixels.
-(A patch that shrinks with the image would keep the grid, and with it nearly all of the cost.) Where the images grow, token mixing is
-resampled over the finer grid as `transfer.adapt` does it, and everything else stays what it was.
+The patch stays the same, so small images are few patches, and their steps are cheap: a Mixer costs what its patches
+cost, not its pixels. (A patch that shrinks with the image would keep the grid, and with it nearly all of the cost.)
+Where the images grow, token mixing is resampled over the finer grid as `transfer.adapt` does it, and everything else
+stays what it was.
 """
 
 from mlpmixer.config import Recipe
@@ -14,7 +15,8 @@ Size = int | tuple[int, int]
 
 
 def stages(recipe: Recipe) -> tuple[tuple[Size, float], ...]:
-    """(image size in pixels, the share of the run's steps after which it ends) of each stage; the last has the recipe's own size."""
+    """(image size in pixels, the share of the run's steps after which it ends) of each stage; the last has the recipe's
+    own size."""
     return (*recipe.run.stages, (recipe.model.image_size, 1.0))
 
 
@@ -26,9 +28,9 @@ def image_size(step: int, total: int, recipe: Recipe) -> Size:
 def resized(model: Mixer, size: Size, kernel_size: int = 0) -> Mixer:
     """A new network for images of `size`, from the weights of `model`, which stays as it is.
 
-    A resize is linear in the weights, so the resized average is the average of resized weights. With kernels (of `kernel_size`, see
-    `locality`), what they have learned is folded into W1 and W2 first, and they start again from zero: what is resized is then the
-    function, and not two summands one of which knows no grid.
+    A resize is linear in the weights, so the resized average is the average of resized weights. With kernels (of
+    `kernel_size`, see `locality`), what they have learned is folded into W1 and W2 first, and they start again from
+    zero: what is resized is then the function, and not two summands one of which knows no grid.
     """
     new = adapt(locality.folded(model), image_size=size)
     if kernel_size:

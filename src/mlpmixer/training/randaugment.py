@@ -1,11 +1,13 @@
-"""RandAugment and TrivialAugment on batches: one operation for each image, each operation applied once, to all images that drew it.
+"""RandAugment and TrivialAugment on batches: one operation for each image, each operation applied once, to all images
+that drew it.
 
-Letters: n images, C channels, h, w pixels. Images are (n,C,h,w) uint8 on any device; values are (n,) float64 on the CPU or beside
-them, in the unit of the operation. What Pillow defines is Pillow's, to one grey level. Warps take the nearest pixel, as all the sources
-do.
+Letters: n images, C channels, h, w pixels. Images are (n,C,h,w) uint8 on any device; values are (n,) float64 on the CPU
+or beside them, in the unit of the operation. What Pillow defines is Pillow's, to one grey level. Warps take the nearest
+pixel, as all the sources do.
 
-RandAugment: Cubuk et al. 2020, arXiv:1909.13719. TrivialAugment: Mueller and Hutter 2021, arXiv:2103.10158. What an operation does at
-which magnitude is in neither paper in full: torchvision's transforms/autoaugment.py is one form, big_vision's pp/autoaugment.py another.
+RandAugment: Cubuk et al. 2020, arXiv:1909.13719. TrivialAugment: Mueller and Hutter 2021, arXiv:2103.10158. What an
+operation does at which magnitude is in neither paper in full: torchvision's transforms/autoaugment.py is one form,
+big_vision's pp/autoaugment.py another.
 """
 
 from collections.abc import Callable
@@ -25,7 +27,9 @@ Source = torch.Generator | torch.device
 BINS = 30  # steps of magnitude: torchvision's num_magnitude_bins less one; TrivialAugment's 31 strengths
 BIG_VISION_SCALE = 10  # _MAX_LEVEL there, the unit and no maximum: the published runs have 10, 15 and 20
 BIG_VISION_PX = 224  # all of them ran at this size; what is in pixels there is that share of the side here
-BIG_VISION_GREY = 196  # 224 * 224 / 256: contrast there divides the number of pixels, not their sum (big_vision issue 109)
+BIG_VISION_GREY = (
+    196  # 224 * 224 / 256: contrast there divides the number of pixels, not their sum (big_vision issue 109)
+)
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,11 @@ def draw(function: Callable[..., Tensor], args: tuple[object, ...], source: Sour
     return function(*args, device=device_of(source), **kwargs)
 
 
-def randaugment(images: Tensor, layers: int, magnitude: int, form: Form, source: Source, rows: Rows | None = None) -> Tensor:
-    """`layers` operations on each image, one after the other, all of the same magnitude: 0..30 (torchvision) or 0..20 (big_vision).
+def randaugment(
+    images: Tensor, layers: int, magnitude: int, form: Form, source: Source, rows: Rows | None = None
+) -> Tensor:
+    """`layers` operations on each image, one after the other, all of the same magnitude: 0..30 (torchvision) or 0..20
+    (big_vision).
 
     rows: the images are those of a larger batch, each with the operations that it has there.
     """
@@ -60,7 +67,9 @@ def randaugment(images: Tensor, layers: int, magnitude: int, form: Form, source:
     if form == "big_vision":
         ops, level = big_vision_ops(h, w), magnitude / BIG_VISION_SCALE
     else:  # ranges of torchvision.transforms.RandAugment; 150 / 331: AutoAugment's 150 px at NASNet's 331
-        ops = torchvision_ops(shear=0.3, down_px=150 / 331 * h, right_px=150 / 331 * w, rotate_deg=30, enhance=0.9, bits=4)
+        ops = torchvision_ops(
+            shear=0.3, down_px=150 / 331 * h, right_px=150 / 331 * w, rotate_deg=30, enhance=0.9, bits=4
+        )
         level = magnitude / BINS
     for _ in range(layers):
         levels = torch.full((len(images),), level, dtype=torch.float64, device=device_of(source))
@@ -69,15 +78,19 @@ def randaugment(images: Tensor, layers: int, magnitude: int, form: Form, source:
 
 
 def trivialaugment(images: Tensor, source: Source, rows: Rows | None = None) -> Tensor:
-    """One operation on each image, its strength drawn evenly: the paper's Wide space, with shifts of up to 32 px at any size."""
-    ops = torchvision_ops(shear=0.99, down_px=32, right_px=32, rotate_deg=135, enhance=0.99, bits=2)  # torchvision's TrivialAugmentWide
+    """One operation on each image, its strength drawn evenly: the paper's Wide space, with shifts of up to 32 px at any
+    size."""
+    ops = torchvision_ops(
+        shear=0.99, down_px=32, right_px=32, rotate_deg=135, enhance=0.99, bits=2
+    )  # torchvision's TrivialAugmentWide
     rows = rows or rows_of(len(images))
     levels = rows.take(draw(torch.randint, (BINS + 1, (rows.of,)), source)).double() / BINS
     return one_of(ops, images, levels, source, rows)
 
 
 def one_of(ops: dict[str, Op], images: Tensor, levels: Tensor, source: Source, rows: Rows | None = None) -> Tensor:
-    """Each image after one of `ops`, drawn evenly, at its level (n,). Every image draws the same numbers whatever the others draw."""
+    """Each image after one of `ops`, drawn evenly, at its level (n,). Every image draws the same numbers whatever the
+    others draw."""
     rows = rows or rows_of(len(images))
     which = rows.take(draw(torch.randint, (len(ops), (rows.of,)), source))
     sign = 2 * rows.take(draw(torch.randint, (2, (rows.of,)), source)) - 1
@@ -86,7 +99,8 @@ def one_of(ops: dict[str, Op], images: Tensor, levels: Tensor, source: Source, r
 
 
 def for_some(ops: dict[str, Op], images: Tensor, which: Tensor, levels: Tensor, sign: Tensor, place: Tensor) -> Tensor:
-    """Each operation works on the images that drew it. The numbers (n,) are on the CPU, for it has to know how many those are."""
+    """Each operation works on the images that drew it. The numbers (n,) are on the CPU, for it has to know how many
+    those are."""
     images = images.clone()
     for k, op in enumerate(ops.values()):
         at = (which == k).nonzero()[:, 0]
@@ -98,7 +112,8 @@ def for_some(ops: dict[str, Op], images: Tensor, which: Tensor, levels: Tensor, 
 
 
 def for_all(ops: dict[str, Op], images: Tensor, which: Tensor, levels: Tensor, sign: Tensor, place: Tensor) -> Tensor:
-    """The same, where waiting for numbers costs more than work that is thrown away: each operation works on all images."""
+    """The same, where waiting for numbers costs more than work that is thrown away: each operation works on all
+    images."""
     for k, op in enumerate(ops.values()):
         values = op.start + levels * (sign if op.signed else 1) * (op.end - op.start)
         changed = op.apply(images, values, *([place] if op.placed else []))
@@ -106,8 +121,11 @@ def for_all(ops: dict[str, Op], images: Tensor, which: Tensor, levels: Tensor, s
     return images
 
 
-def torchvision_ops(*, shear: float, down_px: float, right_px: float, rotate_deg: float, enhance: float, bits: int) -> dict[str, Op]:
-    """The 14 operations of torchvision's RandAugment and TrivialAugmentWide by their largest values; what comes in is black."""
+def torchvision_ops(
+    *, shear: float, down_px: float, right_px: float, rotate_deg: float, enhance: float, bits: int
+) -> dict[str, Op]:
+    """The 14 operations of torchvision's RandAugment and TrivialAugmentWide by their largest values; what comes in is
+    black."""
     return {
         "identity": Op(lambda images, _: images),
         "shear_x": Op(shear_x, 0, shear, signed=True),
@@ -129,9 +147,10 @@ def torchvision_ops(*, shear: float, down_px: float, right_px: float, rotate_deg
 def big_vision_ops(h: int, w: int) -> dict[str, Op]:
     """The 16 operations of big_vision's RandAugment with their quirks; what comes in is grey.
 
-    Posterize keeps more of the image the larger the magnitude (15: 6 bits), and one bit at magnitude 0. The threshold of solarize grows,
-    too, and wraps at 256: 128 at magnitude 15, and at 0, 10 and 20 the whole image is inverted. Contrast pulls towards a constant.
-    Enhancements go one way only: nearly all the way down at magnitude 0, unchanged at 5, 2.8 times at 15. Shifts at 15: 150 of 224 px.
+    Posterize keeps more of the image the larger the magnitude (15: 6 bits), and one bit at magnitude 0. The threshold
+    of solarize grows, too, and wraps at 256: 128 at magnitude 15, and at 0, 10 and 20 the whole image is inverted.
+    Contrast pulls towards a constant. Enhancements go one way only: nearly all the way down at magnitude 0, unchanged
+    at 5, 2.8 times at 15. Shifts at 15: 150 of 224 px.
     """
     grey = 128  # replace_value there; the 100 and 40 below are translate_const and cutout_const
     return {
@@ -139,8 +158,12 @@ def big_vision_ops(h: int, w: int) -> dict[str, Op]:
         "equalize": Op(equalize),
         "invert": Op(lambda images, _: 255 - images),
         "rotate": Op(partial(rotate, fill=grey), 0, 30, signed=True),
-        "posterize": Op(lambda images, kept: posterize(images, kept.floor().clamp(min=1)), 0, 4),  # TensorFlow shifts by at most 7
-        "solarize": Op(lambda images, threshold: solarize(images, threshold.floor() % 256), 0, 256),  # cast to uint8 there, issue 110
+        "posterize": Op(
+            lambda images, kept: posterize(images, kept.floor().clamp(min=1)), 0, 4
+        ),  # TensorFlow shifts by at most 7
+        "solarize": Op(
+            lambda images, threshold: solarize(images, threshold.floor() % 256), 0, 256
+        ),  # cast to uint8 there, issue 110
         "color": Op(color, 0.1, 1.9),
         "contrast": Op(partial(contrast, grey=BIG_VISION_GREY), 0.1, 1.9),
         "brightness": Op(brightness, 0.1, 1.9),
@@ -203,16 +226,20 @@ def contrast(images: Tensor, factor: Tensor, grey: int | None = None) -> Tensor:
 
 
 def color(images: Tensor, factor: Tensor) -> Tensor:
-    """Pillow's ImageEnhance.Color by `factor` (n,): from the grey image. Images without three channels have no colour and stay."""
+    """Pillow's ImageEnhance.Color by `factor` (n,): from the grey image. Images without three channels have no colour
+    and stay."""
     return _blend(_grey(images).float(), images, factor) if images.shape[1] == 3 else images
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Pillow's ImageEnhance.Sharpness by `factor` (n,): from the smoothed image, whose outermost pixels are the image's own."""
+    """Pillow's ImageEnhance.Sharpness by `factor` (n,): from the smoothed image, whose outermost pixels are the image's
+    own."""
     smooth = images.float()
     middle = smooth[:, :, 1:-1, 1:-1]
     rows = smooth[..., :-2] + smooth[..., 1:-1] + smooth[..., 2:]
-    box = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * middle  # Pillow's ImageFilter.SMOOTH: ones around a five
+    box = (
+        rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * middle
+    )  # Pillow's ImageFilter.SMOOTH: ones around a five
     middle.copy_(box.div_(13).add_(0.5).floor_())
     return _blend(smooth, images, factor)
 
@@ -246,7 +273,8 @@ def rotate(images: Tensor, degrees: Tensor, fill: int = 0) -> Tensor:
 
 
 def cutout(images: Tensor, half_px: Tensor, place: Tensor, fill: int = 0) -> Tensor:
-    """A square of twice `half_px` (n,) is overwritten, centred at `place` (n,2) in 0..1 and cut at the border. DeVries and Taylor 2017."""
+    """A square of twice `half_px` (n,) is overwritten, centred at `place` (n,2) in 0..1 and cut at the border. DeVries
+    and Taylor 2017."""
     inside = torch.ones((), dtype=torch.bool, device=images.device)
     for axis, side in enumerate(images.shape[2:]):
         centre, pad = (place[:, axis] * side).floor(), half_px.floor()
@@ -257,7 +285,8 @@ def cutout(images: Tensor, half_px: Tensor, place: Tensor, fill: int = 0) -> Ten
 
 
 def _warp(images: Tensor, matrices: Tensor, fill: int) -> Tensor:
-    """Pillow's image.transform(AFFINE, NEAREST): matrices (n,2,3) take an output place (x, y, 1) to the input's, centres at a half."""
+    """Pillow's image.transform(AFFINE, NEAREST): matrices (n,2,3) take an output place (x, y, 1) to the input's,
+    centres at a half."""
     n, channels, h, w = images.shape
     device = images.device
     y, x = torch.arange(h, device=device)[:, None] + 0.5, torch.arange(w, device=device)[None, :] + 0.5

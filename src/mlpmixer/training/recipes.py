@@ -1,4 +1,5 @@
-"""Every recipe by name: a function that returns a Recipe. Its docstring is its claim; `results/` holds what backs it. No torch.
+"""Every recipe by name: a function that returns a Recipe. Its docstring is its claim; `results/` holds what backs it.
+No torch.
 
 A variant calls a recipe and replaces a field. The fully resolved recipes are kept as JSON in tests/golden, so a changed
 default shows up as a reviewed difference.
@@ -28,7 +29,14 @@ def digits() -> Recipe:
         data=Data(name="digits", val_fraction=0.05),
         augment=Augment(pad_crop_px=1, pad_mode="constant", rotate_deg=6, zoom=0.05, shear=0.05, noise=0.04),
         optim=Optim(
-            name="muon", lr=2e-3, muon_lr=3e-3, weight_decay=0.05, schedule="linear", warmup_steps=50, label_smoothing=0.1, ema_decay=0.99
+            name="muon",
+            lr=2e-3,
+            muon_lr=3e-3,
+            weight_decay=0.05,
+            schedule="linear",
+            warmup_steps=50,
+            label_smoothing=0.1,
+            ema_decay=0.99,
         ),
         run=Run(epochs=100, batch_size=64, eval_every=10),
     )
@@ -47,7 +55,14 @@ def mnist() -> Recipe:
         data=Data(name="mnist", val_fraction=1 / 12),
         augment=Augment(pad_crop_px=2, pad_mode="constant", rotate_deg=10, zoom=0.12, shear=0.15),
         optim=Optim(
-            name="muon", lr=2e-3, muon_lr=4e-3, weight_decay=0.05, schedule="linear", warmup_steps=300, label_smoothing=0.1, ema_decay=0.998
+            name="muon",
+            lr=2e-3,
+            muon_lr=4e-3,
+            weight_decay=0.05,
+            schedule="linear",
+            warmup_steps=300,
+            label_smoothing=0.1,
+            ema_decay=0.998,
         ),
         run=Run(epochs=14, batch_size=128),
     )
@@ -115,14 +130,16 @@ def cifar100() -> Recipe:
 def small_images_1m() -> Recipe:
     """Any small photos (32 px) at full strength with at most 1.2 M parameters: 300 epochs, made for one GPU.
 
-    Patches of 2 px, as fine as the budget allows; locality folds into the plain Mixer that is saved. A step is 1.36 GFLOPs an image,
-    the whole run 20 PFLOPs on 49,000 images.
+    Patches of 2 px, as fine as the budget allows; locality folds into the plain Mixer that is saved. A step is 1.36
+    GFLOPs an image, the whole run 20 PFLOPs on 49,000 images.
     python benchmarks/gpu_table.py --data-dir DIR --row 1m
     Result: not run yet.
     """
     return Recipe(
         name="small-images-1m",
-        model=dataclasses.replace(names.MODELS["Nano/2"], num_blocks=9, hidden_dim=128, tokens_mlp_dim=128, channels_mlp_dim=256),
+        model=dataclasses.replace(
+            names.MODELS["Nano/2"], num_blocks=9, hidden_dim=128, tokens_mlp_dim=128, channels_mlp_dim=256
+        ),
         data=Data(name="folder", val_fraction=0.02),
         init=Init(stem="whitened"),
         augment=Augment(pad_crop_px=4, flip=True, trivialaugment=True, cutmix=1.0, mix_probability=0.5),
@@ -143,10 +160,12 @@ def small_images_1m() -> Recipe:
 
 @RECIPES.register("small-images-2h")
 def small_images_2h() -> Recipe:
-    """Any small photos (32 px) with at most 1.2 M parameters, as far as two hours on two CPU cores take: 4-px patches, 84 epochs.
+    """Any small photos (32 px) with at most 1.2 M parameters, as far as two hours on two CPU cores take: 4-px patches,
+    84 epochs.
 
     mlpmixer train DATA --recipe small-images-2h
-    Result: CIFAR-10 91.20 % on test (n = 1), 135 min of two cores of an AMD EPYC (family 26), bfloat16, 1,165,194 parameters.
+    Result: CIFAR-10 91.20 % on test (n = 1), 135 min of two cores of an AMD EPYC (family 26), bfloat16, 1,165,194
+    parameters.
     """
     base = small_images_1m()
     return dataclasses.replace(
@@ -161,11 +180,12 @@ def small_images_2h() -> Recipe:
 
 @RECIPES.register("small-images-wide")
 def small_images_wide() -> Recipe:
-    """Any small photos (32 px), any size, nothing but these data: a wide Mixer, as many channels as patches, for 200 epochs on one GPU.
+    """Any small photos (32 px), any size, nothing but these data: a wide Mixer, as many channels as patches, for 200
+    epochs on one GPU.
 
-    C = S is where a Mixer of given cost is widest (Hayase and Karakida 2024, arXiv:2306.01470). Strong augmentation and stochastic depth,
-    as pyramids of MLPs are trained that reach 95-97 % (arXiv:2305.17644). 12.1 GFLOPs an image, 118 PFLOPs on 49,000.
-    python benchmarks/gpu_table.py --data-dir DIR --row wide
+    C = S is where a Mixer of given cost is widest (Hayase and Karakida 2024, arXiv:2306.01470). Strong augmentation and
+    stochastic depth, as pyramids of MLPs are trained that reach 95-97 % (arXiv:2305.17644). 12.1 GFLOPs an image, 118
+    PFLOPs on 49,000. python benchmarks/gpu_table.py --data-dir DIR --row wide
     Result: not run yet.
     """
     base = small_images_1m()
@@ -189,7 +209,8 @@ def small_images_wide() -> Recipe:
 
 @RECIPES.register("small-images-distilled")
 def small_images_distilled() -> Recipe:
-    """`small-images-wide` for 100 epochs with a teacher that was trained on the same images: to be given as --teacher, or in Python.
+    """`small-images-wide` for 100 epochs with a teacher that was trained on the same images: to be given as --teacher,
+    or in Python.
 
     python benchmarks/gpu_table.py --data-dir DIR --row distilled
     Result: not run yet.
@@ -215,7 +236,9 @@ def small_images_30s() -> Recipe:
     return dataclasses.replace(
         base,
         name="small-images-30s",
-        model=dataclasses.replace(base.model, patch_size=4, num_blocks=6, hidden_dim=256, tokens_mlp_dim=128, channels_mlp_dim=512),
+        model=dataclasses.replace(
+            base.model, patch_size=4, num_blocks=6, hidden_dim=256, tokens_mlp_dim=128, channels_mlp_dim=512
+        ),
         augment=dataclasses.replace(base.augment, trivialaugment=False),
         optim=dataclasses.replace(base.optim, warmup_steps=200),
         run=dataclasses.replace(base.run, epochs=50, eval_every=50, save_every_s=1e9),
@@ -224,7 +247,8 @@ def small_images_30s() -> Recipe:
 
 @RECIPES.register("small-images-5m")
 def small_images_5m() -> Recipe:
-    """Any small photos (32 px), as far as five minutes on one GPU take: `small-images-wide` with 10 narrower blocks, for 60 epochs.
+    """Any small photos (32 px), as far as five minutes on one GPU take: `small-images-wide` with 10 narrower blocks,
+    for 60 epochs.
 
     6.0 GFLOPs an image, 18 PFLOPs on 49,000.
     python benchmarks/gpu_table.py --data-dir DIR --row 94
@@ -245,8 +269,8 @@ def photos() -> Recipe:
     """Any folder of photographs, from scratch, 64 px: the default for data that has no recipe of its own.
 
     mlpmixer train DIR/trashnet; mlpmixer train DIR/flowers89
-    Result: test top-1 81.21 % (TrashNet, 6 classes, 1,768 photos, n = 1, 3.1 min) and 59.41 % (89 classes of Flowers, 2,208 photos,
-    n = 1, 4.0 min), each on one core of an AMD EPYC (family 26), bfloat16.
+    Result: test top-1 81.21 % (TrashNet, 6 classes, 1,768 photos, n = 1, 3.1 min) and 59.41 % (89 classes of Flowers,
+    2,208 photos, n = 1, 4.0 min), each on one core of an AMD EPYC (family 26), bfloat16.
     """
     return Recipe(
         name="photos",
@@ -255,14 +279,22 @@ def photos() -> Recipe:
         init=Init(stem="whitened"),
         augment=Augment(inception_crop=0.3, flip=True, color_jitter=0.3, mixup=0.2, mix_probability=0.5),
         optim=Optim(
-            name="muon", lr=2e-3, muon_lr=3e-3, weight_decay=0.1, schedule="linear", warmup_steps=200, label_smoothing=0.1, ema_decay=0.995
+            name="muon",
+            lr=2e-3,
+            muon_lr=3e-3,
+            weight_decay=0.1,
+            schedule="linear",
+            warmup_steps=200,
+            label_smoothing=0.1,
+            ema_decay=0.995,
         ),
         run=Run(epochs=40, batch_size=64, eval_every=4),
     )
 
 
 def finetuned(base: Recipe) -> Recipe:
-    """`base` for weights that this package has trained on other data: a quarter of the epochs, at a rate that training from scratch has.
+    """`base` for weights that this package has trained on other data: a quarter of the epochs, at a rate that training
+    from scratch has.
 
     Chosen on validation, as `retuned` was: docs/LOG.md.
     """
@@ -280,8 +312,8 @@ def finetune() -> Recipe:
     """Photographs from the weights of a run on others, 10 epochs: what `--init RUN` takes when no recipe is named.
 
     mlpmixer train DIR/trashnet --init RUN
-    Result: validation top-1 80.2 % on TrashNet from a run on CIFAR-10 or on flowers (n = 1 each), 57.0 from scratch in the same
-    10 epochs; test not looked at.
+    Result: validation top-1 80.2 % on TrashNet from a run on CIFAR-10 or on flowers (n = 1 each), 57.0 from scratch in
+    the same 10 epochs; test not looked at.
     """
     return finetuned(photos())
 
@@ -294,17 +326,19 @@ def retuned(base: Recipe) -> Recipe:
 
 @RECIPES.register("retune")
 def retune() -> Recipe:
-    """Photographs from the weights of a run on the same ones, 10 epochs: what `--init RUN --patch-size N` takes when no recipe is named.
+    """Photographs from the weights of a run on the same ones, 10 epochs: what `--init RUN --patch-size N` takes when no
+    recipe is named.
 
     mlpmixer train DIR/flowers89 --init RUN --patch-size 12; mlpmixer train DIR/flowers89 --init RUN --image-size 128
-    Result: test top-1 61.8 % (60.8-62.6, n = 3) and 66.1 % (65.6-66.4, n = 3) on 89 flowers from runs at 64 px with 59.7 (58.6-61.2);
-    1.3-2.3 and 4.4-5.7 min on one busy core of an AMD EPYC (family 26), bfloat16.
+    Result: test top-1 61.8 % (60.8-62.6, n = 3) and 66.1 % (65.6-66.4, n = 3) on 89 flowers from runs at 64 px with
+    59.7 (58.6-61.2); 1.3-2.3 and 4.4-5.7 min on one busy core of an AMD EPYC (family 26), bfloat16.
     """
     return retuned(photos())
 
 
 def finetuned_gently(base: Recipe) -> Recipe:
-    """`base` for published weights: a quarter of the epochs, by the official rule (`finetune_official`), its rate scaled to the batch."""
+    """`base` for published weights: a quarter of the epochs, by the official rule (`finetune_official`), its rate
+    scaled to the batch."""
     official = finetune_official()
     lr = official.optim.lr * base.run.batch_size / official.run.batch_size
     return dataclasses.replace(
@@ -318,7 +352,8 @@ def finetuned_gently(base: Recipe) -> Recipe:
 
 @RECIPES.register("finetune-published")
 def finetune_published() -> Recipe:
-    """Photographs from Google's or timm's weights, 10 epochs: what `--init NAME|FILE` takes for those when no recipe is named.
+    """Photographs from Google's or timm's weights, 10 epochs: what `--init NAME|FILE` takes for those when no recipe is
+    named.
 
     Result: not run yet.
     """
@@ -327,10 +362,12 @@ def finetune_published() -> Recipe:
 
 @RECIPES.register("finetune-official")
 def finetune_official() -> Recipe:
-    """Fine-tuning as in the official code: SGD on pretrained weights at 224 px; also the paper's setting for CIFAR-10 and CIFAR-100.
+    """Fine-tuning as in the official code: SGD on pretrained weights at 224 px; also the paper's setting for CIFAR-10
+    and CIFAR-100.
 
-    vit_jax/configs/common.py: momentum in bfloat16, clipping at norm 1, no weight decay, a new zero head; 2 % held out. Pixels are scaled
-    as the weights of `--init` saw them (-1..1 for official files). Ours differs in the crop: antialiased, of the image at 224 px.
+    vit_jax/configs/common.py: momentum in bfloat16, clipping at norm 1, no weight decay, a new zero head; 2 % held out.
+    Pixels are scaled as the weights of `--init` saw them (-1..1 for official files). Ours differs in the crop:
+    antialiased, of the image at 224 px.
     Result: not run yet.
     """
     return Recipe(
@@ -371,7 +408,8 @@ def finetune_flowers() -> Recipe:
 
 @RECIPES.register("finetune-imagenet")
 def finetune_imagenet() -> Recipe:
-    """The paper's fine-tuning on ImageNet-1k: 20,000 steps, a hundredth of train for validation; its table 2 is at --image-size 448.
+    """The paper's fine-tuning on ImageNet-1k: 20,000 steps, a hundredth of train for validation; its table 2 is at
+    --image-size 448.
 
     Result: not run yet.
     """
@@ -386,7 +424,8 @@ def finetune_imagenet() -> Recipe:
 
 @RECIPES.register("finetune-vtab1k")
 def finetune_vtab1k() -> Recipe:
-    """The paper's fine-tuning on a VTAB-1k task, 1,000 images of at least 96 x 96 px; smaller ones want --image-size 224.
+    """The paper's fine-tuning on a VTAB-1k task, 1,000 images of at least 96 x 96 px; smaller ones want --image-size
+    224.
 
     800 images train and 200 validate. Where mirroring changes the label (orientation, position) add --augment.no-flip.
     Result: not run yet.
@@ -396,13 +435,17 @@ def finetune_vtab1k() -> Recipe:
 
 
 def bit_hyperrule(num_images: int, image_area_px: int) -> Recipe:
-    """Fine-tuning on any data, by BiT-HyperRule (Kolesnikov et al. 2020, bit_hyperrule.py) as the MLP-Mixer paper uses it for VTAB.
+    """Fine-tuning on any data, by BiT-HyperRule (Kolesnikov et al. 2020, bit_hyperrule.py) as the MLP-Mixer paper uses
+    it for VTAB.
 
-    num_images: training images, which decide steps, warm-up and mixup. image_area_px: height times width of a typical image; from
-    96 x 96 px on the network runs at 448 px, below at 224. The decay is the paper's cosine (BiT's own rule has three drops), the rate
-    is 0.003, the smallest of the grid. Images are kept 8/7 of the network's size and cut at random (256 to 224, 512 to 448).
+    num_images: training images, which decide steps, warm-up and mixup. image_area_px: height times width of a typical
+    image; from 96 x 96 px on the network runs at 448 px, below at 224. The decay is the paper's cosine (BiT's own rule
+    has three drops), the rate is 0.003, the smallest of the grid. Images are kept 8/7 of the network's size and cut at
+    random (256 to 224, 512 to 448).
     """
-    steps, warmup_steps = (500, 100) if num_images < 20_000 else (10_000, 500) if num_images < 500_000 else (20_000, 500)
+    steps, warmup_steps = (
+        (500, 100) if num_images < 20_000 else (10_000, 500) if num_images < 500_000 else (20_000, 500)
+    )
     base = finetune_official()
     return dataclasses.replace(
         base,
@@ -440,7 +483,8 @@ def grid(name: str) -> list[Recipe]:
     ]
 
 
-# RandAugment (layers, magnitude) and mixup by name: Steiner et al. 2022, arXiv:2106.10270; big_vision/configs/vit_i21k.py
+# RandAugment (layers, magnitude) and mixup by name: Steiner et al. 2022, arXiv:2106.10270;
+# big_vision/configs/vit_i21k.py
 AUGREG: Registry[tuple[int, int, float]] = Registry("AugReg level")
 AUGREG["none"] = (0, 0, 0.0)
 AUGREG["light1"] = (2, 0, 0.0)  # not nothing: in big_vision's form magnitude 0 inverts, darkens and posterizes
@@ -472,9 +516,10 @@ def augreg(augment: Augment, level: str) -> Augment:
 def pretrain_imagenet1k() -> Recipe:
     """ImageNet-1k from scratch at 224 px, B/16, 300 epochs: big_vision's rule, the paper's table 4.
 
-    configs/mlp_mixer_i1k.py, 76.3 % reported there. Sigmoid losses from a head bias of -ln 1000; AdamW whose weight decay of 1e-4 a step is
-    0.1 in units of the rate; RandAugment of 2 operations, magnitude 15, in big_vision's form (AugReg's medium2). Different are the
-    proportion of mixup (drawn for every image, there for every step) and the crop (antialiased, of the middle square at 224 px).
+    configs/mlp_mixer_i1k.py, 76.3 % reported there. Sigmoid losses from a head bias of -ln 1000; AdamW whose weight
+    decay of 1e-4 a step is 0.1 in units of the rate; RandAugment of 2 operations, magnitude 15, in big_vision's form
+    (AugReg's medium2). Different are the proportion of mixup (drawn for every image, there for every step) and the crop
+    (antialiased, of the middle square at 224 px).
     Result: not run yet.
     """
     return Recipe(
@@ -516,10 +561,12 @@ def pretrain_imagenet1k_l16() -> Recipe:
 
 @RECIPES.register("pretrain-imagenet21k")
 def pretrain_imagenet21k() -> Recipe:
-    """ImageNet-21k from scratch, B/16, 300 epochs: the paper's table 4 (AugReg's light2), and big_vision's rule where it is silent.
+    """ImageNet-21k from scratch, B/16, 300 epochs: the paper's table 4 (AugReg's light2), and big_vision's rule where
+    it is silent.
 
-    The loss, the head bias (-10, about -ln 21843) and the split (51,200 of 14,197,122 images held out, half of them as test) are those of
-    big_vision/configs/vit_i21k.py, the linear decay the paper's. Different is what differs in `pretrain-imagenet1k`.
+    The loss, the head bias (-10, about -ln 21843) and the split (51,200 of 14,197,122 images held out, half of them as
+    test) are those of big_vision/configs/vit_i21k.py, the linear decay the paper's. Different is what differs in
+    `pretrain-imagenet1k`.
     Result: not run yet.
     """
     base = pretrain_imagenet1k()
@@ -552,7 +599,8 @@ def pretrain_imagenet21k_l16() -> Recipe:
 def recipe_for(data_name: str, start: Literal["scratch", "same data", "other data", "published"] = "scratch") -> Recipe:
     """The recipe a data set gets when none is named: its own, or `photos`; with the data's name filled in.
 
-    start: from scratch, from weights that this package has trained on the same or on other data, or from published ones (official, timm).
+    start: from scratch, from weights that this package has trained on the same or on other data, or from published ones
+    (official, timm).
     """
     recipe = RECIPES[data_name]() if data_name in RECIPES else photos()
     changes = {"same data": retuned, "other data": finetuned, "published": finetuned_gently}

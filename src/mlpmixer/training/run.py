@@ -101,27 +101,32 @@ def train(
     """Train a Mixer as `recipe` says; write model, metrics, report and checkpoints to the run directory `out`.
 
     out: default runs/<recipe name>, or the first free number after it.
-    resume: go on from the last checkpoint in `out` (bit-identical to an undisturbed run on the same machine), or start if there is none.
-        Going on takes the run directory and the data, and not the weights that the run started from.
-    report: receives {"kind": "start" | "step" | "eval" | "save" | "end", ...} as they happen, before them {"kind": "fetch", ...}
-        while the weights to start from are downloaded (`fetch.fetch`).
-    teacher: learn from this classifier too, as `recipe.distill` says: augmented images, float32 (B,C,H,W) in 0..255 on the device of the
-        run, to logits (B,K) in the order of the data's classes. It is no part of the run's files: give it again to resume.
-    ranks: which of several processes this is, each of which calls this within `distributed.joined`. They compute the run together: the
-        batches are the same for any number of them, and a run may go on with another number. All of them must see `out`; rank 0 writes
-        and reports. The result of the others has no summary: they leave before the final evaluation.
+    resume: go on from the last checkpoint in `out` (bit-identical to an undisturbed run on the same machine), or start
+        if there is none. Going on takes the run directory and the data, and not the weights that the run started from.
+    report: receives {"kind": "start" | "step" | "eval" | "save" | "end", ...} as they happen, before them {"kind":
+        "fetch", ...} while the weights to start from are downloaded (`fetch.fetch`).
+    teacher: learn from this classifier too, as `recipe.distill` says: augmented images, float32 (B,C,H,W) in 0..255 on
+        the device of the run, to logits (B,K) in the order of the data's classes. It is no part of the run's files:
+        give it again to resume.
+    ranks: which of several processes this is, each of which calls this within `distributed.joined`. They compute the
+        run together: the batches are the same for any number of them, and a run may go on with another number. All of
+        them must see `out`; rank 0 writes and reports. The result of the others has no summary: they leave before the
+        final evaluation.
     stop_after_s: stop then as on Ctrl-C; what comes after the last step (scoring val and test) is not cut short.
-    network: train what this builds instead of a Mixer: a function (or a dataclass that can be called) of the MixerConfig, whose sizes of
-        input and output it takes, to a module of images (B,C,H,W) -> logits (B,K). Give it again to resume, and to `load`. What only a
-        Mixer has (kernels, Muon, locality, sizes that grow, trained weights, rates by layer) is refused.
+    network: train what this builds instead of a Mixer: a function (or a dataclass that can be called) of the
+        MixerConfig, whose sizes of input and output it takes, to a module of images (B,C,H,W) -> logits (B,K). Give it
+        again to resume, and to `load`. What only a Mixer has (kernels, Muon, locality, sizes that grow, trained
+        weights, rates by layer) is refused.
     kept: one `step.Kept()` for runs of the same data one after the other: the images are decoded once.
 
-    Errors: ValueError for data, recipe or directory that do not fit; Diverged when the loss is not finite; Interrupted on
-    Ctrl-C, SIGTERM or when the time is over, after saving; OSError when nothing can be written (the last checkpoint survives);
-    distributed.FailedElsewhere when another rank has one of these.
+    Errors: ValueError for data, recipe or directory that do not fit; Diverged when the loss is not finite; Interrupted
+    on Ctrl-C, SIGTERM or when the time is over, after saving; OSError when nothing can be written (the last checkpoint
+    survives); distributed.FailedElsewhere when another rank has one of these.
     """
     tell: Report = report if report and ranks.leads else lambda line: None
-    run, recipe, summary = ranks.lead(lambda: _open_run(with_network(with_teacher(recipe, teacher), network), out, resume))
+    run, recipe, summary = ranks.lead(
+        lambda: _open_run(with_network(with_teacher(recipe, teacher), network), out, resume)
+    )
     if summary is not None:
         tell({"kind": "end", "summary": summary, "out": str(run)})
         return RunResult(run, summary)
@@ -132,7 +137,9 @@ def train(
         return _train(recipe, network or start, source, run, saved, tell, stop, ranks, kept)
 
 
-def _open_run(recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool) -> tuple[Path, Recipe, dict[str, Any] | None]:
+def _open_run(
+    recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool
+) -> tuple[Path, Recipe, dict[str, Any] | None]:
     """The directory of a run, its recipe, and its summary if it is finished."""
     run = Path(out) if out is not None else run_folder.free_directory(Path("runs") / recipe.name)
     if not run_folder.is_run(run):
@@ -153,7 +160,8 @@ def trained_parts(
 ) -> tuple[tuple[Mixer, model_file.ModelMeta] | None, Source]:
     """The trained networks that a run needs, to start from and to learn from; fetched where they are not here yet.
 
-    A run that goes on from the state `saved` starts from nothing else, and its teacher's copy in the directory `run` is read.
+    A run that goes on from the state `saved` starts from nothing else, and its teacher's copy in the directory `run` is
+    read.
     """
     start: tuple[Mixer, model_file.ModelMeta] | None = None
     if recipe.init.weights and stored_preprocess(saved) is None:
@@ -165,7 +173,8 @@ def trained_parts(
 
 
 def stored_preprocess(saved: Path | None) -> Preprocess | None:
-    """How the images of a run are prepared, of its state `saved`; None without one, and for one of before this was stored."""
+    """How the images of a run are prepared, of its state `saved`; None without one, and for one of before this was
+    stored."""
     stored = model_file.read_header(saved).get("preprocess") if saved is not None else None
     return from_json(Preprocess, stored) if stored is not None else None
 
@@ -178,18 +187,24 @@ def first_step(
     kept: Kept | None = None,
     saved: Path | None = None,
 ) -> Step:
-    """The data opened and the network built, before the first batch. The recipe of the Step has the number of classes of the data.
+    """The data opened and the network built, before the first batch. The recipe of the Step has the number of classes
+    of the data.
 
-    saved: the state that `restore` is to load. What it holds is not computed: neither weights nor the statistics of the images.
+    saved: the state that `restore` is to load. What it holds is not computed: neither weights nor the statistics of the
+    images.
     """
     device = ranks.device(recipe.run.device)
     dtype = choose_precision(recipe.run.precision, device)
     known = start[1].preprocess if isinstance(start, tuple) else stored_preprocess(saved)
     stores = (kept or load_images)(recipe.data, recipe.model, known)
-    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=len(stores.splits.classes)))
+    recipe = dataclasses.replace(
+        recipe, model=dataclasses.replace(recipe.model, num_classes=len(stores.splits.classes))
+    )
     batch = min(recipe.run.batch_size, len(stores.train))
     if batch < ranks.size:
-        raise ValueError(f"{ranks.size} processes cannot share a batch of {batch}; use at most {batch}, or a larger --run.batch-size")
+        raise ValueError(
+            f"{ranks.size} processes cannot share a batch of {batch}; use at most {batch}, or a larger --run.batch-size"
+        )
     teacher = make_teacher(source, recipe.distill, stores.train, stores.splits.classes, device, dtype)
     return Step(recipe, stores, device, dtype, start, teacher, ranks, resumed=saved is not None)
 
@@ -236,7 +251,9 @@ def _train(
             "precision": env["precision"],
             "processes": ranks.size,
             "kernels": env["kernels"],
-            "params": final_params(recipe) if start is None or isinstance(start, tuple) else count_params(step_of.model),
+            "params": final_params(recipe)
+            if start is None or isinstance(start, tuple)
+            else count_params(step_of.model),
             "train_images": len(stores.train),
             "val_images": len(stores.val),
             "classes": len(stores.splits.classes),
@@ -256,7 +273,12 @@ def _train(
         state.train_s = clock.elapsed()
         stores.share_bad(ranks)
         if ranks.leads:
-            meta = {"state": dataclasses.asdict(state), **stores.identity, "bad": stores.bad, "preprocess": to_json(stores.preprocess)}
+            meta = {
+                "state": dataclasses.asdict(state),
+                **stores.identity,
+                "bad": stores.bad,
+                "preprocess": to_json(stores.preprocess),
+            }
             model_file.save_state(run, state.step, step_of.tensors(), meta)
         tell({"kind": "save", "step": state.step})
 
@@ -302,12 +324,22 @@ def _train(
                     tell(line)
                 if step % eval_every == 0 or step == total:
                     with clock.paused():
-                        line = {"kind": "eval", "step": step, "epoch": step / per_epoch, "split": "val", **validate(step_of, stores.val)}
+                        line = {
+                            "kind": "eval",
+                            "step": step,
+                            "epoch": step / per_epoch,
+                            "split": "val",
+                            **validate(step_of, stores.val),
+                        }
                     log.write(line)
                     tell(line)
                     if improved(state, line["top1"]) and recipe.run.patience and ranks.leads:
-                        model_file.save_model(run / "best.safetensors", step_of.plain(), model_meta(recipe, stores, env, {}))
-                stopping, saving = ranks.agree(logged, stop.is_set(), step == total or clock.since_save() > recipe.run.save_every_s)
+                        model_file.save_model(
+                            run / "best.safetensors", step_of.plain(), model_meta(recipe, stores, env, {})
+                        )
+                stopping, saving = ranks.agree(
+                    logged, stop.is_set(), step == total or clock.since_save() > recipe.run.save_every_s
+                )
                 if stopping or saving:
                     if losses:
                         line = flush()
@@ -332,7 +364,8 @@ def _train(
 
 def _diverged(what: str, run: Path) -> Diverged:
     return Diverged(
-        f"{what}; last good checkpoint: {model_file.last_state(run) or 'none'}. Try a lower --optim.lr, a longer --optim.warmup-steps, "
+        f"{what}; last good checkpoint: {model_file.last_state(run) or 'none'}. Try a lower --optim.lr, a longer "
+        f"--optim.warmup-steps, "
         f"--optim.clip-norm 1, or --precision float32"
     )
 
@@ -347,13 +380,15 @@ def _require_a_readable_image(test: ImageSet, preprocess: Preprocess) -> None:
         except ImageError as e:
             reasons.append(f"{test.names[i]}: {e}")
     raise ValueError(
-        f"no image of the test split can be read ({'; '.join(reasons[:3]) or 'it is empty'}); mend it, or train with --no-test"
+        f"no image of the test split can be read ({'; '.join(reasons[:3]) or 'it is empty'}); mend it, or train with "
+        f"--no-test"
     )
 
 
 @torch.no_grad()
 def validate(step_of: Step, store: Store) -> dict[str, float]:
-    """top1 and nll of the averaged model on every image of a split, in the precision of the run. Each process takes its share of them."""
+    """top1 and nll of the averaged model on every image of a split, in the precision of the run. Each process takes its
+    share of them."""
     model = step_of.average.eval()
 
     def probabilities(pixels: Pixels) -> np.ndarray:
@@ -409,7 +444,8 @@ def finish(
     env: dict[str, Any],
     network: Build | None = None,
 ) -> dict[str, Any]:
-    """Save the model, evaluate it on val and test (float32, as a user would load it), write summary.json and report.html."""
+    """Save the model, evaluate it on val and test (float32, as a user would load it), write summary.json and
+    report.html."""
     model = run / run_folder.MODEL_FILE
     if recipe.run.patience and (run / "best.safetensors").exists():
         os.replace(run / "best.safetensors", model)
@@ -443,7 +479,9 @@ def finish(
     }
     metrics, images = (test, stores.splits.test) if test and stores.splits.test else (val, stores.splits.val)
     final = {k: summary[k] for k in ("top1", "val_top1")}
-    model_file.rewrite_meta(model, lambda meta: dataclasses.replace(meta, provenance={**meta.provenance, "metrics": final}))
+    model_file.rewrite_meta(
+        model, lambda meta: dataclasses.replace(meta, provenance={**meta.provenance, "metrics": final})
+    )
     run_folder.write_json(run / "summary.json", summary)
     report.write_report(run, metrics, report.thumbnails_of(images, [wrong.index for wrong in metrics.most_wrong]))
     drop_teacher(run)
@@ -457,15 +495,19 @@ def final_params(recipe: Recipe) -> int:
 
 
 def restore(path: Path, step_of: Step, total: int) -> State:
-    """Load the training state at `path`, of a run of `total` steps, into `step_of`. ValueError when the data is no longer what it was."""
+    """Load the training state at `path`, of a run of `total` steps, into `step_of`. ValueError when the data is no
+    longer what it was."""
     tensors, meta = model_file.read_tensors(path)
     stores = step_of.stores
     if meta["train_images"] != len(stores.train):
         raise ValueError(
-            f"{path} was trained on {meta['train_images']} images, but the data now gives {len(stores.train)}; it cannot be resumed exactly"
+            f"{path} was trained on {meta['train_images']} images, but the data now gives {len(stores.train)}; it "
+            f"cannot be resumed exactly"
         )
     if meta.get("shards", "") != stores.identity["shards"]:
-        raise ValueError(f"{path} was trained on shards of other names or sizes than the data now has; it cannot be resumed exactly")
+        raise ValueError(
+            f"{path} was trained on shards of other names or sizes than the data now has; it cannot be resumed exactly"
+        )
     if meta.get("classes", stores.identity["classes"]) != stores.identity["classes"]:
         raise ValueError(f"{path} was trained on other classes than the data now has; it cannot be resumed exactly")
     stores.train.note_bad([(name, why) for name, why in meta.get("bad", []) if (name, why) not in stores.val.bad])
@@ -484,7 +526,8 @@ def _same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
     )
     if filled != stored:
         raise ValueError(
-            "the run to resume was started with another recipe; resume it with its own (runlog.read_recipe), or use another out"
+            "the run to resume was started with another recipe; resume it with its own (runlog.read_recipe), or use "
+            "another out"
         )
     return stored
 
@@ -492,7 +535,9 @@ def _same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
 def _fix_steps(recipe: Recipe, step_of: Step, stores: Stores, start_from: Start | None, spent_s: float) -> Recipe:
     """Turn the time budget into a number of steps by timing a few of each stage on a throw-away copy."""
     began, budget = time.monotonic(), parse_duration(recipe.run.time)
-    whole = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, head_steps=0))  # steps of the head alone are cheaper
+    whole = dataclasses.replace(
+        recipe, optim=dataclasses.replace(recipe.optim, head_steps=0)
+    )  # steps of the head alone are cheaper
     ranks = step_of.ranks
     trial = Step(whole, stores, step_of.device, step_of.dtype, start_from, step_of.teacher, ranks)
     seconds, before = 0.0, 0.0
@@ -502,7 +547,9 @@ def _fix_steps(recipe: Recipe, step_of: Step, stores: Stores, start_from: Start 
         before = end
     start = time.monotonic()
     validate(trial, stores.val)
-    validation = (time.monotonic() - start) / (recipe.run.eval_every * steps_per_epoch(len(stores.train), recipe.run.batch_size))
+    validation = (time.monotonic() - start) / (
+        recipe.run.eval_every * steps_per_epoch(len(stores.train), recipe.run.batch_size)
+    )
     left = budget - spent_s - (time.monotonic() - began)
     steps = ranks.same(max(int(left / (seconds + validation)), 1))
     return dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=steps))
@@ -523,7 +570,8 @@ def _seconds_of_a_step(step_of: Step, spend_s: float) -> float:
 def _stop_signal() -> Iterator[threading.Event]:
     """An event that Ctrl-C or SIGTERM sets, so that a run stops between two steps; a second Ctrl-C stops at once.
 
-    A second SIGTERM does not: who stops a job may signal every process of it, and torchrun passes on to its own what it gets.
+    A second SIGTERM does not: who stops a job may signal every process of it, and torchrun passes on to its own what it
+    gets.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -61,7 +61,8 @@ class Stores:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be the same when a run goes on: the classes, the number of training images, and of what shards they are."""
+        """What must be the same when a run goes on: the classes, the number of training images, and of what shards they
+        are."""
         shards = self.train.fingerprint if isinstance(self.train, Stream) else ""
         return {"classes": list(self.splits.classes), "train_images": len(self.train), "shards": shards}
 
@@ -70,7 +71,8 @@ def nothing(**_: object) -> None: ...
 
 
 class Step:
-    """One optimizer update as a function of (step, learning-rate factor, batch): forward, loss, backward, clip, step."""
+    """One optimizer update as a function of (step, learning-rate factor, batch): forward, loss, backward, clip,
+    step."""
 
     def __init__(
         self,
@@ -107,13 +109,18 @@ class Step:
         class_weights: Tensor | None = None
         if recipe.data.class_weights == "balanced":
             if isinstance(stores.train, Stream):
-                raise ValueError("data.class_weights=balanced needs the labels before training; streamed data has none to count")
+                raise ValueError(
+                    "data.class_weights=balanced needs the labels before training; streamed data has none to count"
+                )
             counts = np.bincount(stores.train.labels, minlength=recipe.model.num_classes)
-            class_weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32, device=device)
+            class_weights = torch.tensor(
+                counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32, device=device
+            )
         self.loss = loss_of(recipe.optim, recipe.distill, class_weights)
 
     def take(self, model: nn.Module, average: nn.Module) -> None:
-        """Train this network from here on, with fresh optimizers; `average` is the same one where nothing is averaged."""
+        """Train this network from here on, with fresh optimizers; `average` is the same one where nothing is
+        averaged."""
         self.model, self.average = model, average
         self.kernels = choose_kernels(model, self.recipe, self.device)
         if average is not model:
@@ -131,7 +138,8 @@ class Step:
         return pair((self.model.cfg if isinstance(self.model, Mixer) else self.recipe.model).image_size)
 
     def resize(self, size: progressive.Size) -> None:
-        """Go on with images of this size: weights and average are resized, and the optimizers start anew for what has another shape."""
+        """Go on with images of this size: weights and average are resized, and the optimizers start anew for what has
+        another shape."""
         if pair(size) == self.image_size:
             return
         assert isinstance(self.model, Mixer) and isinstance(self.average, Mixer)
@@ -141,7 +149,8 @@ class Step:
         optim.carry_over(optimizers, self.optimizers)
 
     def prepare(self, step: int, factor: float) -> None:
-        """Set the rates and the parameters that learn in a step; when those are others than before, tell who exchanges the gradients."""
+        """Set the rates and the parameters that learn in a step; when those are others than before, tell who exchanges
+        the gradients."""
         optim.prepare(self.optimizers, step, factor)
         learning = [p.requires_grad for p in self.model.parameters()]
         if learning != self.learning:
@@ -151,19 +160,22 @@ class Step:
                 self.forward = torch.compile(self.network, mode=self.recipe.run.compile_mode)
 
     def rows(self, n: int) -> Rows:
-        """Which rows of a batch of n images this process works on; of those that come after them one is mixed into the last."""
+        """Which rows of a batch of n images this process works on; of those that come after them one is mixed into the
+        last."""
         return self.ranks.rows(n, lent=bool(self.recipe.augment.mixup or self.recipe.augment.cutmix))
 
     def __call__(self, step: int, factor: float, indices: np.ndarray, pixels: Pixels | Tensor) -> tuple[Tensor, Tensor]:
-        """The images with these numbers (B,), of which this process has its `rows` (b,H,W,C): one update of the weights.
+        """The images with these numbers (B,), of which this process has its `rows` (b,H,W,C): one update of the
+        weights.
 
-        Returns its part of (mean loss, share of right answers), both on the device: over all processes they add up to those of the batch.
-        Everything random depends on (seed, step); what is drawn within the network, on the process too. On CUDA the host only says what is
-        to be done and never waits for it.
+        Returns its part of (mean loss, share of right answers), both on the device: over all processes they add up to
+        those of the batch. Everything random depends on (seed, step); what is drawn within the network, on the process
+        too. On CUDA the host only says what is to be done and never waits for it.
         """
         cfg, rows = self.recipe, self.rows(len(indices))
         seed, own_seed = (
-            int(np.random.SeedSequence([cfg.run.seed, step, rank]).generate_state(1, np.uint64)[0] >> 1) for rank in (0, self.ranks.rank)
+            int(np.random.SeedSequence([cfg.run.seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+            for rank in (0, self.ranks.rank)
         )
         torch.manual_seed(seed)  # on CUDA, of the augmentation
         self.begin()
@@ -172,7 +184,9 @@ class Step:
         labels = self.labels_of(numbers)
         targets = torch.cat([soft_targets(labels, cfg.model.num_classes), self.teacher.before(numbers)], 1)
         images = pixels if isinstance(pixels, Tensor) else send(torch.from_numpy(pixels), self.device)
-        images = self.alter(images, cfg.augment, self.size, self.device if works_alone(self.device) else generator, rows)
+        images = self.alter(
+            images, cfg.augment, self.size, self.device if works_alone(self.device) else generator, rows
+        )
         images, targets = mix(images, targets, cfg.augment, generator, rows)
         torch.manual_seed(own_seed)  # whatever a teacher draws
         targets = torch.cat([targets, self.teacher.after(images)], 1)  # (B, K); with a teacher (B, 2K)
@@ -208,14 +222,16 @@ class Step:
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     logits = self.forward(part)
                 loss = self.loss(logits, wanted).sum() / of
-                (loss * self.ranks.size).backward()  # type: ignore[no-untyped-call]  # the processes' gradients are averaged
+                # the processes' gradients are averaged
+                (loss * self.ranks.size).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
             right += (logits.detach().argmax(1) == wanted[:, : logits.shape[1]].argmax(1)).sum() / of
         self.keep(gradients=True)
         return loss_sum, right
 
     def backward_up_the_slope(self, images: Tensor, targets: Tensor, seed: int, of: int) -> tuple[Tensor, Tensor]:
-        """`backward` twice, with the same dropout: the gradients are the second pass's, loss and right answers the first one's."""
+        """`backward` twice, with the same dropout: the gradients are the second pass's, loss and right answers the
+        first one's."""
         result = self.backward(images, targets, seed, of)
         with optim.up_the_slope(self.model, self.recipe.optim.sam_rho):
             self.backward(images, targets, seed, of)
@@ -239,7 +255,9 @@ class Step:
         """Go back to what `tensors()` gave."""
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         if self.average is not self.model:
-            self.average.load_state_dict({k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")})
+            self.average.load_state_dict(
+                {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
+            )
         optim.load_state_tensors(self.optimizers, tensors)
 
 
@@ -259,7 +277,8 @@ def choose_kernels(model: nn.Module, recipe: Recipe, device: torch.device) -> st
 
 
 def first_model(recipe: Recipe, stores: Stores, start: Start | None, resumed: bool = False) -> nn.Module:
-    """The model before the first step: fresh, or from trained weights, whose head is kept when it is for the same classes.
+    """The model before the first step: fresh, or from trained weights, whose head is kept when it is for the same
+    classes.
 
     resumed: its weights will be loaded, so that they may be any.
     """
@@ -284,14 +303,16 @@ def first_model(recipe: Recipe, stores: Stores, start: Start | None, resumed: bo
         set_head_bias(model, recipe.init.head_bias)
     if recipe.optim.mirror and (share := mirror.asymmetry(model)) > 1e-3:
         raise ValueError(
-            f"optim.mirror keeps a symmetric network symmetric, but {100 * share:.0f} % of a layer of {recipe.init.weights} is not; "
+            f"optim.mirror keeps a symmetric network symmetric, but {100 * share:.0f} % of a layer of "
+            f"{recipe.init.weights} is not; "
             "leave it out, or start from a run that was trained with it"
         )
     return model
 
 
 def labels_on(device: torch.device, images: Store | Stream) -> Callable[[np.ndarray], Tensor]:
-    """The labels of training images by number, on the device: from a table of all, or as they came with a streamed batch."""
+    """The labels of training images by number, on the device: from a table of all, or as they came with a streamed
+    batch."""
     if isinstance(images, Stream):
         return lambda numbers: send(torch.from_numpy(images.labels_of(numbers)), device)
     table = torch.from_numpy(images.labels).to(device)
@@ -309,7 +330,9 @@ def augmented_sample(recipe: Recipe, stores: Stores) -> Tensor:
     images = torch.from_numpy(sample_of(stores.train))
     targets = soft_targets(torch.zeros(len(images), dtype=torch.long), recipe.model.num_classes)
     generator = torch.Generator().manual_seed(recipe.run.seed)
-    return normalise(augment(images, targets, recipe.augment, pair(recipe.model.image_size), generator)[0], stores.preprocess)
+    return normalise(
+        augment(images, targets, recipe.augment, pair(recipe.model.image_size), generator)[0], stores.preprocess
+    )
 
 
 def load_images(data: Data, model: MixerConfig, pretrained: Preprocess | None = None) -> Stores:
@@ -319,27 +342,45 @@ def load_images(data: Data, model: MixerConfig, pretrained: Preprocess | None = 
     """
     splits = open_streamed(data) if is_streamed(data) else open_data(data)
     channels = model.in_channels
-    shape = Preprocess(image_size=pair(model.image_size), in_channels=channels, fit=data.fit, mean=(0.5,) * channels, std=(0.5,) * channels)
+    shape = Preprocess(
+        image_size=pair(model.image_size),
+        in_channels=channels,
+        fit=data.fit,
+        mean=(0.5,) * channels,
+        std=(0.5,) * channels,
+    )
 
     def store(images: ImageSet, form: Preprocess) -> Store:
         return Store(images, form, cache_mib=data.cache_mib, workers=data.workers, max_bad_share=data.max_bad_share)
 
     larger = shape.scaled(data.train_scale)
-    train_store = Stream(splits.train, splits.labels, larger, data) if isinstance(splits, StreamedSplits) else store(splits.train, larger)
+    train_store = (
+        Stream(splits.train, splits.labels, larger, data)
+        if isinstance(splits, StreamedSplits)
+        else store(splits.train, larger)
+    )
     val_store = store(splits.val, shape)
     if not len(train_store) or not len(val_store):
-        raise ValueError(f"{data.name}: {len(train_store)} training and {len(val_store)} validation images are left; both splits need some")
+        raise ValueError(
+            f"{data.name}: {len(train_store)} training and {len(val_store)} validation images are left; both splits "
+            f"need some"
+        )
     if pretrained:
-        return Stores(splits, dataclasses.replace(shape, mean=pretrained.mean, std=pretrained.std), train_store, val_store)
+        return Stores(
+            splits, dataclasses.replace(shape, mean=pretrained.mean, std=pretrained.std), train_store, val_store
+        )
     sample = sample_of(train_store)
     mean = sample.mean((0, 1, 2), dtype=np.float64) / 255
     std = np.maximum(sample.std((0, 1, 2), dtype=np.float64) / 255, 1 / 255)
-    exact = dataclasses.replace(shape, mean=tuple(round(float(m), 4) for m in mean), std=tuple(round(float(s), 4) for s in std))
+    exact = dataclasses.replace(
+        shape, mean=tuple(round(float(m), 4) for m in mean), std=tuple(round(float(s), 4) for s in std)
+    )
     return Stores(splits, exact, train_store, val_store)
 
 
 class Kept:
-    """`load_images` for runs one after the other: what it gave last is given again when the same is asked for, and not decoded twice."""
+    """`load_images` for runs one after the other: what it gave last is given again when the same is asked for, and not
+    decoded twice."""
 
     def __init__(self) -> None:
         self._asked: object = None

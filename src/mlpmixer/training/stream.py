@@ -1,8 +1,10 @@
-"""Training images from shards, read as they are needed, in an order that is ours: a function of (seed, step), for any number of ranks.
+"""Training images from shards, read as they are needed, in an order that is ours: a function of (seed, step), for any
+number of ranks.
 
-An epoch puts the shards in an order drawn from (seed, epoch) and cuts the row of samples that they make into `lanes`. Each lane reads its
-part from front to back and deals it in blocks, each block in an order of its own. A batch takes its rows from the lanes side by side:
-lane 0 fills the first rows of every batch, and so on. A rank that takes a slice of the rows reads the lanes of that slice and no others.
+An epoch puts the shards in an order drawn from (seed, epoch) and cuts the row of samples that they make into `lanes`.
+Each lane reads its part from front to back and deals it in blocks, each block in an order of its own. A batch takes its
+rows from the lanes side by side: lane 0 fills the first rows of every batch, and so on. A rank that takes a slice of
+the rows reads the lanes of that slice and no others.
 
 N samples, B rows of a batch, L lanes.
 """
@@ -63,7 +65,8 @@ class Order:
         return places, np.random.Generator(np.random.PCG64([self.seed, epoch, lane, block])).permutation(len(places))
 
     def blocks(self, lane: int, first_step: int, last_step: int) -> Iterator[tuple[int, range, Indices, int]]:
-        """(epoch, places, order, how many of the order are dealt already) of the blocks of a lane from one step to another."""
+        """(epoch, places, order, how many of the order are dealt already) of the blocks of a lane from one step to
+        another."""
         share = len(self.lane_rows(lane))
         done, end = (first_step - 1) * share, last_step * share
         while done < end:
@@ -98,7 +101,11 @@ class Order:
 
     def row_of(self, lanes: Sequence[Iterator[int]]) -> Indices:
         """(B,) the next sample numbers of all lanes, side by side."""
-        return np.fromiter(chain.from_iterable(islice(dealt, len(self.lane_rows(i))) for i, dealt in enumerate(lanes)), np.int64, self.rows)
+        return np.fromiter(
+            chain.from_iterable(islice(dealt, len(self.lane_rows(i))) for i, dealt in enumerate(lanes)),
+            np.int64,
+            self.rows,
+        )
 
 
 @functools.lru_cache(maxsize=4)
@@ -109,7 +116,8 @@ def _epoch(samples: tuple[int, ...], seed: int, epoch: int) -> tuple[Indices, In
 
 
 class _Dealt(NamedTuple):
-    """A sample, as place `at` of the order of its block: should it be broken, one that follows there takes its place."""
+    """A sample, as place `at` of the order of its block: should it be broken, one that follows there takes its
+    place."""
 
     block: list[tuple[int, Sample]]
     order: Indices
@@ -119,19 +127,24 @@ class _Dealt(NamedTuple):
 class Stream:
     """Shards as training images, to stand where a Store does: batches in order instead of access by index.
 
-    `bad` lists (name, reason) of the images that could not be read so far. The place of such an image in a batch is taken by one that is
-    dealt later from the same block, so that the order of all others stays. ShardError when a shard cannot be read; ValueError when the
-    share of bad images among those decoded is above `max_bad_share`.
+    `bad` lists (name, reason) of the images that could not be read so far. The place of such an image in a batch is
+    taken by one that is dealt later from the same block, so that the order of all others stays. ShardError when a shard
+    cannot be read; ValueError when the share of bad images among those decoded is above `max_bad_share`.
 
-    Memory: at most data.buffer images as they are stored (half of them being dealt, half being read), and two decoded batches.
+    Memory: at most data.buffer images as they are stored (half of them being dealt, half being read), and two decoded
+    batches.
     """
 
-    def __init__(self, shards: Sequence[Shard], labels: Labels, preprocess: Preprocess, data: Data, retry: Retry | None = None) -> None:
+    def __init__(
+        self, shards: Sequence[Shard], labels: Labels, preprocess: Preprocess, data: Data, retry: Retry | None = None
+    ) -> None:
         self.shards, self.label_names, self.preprocess, self.data = tuple(shards), labels, preprocess, data
         self.retry = retry or Retry()
         self._bad: dict[tuple[str, str], None] = {}  # in the order they came
         self._decoded, self._failed = 0, 0
-        self._labels: deque[dict[int, int]] = deque(maxlen=3)  # of the batch in use, the one fetched ahead, and one to spare
+        self._labels: deque[dict[int, int]] = deque(
+            maxlen=3
+        )  # of the batch in use, the one fetched ahead, and one to spare
 
     def __len__(self) -> int:
         return sum(s.samples for s in self.shards)
@@ -158,14 +171,20 @@ class Stream:
         block = max(self.data.buffer // (2 * lanes), 1)
         return Order(samples=tuple(s.samples for s in self.shards), rows=rows, lanes=lanes, block=block, seed=run.seed)
 
-    def stream(self, run: Run, first: int, last: int, rows: Sequence[int] | Indices | None = None) -> Iterator[tuple[int, Indices, Pixels]]:
-        """(step, sample numbers (B,), images (b,H,W,C)) of steps first..last; the next batch is fetched while one is used.
+    def stream(
+        self, run: Run, first: int, last: int, rows: Sequence[int] | Indices | None = None
+    ) -> Iterator[tuple[int, Indices, Pixels]]:
+        """(step, sample numbers (B,), images (b,H,W,C)) of steps first..last; the next batch is fetched while one is
+        used.
 
-        rows: which b of the B rows to fetch, all by default; only the lanes that fill them are read. Of the others the numbers are given
-        as the order has them, before any broken image is replaced. The shares of several ranks, one after the other, are the batch of one.
+        rows: which b of the B rows to fetch, all by default; only the lanes that fill them are read. Of the others the
+        numbers are given as the order has them, before any broken image is replaced. The shares of several ranks, one
+        after the other, are the batch of one.
         """
         order = self.order(run)
-        distinct = repeated(np.arange(order.rows), run.repeats)  # (B,): where the image of a row is among the different ones
+        distinct = repeated(
+            np.arange(order.rows), run.repeats
+        )  # (B,): where the image of a row is among the different ones
         asked = distinct if rows is None else distinct[np.asarray(rows, np.int64)]
         wanted = np.unique(asked)
         lanes = [lane for lane in range(order.lanes) if np.isin(order.lane_rows(lane), wanted).any()]
@@ -195,14 +214,16 @@ class Stream:
             yield from ahead(pool(1, "batch"), fetch, first, last)
 
     def labels_of(self, numbers: Indices) -> Indices:
-        """(b,) class numbers of images of the batch that was given last. They come with the images: nothing else knows them."""
+        """(b,) class numbers of images of the batch that was given last. They come with the images: nothing else knows
+        them."""
         known: dict[int, int] = {}
         for labels in list(self._labels):
             known |= labels
         return np.asarray([known[n] for n in numbers.tolist()], np.int64)
 
     def sample(self, n: int) -> Pixels:
-        """(n, H, W, C): for statistics, the first images of the parts that the row of all shards is cut into by `data.lanes`."""
+        """(n, H, W, C): for statistics, the first images of the parts that the row of all shards is cut into by
+        `data.lanes`."""
         return self._sample(n).copy()
 
     @functools.lru_cache(maxsize=1)  # noqa: B019  a stream lives as long as its run
@@ -218,7 +239,9 @@ class Stream:
                 number = start + len(found)
                 at = int(np.searchsorted(ends, number, side="right"))
                 row = number - int(ends[at]) + self.shards[at].samples
-                samples = read_rows(self.shards[at], row, min(row + count - len(found), self.shards[at].samples), self.retry)
+                samples = read_rows(
+                    self.shards[at], row, min(row + count - len(found), self.shards[at].samples), self.retry
+                )
                 found += enumerate(samples, number)
             return found
 
@@ -241,7 +264,9 @@ class Stream:
                 yield _Dealt(samples, dealing, at)
             left -= len(dealing) - skip
 
-    def _read(self, order: Order, lane: int, first: int, last: int) -> Iterator[tuple[list[tuple[int, Sample]], Indices, int]]:
+    def _read(
+        self, order: Order, lane: int, first: int, last: int
+    ) -> Iterator[tuple[list[tuple[int, Sample]], Indices, int]]:
         """The blocks of a lane, read. A shard that goes on into the next block stays open."""
         starts = np.cumsum([0, *order.samples])
         open_at: tuple[int, int, int] | None = None  # epoch, shard, next row
@@ -267,7 +292,10 @@ class Stream:
                 return number, label, self.preprocess.array(sample.content), failures
             except ImageError as e:
                 failures.append((sample.name, str(e)))
-        raise ValueError(f"none of {len(failures)} images in a row can be read; the first of them: {failures[0][0]}: {failures[0][1]}")
+        raise ValueError(
+            f"none of {len(failures)} images in a row can be read; the first of them: {failures[0][0]}: "
+            f"{failures[0][1]}"
+        )
 
     def _arrays(self, decoded: list[tuple[int, int, Pixels, list[tuple[str, str]]]]) -> tuple[Indices, Indices, Pixels]:
         numbers, labels, images, failures = zip(*decoded, strict=True)
@@ -277,7 +305,8 @@ class Stream:
             self.note_bad(failed)
         if self._failed > self.data.max_bad_share * self._decoded and self._decoded >= min(ENOUGH_TO_JUDGE, len(self)):
             raise ValueError(
-                f"{self._failed} of {self._decoded} images cannot be read, more than the share of {self.data.max_bad_share} allowed "
+                f"{self._failed} of {self._decoded} images cannot be read, more than the share of "
+                f"{self.data.max_bad_share} allowed "
                 "(max_bad_share): " + "; ".join(f"{name}: {reason}" for name, reason in self.bad[:10])
             )
         return np.asarray(numbers, np.int64), np.asarray(labels, np.int64), np.stack(images)

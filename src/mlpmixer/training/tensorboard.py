@@ -1,4 +1,5 @@
-"""The curves of a run for TensorBoard: event files in the run's folder, written as it goes. Needs the extra `tensorboard`."""
+"""The curves of a run for TensorBoard: event files in the run's folder, written as it goes. Needs the extra
+`tensorboard`."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -23,15 +24,18 @@ def curves(run: str | os.PathLike[str], also: Report | None = None) -> Iterator[
 
     `tensorboard --logdir RUN`, or on a folder of runs, shows the curves while they grow:
 
-    train/loss, train/top1, val/top1, ... over the step. When the run starts or goes on, the event files are made anew from metrics.jsonl:
-    so a resumed run has one history, and a run that began without them has its curves from its first step.
+    train/loss, train/top1, val/top1, ... over the step. When the run starts or goes on, the event files are made anew
+    from metrics.jsonl: so a resumed run has one history, and a run that began without them has its curves from its
+    first step.
 
     Errors: ValueError when TensorBoard is not installed.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as e:
-        raise ValueError(f'event files for TensorBoard need its package (no {e.name} here): pip install "mlpmixer[tensorboard]"') from None
+        raise ValueError(
+            f'event files for TensorBoard need its package (no {e.name} here): pip install "mlpmixer[tensorboard]"'
+        ) from None
     run, writer = Path(run), None
 
     def report(event: dict[str, Any]) -> None:
@@ -39,7 +43,9 @@ def curves(run: str | os.PathLike[str], also: Report | None = None) -> Iterator[
         if writer is None and event["kind"] in ("start", "end"):
             for old in (run / FOLDER).glob("events.out.tfevents.*"):
                 old.unlink()
-            writer = SummaryWriter(str(run / FOLDER), purge_step=0)  # a TensorBoard that is open drops what it has read so far
+            writer = SummaryWriter(
+                str(run / FOLDER), purge_step=0
+            )  # a TensorBoard that is open drops what it has read so far
             for line in read_metrics(run / "metrics.jsonl"):
                 add(writer, line)
         if writer is not None:

@@ -2,11 +2,12 @@
 
 Letters: S patches, S' patches of the new grid, C hidden_dim, DS tokens_mlp_dim, P patch_size.
 
-A resize is linear: tokens on the new grid are U x for tokens x on the old one, U (S', S), so whatever *writes* a grid (W2 and its bias)
-becomes U W2. W1, which *reads* a grid, becomes W1 U+, with the pseudo-inverse: then W1 U+ (U x) = W1 x on a finer grid, and the hidden
-layer sees what it saw before. Resampling the columns of W1 like pictures instead would make its sums S'/S times as large. The stem reads
-a grid of pixels. It takes the pseudo-inverse, too (Beyer et al. 2023, "FlexiViT", arXiv:2212.08013), but not where a larger
-patch shows new detail: there it becomes W R, with the resize R back to the old patch.
+A resize is linear: tokens on the new grid are U x for tokens x on the old one, U (S', S), so whatever *writes* a grid
+(W2 and its bias) becomes U W2. W1, which *reads* a grid, becomes W1 U+, with the pseudo-inverse: then W1 U+ (U x) = W1
+x on a finer grid, and the hidden layer sees what it saw before. Resampling the columns of W1 like pictures instead
+would make its sums S'/S times as large. The stem reads a grid of pixels. It takes the pseudo-inverse, too (Beyer et al.
+2023, "FlexiViT", arXiv:2212.08013), but not where a larger patch shows new detail: there it becomes W R, with the
+resize R back to the old patch.
 """
 
 import dataclasses
@@ -40,26 +41,36 @@ def adapt(
 
     num_classes   another number: a fresh zero head (as the official code does); 0: no head, the output is pre_logits.
     image_size    pixels, (height, width) or one number. The patch stays the same, so the grid of patches changes.
-    patch_size    pixels. A larger patch is read as if it were resized to the old size before the stem, a smaller one by the
-                  pseudo-inverse of the resize. Without an image_size the image grows or shrinks with the patch, and the grid is kept:
-                  of the ways to another size the one that costs the least accuracy before further training (docs/transfer.md).
-    in_channels   grey from many: the sum; more from fewer: repeated and divided; the output is kept when all channels are equal.
+    patch_size    pixels. A larger patch is read as if it were resized to the old size before the stem, a smaller one by
+                  the pseudo-inverse of the resize. Without an image_size the image grows or shrinks with the patch, and
+                  the grid is kept: of the ways to another size the one that costs the least accuracy before further
+                  training (docs/transfer.md).
+    in_channels   grey from many: the sum; more from fewer: repeated and divided; the output is kept when all channels
+                  are equal.
     method        how token mixing, which is made for one grid, comes to another:
-      bicubic, bilinear, nearest   any grid: the weights are resampled over it. One network of the old widths sees the whole image.
-      blocks      grids that are K x L times the old one (paper, appendix C): block-diagonal weights, tokens_mlp_dim times K * L. The logits
-                  are exactly the mean of the old network's logits on the K x L crops.
-      parts       the same function with the block stored once (`MixerConfig.parts`); `to_dense` turns it into the former.
-    magnified     the images at the new size are enlargements and show no more than the old ones did (CIFAR at 64 px). Larger patches,
-                  too, are then read by the pseudo-inverse, so that the stem's output on an enlarged patch is exactly what it was, and
-                  token mixing on a finer grid has a gain for what smooth tokens take from its strength.
+      bicubic, bilinear, nearest   any grid: the weights are resampled over it. One network of the old widths sees the
+      whole image.
+      blocks      grids that are K x L times the old one (paper, appendix C): block-diagonal weights, tokens_mlp_dim
+                  times K * L. The logits are exactly the mean of the old network's logits on the K x L crops.
+      parts       the same function with the block stored once (`MixerConfig.parts`); `to_dense` turns it into the
+                  former.
+    magnified     the images at the new size are enlargements and show no more than the old ones did (CIFAR at 64 px).
+                  Larger patches, too, are then read by the pseudo-inverse, so that the stem's output on an enlarged
+                  patch is exactly what it was, and token mixing on a finer grid has a gain for what smooth tokens take
+                  from its strength.
 
-    bicubic is the default: it exists for every size, keeps the widths and the cost per patch, and lets every patch see every other
-    at once, while blocks never mix their parts before they are trained further. Measured in docs/LOG.md.
+    bicubic is the default: it exists for every size, keeps the widths and the cost per patch, and lets every patch see
+    every other at once, while blocks never mix their parts before they are trained further. Measured in docs/LOG.md.
 
     Errors: ValueError for sizes that do not fit together and for a method that cannot make the new grid.
     """
     old = model.cfg
-    sizes: dict[str, Any] = {"num_classes": num_classes, "image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
+    sizes: dict[str, Any] = {
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "in_channels": in_channels,
+    }
     cfg = old.adapted(**sizes, method=method)
     if method == "blocks":  # by way of parts
         cfg = old.adapted(**sizes, method="parts")
@@ -79,7 +90,8 @@ def adapt(
 
 
 def adapt_to(model: Mixer, target: MixerConfig, method: Method = "bicubic", magnified: bool = False) -> Mixer:
-    """A new Mixer of the architecture `target` from the weights of `model`: `adapt`, with the dropout rates and activation of `target`.
+    """A new Mixer of the architecture `target` from the weights of `model`: `adapt`, with the dropout rates and
+    activation of `target`.
 
     Errors: ValueError naming every width or count of `target` that the weights do not have.
     """
@@ -116,13 +128,15 @@ def adapt_trained(
 ) -> tuple[Mixer, ModelMeta]:
     """`adapt` for a model and what belongs to it: the preprocessing follows in size and channels.
 
-    Channels that become one get one mean and deviation, the average of theirs, and the stem is changed to match. So a grey image gives
-    the same output from one channel as from equal ones, whatever the old normalisation was.
+    Channels that become one get one mean and deviation, the average of theirs, and the stem is changed to match. So a
+    grey image gives the same output from one channel as from equal ones, whatever the old normalisation was.
     """
     preprocess = meta.preprocess
     if in_channels not in (None, preprocess.in_channels):
         model, preprocess = _other_channels(model, preprocess, in_channels)
-    new = adapt(model, image_size=image_size, patch_size=patch_size, in_channels=in_channels, method=method, magnified=magnified)
+    new = adapt(
+        model, image_size=image_size, patch_size=patch_size, in_channels=in_channels, method=method, magnified=magnified
+    )
     preprocess = dataclasses.replace(preprocess, image_size=pair(new.cfg.image_size))
     return new, dataclasses.replace(meta, config=new.cfg, preprocess=preprocess)
 
@@ -136,10 +150,11 @@ def reset_head(model: Mixer) -> None:
 
 @torch.no_grad()
 def to_dense(model: Mixer) -> Mixer:
-    """A new Mixer without parts that is the same function: block-diagonal token mixing, tokens_mlp_dim times the number of parts.
+    """A new Mixer without parts that is the same function: block-diagonal token mixing, tokens_mlp_dim times the number
+    of parts.
 
-    Paper, appendix C, which assumes that the tokens come part by part. Ours come row by row: the token in row r, column c of the grid
-    is token (r % h) * w + c % w of part (r // h) * L + c // w, for parts of h x w patches, L across.
+    Paper, appendix C, which assumes that the tokens come part by part. Ours come row by row: the token in row r, column
+    c of the grid is token (r % h) * w + c % w of part (r // h) * L + c // w, for parts of h x w patches, L across.
     """
     cfg, (k, m), (h, w) = model.cfg, pair(model.cfg.parts), model.cfg.part_grid
     r, c = torch.arange(k * h)[:, None], torch.arange(m * w)
@@ -161,11 +176,13 @@ def to_dense(model: Mixer) -> Mixer:
 
 @torch.no_grad()
 def calibrate(model: Mixer, images: Tensor, original: Mixer, original_images: Tensor) -> None:
-    """Scale W1 and W2 of every token-mixing MLP of `model`, in place, so that its activations are as strong as the original's.
+    """Scale W1 and W2 of every token-mixing MLP of `model`, in place, so that its activations are as strong as the
+    original's.
 
-    `images` and `original_images` are the same pictures, normalised, each at its model's size; no labels are needed. Block by block, one
-    factor for W1 makes the mean square of W1 z, and one for W2 the variance over the channels of the branch W2 gelu(W1 z + b1) + b2,
-    what they are in the original. For what `adapt` cannot know from the weights: how smooth the tokens are, above all on a coarser grid.
+    `images` and `original_images` are the same pictures, normalised, each at its model's size; no labels are needed.
+    Block by block, one factor for W1 makes the mean square of W1 z, and one for W2 the variance over the channels of
+    the branch W2 gelu(W1 z + b1) + b2, what they are in the original. For what `adapt` cannot know from the weights:
+    how smooth the tokens are, above all on a coarser grid.
     """
     was_training = model.training, original.training
     x = original.eval().stem(original.patches(original_images))
@@ -199,12 +216,14 @@ def _build(cfg: MixerConfig, state: dict[str, Tensor], like: Mixer) -> Mixer:
 def _stem(weight: Tensor, old: MixerConfig, new: MixerConfig, magnified: bool) -> Tensor:
     """(C, in*P*P) -> (C, in'*P'*P').
 
-    A pseudo-inverse on patches that grow undoes the blur of an enlargement. On photos, which are no enlargements, it sharpens what the
-    network has never seen: 37 instead of 62 % on flowers from 8 to 12 px (docs/LOG.md).
+    A pseudo-inverse on patches that grow undoes the blur of an enlargement. On photos, which are no enlargements, it
+    sharpens what the network has never seen: 37 instead of 62 % on flowers from 8 to 12 px (docs/LOG.md).
     """
     w = weight.double().view(old.hidden_dim, old.in_channels, -1)  # (C, in, P*P)
     axes = zip(pair(old.patch_size), pair(new.patch_size), strict=True)
-    w = w @ torch.kron(*(_pinv_axis(p, q, "bicubic") if q < p or magnified else _resize_axis(q, p, "bicubic") for p, q in axes))
+    w = w @ torch.kron(
+        *(_pinv_axis(p, q, "bicubic") if q < p or magnified else _resize_axis(q, p, "bicubic") for p, q in axes)
+    )
     fewer = min(old.in_channels, new.in_channels)
     share = (torch.arange(new.in_channels)[:, None] % fewer == torch.arange(old.in_channels) % fewer).to(w)  # (in', in)
     share /= share.sum(0)  # each old channel is dealt out in whole: equal channels give the output they gave
@@ -213,7 +232,8 @@ def _stem(weight: Tensor, old: MixerConfig, new: MixerConfig, magnified: bool) -
 
 @torch.no_grad()
 def _other_channels(model: Mixer, old: Preprocess, in_channels: int) -> tuple[Mixer, Preprocess]:
-    """The same function of the pixels, with one normalisation for the channels that `_stem` adds up; the preprocessing after that."""
+    """The same function of the pixels, with one normalisation for the channels that `_stem` adds up; the preprocessing
+    after that."""
     require(in_channels >= 1, f"in_channels must be at least 1, got {in_channels}")
     fewer = min(old.in_channels, in_channels)
 
@@ -227,21 +247,28 @@ def _other_channels(model: Mixer, old: Preprocess, in_channels: int) -> tuple[Mi
     w = state["stem.weight"].double().view(model.cfg.hidden_dim, old.in_channels, -1)  # (C, in, P*P)
     state["stem.bias"] += w.sum(2) @ ((new_mean - mean) / std)
     state["stem.weight"] = (w * (new_std / std)[:, None]).flatten(1).to(state["stem.weight"].dtype)
-    after = dataclasses.replace(old, in_channels=in_channels, mean=together(old.mean, in_channels), std=together(old.std, in_channels))
+    after = dataclasses.replace(
+        old, in_channels=in_channels, mean=together(old.mean, in_channels), std=together(old.std, in_channels)
+    )
     return _build(model.cfg, state, model), after
 
 
-def _resample_token_mixing(state: dict[str, Tensor], old: MixerConfig, new: MixerConfig, method: Filter, magnified: bool) -> None:
+def _resample_token_mixing(
+    state: dict[str, Tensor], old: MixerConfig, new: MixerConfig, method: Filter, magnified: bool
+) -> None:
     """Token mixing of another (part) grid, in place.
 
-    On a finer grid the resize of W2 puts averages of neighbours between them, and so takes strength from whatever is not smooth in it.
-    Photos make up for it: their finer tokens are less smooth. Magnified pictures do not, so there the gain g gives it back, as
-    far as the weights know: for M = W2 W1, the mixing without its GELU, and tokens U' n of white noise n (as smooth as the resize leaves
-    them), the mean square of g U M U' n is that of M U' n. Both were measured (docs/LOG.md); `calibrate` fits g to images instead.
+    On a finer grid the resize of W2 puts averages of neighbours between them, and so takes strength from whatever is
+    not smooth in it. Photos make up for it: their finer tokens are less smooth. Magnified pictures do not, so there the
+    gain g gives it back, as far as the weights know: for M = W2 W1, the mixing without its GELU, and tokens U' n of
+    white noise n (as smooth as the resize leaves them), the mean square of g U M U' n is that of M U' n. Both were
+    measured (docs/LOG.md); `calibrate` fits g to images instead.
     """
     write, read = _resize(old.part_grid, new.part_grid, method), _pinv_resize(old.part_grid, new.part_grid, method)
     (h, w), (new_h, new_w) = old.part_grid, new.part_grid
-    finer = _resize((h, w), (max(h, new_h), max(w, new_w)), method)  # the U of the gain: the resize of the axes that get finer
+    finer = _resize(
+        (h, w), (max(h, new_h), max(w, new_w)), method
+    )  # the U of the gain: the resize of the axes that get finer
     for i in range(old.num_blocks):
         name = f"blocks.{i}.token_mixing."
         w1, w2, b2 = (state[name + key].double() for key in ("fc1.weight", "fc2.weight", "fc2.bias"))
@@ -253,7 +280,8 @@ def _resample_token_mixing(state: dict[str, Tensor], old: MixerConfig, new: Mixe
 
 
 def _resize(old: Size, new: Size, method: Filter) -> Tensor:
-    """The matrix of a resize of a grid, (new cells, old cells), float64; antialiased, as Pillow resizes; rows sum to 1."""
+    """The matrix of a resize of a grid, (new cells, old cells), float64; antialiased, as Pillow resizes; rows sum to
+    1."""
     return torch.kron(*(_resize_axis(a, b, method) for a, b in zip(old, new, strict=True)))
 
 

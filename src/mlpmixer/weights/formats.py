@@ -1,10 +1,12 @@
-"""Mixer weights of other homes: the official Flax .npz and timm's state dict, read and written, one explicit name table each.
+"""Mixer weights of other homes: the official Flax .npz and timm's state dict, read and written, one explicit name table
+each.
 
-Official: google-research/vision_transformer (vit_jax/models_mixer.py) and google-research/big_vision (models/mlp_mixer.py).
-Letters as in mixer.py: S patches, C hidden_dim, DS and DC the widths of the MLPs, P patch_size, K classes.
+Official: google-research/vision_transformer (vit_jax/models_mixer.py) and google-research/big_vision
+(models/mlp_mixer.py). Letters as in mixer.py: S patches, C hidden_dim, DS and DC the widths of the MLPs, P patch_size,
+K classes.
 
-Files come from strangers: nothing is unpickled, nothing is extracted, and nothing is allocated before the sizes that a file claims
-are compared with the sizes it has. Every missing, extra or mis-shaped array is named in one WeightsError.
+Files come from strangers: nothing is unpickled, nothing is extracted, and nothing is allocated before the sizes that a
+file claims are compared with the sizes it has. Every missing, extra or mis-shaped array is named in one WeightsError.
 """
 
 import math
@@ -46,14 +48,25 @@ class Row:
 def official_table(cfg: MixerConfig) -> list[Row]:
     """The official file of an architecture: 12 arrays a block and 6 more (4 without a head)."""
     c, (p, q) = cfg.hidden_dim, pair(cfg.patch_size)
-    rows = [Row("stem.weight", "stem/kernel", (p, q, cfg.in_channels, c), "stem_hwio"), Row("stem.bias", "stem/bias", (c,))]
+    rows = [
+        Row("stem.weight", "stem/kernel", (p, q, cfg.in_channels, c), "stem_hwio"),
+        Row("stem.bias", "stem/bias", (c,)),
+    ]
     for i in range(cfg.num_blocks):
         theirs = f"MixerBlock_{i}"
         for ours, norm in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_1")):
-            rows += [Row(f"blocks.{i}.{ours}.{a}", f"{theirs}/{norm}/{b}", (c,)) for a, b in (("weight", "scale"), ("bias", "bias"))]
-        for mlp, dim, width in (("token_mixing", cfg.num_patches, cfg.tokens_mlp_dim), ("channel_mixing", c, cfg.channels_mlp_dim)):
+            rows += [
+                Row(f"blocks.{i}.{ours}.{a}", f"{theirs}/{norm}/{b}", (c,))
+                for a, b in (("weight", "scale"), ("bias", "bias"))
+            ]
+        for mlp, dim, width in (
+            ("token_mixing", cfg.num_patches, cfg.tokens_mlp_dim),
+            ("channel_mixing", c, cfg.channels_mlp_dim),
+        ):
             for ours, dense, shape in (("fc1", "Dense_0", (dim, width)), ("fc2", "Dense_1", (width, dim))):
-                rows.append(Row(f"blocks.{i}.{mlp}.{ours}.weight", f"{theirs}/{mlp}/{dense}/kernel", shape, "transposed"))
+                rows.append(
+                    Row(f"blocks.{i}.{mlp}.{ours}.weight", f"{theirs}/{mlp}/{dense}/kernel", shape, "transposed")
+                )
                 rows.append(Row(f"blocks.{i}.{mlp}.{ours}.bias", f"{theirs}/{mlp}/{dense}/bias", shape[1:]))
     rows += [Row("norm.weight", "pre_head_layer_norm/scale", (c,)), Row("norm.bias", "pre_head_layer_norm/bias", (c,))]
     if cfg.num_classes:
@@ -66,7 +79,11 @@ def timm_table(cfg: MixerConfig) -> list[Row]:
     """timm's MlpMixer: a convolution as stem, mlp_tokens and mlp_channels as names; everything else as here."""
     rows = []
     for row in official_table(cfg):
-        theirs = row.ours.replace("token_mixing", "mlp_tokens").replace("channel_mixing", "mlp_channels").replace("stem.", "stem.proj.")
+        theirs = (
+            row.ours.replace("token_mixing", "mlp_tokens")
+            .replace("channel_mixing", "mlp_channels")
+            .replace("stem.", "stem.proj.")
+        )
         if row.form == "stem_hwio":
             p, q, channels, c = row.shape
             rows.append(Row(row.ours, theirs, (c, channels, p, q), "stem_oihw"))
@@ -118,7 +135,8 @@ def _is_float(dtype: np.dtype[Any]) -> bool:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """float32, copied only where it must be. Two bytes of void are bfloat16, as big_vision stores it: the upper half of a float32."""
+    """float32, copied only where it must be. Two bytes of void are bfloat16, as big_vision stores it: the upper half of
+    a float32."""
     if array.dtype.kind == "V":
         array = (np.ascontiguousarray(array).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
@@ -153,7 +171,9 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str) -
     with archive.open(member) as f:
         try:
             version = np.lib.format.read_magic(f)
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+                version
+            ]
             shape, fortran, dtype = read_header(f)
         except (ValueError, KeyError) as e:
             raise WeightsError(f"{path}: {name} has no readable array header: {e}") from e
@@ -163,7 +183,9 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str) -
         if min(shape, default=0) < 0 or claimed != wanted:
             raise WeightsError(f"{path}: {name} claims {wanted:,} bytes as {dtype}{shape}, but has {max(claimed, 0):,}")
         if wanted > DEFLATE_AT_MOST * member.compress_size:
-            raise WeightsError(f"{path}: {name} claims {wanted:,} bytes, which cannot come from the {member.compress_size:,} stored")
+            raise WeightsError(
+                f"{path}: {name} claims {wanted:,} bytes, which cannot come from the {member.compress_size:,} stored"
+            )
         flat, filled = np.empty(wanted, np.uint8), 0
         while piece := f.read(1 << 20):  # to the end, where zipfile compares the checksum
             flat[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
@@ -175,10 +197,12 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str) -
 
 
 def current_names(arrays: Arrays) -> dict[str, np.ndarray]:
-    """Arrays under today's official names, from any public variant: below params/ or opt/target/, or named as before Linen.
+    """Arrays under today's official names, from any public variant: below params/ or opt/target/, or named as before
+    Linen.
 
-    Before Linen (big_vision's mlp_mixer.py, `load`): embedding, Mixer/encoder_norm, Mixer/encoderblock_i/*_mixing_phase_0 with
-    kernel1, bias1, kernel2, bias2, and LayerNorms counted among all layers of the block.
+    Before Linen (big_vision's mlp_mixer.py, `load`): embedding, Mixer/encoder_norm,
+    Mixer/encoderblock_i/*_mixing_phase_0 with kernel1, bias1, kernel2, bias2, and LayerNorms counted among all layers
+    of the block.
     """
     for prefix in ("params/", "opt/target/"):
         if any(name.startswith(prefix) for name in arrays):  # what else is there is the state of an optimizer
@@ -192,8 +216,13 @@ def current_names(arrays: Arrays) -> dict[str, np.ndarray]:
         if found := re.fullmatch(r"Mixer/encoderblock_(\d+)/LayerNorm_(\d+)/(\w+)", name):
             rank = sorted(norms[found[1]]).index(int(found[2]))
             name, array = f"MixerBlock_{found[1]}/LayerNorm_{rank}/{found[3]}", array.squeeze()
-        elif found := re.fullmatch(r"Mixer/encoderblock_(\d+)/(token|channel)_mixing_phase_0/(kernel|bias)([12])", name):
-            name, array = f"MixerBlock_{found[1]}/{found[2]}_mixing/Dense_{int(found[4]) - 1}/{found[3]}", array.squeeze()
+        elif found := re.fullmatch(
+            r"Mixer/encoderblock_(\d+)/(token|channel)_mixing_phase_0/(kernel|bias)([12])", name
+        ):
+            name, array = (
+                f"MixerBlock_{found[1]}/{found[2]}_mixing/Dense_{int(found[4]) - 1}/{found[3]}",
+                array.squeeze(),
+            )
         elif found := re.fullmatch(r"Mixer/encoder_norm/(\w+)", name):
             name, array = f"pre_head_layer_norm/{found[1]}", array.squeeze()
         elif found := re.fullmatch(r"embedding/(\w+)", name):
@@ -202,8 +231,11 @@ def current_names(arrays: Arrays) -> dict[str, np.ndarray]:
     return out
 
 
-def official_config(arrays: Arrays, image_size: int | tuple[int, int] | None = None, where: str = "the file") -> MixerConfig:
-    """The architecture that these arrays (today's names) are of. `image_size` is needed where the number of patches is no square."""
+def official_config(
+    arrays: Arrays, image_size: int | tuple[int, int] | None = None, where: str = "the file"
+) -> MixerConfig:
+    """The architecture that these arrays (today's names) are of. `image_size` is needed where the number of patches is
+    no square."""
     return _config(
         {
             "stem": _shape(arrays, "stem/kernel", 4, where),
@@ -218,7 +250,9 @@ def official_config(arrays: Arrays, image_size: int | tuple[int, int] | None = N
     )
 
 
-def timm_config(arrays: Arrays, image_size: int | tuple[int, int] | None = None, where: str = "the file") -> MixerConfig:
+def timm_config(
+    arrays: Arrays, image_size: int | tuple[int, int] | None = None, where: str = "the file"
+) -> MixerConfig:
     """The architecture that timm's state dict is of."""
     c, channels, p, q = _shape(arrays, "stem.proj.weight", 4, where)
     return _config(
@@ -275,11 +309,15 @@ def _config(
     except ValueError as e:
         raise WeightsError(f"{where} holds no Mixer that can be built: {e}") from e
     if cfg.num_patches != s:
-        raise WeightsError(f"{where} has {s} patches of {p}x{q} px; image_size {image_size} would have {cfg.num_patches}")
+        raise WeightsError(
+            f"{where} has {s} patches of {p}x{q} px; image_size {image_size} would have {cfg.num_patches}"
+        )
     return cfg
 
 
-def read_official(path: str | os.PathLike[str], image_size: int | tuple[int, int] | None = None) -> tuple[MixerConfig, dict[str, Tensor]]:
+def read_official(
+    path: str | os.PathLike[str], image_size: int | tuple[int, int] | None = None
+) -> tuple[MixerConfig, dict[str, Tensor]]:
     """Architecture and our state dict of an official .npz, in any of its public variants."""
     arrays = current_names(read_npz(path))
     cfg = official_config(arrays, image_size, str(path))
@@ -287,9 +325,12 @@ def read_official(path: str | os.PathLike[str], image_size: int | tuple[int, int
 
 
 def write_official(path: str | os.PathLike[str], cfg: MixerConfig, state: Mapping[str, Tensor]) -> None:
-    """Write our weights as the official code does: np.savez, float32, today's names in order. Atomic; OSError when it cannot be written."""
+    """Write our weights as the official code does: np.savez, float32, today's names in order. Atomic; OSError when it
+    cannot be written."""
     rows = sorted(official_table(cfg), key=lambda row: row.theirs.split("/"))
-    arrays = {row.theirs: np.ascontiguousarray(to_theirs(state[row.ours].detach().float().cpu().numpy(), row)) for row in rows}
+    arrays = {
+        row.theirs: np.ascontiguousarray(to_theirs(state[row.ours].detach().float().cpu().numpy(), row)) for row in rows
+    }
     with _atomically(Path(path)) as part, open(part, "wb") as f:
         np.savez(f, **arrays)  # type: ignore[arg-type]
 
@@ -308,8 +349,11 @@ def _atomically(path: Path) -> Iterator[Path]:
 # ------------------------------------------------------------------------------------------------------- timm
 
 
-def read_timm(path: str | os.PathLike[str], image_size: int | tuple[int, int] | None = None) -> tuple[MixerConfig, dict[str, Tensor]]:
-    """Architecture and our state dict of timm's weights: .safetensors, or .pth read without unpickling anything but tensors."""
+def read_timm(
+    path: str | os.PathLike[str], image_size: int | tuple[int, int] | None = None
+) -> tuple[MixerConfig, dict[str, Tensor]]:
+    """Architecture and our state dict of timm's weights: .safetensors, or .pth read without unpickling anything but
+    tensors."""
     arrays = {name: _array(tensor) for name, tensor in _read_tensors(path).items()}
     cfg = timm_config(arrays, image_size, str(path))
     return cfg, from_arrays(arrays, timm_table(cfg), str(path))

@@ -1,7 +1,8 @@
-"""A trained model as a repository of the Hugging Face Hub: pushed from a run, to the Hub or to a folder, and fetched again. No torch.
+"""A trained model as a repository of the Hugging Face Hub: pushed from a run, to the Hub or to a folder, and fetched
+again. No torch.
 
-A repository holds model.safetensors, which is all that `predict.load` needs, config.json (the same description, readable without
-this package) and README.md, a model card that says what the run's own files say and nothing else.
+A repository holds model.safetensors, which is all that `predict.load` needs, config.json (the same description,
+readable without this package) and README.md, a model card that says what the run's own files say and nothing else.
 """
 
 import json
@@ -22,14 +23,18 @@ from mlpmixer.weights.run_folder import MODEL_FILE, read_recipe, write_json
 CLASSES_SHOWN = 100  # in the card; config.json has all
 
 
-def push(run: str | os.PathLike[str], target: str | os.PathLike[str], *, licence: str = "", private: bool = False) -> str:
-    """Publish the model of a run folder (or a model.safetensors): to a new folder, or to the Hub when `target` is hf:owner/name.
+def push(
+    run: str | os.PathLike[str], target: str | os.PathLike[str], *, licence: str = "", private: bool = False
+) -> str:
+    """Publish the model of a run folder (or a model.safetensors): to a new folder, or to the Hub when `target` is
+    hf:owner/name.
 
     licence: as the Hub writes it (apache-2.0, mit, ...); without one the card says that none is stated.
-    private: who may see a repository that this call creates on the Hub; an existing one stays as it is and gets a new commit.
+    private: who may see a repository that this call creates on the Hub; an existing one stays as it is and gets a new
+    commit.
 
-    Gives the folder, or the repository's address. ValueError when `run` holds no model, when the folder holds something already, and
-    when the Hub refuses or cannot be reached; OSError when nothing can be written.
+    Gives the folder, or the repository's address. ValueError when `run` holds no model, when the folder holds something
+    already, and when the Hub refuses or cannot be reached; OSError when nothing can be written.
     """
     run, place = Path(run), os.fspath(target)
     model = run / MODEL_FILE if run.is_dir() else run
@@ -51,7 +56,8 @@ def push(run: str | os.PathLike[str], target: str | os.PathLike[str], *, licence
 
 
 def download(name: str) -> Path:
-    """The model file of the Hub's repository `name`, hf:owner/name, in huggingface-hub's cache; looked up anew where there is a network.
+    """The model file of the Hub's repository `name`, hf:owner/name, in huggingface-hub's cache; looked up anew where
+    there is a network.
 
     ValueError, which says what to do without a network, when it cannot be had.
     """
@@ -60,7 +66,8 @@ def download(name: str) -> Path:
         return hub_file(repo, MODEL_FILE)
     except FetchError as e:
         raise ValueError(
-            f"{name} could not be fetched: {e}. Without a network: download https://huggingface.co/{repo}/resolve/main/{MODEL_FILE} "
+            f"{name} could not be fetched: {e}. Without a network: download "
+            f"https://huggingface.co/{repo}/resolve/main/{MODEL_FILE} "
             f"elsewhere and give the path of that file instead of {name}"
         ) from e
 
@@ -75,14 +82,17 @@ def _upload(folder: Path, repo: str, private: bool) -> str:
     try:
         import huggingface_hub as hub
     except ImportError as e:
-        raise ValueError('pushing to the Hub needs huggingface-hub: pip install "mlpmixer[hf]"; or push to a folder') from e
+        raise ValueError(
+            'pushing to the Hub needs huggingface-hub: pip install "mlpmixer[hf]"; or push to a folder'
+        ) from e
     try:
         hub.HfApi().create_repo(repo, private=private, exist_ok=True)
         hub.HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message="Push with mlpmixer")
     except Exception as e:  # no network, not logged in, no right to write: the hub has many ways to say so
         reason = str(e).strip().partition("\n")[0].rstrip(".") or type(e).__name__
         raise ValueError(
-            f"hf:{repo} could not be written: {reason}. Log in with a token that may write (hf auth login), or push to a folder "
+            f"hf:{repo} could not be written: {reason}. Log in with a token that may write (hf auth login), or push to "
+            f"a folder "
             f"and upload that"
         ) from e
     return f"https://huggingface.co/{repo}"
@@ -98,14 +108,21 @@ def _write(model: Path, meta: ModelMeta, folder: Path, card: str) -> None:
 
 
 def _card(run: Path, meta: ModelMeta, name: str, where: str, licence: str) -> str:
-    """The card of the model in `run`, to be loaded from `where`. Each line has its source in the model file or in the run's files."""
+    """The card of the model in `run`, to be loaded from `where`. Each line has its source in the model file or in the
+    run's files."""
     recipe = read_recipe(run) if (run / "recipe.json").is_file() else None
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8")) if (run / "summary.json").is_file() else {}
     scores = _scores(meta, summary)
-    what = f"An image classifier of {len(meta.classes):,} classes" if meta.classes else "A network for image features, without a head"
+    what = (
+        f"An image classifier of {len(meta.classes):,} classes"
+        if meta.classes
+        else "A network for image features, without a head"
+    )
     cfg, pre = meta.config, meta.preprocess
     shown = ", ".join(_code(c) for c in meta.classes[:CLASSES_SHOWN])
-    more = f" and {len(meta.classes) - CLASSES_SHOWN:,} more, see config.json" if len(meta.classes) > CLASSES_SHOWN else ""
+    more = (
+        f" and {len(meta.classes) - CLASSES_SHOWN:,} more, see config.json" if len(meta.classes) > CLASSES_SHOWN else ""
+    )
     training = [f"- {key}: {value}" for key, value in _training(meta, summary).items() if value]
     parts = [
         _front_matter(meta, name, licence, recipe, scores),
@@ -150,7 +167,9 @@ def _training(meta: ModelMeta, summary: dict[str, Any]) -> dict[str, str]:
         "recipe": _code(str(origin["recipe"])) if origin.get("recipe") else "",
         "optimizer steps": f"{summary['steps']:,}" if summary.get("steps") else "",
         "training time": f"{summary['train_s']:,.0f} s" if summary.get("train_s") else "",
-        "hardware": f"{summary['device']}, {summary.get('precision', '')}".rstrip(", ") if summary.get("device") else "",
+        "hardware": f"{summary['device']}, {summary.get('precision', '')}".rstrip(", ")
+        if summary.get("device")
+        else "",
         "loss": str(origin.get("loss", "")),
         "seed": str(summary.get("seed", "")),
         "mlpmixer": " ".join(str(origin[k]) for k in ("version", "commit") if origin.get(k)),
@@ -158,7 +177,9 @@ def _training(meta: ModelMeta, summary: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _front_matter(meta: ModelMeta, name: str, licence: str, recipe: Recipe | None, scores: dict[str, dict[str, Any]]) -> str:
+def _front_matter(
+    meta: ModelMeta, name: str, licence: str, recipe: Recipe | None, scores: dict[str, dict[str, Any]]
+) -> str:
     """What the Hub reads, as YAML; JSON is YAML."""
     repo = _data_repo(recipe)
     data = str(meta.provenance.get("data") or "")
@@ -179,7 +200,9 @@ def _front_matter(meta: ModelMeta, name: str, licence: str, recipe: Recipe | Non
         **({"datasets": [repo]} if repo else {}),
         **({"model-index": [{"name": name, "results": results}]} if results else {}),
     }
-    return "\n".join(["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()), "---"])
+    return "\n".join(
+        ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()), "---"]
+    )
 
 
 def _data_repo(recipe: Recipe | None) -> str:
@@ -201,7 +224,15 @@ def _table(scores: dict[str, dict[str, Any]]) -> str:
     used = [c for c in columns if any(score.get(c) is not None for score in scores.values())]
 
     def cell(column: str, value: Any) -> str:
-        return "" if value is None else f"{value:,}" if column == "n" else f"{100 * value:.2f} %" if "top" in column else f"{value:.4f}"
+        return (
+            ""
+            if value is None
+            else f"{value:,}"
+            if column == "n"
+            else f"{100 * value:.2f} %"
+            if "top" in column
+            else f"{value:.4f}"
+        )
 
     rows = [["split", *(columns[c] for c in used)], ["---"] * (len(used) + 1)]
     rows += [[split, *(cell(c, score.get(c)) for c in used)] for split, score in scores.items()]

@@ -30,7 +30,8 @@ Size = int | tuple[int, int]
 Head = Literal["keep", "reset", "drop"]
 TIMM_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 EXPECTED = (
-    f"expected a run folder, written by `mlpmixer train` (it holds {MODEL_FILE}), that .safetensors file, an official .npz, "
+    f"expected a run folder, written by `mlpmixer train` (it holds {MODEL_FILE}), that .safetensors file, an official "
+    f".npz, "
     "timm's .safetensors or .pth, hf:owner/name, or a name of `mlpmixer list weights`"
 )
 
@@ -43,7 +44,8 @@ def load_weights(
     image_size: of a foreign file whose patches fill no square, (height, width) in pixels; otherwise the file says it.
     report: receives the progress of a download.
 
-    A foreign file with 1000, 21,843 or 11,221 outputs gets the class names of ImageNet-1k, of Google's ImageNet-21k, or numbers.
+    A foreign file with 1000, 21,843 or 11,221 outputs gets the class names of ImageNet-1k, of Google's ImageNet-21k, or
+    numbers.
     Errors: ValueError (WeightsError, CheckpointError) for what is not there, damaged, or no Mixer.
     """
     name = os.fspath(name)
@@ -72,7 +74,9 @@ def locate(name: str, *, report: Report | None = None) -> Path:
         if (path / MODEL_FILE).is_file():
             return path / MODEL_FILE
         if (path / "recipe.json").is_file():
-            raise ValueError(f"the run in {path} has saved no {MODEL_FILE} yet: let its training finish, then try again")
+            raise ValueError(
+                f"the run in {path} has saved no {MODEL_FILE} yet: let its training finish, then try again"
+            )
         inside = sorted(str(p.parent) for p in path.glob(f"*/{MODEL_FILE}"))
         raise ValueError(f"{path} is no run: {EXPECTED}" + (f"; runs in it: {', '.join(inside[:5])}" if inside else ""))
     if not path.exists():
@@ -95,14 +99,16 @@ def architecture(name: str) -> MixerConfig:
 
 
 def trained_on(name: str) -> str | None:
-    """The data that this package trained the weights at a name, path or address on, "" if they do not say; None: they are of other code."""
+    """The data that this package trained the weights at a name, path or address on, "" if they do not say; None: they
+    are of other code."""
     if name in WEIGHTS or not _is_ours(file := locate(name)):
         return None
     return str(read_meta(file).provenance.get("data", ""))
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether this package wrote the file. A damaged .safetensors counts as ours, whose reader says what is wrong with it."""
+    """Whether this package wrote the file. A damaged .safetensors counts as ours, whose reader says what is wrong with
+    it."""
     if file.suffix != ".safetensors":
         return False
     try:
@@ -142,8 +148,21 @@ def _foreign(file: Path, known: Weights | None, name: str, image_size: Size | No
 
 def _require_same_architecture(found: MixerConfig, wanted: MixerConfig, where: str) -> None:
     """ValueError naming every width, size or count in which the weights at `where` are not what was asked for."""
-    fields = ("image_size", "patch_size", "in_channels", "num_classes", "num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
-    different = [f"{f} {getattr(found, f)} instead of {getattr(wanted, f)}" for f in fields if getattr(found, f) != getattr(wanted, f)]
+    fields = (
+        "image_size",
+        "patch_size",
+        "in_channels",
+        "num_classes",
+        "num_blocks",
+        "hidden_dim",
+        "tokens_mlp_dim",
+        "channels_mlp_dim",
+    )
+    different = [
+        f"{f} {getattr(found, f)} instead of {getattr(wanted, f)}"
+        for f in fields
+        if getattr(found, f) != getattr(wanted, f)
+    ]
     if different:
         raise ValueError(f"the weights in {where} are of another Mixer: {', '.join(different)}")
 
@@ -158,20 +177,25 @@ def create_model(
 ) -> "Mixer":
     """A Mixer in training mode: fresh, or with trained weights.
 
-    model: a name of `mlpmixer list models` ("S/16"), one of `mlpmixer list weights` ("B/16:imagenet21k"), or a MixerConfig.
-    weights: whatever `load_weights` takes. Patch size and widths must be those of `model`; image size, channels and classes are the file's.
+    model: a name of `mlpmixer list models` ("S/16"), one of `mlpmixer list weights` ("B/16:imagenet21k"), or a
+    MixerConfig.
+    weights: whatever `load_weights` takes. Patch size and widths must be those of `model`; image size, channels and
+    classes are the file's.
     head: keep the file's; reset it to zeros, with num_classes outputs; drop it, so that the output is pre_logits.
     fields: of MixerConfig, replaced: num_classes=10, image_size=64. With weights `transfer.adapt_to` brings them about.
     report: receives the progress of a download.
 
-    Errors: ValueError for unknown names and fields, sizes that do not fit together, weights of another architecture, and for a
-    num_classes other than the file's while its head is kept.
+    Errors: ValueError for unknown names and fields, sizes that do not fit together, weights of another architecture,
+    and for a num_classes other than the file's while its head is kept.
     """
     from mlpmixer.models import mixer as fresh
 
     if isinstance(model, str) and model in WEIGHTS:
         if weights is not None:
-            raise ValueError(f"{model} names weights already: leave weights={os.fspath(weights)!r} out, or name the architecture alone")
+            raise ValueError(
+                f"{model} names weights already: leave weights={os.fspath(weights)!r} out, or name the architecture "
+                f"alone"
+            )
         model, weights = WEIGHTS[model].model, model
     base = fresh.configured(model, **fields)
     if weights is None:
@@ -181,25 +205,34 @@ def create_model(
     from mlpmixer.weights.adapt import adapt_to, reset_head
 
     checked(Head, head, "head")
-    oblong = isinstance(model, MixerConfig) and model.grid[0] != model.grid[1]  # a foreign file tells only the number of patches
-    found, meta = load_weights(weights, image_size=base.image_size if oblong and "image_size" not in fields else None, report=report)
+    oblong = (
+        isinstance(model, MixerConfig) and model.grid[0] != model.grid[1]
+    )  # a foreign file tells only the number of patches
+    found, meta = load_weights(
+        weights, image_size=base.image_size if oblong and "image_size" not in fields else None, report=report
+    )
     have = meta.config.num_classes
     asked = fields.get("num_classes", 0 if head == "drop" else have)
     if head == "keep" and asked != have:
         raise ValueError(
-            f"{os.fspath(weights)} has a head of {have} classes, asked for {asked}: say head='reset' for a new head of zeros, "
+            f"{os.fspath(weights)} has a head of {have} classes, asked for {asked}: say head='reset' for a new head of "
+            f"zeros, "
             "or head='drop' for features"
         )
     if head == "drop" and asked:
         raise ValueError(f"head='drop' leaves no head: leave num_classes={asked} out")
-    files_own = {f: getattr(meta.config, f) for f in ("image_size", "in_channels", "activation", "parts") if f not in fields}
+    files_own = {
+        f: getattr(meta.config, f) for f in ("image_size", "in_channels", "activation", "parts") if f not in fields
+    }
     adapted = adapt_to(found, dataclasses.replace(base, **files_own, num_classes=asked))
     if head == "reset":
         reset_head(adapted)
     return adapted.train()
 
 
-def convert(name: str | os.PathLike[str], out: str | os.PathLike[str], *, timm: bool = False, report: Report | None = None) -> list[str]:
+def convert(
+    name: str | os.PathLike[str], out: str | os.PathLike[str], *, timm: bool = False, report: Report | None = None
+) -> list[str]:
     """Write the model behind `name` (see `load_weights`) to the file `out`; returns what that form cannot say.
 
     out: .npz is the official form; .safetensors is ours, or timm's with `timm`.
@@ -212,7 +245,10 @@ def convert(name: str | os.PathLike[str], out: str | os.PathLike[str], *, timm: 
 
     path = Path(out)
     if path.suffix not in (".npz", ".safetensors") or (timm and path.suffix == ".npz"):
-        raise ValueError(f"cannot write {path}: expected FILE.npz (official), FILE.safetensors (ours), or FILE.safetensors with --timm")
+        raise ValueError(
+            f"cannot write {path}: expected FILE.npz (official), FILE.safetensors (ours), or FILE.safetensors with "
+            f"--timm"
+        )
     model, meta = load_weights(name, report=report)
     if path.suffix == ".safetensors" and not timm:
         save_model(path, model, meta)

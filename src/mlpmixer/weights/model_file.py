@@ -45,7 +45,8 @@ class ModelMeta(Config):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write within, which then takes the place of `path`: a crash at any moment leaves the old file or the whole new one.
+    """A file to write within, which then takes the place of `path`: a crash at any moment leaves the old file or the
+    whole new one.
 
     Errors: OSError when the disk is full or read-only.
     """
@@ -94,12 +95,15 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         meta = json.loads(header["__metadata__"]["mlpmixer"])
         end = 8 + length + max((t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"), default=0)
     except (KeyError, TypeError, IndexError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise CheckpointError(f"{path} is not a file that mlpmixer wrote: no readable 'mlpmixer' entry in its header") from e
+        raise CheckpointError(
+            f"{path} is not a file that mlpmixer wrote: no readable 'mlpmixer' entry in its header"
+        ) from e
     if end != size:
         raise CheckpointError(f"{path} is cut off or damaged: {size} bytes where {end} are expected")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} has format {meta.get('format') if isinstance(meta, dict) else meta!r}; this version reads format {FORMAT}"
+            f"{path} has format {meta.get('format') if isinstance(meta, dict) else meta!r}; this version reads format "
+            f"{FORMAT}"
         )
     return meta
 
@@ -149,7 +153,8 @@ def require_mixer(path: str | os.PathLike[str], meta: ModelMeta) -> None:
 
 
 def load_model(path: str | os.PathLike[str], network: "Build | None" = None) -> "tuple[Mixer, ModelMeta]":
-    """The model in evaluation mode, on the CPU, and what travels with it. Strict: names and shapes must fit the stored architecture.
+    """The model in evaluation mode, on the CPU, and what travels with it. Strict: names and shapes must fit the stored
+    architecture.
 
     network: what built it, of another network than a Mixer.
     """
@@ -190,7 +195,8 @@ def last_state(run: Path) -> Path | None:
 
 
 def save_state(run: Path, step: int, tensors: "Mapping[str, Tensor]", meta: Mapping[str, Any]) -> None:
-    """Write the whole training state atomically, then drop the older ones. Errors: OSError, with the older ones left."""
+    """Write the whole training state atomically, then drop the older ones. Errors: OSError, with the older ones
+    left."""
     write_tensors(run / "checkpoints" / f"step-{step:09d}.safetensors", tensors, meta)
     for old in states(run)[STATES_KEPT:]:
         old.unlink(missing_ok=True)

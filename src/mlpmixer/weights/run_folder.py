@@ -71,7 +71,9 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
         dirty = subprocess.run(
             ["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True
         ).stdout.strip()
@@ -81,7 +83,8 @@ def _commit() -> str | None:
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line. Opening it at a step drops the lines after that step, so a resumed run leaves one history."""
+    """metrics.jsonl: one JSON object a line. Opening it at a step drops the lines after that step, so a resumed run
+    leaves one history."""
 
     def __init__(self, path: Path, after_step: int) -> None:
         kept = [line for line in read_metrics(path) if line["step"] <= after_step]

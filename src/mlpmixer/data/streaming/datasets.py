@@ -1,7 +1,9 @@
-"""Data that is streamed: which shards there are, what they hold, and how they are split. The images of val and test are read by index.
+"""Data that is streamed: which shards there are, what they hold, and how they are split. The images of val and test are
+read by index.
 
-DATA is a folder of shards (in it, or in train/, val/, test/), one shard, a pattern like https://host/train-{000..146}.tar, the address of a
-folder with an _info.json, or hf:OWNER/NAME[/FOLDER] with data.stream.
+DATA is a folder of shards (in it, or in train/, val/, test/), one shard, a pattern like
+https://host/train-{000..146}.tar, the address of a folder with an _info.json, or hf:OWNER/NAME[/FOLDER] with
+data.stream.
 """
 
 import hashlib
@@ -35,7 +37,8 @@ Report = download.Report
 
 @dataclass(frozen=True)
 class Labels:
-    """What labels mean: the names of the classes and, where numbers do not count them from 0, the place of each label among them."""
+    """What labels mean: the names of the classes and, where numbers do not count them from 0, the place of each label
+    among them."""
 
     classes: tuple[str, ...]
     places: dict[int | str, int]
@@ -46,7 +49,10 @@ class Labels:
             return -1
         place = self.places.get(label, -1)
         if place < 0:
-            raise ValueError(f"{where} has the label {label!r}, which is none of the {len(self.classes)} classes: {_some(self.classes)}")
+            raise ValueError(
+                f"{where} has the label {label!r}, which is none of the {len(self.classes)} classes: "
+                f"{_some(self.classes)}"
+            )
         return place
 
 
@@ -68,7 +74,8 @@ class StreamedSplits:
 
 @dataclass(frozen=True)
 class _Listing:
-    """Shards by split ("all" when nothing says which), their class names where they are stated, and whether every count is known."""
+    """Shards by split ("all" when nothing says which), their class names where they are stated, and whether every count
+    is known."""
 
     name: str
     shards: dict[str, list[Shard]]
@@ -87,18 +94,23 @@ def is_streamed(data: Data) -> bool:
     return os.path.isfile(path) and path.lower().endswith(".tar")
 
 
-def open_streamed(data: Data, *, cache_dir: str | os.PathLike[str] | None = None, retry: Retry | None = None) -> StreamedSplits:
-    """Find the shards of `data` and count their samples; counts are kept in `cache_dir` (~/.cache/mlpmixer), and so are validation and
-    test shards that lie on a server: only train is streamed.
+def open_streamed(
+    data: Data, *, cache_dir: str | os.PathLike[str] | None = None, retry: Retry | None = None
+) -> StreamedSplits:
+    """Find the shards of `data` and count their samples; counts are kept in `cache_dir` (~/.cache/mlpmixer), and so are
+    validation and test shards that lie on a server: only train is streamed.
 
-    Splits are those that the names of files or folders say. What is lacking of val and test is cut from train by whole shards, drawn by
-    data.split_seed: the share data.val_fraction of them, at least one.
+    Splits are those that the names of files or folders say. What is lacking of val and test is cut from train by whole
+    shards, drawn by data.split_seed: the share data.val_fraction of them, at least one.
 
-    Raises ValueError when there are no shards, too few to cut from, no class names to be found, or labels of no class; ShardError when a
-    shard cannot be read.
+    Raises ValueError when there are no shards, too few to cut from, no class names to be found, or labels of no class;
+    ShardError when a shard cannot be read.
     """
     if data.train_fraction < 1:
-        raise ValueError(f"data.train_fraction={data.train_fraction} picks images by number, and those of shards have none: leave it at 1")
+        raise ValueError(
+            f"data.train_fraction={data.train_fraction} picks images by number, and those of shards have none: leave "
+            f"it at 1"
+        )
     retry = retry or Retry()
     cache = Path(cache_dir) if cache_dir is not None else cache_folder()
     listing = _find(data, retry)
@@ -120,7 +132,9 @@ def open_streamed(data: Data, *, cache_dir: str | os.PathLike[str] | None = None
     train = tuple(Shard(s.address, c.samples) for s, c in zip(shards[TRAIN], found, strict=True) if c.samples)
     if not train:
         raise ValueError(f"{listing.name}: the training shards hold no samples")
-    by_index = {split: _image_set(split, shards[split], labels, cache, notes) for split in (VAL, TEST) if split in shards}
+    by_index = {
+        split: _image_set(split, shards[split], labels, cache, notes) for split in (VAL, TEST) if split in shards
+    }
     if not len(by_index[VAL]):
         raise ValueError(f"{listing.name}: the validation shards hold no labelled images")
     if TEST in by_index and not len(by_index[TEST]):
@@ -129,7 +143,9 @@ def open_streamed(data: Data, *, cache_dir: str | os.PathLike[str] | None = None
     notes.append(f"streamed: {len(train)} training shards with {total:,} images of {len(labels.classes)} classes")
     if not any(s.remote for s in train):
         held = min(data.buffer, total) / total * sum(os.path.getsize(s.address) for s in train)
-        notes.append(f"data.buffer: {min(data.buffer, total):,} images in memory take up to about {held / 2**20:,.0f} MiB")
+        notes.append(
+            f"data.buffer: {min(data.buffer, total):,} images in memory take up to about {held / 2**20:,.0f} MiB"
+        )
     return StreamedSplits(listing.name, train, labels, by_index[VAL], by_index.get(TEST), tuple(n for n in notes if n))
 
 
@@ -140,7 +156,10 @@ def _cut(shards: dict[str, list[Shard]], split: str, fraction: float, seed: int,
     if len(train) <= wanted:
         if split == TEST:
             return "test: none, too few shards to cut some off"
-        raise ValueError(f"{name} has {len(train)} training shard and no validation shards; streaming takes at least two (--data.stream)")
+        raise ValueError(
+            f"{name} has {len(train)} training shard and no validation shards; streaming takes at least two "
+            f"(--data.stream)"
+        )
     count = min(max(round(len(train) * fraction), 1), len(train) - wanted)
     chosen = set(np.random.default_rng([seed % 2**32, split == VAL]).choice(len(train), count, replace=False).tolist())
     shards[split] = [s for i, s in enumerate(train) if i in chosen]
@@ -182,11 +201,19 @@ def _find(data: Data, retry: Retry) -> _Listing:
             return _from_info(_parsed(file.read(), info), info, path)
     files = _shards_in(path)
     if not files:
-        raise ValueError(f"{readable(name)} holds no shards (data.stream): expected .tar or .parquet files in it, or in train/ and val/")
+        raise ValueError(
+            f"{readable(name)} holds no shards (data.stream): expected .tar or .parquet files in it, or in train/ and "
+            f"val/"
+        )
     require_all_shards(files)
     names = os.path.join(path, "classes.txt")
     classes = _class_list(names) if os.path.isfile(names) else None
-    return _listing(readable(os.path.basename(os.path.abspath(path))), files, classes, f"from {len(files)} shards in {readable(path)}")
+    return _listing(
+        readable(os.path.basename(os.path.abspath(path))),
+        files,
+        classes,
+        f"from {len(files)} shards in {readable(path)}",
+    )
 
 
 def _is_pattern(name: str) -> bool:
@@ -196,10 +223,18 @@ def _is_pattern(name: str) -> bool:
 def _expanded(pattern: str) -> list[str]:
     """a-{08..10}.tar -> a-08.tar, a-09.tar, a-10.tar"""
     parts = re.split(r"\{(\d+)\.\.(\d+)\}", pattern)
-    choices = [[f"{n:0{len(low)}d}" for n in range(int(low), int(high) + 1)] for low, high in zip(parts[1::3], parts[2::3], strict=True)]
+    choices = [
+        [f"{n:0{len(low)}d}" for n in range(int(low), int(high) + 1)]
+        for low, high in zip(parts[1::3], parts[2::3], strict=True)
+    ]
     if not all(choices):
-        raise ValueError(f"{pattern} names no shards: a range goes from the lower to the higher number, such as {{000..146}}")
-    return ["".join(itertools.chain(*itertools.zip_longest(parts[::3], chosen, fillvalue=""))) for chosen in itertools.product(*choices)]
+        raise ValueError(
+            f"{pattern} names no shards: a range goes from the lower to the higher number, such as {{000..146}}"
+        )
+    return [
+        "".join(itertools.chain(*itertools.zip_longest(parts[::3], chosen, fillvalue="")))
+        for chosen in itertools.product(*choices)
+    ]
 
 
 def _shards_in(folder: str) -> list[str]:
@@ -227,7 +262,8 @@ def _read_info(address: str, retry: Retry) -> dict[str, Any]:
             return _parsed(response.read().decode("utf-8"), address)
     except (URLError, OSError, UnicodeDecodeError) as e:
         raise ValueError(
-            f"{address} could not be read ({getattr(e, 'reason', e)}). A server's folder cannot be listed: expected an {INFO} in it that "
+            f"{address} could not be read ({getattr(e, 'reason', e)}). A server's folder cannot be listed: expected an "
+            f"{INFO} in it that "
             "names the shards, or a pattern such as https://HOST/train-{000..146}.tar"
         ) from e
 
@@ -236,10 +272,14 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
     try:
         info: dict[str, Any] = json.loads(text)
         for split in info["splits"].values():
-            if len(split["filenames"]) != len(split["shard_lengths"]) or not all(isinstance(n, int) for n in split["shard_lengths"]):
+            if len(split["filenames"]) != len(split["shard_lengths"]) or not all(
+                isinstance(n, int) for n in split["shard_lengths"]
+            ):
                 raise ValueError("a number in shard_lengths for each of filenames")
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{where}: expected {{'splits': {{NAME: {{'filenames': [...], 'shard_lengths': [...]}}}}}}, got {e}") from e
+        raise ValueError(
+            f"{where}: expected {{'splits': {{NAME: {{'filenames': [...], 'shard_lengths': [...]}}}}}}, got {e}"
+        ) from e
     return info
 
 
@@ -275,9 +315,13 @@ def _on_the_hub(repo: str) -> _Listing:
     files = sorted(f for f in files if f.startswith(f"{folder}/" if folder else ""))
     folders = sorted({os.path.dirname(f) for f in files if not split_of(f"{os.path.dirname(f)}/x")})
     if not files:
-        raise ValueError(f"hf:{repo} has no .parquet or .tar files to stream; without --data.stream it is loaded as a whole")
+        raise ValueError(
+            f"hf:{repo} has no .parquet or .tar files to stream; without --data.stream it is loaded as a whole"
+        )
     if len(folders) > 1:
-        raise ValueError(f"hf:{repo} holds several data sets; pass one of {_some([f'hf:{owner_name}/{f}' for f in folders if f])}")
+        raise ValueError(
+            f"hf:{repo} holds several data sets; pass one of {_some([f'hf:{owner_name}/{f}' for f in folders if f])}"
+        )
     require_all_shards(files)
     root = f"hf://datasets/{owner_name}@{info.sha}"
     return _listing(
@@ -295,7 +339,11 @@ def _named_in_card(card: Any) -> tuple[str, ...] | None:
     for info in infos if isinstance(infos, list) else [infos]:
         for feature in info.get("features") or []:
             kind = feature.get("dtype")
-            if feature.get("name") in ("label", "labels", "fine_label") and isinstance(kind, dict) and "class_label" in kind:
+            if (
+                feature.get("name") in ("label", "labels", "fine_label")
+                and isinstance(kind, dict)
+                and "class_label" in kind
+            ):
                 names = kind["class_label"].get("names") or {}
                 found.add(tuple(names[k] for k in sorted(names, key=int)) if isinstance(names, dict) else tuple(names))
     return found.pop() if len(found) == 1 else None
@@ -304,7 +352,9 @@ def _named_in_card(card: Any) -> tuple[str, ...] | None:
 # ---- what they hold
 
 
-def _contents(shards: Sequence[Shard], classes_known: bool, cache: Path, name: str, retry: Retry) -> tuple[list[Contents], list[str]]:
+def _contents(
+    shards: Sequence[Shard], classes_known: bool, cache: Path, name: str, retry: Retry
+) -> tuple[list[Contents], list[str]]:
     """Of each shard, from its listing or the cache where that is enough, else counted now and kept; and notes."""
     file = cache / "shards" / f"{hashlib.sha256(shards[0].address.encode()).hexdigest()[:16]}.json"
     try:
@@ -354,10 +404,15 @@ def _class_list(given: str) -> tuple[str, ...]:
     try:
         names = Path(given).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"data.classes {given!r} is neither a number of classes nor a file with the name of a class a line: {e}") from e
+        raise ValueError(
+            f"data.classes {given!r} is neither a number of classes nor a file with the name of a class a line: {e}"
+        ) from e
     names = [n.strip() for n in names if n.strip()]
     if len(names) < 2 or len(set(names)) < len(names):
-        raise ValueError(f"{given} holds {len(names)} names, {len(set(names))} of them different; expected two classes or more, each once")
+        raise ValueError(
+            f"{given} holds {len(names)} names, {len(set(names))} of them different; expected two classes or more, "
+            f"each once"
+        )
     return tuple(names)
 
 
@@ -398,5 +453,7 @@ def _local(shard: Shard, cache: Path) -> str:
         try:
             return str(hub.hf_hub_download(owner_name, file, repo_type="dataset", revision=revision))
         except Exception as e:  # as above
-            raise ShardError(f"{shard.address} could not be fetched: {str(e).strip().partition(chr(10))[0] or type(e).__name__}") from e
+            raise ShardError(
+                f"{shard.address} could not be fetched: {str(e).strip().partition(chr(10))[0] or type(e).__name__}"
+            ) from e
     return str(download.fetch(shard.address, cache_dir=cache))

@@ -1,4 +1,5 @@
-"""A file on a web server, read where it lies: what follows comes over one connection, a jump opens another there (HTTP Range)."""
+"""A file on a web server, read where it lies: what follows comes over one connection, a jump opens another there (HTTP
+Range)."""
 
 import io
 import re
@@ -76,7 +77,8 @@ def _of_the_hub(work: Callable[[], Any]) -> Any:
 
 
 class RemoteFile(io.RawIOBase):
-    """The bytes behind an http or https address; seekable, read-only. OSError says what went wrong, Refused that it will stay so."""
+    """The bytes behind an http or https address; seekable, read-only. OSError says what went wrong, Refused that it
+    will stay so."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self.url, self.timeout_s = url, timeout_s

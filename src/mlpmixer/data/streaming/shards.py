@@ -1,6 +1,8 @@
-"""Shards: many labelled images in one file, a WebDataset tar or a Parquet file as on the Hugging Face Hub, read from any row on.
+"""Shards: many labelled images in one file, a WebDataset tar or a Parquet file as on the Hugging Face Hub, read from
+any row on.
 
-tar: files of one name make a sample, KEY.jpg (or .png, .webp, ...) with KEY.cls (class number or name) or KEY.json ({"label": ...}).
+tar: files of one name make a sample, KEY.jpg (or .png, .webp, ...) with KEY.cls (class number or name) or KEY.json
+({"label": ...}).
 Parquet: a column image or img (struct(bytes, path) or bytes) and a column label, fine_label or labels (number or text).
 """
 
@@ -46,7 +48,8 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """Where it is (a path, https://..., hf://datasets/OWNER/NAME@REVISION/FILE), and how many samples it is said to hold."""
+    """Where it is (a path, https://..., hf://datasets/OWNER/NAME@REVISION/FILE), and how many samples it is said to
+    hold."""
 
     address: str
     samples: int = 0
@@ -82,12 +85,17 @@ class Contents:
 
 
 def read_rows(shard: Shard, first: int, last: int, retry: Retry) -> Iterator[Sample]:
-    """Samples first..last-1 of a shard. A broken connection is opened again where it stopped. ShardError when it cannot be read on."""
+    """Samples first..last-1 of a shard. A broken connection is opened again where it stopped. ShardError when it cannot
+    be read on."""
     row, known, in_vain = first, (0, 0), 0  # known: sample number known[0] begins at byte known[1]
     while row < last:
         try:
             with shard.open(retry.timeout_s) as file:
-                rows = _tar_rows(shard, file, row, last, known) if shard.kind == "tar" else _parquet_rows(shard, file, row, last)
+                rows = (
+                    _tar_rows(shard, file, row, last, known)
+                    if shard.kind == "tar"
+                    else _parquet_rows(shard, file, row, last)
+                )
                 for sample in rows:
                     known, row, in_vain = (row, sample.start), row + 1, 0
                     yield sample
@@ -96,12 +104,14 @@ def read_rows(shard: Shard, first: int, last: int, retry: Retry) -> Iterator[Sam
             _wait_or_give_up(shard, e, in_vain, retry)
         else:
             if row < last:
-                raise ShardError(f"{shard.address} holds {row} samples, expected at least {last}: it is cut short, or has changed")
+                raise ShardError(
+                    f"{shard.address} holds {row} samples, expected at least {last}: it is cut short, or has changed"
+                )
 
 
 def look_into(shard: Shard, retry: Retry) -> Contents:
-    """Count the samples. Of a Parquet file only the end is read, and the labels where it does not name the classes; of a tar on a
-    server everything, of a local one the names of the files and the labels."""
+    """Count the samples. Of a Parquet file only the end is read, and the labels where it does not name the classes; of
+    a tar on a server everything, of a local one the names of the files and the labels."""
     in_vain = 0
     while True:
         try:
@@ -124,7 +134,9 @@ def _failures() -> tuple[type[Exception], ...]:
 def _wait_or_give_up(shard: Shard, error: Exception, in_vain: int, retry: Retry) -> None:
     """Only what comes over a network is tried again: a broken file stays broken."""
     if not shard.remote or isinstance(error, Refused | FileNotFoundError) or in_vain >= retry.attempts:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip().partition("\n")[0]
+        reason = (
+            error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip().partition("\n")[0]
+        )
         tried = f" (tried {in_vain} times)" if in_vain > 1 else ""
         raise ShardError(f"{shard.address} cannot be read: {reason or type(error).__name__}{tried}") from error
     time.sleep(retry.backoff_s * 2 ** (in_vain - 1))
@@ -143,7 +155,8 @@ class _Group(NamedTuple):
 
 
 def _groups(file: IO[bytes], number: int, start: int, wanted: Callable[[int, str], bool]) -> Iterator[_Group]:
-    """The samples of a tar from byte `start` on, where sample `number` begins; wanted(number, suffix): shall its bytes be read?"""
+    """The samples of a tar from byte `start` on, where sample `number` begins; wanted(number, suffix): shall its bytes
+    be read?"""
     file.seek(start)
     group: _Group | None = None
     with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -233,7 +246,8 @@ def _parquet(shard: Shard, file: IO[bytes] | str) -> tuple[Any, str, str]:
     image, label = (next((c for c in columns if c in names), None) for columns in (IMAGE_COLUMNS, LABEL_COLUMNS))
     if image is None or label is None:
         raise ShardError(
-            f"{shard.address}: expected a column {' or '.join(IMAGE_COLUMNS)} and a column {' or '.join(LABEL_COLUMNS)}, "
+            f"{shard.address}: expected a column {' or '.join(IMAGE_COLUMNS)} and a column "
+            f"{' or '.join(LABEL_COLUMNS)}, "
             f"found {', '.join(names)}"
         )
     return parquet, image, label
@@ -267,7 +281,11 @@ def _parquet_rows(shard: Shard, file: IO[bytes], first: int, last: int) -> Itera
 def _look_into_parquet(shard: Shard, file: IO[bytes]) -> Contents:
     parquet, _, label = _parquet(shard, file)
     names = class_names(parquet.schema_arrow, label)
-    labels = () if names else _sorted_labels(set(parquet.read(columns=[label], use_threads=False)[label].unique().to_pylist()))
+    labels = (
+        ()
+        if names
+        else _sorted_labels(set(parquet.read(columns=[label], use_threads=False)[label].unique().to_pylist()))
+    )
     return Contents(parquet.metadata.num_rows, tuple(names) if names else None, labels)
 
 
@@ -319,7 +337,8 @@ class ParquetImages(Lazy[Source]):
 
 
 def images_on_disk(shard: Shard) -> tuple[list[str], list[Label], Sequence[Source]]:
-    """(names, labels, sources) of all samples of a local shard; only names and labels are read now. ShardError as in `read_rows`."""
+    """(names, labels, sources) of all samples of a local shard; only names and labels are read now. ShardError as in
+    `read_rows`."""
     try:
         if shard.kind == "parquet":
             parquet, _, label = _parquet(shard, shard.address)
@@ -339,10 +358,12 @@ def images_on_disk(shard: Shard) -> tuple[list[str], list[Label], Sequence[Sourc
 def write_shards(
     sets: dict[str, ImageSet], out: str | os.PathLike[str], *, kind: Kind = "tar", per_shard: int = 1000, seed: int = 0
 ) -> tuple[dict[str, list[int]], list[tuple[str, str]]]:
-    """Write sets of the same classes, each in an order drawn from `seed`, to OUT/SPLIT-*.tar or .parquet, with OUT/_info.json beside them.
+    """Write sets of the same classes, each in an order drawn from `seed`, to OUT/SPLIT-*.tar or .parquet, with
+    OUT/_info.json beside them.
 
-    Files and bytes are copied as they are, arrays become PNG. Returns the samples of each shard by split, and (name, reason) of the
-    images that cannot be opened and are left out. ValueError when `out` holds something already or `per_shard` is not positive.
+    Files and bytes are copied as they are, arrays become PNG. Returns the samples of each shard by split, and (name,
+    reason) of the images that cannot be opened and are left out. ValueError when `out` holds something already or
+    `per_shard` is not positive.
     """
     if per_shard < 1:
         raise ValueError(f"a shard needs at least 1 image, got per_shard={per_shard}")
@@ -371,7 +392,10 @@ def write_shards(
             names.setdefault(split, []).append(name)
     info = {
         "classes": classes,
-        "splits": {s: {"name": s, "num_samples": sum(counts[s]), "filenames": names[s], "shard_lengths": counts[s]} for s in counts},
+        "splits": {
+            s: {"name": s, "num_samples": sum(counts[s]), "filenames": names[s], "shard_lengths": counts[s]}
+            for s in counts
+        },
     }
     with open(os.path.join(out, "_info.json"), "w", encoding="utf-8") as file:
         json.dump(info, file, indent=1)
@@ -410,7 +434,9 @@ def _write_parquet(path: str, rows: Sequence[Row], classes: Sequence[str]) -> No
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     table = pa.table(
         {
-            "image": pa.array([{"bytes": content, "path": f"{key}.{suffix}"} for key, suffix, content, _ in rows], kind),
+            "image": pa.array(
+                [{"bytes": content, "path": f"{key}.{suffix}"} for key, suffix, content, _ in rows], kind
+            ),
             "label": pa.array([label for *_, label in rows], pa.int64()),
         }
     ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})

@@ -1,4 +1,5 @@
-"""A folder that classifies with onnxruntime, numpy and pillow alone: the model, its class names, a program, a Dockerfile, a README."""
+"""A folder that classifies with onnxruntime, numpy and pillow alone: the model, its class names, a program, a
+Dockerfile, a README."""
 
 import json
 import shutil
@@ -138,7 +139,11 @@ print(model.predict("photo.jpg"))  # [(class, probability), ...]
 def described(job: Job) -> str:
     """A sentence: what network it is, for which classes, and what exported it."""
     meta = job.meta
-    kind = f"A network of its own kind, {meta.network}" if meta.network else f"An MLP-Mixer of {count_params(meta.config):,} parameters"
+    kind = (
+        f"A network of its own kind, {meta.network}"
+        if meta.network
+        else f"An MLP-Mixer of {count_params(meta.config):,} parameters"
+    )
     shown = ", ".join(meta.classes[:20]) + (f" and {len(meta.classes) - 20:,} more" if len(meta.classes) > 20 else "")
     return f"{kind} for {len(meta.classes):,} classes ({shown}), exported by mlpmixer {job.made['mlpmixer']}."
 
@@ -164,6 +169,8 @@ def measured(job: Job, checked: Checked) -> str:
 def origin(meta: ModelMeta) -> str:
     """A line: where the model comes from, and its licence."""
     provenance = meta.provenance
-    known = ", ".join(f"{key} {provenance[key]}" for key in ("recipe", "data", "weights", "source", "date") if provenance.get(key))
+    known = ", ".join(
+        f"{key} {provenance[key]}" for key in ("recipe", "data", "weights", "source", "date") if provenance.get(key)
+    )
     licence = provenance.get("licence") or "none is stated"
     return f"Origin: {known or 'nothing is recorded with the model'}. Licence of the model: {licence}."

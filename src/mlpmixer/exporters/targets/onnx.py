@@ -1,4 +1,5 @@
-"""One .onnx file, through torch.onnx: operations of the standard alone, and all that belongs to the model in its metadata."""
+"""One .onnx file, through torch.onnx: operations of the standard alone, and all that belongs to the model in its
+metadata."""
 
 import ast
 import logging
@@ -86,13 +87,24 @@ def _save(model: "onnx.ModelProto", job: Job, path: Path) -> None:
 def _without_traces(model: "onnx.ModelProto") -> None:
     """torch.onnx keeps for each operation the lines of Python it comes from, with the paths of this machine.
 
-    The module of the network stays, as the first part of a node's name: network.blocks.0.token_mixing.fc1/node_MatMul_12.
+    The module of the network stays, as the first part of a node's name:
+    network.blocks.0.token_mixing.fc1/node_MatMul_12.
     """
     graph = model.graph
     for node in graph.node:
-        scopes = [ast.literal_eval(entry.value) for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"]
+        scopes = [
+            ast.literal_eval(entry.value) for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"
+        ]
         module = scopes[0][-2] if scopes and len(scopes[0]) > 1 else ""
         node.name = f"{module}/{node.name}" if module else node.name
-    for thing in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info, *model.functions):
+    for thing in (
+        graph,
+        *graph.node,
+        *graph.initializer,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *model.functions,
+    ):
         del thing.metadata_props[:]
         thing.doc_string = ""

@@ -1,4 +1,5 @@
-"""OpenVINO's own form, an .xml and its weights in a .bin, made from the .onnx file that `to_onnx` writes: one graph, two runtimes."""
+"""OpenVINO's own form, an .xml and its weights in a .bin, made from the .onnx file that `to_onnx` writes: one graph,
+two runtimes."""
 
 from pathlib import Path
 from xml.etree import ElementTree

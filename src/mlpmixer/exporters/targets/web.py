@@ -1,4 +1,5 @@
-"""A folder with a page that classifies in the browser, by onnxruntime-web: nothing but files, for any server of files."""
+"""A folder with a page that classifies in the browser, by onnxruntime-web: nothing but files, for any server of
+files."""
 
 import base64
 import hashlib
@@ -17,7 +18,8 @@ SCRIPTS = ("'self'", "'wasm-unsafe-eval'")  # the runtime's script, and that it 
 
 
 def require(job: Job) -> None:
-    """ValueError for a model whose preprocessing the page does not have, and when packages, the runtime or npm are missing."""
+    """ValueError for a model whose preprocessing the page does not have, and when packages, the runtime or npm are
+    missing."""
     require_program(job.meta, "the page")
     require_fit(job.meta.preprocess, "the page")
     onnx.require(job)

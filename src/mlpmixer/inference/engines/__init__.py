@@ -1,4 +1,5 @@
-"""What computes an exported model: one file for each engine, one table of them. An engine is imported when it opens a file.
+"""What computes an exported model: one file for each engine, one table of them. An engine is imported when it opens a
+file.
 
 `exported.open_export` opens a file with one of them; another engine is another entry of ENGINES.
 """
@@ -39,8 +40,8 @@ class Engine:
     package: str
     """What pip installs it by."""
     open: Callable[[Path, Precision, int, int], Session]
-    """A file that exists, a precision of these, streams, threads of each (0: as it chooses). ValueError for what is known to go wrong;
-    whatever else is raised is the engine's word that it cannot open the file."""
+    """A file that exists, a precision of these, streams, threads of each (0: as it chooses). ValueError for what is
+    known to go wrong; whatever else is raised is the engine's word that it cannot open the file."""
 
 
 ENGINES: Registry[Engine] = Registry("engine")
@@ -71,11 +72,14 @@ def installed(name: str) -> str | None:
         return None
 
 
-def open_session(file: Path, engine: str | None, precision: Precision, streams: int, threads: int) -> tuple[Session, Runtime]:
-    """The graph in a file that exists, in `engine`; None: in the one that is there for such files. threads: as of `threads_each`.
+def open_session(
+    file: Path, engine: str | None, precision: Precision, streams: int, threads: int
+) -> tuple[Session, Runtime]:
+    """The graph in a file that exists, in `engine`; None: in the one that is there for such files. threads: as of
+    `threads_each`.
 
-    Errors: ValueError for an unknown engine, one that does not open such files or compute so, one that is not installed, and for a file
-    that it cannot open.
+    Errors: ValueError for an unknown engine, one that does not open such files or compute so, one that is not
+    installed, and for a file that it cannot open.
     """
     able = engines_for(file)
     if not able:
@@ -94,7 +98,9 @@ def open_session(file: Path, engine: str | None, precision: Precision, streams: 
     except ValueError:
         raise
     except ModuleNotFoundError as e:
-        lacking = f'{file} is computed by {name}, which is not installed (no {e.name} here): pip install "{chosen.package}"'
+        lacking = (
+            f'{file} is computed by {name}, which is not installed (no {e.name} here): pip install "{chosen.package}"'
+        )
         raise ValueError(lacking) from None
     except Exception as e:  # the engines' own errors have no common class
         raise ValueError(f"{name} cannot open {file}: {reason(e)}") from e
@@ -102,7 +108,8 @@ def open_session(file: Path, engine: str | None, precision: Precision, streams: 
 
 
 def threads_each(streams: int, threads: int) -> int:
-    """Of each of several streams: `threads`, or with 0 their share of the cores; of one with 0 what the engine chooses, 0.
+    """Of each of several streams: `threads`, or with 0 their share of the cores; of one with 0 what the engine chooses,
+    0.
 
     Errors: ValueError for numbers that cannot be.
     """

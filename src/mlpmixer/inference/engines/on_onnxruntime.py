@@ -14,7 +14,8 @@ from mlpmixer.inference.engines.session import Precision, Session, Value
 
 
 def open_file(file: Path, precision: Precision, streams: int, threads: int) -> Session:
-    """It has as many streams as there are callers: each computes itself, and all share the other threads of the session."""
+    """It has as many streams as there are callers: each computes itself, and all share the other threads of the
+    session."""
     others = streams * (threads - 1)
     session = onnx_model.open_session(os.fspath(file), others + 1 if threads else 0)
     import onnxruntime

@@ -12,24 +12,34 @@ from mlpmixer.data.images import Pixels
 from mlpmixer.inference.engines.session import Precision, Session, Value
 from mlpmixer.inference.onnx_model import KEY
 
-PLACE = ("framework", KEY)  # where OpenVINO keeps what metadata_props of an ONNX file say, also in the rt_info of an .xml
+PLACE = (
+    "framework",
+    KEY,
+)  # where OpenVINO keeps what metadata_props of an ONNX file say, also in the rt_info of an .xml
 HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def open_file(file: Path, precision: Precision, streams: int, threads: int) -> Session:
-    """Errors: ValueError for an .xml without weights or of another kind, and for bfloat16 where the processor has none."""
+    """Errors: ValueError for an .xml without weights or of another kind, and for bfloat16 where the processor has
+    none."""
     weights = file.with_suffix(".bin") if file.suffix == ".xml" else None
     if weights:
         with open(file, "rb") as f:
             if b"<net" not in f.read(1000):  # OpenVINO would try all its readers, which print what they think of it
                 raise ValueError(f"{file} is no model of OpenVINO: expected an .xml that begins with <net")
         if not weights.is_file():
-            raise ValueError(f"{weights} does not exist: an .xml keeps its weights in the .bin of the same name; the two belong together")
+            raise ValueError(
+                f"{weights} does not exist: an .xml keeps its weights in the .bin of the same name; the two belong "
+                f"together"
+            )
     openvino = import_openvino()
     core = openvino.Core()
-    core.set_property({"ENABLE_MMAP": False})  # a file that is overwritten later must not change, or end, what was read from it
+    core.set_property(
+        {"ENABLE_MMAP": False}
+    )  # a file that is overwritten later must not change, or end, what was read from it
     model = core.read_model(file)
-    # by itself it computes in bfloat16 where the processor can, and leaves a wish for bfloat16 unfulfilled where it cannot
+    # by itself it computes in bfloat16 where the processor can, and leaves a wish for bfloat16 unfulfilled where it
+    # cannot
     if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ValueError("this processor has no bfloat16 that OpenVINO would use: take float32")
     config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[precision]}
@@ -61,7 +71,8 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
 
 
 def import_openvino() -> Any:
-    """The package without its telemetry: it would report each import over the network, and keep a number of this user in their home."""
+    """The package without its telemetry: it would report each import over the network, and keep a number of this user
+    in their home."""
     telemetry = "openvino_telemetry"
     absent = telemetry not in sys.modules
     if absent:

@@ -32,7 +32,9 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
     signature = program.graph_signature
     known = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
     names = program.call_spec.out_spec.context if program.call_spec.out_spec else None
-    if not isinstance(names, list) or len(names) != len(signature.user_outputs):  # not a dict of outputs, so none of ours
+    if not isinstance(names, list) or len(names) != len(
+        signature.user_outputs
+    ):  # not a dict of outputs, so none of ours
         names = [str(name) for name in signature.user_outputs]
 
     def compute(images: Pixels, outputs: Sequence[str]) -> list[NDArray[Any]]:
@@ -53,7 +55,8 @@ _threads = threading.Lock()
 
 
 def prepare(streams: int, threads: int) -> None:
-    """For several streams torch keeps to their number of threads from now on, in the whole process: within `computing` nothing changes."""
+    """For several streams torch keeps to their number of threads from now on, in the whole process: within `computing`
+    nothing changes."""
     import torch
 
     if streams > 1:
@@ -62,7 +65,8 @@ def prepare(streams: int, threads: int) -> None:
 
 @contextmanager
 def computing(device: str, precision: Precision, threads: int) -> Iterator[None]:
-    """torch's operations within, in `precision` (bfloat16 is autocast) and on so many threads (0: as they are), which are the process's."""
+    """torch's operations within, in `precision` (bfloat16 is autocast) and on so many threads (0: as they are), which
+    are the process's."""
     import torch
 
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):

@@ -66,7 +66,7 @@ class Session:
     takes: tuple[Value, ...]
     gives: tuple[Value, ...]
     compute: Callable[[Pixels, Sequence[str]], list[NDArray[Any]]]
-    """The first input -> the outputs of these names. May be called by several threads, of which as many compute at the same time as it has
-    streams; raises whatever the engine raises."""
+    """The first input -> the outputs of these names. May be called by several threads, of which as many compute at the
+    same time as it has streams; raises whatever the engine raises."""
     weights: Path | None = None
     """The file beside it that it cannot do without."""

@@ -1,6 +1,8 @@
-"""The one seam behind which a faster implementation of a Mixer block lives: on a CPU, products by oneDNN or our own, compiled code between.
+"""The one seam behind which a faster implementation of a Mixer block lives: on a CPU, products by oneDNN or our own,
+compiled code between.
 
-`model.MixerBlock` says what is computed; tests hold the two equal, forward and backward. GPUs have torch.compile instead.
+`model.MixerBlock` says what is computed; tests hold the two equal, forward and backward. GPUs have torch.compile
+instead.
 """
 
 import copy
@@ -27,7 +29,9 @@ class FastBlock(MixerBlock):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype not in DTYPES or x.device.type != "cpu":
             return super().forward(x)
-        keep = [k.float().flatten() for k in (self.kept(x), self.kept(x)) if k is not None]  # drawn in the order of the plain block
+        keep = [
+            k.float().flatten() for k in (self.kept(x), self.kept(x)) if k is not None
+        ]  # drawn in the order of the plain block
         erf, x = self.token_mixing.approximate == "none", x.contiguous()
         with torch.autocast("cpu", enabled=False):
             if not keep and not torch.is_grad_enabled():
@@ -38,7 +42,11 @@ class FastBlock(MixerBlock):
     def weights(self) -> list[Tensor]:
         """gamma1, beta1, W1, b1, W2, b2, gamma2, beta2, W3, b3, W4, b4."""
         mixers = ((self.norm1, self.token_mixing), (self.norm2, self.channel_mixing))
-        return [p for norm, mlp in mixers for p in (norm.weight, norm.bias, weight(mlp.fc1), mlp.fc1.bias, weight(mlp.fc2), mlp.fc2.bias)]
+        return [
+            p
+            for norm, mlp in mixers
+            for p in (norm.weight, norm.bias, weight(mlp.fc1), mlp.fc1.bias, weight(mlp.fc2), mlp.fc2.bias)
+        ]
 
     def operands(self, dtype: torch.dtype) -> list[Tensor]:
         """The same as `infer` takes them: matrices and their biases in `dtype`."""
@@ -47,7 +55,8 @@ class FastBlock(MixerBlock):
 
 
 class InferenceBlock(FastBlock):
-    """A FastBlock that keeps its matrices as `infer` takes them for the next call, as long as they stay what they are."""
+    """A FastBlock that keeps its matrices as `infer` takes them for the next call, as long as they stay what they
+    are."""
 
     converted: tuple[object, list[Tensor]] | None = None
 
@@ -89,10 +98,11 @@ def why_not(model: Mixer, dtypes: Sequence[torch.dtype] = DTYPES) -> str:
 
 
 def install(model: Mixer) -> None:
-    """Let the blocks of `model` run on compiled kernels on a CPU, in place: the same function and parameters, sooner. See `why_not`.
+    """Let the blocks of `model` run on compiled kernels on a CPU, in place: the same function and parameters, sooner.
+    See `why_not`.
 
-    Also lets this process keep the memory that it frees, up to 1 GiB: a step frees and takes the same large tensors again, and the system
-    would clear every page of them anew (a fifth of the step of a small model).
+    Also lets this process keep the memory that it frees, up to 1 GiB: a step frees and takes the same large tensors
+    again, and the system would clear every page of them anew (a fifth of the step of a small model).
     """
     for block in model.blocks:
         block.__class__ = FastBlock
@@ -102,7 +112,8 @@ def install(model: Mixer) -> None:
 
 
 def for_inference(model: Mixer) -> Mixer:
-    """The same network on compiled kernels, for evaluation on a CPU: a copy of its modules that shares all parameters. See `why_not`."""
+    """The same network on compiled kernels, for evaluation on a CPU: a copy of its modules that shares all parameters.
+    See `why_not`."""
     copied = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}).eval()
     for block in copied.blocks:
         block.__class__ = InferenceBlock
@@ -111,7 +122,9 @@ def for_inference(model: Mixer) -> Mixer:
 
 def portion(cfg: MixerConfig) -> int:
     """Images at a time that keep what lies between two products near the processor, for all of torch's threads."""
-    values = max(cfg.num_patches * cfg.channels_mlp_dim, cfg.hidden_dim * cfg.tokens_mlp_dim)  # of a hidden layer, for one image
+    values = max(
+        cfg.num_patches * cfg.channels_mlp_dim, cfg.hidden_dim * cfg.tokens_mlp_dim
+    )  # of a hidden layer, for one image
     return max(torch.get_num_threads() * PORTION // values, 1)
 
 

@@ -2,7 +2,8 @@
 
 For inference in float32 without AVX-512 block.c computes the products, too.
 
-Letters as in mixer.py; D stands for DS or DC, M for rows of a matrix product: B*C for token mixing, B*S for channel mixing.
+Letters as in mixer.py; D stands for DS or DC, M for rows of a matrix product: B*C for token mixing, B*S for channel
+mixing.
 """
 
 import functools
@@ -16,7 +17,8 @@ from mlpmixer.models.kernels.native import call
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a (M, K) @ b (K, N) + bias (N). In float32 by oneDNN: torch's default is MKL, which leaves AVX-512 unused on an AMD CPU."""
+    """a (M, K) @ b (K, N) + bias (N). In float32 by oneDNN: torch's default is MKL, which leaves AVX-512 unused on an
+    AMD CPU."""
     if a.dtype == torch.float32:
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(a, b.T, bias, "none", [], ""))
     return a @ b if bias is None else torch.addmm(bias, a, b)
@@ -50,7 +52,8 @@ def fuses() -> bool:
 
 
 def packs(dtype: torch.dtype) -> bool:
-    """Whether `infer` takes its matrices packed and computes its products itself, which is 1.1 to 1.3 times as fast on AVX2."""
+    """Whether `infer` takes its matrices packed and computes its products itself, which is 1.1 to 1.3 times as fast on
+    AVX2."""
     return dtype == torch.float32 and can("avx2") and not fuses()
 
 
@@ -74,7 +77,8 @@ def infer(
     x: Tensor, erf: bool, gamma1: Tensor, beta1: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
     gamma2: Tensor, beta2: Tensor, w3: Tensor, b3: Tensor, w4: Tensor, b4: Tensor,
 ) -> Tensor:  # fmt: skip
-    """`Block` without gradients, which keeps nothing. Matrices w and biases b are of x's dtype, matrices packed where `packs` says so."""
+    """`Block` without gradients, which keeps nothing. Matrices w and biases b are of x's dtype, matrices packed where
+    `packs` says so."""
     (b, s, c), dtype = x.shape, x.dtype
     u, (mean, rstd) = torch.empty_like(x), x.new_empty(2, b * s, dtype=torch.float32)
     if packs(dtype):
@@ -84,11 +88,15 @@ def infer(
     columns = x.new_empty(b * c, s)
     call("norm_to_columns", dtype, x, gamma1, beta1, columns, mean, rstd, b, s, c)
     h = hidden(columns, w1, b1, erf)  # (B*C, DS)
-    mixed = torch.ops.mkldnn._linear_pointwise(h, w2, b2, "none", [], "") if fuses() else F.linear(h, w2, b2)  # (B*C, S)
+    mixed = (
+        torch.ops.mkldnn._linear_pointwise(h, w2, b2, "none", [], "") if fuses() else F.linear(h, w2, b2)
+    )  # (B*C, S)
     y = columns.view(b * s, c)  # in memory that is no longer needed
     call("add_columns_and_norm", dtype, x, mixed, None, gamma2, beta2, u, y, mean, rstd, b, s, c)
     h, rows = hidden(y, w3, b3, erf), u.view(b * s, c)  # (B*S, DC)
-    out = torch.ops.mkldnn._linear_pointwise.binary(h, rows, w4, b4, "add") if fuses() else rows.add_(F.linear(h, w4, b4))
+    out = (
+        torch.ops.mkldnn._linear_pointwise.binary(h, rows, w4, b4, "add") if fuses() else rows.add_(F.linear(h, w4, b4))
+    )
     return cast(Tensor, out.view(b, s, c))
 
 
@@ -118,23 +126,48 @@ class Block(torch.autograd.Function):
         branch = product(gelu(hidden2, erf), w4.T, biases[3]).view(b, s, c)
         out = branch.add_(u) if keep2 is None else torch.addcmul(u, branch, keep2.to(dtype)[:, None, None])
         ctx.erf = erf
-        ctx.save_for_backward(x, keep, gamma1, gamma2, *matrices, columns, hidden1, u, y, hidden2, mean1, rstd1, mean2, rstd2)
+        ctx.save_for_backward(
+            x, keep, gamma1, gamma2, *matrices, columns, hidden1, u, y, hidden2, mean1, rstd1, mean2, rstd2
+        )
         return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        x, keep, gamma1, gamma2, w1, w2, w3, w4, columns, hidden1, u, y, hidden2, mean1, rstd1, mean2, rstd2 = ctx.saved_tensors
+        x, keep, gamma1, gamma2, w1, w2, w3, w4, columns, hidden1, u, y, hidden2, mean1, rstd1, mean2, rstd2 = (
+            ctx.saved_tensors
+        )
         (b, s, c), dtype = x.shape, x.dtype
         keep1, keep2 = keep if keep is not None else (None, None)
         g = g.contiguous()
 
         branch = (g if keep2 is None else g * keep2.to(dtype)[:, None, None]).view(b * s, c)
         h, du, db3 = gelu_backward(hidden2, product(branch, w4), ctx.erf)
-        dw4, dw3 = product(branch.T, h), product(y.T, du).T  # rather than du.T y: the narrow matrix first is up to 4 times as fast
+        dw4, dw3 = (
+            product(branch.T, h),
+            product(y.T, du).T,
+        )  # rather than du.T y: the narrow matrix first is up to 4 times as fast
         del h
         dgamma2, dbeta2, db4 = x.new_empty(3, c, dtype=torch.float32)
         g1 = torch.empty_like(x)
-        call("norm_backward", dtype, product(du, w3), 0, u, mean2, rstd2, gamma2, g, keep2, g1, dgamma2, dbeta2, db4, b, s, c)
+        call(
+            "norm_backward",
+            dtype,
+            product(du, w3),
+            0,
+            u,
+            mean2,
+            rstd2,
+            gamma2,
+            g,
+            keep2,
+            g1,
+            dgamma2,
+            dbeta2,
+            db4,
+            b,
+            s,
+            c,
+        )
 
         mixed, db2 = torch.empty_like(columns), x.new_empty(s, dtype=torch.float32)
         call("to_columns", dtype, g1, keep1, mixed, db2, b, s, c)
@@ -143,6 +176,24 @@ class Block(torch.autograd.Function):
         del h
         dgamma1, dbeta1, unused = x.new_empty(3, c, dtype=torch.float32)
         dx = torch.empty_like(x)
-        call("norm_backward", dtype, product(du, w1), 1, x, mean1, rstd1, gamma1, g1, None, dx, dgamma1, dbeta1, unused, b, s, c)
+        call(
+            "norm_backward",
+            dtype,
+            product(du, w1),
+            1,
+            x,
+            mean1,
+            rstd1,
+            gamma1,
+            g1,
+            None,
+            dx,
+            dgamma1,
+            dbeta1,
+            unused,
+            b,
+            s,
+            c,
+        )
         dw1, dw2, dw3, dw4 = (d.float().contiguous() for d in (dw1, dw2, dw3, dw4))
         return dx, None, None, dgamma1, dbeta1, dw1, db1, dw2, db2, dgamma2, dbeta2, dw3, db3, dw4, db4

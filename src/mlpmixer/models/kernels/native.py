@@ -25,11 +25,14 @@ class Unavailable(RuntimeError):
 
 @functools.cache
 def library(dtype: torch.dtype) -> ctypes.CDLL:
-    """The functions of block.c for tensors of `dtype` (float32 or bfloat16). Unavailable without Linux or a C compiler that has OpenMP."""
+    """The functions of block.c for tensors of `dtype` (float32 or bfloat16). Unavailable without Linux or a C compiler
+    that has OpenMP."""
     if sys.platform != "linux":
         raise Unavailable("compiled kernels are for Linux")
     flags = [*FLAGS, *(["-DBFLOAT16"] if dtype == torch.bfloat16 else [])]
-    can = sorted(name for name, there in torch.cpu.get_capabilities().items() if there is True)  # two "AMD EPYC" may share a home
+    can = sorted(
+        name for name, there in torch.cpu.get_capabilities().items() if there is True
+    )  # two "AMD EPYC" may share a home
     what = "\n".join([SOURCE.read_text(encoding="utf-8"), *flags, platform.machine(), cpu_name(), *can])
     try:
         folder = cache_folder() / "kernels"
@@ -49,7 +52,9 @@ def compile_to(path: Path, flags: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         try:
-            subprocess.run(["cc", *flags, str(SOURCE), "-o", str(made), "-lm"], check=True, capture_output=True, text=True)
+            subprocess.run(
+                ["cc", *flags, str(SOURCE), "-o", str(made), "-lm"], check=True, capture_output=True, text=True
+            )
         except FileNotFoundError:
             raise Unavailable("there is no C compiler (cc) here") from None
         except subprocess.CalledProcessError as e:
@@ -61,5 +66,8 @@ def call(name: str, dtype: torch.dtype, *args: Tensor | int | None) -> None:
     """Run a function of block.c; tensors go as pointers and must be contiguous, None as a null pointer."""
     assert all(not isinstance(a, Tensor) or a.is_contiguous() for a in args)
     getattr(library(dtype), name)(
-        *(ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(None if a is None else a.data_ptr()) for a in args)
+        *(
+            ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(None if a is None else a.data_ptr())
+            for a in args
+        )
     )

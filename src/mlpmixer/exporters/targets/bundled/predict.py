@@ -1,4 +1,5 @@
-"""Classify images with the model in this folder: python predict.py photo.jpg more/*.png (needs what requirements.txt names)."""
+"""Classify images with the model in this folder: python predict.py photo.jpg more/*.png (needs what requirements.txt
+names)."""
 
 import argparse
 import hashlib
@@ -7,7 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # numpy's own threads have nothing to do here, and starting them takes a tenth of the time of one image
+if (
+    __name__ == "__main__"
+):  # numpy's own threads have nothing to do here, and starting them takes a tenth of the time of one image
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import onnxruntime
@@ -29,9 +32,13 @@ class Model:
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 pixels (N, height, width, channels), as `pixels` gives them, stacked -> (N, classes) float32."""
-        size = batch if isinstance(batch := self.session.get_inputs()[0].shape[0], int) else max(len(pixels), 1)  # a fixed one is filled up
+        size = (
+            batch if isinstance(batch := self.session.get_inputs()[0].shape[0], int) else max(len(pixels), 1)
+        )  # a fixed one is filled up
         parts = [np.resize(pixels[i : i + size], (size, *pixels.shape[1:])) for i in range(0, len(pixels), size)]
-        return np.concatenate([self.session.run(["probabilities"], {"images": part})[0] for part in parts])[: len(pixels)]
+        return np.concatenate([self.session.run(["probabilities"], {"images": part})[0] for part in parts])[
+            : len(pixels)
+        ]
 
     def predict(self, image: str | Path | Image.Image, top: int = 5) -> list[tuple[str, float]]:
         """The `top` likeliest classes of one image with their probabilities."""
@@ -39,11 +46,14 @@ class Model:
         return [(self.classes[k], float(p[k])) for k in np.argsort(-p, kind="stable")[:top]]
 
     def pixels(self, image: str | Path | Image.Image) -> np.ndarray:
-        """One image of any size and kind -> uint8 pixels (height, width, channels) as the model saw them in training."""
+        """One image of any size and kind -> uint8 pixels (height, width, channels) as the model saw them in
+        training."""
         pre, (height, width) = self.preprocess, self.preprocess["image_size"]
         opened = image if isinstance(image, Image.Image) else Image.open(image)
         if opened.format in ("JPEG", "MPO") and pre["fit"] != "squash":
-            opened.draft(None, (2 * max(height, width), 2 * max(height, width)))  # a large JPEG is decoded at a fraction of its size
+            opened.draft(
+                None, (2 * max(height, width), 2 * max(height, width))
+            )  # a large JPEG is decoded at a fraction of its size
         plain = eight_bit(ImageOps.exif_transpose(opened), "L" if pre["in_channels"] == 1 else "RGB")
         return np.asarray(fitted(plain, (width, height), pre["fit"], pre["interpolation"])).reshape(height, width, -1)
 
@@ -55,7 +65,11 @@ def eight_bit(image: Image.Image, mode: str) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of 32 bit (mode {image.mode}): save it with 8 or 16 bit")
     if image.has_transparency_data:
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB").convert(mode)
+        return (
+            Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            .convert("RGB")
+            .convert(mode)
+        )
     return image.convert(mode) if image.mode in ("1", "L", mode) else image.convert("RGB").convert(mode)
 
 
@@ -76,7 +90,9 @@ def fitted(image: Image.Image, size: tuple[int, int], fit: str, interpolation: s
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Classify images. Unreadable ones are named and left out; then the exit code is 1.")
+    parser = argparse.ArgumentParser(
+        description="Classify images. Unreadable ones are named and left out; then the exit code is 1."
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--top", type=int, default=5, help="how many classes for each image (5)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -89,9 +105,13 @@ def main() -> int:
             failed = 1
             print(f"{name}: {e}", file=sys.stderr)
             continue
-        as_json = json.dumps({"image": name, "top": [{"label": label, "probability": p} for label, p in top]}, ensure_ascii=False)
+        as_json = json.dumps(
+            {"image": name, "top": [{"label": label, "probability": p} for label, p in top]}, ensure_ascii=False
+        )
         lines = [name, *(f"  {100 * p:6.2f} %  {label}" for label, p in top)]
-        print(as_json if args.json else "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines))
+        print(
+            as_json if args.json else "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+        )
     return failed
 
 
