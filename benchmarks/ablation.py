@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from mlpmixer.config import Recipe
 from mlpmixer.device import describe
 from mlpmixer.training import recipes
 from mlpmixer.training.batches import batches
+from mlpmixer.training.recipe import Recipe
 from mlpmixer.training.run import first_step
 
 RUNS = Path("runs/ablation")

@@ -11,8 +11,8 @@ import time
 
 import torch
 
-from mlpmixer.config import Augment
 from mlpmixer.training.augment import augment, prepare_eval
+from mlpmixer.training.recipe import Augment
 
 RECIPES = {
     "none": Augment(),

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from table import path_of, write
 
-from mlpmixer.config import Augment, Optim, Recipe, pair
+from mlpmixer.config import pair
 from mlpmixer.data.image_set import ArrayImages, ImageSet, Splits
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.store import Store
 from mlpmixer.device import choose_device, choose_precision, describe
 from mlpmixer.training import optimizers
 from mlpmixer.training.batches import batches
+from mlpmixer.training.recipe import Augment, Optim, Recipe
 from mlpmixer.training.recipes import cifar10
 from mlpmixer.training.step import Step, Stores
 

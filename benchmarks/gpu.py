@@ -30,9 +30,9 @@ import torch
 import torch.nn.functional as F
 from gpu_table import noise
 
-from mlpmixer.config import MixerConfig
 from mlpmixer.device import choose_device, describe, peak_mib
 from mlpmixer.models import names
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import create_model
 from mlpmixer.training.batches import batches
 from mlpmixer.training.recipes import RECIPES

@@ -31,8 +31,8 @@ import torch
 from teacher import Settings as TeacherSettings
 from teacher import train_teacher
 
-from mlpmixer.config import Recipe
 from mlpmixer.registry import Registry
+from mlpmixer.training.recipe import Recipe, read_recipe
 from mlpmixer.training.recipes import RECIPES
 from mlpmixer.training.run import Interrupted, Report, train
 from mlpmixer.weights import run_folder as runlog
@@ -116,7 +116,7 @@ def work(
         answer = train_teacher(recipe, settings, out / name, compiled=recipe.run.compile, stop_after_s=stop_after_s)
     run = run_folder(out, name, seed)
     if (run / "recipe.json").exists():
-        stored = runlog.read_recipe(run).run
+        stored = read_recipe(run).run
         recipe = dataclasses.replace(
             recipe, run=dataclasses.replace(recipe.run, compile=stored.compile, compile_mode=stored.compile_mode)
         )

@@ -29,19 +29,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlpmixer.config import Init, MixerConfig, Recipe, pair
+from mlpmixer.config import pair
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.device import describe
 from mlpmixer.evaluation.evaluate import data_of, evaluate
 from mlpmixer.inference.classifier import Classifier, from_network, load
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.models.names import summary
 from mlpmixer.training.augment import normalise, prepare_eval
+from mlpmixer.training.recipe import Init, Recipe, read_recipe
 from mlpmixer.training.recipes import retuned
 from mlpmixer.training.run import train
 from mlpmixer.weights.adapt import adapt
-from mlpmixer.weights.run_folder import read_recipe
 
 RUNS = Path("runs/resolution")
 KEY = ("seed", "px", "patches", "how")

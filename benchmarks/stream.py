@@ -12,12 +12,13 @@ import resource
 import time
 from collections.abc import Iterator
 
-from mlpmixer.config import Data, Run
+from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.store import in_chunks, worker_count
 from mlpmixer.data.streaming.datasets import open_streamed
 from mlpmixer.data.streaming.remote import Retry
 from mlpmixer.data.streaming.shards import Sample, read_rows
+from mlpmixer.training.recipe import Run
 from mlpmixer.training.stream import Stream
 
 

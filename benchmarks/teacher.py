@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlpmixer.config import Augment, Optim, Recipe, Run
 from mlpmixer.data.preprocess import standardise
 from mlpmixer.device import choose_device, choose_precision
 from mlpmixer.training import optimizers
@@ -29,6 +28,7 @@ from mlpmixer.training.augment import alter, mix, prepare_eval, statistics
 from mlpmixer.training.batches import batches, steps_per_epoch
 from mlpmixer.training.device_store import resident, send, works_alone
 from mlpmixer.training.loss import cross_entropy, soft_targets
+from mlpmixer.training.recipe import Augment, Optim, Recipe, Run
 from mlpmixer.training.run import Interrupted, Stores, load_images
 from mlpmixer.weights import model_file
 

@@ -46,7 +46,7 @@ from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 from timm.models.mlp_mixer import MlpMixer
 
 import mlpmixer
-from mlpmixer.config import Data
+from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.preprocess import Preprocess, named
 from mlpmixer.device import describe

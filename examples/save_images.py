@@ -4,7 +4,7 @@
 import sys
 from pathlib import Path
 
-from mlpmixer.config import Data
+from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.images import decode
 

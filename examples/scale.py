@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import tyro
 
-from mlpmixer.config import MixerConfig, pair
+from mlpmixer.config import pair
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.names import MODELS, count_params
 
 

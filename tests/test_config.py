@@ -17,26 +17,16 @@ from hypothesis import strategies as st
 
 import mlpmixer
 from mlpmixer.cli import main
-from mlpmixer.config import (
-    Augment,
-    Config,
-    Data,
-    Distill,
-    Init,
-    MixerConfig,
-    Optim,
-    Recipe,
-    Run,
-    field_types,
-    from_json,
-    to_json,
-)
+from mlpmixer.config import Config, field_types, from_json, to_json
+from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.streaming.remote import Retry
 from mlpmixer.models.baselines import ResNet, ViT
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.reproduce import cost, frontier, tables
 from mlpmixer.reproduce.variants import Grouped, Pyramid
 from mlpmixer.serve.settings import Settings
+from mlpmixer.training.recipe import Augment, Distill, Init, Optim, Recipe, Run
 from mlpmixer.weights.model_file import ModelMeta
 
 PREPROCESS = Preprocess(image_size=(8, 8))

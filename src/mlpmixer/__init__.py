@@ -4,14 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlpmixer.config import Augment, Data, Distill, Init, MixerConfig, Optim, Recipe, Run
+    from mlpmixer.data.config import Data
     from mlpmixer.evaluation.compare import compare
     from mlpmixer.evaluation.evaluate import evaluate
     from mlpmixer.evaluation.probe import probe
     from mlpmixer.exporters.benchmark import bench
     from mlpmixer.exporters.export import export
     from mlpmixer.inference.classifier import load
+    from mlpmixer.models.configs import MixerConfig
     from mlpmixer.models.mixer import Mixer
+    from mlpmixer.training.recipe import Augment, Distill, Init, Optim, Recipe, Run
     from mlpmixer.training.run import train
     from mlpmixer.weights.load import create_model
 
@@ -36,7 +38,9 @@ __all__ = [
     "train",
 ]
 
-_HOME = dict.fromkeys(("Augment", "Data", "Distill", "Init", "MixerConfig", "Optim", "Recipe", "Run"), "config") | {
+_HOME = dict.fromkeys(("Augment", "Distill", "Init", "Optim", "Recipe", "Run"), "training.recipe") | {
+    "Data": "data.config",
+    "MixerConfig": "models.configs",
     "Mixer": "models.mixer",
     "bench": "exporters.benchmark",
     "compare": "evaluation.compare",

@@ -14,8 +14,10 @@ from PIL import Image
 
 from mlpmixer import cli
 from mlpmixer.cli import arguments, printing, progress
-from mlpmixer.config import Data, Recipe, Run, pair
+from mlpmixer.config import pair
+from mlpmixer.data.config import Data
 from mlpmixer.models.names import MODELS
+from mlpmixer.training.recipe import Recipe, Run
 from mlpmixer.training.recipes import RECIPES
 
 Line = Callable[..., tuple[int, str, str]]

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mlpmixer.config import Data
 from mlpmixer.data.check import check_data
+from mlpmixer.data.config import Data
 
 
 def image(seed: int, kind: str = "PNG") -> bytes:

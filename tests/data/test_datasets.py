@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mlpmixer.config import Data
+from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import DATASETS, open_data, open_images, stratified_cut
 from mlpmixer.data.images import ImageError, decode
 from mlpmixer.data.streaming.datasets import open_streamed

@@ -112,7 +112,8 @@ def test_each_kind_is_seen_as_it_is(kind: str, tmp_path: Path) -> None:
 
 TRAIN = """
     import json, resource, sys
-    from mlpmixer.config import Recipe, from_json
+    from mlpmixer.training.recipe import Recipe
+    from mlpmixer.config import from_json
     from mlpmixer.training.run import train
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -71,7 +71,7 @@ def test_nothing_readable_gives_an_empty_store(tmp_path: Path) -> None:
 
 
 def test_grey_arrays_of_the_right_size_come_back_exactly() -> None:
-    from mlpmixer.config import Data
+    from mlpmixer.data.config import Data
     from mlpmixer.data.datasets import open_images
 
     images = open_images(Data(), "all")

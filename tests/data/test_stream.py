@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlpmixer import cli
-from mlpmixer.config import Augment, Data, Init, Optim, Recipe, Run
+from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data, open_images
 from mlpmixer.data.image_set import ArrayImages, ImageSet, Numbered
 from mlpmixer.data.preprocess import Preprocess
@@ -36,6 +36,7 @@ from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.models.names import MODELS
 from mlpmixer.training import stream as stream_module
 from mlpmixer.training.batches import batches
+from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run
 from mlpmixer.training.run import train
 from mlpmixer.training.stream import Order, Stream
 from mlpmixer.weights import model_file, run_folder

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlpmixer.config import Data, Recipe, Run, to_json
+from mlpmixer.config import to_json
+from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.evaluation.compare import compare, compare_answers
 from mlpmixer.evaluation.significance import mcnemar, paired_difference, wilson
 from mlpmixer.inference.classifier import Classifier
+from mlpmixer.training.recipe import Recipe, Run
 
 
 def answers(both, only_a, only_b, neither):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
 
-from mlpmixer.config import Data, Recipe, to_json
+from mlpmixer.config import to_json
+from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.evaluation.calibration import (
@@ -24,6 +25,7 @@ from mlpmixer.evaluation.metrics import metrics_from_probabilities
 from mlpmixer.evaluation.significance import wilson
 from mlpmixer.inference.classifier import Classifier
 from mlpmixer.models import names as zoo
+from mlpmixer.training.recipe import Recipe
 
 
 def random_case(seed, n=200, k=7):

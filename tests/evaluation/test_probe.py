@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 import mlpmixer.evaluation.probe as module
 from mlpmixer import cli
-from mlpmixer.config import Data
+from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.evaluation.probe import (

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlpmixer.config import Data, Recipe, to_json
+from mlpmixer.config import to_json
+from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.evaluation.metrics import metrics_from_probabilities, real_score, with_temperature
 from mlpmixer.evaluation.report import esc, evaluation_html, thumbnails_of, write_report
+from mlpmixer.training.recipe import Recipe
 
 EVIL = (
     "<script>alert(1)</script>",

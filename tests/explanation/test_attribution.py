@@ -9,12 +9,13 @@ from PIL import Image
 from test_report import check_safe
 
 from mlpmixer import cli
-from mlpmixer.config import MixerConfig, Recipe
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.explanation import attribution
 from mlpmixer.explanation.attribution import METHODS
 from mlpmixer.inference.classifier import from_network
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
+from mlpmixer.training.recipe import Recipe
 from mlpmixer.weights.model_file import ModelMeta, save_model
 from mlpmixer.weights.run_folder import write_recipe
 

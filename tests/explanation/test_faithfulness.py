@@ -3,7 +3,7 @@ import pytest
 import torch
 from test_attribution import CLASSES, FILL, digits_classifier, mixer, some_images
 
-from mlpmixer.config import Data
+from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.explanation import faithfulness
 from mlpmixer.explanation.faithfulness import Faithfulness

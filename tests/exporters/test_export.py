@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from mlpmixer import cli
-from mlpmixer.config import Data, MixerConfig, Recipe
+from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.explanation.attribution import as_tensor, patch_evidence
 from mlpmixer.exporters import graph as graph_module
@@ -33,7 +33,9 @@ from mlpmixer.inference.classifier import Classifier, Exported, from_network, lo
 from mlpmixer.inference.engines import Runtime, open_session
 from mlpmixer.inference.exported import Export, digest, metadata, open_export
 from mlpmixer.models import kernels
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer, MixerBlock
+from mlpmixer.training.recipe import Recipe
 from mlpmixer.weights.model_file import ModelMeta, save_model
 from mlpmixer.weights.run_folder import MODEL_FILE, write_recipe
 

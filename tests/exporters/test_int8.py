@@ -19,7 +19,7 @@ from torch import nn
 
 from mlpmixer import cli
 from mlpmixer.cli.exporting import print_int8
-from mlpmixer.config import Data, MixerConfig, Recipe
+from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.evaluation.evaluate import evaluate
@@ -27,7 +27,9 @@ from mlpmixer.exporters import int8
 from mlpmixer.exporters.export import Disagrees, Written, export
 from mlpmixer.inference.classifier import Classifier, Exported, from_network, load
 from mlpmixer.inference.exported import open_export
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
+from mlpmixer.training.recipe import Recipe
 from mlpmixer.weights.model_file import ModelMeta, save_model
 from mlpmixer.weights.run_folder import MODEL_FILE, write_recipe
 

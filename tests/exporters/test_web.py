@@ -29,13 +29,13 @@ from test_export import Flat, saved
 from torch import nn
 
 from mlpmixer import cli
-from mlpmixer.config import MixerConfig
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.exporters import onnxruntime_web
 from mlpmixer.exporters.export import export
 from mlpmixer.exporters.onnxruntime_web import FILES, VERSION
 from mlpmixer.exporters.web_page import page, policy
 from mlpmixer.inference.classifier import Classifier, from_network, load
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.serve.evidence import evidence_of
 from mlpmixer.weights.model_file import ModelMeta

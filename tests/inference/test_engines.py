@@ -37,7 +37,7 @@ from test_export import (
 
 from mlpmixer import cli
 from mlpmixer.cli.using import Computing
-from mlpmixer.config import Data
+from mlpmixer.data.config import Data
 from mlpmixer.evaluation.probe import features_of
 from mlpmixer.exporters.export import TARGETS, export
 from mlpmixer.inference import onnx_model

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlpmixer import cli
-from mlpmixer.config import Augment, Data, Distill, Optim, Recipe, Run
+from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.onnx_model import open_onnx
 from mlpmixer.models.names import MODELS
 from mlpmixer.training.distillation import make_teacher, open_teacher
+from mlpmixer.training.recipe import Augment, Distill, Optim, Recipe, Run
 from mlpmixer.training.run import train
 from mlpmixer.training.step import load_images
 from mlpmixer.weights import run_folder

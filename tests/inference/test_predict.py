@@ -201,7 +201,7 @@ def test_json_and_jsonl_hold_the_same_records():
 def run(tmp_path):
     import torch
 
-    from mlpmixer.config import MixerConfig
+    from mlpmixer.models.configs import MixerConfig
     from mlpmixer.models.mixer import Mixer
     from mlpmixer.weights.model_file import ModelMeta, save_model
 

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlpmixer.config import Data, MixerConfig, Optim, Recipe, Run
+from mlpmixer.data.config import Data
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.inference.classifier import load
 from mlpmixer.models import baselines
 from mlpmixer.models.baselines import ResNet, ViT
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import count_params
 from mlpmixer.models.names import MODELS
+from mlpmixer.training.recipe import Optim, Recipe, Run
 from mlpmixer.training.run import train
 from mlpmixer.weights.run_folder import read_metrics
 

@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlpmixer.config import MixerConfig, Recipe, Run, pair
+from mlpmixer.config import pair
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.classifier import from_network
 from mlpmixer.models import kernels, locality
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.kernels import block, native
 from mlpmixer.models.kernels.block import gelu, gelu_backward
 from mlpmixer.models.mixer import Mixer, MixerBlock
+from mlpmixer.training.recipe import Recipe, Run
 from mlpmixer.training.step import choose_kernels
 from mlpmixer.weights.model_file import ModelMeta
 

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mlpmixer.config import MixerConfig, Optim
 from mlpmixer.models import locality
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer, MixerBlock
 from mlpmixer.training import optimizers
+from mlpmixer.training.recipe import Optim
 
 CFG = MixerConfig(
     image_size=(6, 10),

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mlpmixer.config import Augment, Data, Init, MixerConfig, Optim, Recipe, Run
+from mlpmixer.data.config import Data
 from mlpmixer.models import locality, mirror
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.initialization import whiten_stem
 from mlpmixer.models.mixer import Mixer, create_model
 from mlpmixer.training import progressive
+from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run
 from mlpmixer.training.run import train
 from mlpmixer.weights import model_file
 

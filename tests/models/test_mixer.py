@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mlpmixer.config import MixerConfig
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer, MixerBlock, count_params, create_model
 from mlpmixer.models.names import MODELS
 from mlpmixer.models.names import count_params as predicted_params

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlpmixer.config import MixerConfig
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer, create_model
 from mlpmixer.models.names import MODELS, WEIGHTS, class_names, count_params, summary, wordnet_ids
 

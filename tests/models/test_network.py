@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from mlpmixer import cli
-from mlpmixer.config import Augment, Data, MixerConfig, Optim, Recipe, Run
+from mlpmixer.data.config import Data
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.evaluation.probe import probe
 from mlpmixer.inference.classifier import load
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.models.names import MODELS
 from mlpmixer.training.lr_finder import find_lr
 from mlpmixer.training.optimizers import make_optimizers
+from mlpmixer.training.recipe import Augment, Optim, Recipe, Run, read_recipe
 from mlpmixer.training.run import Interrupted, train
 from mlpmixer.weights import model_file, run_folder
 
@@ -83,7 +85,7 @@ def test_it_learns_and_is_evaluated_as_it_was_trained(whole: Path) -> None:
     assert summary["params"] == 8 * 9 + 8 + 16 + 288 * 10 + 10 and summary["top1"] > 0.5
     classifier = load(whole, network=Conv)
     assert evaluate(classifier).top1 == summary["top1"]
-    assert run_folder.read_recipe(whole).network == "Conv" and "Conv" in (whole / "report.html").read_text()
+    assert read_recipe(whole).network == "Conv" and "Conv" in (whole / "report.html").read_text()
     few = probe(classifier, shots=(5,), seeds=(0,))
     assert few.num_features == 288 and 0.1 < few.few_shot[0].mean < 1
     nll = [line["nll"] for line in run_folder.read_metrics(whole / "metrics.jsonl") if line["kind"] == "eval"]
@@ -160,13 +162,13 @@ def test_logits_of_another_shape_are_told_before_the_first_step(tmp_path: Path) 
 
 def test_its_run_is_not_taken_for_a_mixers(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (started := tmp_path / "started").mkdir()
-    run_folder.write_recipe(started, run_folder.read_recipe(whole))
+    run_folder.write_recipe(started, read_recipe(whole))
     with pytest.raises(ValueError, match=r"another network than a Mixer, Conv: train it from Python"):
-        train(run_folder.read_recipe(started), out=started, resume=True)
+        train(read_recipe(started), out=started, resume=True)
     with pytest.raises(ValueError, match="two networks: the recipe says Conv"):
-        train(run_folder.read_recipe(started), out=started, resume=True, network=Wide(8))
+        train(read_recipe(started), out=started, resume=True, network=Wide(8))
     with pytest.raises(ValueError, match="train it from Python"):
-        find_lr(run_folder.read_recipe(started))
+        find_lr(read_recipe(started))
     for command in (["evaluate", str(whole)], ["summary", str(whole)], ["push", str(whole), str(tmp_path / "pushed")]):
         assert cli.main(command) == 2
         assert "another network than a Mixer, Conv: it can be used from Python" in capsys.readouterr().err

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from test_tables import write_cifar10
 from torch import nn
 
-from mlpmixer.config import MixerConfig
 from mlpmixer.models.architecture import Build
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.models.names import MODELS
 from mlpmixer.reproduce import ablation, contest, run

@@ -10,9 +10,9 @@ import pytest
 import torch
 from test_tables import write_cifar10
 
-from mlpmixer.config import MixerConfig
 from mlpmixer.data.datasets import stratified_share
 from mlpmixer.models.baselines import ResNet, ViT
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.reproduce import contest, frontier, permutation, run
 from mlpmixer.reproduce.contest import CONTESTS, against, draw, size_of

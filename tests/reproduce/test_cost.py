@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlpmixer.config import MixerConfig
 from mlpmixer.models import names as zoo
 from mlpmixer.models.baselines import ResNet, ViT
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.reproduce import cost, run
 from mlpmixer.reproduce.cost import SCALES, Alive, Settings, bench_of, exponent, page_of, sizes
 

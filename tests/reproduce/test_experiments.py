@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from mlpmixer import cli
-from mlpmixer.config import Data, Recipe, Run
+from mlpmixer.data.config import Data
 from mlpmixer.models.names import MODELS
 from mlpmixer.reproduce import EXPERIMENTS, Cells, Experiment, Lab, Page, Plot, run
+from mlpmixer.training.recipe import Recipe, Run
 from mlpmixer.weights.model_file import read_tensors
 
 TINY = Recipe(
@@ -159,7 +160,7 @@ def test_table_1_is_the_papers(tmp_path: Path) -> None:
 
 
 def test_what_an_image_keeps_for_the_backward_pass_is_counted_exactly() -> None:
-    from mlpmixer.config import MixerConfig
+    from mlpmixer.models.configs import MixerConfig
     from mlpmixer.reproduce.table1 import measured
 
     widths = {"num_blocks": 1, "hidden_dim": 6, "tokens_mlp_dim": 3, "channels_mlp_dim": 7}

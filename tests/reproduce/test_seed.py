@@ -6,12 +6,12 @@ import pytest
 from test_datasets import write_idx
 from test_tables import write_cifar10
 
-from mlpmixer.config import Augment, Init
 from mlpmixer.reproduce import run
 from mlpmixer.reproduce.published import NOTES_CIFAR10, Epoch
 from mlpmixer.reproduce.seed import RUNS, WIDTHS, epochs, plain
+from mlpmixer.training.recipe import Augment, Init, read_recipe
 from mlpmixer.training.recipes import RECIPES
-from mlpmixer.weights.run_folder import read_metrics, read_recipe
+from mlpmixer.weights.run_folder import read_metrics
 
 
 def test_an_epochs_training_figures_are_means_over_its_steps() -> None:

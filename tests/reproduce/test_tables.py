@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 
 from mlpmixer import cli
-from mlpmixer.config import MixerConfig
 from mlpmixer.data.datasets import DATASETS
 from mlpmixer.download import cache_path
 from mlpmixer.models import names
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.names import MODELS, WEIGHTS, Weights
 from mlpmixer.reproduce import OutOfTime, tables, transfer
 from mlpmixer.reproduce import run as run_experiment
 from mlpmixer.reproduce.published import AVG5, VTAB
 from mlpmixer.reproduce.tables import TABLES, Row, Settings, Table, outcome_of, plan
+from mlpmixer.training.recipe import read_recipe
 from mlpmixer.training.recipes import RECIPES
 from mlpmixer.training.run import Interrupted
 from mlpmixer.weights import run_folder
@@ -174,7 +175,7 @@ def test_absent_weights_are_fetched_when_everything_else_is_there(small: Path, m
     assert fetched == []
     done = tables.reproduce("small", [NAMES[0]], Settings(data_dir="data", device="cpu"))
     assert fetched == [WEIGHTS[NAMES[0]].url] and done.results[0] and done.results[1] is None
-    assert run_folder.read_recipe(Path(done.results[0].run)).init.weights == NAMES[0]
+    assert read_recipe(Path(done.results[0].run)).init.weights == NAMES[0]
     assert "--weights-dir" not in done.results[0].command
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from test_tables import write_cifar10
 
-from mlpmixer.config import MixerConfig
 from mlpmixer.explanation.token_mixing import hidden_units, opposite_pairs, stem_filters
 from mlpmixer.inference.classifier import load
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.reproduce import Lab, contest, run, weights
 from mlpmixer.reproduce.weights import PLAIN, Look, look_at, untrained
-from mlpmixer.weights.run_folder import read_recipe
+from mlpmixer.training.recipe import read_recipe
 
 
 def waves(*cycles: int, size: int = 8) -> torch.Tensor:

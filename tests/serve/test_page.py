@@ -55,9 +55,9 @@ def digits() -> Any:
     """A tiny Mixer of 8x8 px with random weights."""
     import torch
 
-    from mlpmixer.config import MixerConfig
     from mlpmixer.data.preprocess import Preprocess
     from mlpmixer.inference.classifier import from_network
+    from mlpmixer.models.configs import MixerConfig
     from mlpmixer.models.mixer import Mixer
     from mlpmixer.weights.model_file import ModelMeta
 

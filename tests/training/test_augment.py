@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from mlpmixer.config import Augment
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.training import augment as ops
 from mlpmixer.training.augment import augment, normalise, prepare_eval
+from mlpmixer.training.recipe import Augment
 
 ALL = Augment(
     inception_crop=0.3, pad_crop_px=2, flip=True, rotate_deg=20, zoom=0.2, shear=0.2, color_jitter=0.4, noise=0.05, erasing=0.5,

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpmixer.config import Run
 from mlpmixer.training.batches import batch_indices, batches, steps_per_epoch
+from mlpmixer.training.recipe import Run
 
 
 class Numbers:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mlpmixer.config import Augment, Data, Distill, Optim, Recipe, Run
+from mlpmixer.data.config import Data
 from mlpmixer.models.mixer import create_model
 from mlpmixer.models.names import MODELS
 from mlpmixer.training import device_store, randaugment, step
@@ -20,6 +20,7 @@ from mlpmixer.training.augment import alter, augment
 from mlpmixer.training.batches import batches
 from mlpmixer.training.device_store import Resident, resident, send
 from mlpmixer.training.distillation import make_teacher
+from mlpmixer.training.recipe import Augment, Distill, Optim, Recipe, Run
 from mlpmixer.training.run import train
 from mlpmixer.training.step import Step, load_images
 from mlpmixer.weights.model_file import ModelMeta, read_tensors

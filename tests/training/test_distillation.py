@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlpmixer.config import Augment, Data, Distill, Init, Optim, Recipe, Run
+from mlpmixer.data.config import Data
 from mlpmixer.inference.classifier import load
 from mlpmixer.models.names import MODELS
 from mlpmixer.training.augment import prepare_eval
 from mlpmixer.training.distillation import FUNCTION, make_teacher, open_teacher, store_teacher, stored_teacher
+from mlpmixer.training.recipe import Augment, Distill, Init, Optim, Recipe, Run, read_recipe
 from mlpmixer.training.run import train
 from mlpmixer.training.step import Step, load_images
 from mlpmixer.weights import model_file, run_folder
@@ -54,7 +55,7 @@ def test_a_function_is_asked_about_the_augmented_images_and_believed(tmp_path: P
     assert len(asked) == 30 and asked[0].shape == (64, 1, 8, 8) and asked[0].max() == 255
     model, images = load(result.path), load_images(recipe.data, recipe.model).val
     assert (model.probabilities(images.array(np.arange(len(images)))).argmax(1) == 3).all()
-    stored = run_folder.read_recipe(result.path)
+    stored = read_recipe(result.path)
     assert stored.distill.teacher == FUNCTION
     with pytest.raises(ValueError, match="this run learns from a function"):
         train(stored, out=tmp_path / "other")

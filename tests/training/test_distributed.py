@@ -19,11 +19,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mlpmixer.config import Augment, Data, Optim, Recipe, Run, to_json
+from mlpmixer.config import to_json
+from mlpmixer.data.config import Data
 from mlpmixer.models.names import MODELS
 from mlpmixer.training.augment import augment
 from mlpmixer.training.batches import rows_of
 from mlpmixer.training.distributed import Ranks
+from mlpmixer.training.recipe import Augment, Optim, Recipe, Run
 from mlpmixer.training.stream import Order
 from mlpmixer.weights import model_file, run_folder
 
@@ -58,7 +60,8 @@ FORKS = (
     + """
     import json, os, shutil, signal, sys, traceback
     from mlpmixer.training import run as train, step
-    from mlpmixer.config import Recipe, from_json
+    from mlpmixer.training.recipe import Recipe
+    from mlpmixer.config import from_json
     from mlpmixer.training.distributed import Lost, Ranks, joined
     from mlpmixer.training.run import Interrupted
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mlpmixer.config import Distill, Optim
 from mlpmixer.training.loss import cross_entropy, loss_of, smooth, soft_targets
+from mlpmixer.training.recipe import Distill, Optim
 
 LOGITS, LABELS = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 4, 0, 1])
 

@@ -18,12 +18,13 @@ import torch
 from fixtures import seeded
 from torch import Tensor
 
-from mlpmixer.config import MixerConfig, Recipe, Run
 from mlpmixer.data.image_set import ArrayImages, ImageSet, Numbered, Splits
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.store import Store
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.initialization import set_head_bias
 from mlpmixer.training.optimizers import lr_factor
+from mlpmixer.training.recipe import Recipe, Run
 from mlpmixer.training.recipes import RECIPES
 from mlpmixer.training.step import Step, Stores
 from mlpmixer.weights import model_file

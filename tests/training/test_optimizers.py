@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpmixer.config import Optim
 from mlpmixer.models.mixer import Mixer, create_model
 from mlpmixer.training import optimizers as optim
+from mlpmixer.training.recipe import Optim
 
 
 def small() -> Mixer:

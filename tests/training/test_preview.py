@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlpmixer.config import Augment, Data
+from mlpmixer.data.config import Data
 from mlpmixer.training.preview import contact_sheet, describe, preview
+from mlpmixer.training.recipe import Augment
 
 
 def squares(n: int, side: int, channels: int) -> Any:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from mlpmixer.config import Augment, Data, Init, MixerConfig, Optim, Recipe, Run
+from mlpmixer.data.config import Data
 from mlpmixer.models import locality
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.training import optimizers, progressive
 from mlpmixer.training.augment import augment, normalise, resize
+from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run, read_recipe
 from mlpmixer.training.run import train
 from mlpmixer.training.step import Step, load_images
 from mlpmixer.weights import model_file, run_folder
@@ -212,4 +214,4 @@ def test_trained_weights_start_small_too(grown: Path, tmp_path: Path) -> None:
 
 def test_a_time_budget_counts_the_cheap_steps_as_cheap(tmp_path: Path) -> None:
     summary = train(recipe(steps=0, time="4s", save_every_s=1e9), out=tmp_path / "run").summary
-    assert summary["steps"] == run_folder.read_recipe(tmp_path / "run").run.steps >= 1
+    assert summary["steps"] == read_recipe(tmp_path / "run").run.steps >= 1

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from mlpmixer.config import Augment
 from mlpmixer.training import randaugment as ops
 from mlpmixer.training.augment import augment, prepare_eval
 from mlpmixer.training.randaugment import Op, big_vision_ops, one_of, randaugment, torchvision_ops, trivialaugment
+from mlpmixer.training.recipe import Augment
 
 CLEAN = torchvision_ops(shear=0.3, down_px=10, right_px=10, rotate_deg=30, enhance=0.9, bits=4)
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlpmixer.config import Recipe, from_json, to_json
+from mlpmixer.config import from_json, to_json
+from mlpmixer.training.recipe import Recipe
 from mlpmixer.training.recipes import AUGREG, RECIPES, augreg, bit_hyperrule, grid, recipe_for
 from mlpmixer.training.run import train
 

@@ -9,7 +9,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mlpmixer import cli
-from mlpmixer.config import Data, MixerConfig, Recipe, Run
+from mlpmixer.data.config import Data
+from mlpmixer.models.configs import MixerConfig
+from mlpmixer.training.recipe import Recipe, Run
 from mlpmixer.training.run import train
 from mlpmixer.training.tensorboard import FOLDER, curves
 from mlpmixer.weights import run_folder

@@ -19,12 +19,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mlpmixer.clock import parse_duration
-from mlpmixer.config import Augment, Data, Init, MixerConfig, Optim, Recipe, Run, to_json
+from mlpmixer.config import to_json
+from mlpmixer.data.config import Data
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.inference.classifier import from_network, load
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import count_params
 from mlpmixer.models.names import MODELS
 from mlpmixer.training.augment import normalise, prepare_eval
+from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run, read_recipe
 from mlpmixer.training.run import Diverged, Interrupted, restore, train, validate
 from mlpmixer.training.step import Kept, Step, load_images
 from mlpmixer.weights import model_file, run_folder
@@ -112,7 +115,7 @@ def test_a_run_leaves_everything_needed_to_use_and_to_believe_it(undisturbed: Pa
     )
     meta = model_file.read_meta(undisturbed / run_folder.MODEL_FILE)
     assert meta.classes == tuple("0123456789") and meta.provenance["metrics"]["top1"] == summary["top1"]
-    assert run_folder.read_recipe(undisturbed).model.num_classes == 10
+    assert read_recipe(undisturbed).model.num_classes == 10
     steps = [x["step"] for x in run_folder.read_metrics(undisturbed / "metrics.jsonl") if x["kind"] == "step"]
     assert steps == sorted(set(steps)) and steps[-1] == 24
     assert len(list((undisturbed / "checkpoints").iterdir())) == 2
@@ -127,7 +130,8 @@ def test_the_log_says_how_much_memory_the_run_has_held(undisturbed: Path) -> Non
 KILLED = """
     import json, os, signal, sys
     import mlpmixer.weights.model_file as checkpoint
-    from mlpmixer.config import Recipe, from_json
+    from mlpmixer.training.recipe import Recipe
+    from mlpmixer.config import from_json
     from mlpmixer.training.run import train
 
     where, step, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -223,7 +227,7 @@ def test_a_run_with_locality_is_exact_after_a_kill(local: Path, tmp_path: Path) 
 
 def test_what_learned_through_kernels_is_saved_as_the_plain_mixer_that_it_was(local: Path) -> None:
     stores = load_images(LOCAL.data, LOCAL.model)
-    step_of = Step(run_folder.read_recipe(local), stores, torch.device("cpu"), torch.float32)
+    step_of = Step(read_recipe(local), stores, torch.device("cpu"), torch.float32)
     saved = model_file.last_state(local)
     assert saved is not None and restore(saved, step_of, 24).step == 24
     trained = step_of.average.eval()
@@ -477,8 +481,8 @@ def test_early_stopping_keeps_the_best_model(tmp_path: Path) -> None:
 
 def test_a_time_budget_becomes_a_number_of_steps_that_is_saved(tmp_path: Path) -> None:
     summary = train(change(BASE, run={"steps": 0, "time": "4s", "save_every_s": 1e9}), out=tmp_path / "run").summary
-    assert summary["steps"] == run_folder.read_recipe(tmp_path / "run").run.steps >= 1
-    assert run_folder.read_recipe(tmp_path / "run").run.time == "4s"
+    assert summary["steps"] == read_recipe(tmp_path / "run").run.steps >= 1
+    assert read_recipe(tmp_path / "run").run.time == "4s"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from mlpmixer.config import MixerConfig, pair
+from mlpmixer.config import pair
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.models import names
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer, MixerBlock, count_params
 from mlpmixer.weights.adapt import _branch, _hidden, adapt, adapt_trained, calibrate, to_dense
 from mlpmixer.weights.model_file import ModelMeta, load_model, save_model

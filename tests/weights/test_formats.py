@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlpmixer.config import MixerConfig
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer, create_model
 from mlpmixer.weights import formats
 from mlpmixer.weights.formats import WeightsError, read_npz, read_official, read_timm, to_timm, write_official

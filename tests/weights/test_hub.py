@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 from mlpmixer import cli
-from mlpmixer.config import Data, MixerConfig, Recipe, Run, to_json
+from mlpmixer.config import to_json
+from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference import classifier as predict
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
+from mlpmixer.training.recipe import Recipe, Run, read_recipe
 from mlpmixer.training.run import train
 from mlpmixer.weights import hub, model_file, run_folder
 
@@ -122,7 +125,7 @@ def test_data_of_the_hub_is_linked_and_folders_of_the_machine_stay_private(
     name: str, datasets: list[str] | None, run: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
-    recipe = run_folder.read_recipe(run)
+    recipe = read_recipe(run)
     run_folder.write_recipe(
         copy, dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=name, data_dir="/Users/ada/data"))
     )

@@ -22,7 +22,8 @@ from typing import Any, Generic, Literal, TypeVar
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from mlpmixer.config import Init, Method, MixerConfig, Recipe
+from mlpmixer.models.configs import Method, MixerConfig
+from mlpmixer.training.recipe import Init, Recipe
 
 C = TypeVar("C")
 

@@ -10,7 +10,8 @@ from tyro.conf import Positional, UseAppendAction, arg
 from mlpmixer.cli.arguments import Flag, architecture_of, parse_line, read
 from mlpmixer.cli.printing import first_line, percent, print_error, print_json, print_table
 from mlpmixer.cli.progress import reporter
-from mlpmixer.config import MixerConfig, pair
+from mlpmixer.config import pair
+from mlpmixer.models.configs import MixerConfig
 
 if TYPE_CHECKING:
     from mlpmixer.reproduce.tables import Outcome, Plan

@@ -34,8 +34,10 @@ from mlpmixer.cli.printing import (
     print_table,
 )
 from mlpmixer.cli.progress import reporter
-from mlpmixer.config import Data, Recipe, pair
+from mlpmixer.config import pair
+from mlpmixer.data.config import Data
 from mlpmixer.evaluation.significance import wilson
+from mlpmixer.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from mlpmixer.data.check import CheckReport
@@ -114,7 +116,7 @@ class Train(OnData):
         in_out = bool(resume) and resume == out
         if not resume or (in_out and (line.words or not (Path(out) / "recipe.json").exists())):
             return dataclasses.replace(_with_start(line), resume=resume)
-        from mlpmixer.weights.run_folder import read_recipe
+        from mlpmixer.training.recipe import read_recipe
 
         run = latest_unfinished() if resume == LATEST else Path(resume)
         config = read_recipe(run)

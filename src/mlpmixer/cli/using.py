@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 from mlpmixer.cli.arguments import Flag, whole_numbers
 from mlpmixer.cli.printing import MAX_ROWS, between, percent, print_error, print_json, print_table, visible
 from mlpmixer.cli.progress import reporter
-from mlpmixer.config import Method
+from mlpmixer.models.configs import Method
 
 if TYPE_CHECKING:
     from mlpmixer.evaluation.metrics import Averaged, Metrics, Tempered

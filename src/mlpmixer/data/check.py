@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlpmixer.config import Data
+from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_parts
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError, decode, opened

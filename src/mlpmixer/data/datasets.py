@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlpmixer.config import Data
+from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ArrayImages, ImageSet, Numbered, Splits, chain
 from mlpmixer.data.readers import (
     CIFAR_FILES,

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mlpmixer.config import Config, Fit, pair
+from mlpmixer.config import Config, pair
+from mlpmixer.data.config import Fit
 from mlpmixer.data.images import Pixels, Source, decode
 from mlpmixer.data.tensorflow_resize import RULES, require_room, with_margin
 from mlpmixer.registry import Registry

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpmixer.config import Data
+from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.evaluation.evaluate import data_of, match_classes, own_data
 from mlpmixer.evaluation.significance import Interval, holm, mcnemar, paired_difference, wilson
 from mlpmixer.inference.classifier import Classifier, load, outputs_of
-from mlpmixer.weights.run_folder import read_recipe
+from mlpmixer.weights.run_folder import read_recipe_json
 
 LEVEL = 0.05  # below this p a difference counts as real
 
@@ -210,6 +210,8 @@ def _seeds_apart(pair: Sequence[Classifier]) -> bool:
     files = [classifier.path for classifier in pair]
     if not all(file and file.with_name("recipe.json").is_file() for file in files):
         return False
-    a, b = (read_recipe(file.parent) for file in files if file)
-    run, data = dataclasses.replace(b.run, seed=a.run.seed), dataclasses.replace(b.data, data_dir=a.data.data_dir)
-    return a.run.seed != b.run.seed and a == dataclasses.replace(b, run=run, data=data)
+    a, b = (read_recipe_json(file.parent) for file in files if file)
+    seeds = [recipe["run"].pop("seed") for recipe in (a, b)]
+    for recipe in (a, b):
+        del recipe["data"]["data_dir"]
+    return seeds[0] != seeds[1] and a == b

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpmixer.config import Data
+from mlpmixer.config import from_json
+from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Pixels
@@ -21,7 +22,7 @@ from mlpmixer.evaluation.metrics import Averaged, Metrics, metrics_from_probabil
 from mlpmixer.inference.classifier import Classifier, load, outputs_of
 from mlpmixer.models import names as zoo
 from mlpmixer.registry import Registry
-from mlpmixer.weights.run_folder import read_recipe
+from mlpmixer.weights.run_folder import read_recipe_json
 
 SHIFT = 32  # a shifted view moves by this part of the side, at least by one pixel: one pixel of CIFAR's 32
 
@@ -208,7 +209,7 @@ def own_data(model_file: Path | None) -> Data | None:
     """The data that the run around a model file was trained on; None where no run is around it."""
     if model_file is None or not model_file.with_name("recipe.json").is_file():
         return None
-    return read_recipe(model_file.parent).data
+    return from_json(Data, read_recipe_json(model_file.parent).get("data"), "data")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mlpmixer.config import Data, to_json
+from mlpmixer.config import to_json
+from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.image_set import ImageSet, Splits
 from mlpmixer.data.images import Source

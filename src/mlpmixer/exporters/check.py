@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mlpmixer.config import Data
+from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.image_set import ImageSet, chain
 from mlpmixer.data.images import Pixels, Source, decode

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlpmixer import __version__
-from mlpmixer.config import Data
+from mlpmixer.data.config import Data
 from mlpmixer.evaluation.evaluate import data_of
 from mlpmixer.exporters.check import (
     EVIDENCE_TOLERANCE,

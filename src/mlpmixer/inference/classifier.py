@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mlpmixer.config import Method
 from mlpmixer.data.images import IMAGE_SUFFIXES, Pixels
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.engines import Precision, Runtime, threads_each
 from mlpmixer.inference.exported import FEATURES, PROBABILITIES, Export, export_at, open_export
+from mlpmixer.models.configs import Method
 
 if TYPE_CHECKING:
     from mlpmixer.data.image_set import ImageSet

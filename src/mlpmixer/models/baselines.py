@@ -11,7 +11,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from mlpmixer.config import Config, MixerConfig, pair
+from mlpmixer.config import Config, pair
+from mlpmixer.models.configs import MixerConfig
 
 EPS = 1e-6  # of the ViT's LayerNorm, as in the official code
 

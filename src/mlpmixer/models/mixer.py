@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mlpmixer.config import MixerConfig, pair
+from mlpmixer.config import pair
 from mlpmixer.models import names
+from mlpmixer.models.configs import MixerConfig
 
 EPS = 1e-6  # official Flax LayerNorm; PyTorch's default is 1e-5
 TRUNCATED_STD = (

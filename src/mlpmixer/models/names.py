@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from mlpmixer.config import Activation, MixerConfig, pair
+from mlpmixer.config import pair
+from mlpmixer.models.configs import Activation, MixerConfig
 from mlpmixer.registry import Registry, suggest
 
 __all__ = [

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from mlpmixer.config import MixerConfig
 from mlpmixer.data.datasets import open_data
 from mlpmixer.evaluation.significance import wilson
 from mlpmixer.models.architecture import Build
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer, count_params
 from mlpmixer.models.names import MODELS
 from mlpmixer.reproduce.contest import (

@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlpmixer.config import Augment, Data, MixerConfig, Optim, Recipe, Run, pair
+from mlpmixer.config import pair
+from mlpmixer.data.config import Data
 from mlpmixer.evaluation.significance import wilson
 from mlpmixer.models.architecture import Build
 from mlpmixer.models.baselines import ResNet, ViT
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer, count_params
 from mlpmixer.models.names import MODELS
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells
 from mlpmixer.training.batches import steps_per_epoch
+from mlpmixer.training.recipe import Augment, Optim, Recipe, Run
 
 # Our choice: from well below to well above what AdamW usually takes with such networks; the page says where the best
 # is at an end.

@@ -22,10 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlpmixer.config import Config, MixerConfig, pair
+from mlpmixer.config import Config, pair
 from mlpmixer.device import choose_device, choose_precision
 from mlpmixer.models.architecture import Build
 from mlpmixer.models.baselines import ResNet, ViT, ViTNetwork
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer, count_params
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot

@@ -13,9 +13,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mlpmixer.config import Recipe
 from mlpmixer.registry import Registry, suggest
 from mlpmixer.reproduce.page import Page, write
+from mlpmixer.training.recipe import Recipe
 from mlpmixer.weights import run_folder
 
 if TYPE_CHECKING:

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlpmixer.config import MixerConfig, pair
+from mlpmixer.config import pair
 from mlpmixer.data.datasets import open_data
 from mlpmixer.inference.classifier import load
 from mlpmixer.models.architecture import Build
 from mlpmixer.models.baselines import ResNet, ViT
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.reproduce.contest import COLOURS, CONTESTS, DRAW, best_rates, draw, interval, sizes, spread
 from mlpmixer.reproduce.experiment import Lab

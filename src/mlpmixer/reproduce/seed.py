@@ -5,11 +5,11 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mlpmixer.config import Augment, Init, Optim, Recipe
 from mlpmixer.reproduce.contest import DRAW, against
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot
 from mlpmixer.reproduce.published import NOTES_CIFAR10, Epoch
+from mlpmixer.training.recipe import Augment, Init, Optim, Recipe
 from mlpmixer.training.recipes import RECIPES
 from mlpmixer.weights.run_folder import read_metrics
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlpmixer.config import MixerConfig, pair
+from mlpmixer.config import pair
 from mlpmixer.models import names
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import count_params, create_model
 from mlpmixer.models.names import MODELS
 from mlpmixer.reproduce.experiment import Lab

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlpmixer.config import Config, Init, Recipe, to_json
+from mlpmixer.config import Config, to_json
 from mlpmixer.data.datasets import open_data
 from mlpmixer.download import Report, cache_path, fetch
 from mlpmixer.models import names
 from mlpmixer.models.names import WEIGHTS
 from mlpmixer.registry import Registry
+from mlpmixer.training.recipe import Init, Recipe, read_recipe
 from mlpmixer.training.recipes import RECIPES
 from mlpmixer.weights import run_folder
 
@@ -412,7 +413,7 @@ def _job(table: Table, row: Row, settings: Settings, out: Path) -> Job:
         weights = str(file)
     run = _run_of(row, out)
     recipe = settings.of(table.recipe_of(row), weights)
-    done = (run / "summary.json").exists() and not _unlike(run_folder.read_recipe(run), recipe, {"model.num_classes"})
+    done = (run / "summary.json").exists() and not _unlike(read_recipe(run), recipe, {"model.num_classes"})
     return Job(row=row, recipe=recipe, run=run, file=file, done=done)
 
 
@@ -435,7 +436,7 @@ def _run_problems(job: Job) -> list[str]:
     """A folder that holds a run of other settings."""
     if not (job.run / "recipe.json").exists():
         return []
-    unlike = _unlike(job.recipe, run_folder.read_recipe(job.run), {"model.num_classes"})
+    unlike = _unlike(job.recipe, read_recipe(job.run), {"model.num_classes"})
     return (
         [f"{job.run} holds a run of other settings ({'; '.join(unlike)} there): give another folder as out"]
         if unlike
@@ -491,7 +492,7 @@ def _result(name: str, row: Row, run: Path) -> Result | None:
     """What a finished run folder says; None when there is none, or its test split was not scored."""
     if not (run / "summary.json").exists():
         return None
-    table, recipe = TABLES[name], run_folder.read_recipe(run)
+    table, recipe = TABLES[name], read_recipe(run)
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     if summary["test"] is None:
         return None

@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mlpmixer.config import Config, MixerConfig, pair
+from mlpmixer.config import Config, pair
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer, MixerBlock, Mlp
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlpmixer.config import Augment, Recipe, pair
+from mlpmixer.config import pair
 from mlpmixer.data.datasets import open_data
 from mlpmixer.explanation.page import stem_picture, units_picture
 from mlpmixer.explanation.token_mixing import frequency, hidden_units, opposite_pairs, stem_filters
@@ -24,6 +24,7 @@ from mlpmixer.models.mixer import Mixer, create_model
 from mlpmixer.reproduce.contest import CONTESTS, DRAW, Contest, against, nano
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot
+from mlpmixer.training.recipe import Augment, Recipe
 
 RATE = 0.003  # the paper's for S and B on JFT-300M, table 4
 AUGMENT = Augment(

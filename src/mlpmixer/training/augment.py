@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlpmixer.config import Augment
 from mlpmixer.data.preprocess import Preprocess, standardise
 from mlpmixer.training.batches import Rows, rows_of
 from mlpmixer.training.device_store import send
 from mlpmixer.training.randaugment import Source, device_of, draw, randaugment, trivialaugment
+from mlpmixer.training.recipe import Augment
 
 Size = tuple[int, int]
 PadMode = Literal["reflect", "constant"]

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mlpmixer.config import Run
 from mlpmixer.data.images import Pixels
 from mlpmixer.training.device_store import Resident
+from mlpmixer.training.recipe import Run
 
 Indices = npt.NDArray[np.int64]
 

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlpmixer.config import Distill, Recipe
 from mlpmixer.data.preprocess import standardise
 from mlpmixer.data.store import Store
 from mlpmixer.evaluation.evaluate import match_classes
@@ -23,6 +22,7 @@ from mlpmixer.inference.onnx_model import OnnxModel, copy_onnx, open_onnx
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.training.augment import resize, statistics
 from mlpmixer.training.device_store import send
+from mlpmixer.training.recipe import Distill, Recipe
 from mlpmixer.training.stream import Stream
 from mlpmixer.weights.adapt import adapt_trained
 from mlpmixer.weights.load import Report, load_weights

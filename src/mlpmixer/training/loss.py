@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlpmixer.config import Distill, Optim
+from mlpmixer.training.recipe import Distill, Optim
 
 
 def soft_targets(labels: Tensor, num_classes: int) -> Tensor:

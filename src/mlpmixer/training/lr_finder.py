@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlpmixer.config import Recipe
-from mlpmixer.models.architecture import with_network
 from mlpmixer.training.batches import batches
 from mlpmixer.training.distillation import Answer
+from mlpmixer.training.networks import with_network
+from mlpmixer.training.recipe import Recipe
 from mlpmixer.training.run import Report, first_step, trained_parts
 
 MEMORY = 0.9  # of the moving average that smooths the losses

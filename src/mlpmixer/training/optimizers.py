@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mlpmixer.config import Optim
 from mlpmixer.device import has_bf16
 from mlpmixer.models.mixer import Mixer
+from mlpmixer.training.recipe import Optim
 
 Group = dict[str, object]
 

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from mlpmixer.config import Augment, Data
+from mlpmixer.data.config import Data
 from mlpmixer.data.images import Pixels
+from mlpmixer.training.recipe import Augment
 
 if TYPE_CHECKING:
     from mlpmixer.data.image_set import ImageSet, Splits

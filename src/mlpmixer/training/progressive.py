@@ -6,9 +6,9 @@ Where the images grow, token mixing is resampled over the finer grid as `transfe
 stays what it was.
 """
 
-from mlpmixer.config import Recipe
 from mlpmixer.models import locality
 from mlpmixer.models.mixer import Mixer
+from mlpmixer.training.recipe import Recipe
 from mlpmixer.weights.adapt import adapt
 
 Size = int | tuple[int, int]

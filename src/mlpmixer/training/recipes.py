@@ -9,9 +9,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
-from mlpmixer.config import Augment, Data, Init, Optim, Recipe, Run
+from mlpmixer.data.config import Data
 from mlpmixer.models import names
 from mlpmixer.registry import Registry
+from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run
 
 RECIPES: Registry[Callable[[], Recipe]] = Registry("recipe")
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mlpmixer.clock import Clock, parse_duration
-from mlpmixer.config import Recipe, from_json, to_json
+from mlpmixer.config import from_json, to_json
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.data.preprocess import Preprocess
@@ -30,7 +30,7 @@ from mlpmixer.evaluation import report
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.evaluation.metrics import score
 from mlpmixer.inference import classifier as predict
-from mlpmixer.models.architecture import Build, with_network
+from mlpmixer.models.architecture import Build
 from mlpmixer.models.mixer import Mixer, count_params, create_model
 from mlpmixer.training import optimizers, progressive
 from mlpmixer.training.augment import normalise, prepare_eval, resize
@@ -46,6 +46,8 @@ from mlpmixer.training.distillation import (
     with_teacher,
 )
 from mlpmixer.training.distributed import Ranks
+from mlpmixer.training.networks import with_network
+from mlpmixer.training.recipe import Recipe, read_recipe
 from mlpmixer.training.step import Kept, Start, Step, Stores, load_images
 from mlpmixer.weights import model_file, run_folder
 from mlpmixer.weights.adapt import adapt_trained
@@ -148,7 +150,7 @@ def _open_run(
         raise ValueError(f"{run} already holds a run; give another out, or resume it")
     done = run / "summary.json"
     summary = json.loads(done.read_text(encoding="utf-8")) if done.exists() else None
-    return run, _same_recipe(recipe, run_folder.read_recipe(run)), summary
+    return run, _same_recipe(recipe, read_recipe(run)), summary
 
 
 def trained_parts(
@@ -526,7 +528,7 @@ def _same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
     )
     if filled != stored:
         raise ValueError(
-            "the run to resume was started with another recipe; resume it with its own (runlog.read_recipe), or use "
+            "the run to resume was started with another recipe; resume it with its own (mlpmixer.training.recipe.read_recipe), or use "
             "another out"
         )
     return stored

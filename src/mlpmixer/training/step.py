@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlpmixer.config import Data, MixerConfig, Recipe, pair
+from mlpmixer.config import pair
+from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.image_set import ImageSet, Splits
 from mlpmixer.data.images import Pixels
@@ -20,6 +21,7 @@ from mlpmixer.data.store import Store
 from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_streamed
 from mlpmixer.models import kernels, locality, mirror
 from mlpmixer.models.architecture import Build, build
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.initialization import set_head_bias, whiten_stem
 from mlpmixer.models.mixer import Mixer, create_model
 from mlpmixer.training import optimizers as optim
@@ -30,6 +32,7 @@ from mlpmixer.training.device_store import resident, send, works_alone
 from mlpmixer.training.distillation import Teacher, make_teacher
 from mlpmixer.training.distributed import Ranks, exchanging
 from mlpmixer.training.loss import loss_of, soft_targets
+from mlpmixer.training.recipe import Recipe
 from mlpmixer.training.stream import Stream
 from mlpmixer.weights import model_file
 from mlpmixer.weights.adapt import adapt_to, reset_head

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlpmixer.config import Data, Run
+from mlpmixer.data.config import Data
 from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.store import worker_count
@@ -29,6 +29,7 @@ from mlpmixer.data.streaming.datasets import Labels
 from mlpmixer.data.streaming.remote import Retry
 from mlpmixer.data.streaming.shards import Sample, Shard, read_rows
 from mlpmixer.training.batches import Indices, ahead, repeated, steps_per_epoch
+from mlpmixer.training.recipe import Run
 
 ENOUGH_TO_JUDGE = 256  # images decoded before max_bad_share is applied
 READERS = 8  # lanes that read at the same time

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlpmixer.config import Method, MixerConfig, pair, require
+from mlpmixer.config import pair, require
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.models.configs import Method, MixerConfig
 from mlpmixer.models.mixer import Mixer, MixerBlock
 from mlpmixer.weights.model_file import ModelMeta
 

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlpmixer.config import Activation, MixerConfig, pair
+from mlpmixer.config import pair
+from mlpmixer.models.configs import Activation, MixerConfig
 
 Form = Literal["same", "transposed", "stem_hwio", "stem_oihw"]
 Arrays = Mapping[str, np.ndarray]

@@ -5,6 +5,7 @@ A repository holds model.safetensors, which is all that `predict.load` needs, co
 readable without this package) and README.md, a model card that says what the run's own files say and nothing else.
 """
 
+import copy
 import json
 import os
 import re
@@ -13,12 +14,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mlpmixer.config import Recipe, pair, to_json
+from mlpmixer.config import pair, to_json
 from mlpmixer.data.datasets import DATASETS
 from mlpmixer.download import FetchError, hub_file
 from mlpmixer.models.names import count_params
 from mlpmixer.weights.model_file import FORMAT, ModelMeta, read_meta, require_mixer
-from mlpmixer.weights.run_folder import MODEL_FILE, read_recipe, write_json
+from mlpmixer.weights.run_folder import MODEL_FILE, read_recipe_json, write_json
 
 CLASSES_SHOWN = 100  # in the card; config.json has all
 
@@ -110,7 +111,7 @@ def _write(model: Path, meta: ModelMeta, folder: Path, card: str) -> None:
 def _card(run: Path, meta: ModelMeta, name: str, where: str, licence: str) -> str:
     """The card of the model in `run`, to be loaded from `where`. Each line has its source in the model file or in the
     run's files."""
-    recipe = read_recipe(run) if (run / "recipe.json").is_file() else None
+    recipe = read_recipe_json(run) if (run / "recipe.json").is_file() else None
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8")) if (run / "summary.json").is_file() else {}
     scores = _scores(meta, summary)
     what = (
@@ -178,7 +179,7 @@ def _training(meta: ModelMeta, summary: dict[str, Any]) -> dict[str, str]:
 
 
 def _front_matter(
-    meta: ModelMeta, name: str, licence: str, recipe: Recipe | None, scores: dict[str, dict[str, Any]]
+    meta: ModelMeta, name: str, licence: str, recipe: dict[str, Any] | None, scores: dict[str, dict[str, Any]]
 ) -> str:
     """What the Hub reads, as YAML; JSON is YAML."""
     repo = _data_repo(recipe)
@@ -205,15 +206,15 @@ def _front_matter(
     )
 
 
-def _data_repo(recipe: Recipe | None) -> str:
+def _data_repo(recipe: dict[str, Any] | None) -> str:
     """The Hub's repository of the training data, where the recipe names it."""
-    data = recipe.data.name if recipe else ""
+    data = recipe["data"]["name"] if recipe else ""
     return data[3:] if data.startswith("hf:") else DATASETS[data].repo if data in DATASETS else ""
 
 
-def _public(recipe: Recipe) -> dict[str, Any]:
+def _public(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe without the folders of the machine it ran on."""
-    values = to_json(recipe)
+    values = copy.deepcopy(recipe)
     data = values["data"]
     name = data["name"] if data["name"].startswith("hf:") else Path(data["name"]).name
     return values | {"data": {k: v for k, v in data.items() if k != "data_dir"} | {"name": name}}

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlpmixer.config import MixerConfig, checked, pair
+from mlpmixer.config import checked, pair
 from mlpmixer.data.preprocess import named
 from mlpmixer.models import names
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.names import WEIGHTS, Weights
 from mlpmixer.weights.model_file import CheckpointError, ModelMeta, load_model, read_header, read_meta, require_mixer
 from mlpmixer.weights.run_folder import MODEL_FILE

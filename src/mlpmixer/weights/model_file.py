@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mlpmixer.config import Config, MixerConfig, from_json, to_json
+from mlpmixer.config import Config, from_json, to_json
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.models.configs import MixerConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mlpmixer.config import Recipe, from_json, to_json
+from mlpmixer.config import Config, to_json
 
 MODEL_FILE = "model.safetensors"
 
@@ -27,18 +27,24 @@ def is_run(path: Path) -> bool:
     return (path / "recipe.json").exists()
 
 
-def read_recipe(run: Path) -> Recipe:
-    """The resolved recipe of a run. ValueError when `run` is no run directory."""
+def read_recipe_json(run: Path) -> dict[str, Any]:
+    """The resolved recipe of a run as plain JSON; `training.recipe.read_recipe` makes a Recipe of it.
+
+    ValueError when `run` is not a run directory.
+    """
     path = run / "recipe.json"
     try:
-        return from_json(Recipe, json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{run} is not a run: it has no recipe.json") from None
-    except (json.JSONDecodeError, ValueError) as e:
+    except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected an object, got {type(values).__name__}")
+    return values
 
 
-def write_recipe(run: Path, recipe: Recipe) -> None:
+def write_recipe(run: Path, recipe: Config) -> None:
     write_json(run / "recipe.json", to_json(recipe))
 
 

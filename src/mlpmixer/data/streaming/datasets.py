@@ -23,7 +23,7 @@ from urllib.request import urlopen
 import numpy as np
 
 from mlpmixer import download
-from mlpmixer.config import Data
+from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet, chain
 from mlpmixer.data.readers import SPLIT_WORDS, TEST, TRAIN, VAL, neighbours, readable, require_all_shards, split_of
 from mlpmixer.data.streaming.remote import Retry

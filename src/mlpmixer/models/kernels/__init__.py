@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mlpmixer.config import MixerConfig
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.kernels.block import Block, infer, pack, packs
 from mlpmixer.models.kernels.native import Unavailable, library
 from mlpmixer.models.locality import LocalLinear
