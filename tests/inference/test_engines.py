@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from fixtures.preprocessing import cases
 from PIL import Image
 from test_export import (
     CASES,
@@ -27,7 +28,6 @@ from test_export import (
     GREY,
     OF_THE_COMMAND,
     PARTS,
-    SHAPES,
     alone,
     classifier_of,
     mixer,
@@ -39,6 +39,7 @@ from mlpmixer import cli
 from mlpmixer.cli.using import Computing
 from mlpmixer.data.config import Data
 from mlpmixer.evaluation.probe import features_of
+from mlpmixer.exporters.check import PIXEL_TOLERANCE
 from mlpmixer.exporters.export import TARGETS, export
 from mlpmixer.inference import onnx_model
 from mlpmixer.inference.classifier import Exported, from_network, load
@@ -124,11 +125,9 @@ def test_each_form_resizes_as_pillow_does(to: str, tmp_path: Path) -> None:
     fit = written.checked.fit
     assert fit and fit.n == 40 and fit.pixel_max_diff <= 1 and fit.pixels_different < 0.03 and fit.agreeing == 40
     found = open_export(written.path)
-    for height, width in SHAPES:
-        images = np.random.default_rng(height).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
-        pixels, p = found(images, "pixels", "probabilities")
-        off = np.abs(pixels.astype(int) - np.stack([model.array(image) for image in images])).max()
-        assert off <= (2 if to == "openvino" else 1)  # OpenVINO computes float64 as float32
+    for case in cases(model.preprocess):
+        pixels, p = found(case.decoded[None].copy(), "pixels", "probabilities")
+        assert np.abs(pixels[0].astype(int) - case.pixels).max() <= PIXEL_TOLERANCE, case
         np.testing.assert_allclose(p, model.probabilities(pixels), atol=1e-5)
 
 

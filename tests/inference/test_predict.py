@@ -235,6 +235,18 @@ def test_a_run_is_loaded_from_its_folder_or_its_file_in_evaluation_mode(run):
     assert model.classes == GREYS
 
 
+def test_loading_a_model_reads_its_header_once(run, monkeypatch):
+    opened = []
+
+    def counting(file, *args, **kwargs):
+        opened.append(os.path.basename(file))
+        return open(file, *args, **kwargs)
+
+    monkeypatch.setattr("mlpmixer.checkpoint.open", counting, raising=False)
+    load(run)
+    assert opened == ["model.safetensors"]
+
+
 def test_a_rule_that_never_rounds_reaches_the_network_as_floats(tmp_path):
     model = by_brightness()
     model.preprocess = named("vit_jax_eval", image_size=8)

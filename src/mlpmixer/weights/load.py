@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +21,15 @@ from mlpmixer.data.preprocess import named
 from mlpmixer.models import names
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.names import WEIGHTS, Weights
-from mlpmixer.weights.model_file import CheckpointError, ModelMeta, load_model, read_header, read_meta, require_mixer
+from mlpmixer.weights.model_file import (
+    CheckpointError,
+    ForeignFile,
+    ModelMeta,
+    load_model,
+    read_header,
+    read_meta,
+    require_mixer,
+)
 from mlpmixer.weights.run_folder import MODEL_FILE
 
 if TYPE_CHECKING:
@@ -55,8 +64,9 @@ def load_weights(
 
 def load_file(file: Path, name: str, image_size: Size | None = None) -> "tuple[Mixer, ModelMeta]":
     """`load_weights` of a `name` whose file `locate` has found."""
-    if name not in WEIGHTS and _is_ours(file):
-        return load_model(file)
+    if name not in WEIGHTS and file.suffix == ".safetensors":
+        with suppress(ForeignFile):
+            return load_model(file)
     return _foreign(file, WEIGHTS.get(name), name, image_size)
 
 
@@ -114,8 +124,10 @@ def _is_ours(file: Path) -> bool:
         return False
     try:
         read_header(file)
-    except CheckpointError as e:
-        return "no readable 'mlpmixer' entry" not in str(e)
+    except ForeignFile:
+        return False
+    except CheckpointError:
+        pass
     return True
 
 

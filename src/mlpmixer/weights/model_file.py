@@ -31,6 +31,10 @@ class CheckpointError(ValueError):
     """A file that is not a sound model or training state; the message says what is wrong with it."""
 
 
+class ForeignFile(CheckpointError):
+    """A file that this package did not write."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelMeta(Config):
     """What travels with the weights."""
@@ -96,7 +100,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         meta = json.loads(header["__metadata__"]["mlpmixer"])
         end = 8 + length + max((t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"), default=0)
     except (KeyError, TypeError, IndexError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise CheckpointError(
+        raise ForeignFile(
             f"{path} is not a file that mlpmixer wrote: no readable 'mlpmixer' entry in its header"
         ) from e
     if end != size:
@@ -135,11 +139,14 @@ def rewrite_meta(path: str | os.PathLike[str], change: Callable[[ModelMeta], Mod
 
 def read_meta(path: str | os.PathLike[str]) -> ModelMeta:
     """What travels with the weights at `path`; imports no torch."""
-    meta = read_header(path)
-    if "model" not in meta:
+    return _meta_in(read_header(path), path)
+
+
+def _meta_in(header: dict[str, Any], path: str | os.PathLike[str]) -> ModelMeta:
+    if "model" not in header:
         raise CheckpointError(f"{path} is not a model file")
     try:
-        return from_json(ModelMeta, meta["model"])
+        return from_json(ModelMeta, header["model"])
     except (ValueError, TypeError) as e:
         raise CheckpointError(f"{path}: {e}") from e
 
@@ -164,12 +171,12 @@ def load_model(path: str | os.PathLike[str], network: "Build | None" = None) -> 
     from mlpmixer.models.architecture import name_of
     from mlpmixer.models.mixer import Mixer
 
-    meta = read_meta(path)
+    tensors, header = read_tensors(path)
+    meta = _meta_in(header, path)
     if network is None:
         require_mixer(path, meta)
     elif name_of(network) != meta.network:
         raise CheckpointError(f"{path} holds {meta.network or 'a Mixer'}, and {name_of(network)} is given to build it")
-    tensors, _ = read_tensors(path)
     with torch.device("meta" if network is None else "cpu"):  # another's constructor may compute with its weights
         model = cast(Mixer, (network or Mixer)(meta.config))
     try:
