@@ -1,11 +1,69 @@
-"""Shared by all tests: one thread, so that tests are quick on a busy machine (set before torch is imported), and Ctrl-C
-as Python has it.
+"""What all tests share: one thread each, Ctrl-C as Python has it, and one tiny run with its export, made once.
 
 A shell that starts a command in the background lets it ignore Ctrl-C, and Python leaves that as it is.
 """
 
+import fcntl
 import os
 import signal
+from collections.abc import Callable
+from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """`once(name, make)` is a folder that `make` fills the first time that any worker of this test run asks for it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def digits_run(once: Once) -> Path:
+    """A finished run: a Mixer of 2 blocks of 16 channels (`helpers.models.GREY`) after a few steps on the digits.
+
+    Read only, as all that tests share: what writes beside it copies it first.
+    """
+
+    def make(folder: Path) -> None:
+        from helpers.models import GREY
+
+        from mlpmixer.data.config import Data
+        from mlpmixer.training.recipe import Optim, Recipe, Run
+        from mlpmixer.training.run import train
+
+        optim, run = Optim(name="adamw", lr=0.02, warmup_steps=2), Run(steps=40, batch_size=128, device="cpu")
+        train(Recipe(name="digits", model=GREY, data=Data(name="digits"), optim=optim, run=run), out=folder)
+
+    return once("digits", make)
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(once: Once, digits_run: Path) -> Path:
+    """The ONNX bundle of `digits_run`; model.onnx in it is the export alone. Read only."""
+
+    def make(folder: Path) -> None:
+        from mlpmixer.exporters.export import export
+
+        export(digits_run, "bundle", out=folder, data="digits", images=50, licence="mit")
+
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    return once("digits-bundle", make)

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.models import digits_classifier
 from PIL import Image
-from test_attribution import digits_classifier
 
 from mlpmixer.weights.model_file import save_model
 
@@ -34,8 +34,8 @@ def test_an_example_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    classifier, meta = digits_classifier()
-    save_model("model.safetensors", classifier.network, meta)
+    classifier = digits_classifier()
+    save_model("model.safetensors", classifier.network, classifier.meta)
     Image.new("L", (8, 8), 120).save("7.png")
     monkeypatch.setattr(sys, "argv", [script, *args])
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")

@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import io
 import json
-import lzma
 import os
 import pickle
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.datasets import MNIST_IMAGES, write_idx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -100,22 +100,6 @@ def test_a_wrong_name_or_path_gets_help(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "x.zip").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"not \.parquet"):
         open_data(Data(name=str(tmp_path / "x.zip")))
-
-
-def idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
-
-
-MNIST_IMAGES = RNG.integers(0, 256, (60, 28, 28), dtype=np.uint8)
-MNIST_LABELS = np.arange(60, dtype=np.uint8) % 10
-
-
-def write_idx(folder: Path, dot: str = "-", suffix: str = "") -> None:
-    pack = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[suffix]
-    folder.mkdir(parents=True, exist_ok=True)
-    for stem, n in (("train", 60), ("t10k", 20)):
-        (folder / f"{stem}-images{dot}idx3-ubyte{suffix}").write_bytes(pack(idx(MNIST_IMAGES[:n])))
-        (folder / f"{stem}-labels{dot}idx1-ubyte{suffix}").write_bytes(pack(idx(MNIST_LABELS[:n])))
 
 
 @pytest.mark.parametrize(("dot", "suffix"), [("-", ""), ("-", ".gz"), ("-", ".xz"), (".", ""), (".", ".gz")])

@@ -5,72 +5,29 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers.html import check_safe
+from helpers.models import OBLONG, OBLONG_PARTS, digits_classifier, random_images, random_mixer
 from PIL import Image
-from test_report import check_safe
 
 from mlpmixer import cli
-from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.explanation import attribution
 from mlpmixer.explanation.attribution import METHODS
-from mlpmixer.inference.classifier import from_network
-from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.mixer import Mixer
 from mlpmixer.training.recipe import Recipe
-from mlpmixer.weights.model_file import ModelMeta, save_model
+from mlpmixer.weights.model_file import save_model
 from mlpmixer.weights.run_folder import write_recipe
 
-OBLONG = MixerConfig(
-    image_size=(8, 12),
-    patch_size=(4, 2),
-    num_classes=5,
-    num_blocks=2,
-    hidden_dim=10,
-    tokens_mlp_dim=7,
-    channels_mlp_dim=12,
-)
-PARTS = dataclasses.replace(OBLONG, parts=(1, 3), in_channels=1, activation="gelu_erf")
 FILL = torch.tensor([0.1, -0.2, 0.3])
-
-
-def mixer(cfg=OBLONG, seed=0):
-    """Every parameter random, biases and head, too."""
-    torch.manual_seed(seed)
-    model = Mixer(cfg)
-    with torch.no_grad():
-        for p in model.parameters():
-            p += 0.3 * torch.randn_like(p)
-    return model.eval()
-
-
-def some_images(cfg=OBLONG, n=3, seed=1):
-    (h, w), generator = cfg.image_size, torch.Generator().manual_seed(seed)
-    return torch.randn(n, cfg.in_channels, h, w, generator=generator)
 
 
 CLASSES = torch.tensor([4, 0, 2])
 
 
-def digits_classifier():
-    cfg = MixerConfig(
-        image_size=8,
-        patch_size=2,
-        in_channels=1,
-        num_classes=10,
-        num_blocks=1,
-        hidden_dim=8,
-        tokens_mlp_dim=8,
-        channels_mlp_dim=8,
-    )
-    meta = ModelMeta(config=cfg, classes=tuple("0123456789"), preprocess=Preprocess(image_size=(8, 8), in_channels=1))
-    return from_network(mixer(cfg), meta), meta
-
-
 # --- methods ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cfg", [OBLONG, PARTS])
+@pytest.mark.parametrize("cfg", [OBLONG, OBLONG_PARTS])
 def test_the_evidence_of_the_patches_sums_to_the_logits(cfg):
-    model, images = mixer(cfg), some_images(cfg)
+    model, images = random_mixer(cfg), random_images(cfg)
     evidence, logits = attribution.patch_evidence(model, images), model(images)
     assert evidence.shape == (3, 12, 5)
     torch.testing.assert_close(evidence.mean(dim=1), logits, rtol=0, atol=1e-5)
@@ -81,7 +38,7 @@ def test_the_evidence_of_the_patches_sums_to_the_logits(cfg):
 
 
 def test_occlusion_is_the_fall_of_the_logit_when_one_patch_is_filled(monkeypatch):
-    model, images = mixer(), some_images()
+    model, images = random_mixer(), random_images()
     monkeypatch.setattr(attribution, "CHUNK", 5)  # 12 patches in three parts
     found = attribution.occlusion(model, images, CLASSES, FILL)
     hidden = images.clone()
@@ -92,23 +49,23 @@ def test_occlusion_is_the_fall_of_the_logit_when_one_patch_is_filled(monkeypatch
 
 
 def test_integrated_gradients_are_complete():
-    model, images = mixer(), some_images()
+    model, images = random_mixer(), random_images()
     sums = attribution.integrated_gradients(model, images, CLASSES, FILL, steps=128).sum(dim=1)
     empty = model(FILL[:, None, None].expand_as(images))
     torch.testing.assert_close(sums, (model(images) - empty)[range(3), CLASSES].detach(), rtol=0, atol=1e-4)
 
 
 def test_for_a_small_change_gradient_x_input_is_what_filling_does():
-    model, fill = mixer().double(), FILL.double()
+    model, fill = random_mixer().double(), FILL.double()
     empty = fill[:, None, None].expand(3, -1, 8, 12)
-    images = empty + 1e-5 * some_images()
+    images = empty + 1e-5 * random_images()
     sums = attribution.gradient_x_input(model, images, CLASSES, fill).sum(dim=1)
     torch.testing.assert_close(sums, (model(images) - model(empty))[range(3), CLASSES].detach(), rtol=1e-2, atol=1e-8)
 
 
 def test_the_gradient_methods_agree_with_captum():
     attr = pytest.importorskip("captum.attr", reason="captum is not installed")
-    model, images = mixer(), some_images()
+    model, images = random_mixer(), random_images()
     theirs = attr.IntegratedGradients(model).attribute(
         images, FILL[None, :, None, None].expand_as(images), target=CLASSES, n_steps=20, method="gausslegendre"
     )
@@ -126,9 +83,9 @@ def test_the_gradient_methods_agree_with_captum():
 
 def test_a_model_in_training_mode_or_without_head_is_refused():
     with pytest.raises(ValueError, match="eval"):
-        attribution.patch_evidence(mixer().train(), some_images())
+        attribution.patch_evidence(random_mixer().train(), random_images())
     with pytest.raises(ValueError, match="no head"):
-        attribution.gradient(mixer(dataclasses.replace(OBLONG, num_classes=0)), some_images(), CLASSES)
+        attribution.gradient(random_mixer(dataclasses.replace(OBLONG, num_classes=0)), random_images(), CLASSES)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -136,8 +93,8 @@ def test_a_model_in_training_mode_or_without_head_is_refused():
 
 @pytest.fixture
 def folder(tmp_path):
-    classifier, meta = digits_classifier()
-    save_model(tmp_path / "run" / "model.safetensors", classifier.network, meta)
+    classifier = digits_classifier()
+    save_model(tmp_path / "run" / "model.safetensors", classifier.network, classifier.meta)
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(tmp_path / "a<b.png")
     (tmp_path / "torn.png").write_bytes(b"no")
     return tmp_path

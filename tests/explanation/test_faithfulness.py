@@ -1,16 +1,19 @@
 import numpy as np
 import pytest
 import torch
-from test_attribution import CLASSES, FILL, digits_classifier, mixer, some_images
+from helpers.models import digits_classifier, random_images, random_mixer
 
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.explanation import faithfulness
 from mlpmixer.explanation.faithfulness import Faithfulness
 
+CLASSES = torch.tensor([4, 0, 2])
+FILL = torch.tensor([0.1, -0.2, 0.3])
+
 
 def test_curves_begin_and_end_with_the_whole_and_the_filled_image():
-    model, images = mixer(), some_images()
+    model, images = random_mixer(), random_images()
     shares, gone, come = faithfulness.curves(model, images, CLASSES, torch.rand(3, 12), FILL, points=5)
     whole = model(images).softmax(dim=1)[range(3), CLASSES]
     empty = model(FILL[:, None, None].expand_as(images)).softmax(dim=1)[range(3), CLASSES]
@@ -21,7 +24,7 @@ def test_curves_begin_and_end_with_the_whole_and_the_filled_image():
 
 
 def test_curves_follow_the_order_of_importance():
-    model, images = mixer(), some_images(n=1)
+    model, images = random_mixer(), random_images(n=1)
     importance = torch.arange(12.0)[None]  # the last patch is the most important
     _, gone, come = faithfulness.curves(model, images, CLASSES[:1], importance, FILL, points=12, multi_label=True)
     without = images.clone()
@@ -43,7 +46,7 @@ def test_areas_are_means_over_images_with_differences_taken_image_by_image():
 
 
 def test_occlusion_is_more_faithful_than_random_order_on_a_network_of_one_block():
-    classifier, _ = digits_classifier()
+    classifier = digits_classifier()
     images = open_images(Data(name="digits"), "test")
     found = faithfulness.faithfulness(classifier, images, torch.zeros(1), methods=("occlusion", "evidence"), at_most=20)
     occlusion, _, random = found.areas()

@@ -2,8 +2,8 @@ import re
 from pathlib import Path
 
 import numpy as np
+from helpers.models import digits_classifier
 from PIL import Image
-from test_attribution import digits_classifier
 
 from mlpmixer.explanation import page
 from mlpmixer.weights.model_file import save_model
@@ -49,8 +49,8 @@ def test_units_and_filters_are_drawn_in_their_order():
 def test_the_lines_of_the_documentation_draw_the_weights(tmp_path, monkeypatch):
     text = (Path(__file__).parents[2] / "docs" / "explain.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
-    classifier, meta = digits_classifier()
-    save_model(tmp_path / "runs" / "photos" / "model.safetensors", classifier.network, meta)
+    classifier = digits_classifier()
+    save_model(tmp_path / "runs" / "photos" / "model.safetensors", classifier.network, classifier.meta)
     monkeypatch.chdir(tmp_path)
     exec(code, {})
     for name in ("block-1.png", "stem.png"):

@@ -1,14 +1,14 @@
 import pytest
 import torch
-from test_attribution import OBLONG, PARTS, mixer, some_images
+from helpers.models import OBLONG, OBLONG_PARTS, random_images, random_mixer
 
 from mlpmixer.explanation import token_mixing
 from mlpmixer.models import locality
 
 
-@pytest.mark.parametrize("cfg", [OBLONG, PARTS])
+@pytest.mark.parametrize("cfg", [OBLONG, OBLONG_PARTS])
 def test_mixing_maps_are_the_jacobians_of_the_token_mixing_mlps(cfg):
-    model, images = mixer(cfg), some_images(cfg, n=2)
+    model, images = random_mixer(cfg), random_images(cfg, n=2)
     maps = token_mixing.mixing_maps(model, images)
     assert maps.shape == (2, 2, 12, 12)
     x = model.stem(model.patches(images)).detach()
@@ -20,13 +20,13 @@ def test_mixing_maps_are_the_jacobians_of_the_token_mixing_mlps(cfg):
 
 
 def test_parts_hear_nothing_of_each_other():
-    maps = token_mixing.mixing_maps(mixer(PARTS), some_images(PARTS))[0, 0]
+    maps = token_mixing.mixing_maps(random_mixer(OBLONG_PARTS), random_images(OBLONG_PARTS))[0, 0]
     part = torch.arange(12) % 6 // 2
     assert ((maps > 0) == (part[:, None] == part)).all()
 
 
 def test_dependence_is_the_jacobian_of_the_tokens_by_the_patches_and_the_estimate_is_near_it():
-    model, image = mixer(), some_images()[0]
+    model, image = random_mixer(), random_images()[0]
     exact, none = token_mixing.dependence(model, image)
     jacobian = torch.func.jacrev(lambda p: model.blocks[1](model.blocks[0](model.stem(p))))(model.patches(image[None]))[
         0
@@ -48,18 +48,18 @@ def test_spread_tells_a_patch_that_keeps_to_itself_from_one_that_sees_all():
 
 
 def test_hidden_units_are_the_rows_of_w1_on_the_grid_also_with_locality_kernels():
-    model = mixer()
+    model = random_mixer()
     units = token_mixing.hidden_units(model, 1)
     assert units.shape == (7, 2, 6)
     assert torch.equal(units[3].flatten(), model.blocks[1].token_mixing.fc1.weight[3])
-    assert token_mixing.hidden_units(mixer(PARTS), 0).shape == (7, 2, 2)
+    assert token_mixing.hidden_units(random_mixer(OBLONG_PARTS), 0).shape == (7, 2, 2)
     locality.inject(model, 3)
     with torch.no_grad():
         model.blocks[1].token_mixing.fc1.kernel += 1
     local = token_mixing.hidden_units(model, 1)
     assert not torch.equal(local, units)
     assert torch.equal(local, token_mixing.hidden_units(locality.folded(model), 1))
-    images = some_images()
+    images = random_images()
     torch.testing.assert_close(
         token_mixing.mixing_maps(model, images), token_mixing.mixing_maps(locality.folded(model), images)
     )
@@ -68,12 +68,12 @@ def test_hidden_units_are_the_rows_of_w1_on_the_grid_also_with_locality_kernels(
 
 
 def test_stem_filters_have_the_shape_of_patches():
-    model = mixer()
+    model = random_mixer()
     filters = token_mixing.stem_filters(model)
     assert filters.shape == (10, 3, 4, 2)
-    patch = some_images()[:1, :, :4, :2]
+    patch = random_images()[:1, :, :4, :2]
     torch.testing.assert_close(
-        (filters * patch).sum(dim=(1, 2, 3)), model.stem(model.patches(some_images()[:1]))[0, 0] - model.stem.bias
+        (filters * patch).sum(dim=(1, 2, 3)), model.stem(model.patches(random_images()[:1]))[0, 0] - model.stem.bias
     )
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.models import GREY, classifier_of, save_run
 from PIL import Image
-from test_export import GREY, classifier_of, saved
 
 import mlpmixer
 from mlpmixer import cli, hardware
@@ -35,7 +35,7 @@ pytest.importorskip("openvino", reason="the extra openvino is not installed")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(classifier_of(GREY), tmp_path_factory.mktemp("runs") / "digits")
+    return save_run(classifier_of(GREY), tmp_path_factory.mktemp("runs") / "digits")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.models import DIGITS, save_run
 from PIL import Image
 from torch import nn
 
@@ -29,15 +30,12 @@ from mlpmixer.inference.classifier import Classifier, Exported, from_network, lo
 from mlpmixer.inference.exported import open_export
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
-from mlpmixer.training.recipe import Recipe
-from mlpmixer.weights.model_file import ModelMeta, save_model
-from mlpmixer.weights.run_folder import MODEL_FILE, write_recipe
+from mlpmixer.weights.model_file import ModelMeta
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
-DIGITS = tuple("0123456789")
 CFG = MixerConfig(
     image_size=8,
     patch_size=2,
@@ -372,15 +370,6 @@ def test_a_network_without_products_is_told_so(tmp_path: Path) -> None:
 
 
 # --- the command --------------------------------------------------------------------------------------------------
-
-
-def save_run(model: Classifier, folder: Path, data: Data) -> Path:
-    """A run, as training leaves it."""
-    assert model.meta and model.network
-    folder.mkdir()
-    save_model(folder / MODEL_FILE, model.network, model.meta)
-    write_recipe(folder, Recipe(name="digits", model=CFG, data=data))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chromium import PROGRAM, Chromium
 from fixtures.preprocessing import MODELS, Case, cases
+from helpers.chromium import PROGRAM, Chromium
+from helpers.exports import web_runtime
+from helpers.models import GREY, SMALL, Flat, save_run
 from PIL import Image, ImageCms
-from test_export import Flat, saved
 from torch import nn
 
 from mlpmixer import cli
@@ -45,8 +46,6 @@ pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 
 CLASSES = ("</script><b>0</b>", *"123456789")
-SMALL = {"num_blocks": 2, "hidden_dim": 16, "tokens_mlp_dim": 8, "channels_mlp_dim": 32, "num_classes": 10}
-GREY = MixerConfig(image_size=8, patch_size=2, in_channels=1, **SMALL)
 COLOUR = MixerConfig(image_size=(32, 48), patch_size=8, **SMALL)
 
 
@@ -62,23 +61,15 @@ def classifier_of(cfg: MixerConfig, **preprocess: Any) -> Classifier:
     )
 
 
-def runtime_in(folder: Path) -> Path:
-    """Made-up files of onnxruntime-web, where the package has them."""
-    (folder / "dist").mkdir(parents=True)
-    for name in FILES:
-        (folder / "dist" / name).write_text(f"made up: {name}")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of digits, as training leaves it."""
-    return saved(classifier_of(GREY), tmp_path_factory.mktemp("runs") / "digits")
+    return save_run(classifier_of(GREY), tmp_path_factory.mktemp("runs") / "digits")
 
 
 @pytest.fixture(scope="module")
 def web(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(run, "web", images=30, page_runtime=runtime_in(tmp_path_factory.mktemp("package"))).path
+    return export(run, "web", images=30, page_runtime=web_runtime(tmp_path_factory.mktemp("package"))).path
 
 
 def known(web: Path) -> dict[str, Any]:
@@ -149,7 +140,7 @@ def test_another_network_has_a_page_without_evidence(tmp_path: Path) -> None:
     assert meta is not None
     model = from_network(Flat(), dataclasses.replace(meta, network="Flat"))  # type: ignore[arg-type]
     written = export(
-        model, "web", out=tmp_path / "page", data="digits", images=5, page_runtime=runtime_in(tmp_path / "package")
+        model, "web", out=tmp_path / "page", data="digits", images=5, page_runtime=web_runtime(tmp_path / "package")
     )
     assert (
         known(written.path)["evidence"] is False
@@ -184,7 +175,7 @@ def npm(folder: Path, script: str) -> None:
 def test_npm_brings_the_runtime_if_it_is_the_one_that_was_tested(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = runtime_in(tmp_path / "source")
+    source = web_runtime(tmp_path / "source")
     with tarfile.open(tmp_path / "made.tgz", "w:gz") as package:
         package.add(source, "package")
     npm(
@@ -262,7 +253,7 @@ def test_an_npm_that_does_not_bring_it_is_said_in_one_line_and_nothing_is_left(
 def test_a_mistake_is_answered_in_one_line(
     line: str, says: str, run: Path, web: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    half = runtime_in(tmp_path / "half")
+    half = web_runtime(tmp_path / "half")
     (half / "dist" / "ort-wasm-simd-threaded.wasm").unlink()
     names = {"tmp": tmp_path, "half": half}
     out = [] if "exists" in says else ["--out", str(tmp_path / "out")]

@@ -21,19 +21,10 @@ import numpy as np
 import pytest
 import torch
 from fixtures.preprocessing import cases
+from helpers.exports import CASES
+from helpers.models import DIGITS, GREY, PARTS, classifier_of, mixer, pixels_for, save_run
+from helpers.processes import OF_THE_COMMAND, alone
 from PIL import Image
-from test_export import (
-    CASES,
-    DIGITS,
-    GREY,
-    OF_THE_COMMAND,
-    PARTS,
-    alone,
-    classifier_of,
-    mixer,
-    pixels_for,
-    saved,
-)
 
 from mlpmixer import cli
 from mlpmixer.cli.using import Computing
@@ -58,7 +49,7 @@ OF = {"openvino": "openvino", "pt2": "torch"}  # which engine is there for what
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(classifier_of(GREY), tmp_path_factory.mktemp("runs") / "digits")
+    return save_run(classifier_of(GREY), tmp_path_factory.mktemp("runs") / "digits")
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.models import GREY, classifier_of, save_run
 from PIL import Image
-from test_export import GREY, classifier_of, saved
 
 from mlpmixer.exporters.export import export
 from mlpmixer.inference.classifier import load
@@ -38,7 +38,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_bundle_is_used_and_served_where_torch_is_not_installed(programs: Path, tmp_path: Path) -> None:
-    run = saved(classifier_of(GREY), tmp_path / "digits")
+    run = save_run(classifier_of(GREY), tmp_path / "digits")
     bundle = export(run, "bundle", images=50).path
     picture = tmp_path / "grey.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)).save(picture)

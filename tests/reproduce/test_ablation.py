@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from test_tables import write_cifar10
+from helpers.datasets import write_cifar10
 from torch import nn
 
 from mlpmixer.models.architecture import Build

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_tables import write_cifar10
+from helpers.datasets import write_cifar10
 
 from mlpmixer.data.datasets import stratified_share
 from mlpmixer.models.baselines import ResNet, ViT

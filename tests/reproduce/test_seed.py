@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_datasets import write_idx
-from test_tables import write_cifar10
+from helpers.datasets import write_cifar10, write_idx
 
 from mlpmixer.reproduce import run
 from mlpmixer.reproduce.published import NOTES_CIFAR10, Epoch

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.datasets import write_cifar10
 
 from mlpmixer import cli
 from mlpmixer.data.datasets import DATASETS
@@ -51,17 +52,6 @@ def published_size(cfg: MixerConfig) -> int:
     the end 22."""
     rows = official_table(cfg)
     return 22 + sum(4 * int(np.prod(r.shape)) + 128 + 30 + 46 + 2 * len(f"{r.theirs}.npy") for r in rows)
-
-
-def write_cifar10(folder: Path, per_class: int = 2) -> Path:
-    """A stand-in for CIFAR-10 in its binary form: 5 batches and a test batch of `per_class` noise images a class."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        labels = np.arange(10 * per_class, dtype=np.uint8)[:, None] % 10
-        pixels = rng.integers(0, 256, (10 * per_class, 3072), dtype=np.uint8)
-        (folder / f"{name}.bin").write_bytes(np.hstack([labels, pixels]).tobytes())
-    return folder
 
 
 @pytest.fixture

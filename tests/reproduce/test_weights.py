@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_tables import write_cifar10
+from helpers.datasets import write_cifar10
 
 from mlpmixer.explanation.token_mixing import hidden_units, opposite_pairs, stem_filters
 from mlpmixer.inference.classifier import load

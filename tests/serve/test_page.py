@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chromium import PROGRAM, Chromium
+from helpers.chromium import PROGRAM, Chromium
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
