@@ -1,12 +1,10 @@
-"""Each engine is measured in a process of its own, the fastest one that answers rightly is chosen, and the command line
-remembers it."""
+"""Each engine is measured in a process of its own, and the fastest one that gives the right answers is recommended."""
 
 import csv
 import dataclasses
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,8 +24,6 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.exporters import benchmark as bench_module
 from mlpmixer.exporters.benchmark import Kind, Limits, Row, Started, Worker, bench, choose, images_for, limits_of
 from mlpmixer.exporters.export import export
-from mlpmixer.inference import choices
-from mlpmixer.inference.classifier import load
 
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
@@ -186,10 +182,7 @@ def test_an_export_is_measured_without_torch(bundle: Path, tmp_path: Path) -> No
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
     )
     assert done.returncode == 0 and "torch" not in done.stdout + done.stderr.replace(str(tmp_path), ""), done.stderr
-    assert (
-        "\nchosen: " in done.stdout
-        and f"\nremembered in {Path.home() / '.cache/mlpmixer/engines.json'}\n" in done.stdout
-    )
+    assert "\nrecommended: --engine " in done.stdout
 
 
 @pytest.mark.parametrize("name", ["digits-bundel", "nothing.onnx"])
@@ -261,125 +254,21 @@ def test_layers_in_int8_may_differ_by_what_rounding_was_found_to_do() -> None:
     )
 
 
-# --- what is remembered -----------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def chosen(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """What bench printed when openvino was the fastest."""
-    invent(monkeypatch, seconds={"onnxruntime": 0.1, "openvino": 0.05})
-    assert cli.main(["bench", str(bundle), "--seconds", "0.01", "--batch", "1,8"]) == 0
-    return capsys.readouterr().out
-
-
-def said_by(capsys: pytest.CaptureFixture[str], model: Path, *options: str) -> str:
-    """The line about what computes it, after its name."""
-    Image.new("L", (9, 9), 90).save(Path.home() / "grey.png")
-    assert cli.main(["predict", str(model), str(Path.home() / "grey.png"), *options]) == 0
-    [line] = capsys.readouterr().err.splitlines()
-    return line.removeprefix(f"mlpmixer: {model} is computed by ")
-
-
-def test_the_choice_is_printed_remembered_and_taken_until_it_is_forgotten(
-    chosen: str, bundle: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    kept = choices.kept_at()
-    assert kept == Path.home() / ".cache" / "mlpmixer" / "engines.json"
-    assert chosen.endswith(f"\nchosen: openvino (2.00 times the speed of onnxruntime)\nremembered in {kept}\n")
-    said = said_by(capsys, bundle)
-    assert said.startswith("openvino 2") and " in float32 (chosen by mlpmixer bench on 2" in said
-    assert said_by(capsys, shutil.copytree(bundle, tmp_path / "copy")).startswith("openvino"), (
-        "it belongs to the content"
-    )
-    assert (
-        said_by(capsys, bundle, "--engine", "onnxruntime").startswith("onnxruntime")
-        and len(os.listdir(kept.parent)) == 1
-    )
-    in_python = load(bundle).runtime
-    assert in_python and in_python.engine == "onnxruntime", "the library remembers nothing"
-    assert cli.main(["bench", str(bundle), "--forget"]) == 0
-    assert f"nothing is chosen in {kept} any more" in capsys.readouterr().out
-    assert said_by(capsys, bundle).endswith(" in float32")
-
-
-@pytest.mark.parametrize(
-    ("what", "says"),
-    [
-        ("cpu", " in float32"),
-        ("cores", " in float32"),
-        ("file", " in float32"),
-        (
-            "gone",
-            '(openvino, which mlpmixer bench chose on {day}, is no longer installed: pip install "mlpmixer[openvino]")',
-        ),
-        ("version", "(what mlpmixer bench chose on {day} was among other versions: run it again)"),
-    ],
-)
-def test_a_choice_holds_for_its_file_machine_and_versions_alone(
-    what: str,
-    says: str,
-    chosen: str,
-    bundle: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    model = bundle
-    if what == "cpu":
-        monkeypatch.setattr(hardware, "cpu_name", lambda: "another")
-    elif what == "cores":
-        monkeypatch.setattr(hardware, "cores", lambda: 96)
-    elif what == "file":
-        content = (bundle / "model.onnx").read_bytes()
-        model = tmp_path / "other.onnx"
-        model.write_bytes(content.replace(b'"date"', b'"Date"'))  # of the same length
-    else:
-        version = None if what == "gone" else "0.1"
-        installed = choices.installed
-        monkeypatch.setattr(choices, "installed", lambda name: version if name == "openvino" else installed(name))
-    day = json.loads(choices.kept_at().read_text())["choices"][0]["date"]
-    said = said_by(capsys, model)
-    assert said.startswith("onnxruntime 1.") and said.endswith(says.format(day=day))
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "{",
-        "[]",
-        '{"format": 2}',
-        '{"format": 1}',
-        '{"format": 1, "choices": 3}',
-        '{"format": 1, "choices": [3]}',
-        "[" * 10**5,
-        "\xff",
-    ],
-)
-def test_what_was_kept_and_cannot_be_read_is_ignored_in_a_word_and_written_anew(content: str, bundle: Path) -> None:
-    choices.kept_at().parent.mkdir(parents=True)
-    choices.kept_at().write_bytes(content.encode("latin-1"))
-    recalled = choices.recall(bundle / "model.onnx")
-    assert recalled.engine is None and recalled.word.startswith(
-        "what mlpmixer bench has chosen cannot be read and is ignored ("
-    )
-    choices.remember(bundle / "model.onnx", "openvino")
-    assert choices.recall(bundle / "model.onnx").engine == "openvino"
-
-
-def test_a_choice_that_cannot_be_kept_is_said(
+def test_the_command_prints_the_option_to_type_and_leaves_nothing_behind(
     bundle: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     invent(monkeypatch, seconds={"onnxruntime": 0.1, "openvino": 0.05})
-    (home / ".cache").write_text("no folder")
-    assert cli.main(["bench", str(bundle), "--seconds", "0.01", "--batch", "1", "--json"]) == 0
-    out, err = capsys.readouterr()
-    found = json.loads(out)
-    assert (
-        found["choice"]["engine"] == "openvino"
-        and found["remembered"] is None
-        and "the choice cannot be remembered: " in err
-    )
+    assert cli.main(["bench", str(bundle), "--seconds", "0.01", "--batch", "1,8"]) == 0
+    option = "recommended: --engine openvino (2.00 times the speed of onnxruntime)"
+    assert capsys.readouterr().out.splitlines()[-1] == option
+    assert not list(home.iterdir())
+    Image.new("L", (9, 9), 90).save(home / "grey.png")
+    for typed, engine in ((["--engine", "openvino"], "openvino"), ([], "onnxruntime")):
+        assert cli.main(["predict", str(bundle), str(home / "grey.png"), *typed]) == 0
+        assert f" is computed by {engine} " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -391,7 +280,6 @@ def test_a_choice_that_cannot_be_kept_is_said(
         ("{bundle} --seconds 0", "seconds must be positive, got 0"),
         ("{bundle} --csv nowhere/x.csv", "--csv nowhere/x.csv: there is no such folder"),
         ("{bundle}/modle.onnx", "did you mean {bundle}/model.onnx?"),
-        ("{run} --forget", "{run} is no export: nothing is chosen for it"),
         ("nothing", "expected a run folder"),
     ],
 )

@@ -1,6 +1,5 @@
 """The command that measures what computes a model fastest: bench."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +34,11 @@ HEADER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """How fast each engine computes the model in RUN here, from pixels to probabilities, and which one to take from now
-    on.
+    """How fast each engine computes the model in RUN on this machine, from pixels to probabilities.
 
-    For an export, the fastest engine in float32 whose answers are the same is remembered: `predict`, `evaluate`,
-    `probe`, `compare` and `serve` take it, for this file on this machine, unless --engine names another. A run is
-    computed by torch; it is measured beside its export.
+    For an export, the last line names the fastest engine in float32 that gives the same answers, as the --engine option
+    of `predict`, `evaluate`, `probe`, `compare` and `serve`. A run is computed by torch; it is measured beside its
+    export.
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
@@ -49,31 +47,22 @@ class Bench:
     batch: Annotated[str, arg(metavar="N,...")] = "1,32"
     """Images at a time."""
     threads: Annotated[str, arg(metavar="N,...")] = "1,0"
-    """0: as many as the engine chooses, which is what counts for the choice."""
+    """0: the engine's default; only this row decides which engine is recommended."""
     seconds: float = 20.0
     """For all calls together; a large model takes longer, since each row is three calls at least."""
     csv: Annotated[str, arg(metavar="FILE")] = ""
     """Also write the table, with the machine and the versions in each line."""
     json: Flag = False
     """Print all numbers as JSON."""
-    forget: Flag = False
-    """Measure nothing, and forget what was chosen for RUN."""
 
     def __call__(self) -> int:
         batches, threads = whole_numbers("--batch", self.batch), whole_numbers("--threads", self.threads)
-        from mlpmixer.inference.choices import forget
+        from mlpmixer.exporters.benchmark import bench
         from mlpmixer.inference.exported import export_at
 
         if self.csv and not Path(self.csv).absolute().parent.is_dir():
             raise ValueError(f"--csv {self.csv}: there is no such folder")
         file = export_at(self.run)
-        if self.forget:
-            if file is None:
-                raise ValueError(f"{self.run} is no export: nothing is chosen for it, and nothing can be forgotten")
-            print(f"{self.run}: nothing is chosen in {forget(file)} any more")
-            return 0
-        from mlpmixer.exporters.benchmark import bench
-
         with reporter() as report:
             if file:
                 require_file(file)
@@ -86,29 +75,13 @@ class Bench:
                 f"counts in"
             )
             found = bench(self.run, batches=batches, threads=threads, seconds=self.seconds, report=report)
-        kept = _remembered(found, file)
         if self.csv:
             Path(self.csv).write_text(found.to_csv(), encoding="utf-8")
         if self.json:
-            print_json(found.to_json() | {"remembered": kept})
+            print_json(found.to_json())
         else:
             print_bench(found)
-            if kept:
-                print(f"remembered in {kept}")
         return 0
-
-
-def _remembered(found: "Measured", file: Path | None) -> str | None:
-    """Where the choice is kept; None where there is none, or no room for it, which is said."""
-    if file is None or found.choice is None:
-        return None
-    from mlpmixer.inference.choices import remember
-
-    try:
-        return os.fspath(remember(file, found.choice.engine))
-    except OSError as e:
-        print_error(f"the choice cannot be remembered: {e}")
-        return None
 
 
 def print_bench(b: "Measured") -> None:
@@ -126,7 +99,7 @@ def print_bench(b: "Measured") -> None:
         what = f"{failed.engine} in {failed.precision}" if failed.precision else failed.engine
         print(f"not measured: {what}: {failed.reason}")
     if b.choice:
-        print(f"chosen: {b.choice.engine} ({b.choice.why})")
+        print(f"recommended: --engine {b.choice.engine} ({b.choice.why})")
     elif b.exported:
         engine, times = b.exported
         print(

@@ -48,7 +48,6 @@ class Sizes:
     def load(self, run: str, device: str, computing: "Computing | None" = None, streams: int = 1) -> "Classifier":
         if self.image_size is None and self.patch_size is None and (self.resize != "bicubic" or self.magnified):
             raise ValueError("--resize and --magnified are about another size: give --image-size or --patch-size, too")
-        from mlpmixer.inference.choices import Recalled, recall
         from mlpmixer.inference.classifier import load
         from mlpmixer.inference.exported import export_at
 
@@ -56,16 +55,14 @@ class Sizes:
             from mlpmixer.device import choose_device
 
             device = str(choose_device(device))
-        how, recalled = computing or Computing(), Recalled()
-        if (file := export_at(run)) and how.engine == "auto" and how.precision == "float32":
-            recalled = recall(file)
-        engine = recalled.engine if how.engine == "auto" else how.engine
+        how = computing or Computing()
+        engine = None if how.engine == "auto" else how.engine
         with reporter() as report:
             sizes = dataclasses.asdict(self)
             more: dict[str, Any] = {"precision": how.precision, "streams": streams, "threads": how.threads}
             loaded = load(run, device=device, engine=engine, report=report, **more, **sizes)
         if computing and (export_at(run) or how != Computing() or streams > 1):
-            print_error(f"{run} is computed by {loaded.runtime}" + (f" ({recalled.word})" if recalled.word else ""))
+            print_error(f"{run} is computed by {loaded.runtime}")
         return loaded
 
 
@@ -74,8 +71,8 @@ class Computing:
     """What computes the model, and how."""
 
     engine: Literal["auto", "onnxruntime", "openvino", "torch"] = "auto"
-    """Of an export; auto: what `mlpmixer bench` has chosen for it on this machine, or else onnxruntime for an .onnx
-    file or a bundle (which openvino takes, too), openvino for an .xml, torch for a .pt2."""
+    """What runs an export. auto: onnxruntime for an .onnx file or a bundle (openvino takes those, too), openvino for an
+    .xml, torch for a .pt2. `mlpmixer bench` says which is the fastest here."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: faster on processors that have it, with about three digits; in openvino and torch. Layers in int8 stay
     that."""

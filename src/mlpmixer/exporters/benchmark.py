@@ -168,9 +168,8 @@ def bench(
     seconds: for all calls together; it takes longer where three calls of each row do, and for starting the engines.
     report: receives the progress of a download.
 
-    The reference is torch in float32 for a run; for an export, the first engine that opens it, in float32. Nothing is
-    remembered: that is for the command line. A script that calls this needs `if __name__ == "__main__":`, since it
-    starts processes.
+    The reference is torch in float32 for a run; for an export, the first engine that opens it, in float32. A script
+    that calls this needs `if __name__ == "__main__":`, since it starts processes.
 
     Errors: ValueError for a model that is not there or no classifier, and for numbers that cannot be used, and when no
     engine computes it.
