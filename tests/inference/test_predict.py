@@ -242,7 +242,7 @@ def test_loading_a_model_reads_its_header_once(run, monkeypatch):
         opened.append(os.path.basename(file))
         return open(file, *args, **kwargs)
 
-    monkeypatch.setattr("mlpmixer.checkpoint.open", counting, raising=False)
+    monkeypatch.setattr("mlpmixer.weights.model_file.open", counting, raising=False)
     load(run)
     assert opened == ["model.safetensors"]
 
