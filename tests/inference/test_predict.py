@@ -14,21 +14,11 @@ from PIL import Image
 
 from mlpmixer.data.images import ImageError
 from mlpmixer.data.preprocess import Preprocess, named
-from mlpmixer.inference.classifier import (
-    Classifier,
-    Exported,
-    Failure,
-    FeatureFile,
-    Prediction,
-    csv_lines,
-    find_images,
-    json_lines,
-    jsonl_lines,
-    load,
-    predict_files,
-)
+from mlpmixer.inference.classifier import Classifier, Exported, Failure, Prediction, load
 from mlpmixer.inference.engines import Runtime
 from mlpmixer.inference.exported import Export
+from mlpmixer.inference.files import find_images, predict_files
+from mlpmixer.inference.output import FeatureFile, csv_lines, json_lines, jsonl_lines
 
 GREYS = ("dark", "middle", "bright")
 

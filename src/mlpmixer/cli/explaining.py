@@ -57,7 +57,8 @@ class Explain:
         from mlpmixer.explanation.attribution import METHODS, Explained, explain, usual_fill
         from mlpmixer.explanation.faithfulness import faithfulness
         from mlpmixer.explanation.page import write_explanations
-        from mlpmixer.inference.classifier import Failure, find_images
+        from mlpmixer.inference.classifier import Failure
+        from mlpmixer.inference.files import find_images
 
         names = self.method.split(",")
         methods = [name for name in names if name != MIXING]

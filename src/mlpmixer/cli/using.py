@@ -239,14 +239,15 @@ class Predict:
             )
         if self.features and Path(self.features).suffix not in (".npz", ".csv"):
             raise ValueError(f"--features {self.features}: expected a name that ends in .npz or .csv")
-        from mlpmixer.inference import classifier as predict
-        from mlpmixer.inference.classifier import Failure, FeatureFile
+        from mlpmixer.inference.classifier import Failure
+        from mlpmixer.inference.files import find_images, predict_files
+        from mlpmixer.inference.output import FeatureFile, csv_lines, json_lines, jsonl_lines
 
         classifier = self.sizes.load(self.run, self.device, self.computing)
         listed = (line.rstrip("\n") for line in sys.stdin)
         sources = (source for given in self.sources for source in (listed if given == "-" else [given]) if source)
-        paths, features = predict.find_images(sources), bool(self.features)
-        predicted = predict.predict_files(classifier, paths, self.top_k, self.batch_size, features=features)
+        paths, features = find_images(sources), bool(self.features)
+        predicted = predict_files(classifier, paths, self.top_k, self.batch_size, features=features)
         failed = 0
 
         def watched(rows: FeatureFile | None) -> "Iterator[Prediction | Failure]":
@@ -262,9 +263,9 @@ class Predict:
 
         top_k = min(self.top_k, len(classifier.classes))
         as_text = {
-            "csv": lambda r: predict.csv_lines(r, top_k),
-            "json": predict.json_lines,
-            "jsonl": predict.jsonl_lines,
+            "csv": lambda r: csv_lines(r, top_k),
+            "json": json_lines,
+            "jsonl": jsonl_lines,
             "table": table_lines,
         }
         with FeatureFile(self.features) if self.features else nullcontext() as rows:

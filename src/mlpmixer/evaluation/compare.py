@@ -17,7 +17,8 @@ from mlpmixer.data.datasets import open_images
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.evaluation.evaluate import data_of, match_classes, own_data
 from mlpmixer.evaluation.significance import Interval, holm, mcnemar, paired_difference, wilson
-from mlpmixer.inference.classifier import Classifier, load, outputs_of
+from mlpmixer.inference.classifier import Classifier, load
+from mlpmixer.inference.files import outputs_of
 from mlpmixer.weights.run_folder import read_recipe_json
 
 LEVEL = 0.05  # below this p a difference counts as real

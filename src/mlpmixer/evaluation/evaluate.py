@@ -19,7 +19,8 @@ from mlpmixer.data.images import Pixels
 from mlpmixer.data.real_labels import real_labels
 from mlpmixer.evaluation.calibration import fit_temperature
 from mlpmixer.evaluation.metrics import Averaged, Metrics, metrics_from_probabilities, real_score, with_temperature
-from mlpmixer.inference.classifier import Classifier, load, outputs_of
+from mlpmixer.inference.classifier import Classifier, load
+from mlpmixer.inference.files import outputs_of
 from mlpmixer.models import names as zoo
 from mlpmixer.registry import Registry
 from mlpmixer.weights.run_folder import read_recipe_json

@@ -24,7 +24,8 @@ from mlpmixer.data.datasets import open_data
 from mlpmixer.data.image_set import ImageSet, Splits
 from mlpmixer.data.images import Source
 from mlpmixer.evaluation.evaluate import data_of
-from mlpmixer.inference.classifier import Classifier, load, outputs_of
+from mlpmixer.inference.classifier import Classifier, load
+from mlpmixer.inference.files import outputs_of
 
 Matrix = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]

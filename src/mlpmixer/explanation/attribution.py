@@ -24,7 +24,8 @@ from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Pixels
 from mlpmixer.evaluation.evaluate import data_of
 from mlpmixer.explanation.token_mixing import Mixing, mixing_of
-from mlpmixer.inference.classifier import Classifier, Failure, decoded_batches, outputs_of
+from mlpmixer.inference.classifier import Classifier, Failure
+from mlpmixer.inference.files import decoded_batches, outputs_of
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.registry import Registry, suggest
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Pixels
 from mlpmixer.explanation.attribution import CHUNK, METHODS, as_tensor, filled, network_of, some_of
-from mlpmixer.inference.classifier import Classifier, outputs_of
+from mlpmixer.inference.classifier import Classifier
+from mlpmixer.inference.files import outputs_of
 from mlpmixer.models.mixer import Mixer
 
 POINTS = 16  # steps of a curve

@@ -13,7 +13,7 @@ from mlpmixer.data.image_set import ImageSet, chain
 from mlpmixer.data.images import Pixels, Source, decode
 from mlpmixer.data.streaming.datasets import is_streamed
 from mlpmixer.evaluation.evaluate import match_classes
-from mlpmixer.inference.classifier import Classifier, Failure, decoded_batches
+from mlpmixer.inference.classifier import Classifier, Failure
 from mlpmixer.inference.exported import (
     EVIDENCE,
     FEATURES,
@@ -24,6 +24,7 @@ from mlpmixer.inference.exported import (
     TOP_PROBABILITIES,
     Export,
 )
+from mlpmixer.inference.files import decoded_batches
 
 PROBABILITY_TOLERANCE = 1e-4
 FEATURE_TOLERANCE = 1e-4  # of the largest feature

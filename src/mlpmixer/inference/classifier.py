@@ -5,41 +5,29 @@ images -> pre_logits (B,hidden_dim); what runs behind them is no business of the
 torch by itself: `load` does, when it is asked for a run, and does not for what `mlpmixer export` wrote.
 """
 
-import csv
-import glob
-import io
-import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING, Any, TypeVar
-from zipfile import ZipFile
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mlpmixer.data.images import IMAGE_SUFFIXES, Pixels
+from mlpmixer.data.images import Pixels
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.engines import Precision, Runtime, threads_each
 from mlpmixer.inference.exported import FEATURES, PROBABILITIES, Export, export_at, open_export
 from mlpmixer.models.configs import Method
 
 if TYPE_CHECKING:
-    from mlpmixer.data.image_set import ImageSet
     from mlpmixer.models.architecture import Build
     from mlpmixer.models.mixer import Mixer
     from mlpmixer.weights.adapt import Size
     from mlpmixer.weights.load import Report
     from mlpmixer.weights.model_file import ModelMeta
 
-Key = TypeVar("Key")
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Engine = Callable[[Floats], Floats]
@@ -378,294 +366,3 @@ def _name(image: Any, index: int) -> str:
     if isinstance(image, str | os.PathLike):
         return os.fspath(image)
     return str(getattr(image, "filename", "") or f"image[{index}]")
-
-
-# --- many files ---------------------------------------------------------------------------------------------------
-
-
-def find_images(sources: Iterable[str]) -> Iterator[str | Failure]:
-    """The image files behind files, folders and glob patterns, in a fixed order, each once.
-
-    A named file is taken whatever its suffix. A folder is searched to the bottom for image suffixes (upper or lower
-    case), sorted, without hidden files and folders. A pattern may hold `**`. What does not exist, matches nothing or
-    cannot be opened comes back as a Failure in its place. To give each once it remembers their names.
-    """
-    seen: set[str] = set()
-    for source in sources:
-        for found in _expand(source):
-            key = os.path.abspath(found) if isinstance(found, str) else f"\0{found.name}"
-            if key not in seen:
-                seen.add(key)
-                yield found
-
-
-def _expand(source: str) -> Iterator[str | Failure]:
-    path = os.path.expanduser(source)
-    if os.path.isdir(path):
-        yield from _walk(path)
-    elif os.path.exists(path):
-        yield path
-    elif glob.has_magic(path):
-        matches = sorted(glob.glob(path, recursive=True))
-        named_suffix = Path(path).suffix and not glob.has_magic(
-            Path(path).suffix
-        )  # *.dat means these files, whatever they are
-        files = [m for m in matches if os.path.isfile(m) and (named_suffix or _is_image(m))]
-        folders = [m for m in matches if os.path.isdir(m) and "**" not in path]
-        yield from files
-        for folder in folders:
-            yield from _walk(folder)
-        if not files and not folders:
-            yield Failure(source, "no image file matches this pattern")
-    else:
-        yield Failure(source, "no such file or folder")
-
-
-def _walk(folder: str) -> Iterator[str | Failure]:
-    unreadable: list[OSError] = []
-    visited: set[str] = set()  # links may lead in circles
-    found = False
-    for where, folders, files in os.walk(folder, onerror=unreadable.append, followlinks=True):
-        real = os.path.realpath(where)
-        folders[:] = [] if real in visited else sorted(f for f in folders if not f.startswith("."))
-        if real in visited:
-            continue
-        visited.add(real)
-        for file in sorted(files):
-            if not file.startswith(".") and _is_image(file):
-                found = True
-                yield os.path.join(where, file)
-    yield from (Failure(str(error.filename), f"cannot be opened: {error.strerror}") for error in unreadable)
-    if not found and not unreadable:
-        yield Failure(folder, f"the folder holds no image files ({' '.join(sorted(IMAGE_SUFFIXES))})")
-
-
-def _is_image(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
-
-
-def decoded_batches(
-    items: Iterable[tuple[Key, Callable[[], Any] | Failure]],
-    array: Callable[[Any], Pixels],
-    batch_size: int,
-) -> Iterator[list[tuple[Key, Pixels | Failure]]]:
-    """Batches of (key, (H,W,C) array or Failure) in the order of `items`, the last one partial.
-
-    Images are opened and decoded in threads, one batch ahead, so at most two batches are in memory at a time.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-
-    def decode(name: str, open_source: Callable[[], Any]) -> Pixels | Failure:
-        try:
-            return array(open_source())
-        except (ValueError, OSError) as error:  # ImageError is a ValueError
-            return Failure(name, str(error) or type(error).__name__)
-
-    todo = iter(items)
-    pool = ThreadPoolExecutor(os.cpu_count() or 1)
-
-    def submit() -> list[tuple[Key, Failure | Future[Pixels | Failure]]]:
-        part = islice(todo, batch_size)
-        return [
-            (key, open_ if isinstance(open_, Failure) else pool.submit(decode, str(key), open_)) for key, open_ in part
-        ]
-
-    try:
-        ahead = submit()
-        while ahead:
-            now, ahead = ahead, submit()
-            yield [(key, result.result() if isinstance(result, Future) else result) for key, result in now]
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def run_batches(
-    batches: Iterable[tuple[NDArray[np.int64], Pixels]], function: Callable[[Pixels], Floats]
-) -> tuple[NDArray[np.int64], Floats]:
-    """The loop of every evaluation: `function` of each batch (image numbers (B,), images) -> numbers (N,), values (N,
-    ...)."""
-    numbers, values = [], []
-    for of_batch, images in batches:
-        numbers.append(of_batch)
-        values.append(function(images))
-    return (
-        (np.concatenate(numbers), np.concatenate(values))
-        if numbers
-        else (np.empty(0, np.int64), np.empty((0, 1), np.float32))
-    )
-
-
-def outputs_of(
-    classifier: Classifier, images: "ImageSet", function: Callable[[NDArray[Any]], Floats], batch_size: int
-) -> tuple[NDArray[np.int64], Floats, list[tuple[str, str]]]:
-    """`function` of every readable image, such as classifier.probabilities or classifier.features: indices (N,), values
-    (N, ...), bad.
-
-    bad: (name, reason) of the images that could not be read. ValueError when none could.
-    """
-    bad: list[tuple[str, str]] = []
-
-    def readable() -> Iterator[tuple[NDArray[np.int64], Pixels]]:
-        # decoding by index, in threads; the name is looked up only for what failed
-        items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
-        for batch in decoded_batches(items, classifier.array, batch_size):
-            bad.extend((str(images.names[i]), image.reason) for i, image in batch if isinstance(image, Failure))
-            good = [(i, image) for i, image in batch if not isinstance(image, Failure)]
-            if good:
-                yield np.array([i for i, _ in good], np.int64), np.stack([image for _, image in good])
-
-    kept, values = run_batches(readable(), function)
-    if not len(kept):
-        first = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
-        raise ValueError(
-            f"none of the {len(images)} images could be read" + (f" ({first})" if first else ": the data is empty")
-        )
-    return kept, values, bad
-
-
-def predict_files(
-    classifier: Classifier,
-    paths: Iterable[str | Failure],
-    top_k: int = 5,
-    batch_size: int = 64,
-    *,
-    features: bool = False,
-) -> Iterator[Prediction | Failure]:
-    """A Prediction or a Failure for every path, in order, as the batches get done; memory does not grow with the
-    number.
-
-    `paths` is what `find_images` yields; its failures pass through. One unreadable file stops nothing.
-    features: the predictions carry them, too.
-    """
-    items = ((p.name, p) if isinstance(p, Failure) else (p, lambda p=p: p) for p in paths)
-    for batch in decoded_batches(items, classifier.array, batch_size):
-        good = [(name, image) for name, image in batch if not isinstance(image, Failure)]
-        names, arrays = [name for name, _ in good], [image for _, image in good]
-        answers = iter(classifier.ranked(names, np.stack(arrays), top_k, features=features) if good else [])
-        for _, image in batch:
-            yield image if isinstance(image, Failure) else next(answers)
-
-
-# --- features as a file -------------------------------------------------------------------------------------------
-
-
-class FeatureFile:
-    """An .npz (names, features) or .csv of feature vectors, written row by row; memory does not grow with their number.
-
-    Use it in a `with` statement: the whole file is there when that ends, and nothing has changed if it fails.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        if self.path.suffix not in (".npz", ".csv"):
-            raise ValueError(f"{self.path}: expected a name that ends in .npz or .csv")
-
-    def __enter__(self) -> "FeatureFile":
-        self._part = self.path.with_name(f".{self.path.name}.part")
-        self._num_rows, self._width, self._longest_name = 0, 0, 1
-        with ExitStack() as stack:
-            if self.path.suffix == ".npz":  # an array's header says how long it is, so the arrays wait for the last row
-                self._names = stack.enter_context(TemporaryFile("w+", encoding="ascii", dir=self.path.parent))
-                self._rows = stack.enter_context(TemporaryFile(dir=self.path.parent))
-            self._file = stack.enter_context(open(self._part, "wb"))
-            self._files = stack.pop_all()
-        return self
-
-    def add(self, name: str, features: Floats) -> None:
-        """One row: the image's name and its feature vector (hidden_dim,)."""
-        if self.path.suffix == ".npz":
-            self._names.write(json.dumps(name) + "\n")
-            self._rows.write(features.astype("<f4").tobytes())
-        else:
-            header = "" if self._num_rows else _csv(["image", *(f"f{i}" for i in range(len(features)))])
-            self._file.write((header + _csv([_printable(name), *(f"{v:.8g}" for v in features)])).encode())
-        self._num_rows, self._width = self._num_rows + 1, len(features)
-        self._longest_name = max(self._longest_name, len(name))
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            with self._files:
-                if kind is None and self.path.suffix == ".npz":
-                    self._write_arrays()
-                elif kind is None and not self._num_rows:
-                    self._file.write(_csv(["image"]).encode())
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            if kind is None:
-                os.replace(self._part, self.path)
-        finally:
-            self._part.unlink(missing_ok=True)
-
-    def _write_arrays(self) -> None:
-        """As numpy.savez writes them."""
-        names_type = np.dtype(f"<U{self._longest_name}")
-        self._names.seek(0)
-        self._rows.seek(0)
-        with ZipFile(self._file, "w", allowZip64=True) as archive:
-            with archive.open("names.npy", "w", force_zip64=True) as array:
-                _write_array_header(array, names_type, (self._num_rows,))
-                for line in self._names:
-                    array.write(np.array(json.loads(line), names_type).tobytes())
-            with archive.open("features.npy", "w", force_zip64=True) as array:
-                _write_array_header(array, np.dtype("<f4"), (self._num_rows, self._width))
-                shutil.copyfileobj(self._rows, array)
-
-
-def _write_array_header(file: IO[bytes], dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> None:
-    descr = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, descr)
-
-
-# --- results as text ----------------------------------------------------------------------------------------------
-
-
-def to_record(result: Prediction | Failure) -> dict[str, Any]:
-    """One result as plain JSON values: image, label, probability, top; or image, error."""
-    if isinstance(result, Failure):
-        return {"image": _printable(result.name), "error": _printable(result.reason)}
-    top = [{"label": label, "probability": round(p, 6)} for label, p in result.top]
-    return {
-        "image": _printable(result.name),
-        "label": result.label,
-        "probability": round(result.probability, 6),
-        "top": top,
-    }
-
-
-def jsonl_lines(results: Iterable[Prediction | Failure]) -> Iterator[str]:
-    """One JSON object a line, as the results come."""
-    for result in results:
-        yield json.dumps(to_record(result), ensure_ascii=False) + "\n"
-
-
-def json_lines(results: Iterable[Prediction | Failure]) -> Iterator[str]:
-    """One JSON array, a line for each result, as the results come."""
-    start = "[\n"
-    for result in results:
-        yield start + json.dumps(to_record(result), ensure_ascii=False)
-        start = ",\n"
-    yield "[]\n" if start == "[\n" else "\n]\n"
-
-
-def csv_lines(results: Iterable[Prediction | Failure], top_k: int = 1) -> Iterator[str]:
-    """CSV with a header: image, label, probability, [label_2, probability_2, ...], error."""
-    extra = [column for k in range(2, top_k + 1) for column in (f"label_{k}", f"probability_{k}")]
-    yield _csv(["image", "label", "probability", *extra, "error"])
-    for result in results:
-        cells: list[str] = []
-        if isinstance(result, Prediction):
-            cells = [cell for label, p in result.top[:top_k] for cell in (label, f"{p:.6f}")]
-        error = _printable(result.reason) if isinstance(result, Failure) else ""
-        yield _csv([_printable(result.name), *cells, *[""] * (2 + len(extra) - len(cells)), error])
-
-
-def _csv(cells: Iterable[str]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue()
-
-
-def _printable(name: str) -> str:
-    """File names may hold bytes that are no UTF-8; text output may not."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -19,7 +19,8 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from mlpmixer import __version__
 from mlpmixer.data.images import Pixels
-from mlpmixer.inference.classifier import Classifier, Exported, to_record
+from mlpmixer.inference.classifier import Classifier, Exported
+from mlpmixer.inference.output import to_record
 from mlpmixer.serve import page
 from mlpmixer.serve.batcher import Batcher, Compute, QueueClosed, QueueFull
 from mlpmixer.serve.evidence import evidence_of

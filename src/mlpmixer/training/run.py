@@ -29,7 +29,8 @@ from mlpmixer.device import choose_precision, describe, peak_mib
 from mlpmixer.evaluation import report
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.evaluation.metrics import score
-from mlpmixer.inference import classifier as predict
+from mlpmixer.inference.classifier import load
+from mlpmixer.inference.files import run_batches
 from mlpmixer.models.architecture import Build
 from mlpmixer.models.mixer import Mixer, count_params, create_model
 from mlpmixer.training import optimizers, progressive
@@ -402,7 +403,7 @@ def validate(step_of: Step, store: Store) -> dict[str, float]:
 
     own = step_of.ranks.rows(len(store)).numbers
     parts = (own[start : start + EVAL_BATCH] for start in range(0, len(own), EVAL_BATCH))
-    numbers, predicted = predict.run_batches(((part, store.array(part)) for part in parts), probabilities)
+    numbers, predicted = run_batches(((part, store.array(part)) for part in parts), probabilities)
     correct, losses = score(predicted, store.labels[numbers])
     right, nll = step_of.ranks.sum([float(correct.sum()), float(losses.sum())])
     return {"top1": right / len(store), "nll": nll / len(store)}
@@ -453,7 +454,7 @@ def finish(
         os.replace(run / "best.safetensors", model)
     elif not (recipe.run.patience and model.exists()):
         model_file.save_model(model, step_of.plain(), model_meta(recipe, stores, env, {}))
-    classifier = predict.load(model, device=str(step_of.device), network=network)
+    classifier = load(model, device=str(step_of.device), network=network)
     bad = stores.bad
     val = evaluate(classifier, stores.splits.val)
     test = evaluate(classifier, stores.splits.test) if stores.splits.test is not None else None

@@ -1,0 +1,184 @@
+"""Many image files: found, decoded ahead of the network, and predicted. B images of H x W pixels with C channels."""
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpmixer.data.images import IMAGE_SUFFIXES, Pixels
+from mlpmixer.inference.classifier import Classifier, Failure, Floats, Prediction
+
+if TYPE_CHECKING:
+    from mlpmixer.data.image_set import ImageSet
+
+Key = TypeVar("Key")
+
+
+def find_images(sources: Iterable[str]) -> Iterator[str | Failure]:
+    """The image files behind files, folders and glob patterns, in a fixed order, each once.
+
+    A named file is taken whatever its suffix. A folder is searched to the bottom for image suffixes (upper or lower
+    case), sorted, without hidden files and folders. A pattern may hold `**`. What does not exist, matches nothing or
+    cannot be opened comes back as a Failure in its place. To give each once it remembers their names.
+    """
+    seen: set[str] = set()
+    for source in sources:
+        for found in _expand(source):
+            key = os.path.abspath(found) if isinstance(found, str) else f"\0{found.name}"
+            if key not in seen:
+                seen.add(key)
+                yield found
+
+
+def _expand(source: str) -> Iterator[str | Failure]:
+    path = os.path.expanduser(source)
+    if os.path.isdir(path):
+        yield from _walk(path)
+    elif os.path.exists(path):
+        yield path
+    elif glob.has_magic(path):
+        matches = sorted(glob.glob(path, recursive=True))
+        named_suffix = Path(path).suffix and not glob.has_magic(
+            Path(path).suffix
+        )  # *.dat means these files, whatever they are
+        files = [m for m in matches if os.path.isfile(m) and (named_suffix or _is_image(m))]
+        folders = [m for m in matches if os.path.isdir(m) and "**" not in path]
+        yield from files
+        for folder in folders:
+            yield from _walk(folder)
+        if not files and not folders:
+            yield Failure(source, "no image file matches this pattern")
+    else:
+        yield Failure(source, "no such file or folder")
+
+
+def _walk(folder: str) -> Iterator[str | Failure]:
+    unreadable: list[OSError] = []
+    visited: set[str] = set()  # links may lead in circles
+    found = False
+    for where, folders, files in os.walk(folder, onerror=unreadable.append, followlinks=True):
+        real = os.path.realpath(where)
+        folders[:] = [] if real in visited else sorted(f for f in folders if not f.startswith("."))
+        if real in visited:
+            continue
+        visited.add(real)
+        for file in sorted(files):
+            if not file.startswith(".") and _is_image(file):
+                found = True
+                yield os.path.join(where, file)
+    yield from (Failure(str(error.filename), f"cannot be opened: {error.strerror}") for error in unreadable)
+    if not found and not unreadable:
+        yield Failure(folder, f"the folder holds no image files ({' '.join(sorted(IMAGE_SUFFIXES))})")
+
+
+def _is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+
+
+def decoded_batches(
+    items: Iterable[tuple[Key, Callable[[], Any] | Failure]],
+    array: Callable[[Any], Pixels],
+    batch_size: int,
+) -> Iterator[list[tuple[Key, Pixels | Failure]]]:
+    """Batches of (key, (H,W,C) array or Failure) in the order of `items`, the last one partial.
+
+    Images are opened and decoded in threads, one batch ahead, so at most two batches are in memory at a time.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+    def decode(name: str, open_source: Callable[[], Any]) -> Pixels | Failure:
+        try:
+            return array(open_source())
+        except (ValueError, OSError) as error:  # ImageError is a ValueError
+            return Failure(name, str(error) or type(error).__name__)
+
+    todo = iter(items)
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+
+    def submit() -> list[tuple[Key, Failure | Future[Pixels | Failure]]]:
+        part = islice(todo, batch_size)
+        return [
+            (key, open_ if isinstance(open_, Failure) else pool.submit(decode, str(key), open_)) for key, open_ in part
+        ]
+
+    try:
+        ahead = submit()
+        while ahead:
+            now, ahead = ahead, submit()
+            yield [(key, result.result() if isinstance(result, Future) else result) for key, result in now]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def run_batches(
+    batches: Iterable[tuple[NDArray[np.int64], Pixels]], function: Callable[[Pixels], Floats]
+) -> tuple[NDArray[np.int64], Floats]:
+    """The loop of every evaluation: `function` of each batch (image numbers (B,), images) -> numbers (N,), values (N,
+    ...)."""
+    numbers, values = [], []
+    for of_batch, images in batches:
+        numbers.append(of_batch)
+        values.append(function(images))
+    return (
+        (np.concatenate(numbers), np.concatenate(values))
+        if numbers
+        else (np.empty(0, np.int64), np.empty((0, 1), np.float32))
+    )
+
+
+def outputs_of(
+    classifier: Classifier, images: "ImageSet", function: Callable[[NDArray[Any]], Floats], batch_size: int
+) -> tuple[NDArray[np.int64], Floats, list[tuple[str, str]]]:
+    """`function` of every readable image, such as classifier.probabilities or classifier.features: indices (N,), values
+    (N, ...), bad.
+
+    bad: (name, reason) of the images that could not be read. ValueError when none could.
+    """
+    bad: list[tuple[str, str]] = []
+
+    def readable() -> Iterator[tuple[NDArray[np.int64], Pixels]]:
+        # decoding by index, in threads; the name is looked up only for what failed
+        items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
+        for batch in decoded_batches(items, classifier.array, batch_size):
+            bad.extend((str(images.names[i]), image.reason) for i, image in batch if isinstance(image, Failure))
+            good = [(i, image) for i, image in batch if not isinstance(image, Failure)]
+            if good:
+                yield np.array([i for i, _ in good], np.int64), np.stack([image for _, image in good])
+
+    kept, values = run_batches(readable(), function)
+    if not len(kept):
+        first = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
+        raise ValueError(
+            f"none of the {len(images)} images could be read" + (f" ({first})" if first else ": the data is empty")
+        )
+    return kept, values, bad
+
+
+def predict_files(
+    classifier: Classifier,
+    paths: Iterable[str | Failure],
+    top_k: int = 5,
+    batch_size: int = 64,
+    *,
+    features: bool = False,
+) -> Iterator[Prediction | Failure]:
+    """A Prediction or a Failure for every path, in order, as the batches get done; memory does not grow with the
+    number.
+
+    `paths` is what `find_images` yields; its failures pass through. One unreadable file stops nothing.
+    features: the predictions carry them, too.
+    """
+    items = ((p.name, p) if isinstance(p, Failure) else (p, lambda p=p: p) for p in paths)
+    for batch in decoded_batches(items, classifier.array, batch_size):
+        good = [(name, image) for name, image in batch if not isinstance(image, Failure)]
+        names, arrays = [name for name, _ in good], [image for _, image in good]
+        answers = iter(classifier.ranked(names, np.stack(arrays), top_k, features=features) if good else [])
+        for _, image in batch:
+            yield image if isinstance(image, Failure) else next(answers)
