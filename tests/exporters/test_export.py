@@ -412,7 +412,7 @@ def test_the_service_answers_where_there_is_no_torch(bundle: Path, run: Path, pi
 import sys
 sys.modules["torch"] = None  # importing it fails
 from starlette.testclient import TestClient
-from mlpmixer.cli.serving import Serve
+from mlpmixer.cli.serve import Serve
 with TestClient(Serve(run={str(bundle)!r}).app()) as client, open({pictures[0]!r}, "rb") as file:
     print(client.post("/predict", content=file.read(), headers={{"content-type": "image/png"}}).text)
     print(client.get("/").status_code, client.get("/docs").status_code, client.get("/ready").text)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from mlpmixer import cli
-from mlpmixer.cli.exporting import print_int8
+from mlpmixer.cli.export import print_int8
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.preprocess import Preprocess

@@ -27,7 +27,7 @@ from helpers.processes import OF_THE_COMMAND, alone
 from PIL import Image
 
 from mlpmixer import cli
-from mlpmixer.cli.using import Computing
+from mlpmixer.cli.options import Computing
 from mlpmixer.data.config import Data
 from mlpmixer.evaluation.probe import features_of
 from mlpmixer.exporters.check import PIXEL_TOLERANCE

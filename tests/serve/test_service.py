@@ -35,9 +35,9 @@ from starlette.testclient import TestClient as AnyClient
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Process
 
-from mlpmixer.cli import serving
-from mlpmixer.cli.serving import Serve
-from mlpmixer.cli.using import Computing
+from mlpmixer.cli import serve as serving
+from mlpmixer.cli.options import Computing
+from mlpmixer.cli.serve import Serve
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.classifier import Classifier
 from mlpmixer.serve import page, server

@@ -13,15 +13,26 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import Any, Protocol
 
 from mlpmixer.cli.arguments import parse_line, read
-from mlpmixer.cli.comparing import Compare
-from mlpmixer.cli.explaining import Explain
-from mlpmixer.cli.exporting import Export
-from mlpmixer.cli.measuring import Bench
-from mlpmixer.cli.models import Convert, Doctor, List, Push, Reproduce, Summary
+from mlpmixer.cli.bench import Bench
+from mlpmixer.cli.compare import Compare
+from mlpmixer.cli.convert import Convert
+from mlpmixer.cli.data_check import DataCheck
+from mlpmixer.cli.data_preview import DataPreview
+from mlpmixer.cli.data_shards import DataShards
+from mlpmixer.cli.doctor import Doctor
+from mlpmixer.cli.evaluate import Evaluate
+from mlpmixer.cli.explain import Explain
+from mlpmixer.cli.export import Export
+from mlpmixer.cli.list import List
+from mlpmixer.cli.lr_find import LrFind
+from mlpmixer.cli.predict import Predict
 from mlpmixer.cli.printing import first_line, let_another_speak, print_error
-from mlpmixer.cli.serving import Serve
-from mlpmixer.cli.training import DataCheck, DataPreview, DataShards, LrFind, Train
-from mlpmixer.cli.using import Evaluate, Predict, Probe
+from mlpmixer.cli.probe import Probe
+from mlpmixer.cli.push import Push
+from mlpmixer.cli.reproduce import Reproduce
+from mlpmixer.cli.serve import Serve
+from mlpmixer.cli.summary import Summary
+from mlpmixer.cli.train import Train
 from mlpmixer.registry import suggest
 
 

@@ -5,13 +5,12 @@ import platform
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from mlpmixer import __version__
-from mlpmixer.device import choose_device, describe, has_bf16
-from mlpmixer.hardware import cpu_name
-from mlpmixer.models import kernels
+
+if TYPE_CHECKING:
+    import torch
 
 NEEDED = ("torch", "numpy", "pillow", "safetensors", "tyro", "rich", "scikit-learn", "matplotlib")
 OPTIONAL = {  # and its extra
@@ -29,6 +28,21 @@ OPTIONAL = {  # and its extra
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """What this machine and this installation are, and what is wrong with them."""
+
+    def __call__(self) -> int:
+        findings = diagnose()
+        width = max(len(f.name) for f in findings)
+        for f in findings:
+            print(f"{'!!' if f.problem else '  '} {f.name:{width}}  {f.value}")
+        problems = [f for f in findings if f.problem]
+        for f in problems:
+            print(f"\n!! {f.name}: {f.problem}")
+        return 1 if problems else 0
+
+
 @dataclass(frozen=True)
 class Finding:
     """One line of the diagnosis. `problem` says what is wrong and how to put it right; empty: all is well."""
@@ -40,6 +54,12 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """Versions, CPU, matrix products, threads, GPU, and known breakages, in that order."""
+    import torch
+
+    from mlpmixer.device import choose_device, describe
+    from mlpmixer.hardware import cpu_name
+    from mlpmixer.models import kernels
+
     cpu = torch.device("cpu")
     best = choose_device("auto")
     return [
@@ -98,6 +118,8 @@ def _package(name: str) -> Finding:
 
 
 def _matrix_path() -> str:
+    import torch
+
     libraries = [
         name
         for name, backend in (("MKL", torch.backends.mkl), ("oneDNN", torch.backends.mkldnn))
@@ -108,5 +130,7 @@ def _matrix_path() -> str:
     )
 
 
-def _bf16(device: torch.device) -> str:
+def _bf16(device: "torch.device") -> str:
+    from mlpmixer.device import has_bf16
+
     return "in hardware" if has_bf16(device) else "emulated, slower than float32; --precision auto avoids it"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from mlpmixer.cli.arguments import Flag
-from mlpmixer.cli.using import Computing, Sizes
+from mlpmixer.cli.options import Computing, Sizes
 from mlpmixer.hardware import cores
 from mlpmixer.inference.exported import export_at
 from mlpmixer.serve.settings import Settings

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from mlpmixer.cli.arguments import Flag
+from mlpmixer.cli.options import Sizes
 from mlpmixer.cli.printing import percent, print_error, print_json, print_table
-from mlpmixer.cli.using import Sizes
 
 if TYPE_CHECKING:
     from mlpmixer.explanation.attribution import Explained

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from mlpmixer.cli.arguments import Flag
+from mlpmixer.cli.options import Sizes
 from mlpmixer.cli.printing import between, percent, print_error, print_json
 from mlpmixer.cli.progress import megabytes
-from mlpmixer.cli.using import Sizes
 
 if TYPE_CHECKING:
     from mlpmixer.exporters.export import Int8, Written

@@ -1,65 +1,16 @@
-"""Commands about models and their weights: convert, push, reproduce, summary, list, doctor."""
+"""The command reproduce."""
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from mlpmixer.cli.arguments import Flag, architecture_of, parse_line, read
-from mlpmixer.cli.printing import first_line, percent, print_error, print_json, print_table
+from mlpmixer.cli.arguments import Flag
+from mlpmixer.cli.printing import print_error, print_json, print_table
 from mlpmixer.cli.progress import reporter
-from mlpmixer.config import pair
-from mlpmixer.models.configs import MixerConfig
 
 if TYPE_CHECKING:
     from mlpmixer.reproduce.tables import Outcome, Plan
-
-
-@dataclass(frozen=True, kw_only=True)
-class Convert:
-    """Write a model in another form: official .npz, timm's state dict, or a file of this package, which keeps all that
-    belongs to it."""
-
-    model: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
-    out: Annotated[Positional[str], arg(metavar="FILE")]
-    """What to write: FILE.npz is official, FILE.safetensors is of this package unless --timm is given."""
-    timm: Flag = False
-    """Write FILE.safetensors with timm's names."""
-
-    def __call__(self) -> int:
-        from mlpmixer.weights.load import convert
-
-        with reporter() as report:
-            notes = convert(self.model, self.out, timm=self.timm, report=report)
-        for note in notes:
-            print_error(f"note: {note}")
-        print(self.out)
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Push:
-    """Publish the model in RUN, with a model card, as a repository of the Hugging Face Hub or as a folder of that
-    form."""
-
-    run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run's folder, or its model.safetensors."""
-    target: Annotated[Positional[str], arg(metavar="TARGET")]
-    """A new folder, or hf:owner/name; for the Hub, log in before: hf auth login."""
-    licence: Annotated[str, arg(metavar="NAME")] = ""
-    """The model's licence as the Hub writes it: apache-2.0, mit, cc-by-4.0, ...; without it the card says that none is
-    stated."""
-    private: Flag = False
-    """If the repository is new, make it private."""
-
-    def __call__(self) -> int:
-        from mlpmixer.weights.hub import push
-
-        print(push(self.run, self.target, licence=self.licence, private=self.private))
-        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,117 +199,3 @@ def print_outcome(o: "Outcome") -> None:
     print_table(header, rows)
     print("\n".join(["", *o.notes]))
     print(f"table   {o.out / 'table.md'}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """A network line by line: shapes, parameters, FLOPs. Options change it: `mlpmixer summary B/16 --image-size
-    384`."""
-
-    model: Annotated[Positional[str], arg(metavar="MODEL|RUN")]
-    """An architecture's name (mlpmixer list models), a run's folder, or its model.safetensors."""
-    json: Flag = False
-    """Print as JSON."""
-    config: Annotated[MixerConfig, arg(name="")] = field(default_factory=MixerConfig)
-
-    @classmethod
-    def parse(cls, args: Sequence[str]) -> "Summary":
-        line = read(cls, "mlpmixer summary", args)
-        if line.asks_for_help:
-            return parse_line(line)
-        line.require_words()
-        name = line.words[0]
-        return parse_line(line, default=cls(model=name, config=architecture_of(name)))
-
-    def __call__(self) -> int:
-        from mlpmixer.models.names import summary
-
-        layers = summary(self.config)
-        params, flops = sum(layer.params for layer in layers), sum(layer.flops for layer in layers)
-        if self.json:
-            print_json(
-                {
-                    "model": self.model,
-                    "params": params,
-                    "flops": flops,
-                    "layers": [dataclasses.asdict(layer) for layer in layers],
-                }
-            )
-            return 0
-        rows = [(x.name, " x ".join(map(str, x.output)), f"{x.params:,}", f"{x.flops:,}") for x in layers]
-        print_table(("layer", "output", "params", "FLOPs"), rows)
-        print(f"\n{params:,} parameters, {flops / 1e9:.4g} GFLOPs an image (2 for each multiply-add)")
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class List:
-    """The names that can be used: models, weights, datasets or recipes."""
-
-    what: Positional[Literal["models", "weights", "datasets", "recipes"]]
-    """Which names."""
-
-    def __call__(self) -> int:
-        if self.what == "models":
-            from mlpmixer.models.names import MODELS, count_params
-
-            rows = []
-            for name, c in MODELS.items():
-                sizes = (c.num_patches, c.num_blocks, c.hidden_dim, c.tokens_mlp_dim, c.channels_mlp_dim)
-                rows.append((name, "x".join(map(str, pair(c.image_size))), *map(str, sizes), f"{count_params(c):,}"))
-            print_table(
-                (
-                    "model",
-                    "image px",
-                    "patches",
-                    "blocks",
-                    "hidden_dim",
-                    "tokens_mlp_dim",
-                    "channels_mlp_dim",
-                    "params",
-                ),
-                rows,
-            )
-        elif self.what == "weights":
-            from mlpmixer.models.names import WEIGHTS
-
-            rows = []
-            for name, w in WEIGHTS.items():
-                size, top1 = f"{w.num_bytes:,}" if w.num_bytes else "", percent(w.top1) if w.top1 else ""
-                rows.append((name, f"{w.num_classes:,}", top1, size, w.preprocess, w.url))
-            print_table(("weights", "classes", "top-1", "bytes", "preprocess", "address"), rows)
-            print(
-                "\ntop-1: on ImageNet-1k, as others report it; zoo.WEIGHTS says who, and under which licence the "
-                "weights are"
-            )
-        elif self.what == "datasets":
-            from mlpmixer.data.datasets import DATASETS
-
-            rows = [
-                (name, named.title, "x".join(map(str, named.image_size)), str(len(named.classes)))
-                for name, named in DATASETS.items()
-            ]
-            print_table(("dataset", "", "image px", "classes"), rows)
-            print("\nor a folder with a folder for each class, a Parquet file or folder, or hf:owner/name")
-        else:
-            from mlpmixer.training.recipes import RECIPES
-
-            print_table(("recipe", ""), [(name, first_line(recipe)) for name, recipe in RECIPES.items()])
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Doctor:
-    """What this machine and this installation are, and what is wrong with them."""
-
-    def __call__(self) -> int:
-        from mlpmixer.cli.doctor import diagnose
-
-        findings = diagnose()
-        width = max(len(f.name) for f in findings)
-        for f in findings:
-            print(f"{'!!' if f.problem else '  '} {f.name:{width}}  {f.value}")
-        problems = [f for f in findings if f.problem]
-        for f in problems:
-            print(f"\n!! {f.name}: {f.problem}")
-        return 1 if problems else 0

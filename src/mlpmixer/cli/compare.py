@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from mlpmixer.cli.arguments import Flag
+from mlpmixer.cli.options import Computing, Sizes, print_bad
 from mlpmixer.cli.printing import between, percent, print_json, print_table
-from mlpmixer.cli.using import Computing, Sizes, print_bad
 
 if TYPE_CHECKING:
     from mlpmixer.evaluation.compare import Comparison

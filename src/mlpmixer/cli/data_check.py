@@ -1,0 +1,64 @@
+"""The command data check."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from mlpmixer.cli.arguments import Flag
+from mlpmixer.cli.printing import MAX_ROWS, print_json, print_table
+from mlpmixer.data.config import Data
+
+if TYPE_CHECKING:
+    from mlpmixer.data.check import CheckReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheck:
+    """Look for broken, duplicate and mislaid images in DATA, and count its classes. The exit code is 1 when something
+    is found."""
+
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    """A data set's name, a folder with a folder for each class, a Parquet file or folder, or hf:owner/name."""
+    data_dir: Annotated[str, arg(metavar="DIR")] = ""
+    """Where the files of a named data set are."""
+    json: Flag = False
+    """Print everything as JSON."""
+
+    def __call__(self) -> int:
+        from mlpmixer.data.check import check_data
+
+        report = check_data(Data(name=self.data, data_dir=self.data_dir or None))
+        if self.json:
+            print_json(report.to_json())
+        else:
+            print_check(report)
+        return 0 if report.ok else 1
+
+
+def print_check(report: "CheckReport") -> None:
+    splits = list(report.counts)
+    classes = list(dict.fromkeys(name for counts in report.counts.values() for name in counts))
+    rows = [(name, *(f"{report.counts[split].get(name, 0):,}" for split in splits)) for name in classes]
+    shown = rows if len(rows) <= MAX_ROWS else rows[: MAX_ROWS // 2]
+    print_table(
+        ("class", *splits), [*shown, ("all", *(f"{sum(counts.values()):,}" for counts in report.counts.values()))]
+    )
+    if len(shown) < len(rows):
+        print(f"(the first {len(shown)} of {len(rows)} classes; all of them: --json)")
+    print(f"\nsizes  {', '.join(f'{size} ({n:,})' for size, n in list(report.sizes.items())[:5])}")
+    print(f"kinds  {', '.join(f'{mode} ({n:,})' for mode, n in report.modes.items())}")
+    for note in report.notes:
+        print(f"note   {note}")
+    findings = {
+        "cannot be read": [f"{name}: {reason}" for name, reason in report.broken],
+        "same pixels as another": [f"{name} = {other}" for name, other in report.duplicates],
+        "in the wrong place": [f"{name}: {reason}" for name, reason in report.mislaid],
+    }
+    for title, lines in findings.items():
+        if lines:
+            print("\n".join([f"\n{len(lines):,} {title}", *(f"  {line}" for line in lines[:10])]))
+            if len(lines) > 10:
+                print(f"  and {len(lines) - 10:,} more: --json")
+    if report.ok:
+        print("\nnothing wrong was found")

@@ -1,0 +1,141 @@
+"""The command evaluate."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from mlpmixer.cli.arguments import (
+    Flag,
+)
+from mlpmixer.cli.options import Computing, Sizes, print_bad
+from mlpmixer.cli.printing import (
+    MAX_ROWS,
+    between,
+    percent,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from mlpmixer.evaluation.metrics import Averaged, Metrics, Tempered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Accuracy, calibration and the worst mistakes of the model in RUN on DATA."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export
+    (file or bundle)."""
+    data: Annotated[Positional[str], arg(metavar="DATA")] = ""
+    """A data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
+    split: Literal["test", "val", "train", "all"] = "test"
+    """Which part of the data; all: a plain folder, whole."""
+    data_dir: Annotated[str, arg(metavar="DIR")] = ""
+    """Where the files of a named data set are."""
+    tta: Annotated[str, arg(metavar="KIND,...")] = ""
+    """Also the mean over several views of each image (test-time augmentation): flip, shift (by 1/32 of the side) or
+    flip,shift."""
+    temperature: Flag = False
+    """Also fit a temperature on the validation images of DATA, and say what dividing the logits by it does to
+    calibration."""
+    real: Annotated[str, arg(metavar="FILE")] = ""
+    """Also top-1 by ReaL labels: real.json of google-research/reassessed-imagenet, when DATA is ImageNet's validation
+    images."""
+    batch_size: int = 256
+    """Images at a time."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    json: Flag = False
+    """Print all numbers as JSON."""
+    html: Annotated[str, arg(metavar="FILE")] = ""
+    """Also write a page with plots and the worst mistakes."""
+    computing: Annotated[Computing, arg(name="")] = field(default_factory=Computing)
+    sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
+
+    def __call__(self) -> int:
+        from mlpmixer.data.datasets import open_images
+        from mlpmixer.data.real_labels import read_real
+        from mlpmixer.evaluation.evaluate import data_of, evaluate, views_of
+
+        kinds = self.tta.split(",") if self.tta else []
+        views_of(kinds)  # what is wrong is said before anything is loaded
+        if self.temperature and self.split in ("val", "all"):
+            raise ValueError(
+                f"--temperature is fitted on validation images, so it cannot be judged on them: --split {self.split}"
+            )
+        if self.real:
+            read_real(self.real)
+        classifier = self.sizes.load(self.run, self.device, self.computing)
+        data = data_of(classifier, self.data or None)
+        if self.data_dir:
+            data = dataclasses.replace(data, data_dir=self.data_dir)
+        images = open_images(data, self.split)
+        metrics = evaluate(
+            classifier,
+            images,
+            batch_size=self.batch_size,
+            tta=kinds,
+            validation=open_images(data, "val") if self.temperature else None,
+            real=self.real or None,
+        )
+        if self.json:
+            print_json(metrics.to_json())
+        else:
+            print_metrics(metrics)
+        if self.html:
+            from mlpmixer.evaluation.report import evaluation_html, thumbnails_of
+
+            pictures = thumbnails_of(images, [w.index for w in metrics.most_wrong])
+            page = evaluation_html(metrics, pictures, model=self.run, data=f"{data.name}, {self.split}")
+            Path(self.html).write_text(page, encoding="utf-8")
+            if not self.json:
+                print(f"\npage    {self.html}")
+        return 1 if metrics.bad else 0
+
+
+def print_metrics(m: "Metrics") -> None:
+    print(f"{m.n:,} images  {score_text(m)}")
+    if m.tta:
+        print(
+            f"with test-time augmentation ({', '.join(m.tta.kinds)}: the mean over {m.tta.views} views)  "
+            f"{score_text(m.tta)}"
+        )
+    if m.tempered:
+        fitted = f"fitted on {m.tempered.n:,} validation images"
+        print(
+            f"with all logits divided by the temperature {m.tempered.temperature:.4g} ({fitted})  "
+            f"{calibration_text(m.tempered)}"
+        )
+    if m.real:
+        print(
+            f"by ReaL labels  top-1 {percent(m.real.top1)} {between(m.real.top1_interval)} of {m.real.n:,} images; ",
+            end="",
+        )
+        print(f"{m.real.skipped:,} have no label and are left out")
+    print("in brackets: 95 % intervals, %, from the number of images alone (Wilson)\n")
+    shown = m.per_class if len(m.per_class) <= MAX_ROWS else sorted(m.per_class, key=lambda c: c.f1)[: MAX_ROWS // 2]
+    rows = [
+        (c.name, percent(c.precision), percent(c.recall), between(c.recall_interval), percent(c.f1), f"{c.support:,}")
+        for c in shown
+    ]
+    print_table(("class", "precision", "recall", "", "f1", "images"), rows)
+    if len(shown) < len(m.per_class):
+        print(f"(the {len(shown)} lowest f1 of {len(m.per_class)} classes; all of them: --json)")
+    if m.most_wrong:
+        print("\nsurest mistakes")
+        mistakes = [(w.name, w.true, w.predicted, percent(w.probability)) for w in m.most_wrong[:5]]
+        print_table(("image", "is", "taken for", "with"), mistakes)
+    print_bad(m.bad)
+
+
+def score_text(m: "Metrics | Averaged") -> str:
+    top5 = f"  top-5 {percent(m.top5)} {between(m.top5_interval)}" if m.top5 is not None and m.top5_interval else ""
+    return f"top-1 {percent(m.top1)} {between(m.top1_interval)}{top5}  {calibration_text(m)}"
+
+
+def calibration_text(m: "Metrics | Averaged | Tempered") -> str:
+    return f"nll {m.nll:.4f}  ece {m.ece:.4f}  brier {m.brier:.4f}"

@@ -1,0 +1,65 @@
+"""The command list."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tyro.conf import Positional
+
+from mlpmixer.cli.printing import first_line, percent, print_table
+from mlpmixer.config import pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """The names that can be used: models, weights, datasets or recipes."""
+
+    what: Positional[Literal["models", "weights", "datasets", "recipes"]]
+    """Which names."""
+
+    def __call__(self) -> int:
+        if self.what == "models":
+            from mlpmixer.models.names import MODELS, count_params
+
+            rows = []
+            for name, c in MODELS.items():
+                sizes = (c.num_patches, c.num_blocks, c.hidden_dim, c.tokens_mlp_dim, c.channels_mlp_dim)
+                rows.append((name, "x".join(map(str, pair(c.image_size))), *map(str, sizes), f"{count_params(c):,}"))
+            print_table(
+                (
+                    "model",
+                    "image px",
+                    "patches",
+                    "blocks",
+                    "hidden_dim",
+                    "tokens_mlp_dim",
+                    "channels_mlp_dim",
+                    "params",
+                ),
+                rows,
+            )
+        elif self.what == "weights":
+            from mlpmixer.models.names import WEIGHTS
+
+            rows = []
+            for name, w in WEIGHTS.items():
+                size, top1 = f"{w.num_bytes:,}" if w.num_bytes else "", percent(w.top1) if w.top1 else ""
+                rows.append((name, f"{w.num_classes:,}", top1, size, w.preprocess, w.url))
+            print_table(("weights", "classes", "top-1", "bytes", "preprocess", "address"), rows)
+            print(
+                "\ntop-1: on ImageNet-1k, as others report it; zoo.WEIGHTS says who, and under which licence the "
+                "weights are"
+            )
+        elif self.what == "datasets":
+            from mlpmixer.data.datasets import DATASETS
+
+            rows = [
+                (name, named.title, "x".join(map(str, named.image_size)), str(len(named.classes)))
+                for name, named in DATASETS.items()
+            ]
+            print_table(("dataset", "", "image px", "classes"), rows)
+            print("\nor a folder with a folder for each class, a Parquet file or folder, or hf:owner/name")
+        else:
+            from mlpmixer.training.recipes import RECIPES
+
+            print_table(("recipe", ""), [(name, first_line(recipe)) for name, recipe in RECIPES.items()])
+        return 0

@@ -1,0 +1,102 @@
+"""The command predict."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from mlpmixer.cli.options import Computing, Sizes, Texts
+from mlpmixer.cli.printing import percent, print_error, visible
+
+if TYPE_CHECKING:
+    from mlpmixer.inference.classifier import Failure, Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Class probabilities of images by the model in RUN. Unreadable files are named, the rest is done; then the exit
+    code is 1."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export
+    (file or bundle)."""
+    sources: Annotated[Positional[Texts], arg(metavar="SRC...")]
+    """Image files, folders (searched to the bottom), patterns such as 'photos/*.jpg', or - for a list of them on
+    standard input."""
+    top_k: int = 5
+    """How many classes for each image."""
+    format: Literal["table", "csv", "json", "jsonl"] = "table"
+    """How to print the result."""
+    out: Annotated[str, arg(metavar="FILE")] = ""
+    """Where to write the result instead of standard output."""
+    features: Annotated[str, arg(metavar="FILE")] = ""
+    """Also write each image's feature vector (what the head sees) to FILE.npz or FILE.csv."""
+    batch_size: int = 64
+    """Images at a time."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    computing: Annotated[Computing, arg(name="")] = field(default_factory=Computing)
+    sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
+
+    def __call__(self) -> int:
+        if not self.sources:
+            raise ValueError(
+                f"which images? mlpmixer predict {self.run} FILE... (or folders, patterns, or - for a list on standard "
+                f"input)"
+            )
+        if self.features and Path(self.features).suffix not in (".npz", ".csv"):
+            raise ValueError(f"--features {self.features}: expected a name that ends in .npz or .csv")
+        from mlpmixer.inference.classifier import Failure
+        from mlpmixer.inference.files import find_images, predict_files
+        from mlpmixer.inference.output import FeatureFile, csv_lines, json_lines, jsonl_lines
+
+        classifier = self.sizes.load(self.run, self.device, self.computing)
+        listed = (line.rstrip("\n") for line in sys.stdin)
+        sources = (source for given in self.sources for source in (listed if given == "-" else [given]) if source)
+        paths, features = find_images(sources), bool(self.features)
+        predicted = predict_files(classifier, paths, self.top_k, self.batch_size, features=features)
+        failed = 0
+
+        def watched(rows: FeatureFile | None) -> "Iterator[Prediction | Failure]":
+            nonlocal failed
+            for result in predicted:
+                if isinstance(result, Failure):
+                    failed += 1
+                    if self.format == "table":
+                        print_error(f"{result.name}: {result.reason}")
+                elif rows and result.features is not None:
+                    rows.add(result.name, result.features)
+                yield result
+
+        top_k = min(self.top_k, len(classifier.classes))
+        as_text = {
+            "csv": lambda r: csv_lines(r, top_k),
+            "json": json_lines,
+            "jsonl": jsonl_lines,
+            "table": table_lines,
+        }
+        with FeatureFile(self.features) if self.features else nullcontext() as rows:
+            lines = as_text[self.format](watched(rows))
+            if self.out:
+                with open(self.out, "w", encoding="utf-8") as f:
+                    f.writelines(lines)
+            else:
+                for line in lines:
+                    sys.stdout.write(line)
+        if failed:
+            print_error(f"{failed} of the sources gave no image")
+        return 1 if failed else 0
+
+
+def table_lines(results: "Iterable[Prediction | Failure]") -> "Iterator[str]":
+    from mlpmixer.inference.classifier import Prediction
+
+    for result in results:
+        if isinstance(result, Prediction):
+            yield f"{visible(result.name)}\n" + "".join(
+                f"  {percent(p):>8}  {visible(label)}\n" for label, p in result.top
+            )
