@@ -159,8 +159,8 @@ def prepare(model: str, batch: int, folder: Path) -> None:
     from mlpmixer.exporters.job import Job
     from mlpmixer.exporters.targets import onnx
     from mlpmixer.inference.classifier import from_network
-    from mlpmixer.models.mixer import create_model
-    from mlpmixer.weights.formats import write_timm
+    from mlpmixer.models.architecture import create_model
+    from mlpmixer.weights.formats import write_foreign
     from mlpmixer.weights.model_file import ModelMeta, save_model
 
     torch.manual_seed(0)
@@ -177,7 +177,7 @@ def prepare(model: str, batch: int, folder: Path) -> None:
     pre = Preprocess(image_size=size, in_channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
     meta = ModelMeta(config=cfg, classes=tuple(f"class {k}" for k in range(cfg.num_classes)), preprocess=pre)
     save_model(folder / "model.safetensors", network, meta)
-    write_timm(folder / "timm.safetensors", cfg, network.state_dict())
+    write_foreign(folder / "timm.safetensors", cfg, network.state_dict(), "timm")
     ratios = (cfg.tokens_mlp_dim / cfg.hidden_dim, cfg.channels_mlp_dim / cfg.hidden_dim)
     shape = {
         "img_size": list(size),

@@ -32,8 +32,8 @@ from gpu_table import noise
 
 from mlpmixer.device import choose_device, describe, peak_mib
 from mlpmixer.models import names
+from mlpmixer.models.architecture import create_model
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.mixer import create_model
 from mlpmixer.training.batches import batches
 from mlpmixer.training.recipes import RECIPES
 from mlpmixer.training.run import Step, load_images
@@ -179,10 +179,10 @@ def training(args: argparse.Namespace, device: torch.device, table: Table, _: Ta
     for mode, precision, batch in plans:
 
         def measure(mode: str = mode, precision: str = precision, batch: int = int(batch)) -> Row:
-            cfg = names.MODELS[name]
+            cfg = names.MIXERS[name]
             run = training_step(cfg, mode, precision, batch, device, args.tiny)
             seconds, first = seconds_of(run, device, args.seconds)
-            tflops = 3 * batch * sum(layer.flops for layer in names.summary(cfg)) / seconds / 1e12
+            tflops = 3 * batch * sum(layer.flops for layer in cfg.layers()) / seconds / 1e12
             return {
                 "ms": round(1e3 * seconds, 3), "images_per_s": round(batch / seconds, 1), "tflops": round(tflops, 3),
                 "of_matrix_rate": round(tflops / table.best_tflops(), 4), "first_s": round(first, 1),
@@ -262,7 +262,7 @@ def step_row(name: str, mode: str, args: argparse.Namespace, device: torch.devic
         seconds, first = seconds_of(whole, device, args.seconds)
         alone, _ = seconds_of(inside, device, args.seconds)
         add_profile(profile, name, mode, whole, device)
-    flops = 3 * run.batch_size * sum(layer.flops for layer in names.summary(model))
+    flops = 3 * run.batch_size * sum(layer.flops for layer in model.layers())
     return {
         "ms": round(1e3 * seconds, 3), "images_per_s": round(run.batch_size / seconds, 1), "tflops": round(flops / seconds / 1e12, 3),
         "outside_network": round(1 - alone / seconds, 4), "first_s": round(first, 1),

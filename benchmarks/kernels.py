@@ -23,7 +23,7 @@ from table import path_of, write
 
 from mlpmixer.device import has_bf16
 from mlpmixer.models import kernels
-from mlpmixer.models.mixer import create_model
+from mlpmixer.models.architecture import create_model
 
 
 def work(spec: str, compiled: bool, bf16: bool, threads: int, pipe: Connection) -> None:

@@ -28,13 +28,13 @@ def measure(case: str, checkpointing: bool, steps: int, device_name: str, clock:
     from table import path_of
 
     from mlpmixer.device import choose_device, choose_precision, peak_mib
-    from mlpmixer.models.names import MODELS
+    from mlpmixer.models.names import MIXERS
     from mlpmixer.training.batches import batches
     from mlpmixer.training.step import Step
 
     name, batch = case.split(":")
     run = dataclasses.replace(PLAIN.run, batch_size=int(batch), checkpointing=checkpointing)
-    recipe = dataclasses.replace(PLAIN, model=dataclasses.replace(MODELS[name], num_classes=10), run=run)
+    recipe = dataclasses.replace(PLAIN, model=dataclasses.replace(MIXERS[name], num_classes=10), run=run)
     device = choose_device(device_name)
     dtype = choose_precision("auto", device)
     stores = noise(recipe, 2 * int(batch))

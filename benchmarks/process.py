@@ -38,7 +38,7 @@ def make(name: str, int8: bool, folder: Path) -> None:
     from mlpmixer.exporters.int8 import Quantiser
     from mlpmixer.exporters.targets.bundle import PROGRAM, write_manifest
     from mlpmixer.inference.classifier import from_network
-    from mlpmixer.models.mixer import create_model
+    from mlpmixer.models.architecture import create_model
     from mlpmixer.weights.model_file import ModelMeta
 
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mlpmixer.config import pair
@@ -18,9 +19,9 @@ from mlpmixer.data.datasets import open_images
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.evaluation.evaluate import data_of, evaluate
 from mlpmixer.inference.classifier import Classifier, from_network, load
-from mlpmixer.models.mixer import Mixer
+from mlpmixer.models.mixer import Mixer, MixerBlock
 from mlpmixer.training.augment import normalise, prepare_eval
-from mlpmixer.weights.adapt import adapt, calibrate
+from mlpmixer.weights.adapt import adapt
 
 
 def classifier(network: Mixer, original: Classifier) -> Classifier:
@@ -33,6 +34,37 @@ def classifier(network: Mixer, original: Classifier) -> Classifier:
 def tensor(images: ImageSet, model: Classifier) -> Tensor:
     pixels = np.stack([model.array(images.source(i)) for i in range(len(images))])
     return normalise(prepare_eval(torch.from_numpy(pixels)), model.preprocess)
+
+
+@torch.no_grad()
+def calibrate(model: Mixer, images: Tensor, original: Mixer, original_images: Tensor) -> None:
+    """Scale W1 and W2 of every token-mixing MLP of `model`, in place, so that its activations are as strong as the
+    original's.
+
+    `images` and `original_images` are the same pictures, normalised, each at its model's size; no labels are needed.
+    Block by block, one factor for W1 makes the mean square of W1 z, and one for W2 the variance over the channels of
+    the branch W2 gelu(W1 z + b1) + b2, what they are in the original. For what `adapt` cannot know from the weights:
+    how smooth the tokens are, above all on a coarser grid.
+    """
+    was_training = model.training, original.training
+    x = original.eval().stem(original.patches(original_images))
+    y = model.eval().stem(model.patches(images))
+    for old, new in zip(original.blocks, model.blocks, strict=True):
+        assert isinstance(old, MixerBlock) and isinstance(new, MixerBlock)
+        for layer, strength in ((new.token_mixing.fc1, _hidden), (new.token_mixing.fc2, _branch)):
+            wanted, got = strength(old, x), strength(new, y)
+            layer.weight.mul_((wanted / got).sqrt() if got > 0 else 1.0)
+        x, y = old(x), new(y)
+    model.train(was_training[0])
+    original.train(was_training[1])
+
+
+def _hidden(block: MixerBlock, x: Tensor) -> Tensor:
+    return F.linear(block.columns(block.norm1(x)), block.token_mixing.fc1.weight).square().mean()
+
+
+def _branch(block: MixerBlock, x: Tensor) -> Tensor:
+    return (block.mix_tokens(x) - x).var(-1).mean()
 
 
 def variants(original: Classifier, size: int, some: ImageSet) -> Iterator[tuple[str, Mixer]]:

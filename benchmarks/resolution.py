@@ -37,7 +37,6 @@ from mlpmixer.evaluation.evaluate import data_of, evaluate
 from mlpmixer.inference.classifier import Classifier, from_network, load
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
-from mlpmixer.models.names import summary
 from mlpmixer.training.augment import normalise, prepare_eval
 from mlpmixer.training.recipe import Init, Recipe, read_recipe
 from mlpmixer.training.recipes import retuned
@@ -85,7 +84,7 @@ def commit_of(run: Path) -> str | None:
 
 
 def flops(cfg: MixerConfig) -> int:
-    return sum(layer.flops for layer in summary(cfg))
+    return sum(layer.flops for layer in cfg.layers())
 
 
 def trainings(run: Path, model: MixerConfig) -> Iterator[tuple[str, Recipe]]:

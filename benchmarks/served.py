@@ -46,11 +46,11 @@ def make_exports(model: str, folder: Path, precisions: tuple[str, ...] = ("float
     from mlpmixer.exporters.job import Job
     from mlpmixer.exporters.targets import onnx
     from mlpmixer.inference.classifier import from_network
-    from mlpmixer.models.names import MODELS
+    from mlpmixer.models.names import MIXERS
     from mlpmixer.weights.model_file import ModelMeta
 
     torch.manual_seed(0)
-    cfg = MODELS[model]
+    cfg = MIXERS[model]
     network = create_model(cfg)
     torch.nn.init.normal_(
         network.head.weight, std=3 / math.sqrt(cfg.hidden_dim)

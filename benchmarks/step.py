@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from table import path_of, write
 
 from mlpmixer.device import has_bf16
-from mlpmixer.models.mixer import Mixer, create_model
+from mlpmixer.models.architecture import create_model
+from mlpmixer.models.mixer import Mixer
 
 MODES = ["float32", "bfloat16"]
 

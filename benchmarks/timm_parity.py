@@ -53,8 +53,9 @@ from mlpmixer.device import describe
 from mlpmixer.download import cache_path
 from mlpmixer.models import names
 from mlpmixer.models.mixer import EPS, Mixer
-from mlpmixer.weights import run_folder
-from mlpmixer.weights.formats import read_timm, timm_table, to_timm, write_timm
+from mlpmixer.models.mixer_names import timm_table
+from mlpmixer.weights import published, run_folder
+from mlpmixer.weights.formats import read_foreign, to_foreign, write_foreign
 from mlpmixer.weights.load import load_weights
 
 Figures = dict[str, Any]
@@ -117,10 +118,12 @@ def weights(model: str, batch: int, folder: Path) -> Figures:
     assert ours.cfg == from_pth.cfg and same(ours.state_dict(), from_pth.state_dict()), (
         f"{model}: .pth and .safetensors differ"
     )
-    assert ours.cfg == dataclasses.replace(names.MODELS[ours_of(model)], activation="gelu_erf"), (
+    assert ours.cfg == dataclasses.replace(names.MIXERS[ours_of(model)], activation="gelu_erf"), (
         f"{model} became {ours.cfg}"
     )
-    assert same(to_timm(ours.cfg, ours.state_dict()), live.state_dict()), f"{model} -> ours -> timm changed a bit"
+    assert same(to_foreign(ours.cfg, ours.state_dict(), "timm"), live.state_dict()), (
+        f"{model} -> ours -> timm changed a bit"
+    )
     found: Figures = {
         "params": sum(p.numel() for p in live.parameters()),
         "images": batch,
@@ -140,11 +143,11 @@ def weights(model: str, batch: int, folder: Path) -> Figures:
     torch.manual_seed(3)
     mine = perturbed(mlpmixer.create_model(ours_of(model), activation="gelu_erf"), seed=4)
     assert isinstance(mine, Mixer)
-    write_timm(folder / "ours.safetensors", mine.cfg, mine.state_dict())
+    write_foreign(folder / "ours.safetensors", mine.cfg, mine.state_dict(), "timm")
     live.load_state_dict(load_file(folder / "ours.safetensors"), strict=True)
     found["ours_to_timm"] = compare(mine, live, images)
     save_file(live.state_dict(), folder / "back.safetensors")
-    cfg, back = read_timm(folder / "back.safetensors")
+    cfg, back, _ = read_foreign(folder / "back.safetensors")
     assert cfg == mine.cfg and same(back, mine.state_dict()), f"ours -> {model} -> ours changed a bit"
     return found
 
@@ -157,9 +160,9 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 # files
 
 
-def timm_weights() -> dict[str, tuple[names.Weights, str]]:
+def timm_weights() -> dict[str, tuple[published.Weights, str]]:
     """Our name -> our entry, and timm's name (mixer_b16_224.goog_in21k) as our address has it."""
-    return {name: (w, w.url.split("/")[1]) for name, w in names.WEIGHTS.items() if w.form == "timm"}
+    return {name: (w, w.url.split("/")[1]) for name, w in published.WEIGHTS.items() if w.form == "timm"}
 
 
 RULES = {w.preprocess: tag for w, tag in reversed(timm_weights().values())}
@@ -171,10 +174,10 @@ def data_config(tag: str) -> dict[str, Any]:
     return config
 
 
-def disagreements(w: names.Weights, tag: str) -> list[str]:
+def disagreements(w: published.Weights, tag: str) -> list[str]:
     """Where our entry and timm's configuration of `tag` say different things."""
     theirs, data = timm.get_pretrained_cfg(tag), data_config(tag)
-    cfg = dataclasses.replace(names.MODELS[w.model], num_classes=w.num_classes, activation="gelu_erf")
+    cfg = dataclasses.replace(names.MIXERS[w.model], num_classes=w.num_classes, activation="gelu_erf")
     pre = named(w.preprocess, image_size=cfg.image_size)
     with torch.device("meta"):
         live = timm.create_model(theirs.architecture, num_classes=theirs.num_classes)

@@ -18,8 +18,8 @@ from torch import Tensor
 import mlpmixer
 from mlpmixer.explanation.attribution import as_tensor, network_of, patch_evidence
 from mlpmixer.explanation.page import stem_picture
-from mlpmixer.explanation.token_mixing import dependence, frequency, hidden_units, stem_filters
 from mlpmixer.models.mixer import Mixer
+from mlpmixer.models.mixing import dependence, frequency, hidden_units, stem_filters
 
 UNITS = 4  # hidden units of token mixing that are shown: those that do most for the channel
 

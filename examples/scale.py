@@ -16,7 +16,7 @@ import tyro
 
 from mlpmixer.config import pair
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.names import MODELS, count_params
+from mlpmixer.models.names import MIXERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def forward_flops(cfg: MixerConfig) -> int:
 
 
 def training_flops(model: str) -> int:
-    return 3 * forward_flops(MODELS[model])
+    return 3 * forward_flops(MIXERS[model])
 
 
 def patch_values(cfg: MixerConfig) -> int:
@@ -158,8 +158,8 @@ class Step:
 def step_of(plan: Plan, gpus: int, share: float, node_gb_s: float) -> Step:
     """Compute at `share` of the matrix rate; ring all-reduce of float32 gradients; AdamW and clipping, 32 bytes a
     parameter."""
-    cfg = MODELS[plan.model]
-    params = count_params(cfg)
+    cfg = MIXERS[plan.model]
+    params = cfg.num_params
     among = plan.nvlink_gb_s if gpus <= plan.gpus_per_node else min(plan.nvlink_gb_s, node_gb_s)
     return Step(
         compute=plan.batch / gpus * training_flops(plan.model) / (share * plan.matrix_tflops * 1e12),
@@ -175,8 +175,8 @@ def table(head: str, rows: list[list[str]]) -> str:
 
 def tables(plan: Plan) -> dict[str, str]:
     """Markdown tables by name."""
-    cfg = MODELS[plan.model]
-    params, steps = count_params(cfg), round(plan.images * plan.epochs / plan.batch)
+    cfg = MIXERS[plan.model]
+    params, steps = cfg.num_params, round(plan.images * plan.epochs / plan.batch)
     names = dict.fromkeys(["S/16", "B/16", "L/16", "H/14", plan.model])
     rate = {share: share * plan.matrix_tflops * 1e12 for share in (plan.low_share, plan.share)}
     out = {}
@@ -187,13 +187,13 @@ def tables(plan: Plan) -> dict[str, str]:
         [
             [
                 name,
-                f"{count_params(c) / 1e6:.1f} M",
+                f"{c.num_params / 1e6:.1f} M",
                 f"{f / 1e9:.1f}",
                 f"{3 * f / 1e9:.1f}",
                 *(f"{r / (3 * f):,.0f}" for r in rate.values()),
             ]
             for name in names
-            for c in [MODELS[name]]
+            for c in [MIXERS[name]]
             for f in [forward_flops(c)]
         ],
     )
@@ -237,8 +237,8 @@ def tables(plan: Plan) -> dict[str, str]:
 
     rows = []
     for name in names:
-        c = MODELS[name]
-        state = sum(STATE.values()) * count_params(c) / 1e9
+        c = MIXERS[name]
+        state = sum(STATE.values()) * c.num_params / 1e9
         room = [max(gb - plan.reserve_gb - state, 0) * 1e9 for gb in plan.gpu_gb]
         fits = [[f"{math.floor(r / image_bytes(c, ck)):,}" for r in room] for ck in (False, True)]
         mb = [f"{image_bytes(c, ck) / 1e6:.1f}" for ck in (False, True)]
@@ -287,7 +287,7 @@ RTX_3090 = 71  # nominal, float16 products with float32 sums
 
 def published() -> str:
     """Which share of the nominal rate the formula makes of published times. Above 100 % it would be wrong."""
-    larger = MODELS["H/14"].adapted(image_size=448, method="parts")
+    larger = MIXERS["H/14"].adapted(image_size=448, method="parts")
     day = 86400.0
     cases = [  # (what, FLOP an image, images, seconds of one device, its nominal TFLOP/s)
         (

@@ -21,9 +21,9 @@ from PIL import Image
 from mlpmixer import cli
 from mlpmixer.cli import printing, progress
 from mlpmixer.download import cache_path, fetch
-from mlpmixer.models.mixer import create_model
-from mlpmixer.models.names import NUM_CLASSES, WEIGHTS, Weights
-from mlpmixer.weights.formats import write_official
+from mlpmixer.models.architecture import create_model
+from mlpmixer.weights.formats import write_foreign
+from mlpmixer.weights.published import NUM_CLASSES, WEIGHTS, Weights
 
 CONTENT = bytes(range(256)) * 400  # 102,400 bytes
 QUICK = {"timeout_s": 0.3, "backoff_s": 0.0}
@@ -448,7 +448,7 @@ def published(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The weights Pico/2:test; the cache is empty."""
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
     model = create_model("Pico/2", num_classes=NUM_CLASSES["imagenet1k"])
-    write_official(tmp_path / "w.npz", model.cfg, model.state_dict())
+    write_foreign(tmp_path / "w.npz", model.cfg, model.state_dict(), "official")
     server = serve()
     server.content = (tmp_path / "w.npz").read_bytes()
     known = {

@@ -48,9 +48,9 @@ def test_every_example_is_run() -> None:
 
 
 def test_every_step_that_the_learners_page_explains_is_a_line_of_the_model_and_has_its_picture() -> None:
-    page, model = (
-        (ROOT / "docs/learn.md").read_text(encoding="utf-8"),
-        (ROOT / "src/mlpmixer/models/mixer.py").read_text(encoding="utf-8"),
+    page = (ROOT / "docs/learn.md").read_text(encoding="utf-8")
+    model = "\n".join(
+        (ROOT / f"src/mlpmixer/models/{name}.py").read_text(encoding="utf-8") for name in ("mixer", "network")
     )
     quoted = [line for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
     lines = {line.strip() for line in model.splitlines()}

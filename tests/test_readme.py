@@ -9,7 +9,7 @@ import pytest
 
 from mlpmixer import cli
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.models.mixer import create_model
+from mlpmixer.models.architecture import create_model
 from mlpmixer.training import recipes
 from mlpmixer.weights import model_file, run_folder
 

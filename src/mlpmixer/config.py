@@ -53,6 +53,15 @@ class Config:
     def validate(self) -> None:
         """Ranges, and fields that must fit together. Raises ValueError; the types are right by then."""
 
+    def tag(self) -> dict[str, str]:
+        """What JSON says beside the fields, such as which of several kinds of config this is."""
+        return {}
+
+    @classmethod
+    def untagged(cls: type[T], values: dict[str, Any]) -> tuple[type[T], dict[str, Any]]:
+        """The class that the tag in `values` names, and the fields alone. The reverse of `tag`."""
+        return cls, values
+
 
 _FIELD_TYPES: dict[type, dict[str, Any]] = {}
 
@@ -117,7 +126,7 @@ def did_you_mean(value: object, known: Iterable[str]) -> str:
 
 def to_json(config: Any) -> dict[str, Any]:
     """A config as plain JSON values (tuples become lists)."""
-    return {
+    return (config.tag() if isinstance(config, Config) else {}) | {
         f.name: to_json(v) if dataclasses.is_dataclass(v) else list(v) if isinstance(v, tuple) else v
         for f in dataclasses.fields(config)
         for v in [getattr(config, f.name)]
@@ -127,6 +136,8 @@ def to_json(config: Any) -> dict[str, Any]:
 def from_json(cls: type[T], values: Any, where: str = "") -> T:
     """The config that `to_json` wrote. ValueError for a wrong value, and an unknown field with the nearest name."""
     require(isinstance(values, dict), f"{where or cls.__name__}: expected an object, got {type(values).__name__}")
+    if issubclass(cls, Config):
+        cls, values = cls.untagged(values)
     hints, fields = field_types(cls), {}
     for name, value in values.items():
         path = f"{where}.{name}" if where else name

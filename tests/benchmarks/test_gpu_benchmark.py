@@ -57,7 +57,7 @@ def test_a_step_is_divided_into_network_and_the_rest(
 
 @pytest.mark.parametrize("precision", ["autocast", "weights"])
 def test_the_plain_step_changes_the_weights(gpu: ModuleType, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = gpu.names.MODELS["Pico/2"]
+    cfg = gpu.names.MIXERS["Pico/2"]
     model = gpu.create_model(cfg)
     start = {k: v.clone() for k, v in model.state_dict().items()}
     monkeypatch.setattr(gpu, "create_model", lambda _: model)

@@ -26,14 +26,15 @@ from torch.utils._pytree import tree_leaves
 from mlpmixer import cli
 from mlpmixer.config import pair
 from mlpmixer.models import kernels
-from mlpmixer.models.mixer import Mixer, create_model
-from mlpmixer.models.names import MODELS, summary
+from mlpmixer.models.architecture import create_model
+from mlpmixer.models.mixer import Mixer
+from mlpmixer.models.names import MIXERS
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
 SCRIPT = re.search(r"```bash\n(#!/bin/bash\n.*?)```", DOC, re.S)[1]  # type: ignore[index]
 COMMAND = shlex.split(re.search(r"^srun (.*?) &$", SCRIPT.replace("\\\n", " "), re.M | re.S)[1])  # type: ignore[index]
-MODEL = dataclasses.replace(MODELS["Nano/4"], num_blocks=2, activation="gelu_tanh")
+MODEL = dataclasses.replace(MIXERS["Nano/4"], num_blocks=2, activation="gelu_tanh")
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,9 @@ def test_the_tables_of_the_page_are_what_the_script_prints(scale: ModuleType) ->
     assert len(wanted) == 8 and all(text in DOC for text in wanted), "paste what `python examples/scale.py` prints"
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MIXERS)
 def test_the_formula_counts_the_products_of_the_summary(scale: ModuleType, name: str) -> None:
-    assert scale.forward_flops(MODELS[name]) == sum(layer.flops for layer in summary(MODELS[name]))
+    assert scale.forward_flops(MIXERS[name]) == sum(layer.flops for layer in MIXERS[name].layers())
 
 
 class NormInFloat32(nn.LayerNorm):
@@ -164,7 +165,7 @@ def test_the_command_of_the_slurm_script_is_known_to_torchrun_and_to_us() -> Non
     plan = train.config
     assert plan.run.steps == 0 and plan.run.epochs == 14 and plan.run.batch_size == 4096 and plan.run.accumulate == 1
     assert (
-        plan.model == dataclasses.replace(MODELS["H/14"]) and plan.optim.lr == 1e-3 and plan.optim.weight_decay == 0.03
+        plan.model == dataclasses.replace(MIXERS["H/14"]) and plan.optim.lr == 1e-3 and plan.optim.weight_decay == 0.03
     )
     assert (
         not plan.augment.randaugment_layers

@@ -13,9 +13,9 @@ from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.evaluation.metrics import real_score
 from mlpmixer.evaluation.significance import wilson
 from mlpmixer.inference.classifier import Classifier
-from mlpmixer.models import names
+from mlpmixer.weights import published
 
-IDS = names.wordnet_ids("imagenet1k")
+IDS = published.wordnet_ids("imagenet1k")
 
 
 @pytest.fixture
@@ -97,7 +97,9 @@ def imagenet(numbers, labels, classes):
 
 
 @pytest.mark.parametrize(
-    "model_classes", [names.class_names("imagenet1k"), IDS, names.numbered(1000)], ids=["names", "ids", "numbers"]
+    "model_classes",
+    [published.class_names("imagenet1k"), IDS, published.numbered(1000)],
+    ids=["names", "ids", "numbers"],
 )
 def test_real_stands_beside_the_plain_top1_and_changes_nothing_else(file, model_classes):
     images = imagenet([1, 2, 3, 4, 5], [7, 1, 2, 4, 5], IDS)
@@ -115,7 +117,7 @@ def test_real_stands_beside_the_plain_top1_and_changes_nothing_else(file, model_
 def test_the_order_of_folders_and_of_the_models_classes_does_not_matter(file):
     turned = IDS[::-1]
     images = imagenet([1, 2], [999 - 7, 999 - 1], turned)
-    assert evaluate(always([7, 3], names.class_names("imagenet1k")), images, real=file).real.top1 == 1
+    assert evaluate(always([7, 3], published.class_names("imagenet1k")), images, real=file).real.top1 == 1
     assert evaluate(always([999 - 7, 999 - 3], turned), images, real=file).real.top1 == 1
 
 

@@ -33,7 +33,7 @@ from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_s
 from mlpmixer.data.streaming.remote import Retry
 from mlpmixer.data.streaming.shards import Kind, Sample, Shard, ShardError, read_rows, write_shards
 from mlpmixer.evaluation.evaluate import evaluate
-from mlpmixer.models.names import MODELS
+from mlpmixer.models.names import MIXERS
 from mlpmixer.training import stream as stream_module
 from mlpmixer.training.batches import batches
 from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run
@@ -644,7 +644,7 @@ def test_a_data_set_of_the_hub_is_streamed_through_huggingface_hub(
 
 
 MODEL = dataclasses.replace(
-    MODELS["Pico/2"],
+    MIXERS["Pico/2"],
     image_size=4,
     patch_size=2,
     in_channels=1,

@@ -24,8 +24,8 @@ from mlpmixer.evaluation.evaluate import evaluate, match_classes, shifted
 from mlpmixer.evaluation.metrics import metrics_from_probabilities
 from mlpmixer.evaluation.significance import wilson
 from mlpmixer.inference.classifier import Classifier
-from mlpmixer.models import names as zoo
 from mlpmixer.training.recipe import Recipe
+from mlpmixer.weights import published
 
 
 def random_case(seed, n=200, k=7):
@@ -266,11 +266,11 @@ def test_a_run_is_tested_on_its_own_data_cut_as_in_training(folder, tmp_path_fac
 
 
 def test_folders_named_by_wordnet_id_are_the_classes_of_imagenet() -> None:
-    ids = zoo.wordnet_ids("imagenet1k")
-    assert match_classes(ids, zoo.class_names("imagenet1k")).tolist() == list(range(1000))
-    assert match_classes(ids[::-1], zoo.class_names("imagenet1k")).tolist() == list(range(1000))[::-1]
+    ids = published.wordnet_ids("imagenet1k")
+    assert match_classes(ids, published.class_names("imagenet1k")).tolist() == list(range(1000))
+    assert match_classes(ids[::-1], published.class_names("imagenet1k")).tolist() == list(range(1000))[::-1]
     with pytest.raises(ValueError, match="differ"):
-        match_classes(ids[:999], zoo.class_names("imagenet1k"))
+        match_classes(ids[:999], published.class_names("imagenet1k"))
 
 
 def test_a_model_without_class_names_takes_the_order_of_the_data() -> None:

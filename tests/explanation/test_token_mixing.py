@@ -2,8 +2,8 @@ import pytest
 import torch
 from helpers.models import OBLONG, OBLONG_PARTS, random_images, random_mixer
 
-from mlpmixer.explanation import token_mixing
 from mlpmixer.models import locality
+from mlpmixer.models import mixing as token_mixing
 
 
 @pytest.mark.parametrize("cfg", [OBLONG, OBLONG_PARTS])

@@ -18,7 +18,7 @@ from mlpmixer import cli
 from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.onnx_model import open_onnx
-from mlpmixer.models.names import MODELS
+from mlpmixer.models.names import MIXERS
 from mlpmixer.training.distillation import make_teacher, open_teacher
 from mlpmixer.training.recipe import Augment, Distill, Optim, Recipe, Run
 from mlpmixer.training.run import train
@@ -32,7 +32,7 @@ DIGITS = tuple("0123456789")
 CPU, FLOAT = torch.device("cpu"), torch.float32
 RECIPE = Recipe(
     name="test",
-    model=dataclasses.replace(MODELS["Pico/2"], num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32),
+    model=dataclasses.replace(MIXERS["Pico/2"], num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32),
     data=Data(name="digits"),
     optim=Optim(lr=1e-2),
     augment=Augment(noise=0.1, mixup=0.5),

@@ -251,12 +251,12 @@ def test_a_rule_that_never_rounds_reaches_the_network_as_floats(tmp_path):
 
 
 def test_a_folder_that_is_no_run_says_what_was_expected(run, tmp_path):
-    with pytest.raises(ValueError, match=r"is no run.*mlpmixer train.*runs in it: .*greys"):
+    with pytest.raises(ValueError, match=r"is not a run.*mlpmixer train.*runs in it: .*greys"):
         load(run.parent)
     with pytest.raises(ValueError, match=r"does not exist.*did you mean .*greys"):
         load(run.parent / "grays")
     (tmp_path / "x.txt").write_text("x")
-    with pytest.raises(ValueError, match="is no model"):
+    with pytest.raises(ValueError, match="is not a model"):
         load(tmp_path / "x.txt")
     (run / "model.safetensors").rename(run / "other")
     (run / "recipe.json").write_text("{}")
@@ -289,7 +289,7 @@ def counted(monkeypatch):
     """Counts the images decoded and those that go through the blocks of a Mixer."""
     from mlpmixer.models.mixer import Mixer
 
-    count, decode, features = Counter(), Preprocess.array, Mixer.features
+    count, decode, features = Counter(), Preprocess.array, Mixer.tokens
 
     def counting_decode(self, source):
         count["decoded"] += 1
@@ -300,7 +300,7 @@ def counted(monkeypatch):
         return features(self, images)
 
     monkeypatch.setattr(Preprocess, "array", counting_decode)
-    monkeypatch.setattr(Mixer, "features", counting_features)
+    monkeypatch.setattr(Mixer, "tokens", counting_features)
     return count
 
 

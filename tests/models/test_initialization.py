@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from mlpmixer.models.architecture import create_model
 from mlpmixer.models.initialization import RIDGE, set_head_bias, whiten_stem
-from mlpmixer.models.mixer import Mixer, create_model
+from mlpmixer.models.mixer import Mixer
 
 
 def smooth_images(n: int, size: int) -> torch.Tensor:

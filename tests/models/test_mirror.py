@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from mlpmixer.data.config import Data
 from mlpmixer.models import locality, mirror
+from mlpmixer.models.architecture import create_model
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.initialization import whiten_stem
-from mlpmixer.models.mixer import Mixer, create_model
+from mlpmixer.models.mixer import Mixer
 from mlpmixer.training import progressive
 from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run
 from mlpmixer.training.run import train

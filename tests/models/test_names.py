@@ -7,15 +7,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mlpmixer.models.architecture import create_model
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.mixer import Mixer, create_model
-from mlpmixer.models.names import MODELS, WEIGHTS, class_names, count_params, summary, wordnet_ids
+from mlpmixer.models.mixer import Mixer
+from mlpmixer.models.names import MODELS
+from mlpmixer.weights.published import WEIGHTS, class_names, wordnet_ids
 
 
 def test_the_worked_example_of_a_100_px_image_with_10_px_patches() -> None:
     """100 x 100 RGB pixels, P = 10: a table of 100 patches with 300 numbers each, of which the stem makes 100
     tokens."""
-    layers = {layer.name: layer for layer in summary(MixerConfig(image_size=100, patch_size=10, hidden_dim=512))}
+    layers = {layer.name: layer for layer in MixerConfig(image_size=100, patch_size=10, hidden_dim=512).layers()}
     assert layers["images"].output == (3, 100, 100)
     assert layers["patches"].output == (100, 300)
     assert layers["stem"].output == (100, 512) and layers["stem"].params == 300 * 512 + 512
@@ -33,7 +35,7 @@ def test_the_shapes_are_those_of_the_network() -> None:
         tokens_mlp_dim=12,
         channels_mlp_dim=24,
     )
-    layers = {layer.name: layer.output for layer in summary(cfg)}
+    layers = {layer.name: layer.output for layer in cfg.layers()}
     stages = Mixer(cfg).eval().intermediates(torch.zeros(1, 3, 12, 8))
     assert stages["stem"].shape[1:] == layers["stem"]
     assert stages["block_1"].shape[1:] == layers["blocks.1.channel_mixing"]
@@ -48,21 +50,21 @@ def test_parts_are_counted_as_the_network_counts_them() -> None:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = Mixer(cfg).eval()
         model(torch.zeros(1, 3, 32, 32))
-    assert counter.get_total_flops() == sum(layer.flops for layer in summary(cfg))
-    assert sum(p.numel() for p in model.parameters()) == sum(layer.params for layer in summary(cfg))
+    assert counter.get_total_flops() == sum(layer.flops for layer in cfg.layers())
+    assert sum(p.numel() for p in model.parameters()) == sum(layer.params for layer in cfg.layers())
 
 
 def test_the_flops_are_those_that_torch_counts() -> None:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         create_model("S/32").eval()(torch.zeros(1, 3, 224, 224))
-    assert counter.get_total_flops() == sum(layer.flops for layer in summary(MODELS["S/32"]))
+    assert counter.get_total_flops() == sum(layer.flops for layer in MODELS["S/32"].layers())
 
 
 def test_the_flops_of_the_papers_sizes_agree_with_published_multiply_adds() -> None:
     """timm's benchmark tables, GMACs at 224 px: S/32 1.00, S/16 3.79, B/32 3.24, B/16 12.62, L/32 11.27, L/16 44.60."""
     published = {"S/32": 1.00, "S/16": 3.79, "B/32": 3.24, "B/16": 12.62, "L/32": 11.27, "L/16": 44.60}
     for name, gmacs in published.items():
-        assert sum(layer.flops for layer in summary(MODELS[name])) / 2e9 == pytest.approx(
+        assert sum(layer.flops for layer in MODELS[name].layers()) / 2e9 == pytest.approx(
             gmacs, rel=0.005
         )  # theirs count norms too
 
@@ -101,7 +103,7 @@ def test_an_official_file_has_the_listed_size_and_holds_the_parameters_of_its_mo
     cfg = dataclasses.replace(MODELS[w.model], num_classes=w.num_classes)
     arrays = 12 * cfg.num_blocks + 6
     assert w.num_bytes / 2**20 == pytest.approx(mib, abs=0.005)
-    assert 256 < (w.num_bytes - 4 * count_params(cfg)) / arrays < 320  # the headers of .npy and zip, and the name twice
+    assert 256 < (w.num_bytes - 4 * cfg.num_params) / arrays < 320  # the headers of .npy and zip, and the name twice
 
 
 def test_every_published_file_can_be_used_with_a_model_of_the_zoo() -> None:

@@ -21,7 +21,7 @@ from mlpmixer.evaluation.probe import probe
 from mlpmixer.inference.classifier import load
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
-from mlpmixer.models.names import MODELS
+from mlpmixer.models.names import MIXERS
 from mlpmixer.training.lr_finder import find_lr
 from mlpmixer.training.optimizers import make_optimizers
 from mlpmixer.training.recipe import Augment, Optim, Recipe, Run, read_recipe
@@ -30,7 +30,7 @@ from mlpmixer.weights import model_file, run_folder
 
 RECIPE = Recipe(
     name="rival",
-    model=dataclasses.replace(MODELS["Pico/2"], num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8),
+    model=dataclasses.replace(MIXERS["Pico/2"], num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8),
     data=Data(name="digits"),
     augment=Augment(pad_crop_px=1, mixup=0.2),
     optim=Optim(lr=1e-2, ema_decay=0.9, clip_norm=1.0),
@@ -171,7 +171,7 @@ def test_its_run_is_not_taken_for_a_mixers(whole: Path, tmp_path: Path, capsys: 
         find_lr(read_recipe(started))
     for command in (["evaluate", str(whole)], ["summary", str(whole)], ["push", str(whole), str(tmp_path / "pushed")]):
         assert cli.main(command) == 2
-        assert "another network than a Mixer, Conv: it can be used from Python" in capsys.readouterr().err
+        assert "a network that a function built, Conv: it can be used from Python" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"holds Conv, and Wide\(width=8\) is given"):
         load(whole, network=Wide(8))
     with pytest.raises(ValueError, match="other sizes"):

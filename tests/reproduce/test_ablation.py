@@ -13,7 +13,7 @@ from torch import nn
 from mlpmixer.models.architecture import Build
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
-from mlpmixer.models.names import MODELS
+from mlpmixer.models.names import MIXERS
 from mlpmixer.reproduce import ablation, contest, run
 from mlpmixer.reproduce.ablation import SCALES, VARIANTS, saving
 from mlpmixer.reproduce.contest import size_of
@@ -145,7 +145,7 @@ def test_untying_and_grouping_keep_the_flops(scale: Scale) -> None:
 
 def test_tying_saves_what_arithmetic_says() -> None:
     mixing = 12 * (2 * 196 * 384 + 384 + 196)
-    assert saving(MODELS["B/16"].adapted(num_classes=0)) == {
+    assert saving(MIXERS["B/16"].adapted(num_classes=0)) == {
         "channels": 768,
         "tied_mixing": mixing,
         "tied": 59_111_472,

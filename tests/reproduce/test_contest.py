@@ -11,11 +11,10 @@ import torch
 from helpers.datasets import write_cifar10
 
 from mlpmixer.data.datasets import stratified_share
-from mlpmixer.models.baselines import ResNet, ViT
-from mlpmixer.models.configs import MixerConfig
+from mlpmixer.models.configs import MixerConfig, ResNetConfig, ViTConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.reproduce import contest, frontier, permutation, run
-from mlpmixer.reproduce.contest import CONTESTS, against, draw, size_of
+from mlpmixer.reproduce.contest import CONTESTS, Sized, against, draw, size_of
 from mlpmixer.reproduce.permutation import MODES, Shuffled, ShuffledMixer, for_shuffled, orders, pixel_order, reordered
 
 CFG = MixerConfig(
@@ -65,9 +64,9 @@ def test_the_orders_are_what_they_are_called() -> None:
 def test_all_networks_see_the_same_shuffled_image() -> None:
     pytest.importorskip("transformers", reason='pip install "mlpmixer[rivals]"')
     cfg, images = dataclasses.replace(CFG, image_size=8, patch_size=4), torch.randn(2, 2, 8, 8)
-    shuffled = Shuffled(mode="patches", of=ResNet(depths=(1, 1), width=4, bottleneck=False, small_images=True))(
-        cfg
-    ).eval()
+    shuffled = Shuffled(
+        mode="patches", of=Sized(of=ResNetConfig(depths=(1, 1), width=4, bottleneck=False, small_images=True))
+    )(cfg).eval()
     inner = shuffled.network
     assert isinstance(inner, torch.nn.Module)
     torch.nn.init.normal_(inner.head.weight)  # type: ignore[union-attr, arg-type]
@@ -114,8 +113,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     pytest.importorskip("transformers", reason='pip install "mlpmixer[rivals]"')
     small = contest.Contest(
         mixer=contest.nano(1, 16, 8),
-        vit=ViT(patch_size=4, num_blocks=1, hidden_dim=16, num_heads=1, mlp_dim=32),
-        resnet=ResNet(depths=(1, 1), width=4, bottleneck=False, small_images=True),
+        vit=ViTConfig(patch_size=4, num_blocks=1, hidden_dim=16, num_heads=1, mlp_dim=32),
+        resnet=ResNetConfig(depths=(1, 1), width=4, bottleneck=False, small_images=True),
         steps=4,
         rate_steps=2,
         rates={"Mixer": (1e-3, 1e-2), "ViT": (1e-3,), "ResNet": (1e-2,)},

@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlpmixer.models import names as zoo
-from mlpmixer.models.baselines import ResNet, ViT
-from mlpmixer.models.configs import MixerConfig
+from mlpmixer.models.configs import MixerConfig, ResNetConfig, ViTConfig
 from mlpmixer.reproduce import cost, run
 from mlpmixer.reproduce.cost import SCALES, Alive, Settings, bench_of, exponent, page_of, sizes
 
@@ -17,8 +15,8 @@ TINY = Settings(
     mixer=MixerConfig(
         image_size=16, patch_size=4, num_classes=10, num_blocks=2, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32
     ),
-    vit=ViT(patch_size=4, num_blocks=2, hidden_dim=16, num_heads=2, mlp_dim=32),
-    resnet=ResNet(depths=(1, 1), width=8, bottleneck=False, small_images=True),
+    vit=ViTConfig(patch_size=4, num_blocks=2, hidden_dim=16, num_heads=2, mlp_dim=32),
+    resnet=ResNetConfig(depths=(1, 1), width=8, bottleneck=False, small_images=True),
     sides=(4, 6, 8),
     batch_patches=128,
     turns=2,
@@ -48,7 +46,7 @@ def test_flops_and_memory_are_those_of_the_networks() -> None:
     pytest.importorskip("transformers", reason='pip install "mlpmixer[rivals]"')
     counted = sizes(TINY, CPU, torch.float32)
     cfg = TINY.config(8)
-    summary = zoo.summary(cfg)
+    summary = cfg.layers()
     assert counted["Mixer 8"]["one image flops"] == sum(layer.flops for layer in summary)
     assert counted["Mixer 8"]["mixing forward flops"] == next(
         x.flops for x in summary if x.name == "blocks.0.token_mixing"
@@ -64,7 +62,7 @@ def test_flops_and_memory_are_those_of_the_networks() -> None:
 
 def test_the_networks_of_each_scale_have_one_size() -> None:
     pytest.importorskip("transformers", reason='pip install "mlpmixer[rivals]"')
-    from mlpmixer.models.mixer import count_params
+    from mlpmixer.models.architecture import count_params
 
     for settings in SCALES.values():
         params = [

@@ -12,13 +12,13 @@ import torch
 
 from mlpmixer import cli
 from mlpmixer.data.config import Data
-from mlpmixer.models.names import MODELS
+from mlpmixer.models.names import MIXERS
 from mlpmixer.reproduce import EXPERIMENTS, Cells, Experiment, Lab, Page, Plot, run
 from mlpmixer.training.recipe import Recipe, Run
 from mlpmixer.weights.model_file import read_tensors
 
 TINY = Recipe(
-    model=dataclasses.replace(MODELS["Pico/2"], num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8),
+    model=dataclasses.replace(MIXERS["Pico/2"], num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8),
     data=Data(name="digits"),
     run=Run(steps=6, batch_size=32, log_every=1),
 )

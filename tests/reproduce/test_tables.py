@@ -16,9 +16,9 @@ from helpers.datasets import write_cifar10
 from mlpmixer import cli
 from mlpmixer.data.datasets import DATASETS
 from mlpmixer.download import cache_path
-from mlpmixer.models import names
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.names import MODELS, WEIGHTS, Weights
+from mlpmixer.models.mixer_names import official_table
+from mlpmixer.models.names import MIXERS
 from mlpmixer.reproduce import OutOfTime, tables, transfer
 from mlpmixer.reproduce import run as run_experiment
 from mlpmixer.reproduce.published import AVG5, VTAB
@@ -27,7 +27,8 @@ from mlpmixer.training.recipe import read_recipe
 from mlpmixer.training.recipes import RECIPES
 from mlpmixer.training.run import Interrupted
 from mlpmixer.weights import run_folder
-from mlpmixer.weights.formats import official_table, read_npz
+from mlpmixer.weights.formats import read_npz
+from mlpmixer.weights.published import WEIGHTS, Weights
 
 CIFAR = TABLES["cifar10-transfer"]
 SMALL = MixerConfig(image_size=32, num_blocks=2, hidden_dim=48, tokens_mlp_dim=24, channels_mlp_dim=96, patch_size=8)
@@ -63,7 +64,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     recipe = dataclasses.replace(
         official, name="small", run=dataclasses.replace(official.run, steps=4, batch_size=16, accumulate=2)
     )
-    monkeypatch.setitem(MODELS, "Small/8", SMALL)
+    monkeypatch.setitem(MIXERS, "Small/8", SMALL)
     monkeypatch.setitem(RECIPES, "small", lambda: recipe)
     for name in NAMES:
         like = WEIGHTS[name.replace("Small/8", "B/16")]
@@ -105,7 +106,7 @@ def test_the_table_holds_the_published_figures_and_the_official_rule() -> None:
         )
         assert (recipe.init.weights, recipe.model.image_size, recipe.data.name) == (row.weights, 224, "cifar10")
         assert recipe.model == dataclasses.replace(
-            MODELS[row.weights[:4]], num_classes=WEIGHTS[row.weights].num_classes
+            MIXERS[row.weights[:4]], num_classes=WEIGHTS[row.weights].num_classes
         )
 
 
@@ -239,7 +240,7 @@ def test_check_says_what_it_takes_and_starts_nothing(small: Path, capsys: pytest
 
 def test_the_cost_is_that_of_the_network() -> None:
     job = plan("cifar10-transfer", ["B/16:imagenet1k"], Settings(data_dir="nowhere", weights_dir="nowhere")).jobs[0]
-    assert job.flops == 3 * 10_000 * 512 * sum(layer.flops for layer in names.summary(MODELS["B/16"]))
+    assert job.flops == 3 * 10_000 * 512 * sum(layer.flops for layer in MIXERS["B/16"].layers())
     assert job.num_bytes == pytest.approx(8.4e9, rel=0.02)  # 64 images at a time
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from helpers.datasets import write_cifar10
 
-from mlpmixer.explanation.token_mixing import hidden_units, opposite_pairs, stem_filters
 from mlpmixer.inference.classifier import load
 from mlpmixer.models.configs import MixerConfig
+from mlpmixer.models.mixing import hidden_units, opposite_pairs, stem_filters
 from mlpmixer.reproduce import Lab, contest, run, weights
 from mlpmixer.reproduce.weights import PLAIN, Look, look_at, untrained
 from mlpmixer.training.recipe import read_recipe

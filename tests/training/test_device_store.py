@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlpmixer.data.config import Data
-from mlpmixer.models.mixer import create_model
-from mlpmixer.models.names import MODELS
+from mlpmixer.models.architecture import create_model
+from mlpmixer.models.names import MIXERS
 from mlpmixer.training import device_store, randaugment, step
 from mlpmixer.training.augment import alter, augment
 from mlpmixer.training.batches import batches
@@ -27,7 +27,7 @@ from mlpmixer.weights.model_file import ModelMeta, read_tensors
 
 CPU, DEVICE = torch.device("cpu"), torch.device("meta")
 SMALL = dataclasses.replace(
-    MODELS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48, drop_path=0.1
+    MIXERS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48, drop_path=0.1
 )
 BASE = Recipe(
     name="test",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mlpmixer.data.config import Data
 from mlpmixer.inference.classifier import load
-from mlpmixer.models.names import MODELS
+from mlpmixer.models.names import MIXERS
 from mlpmixer.training.augment import prepare_eval
 from mlpmixer.training.distillation import FUNCTION, make_teacher, open_teacher, store_teacher, stored_teacher
 from mlpmixer.training.recipe import Augment, Distill, Init, Optim, Recipe, Run, read_recipe
@@ -21,7 +21,7 @@ from mlpmixer.training.run import train
 from mlpmixer.training.step import Step, load_images
 from mlpmixer.weights import model_file, run_folder
 
-SMALL = dataclasses.replace(MODELS["Pico/2"], num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32)
+SMALL = dataclasses.replace(MIXERS["Pico/2"], num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32)
 BASE = Recipe(
     name="test",
     model=SMALL,

@@ -21,7 +21,7 @@ from PIL import Image
 
 from mlpmixer.config import to_json
 from mlpmixer.data.config import Data
-from mlpmixer.models.names import MODELS
+from mlpmixer.models.names import MIXERS
 from mlpmixer.training.augment import augment
 from mlpmixer.training.batches import rows_of
 from mlpmixer.training.distributed import Ranks
@@ -29,7 +29,7 @@ from mlpmixer.training.recipe import Augment, Optim, Recipe, Run
 from mlpmixer.training.stream import Order
 from mlpmixer.weights import model_file, run_folder
 
-SMALL = dataclasses.replace(MODELS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48)
+SMALL = dataclasses.replace(MIXERS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48)
 EXACT = Recipe(  # nothing is drawn within the network; 130 images over 4 processes, two parts each, is uneven twice
     name="ranks",
     model=SMALL,

@@ -10,11 +10,11 @@ from PIL import Image
 
 from mlpmixer import cli
 from mlpmixer.data.config import Data
-from mlpmixer.models.names import MODELS
+from mlpmixer.models.names import MIXERS
 from mlpmixer.training.lr_finder import Sweep, find_lr, plot
 from mlpmixer.training.recipe import Init, Optim, Recipe, Run
 
-SMALL = dataclasses.replace(MODELS["Pico/2"], num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32)
+SMALL = dataclasses.replace(MIXERS["Pico/2"], num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32)
 BASE = Recipe(
     model=SMALL,
     data=Data(name="digits"),

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpmixer.models.mixer import Mixer, create_model
+from mlpmixer.models.architecture import create_model
+from mlpmixer.models.mixer import Mixer
 from mlpmixer.training import optimizers as optim
 from mlpmixer.training.recipe import Optim
 

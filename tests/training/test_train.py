@@ -23,16 +23,16 @@ from mlpmixer.config import to_json
 from mlpmixer.data.config import Data
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.inference.classifier import from_network, load
+from mlpmixer.models.architecture import count_params
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.mixer import count_params
-from mlpmixer.models.names import MODELS
+from mlpmixer.models.names import MIXERS
 from mlpmixer.training.augment import normalise, prepare_eval
 from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run, read_recipe
 from mlpmixer.training.run import Diverged, Interrupted, restore, train, validate
 from mlpmixer.training.step import Kept, Step, load_images
 from mlpmixer.weights import model_file, run_folder
 
-SMALL = dataclasses.replace(MODELS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48)
+SMALL = dataclasses.replace(MIXERS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48)
 BASE = Recipe(
     name="test",
     model=dataclasses.replace(SMALL, dropout=0.1, drop_path=0.1),

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from mlpmixer.models.architecture import create_model
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.mixer import Mixer, create_model
-from mlpmixer.weights import formats
-from mlpmixer.weights.formats import WeightsError, read_npz, read_official, read_timm, to_timm, write_official
+from mlpmixer.models.mixer import Mixer
+from mlpmixer.weights.formats import WeightsError, read_foreign, read_npz, to_foreign, write_foreign
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY = FIXTURES / "tiny_weights.npz"
@@ -27,7 +27,7 @@ def tiny() -> dict[str, np.ndarray]:
 
 
 def logits_of(path: Path, activation: str = "gelu_tanh") -> torch.Tensor:
-    cfg, state = read_official(path)
+    cfg, state, _ = read_foreign(path)
     assert cfg.activation == activation
     model = Mixer(cfg).eval()
     model.load_state_dict(state)
@@ -44,7 +44,7 @@ def assert_official_logits(path: Path) -> None:
 
 
 def test_the_architecture_and_the_logits_come_from_the_official_file_alone() -> None:
-    cfg, state = read_official(TINY)
+    cfg, state, _ = read_foreign(TINY)
     assert (cfg.image_size, cfg.patch_size, cfg.num_blocks, cfg.hidden_dim) == (32, 8, 2, 48)
     assert (cfg.tokens_mlp_dim, cfg.channels_mlp_dim, cfg.num_classes, cfg.in_channels) == (24, 96, 10, 3)
     assert sum(t.numel() for t in state.values()) == 30_570
@@ -93,15 +93,15 @@ def test_every_public_variant_gives_the_official_logits(
 def test_bfloat16_stored_as_void_is_the_upper_half_of_float32(tiny: dict[str, np.ndarray], tmp_path: Path) -> None:
     stored = {k: (v.view(np.uint32) >> 16).astype(np.uint16).view("V2") for k, v in tiny.items()}
     np.savez(tmp_path / "w.npz", **stored)
-    _, state = read_official(tmp_path / "w.npz")
+    _, state, _ = read_foreign(tmp_path / "w.npz")
     cut = (tiny["head/kernel"].view(np.uint32) & 0xFFFF0000).view(np.float32)
     assert np.array_equal(state["head.weight"].numpy(), cut.T)
     assert abs(logits_of(tmp_path / "w.npz").numpy() - EXPECTED).max() < 0.1
 
 
 def test_official_to_ours_to_official_is_the_same_file(tmp_path: Path, tiny: dict[str, np.ndarray]) -> None:
-    cfg, state = read_official(TINY)
-    write_official(tmp_path / "back.npz", cfg, state)
+    cfg, state, _ = read_foreign(TINY)
+    write_foreign(tmp_path / "back.npz", cfg, state, "official")
     back = np.load(tmp_path / "back.npz")
     assert back.files == list(tiny)
     assert all(np.array_equal(back[k], tiny[k]) and back[k].dtype == tiny[k].dtype for k in tiny)
@@ -118,12 +118,12 @@ def test_ours_to_timm_to_ours_is_bit_exact(fields: dict[str, object], suffix: st
 
     model = create_model("Nano/4", num_blocks=2, **fields)
     state, path = model.state_dict(), tmp_path / f"w{suffix}"
-    theirs = to_timm(model.cfg, state)
+    theirs = to_foreign(model.cfg, state, "timm")
     if suffix == ".safetensors":
         save_file(theirs, path)
     else:
         torch.save({"state_dict": theirs, "epoch": 3} if "wrapped" in suffix else theirs, path)
-    cfg, back = read_timm(path, model.cfg.image_size)
+    cfg, back, _ = read_foreign(path, model.cfg.image_size)
     assert cfg == model.cfg  # the small sizes have timm's activation
     assert back.keys() == state.keys() and all(torch.equal(back[k], state[k]) for k in state)
 
@@ -131,7 +131,7 @@ def test_ours_to_timm_to_ours_is_bit_exact(fields: dict[str, object], suffix: st
 def test_timm_stores_the_stem_as_the_convolution_that_it_is() -> None:
     model = create_model("Nano/4", num_blocks=1)
     images = torch.randn(2, 3, 32, 32)
-    theirs = to_timm(model.cfg, model.state_dict())
+    theirs = to_foreign(model.cfg, model.state_dict(), "timm")
     conv = torch.nn.functional.conv2d(images, theirs["stem.proj.weight"], theirs["stem.proj.bias"], stride=4)
     torch.testing.assert_close(conv.flatten(2).transpose(1, 2), model.stem(model.patches(images)))
 
@@ -145,7 +145,7 @@ def test_timms_own_network_gives_the_same_logits_as_ours(tmp_path: Path) -> None
         theirs = {name[6:]: torch.from_numpy(stored[name]) for name in stored.files if name.startswith("state/")}
         images, expected = torch.from_numpy(stored["images"]), stored["logits"]
     save_file(theirs, tmp_path / "w.safetensors")
-    cfg, state = read_timm(tmp_path / "w.safetensors")
+    cfg, state, _ = read_foreign(tmp_path / "w.safetensors")
     assert cfg == MixerConfig(
         image_size=12,
         patch_size=4,
@@ -160,7 +160,7 @@ def test_timms_own_network_gives_the_same_logits_as_ours(tmp_path: Path) -> None
     model.load_state_dict(state)
     with torch.no_grad():
         np.testing.assert_allclose(model(images).numpy(), expected, rtol=0, atol=1e-5)
-    back = to_timm(cfg, model.state_dict())
+    back = to_foreign(cfg, model.state_dict(), "timm")
     assert back.keys() == theirs.keys() and all(torch.equal(back[name], theirs[name]) for name in theirs)
     assert np.ptp(expected, axis=0).min() > 0.01  # the images are told apart
 
@@ -170,7 +170,7 @@ def test_one_error_names_all_that_is_missing_extra_or_misshaped(tiny: dict[str, 
     wrong |= {"MixerBlock_0/gate": np.zeros(3), "stem/bias": np.zeros((1, 48), np.float32), "head/bias": np.arange(10)}
     np.savez(tmp_path / "w.npz", **wrong)
     with pytest.raises(WeightsError) as e:
-        read_official(tmp_path / "w.npz")
+        read_foreign(tmp_path / "w.npz")
     for part in (
         "missing MixerBlock_1/LayerNorm_0/bias (48,)",
         "extra MixerBlock_0/gate (3,)",
@@ -182,12 +182,12 @@ def test_one_error_names_all_that_is_missing_extra_or_misshaped(tiny: dict[str, 
 
 def test_patches_that_fill_no_square_need_an_image_size(tmp_path: Path) -> None:
     model = create_model("Nano/4", num_blocks=1, image_size=(16, 48))
-    write_official(tmp_path / "w.npz", model.cfg, model.state_dict())
-    assert read_official(tmp_path / "w.npz", (16, 48))[0].grid == (4, 12)
-    with pytest.raises(WeightsError, match=r"48 patches, which is no square: say image_size"):
-        read_official(tmp_path / "w.npz")
+    write_foreign(tmp_path / "w.npz", model.cfg, model.state_dict(), "official")
+    assert read_foreign(tmp_path / "w.npz", (16, 48))[0].grid == (4, 12)
+    with pytest.raises(WeightsError, match=r"48 patches, which is not a square: say image_size"):
+        read_foreign(tmp_path / "w.npz")
     with pytest.raises(WeightsError, match=r"48 patches of 4x4 px; image_size 32 would have 64"):
-        read_official(tmp_path / "w.npz", 32)
+        read_foreign(tmp_path / "w.npz", 32)
 
 
 # ---------------------------------------------------------------------------------------------------- hostile files
@@ -237,15 +237,19 @@ def hostile(whole: bytes) -> Iterator[tuple[str, bytes, str]]:
         r"claims 10,000,000,000 bytes .* but has 0",
     )
     yield "a negative size", member("stem/kernel.npy", npy((-1, 4), data=b"\0" * 16)), "claims"
-    yield "a path out of the archive", member("../../etc/evil.npy", npy((1,), data=b"\0" * 4)), "no Mixer weights"
-    yield "an absolute path", member("/etc/evil.npy", npy((1,), data=b"\0" * 4)), "no Mixer weights"
+    yield (
+        "a path out of the archive",
+        member("../../etc/evil.npy", npy((1,), data=b"\0" * 4)),
+        "not hold weights of a known network",
+    )
+    yield "an absolute path", member("/etc/evil.npy", npy((1,), data=b"\0" * 4)), "not hold weights of a known network"
     yield "a file that is no array", member("run.sh", b"rm -rf"), "not an array"
     yield (
         "a header that is code",
         member("stem/kernel.npy", npy((1,)).replace(b"(1,)", b"f(1)")),
         "no readable array header",
     )
-    yield "integers", member("stem/kernel.npy", npy((2, 2), "<i8", b"\0" * 32)), "no Mixer weights"
+    yield "integers", member("stem/kernel.npy", npy((2, 2), "<i8", b"\0" * 32)), "no weights of this network"
 
 
 CASES = {name: (content, match) for name, content, match in hostile(TINY.read_bytes())}
@@ -258,7 +262,7 @@ def test_a_hostile_file_is_one_clear_error(case: str, tmp_path: Path) -> None:
     path.write_bytes(content)
     tracemalloc.start()
     with pytest.raises(WeightsError, match=match):
-        read_official(path)
+        read_foreign(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50e6
@@ -272,7 +276,7 @@ def test_a_compressed_claim_of_gigabytes_is_refused_before_it_is_believed(tmp_pa
         for _ in range(64):
             f.write(b"\0" * (1 << 20))
     with pytest.raises(WeightsError, match="claims"):
-        read_official(path)
+        read_foreign(path)
 
 
 def test_two_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -293,25 +297,25 @@ def test_a_hostile_pth_is_one_clear_error(content: bytes, tmp_path: Path) -> Non
     path = tmp_path / "w.pth"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="no file of plain tensors"):
-        read_timm(path)
+        read_foreign(path)
     torch.save({"model": Bomb()}, path)
     with pytest.raises(WeightsError, match="no file of plain tensors"):
-        read_timm(path)
+        read_foreign(path)
 
 
 def test_a_pth_that_is_no_mixer_says_what_it_is(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(3, 3)}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"no Mixer weights: stem\.proj\.weight is missing; it has: conv1\.weight"):
-        read_timm(tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"not hold weights of a known network; it has: conv1\.weight"):
+        read_foreign(tmp_path / "w.pth")
 
 
 def test_damage_at_any_place_never_gives_other_weights(tmp_path: Path) -> None:
     whole, path = TINY.read_bytes(), tmp_path / "w.npz"
-    _, state = read_official(TINY)
+    _, state, _ = read_foreign(TINY)
     for place in range(0, len(whole), 977):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :])
         try:
-            _, loaded = formats.read_official(path)
+            _, loaded, _ = read_foreign(path)
         except WeightsError:
             continue
         assert all(torch.equal(loaded[k], state[k]) for k in state), place

@@ -9,16 +9,17 @@ import torch
 
 import mlpmixer
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.models.architecture import create_model as fresh
 from mlpmixer.models.mixer import Mixer
-from mlpmixer.models.mixer import create_model as fresh
-from mlpmixer.models.names import MODELS, WEIGHTS
+from mlpmixer.models.names import MIXERS
 from mlpmixer.weights import load, model_file
-from mlpmixer.weights.formats import write_official, write_timm
+from mlpmixer.weights.formats import write_foreign
 from mlpmixer.weights.load import convert, create_model, load_weights
+from mlpmixer.weights.published import WEIGHTS
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny_weights.npz"
 SIZE = {"num_blocks": 2, "hidden_dim": 48, "tokens_mlp_dim": 24, "channels_mlp_dim": 96}
-TINY_CONFIG = dataclasses.replace(MODELS["Nano/4"], patch_size=8, activation="gelu_tanh", **SIZE)
+TINY_CONFIG = dataclasses.replace(MIXERS["Nano/4"], patch_size=8, activation="gelu_tanh", **SIZE)
 
 
 def same_weights(a: Mixer, b: Mixer, but: str = "-") -> bool:
@@ -51,11 +52,11 @@ def test_a_foreign_file_predicts_like_a_run(suffix: str, tmp_path: Path) -> None
     torch.nn.init.normal_(model.head.weight)  # type: ignore[union-attr, arg-type]
     path = tmp_path / f"w{suffix}"
     if suffix == ".pth":
-        from mlpmixer.weights.formats import to_timm
+        from mlpmixer.weights.formats import to_foreign
 
-        torch.save(to_timm(model.cfg, model.state_dict()), path)
+        torch.save(to_foreign(model.cfg, model.state_dict(), "timm"), path)
     else:
-        (write_official if suffix == ".npz" else write_timm)(path, model.cfg, model.state_dict())
+        write_foreign(path, model.cfg, model.state_dict(), "official" if suffix == ".npz" else "timm")
     found = mlpmixer.load(path)
     assert found.network is not None and same_weights(found.network, model)
     assert found.network.cfg.activation == ("gelu_tanh" if suffix == ".npz" else "gelu_erf")
@@ -88,7 +89,7 @@ def test_another_size_is_reached_through_transfer() -> None:
         ({"head": "drop", "num_classes": 3}, "leave num_classes=3 out"),
         ({"head": "forget"}, "head='forget' is not one of keep, reset, drop; did you mean reset"),
         ({"hidden_dim": 64}, "hidden_dim 48 instead of 64"),
-        ({"hiden_dim": 64}, "a Mixer has no 'hiden_dim'; did you mean hidden_dim"),
+        ({"hiden_dim": 64}, "mixer has no field 'hiden_dim'; did you mean hidden_dim"),
     ],
 )
 def test_what_does_not_fit_is_said(arguments: dict[str, object], message: str) -> None:
@@ -107,7 +108,7 @@ def test_weights_of_another_architecture_are_refused() -> None:
 
 def test_a_published_name_is_fetched_checked_and_told_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = fresh("S/32", num_classes=1000)
-    write_official(tmp_path / "Mixer-S_32.npz", model.cfg, model.state_dict())
+    write_foreign(tmp_path / "Mixer-S_32.npz", model.cfg, model.state_dict(), "official")
     asked = []
 
     def fetch(url: str, **options: object) -> Path:
@@ -123,7 +124,7 @@ def test_a_published_name_is_fetched_checked_and_told_right(tmp_path: Path, monk
     assert same_weights(found, model) and found.cfg.activation == "gelu_tanh"
     _, meta = load_weights("S/32:gsam")
     assert meta.classes[0] == "tench, Tinca tinca" and meta.provenance["source"] == WEIGHTS["S/32:gsam"].source
-    with pytest.raises(ValueError, match="are of another Mixer: patch_size 32 instead of 16"):
+    with pytest.raises(ValueError, match="are of another mixer: patch_size 32 instead of 16"):
         create_model("S/16:gsam")
 
 
@@ -132,7 +133,7 @@ def test_a_published_name_is_fetched_checked_and_told_right(tmp_path: Path, monk
     [
         ("B/16:imagenet21", "did you mean B/16:imagenet21k"),
         ("nowhere.npz", "nowhere.npz does not exist: expected a run folder"),
-        (__file__, "is no model: expected a run folder"),
+        (__file__, "is not a model: expected a run folder"),
     ],
 )
 def test_a_wrong_name_gets_help(name: str, message: str) -> None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.models.mixer import Mixer, create_model
+from mlpmixer.models.architecture import create_model
+from mlpmixer.models.mixer import Mixer
 from mlpmixer.weights import model_file
 from mlpmixer.weights.model_file import CheckpointError, ModelMeta
 

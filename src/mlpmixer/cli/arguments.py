@@ -22,7 +22,7 @@ from typing import Any, Generic, Literal, TypeVar
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from mlpmixer.models.configs import Method, MixerConfig
+from mlpmixer.models.configs import Method, NetworkConfig
 from mlpmixer.training.recipe import Init, Recipe
 
 C = TypeVar("C")
@@ -90,14 +90,21 @@ def arguments_of(command: type, prefix: str = "--") -> Arguments:
             optional = many or field.default is not dataclasses.MISSING
             positional[metavar] = (0 if optional else 1, math.inf if many else 1)
         elif dataclasses.is_dataclass(hint):
-            inner = arguments_of(typing.cast(type, hint), f"{prefix}{name}." if name else prefix)
-            positional |= inner.positional
-            options |= inner.options
+            for kind in kinds_of(typing.cast(type, hint)):  # which one it is decides another option, such as --model
+                inner = arguments_of(kind, f"{prefix}{name}." if name else prefix)
+                positional |= inner.positional
+                options |= inner.options
         else:
             options[prefix + name] = number_of_values(hint)
             if hint is bool and FlagCreatePairsOff not in notes:
                 options[f"{prefix}no-{name}"] = (0, 0)
     return Arguments(positional, options)
+
+
+def kinds_of(cls: type) -> list[type]:
+    """A class and all its subclasses."""
+    subclasses: list[type] = type.__subclasses__(cls)
+    return [cls, *(kind for sub in subclasses for kind in kinds_of(sub))]
 
 
 def number_of_values(hint: Any) -> tuple[int, int]:
@@ -299,17 +306,18 @@ def whole_numbers(option: str, text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
-def architecture_of(name: str) -> MixerConfig:
+def architecture_of(name: str) -> NetworkConfig:
     """Of a model's name, or of whatever holds weights."""
-    from mlpmixer.models.names import MODELS, WEIGHTS
+    from mlpmixer.models.names import MODELS
+    from mlpmixer.weights.published import WEIGHTS
 
     is_weights = name in WEIGHTS or name.startswith("hf:") or (name not in MODELS and Path(name).exists())
     return architecture_of_weights(name) if is_weights else MODELS[name]
 
 
-def architecture_of_weights(name: str) -> MixerConfig:
+def architecture_of_weights(name: str) -> NetworkConfig:
     """Without fetching what has a name."""
-    from mlpmixer.models.names import WEIGHTS
+    from mlpmixer.weights.published import WEIGHTS
 
     if name in WEIGHTS:
         return WEIGHTS[name].config

@@ -18,27 +18,21 @@ class List:
 
     def __call__(self) -> int:
         if self.what == "models":
-            from mlpmixer.models.names import MODELS, count_params
+            from mlpmixer.models.names import MODELS
 
-            rows = []
-            for name, c in MODELS.items():
-                sizes = (c.num_patches, c.num_blocks, c.hidden_dim, c.tokens_mlp_dim, c.channels_mlp_dim)
-                rows.append((name, "x".join(map(str, pair(c.image_size))), *map(str, sizes), f"{count_params(c):,}"))
-            print_table(
+            models = [
                 (
-                    "model",
-                    "image px",
-                    "patches",
-                    "blocks",
-                    "hidden_dim",
-                    "tokens_mlp_dim",
-                    "channels_mlp_dim",
-                    "params",
-                ),
-                rows,
-            )
+                    name,
+                    c.architecture,
+                    *("x".join(map(str, pair(size))) for size in (c.image_size, c.grid)),
+                    f"{c.num_params:,}",
+                )
+                for name, c in MODELS.items()
+            ]
+            print_table(("model", "architecture", "image px", "grid", "params"), models)
+            print("\nmlpmixer summary MODEL lists its layers")
         elif self.what == "weights":
-            from mlpmixer.models.names import WEIGHTS
+            from mlpmixer.weights.published import WEIGHTS
 
             rows = []
             for name, w in WEIGHTS.items():
@@ -46,17 +40,17 @@ class List:
                 rows.append((name, f"{w.num_classes:,}", top1, size, w.preprocess, w.url))
             print_table(("weights", "classes", "top-1", "bytes", "preprocess", "address"), rows)
             print(
-                "\ntop-1: on ImageNet-1k, as others report it; zoo.WEIGHTS says who, and under which licence the "
+                "\ntop-1: on ImageNet-1k, as others report it; weights.published says who, and under which licence the "
                 "weights are"
             )
         elif self.what == "datasets":
             from mlpmixer.data.datasets import DATASETS
 
-            rows = [
+            known = [
                 (name, named.title, "x".join(map(str, named.image_size)), str(len(named.classes)))
                 for name, named in DATASETS.items()
             ]
-            print_table(("dataset", "", "image px", "classes"), rows)
+            print_table(("dataset", "", "image px", "classes"), known)
             print("\nor a folder with a folder for each class, a Parquet file or folder, or hf:owner/name")
         else:
             from mlpmixer.training.recipes import RECIPES

@@ -17,7 +17,7 @@ from mlpmixer.cli.printing import (
     print_json,
     print_table,
 )
-from mlpmixer.models.configs import MixerConfig
+from mlpmixer.models.configs import MixerConfig, NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Summary:
     """An architecture's name (mlpmixer list models), a run's folder, or its model.safetensors."""
     json: Flag = False
     """Print as JSON."""
-    config: Annotated[MixerConfig, arg(name="")] = field(default_factory=MixerConfig)
+    config: Annotated[NetworkConfig, arg(name="")] = field(default_factory=MixerConfig)
 
     @classmethod
     def parse(cls, args: Sequence[str]) -> "Summary":
@@ -41,9 +41,7 @@ class Summary:
         return parse_line(line, default=cls(model=name, config=architecture_of(name)))
 
     def __call__(self) -> int:
-        from mlpmixer.models.names import summary
-
-        layers = summary(self.config)
+        layers = self.config.layers()
         params, flops = sum(layer.params for layer in layers), sum(layer.flops for layer in layers)
         if self.json:
             print_json(

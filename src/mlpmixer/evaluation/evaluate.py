@@ -21,8 +21,8 @@ from mlpmixer.evaluation.calibration import fit_temperature
 from mlpmixer.evaluation.metrics import Averaged, Metrics, metrics_from_probabilities, real_score, with_temperature
 from mlpmixer.inference.classifier import Classifier, load
 from mlpmixer.inference.files import outputs_of
-from mlpmixer.models import names as zoo
 from mlpmixer.registry import Registry
+from mlpmixer.weights import published
 from mlpmixer.weights.run_folder import read_recipe_json
 
 SHIFT = 32  # a shifted view moves by this part of the side, at least by one pixel: one pixel of CIFAR's 32
@@ -155,7 +155,7 @@ def accepted_by_real(
     Raises ValueError when the classes of the images are not ImageNet's 1000, by name or WordNet id, or as `real_labels`
     does.
     """
-    orders = (zoo.wordnet_ids("imagenet1k"), zoo.class_names("imagenet1k"))
+    orders = (published.wordnet_ids("imagenet1k"), published.class_names("imagenet1k"))
     order = next((order for order in orders if set(order) == set(images.classes)), None)
     if order is None:
         raise ValueError(
@@ -170,13 +170,15 @@ def accepted_by_real(
 def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> NDArray[np.int64]:
     """For each class of the data its index in the model, (K,) int64, matched by name.
 
-    ImageNet's folders may bear WordNet ids instead of names. A model that came without names (`zoo.numbered`) takes the
+    ImageNet's folders may bear WordNet ids instead of names. A model that came without names (`published.numbered`) takes the
     data's order. Raises ValueError that names what is missing and what is too much.
     """
-    if tuple(model_classes) in (tuple(data_classes), zoo.numbered(len(data_classes))):
+    if tuple(model_classes) in (tuple(data_classes), published.numbered(len(data_classes))):
         return np.arange(len(model_classes))
-    if len(model_classes) == zoo.NUM_CLASSES["imagenet1k"] and tuple(model_classes) == zoo.class_names("imagenet1k"):
-        ids = zoo.wordnet_ids("imagenet1k")
+    if len(model_classes) == published.NUM_CLASSES["imagenet1k"] and tuple(model_classes) == published.class_names(
+        "imagenet1k"
+    ):
+        ids = published.wordnet_ids("imagenet1k")
         if set(data_classes) == set(ids):
             return np.array([ids.index(c) for c in data_classes])
     missing = [c for c in model_classes if c not in set(data_classes)]

@@ -23,10 +23,10 @@ from mlpmixer.data.datasets import open_images
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Pixels
 from mlpmixer.evaluation.evaluate import data_of
-from mlpmixer.explanation.token_mixing import Mixing, mixing_of
 from mlpmixer.inference.classifier import Classifier, Failure
 from mlpmixer.inference.files import decoded_batches, outputs_of
 from mlpmixer.models.mixer import Mixer
+from mlpmixer.models.mixing import Mixing, mixing_of
 from mlpmixer.registry import Registry, suggest
 
 Method = Callable[[Mixer, Tensor, Tensor, Tensor], Tensor]
@@ -46,7 +46,7 @@ def patch_evidence(model: Mixer, images: Tensor) -> Tensor:
     """The logits of each patch alone, (B, S, K). Exact: pooling and head are linear, so their mean over the patches is
     the logits."""
     _ready(model)
-    return cast(Tensor, model.head(model.features(images)))
+    return cast(Tensor, model.head(model.tokens(images)))
 
 
 @METHODS.register("evidence")

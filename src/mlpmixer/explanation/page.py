@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from mlpmixer.explanation.attribution import Explained
     from mlpmixer.explanation.faithfulness import Faithfulness
-    from mlpmixer.explanation.token_mixing import Mixing
     from mlpmixer.inference.classifier import Failure
+    from mlpmixer.models.mixing import Mixing
 
 Values = NDArray[np.floating[Any]]
 Colours = NDArray[np.uint8]

@@ -72,7 +72,7 @@ class Graph(nn.Module):
         x = standardise(x, self.mean, self.std)
         further: tuple[Tensor, ...] = ()
         if isinstance(self.network, Mixer):
-            tokens = self.network.features(x)  # (B, S, hidden_dim)
+            tokens = self.network.tokens(x)  # (B, S, hidden_dim)
             features = tokens.mean(dim=1)  # as Mixer.pre_logits
             logits = self.network.head(features)
             further = (features,)

@@ -23,8 +23,8 @@ from mlpmixer.models.configs import Method
 
 if TYPE_CHECKING:
     from mlpmixer.models.architecture import Build
+    from mlpmixer.models.configs import Size
     from mlpmixer.models.mixer import Mixer
-    from mlpmixer.weights.adapt import Size
     from mlpmixer.weights.load import Report
     from mlpmixer.weights.model_file import ModelMeta
 

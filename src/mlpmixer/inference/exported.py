@@ -150,7 +150,9 @@ def _shapes(meta: ModelMeta) -> dict[str, tuple[int, ...]]:
         LOGITS: (classes,),
         PIXELS: (*pixels.image_size, pixels.in_channels),
     }
-    return shapes | ({FEATURES: (meta.config.hidden_dim,), EVIDENCE: (meta.config.num_patches, classes)} if own else {})
+    return shapes | (
+        {FEATURES: (meta.config.num_features,), EVIDENCE: (math.prod(meta.config.grid), classes)} if own else {}
+    )
 
 
 def metadata(meta: ModelMeta, made: dict[str, Any], weights: str = "") -> str:

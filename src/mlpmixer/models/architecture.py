@@ -1,31 +1,132 @@
-"""Another network than a Mixer in the same loop, on the same data: a rival, or a variant. It is given in Python, by
-what builds it."""
+"""The contract of a network, the table of architectures, and `create_model`. Imports no torch until a network is built.
+
+A network is an `nn.Module` with `cfg`, `forward(images) -> logits` and `pre_logits(images)`, where logits are
+`head(pre_logits)`: see `network.Network`. What it can do beyond that is a capability: a method of the network, or a
+function elsewhere in this folder that takes the network first. An architecture declares its capabilities in its row of
+ARCHITECTURES. Whoever needs one asks `capability`; nothing outside this folder asks what class a network is of.
+"""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+from mlpmixer.config import did_you_mean, pair
+from mlpmixer.models.configs import MixerConfig, NetworkConfig, ResNetConfig, ViTConfig
+from mlpmixer.models.names import MODELS
+from mlpmixer.registry import Registry
 
-from mlpmixer.config import pair
-from mlpmixer.models.configs import MixerConfig
+if TYPE_CHECKING:
+    from torch import nn
 
-Build = Callable[[MixerConfig], nn.Module]
-"""Makes a network of images (B, in_channels, H, W) -> logits (B, K), its weights drawn from torch's global generator.
-Of the configuration it must take image_size, in_channels and num_classes. With a method `pre_logits`, images -> (B, D),
-it can be probed, too."""
+    from mlpmixer.models.name_table import NameTable
+
+Build = Callable[[Any], "nn.Module"]
+"""A function of one's own: config -> a network of images (B, in_channels, H, W) -> logits (B, K). Of the config it must
+take image_size, in_channels and num_classes; with a method `pre_logits`, images -> (B, D), it has features, and any
+other capability that is a method."""
+
+CAPABILITIES = {
+    "tokens": "tokens whose mean a linear head reads",
+    "layers": "an order of its layers",
+    "hidden_matrices": "hidden matrices for Muon",
+    "checkpointing": "blocks that can be computed again in the backward pass",
+    "patches": "a linear stem over patches",
+    "resize": "trained weights for another size",
+    "locality": "a locality that folds away",
+    "mirror": "mirror symmetry",
+    "kernels": "compiled kernels",
+    "mixing": "token mixing that can be drawn",
+}
+"""What a network may be able to do, in the words that refuse an option.
+
+tokens(images) -> (B, S, C): logits are head(tokens.mean(1)), so what each patch adds to a logit is exact.
+layers() -> list of lists of modules: all of the network, from the stem to the head.
+hidden_matrices() -> list of parameters: what Muon updates.
+checkpointing: an attribute; set it to True to trade time for memory.
+patches(images) -> (B, S, in*P*P): what stem.weight (C, in*P*P) reads.
+resize, locality, mirror, kernels, mixing: modules of this folder, whose docstrings say what they do.
+"""
+METHOD = ""
 
 
-def name_of(network: Build) -> str:
-    """What files and errors call it: of a dataclass its fields, too, so that a run goes on with the same network."""
-    return (
-        repr(network) if dataclasses.is_dataclass(network) else getattr(network, "__qualname__", type(network).__name__)
-    )
+@dataclass(frozen=True)
+class Architecture:
+    """One kind of network: what describes it, what computes it, and what it can do."""
+
+    config: type[NetworkConfig]
+    network: str
+    """module:class, made from the config."""
+    capabilities: Mapping[str, str] = field(default_factory=dict)
+    """Of CAPABILITIES; each METHOD (of the network), or the module that has it."""
+    name_tables: str = ""
+    """module:name of the `NameTable`s of its weights in other homes."""
+    extra: str = ""
+    """The extra whose library computes it; empty where this package does."""
 
 
-def build(network: Build, cfg: MixerConfig) -> nn.Module:
-    """A fresh network. ValueError when it does not answer images with logits of the right shape."""
+def _ours(name: str) -> str:
+    return f"mlpmixer.models.{name}"
+
+
+ARCHITECTURES: Registry[Architecture] = Registry("architecture")
+ARCHITECTURES |= {
+    "mixer": Architecture(
+        MixerConfig,
+        _ours("mixer:Mixer"),
+        dict.fromkeys(("tokens", "layers", "hidden_matrices", "checkpointing", "patches"), METHOD)
+        | {"resize": _ours("mixer_resize"), "locality": _ours("locality"), "mirror": _ours("mirror")}
+        | {"kernels": _ours("kernels"), "mixing": _ours("mixing")},
+        name_tables=_ours("mixer_names:TABLES"),
+    ),
+    "vit": Architecture(ViTConfig, _ours("baselines:ViT"), extra="rivals"),
+    "resnet": Architecture(ResNetConfig, _ours("baselines:ResNet"), extra="rivals"),
+}
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    found = import_module(module)
+    return getattr(found, name) if name else found
+
+
+def build(cfg: NetworkConfig) -> "nn.Module":
+    """A fresh network, its weights drawn from torch's global generator. ValueError when its library is not installed."""
+    require_library(cfg)
+    network: nn.Module = _load(ARCHITECTURES[cfg.architecture].network)(cfg)
+    return network
+
+
+def require_library(cfg: NetworkConfig) -> None:
+    """ValueError when the library that computes a network is not installed."""
+    extra = ARCHITECTURES[cfg.architecture].extra
+    if extra and find_spec("transformers") is None:
+        raise ValueError(
+            f"{cfg.architecture} needs the package transformers, which is not installed: "
+            f'pip install "mlpmixer[{extra}]"'
+        )
+
+
+def build_with_weights(cfg: NetworkConfig, state: Mapping[str, Any], network: Build | None = None) -> "nn.Module":
+    """A network on the CPU that holds the tensors of `state` themselves, in training mode; strict both ways.
+
+    network: what builds it instead. RuntimeError, torch's own, when names or shapes do not fit.
+    """
+    import torch
+
+    ours = network is None and not ARCHITECTURES[cfg.architecture].extra
+    with torch.device("meta" if ours else "cpu"):  # the constructor of other code may compute with its weights
+        model = (network or build)(cfg)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.requires_grad_(True)
+
+
+def build_custom(network: Build, cfg: NetworkConfig) -> "nn.Module":
+    """A fresh network of one's own. ValueError when it does not answer images with logits of the right shape."""
+    import torch
+
     model = network(cfg)
     with torch.no_grad():
         logits: Any = model.eval()(torch.zeros(2, cfg.in_channels, *pair(cfg.image_size)))
@@ -36,3 +137,77 @@ def build(network: Build, cfg: MixerConfig) -> nn.Module:
             f"{name_of(network)} answers two images with {got}; expected logits of shape (2, {cfg.num_classes})"
         )
     return model
+
+
+def configured(model: str | NetworkConfig, **fields: Any) -> Any:
+    """The config of a name ("S/16", see `mlpmixer list models`) or config, with fields replaced: `num_classes=10`.
+
+    Errors: ValueError for an unknown name or field (with the nearest right one) and for sizes that do not fit together.
+    """
+    cfg = MODELS[model] if isinstance(model, str) else model
+    known = [f.name for f in dataclasses.fields(cfg)]
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"{cfg.architecture} has no field {name!r}{did_you_mean(name, known)}")
+    return dataclasses.replace(cfg, **fields)
+
+
+def create_model(model: str | NetworkConfig, **fields: Any) -> Any:
+    """A fresh network by name or config, see `configured`. (`mlpmixer.create_model` also knows trained weights.)"""
+    return build(configured(model, **fields))
+
+
+def count_params(model: "nn.Module") -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def name_of(network: object) -> str:
+    """What files and errors call a network, its config, or a function that builds one.
+
+    A dataclass that builds one is called by its fields, too, so that a run goes on with the same network.
+    """
+    if known := architecture_of(network):
+        return known
+    if dataclasses.is_dataclass(network):
+        return repr(network)
+    return getattr(network, "__qualname__", type(network).__name__)
+
+
+def architecture_of(network: object) -> str:
+    """The name in ARCHITECTURES of a network or a config; "" for other code's."""
+    cfg = network if isinstance(network, NetworkConfig) else getattr(network, "cfg", None)
+    if not isinstance(cfg, NetworkConfig) or cfg.architecture not in ARCHITECTURES:
+        return ""
+    own = network is cfg or type(network).__qualname__ == ARCHITECTURES[cfg.architecture].network.partition(":")[2]
+    return cfg.architecture if own else ""
+
+
+def has(network: object, name: str) -> bool:
+    """Whether a network, or the network of a config, declares a capability. A network of one's own declares its methods."""
+    assert name in CAPABILITIES
+    known = architecture_of(network)
+    return name in ARCHITECTURES[known].capabilities if known else hasattr(network, name)
+
+
+def capability(network: object, name: str, option: str) -> Any:
+    """The method or module behind a capability, for the option or command that needs it.
+
+    ValueError in one sentence, which names network and option, where the network does not declare it.
+    """
+    if not has(network, name):
+        others = ", ".join(a for a, known in ARCHITECTURES.items() if name in known.capabilities)
+        raise ValueError(
+            f"{name_of(network)} has no {CAPABILITIES[name].removeprefix('a ').removeprefix('an ')}, "
+            f"which {option} needs (networks that have: {others})"
+        )
+    known = architecture_of(network)
+    where = ARCHITECTURES[known].capabilities[name] if known else METHOD
+    return _load(where) if where else getattr(network, name)
+
+
+def name_tables(architecture: str = "") -> "Iterator[tuple[str, NameTable]]":
+    """(architecture, table) of all forms in which others store weights, or of those of one architecture."""
+    for name, known in ARCHITECTURES.items():
+        if known.name_tables and architecture in ("", name):
+            for table in _load(known.name_tables):
+                yield name, table

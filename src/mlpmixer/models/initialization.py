@@ -1,9 +1,9 @@
 """Starts of the weights other than the official one, which is `Mixer.reset_parameters`."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-
-from mlpmixer.models.mixer import Mixer
 
 RIDGE = (
     0.01  # share of the mean eigenvalue added to each: keeps directions without variance (black borders) from exploding
@@ -11,7 +11,7 @@ RIDGE = (
 
 
 @torch.no_grad()
-def whiten_stem(model: Mixer, images: Tensor) -> None:
+def whiten_stem(model: Any, images: Tensor) -> None:
     """Make the stem a random rotation of the whitened patches of `images` (B, in_channels, H, W; normalised).
 
     W = Q (E[p p^T] + ridge)^(-1/2), Q with orthonormal rows or columns from torch's global generator: the outputs are
@@ -29,7 +29,7 @@ def whiten_stem(model: Mixer, images: Tensor) -> None:
 
 
 @torch.no_grad()
-def set_head_bias(model: Mixer, value: float) -> None:
+def set_head_bias(model: Any, value: float) -> None:
     """Start every class of the head at `value` instead of 0 (big_vision's init_head_bias); nothing happens to a model
     without a head."""
     if isinstance(model.head, nn.Linear):

@@ -8,38 +8,16 @@ Letters (paper -> code), used as shape comments throughout this file:
   DS tokens_mlp_dim    DC channels_mlp_dim         N num_blocks       K num_classes
 """
 
-import dataclasses
-from typing import Any, cast
+from typing import cast
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mlpmixer.config import pair
-from mlpmixer.models import names
 from mlpmixer.models.configs import MixerConfig
+from mlpmixer.models.network import TRUNCATED_STD, Mlp, Network, cut_patches
 
 EPS = 1e-6  # official Flax LayerNorm; PyTorch's default is 1e-5
-TRUNCATED_STD = (
-    0.87962566103423978  # standard deviation of a unit normal cut at +-2: official lecun_normal divides by it
-)
-
-
-class Mlp(nn.Module):
-    """W2 gelu(W1 x) over the last axis: (..., dim) -> (..., dim)."""
-
-    def __init__(self, dim: int, mlp_dim: int, cfg: MixerConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, mlp_dim)
-        self.fc2 = nn.Linear(mlp_dim, dim)
-        self.dropout = nn.Dropout(cfg.dropout)
-        self.approximate = (
-            "tanh" if cfg.activation == "gelu_tanh" else "none"
-        )  # tanh: Flax's default, what the official weights saw
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.dropout(F.gelu(self.fc1(x), approximate=self.approximate))
-        return cast(Tensor, self.dropout(self.fc2(x)))
 
 
 class MixerBlock(nn.Module):
@@ -49,9 +27,9 @@ class MixerBlock(nn.Module):
         super().__init__()
         self.parts, self.part_grid = pair(cfg.parts), cfg.part_grid
         self.norm1 = nn.LayerNorm(cfg.hidden_dim, eps=EPS)
-        self.token_mixing = Mlp(self.part_grid[0] * self.part_grid[1], cfg.tokens_mlp_dim, cfg)
+        self.token_mixing = Mlp(self.part_grid[0] * self.part_grid[1], cfg.tokens_mlp_dim, cfg.activation, cfg.dropout)
         self.norm2 = nn.LayerNorm(cfg.hidden_dim, eps=EPS)
-        self.channel_mixing = Mlp(cfg.hidden_dim, cfg.channels_mlp_dim, cfg)
+        self.channel_mixing = Mlp(cfg.hidden_dim, cfg.channels_mlp_dim, cfg.activation, cfg.dropout)
         self.drop_path, self.rescale = drop_path, cfg.drop_path_form == "rescaled"
 
     def mix_tokens(self, x: Tensor) -> Tensor:
@@ -75,10 +53,10 @@ class MixerBlock(nn.Module):
     def drop(self, branch: Tensor) -> Tensor:
         """Stochastic depth: zero the whole branch of a sample, drawn anew for each branch (big_vision's
         mlp_mixer.py)."""
-        kept = self.kept(branch)
-        return branch if kept is None else branch * kept
+        mask = self.drop_path_mask(branch)
+        return branch if mask is None else branch * mask
 
-    def kept(self, x: Tensor) -> Tensor | None:
+    def drop_path_mask(self, x: Tensor) -> Tensor | None:
         """What a branch of each sample is multiplied by, (B, 1, 1); None where no branch is dropped."""
         if self.drop_path == 0 or not self.training:
             return None
@@ -89,12 +67,14 @@ class MixerBlock(nn.Module):
         return self.mix_channels(self.mix_tokens(x))
 
 
-class Mixer(nn.Module):
+class Mixer(Network):
     """Images to logits: (B, in_channels, H, W) -> (B, K), or pre-logits (B, C) when num_classes is 0.
 
     Weights start as in the official code: truncated LeCun normal, zero biases, zero head.
     Set `checkpointing = True` to recompute each block in the backward pass instead of storing its activations.
     """
+
+    cfg: MixerConfig
 
     def __init__(self, cfg: MixerConfig) -> None:
         super().__init__()
@@ -119,23 +99,10 @@ class Mixer(nn.Module):
             nn.init.zeros_(self.head.weight)
 
     def patches(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, S, in_channels*P*P), row-major. ValueError on any other size: nothing is padded
-        or cut."""
-        cfg, (h, w), (p, q), (rows, cols) = (
-            self.cfg,
-            pair(self.cfg.image_size),
-            pair(self.cfg.patch_size),
-            self.cfg.grid,
-        )
-        if images.ndim != 4 or images.shape[1:] != (cfg.in_channels, h, w):
-            raise ValueError(
-                f"expected images of shape (B, {cfg.in_channels}, {h}, {w}), got {tuple(images.shape)}; "
-                "a Mixer works at the image size it was made for"
-            )
-        x = images.reshape(-1, cfg.in_channels, rows, p, cols, q)
-        return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, cfg.num_patches, cfg.in_channels * p * q)  # (B, S, in*P*P)
+        """(B, in_channels, H, W) -> (B, S, in_channels*P*P), what the stem reads."""
+        return cut_patches(images, self.cfg)
 
-    def features(self, images: Tensor) -> Tensor:
+    def tokens(self, images: Tensor) -> Tensor:
         """Normalised tokens (B, S, C), before pooling."""
         x = self.stem(self.patches(images))  # (B, S, C), contiguous, and so is every residual sum after it
         for block in self.blocks:
@@ -144,10 +111,15 @@ class Mixer(nn.Module):
 
     def pre_logits(self, images: Tensor) -> Tensor:
         """Features for a linear classifier: (B, C), the mean over the patches."""
-        return self.features(images).mean(dim=1)
+        return self.tokens(images).mean(dim=1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return cast(Tensor, self.head(self.pre_logits(images)))
+    def layers(self) -> list[list[nn.Module]]:
+        """From the stem to the head, for rates that fall with depth and for layers that stay frozen."""
+        return [[self.stem], *([block] for block in self.blocks), [self.norm, self.head]]
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """W1 to W4 of every block."""
+        return [p for p in self.blocks.parameters() if p.ndim == 2]
 
     def intermediates(self, images: Tensor) -> dict[str, Tensor]:
         """Everything on the way: stem and block_0..block_{N-1} (B, S, C), pre_logits (B, C), logits (B, K)."""
@@ -157,25 +129,3 @@ class Mixer(nn.Module):
             x = out[f"block_{i}"] = block(x)
         out["pre_logits"] = self.norm(x).mean(dim=1)
         return out | {"logits": self.head(out["pre_logits"])}
-
-
-def configured(model: str | MixerConfig, **fields: Any) -> MixerConfig:
-    """The architecture of a name ("S/16", see `zoo.MODELS`) or config, with fields replaced: `num_classes=10`,
-    `image_size=64`.
-
-    Errors: ValueError for an unknown name or field (with the nearest right one) and for sizes that do not fit together.
-    """
-    known = [f.name for f in dataclasses.fields(MixerConfig)]
-    for name in fields:
-        if name not in known:
-            raise ValueError(f"a Mixer has no {name!r}; {names.suggest(name, known)}")
-    return dataclasses.replace(names.MODELS[model] if isinstance(model, str) else model, **fields)
-
-
-def create_model(model: str | MixerConfig, **fields: Any) -> Mixer:
-    """A fresh Mixer by name or config, see `configured`. (`mlpmixer.create_model` also knows trained weights.)"""
-    return Mixer(configured(model, **fields))
-
-
-def count_params(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())

@@ -9,10 +9,10 @@ import torch
 
 from mlpmixer.data.datasets import open_data
 from mlpmixer.evaluation.significance import wilson
-from mlpmixer.models.architecture import Build
+from mlpmixer.models.architecture import Build, count_params
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.mixer import Mixer, count_params
-from mlpmixer.models.names import MODELS
+from mlpmixer.models.mixer import Mixer
+from mlpmixer.models.names import MIXERS
 from mlpmixer.reproduce.contest import (
     CONTESTS,
     DRAW,
@@ -102,7 +102,7 @@ def run(lab: Lab) -> Page:
     for name in others:
         one, other = rows[name]["top1"], tied["top1"]
         rows[name]["against_tied"] = "a draw" if draw(one, other, n) else "above" if one > other else "below"
-    savings = {name: saving(without_head(MODELS[name])) for name in PAPER}
+    savings = {name: saving(without_head(MIXERS[name])) for name in PAPER}
     times = {name: s["untied"] / s["tied"] for name, s in savings.items()}
     mixing = [s["untied_mixing"] / s["tied_mixing"] for s in savings.values()]
     least, most = min(times, key=lambda name: times[name]), max(times, key=lambda name: times[name])

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlpmixer.config import pair
 from mlpmixer.data.config import Data
 from mlpmixer.evaluation.significance import wilson
-from mlpmixer.models.architecture import Build
-from mlpmixer.models.baselines import ResNet, ViT
-from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.mixer import Mixer, count_params
-from mlpmixer.models.names import MODELS
+from mlpmixer.models.architecture import Build, build, count_params
+from mlpmixer.models.configs import MixerConfig, NetworkConfig, ResNetConfig, ViTConfig
+from mlpmixer.models.mixer import Mixer
+from mlpmixer.models.names import MIXERS
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells
 from mlpmixer.training.batches import steps_per_epoch
@@ -34,12 +34,23 @@ COLOURS = {"Mixer": "tab:blue", "ViT": "tab:orange", "ResNet": "tab:green"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sized:
+    """A network for the images and classes of another one's config."""
+
+    of: NetworkConfig
+
+    def __call__(self, cfg: NetworkConfig) -> nn.Module:
+        same = {name: getattr(cfg, name) for name in ("image_size", "in_channels", "num_classes")}
+        return build(dataclasses.replace(self.of, **same))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Contest:
     """Who is compared, and the training that each of them gets."""
 
     mixer: MixerConfig
-    vit: ViT
-    resnet: ResNet
+    vit: ViTConfig
+    resnet: ResNetConfig
     steps: int
     """Of each run."""
     rate_steps: int
@@ -54,7 +65,7 @@ class Contest:
 
     def network(self, name: str) -> Build | None:
         """What `train` takes as the network; None for the Mixer."""
-        return ({"Mixer": None, "ViT": self.vit, "ResNet": self.resnet} | self.variants)[name]
+        return ({"Mixer": None, "ViT": Sized(of=self.vit), "ResNet": Sized(of=self.resnet)} | self.variants)[name]
 
     def data(self, lab: Lab) -> Data:
         return Data(name="cifar10", data_dir=lab.data_dir, val_fraction=0.05)  # 2,500 images to choose by
@@ -74,7 +85,7 @@ class Contest:
 
 def nano(num_blocks: int, hidden_dim: int, tokens_mlp_dim: int) -> MixerConfig:
     """Nano/4, 32 px in patches of 4, with other widths; channel mixing is four times as wide as the tokens."""
-    cfg = dataclasses.replace(MODELS["Nano/4"], num_blocks=num_blocks, hidden_dim=hidden_dim)
+    cfg = dataclasses.replace(MIXERS["Nano/4"], num_blocks=num_blocks, hidden_dim=hidden_dim)
     return dataclasses.replace(cfg, tokens_mlp_dim=tokens_mlp_dim, channels_mlp_dim=4 * hidden_dim)
 
 
@@ -83,8 +94,8 @@ def _contest(mixer: tuple[int, int, int], vit: tuple[int, int], width: int, **tr
     width."""
     return Contest(
         mixer=nano(*mixer),
-        vit=ViT(patch_size=4, num_blocks=vit[0], hidden_dim=vit[1], num_heads=vit[1] // 32, mlp_dim=4 * vit[1]),
-        resnet=ResNet(depths=(1, 1, 1, 1), width=width, bottleneck=False, small_images=True),
+        vit=ViTConfig(patch_size=4, num_blocks=vit[0], hidden_dim=vit[1], num_heads=vit[1] // 32, mlp_dim=4 * vit[1]),
+        resnet=ResNetConfig(depths=(1, 1, 1, 1), width=width, bottleneck=False, small_images=True),
         **training,
     )
 

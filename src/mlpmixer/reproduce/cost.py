@@ -24,10 +24,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mlpmixer.config import Config, pair
 from mlpmixer.device import choose_device, choose_precision
-from mlpmixer.models.architecture import Build
-from mlpmixer.models.baselines import ResNet, ViT, ViTNetwork
-from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.mixer import Mixer, count_params
+from mlpmixer.models.architecture import Build, count_params
+from mlpmixer.models.baselines import ViT
+from mlpmixer.models.configs import MixerConfig, ResNetConfig, ViTConfig
+from mlpmixer.models.mixer import Mixer
+from mlpmixer.reproduce.contest import Sized
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot
 
@@ -41,8 +42,8 @@ class Settings(Config):
     """Networks of one size, and how they are measured."""
 
     mixer: MixerConfig
-    vit: ViT
-    resnet: ResNet
+    vit: ViTConfig
+    resnet: ResNetConfig
     sides: tuple[int, ...] = SIDES
     batch_patches: int = 6272
     """Patches in a batch, so that a batch is as much work at every size: 128 images of 49, 2 of 3,136."""
@@ -53,7 +54,7 @@ class Settings(Config):
 
     @property
     def networks(self) -> dict[str, Build]:
-        return {"Mixer": Mixer, "ViT": self.vit, "ResNet": self.resnet}
+        return {"Mixer": Mixer, "ViT": Sized(of=self.vit), "ResNet": Sized(of=self.resnet)}
 
     def config(self, side: int) -> MixerConfig:
         return dataclasses.replace(self.mixer, image_size=side * pair(self.mixer.patch_size)[0])
@@ -73,13 +74,13 @@ SCALES: dict[Scale, Settings] = {
             tokens_mlp_dim=64,
             channels_mlp_dim=512,
         ),
-        vit=ViT(patch_size=4, num_blocks=3, hidden_dim=128, num_heads=4, mlp_dim=512),
-        resnet=ResNet(depths=(1, 1, 1, 1), width=24, bottleneck=False, small_images=True),
+        vit=ViTConfig(patch_size=4, num_blocks=3, hidden_dim=128, num_heads=4, mlp_dim=512),
+        resnet=ResNetConfig(depths=(1, 1, 1, 1), width=24, bottleneck=False, small_images=True),
     ),
     "full": Settings(  # S/16
         mixer=MixerConfig(num_blocks=8, hidden_dim=512, tokens_mlp_dim=256, channels_mlp_dim=2048),
-        vit=ViT(num_blocks=6, hidden_dim=512, num_heads=8, mlp_dim=2048),
-        resnet=ResNet(depths=(3, 4, 4, 3), bottleneck=False),
+        vit=ViTConfig(num_blocks=6, hidden_dim=512, num_heads=8, mlp_dim=2048),
+        resnet=ResNetConfig(depths=(3, 4, 4, 3), bottleneck=False),
         batch_patches=4 * 6272,
         turns=9,
     ),
@@ -167,7 +168,7 @@ class Bench:
         projections."""
         if isinstance(self.model, Mixer):
             return self.model.blocks[0].mix_tokens(tokens)  # type: ignore[operator, no-any-return]
-        assert isinstance(self.model, ViTNetwork)
+        assert isinstance(self.model, ViT)
         layer = self.model.body.layers[0]
         mixed: Tensor = tokens + layer.attention(layer.layernorm_before(tokens))[0]
         return mixed

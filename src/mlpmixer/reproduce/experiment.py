@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from mlpmixer.models.architecture import require_library
+from mlpmixer.models.configs import ViTConfig
 from mlpmixer.registry import Registry, suggest
 from mlpmixer.reproduce.page import Page, write
 from mlpmixer.training.recipe import Recipe
@@ -246,9 +248,7 @@ def run(
     if max_minutes < 0:
         raise ValueError(f"max_minutes must be positive, or 0 for no limit, got {max_minutes:g}")
     if experiment.rivals:
-        from mlpmixer.models import baselines as rivals
-
-        rivals.require()
+        require_library(ViTConfig())
     lab = Lab(
         name=name,
         scale=scale,

@@ -15,10 +15,9 @@ from mlpmixer.config import pair
 from mlpmixer.data.datasets import open_data
 from mlpmixer.inference.classifier import load
 from mlpmixer.models.architecture import Build
-from mlpmixer.models.baselines import ResNet, ViT
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
-from mlpmixer.reproduce.contest import COLOURS, CONTESTS, DRAW, best_rates, draw, interval, sizes, spread
+from mlpmixer.reproduce.contest import COLOURS, CONTESTS, DRAW, Sized, best_rates, draw, interval, sizes, spread
 from mlpmixer.reproduce.experiment import Lab
 from mlpmixer.reproduce.page import Cells, Page, Plot
 from mlpmixer.training.augment import normalise, prepare_eval
@@ -68,7 +67,7 @@ class Shuffled:
 
     mode: Mode
     seed: int = 0
-    of: ResNet | ViT | None = None
+    of: Sized | None = None
     """None: a Mixer."""
 
     def __call__(self, cfg: MixerConfig) -> nn.Module:
@@ -145,7 +144,7 @@ def run(lab: Lab) -> Page:
         for name in NAMES:
             for mode in MODES:
                 inner = contest.network(name)
-                assert inner is None or isinstance(inner, ResNet)
+                assert inner is None or isinstance(inner, Sized)
                 network: Build = Shuffled(mode=mode, of=inner)
                 recipe = contest.recipe(data, train_images, rates[name], seed)
                 result = lab.train(f"{name}-{mode}-{seed}", recipe, network)

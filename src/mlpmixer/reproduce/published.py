@@ -29,7 +29,7 @@ class Row:
     extrapolated: bool = False
     """Whether the core-days are."""
     weights: str = ""
-    """A published file that the row can be made from, a name in zoo.WEIGHTS."""
+    """A published file that the row can be made from, a name in published.WEIGHTS."""
 
     @property
     def is_mixer(self) -> bool:

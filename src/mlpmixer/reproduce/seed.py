@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from mlpmixer.models.architecture import configured
 from mlpmixer.reproduce.contest import DRAW, against
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot
@@ -65,7 +66,7 @@ def epochs(lines: Iterable[dict[str, Any]]) -> list[Epoch]:
 
 def run(lab: Lab) -> Page:
     whole = RECIPES[RUNS[lab.name]]()
-    cfg = dataclasses.replace(whole.model, **WIDTHS[lab.scale])  # type: ignore[arg-type]
+    cfg = configured(whole.model, **WIDTHS[lab.scale])
     recipe = dataclasses.replace(whole, model=cfg, run=dataclasses.replace(whole.run, seed=lab.seed))
     lab.parts = 2
     results = {name: lab.train(name, made) for name, made in (("plain", plain(recipe)), ("recipe", recipe))}

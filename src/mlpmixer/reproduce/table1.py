@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlpmixer.config import pair
-from mlpmixer.models import names
+from mlpmixer.models.architecture import count_params, create_model
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.mixer import count_params, create_model
-from mlpmixer.models.names import MODELS
+from mlpmixer.models.names import MIXERS
 from mlpmixer.reproduce.experiment import Lab
 from mlpmixer.reproduce.page import Cells, Page, Plot
 
@@ -73,7 +72,7 @@ def measured(cfg: MixerConfig) -> dict[str, int]:
 
 def row_of(name: str) -> dict[str, Any]:
     """A column of the paper's table and ours: what is configured, what is built, and whether the two agree."""
-    paper, cfg = PAPER[name], MODELS[name]
+    paper, cfg = PAPER[name], MIXERS[name]
     ours = Published(
         cfg.num_blocks,
         pair(cfg.patch_size)[0],
@@ -91,8 +90,8 @@ def row_of(name: str) -> dict[str, Any]:
         "equal": ours == paper,
         "params_without_head": measured(without_head(cfg))["params"],
         **built,
-        "as_configured": built["params"] == names.count_params(cfg)
-        and built["flops"] == sum(layer.flops for layer in names.summary(cfg)),
+        "as_configured": built["params"] == cfg.num_params
+        and built["flops"] == sum(layer.flops for layer in cfg.layers()),
     }
 
 

@@ -21,12 +21,11 @@ from typing import Any
 from mlpmixer.config import Config, to_json
 from mlpmixer.data.datasets import open_data
 from mlpmixer.download import Report, cache_path, fetch
-from mlpmixer.models import names
-from mlpmixer.models.names import WEIGHTS
 from mlpmixer.registry import Registry
 from mlpmixer.training.recipe import Init, Recipe, read_recipe
 from mlpmixer.training.recipes import RECIPES
 from mlpmixer.weights import run_folder
+from mlpmixer.weights.published import WEIGHTS
 
 RESULTS_JSON, RESULTS_MD = "table.json", "table.md"
 # Of the machine and of chance, not of the rule: the official code fixes neither seed nor order, and the parts of a
@@ -36,7 +35,7 @@ FREE = {"model.num_classes", "data.data_dir", "init.weights", "run.device", "run
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a published table: fine-tuned from `weights`, a name in zoo.WEIGHTS, it is said to reach `top1`, a
+    """One line of a published table: fine-tuned from `weights`, a name in published.WEIGHTS, it is said to reach `top1`, a
     fraction."""
 
     weights: str
@@ -159,16 +158,18 @@ class Job:
     def flops(self) -> int:
         """Of the training, three times those of the forward passes (2 for each multiply-add)."""
         run = self.recipe.run
-        return 3 * run.steps * run.batch_size * sum(layer.flops for layer in names.summary(self.recipe.model))
+        return 3 * run.steps * run.batch_size * sum(layer.flops for layer in self.recipe.model.layers())
 
     @property
     def num_bytes(self) -> int:
         """Memory that training needs, roughly: weights and gradients in float32, momentum in bfloat16, activations of a
         part of a batch."""
-        cfg, run = self.recipe.model, self.recipe.run
+        cfg: Any = self.recipe.model
+        run = self.recipe.run
         s, c = cfg.num_patches, cfg.hidden_dim
         of_block = 5 * s * c + 2 * c * cfg.tokens_mlp_dim + 2 * s * cfg.channels_mlp_dim
-        return 10 * names.count_params(cfg) + 4 * cfg.num_blocks * of_block * (run.batch_size // run.accumulate)
+        bytes_: int = 10 * cfg.num_params + 4 * cfg.num_blocks * of_block * (run.batch_size // run.accumulate)
+        return bytes_
 
 
 @dataclass(frozen=True, kw_only=True)

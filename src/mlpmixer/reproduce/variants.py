@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mlpmixer.config import Config, pair
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.mixer import Mixer, MixerBlock, Mlp
+from mlpmixer.models.mixer import Mixer, MixerBlock
+from mlpmixer.models.network import Mlp
 
 
 class PerChannel(nn.Linear):
@@ -50,7 +51,9 @@ class GroupedBlock(MixerBlock):
             )
         super().__init__(cfg, drop_path)
         self.groups = groups
-        self.token_mixing = Mlp(groups * self.token_mixing.fc1.in_features, cfg.tokens_mlp_dim, cfg)
+        self.token_mixing = Mlp(
+            groups * self.token_mixing.fc1.in_features, cfg.tokens_mlp_dim, cfg.activation, cfg.dropout
+        )
 
     def columns(self, x: Tensor) -> Tensor:
         x = super().columns(x)

@@ -18,9 +18,10 @@ from torch import Tensor
 from mlpmixer.config import pair
 from mlpmixer.data.datasets import open_data
 from mlpmixer.explanation.page import stem_picture, units_picture
-from mlpmixer.explanation.token_mixing import frequency, hidden_units, opposite_pairs, stem_filters
 from mlpmixer.inference.classifier import load
-from mlpmixer.models.mixer import Mixer, create_model
+from mlpmixer.models.architecture import configured, create_model
+from mlpmixer.models.mixer import Mixer
+from mlpmixer.models.mixing import frequency, hidden_units, opposite_pairs, stem_filters
 from mlpmixer.reproduce.contest import CONTESTS, DRAW, Contest, against, nano
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot
@@ -81,7 +82,8 @@ def untrained(recipe: Recipe) -> Mixer:
     """What a run of `recipe` starts from, when its start is the official one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.run.seed)
-        return create_model(recipe.model)
+        model: Mixer = create_model(recipe.model)
+        return model
 
 
 def run(lab: Lab) -> Page:
@@ -95,7 +97,7 @@ def run(lab: Lab) -> Page:
     lab.parts = len(patches)
     start, trained, top1, n = {}, {}, {}, 0
     for name, px in patches.items():
-        model = dataclasses.replace(base.model, patch_size=px)
+        model = configured(base.model, patch_size=px)
         recipe = dataclasses.replace(base, model=model, augment=Augment() if name == "plain" else AUGMENT)
         result = lab.train(name, recipe)
         start[name], trained[name] = untrained(recipe), _mixer(result.path)

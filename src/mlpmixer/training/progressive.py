@@ -32,7 +32,7 @@ def resized(model: Mixer, size: Size, kernel_size: int = 0) -> Mixer:
     `kernel_size`, see `locality`), what they have learned is folded into W1 and W2 first, and they start again from
     zero: what is resized is then the function, and not two summands one of which knows no grid.
     """
-    new = adapt(locality.folded(model), image_size=size)
+    new: Mixer = adapt(locality.folded(model), image_size=size)
     if kernel_size:
         locality.inject(new, kernel_size)
     return new

@@ -12,7 +12,7 @@ from typing import Literal
 
 from mlpmixer.config import Config, from_json, one_if_square, pair, require
 from mlpmixer.data.config import Data
-from mlpmixer.models.configs import Method, MixerConfig
+from mlpmixer.models.configs import Method, MixerConfig, NetworkConfig
 from mlpmixer.weights.run_folder import read_recipe_json
 
 
@@ -296,9 +296,9 @@ class Recipe(Config):
 
     name: str = "custom"
     network: str = ""
-    """Written by `train(recipe, network=...)`: what it trained instead of a Mixer. Of `model` then only the sizes of
-    the images count."""
-    model: MixerConfig = field(default_factory=MixerConfig)
+    """Written by `train(recipe, network=...)`: the function that builds the network. Of `model` then only the sizes of
+    input and output count."""
+    model: NetworkConfig = field(default_factory=MixerConfig)
     data: Data = field(default_factory=Data)
     init: Init = field(default_factory=Init)
     augment: Augment = field(default_factory=Augment)

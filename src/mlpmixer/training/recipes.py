@@ -11,6 +11,7 @@ from typing import Literal
 
 from mlpmixer.data.config import Data
 from mlpmixer.models import names
+from mlpmixer.models.architecture import configured
 from mlpmixer.registry import Registry
 from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run
 
@@ -26,7 +27,7 @@ def digits() -> Recipe:
     """
     return Recipe(
         name="digits",
-        model=names.MODELS["Pico/2"],
+        model=names.MIXERS["Pico/2"],
         data=Data(name="digits", val_fraction=0.05),
         augment=Augment(pad_crop_px=1, pad_mode="constant", rotate_deg=6, zoom=0.05, shear=0.05, noise=0.04),
         optim=Optim(
@@ -52,7 +53,7 @@ def mnist() -> Recipe:
     """
     return Recipe(
         name="mnist",
-        model=names.MODELS["Mini/4"],
+        model=names.MIXERS["Mini/4"],
         data=Data(name="mnist", val_fraction=1 / 12),
         augment=Augment(pad_crop_px=2, pad_mode="constant", rotate_deg=10, zoom=0.12, shear=0.15),
         optim=Optim(
@@ -93,7 +94,7 @@ def cifar10() -> Recipe:
     """
     return Recipe(
         name="cifar10",
-        model=dataclasses.replace(names.MODELS["Nano/4"], tokens_mlp_dim=96, channels_mlp_dim=512),
+        model=dataclasses.replace(names.MIXERS["Nano/4"], tokens_mlp_dim=96, channels_mlp_dim=512),
         data=Data(name="cifar10", val_fraction=0.02),
         init=Init(stem="whitened"),
         augment=Augment(pad_crop_px=4, flip=True, cutmix=1.0, mix_probability=0.25),
@@ -139,7 +140,7 @@ def small_images_1m() -> Recipe:
     return Recipe(
         name="small-images-1m",
         model=dataclasses.replace(
-            names.MODELS["Nano/2"], num_blocks=9, hidden_dim=128, tokens_mlp_dim=128, channels_mlp_dim=256
+            names.MIXERS["Nano/2"], num_blocks=9, hidden_dim=128, tokens_mlp_dim=128, channels_mlp_dim=256
         ),
         data=Data(name="folder", val_fraction=0.02),
         init=Init(stem="whitened"),
@@ -172,7 +173,7 @@ def small_images_2h() -> Recipe:
     return dataclasses.replace(
         base,
         name="small-images-2h",
-        model=dataclasses.replace(names.MODELS["Nano/4"], tokens_mlp_dim=96, channels_mlp_dim=512),
+        model=dataclasses.replace(names.MIXERS["Nano/4"], tokens_mlp_dim=96, channels_mlp_dim=512),
         augment=dataclasses.replace(base.augment, mix_probability=0.25),
         optim=dataclasses.replace(base.optim, lr=3e-3, muon_lr=8e-3, mirror=True, ema_decay=0.0),
         run=Run(epochs=84, batch_size=64, eval_every=5, log_every=200),
@@ -193,7 +194,7 @@ def small_images_wide() -> Recipe:
     return dataclasses.replace(
         base,
         name="small-images-wide",
-        model=dataclasses.replace(
+        model=configured(
             base.model,
             num_blocks=12,
             hidden_dim=256,
@@ -237,7 +238,7 @@ def small_images_30s() -> Recipe:
     return dataclasses.replace(
         base,
         name="small-images-30s",
-        model=dataclasses.replace(
+        model=configured(
             base.model, patch_size=4, num_blocks=6, hidden_dim=256, tokens_mlp_dim=128, channels_mlp_dim=512
         ),
         augment=dataclasses.replace(base.augment, trivialaugment=False),
@@ -259,7 +260,7 @@ def small_images_5m() -> Recipe:
     return dataclasses.replace(
         base,
         name="small-images-5m",
-        model=dataclasses.replace(base.model, num_blocks=10, channels_mlp_dim=512, drop_path=0.05),
+        model=configured(base.model, num_blocks=10, channels_mlp_dim=512, drop_path=0.05),
         augment=small_images_1m().augment,
         run=dataclasses.replace(base.run, epochs=60, eval_every=30),
     )
@@ -275,7 +276,7 @@ def photos() -> Recipe:
     """
     return Recipe(
         name="photos",
-        model=names.MODELS["Nano/8"],
+        model=names.MIXERS["Nano/8"],
         data=Data(name="folder", class_weights="none", train_scale=1.25),
         init=Init(stem="whitened"),
         augment=Augment(inception_crop=0.3, flip=True, color_jitter=0.3, mixup=0.2, mix_probability=0.5),
@@ -373,7 +374,7 @@ def finetune_official() -> Recipe:
     """
     return Recipe(
         name="finetune-official",
-        model=names.MODELS["B/16"],
+        model=names.MIXERS["B/16"],
         data=Data(name="cifar10", fit="squash", val_fraction=0.02),
         augment=Augment(inception_crop=0.05, flip=True),
         optim=Optim(
@@ -451,7 +452,7 @@ def bit_hyperrule(num_images: int, image_area_px: int) -> Recipe:
     return dataclasses.replace(
         base,
         name="bit-hyperrule",
-        model=dataclasses.replace(base.model, image_size=224 if image_area_px < 96 * 96 else 448),
+        model=configured(base.model, image_size=224 if image_area_px < 96 * 96 else 448),
         data=dataclasses.replace(base.data, name="folder", val_fraction=0.1, train_scale=8 / 7),
         augment=Augment(flip=True, mixup=0.0 if num_images < 20_000 else 0.1),
         optim=dataclasses.replace(base.optim, lr=0.003, warmup_steps=warmup_steps),
@@ -525,7 +526,7 @@ def pretrain_imagenet1k() -> Recipe:
     """
     return Recipe(
         name="pretrain-imagenet1k",
-        model=dataclasses.replace(names.MODELS["B/16"], drop_path=0.1),
+        model=dataclasses.replace(names.MIXERS["B/16"], drop_path=0.1),
         data=Data(name="folder", val_fraction=0.01),
         init=Init(head_bias=-6.9),
         augment=augreg(Augment(inception_crop=0.05, flip=True), "medium2"),
@@ -555,7 +556,7 @@ def pretrain_imagenet1k_l16() -> Recipe:
     return dataclasses.replace(
         base,
         name="pretrain-imagenet1k-l16",
-        model=dataclasses.replace(names.MODELS["L/16"], drop_path=0.1),
+        model=dataclasses.replace(names.MIXERS["L/16"], drop_path=0.1),
         run=dataclasses.replace(base.run, accumulate=64),
     )
 

@@ -31,8 +31,8 @@ from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.evaluation.metrics import score
 from mlpmixer.inference.classifier import load
 from mlpmixer.inference.files import run_batches
-from mlpmixer.models.architecture import Build
-from mlpmixer.models.mixer import Mixer, count_params, create_model
+from mlpmixer.models.architecture import Build, count_params, create_model
+from mlpmixer.models.mixer import Mixer
 from mlpmixer.training import optimizers, progressive
 from mlpmixer.training.augment import normalise, prepare_eval, resize
 from mlpmixer.training.batches import batches, steps_per_epoch

@@ -20,10 +20,10 @@ from mlpmixer.data.preprocess import Preprocess, standardise
 from mlpmixer.data.store import Store
 from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_streamed
 from mlpmixer.models import kernels, locality, mirror
-from mlpmixer.models.architecture import Build, build
-from mlpmixer.models.configs import MixerConfig
+from mlpmixer.models.architecture import Build, build, build_custom, capability
+from mlpmixer.models.configs import NetworkConfig
 from mlpmixer.models.initialization import set_head_bias, whiten_stem
-from mlpmixer.models.mixer import Mixer, create_model
+from mlpmixer.models.mixer import Mixer
 from mlpmixer.training import optimizers as optim
 from mlpmixer.training import progressive
 from mlpmixer.training.augment import alter, augment, mix, normalise, resize, statistics
@@ -279,36 +279,37 @@ def choose_kernels(model: nn.Module, recipe: Recipe, device: torch.device) -> st
     return f"torch ({reason})"
 
 
-def first_model(recipe: Recipe, stores: Stores, start: Start | None, resumed: bool = False) -> nn.Module:
+def first_model(recipe: Recipe, stores: Stores, start: Start | None, resumed: bool = False) -> Any:
     """The model before the first step: fresh, or from trained weights, whose head is kept when it is for the same
     classes.
 
     resumed: its weights will be loaded, so that they may be any.
     """
     if start is not None and not isinstance(start, tuple):
-        return build(start, recipe.model)
+        return build_custom(start, recipe.model)
     size = progressive.image_size(0, 1, recipe)
     cfg = recipe.model.adapted(image_size=size)
+    model: Any
     if resumed:
-        return create_model(cfg)
+        return build(cfg)
     if start is None:
-        model = create_model(cfg)
+        model = build(cfg)
         if recipe.init.stem == "whitened":
+            capability(model, "patches", "init.stem=whitened")
             whiten_stem(model, resize(augmented_sample(recipe, stores), pair(size)))
         set_head_bias(model, recipe.init.head_bias)
         if recipe.optim.mirror:
-            mirror.begin(model)
+            capability(model, "mirror", "optim.mirror").begin(model)
         return model
     pretrained, meta = start
     model = adapt_to(pretrained, cfg, recipe.init.resize, recipe.init.magnified)
     if meta.classes != stores.splits.classes:
         reset_head(model)
         set_head_bias(model, recipe.init.head_bias)
-    if recipe.optim.mirror and (share := mirror.asymmetry(model)) > 1e-3:
+    if recipe.optim.mirror and (share := capability(model, "mirror", "optim.mirror").asymmetry(model)) > 1e-3:
         raise ValueError(
             f"optim.mirror keeps a symmetric network symmetric, but {100 * share:.0f} % of a layer of "
-            f"{recipe.init.weights} is not; "
-            "leave it out, or start from a run that was trained with it"
+            f"{recipe.init.weights} is not; leave it out, or start from a run that was trained with it"
         )
     return model
 
@@ -338,7 +339,7 @@ def augmented_sample(recipe: Recipe, stores: Stores) -> Tensor:
     )
 
 
-def load_images(data: Data, model: MixerConfig, pretrained: Preprocess | None = None) -> Stores:
+def load_images(data: Data, model: NetworkConfig, pretrained: Preprocess | None = None) -> Stores:
     """Open, split and decode the images of a run. ValueError when there are none, or too many cannot be read.
 
     Pixels are normalised by the mean and deviation of the training images, or as trained weights have seen them.
@@ -389,7 +390,7 @@ class Kept:
         self._asked: object = None
         self._stores: Stores | None = None
 
-    def __call__(self, data: Data, model: MixerConfig, pretrained: Preprocess | None = None) -> Stores:
+    def __call__(self, data: Data, model: NetworkConfig, pretrained: Preprocess | None = None) -> Stores:
         asked = (data, pair(model.image_size), model.in_channels, pretrained)
         if self._stores is None or asked != self._asked:
             self._stores = None  # before the next ones take their memory

@@ -1,305 +1,119 @@
-"""A trained Mixer with another head, image size, patch size or number of channels. Nothing is trained here.
+"""A trained network with another head, image size, patch size or number of channels. Nothing is trained here.
 
-Letters: S patches, S' patches of the new grid, C hidden_dim, DS tokens_mlp_dim, P patch_size.
-
-A resize is linear: tokens on the new grid are U x for tokens x on the old one, U (S', S), so whatever *writes* a grid
-(W2 and its bias) becomes U W2. W1, which *reads* a grid, becomes W1 U+, with the pseudo-inverse: then W1 U+ (U x) = W1
-x on a finer grid, and the hidden layer sees what it saw before. Resampling the columns of W1 like pictures instead
-would make its sums S'/S times as large. The stem reads a grid of pixels. It takes the pseudo-inverse, too (Beyer et al.
-2023, "FlexiViT", arXiv:2212.08013), but not where a larger patch shows new detail: there it becomes W R, with the
-resize R back to the old patch.
+Any network gets another head. Other sizes are for networks that declare `resize`, whose module says how.
 """
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from mlpmixer.config import pair, require
-from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.models.configs import Method, MixerConfig
-from mlpmixer.models.mixer import Mixer, MixerBlock
+from mlpmixer.config import pair
+from mlpmixer.models.architecture import build_with_weights, capability, name_of
+from mlpmixer.models.configs import Method, NetworkConfig, Size
+from mlpmixer.models.network import Network
 from mlpmixer.weights.model_file import ModelMeta
-
-Size = tuple[int, int]
-Filter = Literal["bicubic", "bilinear", "nearest"]
 
 
 @torch.no_grad()
 def adapt(
-    model: Mixer,
+    model: Network,
     *,
     num_classes: int | None = None,
-    image_size: int | Size | None = None,
-    patch_size: int | Size | None = None,
+    image_size: Size | None = None,
+    patch_size: Size | None = None,
     in_channels: int | None = None,
     method: Method = "bicubic",
     magnified: bool = False,
-) -> Mixer:
-    """A new Mixer made from the weights of `model`, which stays as it is. What is not named is kept.
+) -> Any:
+    """A new network made from the weights of `model`, which stays as it is. What is not named is kept.
 
-    num_classes   another number: a fresh zero head (as the official code does); 0: no head, the output is pre_logits.
-    image_size    pixels, (height, width) or one number. The patch stays the same, so the grid of patches changes.
-    patch_size    pixels. A larger patch is read as if it were resized to the old size before the stem, a smaller one by
-                  the pseudo-inverse of the resize. Without an image_size the image grows or shrinks with the patch, and
-                  the grid is kept: of the ways to another size the one that costs the least accuracy before further
-                  training (docs/transfer.md).
-    in_channels   grey from many: the sum; more from fewer: repeated and divided; the output is kept when all channels
-                  are equal.
-    method        how token mixing, which is made for one grid, comes to another:
-      bicubic, bilinear, nearest   any grid: the weights are resampled over it. One network of the old widths sees the
-      whole image.
-      blocks      grids that are K x L times the old one (paper, appendix C): block-diagonal weights, tokens_mlp_dim
-                  times K * L. The logits are exactly the mean of the old network's logits on the K x L crops.
-      parts       the same function with the block stored once (`MixerConfig.parts`); `to_dense` turns it into the
-                  former.
-    magnified     the images at the new size are enlargements and show no more than the old ones did (CIFAR at 64 px).
-                  Larger patches, too, are then read by the pseudo-inverse, so that the stem's output on an enlarged
-                  patch is exactly what it was, and token mixing on a finer grid has a gain for what smooth tokens take
-                  from its strength.
+    num_classes: another number gets a fresh zero head (as the official code does); 0 no head, the output is pre_logits.
+    image_size, patch_size (pixels), in_channels, method, magnified: see `models.mixer_resize.resize`.
 
-    bicubic is the default: it exists for every size, keeps the widths and the cost per patch, and lets every patch see
-    every other at once, while blocks never mix their parts before they are trained further. Measured in docs/LOG.md.
-
-    Errors: ValueError for sizes that do not fit together and for a method that cannot make the new grid.
+    Errors: ValueError for sizes that do not fit together, and for a network that has no way to another size.
     """
-    old = model.cfg
-    sizes: dict[str, Any] = {
-        "num_classes": num_classes,
-        "image_size": image_size,
-        "patch_size": patch_size,
-        "in_channels": in_channels,
-    }
-    cfg = old.adapted(**sizes, method=method)
-    if method == "blocks":  # by way of parts
-        cfg = old.adapted(**sizes, method="parts")
-    state = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
-    if (cfg.in_channels, pair(cfg.patch_size)) != (old.in_channels, pair(old.patch_size)):
-        state["stem.weight"] = _stem(state["stem.weight"], old, cfg, magnified)
-    if cfg.part_grid != old.part_grid:
-        assert method in get_args(Filter)
-        _resample_token_mixing(state, old, cfg, method, magnified)  # type: ignore[arg-type]
-    if cfg.num_classes != old.num_classes:
+    sizes: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
+    cfg = model.cfg.adapted(**sizes, method=method)
+    new = model
+    if cfg != model.cfg:
+        module = capability(model, "resize", "another image_size, patch_size or in_channels")
+        new = module.resize(model, **sizes, method=method, magnified=magnified)
+    state = {name: tensor.to("cpu", copy=True) for name, tensor in new.state_dict().items()}
+    if num_classes not in (None, cfg.num_classes):
+        cfg = dataclasses.replace(cfg, num_classes=num_classes)
+        dtype = next(iter(state.values())).dtype
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-        if cfg.num_classes:
-            state["head.weight"] = state["stem.weight"].new_zeros(cfg.num_classes, cfg.hidden_dim)
-            state["head.bias"] = state["stem.bias"].new_zeros(cfg.num_classes)
-    new = _build(cfg, state, model)
-    return to_dense(new) if method == "blocks" else new
+        if num_classes:
+            state["head.weight"] = torch.zeros(num_classes, cfg.num_features, dtype=dtype)
+            state["head.bias"] = torch.zeros(num_classes, dtype=dtype)
+    return _with_weights(cfg, state, model)
 
 
-def adapt_to(model: Mixer, target: MixerConfig, method: Method = "bicubic", magnified: bool = False) -> Mixer:
-    """A new Mixer of the architecture `target` from the weights of `model`: `adapt`, with the dropout rates and
-    activation of `target`.
+def adapt_to(model: Network, target: NetworkConfig, method: Method = "bicubic", magnified: bool = False) -> Any:
+    """A new network of the architecture `target` from the weights of `model`: `adapt`, with the dropout rates and other
+    fields of `target` that no weight depends on.
 
     Errors: ValueError naming every width or count of `target` that the weights do not have.
     """
+    if name_of(model) != name_of(target):
+        raise ValueError(f"the weights are of another network: {name_of(model)} instead of {name_of(target)}")
     new = adapt(
         model,
         num_classes=target.num_classes,
         image_size=target.image_size,
-        patch_size=target.patch_size,
+        patch_size=getattr(target, "patch_size", None),
         in_channels=target.in_channels,
         method=method,
         magnified=magnified,
     )
-    free = ("dropout", "drop_path", "drop_path_form", "activation")
-    cfg = dataclasses.replace(new.cfg, **{name: getattr(target, name) for name in free})
+    cfg = dataclasses.replace(new.cfg, **{name: getattr(target, name) for name in target.weight_free})
     different = [
         f"{f.name} {getattr(cfg, f.name)} instead of {getattr(target, f.name)}"
         for f in dataclasses.fields(cfg)
         if getattr(cfg, f.name) != getattr(target, f.name)
     ]
     if different:
-        raise ValueError(f"the weights are of another Mixer: {', '.join(different)}")
-    return _build(cfg, new.state_dict(), new)
+        raise ValueError(f"the weights are of another {target.architecture}: {', '.join(different)}")
+    return _with_weights(cfg, new.state_dict(), new)
 
 
 def adapt_trained(
-    model: Mixer,
+    model: Any,
     meta: ModelMeta,
     *,
-    image_size: int | Size | None = None,
-    patch_size: int | Size | None = None,
+    image_size: Size | None = None,
+    patch_size: Size | None = None,
     in_channels: int | None = None,
     method: Method = "bicubic",
     magnified: bool = False,
-) -> tuple[Mixer, ModelMeta]:
+) -> tuple[Any, ModelMeta]:
     """`adapt` for a model and what belongs to it: the preprocessing follows in size and channels.
 
-    Channels that become one get one mean and deviation, the average of theirs, and the stem is changed to match. So a
-    grey image gives the same output from one channel as from equal ones, whatever the old normalisation was.
+    Channels that become one get one mean and deviation, the average of theirs, and the stem is changed to match.
     """
     preprocess = meta.preprocess
     if in_channels not in (None, preprocess.in_channels):
-        model, preprocess = _other_channels(model, preprocess, in_channels)
-    new = adapt(
-        model, image_size=image_size, patch_size=patch_size, in_channels=in_channels, method=method, magnified=magnified
-    )
+        module = capability(model, "resize", "another in_channels")
+        model, mean, std = module.share_normalisation(model, preprocess.mean, preprocess.std, in_channels)
+        preprocess = dataclasses.replace(preprocess, in_channels=in_channels, mean=mean, std=std)
+    sizes: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
+    new = adapt(model, **sizes, method=method, magnified=magnified)
     preprocess = dataclasses.replace(preprocess, image_size=pair(new.cfg.image_size))
     return new, dataclasses.replace(meta, config=new.cfg, preprocess=preprocess)
 
 
 @torch.no_grad()
-def reset_head(model: Mixer) -> None:
+def reset_head(model: Network) -> None:
     """A head of zeros, in place, as the official code starts fine-tuning."""
     if isinstance(model.head, nn.Linear):
         nn.init.zeros_(model.head.weight), nn.init.zeros_(model.head.bias)
 
 
-@torch.no_grad()
-def to_dense(model: Mixer) -> Mixer:
-    """A new Mixer without parts that is the same function: block-diagonal token mixing, tokens_mlp_dim times the number
-    of parts.
-
-    Paper, appendix C, which assumes that the tokens come part by part. Ours come row by row: the token in row r, column
-    c of the grid is token (r % h) * w + c % w of part (r // h) * L + c // w, for parts of h x w patches, L across.
-    """
-    cfg, (k, m), (h, w) = model.cfg, pair(model.cfg.parts), model.cfg.part_grid
-    r, c = torch.arange(k * h)[:, None], torch.arange(m * w)
-    part = (r // h * m + c // w).flatten()  # (S)
-    local = (r % h * w + c % w).flatten()  # (S)
-    token = torch.arange(cfg.num_patches)
-    state = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
-    for i in range(cfg.num_blocks):
-        name = f"blocks.{i}.token_mixing."
-        w1, w2 = state[name + "fc1.weight"], state[name + "fc2.weight"]  # (DS, S / parts) and its transpose's shape
-        big1, big2 = (w1.new_zeros(cfg.num_patches, k * m, cfg.tokens_mlp_dim) for _ in range(2))
-        big1[token, part], big2[token, part] = w1.T[local], w2[local]
-        state[name + "fc1.weight"] = big1.flatten(1).T.contiguous()  # (parts * DS, S)
-        state[name + "fc1.bias"] = state[name + "fc1.bias"].repeat(k * m)
-        state[name + "fc2.weight"] = big2.flatten(1)  # (S, parts * DS)
-        state[name + "fc2.bias"] = state[name + "fc2.bias"][local]
-    return _build(dataclasses.replace(cfg, parts=1, tokens_mlp_dim=k * m * cfg.tokens_mlp_dim), state, model)
-
-
-@torch.no_grad()
-def calibrate(model: Mixer, images: Tensor, original: Mixer, original_images: Tensor) -> None:
-    """Scale W1 and W2 of every token-mixing MLP of `model`, in place, so that its activations are as strong as the
-    original's.
-
-    `images` and `original_images` are the same pictures, normalised, each at its model's size; no labels are needed.
-    Block by block, one factor for W1 makes the mean square of W1 z, and one for W2 the variance over the channels of
-    the branch W2 gelu(W1 z + b1) + b2, what they are in the original. For what `adapt` cannot know from the weights:
-    how smooth the tokens are, above all on a coarser grid.
-    """
-    was_training = model.training, original.training
-    x = original.eval().stem(original.patches(original_images))
-    y = model.eval().stem(model.patches(images))
-    for old, new in zip(original.blocks, model.blocks, strict=True):
-        assert isinstance(old, MixerBlock) and isinstance(new, MixerBlock)
-        for layer, strength in ((new.token_mixing.fc1, _hidden), (new.token_mixing.fc2, _branch)):
-            wanted, got = strength(old, x), strength(new, y)
-            layer.weight.mul_((wanted / got).sqrt() if got > 0 else 1.0)
-        x, y = old(x), new(y)
-    model.train(was_training[0])
-    original.train(was_training[1])
-
-
-def _hidden(block: MixerBlock, x: Tensor) -> Tensor:
-    return F.linear(block.columns(block.norm1(x)), block.token_mixing.fc1.weight).square().mean()
-
-
-def _branch(block: MixerBlock, x: Tensor) -> Tensor:
-    return (block.mix_tokens(x) - x).var(-1).mean()
-
-
-def _build(cfg: MixerConfig, state: dict[str, Tensor], like: Mixer) -> Mixer:
-    with torch.device("meta"):  # draws nothing from the global generator
-        model = Mixer(cfg)
-    model.load_state_dict(state, strict=True, assign=True)
-    model.checkpointing = like.checkpointing
-    return model.requires_grad_(True).train(like.training).to(like.stem.weight.device)
-
-
-def _stem(weight: Tensor, old: MixerConfig, new: MixerConfig, magnified: bool) -> Tensor:
-    """(C, in*P*P) -> (C, in'*P'*P').
-
-    A pseudo-inverse on patches that grow undoes the blur of an enlargement. On photos, which are no enlargements, it
-    sharpens what the network has never seen: 37 instead of 62 % on flowers from 8 to 12 px (docs/LOG.md).
-    """
-    w = weight.double().view(old.hidden_dim, old.in_channels, -1)  # (C, in, P*P)
-    axes = zip(pair(old.patch_size), pair(new.patch_size), strict=True)
-    w = w @ torch.kron(
-        *(_pinv_axis(p, q, "bicubic") if q < p or magnified else _resize_axis(q, p, "bicubic") for p, q in axes)
-    )
-    fewer = min(old.in_channels, new.in_channels)
-    share = (torch.arange(new.in_channels)[:, None] % fewer == torch.arange(old.in_channels) % fewer).to(w)  # (in', in)
-    share /= share.sum(0)  # each old channel is dealt out in whole: equal channels give the output they gave
-    return (share @ w).flatten(1).to(weight.dtype)
-
-
-@torch.no_grad()
-def _other_channels(model: Mixer, old: Preprocess, in_channels: int) -> tuple[Mixer, Preprocess]:
-    """The same function of the pixels, with one normalisation for the channels that `_stem` adds up; the preprocessing
-    after that."""
-    require(in_channels >= 1, f"in_channels must be at least 1, got {in_channels}")
-    fewer = min(old.in_channels, in_channels)
-
-    def together(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-        means = [sum(values[c::fewer]) / len(values[c::fewer]) for c in range(fewer)]
-        return tuple(means[c % fewer] for c in range(channels))
-
-    mean, std = torch.tensor(old.mean, dtype=torch.float64), torch.tensor(old.std, dtype=torch.float64)  # (in)
-    new_mean, new_std = (torch.tensor(together(v, old.in_channels), dtype=torch.float64) for v in (old.mean, old.std))
-    state = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
-    w = state["stem.weight"].double().view(model.cfg.hidden_dim, old.in_channels, -1)  # (C, in, P*P)
-    state["stem.bias"] += w.sum(2) @ ((new_mean - mean) / std)
-    state["stem.weight"] = (w * (new_std / std)[:, None]).flatten(1).to(state["stem.weight"].dtype)
-    after = dataclasses.replace(
-        old, in_channels=in_channels, mean=together(old.mean, in_channels), std=together(old.std, in_channels)
-    )
-    return _build(model.cfg, state, model), after
-
-
-def _resample_token_mixing(
-    state: dict[str, Tensor], old: MixerConfig, new: MixerConfig, method: Filter, magnified: bool
-) -> None:
-    """Token mixing of another (part) grid, in place.
-
-    On a finer grid the resize of W2 puts averages of neighbours between them, and so takes strength from whatever is
-    not smooth in it. Photos make up for it: their finer tokens are less smooth. Magnified pictures do not, so there the
-    gain g gives it back, as far as the weights know: for M = W2 W1, the mixing without its GELU, and tokens U' n of
-    white noise n (as smooth as the resize leaves them), the mean square of g U M U' n is that of M U' n. Both were
-    measured (docs/LOG.md); `calibrate` fits g to images instead.
-    """
-    write, read = _resize(old.part_grid, new.part_grid, method), _pinv_resize(old.part_grid, new.part_grid, method)
-    (h, w), (new_h, new_w) = old.part_grid, new.part_grid
-    finer = _resize(
-        (h, w), (max(h, new_h), max(w, new_w)), method
-    )  # the U of the gain: the resize of the axes that get finer
-    for i in range(old.num_blocks):
-        name = f"blocks.{i}.token_mixing."
-        w1, w2, b2 = (state[name + key].double() for key in ("fc1.weight", "fc2.weight", "fc2.bias"))
-        before = w2 @ (w1 @ finer.T)
-        after = (finer @ before).square().mean()
-        gain = (before.square().mean() / after).sqrt() if magnified and after > 0 else 1.0
-        for key, value in (("fc1.weight", w1 @ read), ("fc2.weight", gain * (write @ w2)), ("fc2.bias", write @ b2)):
-            state[name + key] = value.to(state[name + key].dtype)
-
-
-def _resize(old: Size, new: Size, method: Filter) -> Tensor:
-    """The matrix of a resize of a grid, (new cells, old cells), float64; antialiased, as Pillow resizes; rows sum to
-    1."""
-    return torch.kron(*(_resize_axis(a, b, method) for a, b in zip(old, new, strict=True)))
-
-
-def _pinv_resize(old: Size, new: Size, method: Filter) -> Tensor:
-    """The pseudo-inverse of `_resize`, (old cells, new cells); of one axis at a time, which is the same and cheap."""
-    return torch.kron(*(_pinv_axis(a, b, method) for a, b in zip(old, new, strict=True)))
-
-
-def _pinv_axis(old: int, new: int, method: Filter) -> Tensor:
-    inverse: Tensor = torch.linalg.pinv(_resize_axis(old, new, method))
-    return inverse.contiguous()
-
-
-def _resize_axis(old: int, new: int, method: Filter) -> Tensor:
-    if old == new:
-        return torch.eye(old, dtype=torch.float64)
-    identity = torch.eye(old, dtype=torch.float64)[None, None]
-    if method == "nearest":
-        return F.interpolate(identity, (new, old), mode="nearest-exact")[0, 0]
-    return F.interpolate(identity, (new, old), mode=method, antialias=True, align_corners=False)[0, 0]
+def _with_weights(cfg: NetworkConfig, state: dict[str, torch.Tensor], like: nn.Module) -> nn.Module:
+    """The network of `cfg` with these weights, in the mode and on the device of another."""
+    model = build_with_weights(cfg, state)
+    if hasattr(like, "checkpointing"):
+        model.checkpointing = like.checkpointing
+    return model.train(like.training).to(next(like.parameters()).device)

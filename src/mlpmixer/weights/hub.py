@@ -14,13 +14,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mlpmixer.config import pair, to_json
+from mlpmixer.config import to_json
 from mlpmixer.data.datasets import DATASETS
 from mlpmixer.download import FetchError, hub_file
-from mlpmixer.models.names import count_params
-from mlpmixer.weights.model_file import FORMAT, ModelMeta, read_meta, require_mixer
+from mlpmixer.weights.model_file import FORMAT, ModelMeta, read_meta, require_network
 from mlpmixer.weights.run_folder import MODEL_FILE, read_recipe_json, write_json
 
+SHOWN = ("architecture", "image_size", "in_channels", "num_classes")  # elsewhere on the card
 CLASSES_SHOWN = 100  # in the card; config.json has all
 
 
@@ -42,7 +42,7 @@ def push(
     if not model.is_file():
         raise ValueError(f"nothing to push: expected a finished run, which holds {MODEL_FILE}, or that file, got {run}")
     meta = read_meta(model)
-    require_mixer(model, meta)
+    require_network(model, meta)
     if place.startswith("hf:"):
         repo = _repo(place)
         with tempfile.TemporaryDirectory() as scratch:
@@ -128,7 +128,7 @@ def _card(run: Path, meta: ModelMeta, name: str, where: str, licence: str) -> st
     parts = [
         _front_matter(meta, name, licence, recipe, scores),
         f"# {name}",
-        f"{what}: [MLP-Mixer](https://arxiv.org/abs/2105.01601), {count_params(cfg):,} parameters, made with mlpmixer.",
+        f"{what}: [MLP-Mixer](https://arxiv.org/abs/2105.01601), {cfg.num_params:,} parameters, made with mlpmixer.",
         "## Use",
         f"```\nmlpmixer predict {where} IMAGE...\n```",
         f'```python\nimport mlpmixer\n\nclassifier = mlpmixer.load("{where}")\nprint(classifier.predict("photo.jpg"))\n```',
@@ -141,8 +141,7 @@ def _card(run: Path, meta: ModelMeta, name: str, where: str, licence: str) -> st
         "## Network",
         f"- input: {_px(pre.image_size)}, {cfg.in_channels} channels, fit {pre.fit}, {pre.interpolation}, "
         f"mean {list(pre.mean)} and std {list(pre.std)} of the 0..1 range\n"
-        f"- patches of {_px(pair(cfg.patch_size))}, num_blocks {cfg.num_blocks}, hidden_dim {cfg.hidden_dim}, "
-        f"tokens_mlp_dim {cfg.tokens_mlp_dim}, channels_mlp_dim {cfg.channels_mlp_dim}, activation {cfg.activation}\n"
+        f"- {cfg.architecture}: {', '.join(f'{key} {value}' for key, value in to_json(cfg).items() if key not in SHOWN)}\n"
         f"- classes: {shown}{more}",
         "## Licence",
         f"{licence}, as stated by whoever published this model." if licence else "None is stated.",

@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from mlpmixer.config import Config, from_json, to_json
+from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.models.configs import MixerConfig
+from mlpmixer.models.configs import NetworkConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mlpmixer.models.architecture import Build
-    from mlpmixer.models.mixer import Mixer
 
 FORMAT = 1
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
@@ -39,11 +39,14 @@ class ForeignFile(CheckpointError):
 class ModelMeta(Config):
     """What travels with the weights."""
 
-    config: MixerConfig
+    config: NetworkConfig
     classes: tuple[str, ...]
     preprocess: Preprocess
     network: str = ""
-    """Of another network than a Mixer, what built it; `config` then says no more than the sizes of input and output."""
+    """What built it, where that is a function of one's own; `config` then says no more than the sizes of input and
+    output."""
+    data: Data | None = None
+    """What it was trained on; None where nobody said, as in files of before and of other code."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where it comes from: recipe, data, metrics, version, date, loss."""
 
@@ -126,8 +129,8 @@ def read_tensors(path: str | os.PathLike[str]) -> "tuple[dict[str, Tensor], dict
 
 
 def save_model(path: str | os.PathLike[str], model: "nn.Module", meta: ModelMeta) -> None:
-    """One file that is enough to use the model (with what builds it, if it is no Mixer). Errors: OSError."""
-    assert meta.network or model.cfg == meta.config
+    """One file that is enough to use the model (with the function that builds it, if there is one). Errors: OSError."""
+    assert meta.network or getattr(model, "cfg", None) == meta.config
     write_tensors(path, model.state_dict(), {"model": to_json(meta)})
 
 
@@ -151,39 +154,35 @@ def _meta_in(header: dict[str, Any], path: str | os.PathLike[str]) -> ModelMeta:
         raise CheckpointError(f"{path}: {e}") from e
 
 
-def require_mixer(path: str | os.PathLike[str], meta: ModelMeta) -> None:
-    """CheckpointError when the file at `path` holds another network."""
-    if meta.network:
-        raise CheckpointError(
-            f"{path} holds another network than a Mixer, {meta.network}: it can be used from Python, "
-            "mlpmixer.load(run, network=what built it)"
-        )
-
-
-def load_model(path: str | os.PathLike[str], network: "Build | None" = None) -> "tuple[Mixer, ModelMeta]":
-    """The model in evaluation mode, on the CPU, and what travels with it. Strict: names and shapes must fit the stored
+def load_model(path: str | os.PathLike[str], network: "Build | None" = None) -> tuple[Any, ModelMeta]:
+    """The network in evaluation mode, on the CPU, and what travels with it. Strict: names and shapes must fit the stored
     architecture.
 
-    network: what built it, of another network than a Mixer.
+    network: what built it, where that is a function of one's own.
     """
-    import torch
-
-    from mlpmixer.models.architecture import name_of
-    from mlpmixer.models.mixer import Mixer
+    from mlpmixer.models.architecture import build_with_weights, name_of
 
     tensors, header = read_tensors(path)
     meta = _meta_in(header, path)
-    if network is None:
-        require_mixer(path, meta)
-    elif name_of(network) != meta.network:
-        raise CheckpointError(f"{path} holds {meta.network or 'a Mixer'}, and {name_of(network)} is given to build it")
-    with torch.device("meta" if network is None else "cpu"):  # another's constructor may compute with its weights
-        model = cast(Mixer, (network or Mixer)(meta.config))
+    require_network(path, meta, network and name_of(network))
     try:
-        model.load_state_dict(tensors, strict=True, assign=True)
+        model = build_with_weights(meta.config, tensors, network)
     except RuntimeError as e:
         raise CheckpointError(f"{path}: the weights do not fit the architecture stored with them: {e}") from e
-    return model.requires_grad_(True).eval(), meta
+    return model.eval(), meta
+
+
+def require_network(path: str | os.PathLike[str], meta: ModelMeta, given: str | None = None) -> None:
+    """CheckpointError when what built the network is not what is given, or is not given at all."""
+    if meta.network and not given:
+        raise CheckpointError(
+            f"{path} holds a network that a function built, {meta.network}: it can be used from Python, "
+            "mlpmixer.load(run, network=what built it)"
+        )
+    if given and given != meta.network:
+        raise CheckpointError(
+            f"{path} holds {meta.network or meta.config.architecture}, and {given} is given to build it"
+        )
 
 
 def states(run: Path) -> list[Path]:

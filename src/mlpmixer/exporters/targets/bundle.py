@@ -18,7 +18,6 @@ from mlpmixer.exporters.job import Job, require_program
 from mlpmixer.exporters.targets import onnx
 from mlpmixer.hardware import cpu_name
 from mlpmixer.inference.exported import MANIFEST, MODEL, PROBABILITIES, Export, digest, open_export
-from mlpmixer.models.names import count_params
 from mlpmixer.weights.model_file import FORMAT, ModelMeta
 from mlpmixer.weights.run_folder import write_json
 
@@ -142,7 +141,7 @@ def described(job: Job) -> str:
     kind = (
         f"A network of its own kind, {meta.network}"
         if meta.network
-        else f"An MLP-Mixer of {count_params(meta.config):,} parameters"
+        else f"An MLP-Mixer of {meta.config.num_params:,} parameters"
     )
     shown = ", ".join(meta.classes[:20]) + (f" and {len(meta.classes) - 20:,} more" if len(meta.classes) > 20 else "")
     return f"{kind} for {len(meta.classes):,} classes ({shown}), exported by mlpmixer {job.made['mlpmixer']}."

@@ -30,7 +30,7 @@ class FastBlock(MixerBlock):
         if x.dtype not in DTYPES or x.device.type != "cpu":
             return super().forward(x)
         keep = [
-            k.float().flatten() for k in (self.kept(x), self.kept(x)) if k is not None
+            k.float().flatten() for k in (self.drop_path_mask(x), self.drop_path_mask(x)) if k is not None
         ]  # drawn in the order of the plain block
         erf, x = self.token_mixing.approximate == "none", x.contiguous()
         with torch.autocast("cpu", enabled=False):

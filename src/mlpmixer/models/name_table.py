@@ -1,0 +1,105 @@
+"""How other code names and stores the weights of a network: one explicit table a form, read and written by
+`weights.formats`."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from mlpmixer.config import one_if_square, pair
+
+Form = Literal["same", "transposed", "stem_hwio", "stem_oihw"]
+Arrays = Mapping[str, np.ndarray]
+
+
+class WeightsError(ValueError):
+    """A weight file that is damaged, hostile, or not of a known network; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a name table: a parameter of ours, its name and shape over there, and how the two are stored."""
+
+    ours: str
+    theirs: str
+    shape: tuple[int, ...]
+    form: Form = "same"
+
+
+def _unchanged(arrays: Arrays) -> dict[str, np.ndarray]:
+    return dict(arrays)
+
+
+@dataclass(frozen=True)
+class NameTable:
+    """One form in which others store the weights of a network."""
+
+    form: str
+    """official: by the authors; timm: by timm."""
+    suffix: Literal[".npz", ".safetensors"]
+    """What it is written to; a state dict of torch is read from .pth, .pt and .bin, too."""
+    marker: str
+    """An array that files of this form have, and no other."""
+    rows: Callable[[Any], list[Row]]
+    """Every array of the file, by the config."""
+    config: Callable[[Arrays, Any, str], Any]
+    """(arrays, image_size or None, where they are from) -> the config of the network they are of."""
+    activation: str = ""
+    """What this form's code computes, where that is not part of the file."""
+    preprocess: str = "timm"
+    """Name of the evaluation preprocessing that goes with it, see `data.preprocess.named`."""
+    current: Callable[[Arrays], dict[str, np.ndarray]] = _unchanged
+    """Arrays of any public variant under the names of `rows`."""
+
+
+def to_ours(array: np.ndarray, form: Form) -> np.ndarray:
+    """A view of a foreign array in our shape; our stem is a matrix over patches in (channel, row, column) order."""
+    if form == "transposed":
+        return array.T
+    if form == "stem_hwio":
+        array = array.transpose(3, 2, 0, 1)
+    return array.reshape(len(array), -1) if form != "same" else array
+
+
+def to_theirs(array: np.ndarray, row: Row) -> np.ndarray:
+    """The reverse of `to_ours`."""
+    if row.form == "transposed":
+        return array.T
+    if row.form == "stem_hwio":
+        p, q, channels, c = row.shape
+        return array.reshape(c, channels, p, q).transpose(2, 3, 1, 0)
+    return array.reshape(row.shape)
+
+
+def printable(name: str) -> str:
+    return name if re.fullmatch(r"[\w./-]{1,200}", name) else repr(name[:200])
+
+
+def shape_of(arrays: Arrays, name: str, ndim: int, where: str) -> tuple[int, ...]:
+    shape = arrays[name].shape if name in arrays else None
+    if shape is None or len(shape) != ndim:
+        found = "is missing" if shape is None else f"has shape {shape}"
+        some = ", ".join(printable(n) for n in sorted(arrays)[:5])
+        raise WeightsError(f"{where} holds no weights of this network: {name} {found}; it has: {some or 'nothing'}")
+    return cast(tuple[int, ...], shape)
+
+
+def image_size_of(
+    num_patches: int, p: int, q: int, image_size: int | tuple[int, int] | None, where: str
+) -> int | tuple[int, int]:
+    """The size of images of so many patches of p x q px: the one that is asked for, or a square of patches."""
+    if image_size is not None:
+        (h, w) = pair(image_size)
+        if (h // p) * (w // q) != num_patches:
+            raise WeightsError(
+                f"{where} has {num_patches} patches of {p}x{q} px; image_size {image_size} would have "
+                f"{(h // p) * (w // q)}"
+            )
+        return image_size
+    side = math.isqrt(num_patches)
+    if side * side != num_patches:
+        raise WeightsError(f"{where} has {num_patches} patches, which is not a square: say image_size=(height, width)")
+    return one_if_square(side * p, side * q)

@@ -1,0 +1,79 @@
+"""What every network of this package is, and the parts that several of them share.
+
+`architecture` has the table of networks, and what they can do beyond this.
+"""
+
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlpmixer.config import pair
+from mlpmixer.models.configs import Activation, NetworkConfig, PatchConfig
+
+TRUNCATED_STD = (
+    0.87962566103423978  # standard deviation of a unit normal cut at +-2: official lecun_normal divides by it
+)
+
+
+class Network(nn.Module):
+    """Images to logits: (B, in_channels, H, W) -> (B, K), or pre-logits (B, D) when num_classes is 0."""
+
+    cfg: NetworkConfig
+    head: nn.Module
+    """nn.Linear(D, K); nn.Identity() without classes."""
+
+    def pre_logits(self, images: Tensor) -> Tensor:
+        """Features for a linear classifier: (B, D)."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.head(self.pre_logits(images)))
+
+
+class Mlp(nn.Module):
+    """W2 gelu(W1 x) over the last axis: (..., dim) -> (..., dim)."""
+
+    def __init__(self, dim: int, mlp_dim: int, activation: Activation = "gelu_erf", dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, mlp_dim)
+        self.fc2 = nn.Linear(mlp_dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.approximate = "tanh" if activation == "gelu_tanh" else "none"  # tanh: Flax's default
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(F.gelu(self.fc1(x), approximate=self.approximate))
+        return cast(Tensor, self.dropout(self.fc2(x)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: a branch (B, ...) is left out for a sample with probability `rate`, and scaled by 1 / (1 - rate)
+    otherwise. In evaluation nothing changes."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if self.rate == 0 or not self.training:
+            return branch
+        mask = branch.new_empty(len(branch), *[1] * (branch.ndim - 1)).bernoulli_(1 - self.rate)
+        return branch * (mask / (1 - self.rate))
+
+
+def require_size(images: Tensor, cfg: NetworkConfig) -> None:
+    """ValueError on any other size than the network's: nothing is padded or cut."""
+    h, w = pair(cfg.image_size)
+    if images.ndim != 4 or images.shape[1:] != (cfg.in_channels, h, w):
+        raise ValueError(
+            f"expected images of shape (B, {cfg.in_channels}, {h}, {w}), got {tuple(images.shape)}; "
+            f"{cfg.architecture} works at the image size it was made for"
+        )
+
+
+def cut_patches(images: Tensor, cfg: PatchConfig) -> Tensor:
+    """(B, in_channels, H, W) -> (B, S, in_channels*P*P), row-major. ValueError on any other size."""
+    require_size(images, cfg)
+    (p, q), (rows, cols) = cfg.cell, cfg.grid
+    x = images.reshape(-1, cfg.in_channels, rows, p, cols, q)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, cfg.num_patches, cfg.in_channels * p * q)  # (B, S, in*P*P)

@@ -1,0 +1,185 @@
+"""Published weights by name, and the names of ImageNet's classes. No torch."""
+
+import gzip
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from mlpmixer.models.configs import Activation, MixerConfig
+from mlpmixer.models.names import MIXERS
+from mlpmixer.registry import Registry
+
+Classes = Literal["imagenet1k", "imagenet21k", "imagenet21k-miil"]
+NUM_CLASSES: dict[Classes, int] = {"imagenet1k": 1000, "imagenet21k": 21843, "imagenet21k-miil": 11221}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """One published file of weights."""
+
+    model: str
+    """Its architecture, a name in MIXERS; the head has `num_classes` outputs."""
+    form: Literal["official", "timm"]
+    """official: Google's .npz, made with gelu_tanh. timm: timm's state dict as safetensors, made for gelu_erf."""
+    url: str
+    """https://..., or hf:owner/name/file on the Hugging Face Hub."""
+    num_bytes: int
+    """Exact size of the file, checked after a download; 0 where no source states it."""
+    classes: Classes
+    """What the outputs of the head mean, see `class_names`."""
+    preprocess: Literal["vit_jax_eval", "bv_resmall_crop", "bv_resize_crop", "timm", "miil"]
+    """Name of the evaluation preprocessing that belongs to the weights."""
+    top1: float | None
+    """ImageNet-1k top-1 on the validation images, a fraction, as reported by `source`; None where nobody was seen to
+    report one."""
+    source: str
+    """Who reports the accuracy, and what is worth knowing."""
+    licence: str
+    """Under which licence, and who says so."""
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the head."""
+        return NUM_CLASSES[self.classes]
+
+    @property
+    def config(self) -> MixerConfig:
+        """The architecture, with this head and the activation of the origin."""
+        activation: Activation = "gelu_tanh" if self.form == "official" else "gelu_erf"
+        return replace(MIXERS[self.model], num_classes=self.num_classes, activation=activation)
+
+
+WEIGHTS: Registry[Weights] = Registry("weights")
+
+
+def _official(name: str, num_bytes: int, top1: float | None, source: str) -> None:
+    model, folder = name.split(":")
+    WEIGHTS[name] = Weights(
+        model=model,
+        form="official",
+        url=f"https://storage.googleapis.com/mixer_models/{folder}/Mixer-{model.replace('/', '_')}.npz",
+        num_bytes=num_bytes,
+        classes="imagenet21k" if folder == "imagenet21k" else "imagenet1k",
+        preprocess="bv_resmall_crop",
+        top1=top1,
+        source=source,
+        licence="Apache-2.0, the licence of google-research/vision_transformer, which publishes the files; the files name none",
+    )
+
+
+def _timm(
+    name: str, repo: str, classes: Classes, preprocess: Literal["timm", "miil"], top1: float | None, source: str
+) -> None:
+    WEIGHTS[name] = Weights(
+        model=name.split(":")[0],
+        form="timm",
+        url=f"hf:timm/{repo}/model.safetensors",
+        num_bytes=0,
+        classes=classes,
+        preprocess=preprocess,
+        top1=top1,
+        source=source,
+        licence="Apache-2.0, says timm's model card",
+    )
+
+
+_FINE_TUNED = (
+    "is of the model fine-tuned on ImageNet-1k, which was never published; fine-tuned on CIFAR-10 (vision_transformer)"
+)
+_SAM = "trained on ImageNet-1k with SAM (Chen et al. 2106.01548) and plain Inception crops"
+_GSAM = "trained on ImageNet-1k with GSAM (Zhuang et al. 2203.08065) and plain Inception crops; no accuracy of this file was seen"
+
+# Sizes: the arrays' names and shapes as numpy.savez writes them. Each agrees with the bucket's listing in
+# vit_jax.ipynb (MiB, two digits),
+# and their sum, 3,489,219,008, with its total of 3,489,219,014 less the 6 bytes of a folder mark.
+_official(
+    "B/16:imagenet1k",
+    239_564_448,
+    0.7644,
+    "Mixer paper, table 3 (from scratch, 300 epochs); timm measures 76.616 % on its copy",
+)
+_official(
+    "L/16:imagenet1k",
+    832_868_560,
+    0.7176,
+    "Mixer paper, table 3 (from scratch, 300 epochs); timm measures 72.084 % on its copy",
+)
+_official("B/16:imagenet21k", 303_677_516, None, f"the paper's 80.64 % {_FINE_TUNED}: 96.82 %")
+_official("L/16:imagenet21k", 918_324_860, None, f"the paper's 82.89 % {_FINE_TUNED}: 98.34 %")
+_official(
+    "B/16:sam",
+    239_567_448,
+    0.7736,
+    f"as ports of the file list it; one port measures 75.58 % with its own preprocessing; {_SAM}",
+)
+_official("B/32:sam", 241_219_272, 0.7247, f"as ports of the file list it; {_SAM}")
+_official("B/16:gsam", 239_567_448, None, _GSAM)
+_official("B/32:gsam", 241_219_272, None, _GSAM)
+_official("S/16:gsam", 74_143_928, None, _GSAM)
+_official("S/32:gsam", 76_449_368, None, _GSAM)
+_official("S/8:gsam", 82_616_888, None, _GSAM)
+
+# timm's names say "in21k, fine-tuned on in1k", but these are the ImageNet-1k models: a paper author says so in timm's
+# pull request 651,
+# and the accuracies are those of training from scratch.
+_MISNAMED = "timm's results table; Google's ImageNet-1k model, whatever goog_in21k_ft_in1k says (a paper author in timm's PR 651)"
+_timm("B/16:timm-imagenet1k", "mixer_b16_224.goog_in21k_ft_in1k", "imagenet1k", "timm", 0.76616, _MISNAMED)
+_timm("L/16:timm-imagenet1k", "mixer_l16_224.goog_in21k_ft_in1k", "imagenet1k", "timm", 0.72084, _MISNAMED)
+_timm(
+    "B/16:timm-imagenet21k", "mixer_b16_224.goog_in21k", "imagenet21k", "timm", None, "timm's copy of B/16:imagenet21k"
+)
+_timm(
+    "L/16:timm-imagenet21k", "mixer_l16_224.goog_in21k", "imagenet21k", "timm", None, "timm's copy of L/16:imagenet21k"
+)
+_timm(
+    "B/16:timm-miil",
+    "mixer_b16_224.miil_in21k_ft_in1k",
+    "imagenet1k",
+    "miil",
+    0.82314,
+    "timm's results table; ImageNet-21K-P (Ridnik et al. 2104.10972), then ImageNet-1k; pixels in 0..1, bilinear",
+)
+_timm(
+    "B/16:timm-miil-imagenet21k",
+    "mixer_b16_224.miil_in21k",
+    "imagenet21k-miil",
+    "miil",
+    None,
+    "ImageNet-21K-P (Ridnik et al. 2104.10972), 11,221 classes; pixels in 0..1, bilinear",
+)
+
+
+@cache
+def _class_table(classes: Classes) -> tuple[tuple[str, str], ...]:
+    """(WordNet id, synonyms) of each class, in the order of the outputs; classes/*.tsv.gz: index, id, synonyms, under a
+    header."""
+    with gzip.open(Path(__file__).with_name("classes") / f"{classes}.tsv.gz", "rt", encoding="utf-8") as f:
+        rows = [line.rstrip("\n").split("\t") for line in f][1:]
+    assert [int(index) for index, _, _ in rows] == list(range(NUM_CLASSES[classes]))
+    return tuple((wnid, synonyms) for _, wnid, synonyms in rows)
+
+
+def class_names(classes: Classes) -> tuple[str, ...]:
+    """The names of a head's outputs, in order, each different: WordNet synonyms such as "tench, Tinca tinca".
+
+    Where two classes bear the same name, the WordNet id follows it: "crane (n02012849)". imagenet21k is the order of
+    the official files, 21,843 classes. For imagenet21k-miil no list comes with this package: its names are numbers,
+    "class 0" to "class 11220".
+    """
+    if classes == "imagenet21k-miil":
+        return numbered(NUM_CLASSES[classes])
+    table = _class_table(classes)
+    times = Counter(name for _, name in table)
+    return tuple(name if times[name] == 1 else f"{name} ({wnid})" for wnid, name in table)
+
+
+def wordnet_ids(classes: Literal["imagenet1k", "imagenet21k"]) -> tuple[str, ...]:
+    """The same classes as ImageNet's folders call them: "n01440764", ..."""
+    return tuple(wnid for wnid, _ in _class_table(classes))
+
+
+def numbered(num_classes: int) -> tuple[str, ...]:
+    """The names of classes whose names nobody tells: "class 0", "class 1", ..."""
+    return tuple(f"class {i}" for i in range(num_classes))
