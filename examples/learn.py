@@ -17,7 +17,7 @@ from torch import Tensor
 
 import mlpmixer
 from mlpmixer.explanation.attribution import as_tensor, network_of, patch_evidence
-from mlpmixer.explanation.page import stem_picture
+from mlpmixer.explanation.pictures import stem_picture
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.models.mixing import dependence, frequency, hidden_units, stem_filters
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mlpmixer.config import pair
 from mlpmixer.data.datasets import open_data
-from mlpmixer.explanation.page import stem_picture, units_picture
+from mlpmixer.explanation.pictures import stem_picture, units_picture
 from mlpmixer.inference.classifier import load
 from mlpmixer.models.architecture import configured, create_model
 from mlpmixer.models.mixer import Mixer

@@ -26,9 +26,9 @@ from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.store import Store
 from mlpmixer.device import choose_precision, describe, peak_mib
-from mlpmixer.evaluation import report
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.evaluation.metrics import score
+from mlpmixer.evaluation.report import thumbnails_of
 from mlpmixer.inference.classifier import load
 from mlpmixer.inference.files import run_batches
 from mlpmixer.models.architecture import Build, count_params, create_model
@@ -49,6 +49,7 @@ from mlpmixer.training.distillation import (
 from mlpmixer.training.distributed import Ranks
 from mlpmixer.training.networks import with_network
 from mlpmixer.training.recipe import Recipe, read_recipe
+from mlpmixer.training.run_report import write_report
 from mlpmixer.training.step import Kept, Start, Step, Stores, load_images
 from mlpmixer.weights import model_file, run_folder
 from mlpmixer.weights.adapt import adapt_trained
@@ -486,7 +487,7 @@ def finish(
         model, lambda meta: dataclasses.replace(meta, provenance={**meta.provenance, "metrics": final})
     )
     run_folder.write_json(run / "summary.json", summary)
-    report.write_report(run, metrics, report.thumbnails_of(images, [wrong.index for wrong in metrics.most_wrong]))
+    write_report(run, metrics, thumbnails_of(images, [wrong.index for wrong in metrics.most_wrong]))
     drop_teacher(run)
     return summary
 

@@ -5,14 +5,14 @@ import numpy as np
 from helpers.models import digits_classifier
 from PIL import Image
 
-from mlpmixer.explanation import page
+from mlpmixer.explanation import pictures
 from mlpmixer.weights.model_file import save_model
 
 
 def test_heat_maps_are_aligned_with_the_patches_and_the_legend_ends_with_the_colours_of_the_largest_value():
     values = np.zeros((2, 6))
     values[1, 3], values[0, 5] = 2.0, -2.0
-    picture = np.asarray(page.heat_map(np.full((8, 12, 3), 128, np.uint8), values))
+    picture = np.asarray(pictures.heat_map(np.full((8, 12, 3), 128, np.uint8), values))
     assert picture.shape[0] == 8 * 21  # 256 / 12, rounded
     body = picture[: 8 * 21, : 12 * 21].reshape(2, 4 * 21, 6, 2 * 21, 3)
     assert (body == body[:, :1, :, :1]).all()  # one colour in each patch, up to its border
@@ -23,27 +23,29 @@ def test_heat_maps_are_aligned_with_the_patches_and_the_legend_ends_with_the_col
     ]
     red, blue = cells[1, 3], cells[0, 5]
     assert red[0] > red[2] and blue[2] > blue[0]
-    bar = picture[:, 12 * 21 + page.GAP_PX + 7]
+    bar = picture[:, 12 * 21 + pictures.GAP_PX + 7]
     coloured = bar[(bar.astype(int).max(axis=1) - bar.min(axis=1)) > 60].astype(int)
     assert coloured[0, 0] > coloured[0, 2] and coloured[-1, 2] > coloured[-1, 0]  # red, for, is above
 
 
 def test_nothing_at_all_can_be_drawn_too():
-    assert page.heat_map(np.zeros((4, 4, 1), np.uint8), np.zeros((2, 2))).height > 0
-    assert page.units_picture(np.zeros((3, 2, 2))).width > 0
+    assert pictures.heat_map(np.zeros((4, 4, 1), np.uint8), np.zeros((2, 2))).height > 0
+    assert pictures.units_picture(np.zeros((3, 2, 2))).width > 0
 
 
 def test_units_and_filters_are_drawn_in_their_order():
     units = np.stack([np.full((2, 4), v) for v in (1.0, -1.0, 3.0)])
-    picture = np.asarray(page.units_picture(units, columns=2))
+    picture = np.asarray(pictures.units_picture(units, columns=2))
     step_y, step_x = 2 * 16 + 3, 4 * 16 + 3
     assert picture.shape == (2 * step_y - 3, 2 * step_x - 3, 3)
-    assert tuple(picture[0, 0]) == tuple(picture[step_y, 0]) == page.RED and tuple(picture[0, step_x]) == page.BLUE
+    assert (
+        tuple(picture[0, 0]) == tuple(picture[step_y, 0]) == pictures.RED and tuple(picture[0, step_x]) == pictures.BLUE
+    )
     filters = np.zeros((1, 3, 2, 2))
     filters[0, 1, 0, 1] = 5
-    picture = np.asarray(page.stem_picture(filters))
+    picture = np.asarray(pictures.stem_picture(filters))
     assert tuple(picture[0, -1]) == (128, 255, 128) and tuple(picture[-1, 0]) == (128, 128, 128)
-    assert page.stem_picture(filters[:, :1]).size == page.stem_picture(filters).size
+    assert pictures.stem_picture(filters[:, :1]).size == pictures.stem_picture(filters).size
 
 
 def test_the_lines_of_the_documentation_draw_the_weights(tmp_path, monkeypatch):

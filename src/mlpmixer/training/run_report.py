@@ -1,0 +1,160 @@
+"""A training run as a self-contained HTML page: its result, its curves, its recipe."""
+
+import json
+import math
+import os
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+
+from mlpmixer.evaluation.html import FIRST, SECOND, percent, render, svg, write_page
+from mlpmixer.evaluation.metrics import Metrics
+from mlpmixer.evaluation.report import Json, Thumbnail, view
+from mlpmixer.weights.run_folder import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TEMPLATE = Path(__file__).with_name("templates") / "run.html"
+
+
+def write_report(
+    run_dir: str | os.PathLike[str], metrics: Metrics | None = None, thumbnails: Sequence[Thumbnail] = ()
+) -> Path:
+    """Write report.html into a run directory from its JSON files and return the path.
+
+    metrics: of the test split, or of validation when the data has no test split; None takes those in summary.json.
+    thumbnails: as in `report.evaluation_html`. ValueError when the directory is not a run.
+    """
+    run = Path(run_dir)
+    if not (run / "recipe.json").is_file():
+        raise ValueError(f"{run} is not a run: it has no recipe.json; expected a folder that `mlpmixer train` wrote")
+    recipe, env, summary = (_read(run / f"{name}.json") for name in ("recipe", "env", "summary"))
+    test = metrics or summary.get("test") or summary.get("val")
+    result = view(test, thumbnails) if test else None
+    bad = result["bad"] if result else []
+    page = render(
+        TEMPLATE,
+        title=f"{recipe.get('name', 'run')} · {run.resolve().name}",
+        split="validation" if summary.get("val") and not summary.get("test") else "test",
+        result=result,
+        details=_details(summary, recipe, env),
+        charts=_charts(read_metrics(run / "metrics.jsonl")),
+        bad=bad,
+        train_bad=[image for image in summary.get("bad_images") or [] if image not in bad],
+        command=f"mlpmixer predict {shlex.quote(str(run))} photo.jpg",
+        code=f"import mlpmixer\nmodel = mlpmixer.load({str(run)!r})\nprint(model.predict('photo.jpg'))",
+        recipe=list(_flat(recipe)),
+        env=list(_flat(env)),
+    )
+    write_page(run / "report.html", page)
+    return run / "report.html"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object of the run; {} when the run has not written it (yet)."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _details(summary: Json, recipe: Json, env: Json) -> list[tuple[str, str]]:
+    """What the head of the page says of the run, of what is known."""
+    model, details = recipe.get("model") or {}, []
+    if summary.get("val_top1") is not None:
+        details.append(("validation", percent(summary["val_top1"])))
+    if summary.get("params"):
+        details.append(("parameters", f"{summary['params']:,}"))
+    if recipe.get("network"):
+        details.append(("network", str(recipe["network"])))
+    elif model.get("num_blocks"):
+        patch = model.get("patch_size")
+        patch = "x".join(map(str, patch)) if isinstance(patch, list) else patch
+        details.append(
+            ("model", f"{model['num_blocks']} blocks, width {model.get('hidden_dim')}, patches of {patch} px")
+        )
+    if summary.get("train_s") is not None:
+        details.append(("training time", _duration(summary["train_s"])))
+    for key, name, unit in (
+        ("steps", "steps", ""),
+        ("images_per_s", "speed", " images/s"),
+        ("peak_mib", "peak memory", " MiB"),
+    ):
+        if summary.get(key):
+            details.append((name, f"{summary[key]:,.0f}{unit}"))
+    if env.get("device"):
+        details.append(("hardware", str(env["device"])))
+    if (recipe.get("data") or {}).get("name"):
+        details.append(("data", str(recipe["data"]["name"])))
+    return details if summary else [*details, ("state", "not finished")]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{int(minutes // 60)} h {int(minutes % 60)} min"
+
+
+def _flat(values: Json, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Nested settings as (optim.lr, 0.001)."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif key == "command" and isinstance(value, list):
+            yield f"{prefix}{key}", shlex.join(map(str, value))
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# --- curves ---------------------------------------------------------------------------------------------------------
+
+Curve = tuple[list[float], list[float]]
+
+
+def _charts(lines: Sequence[Json]) -> list[tuple[str, Markup]]:
+    """(title, picture) of loss, accuracy and learning rate over steps, of those that metrics.jsonl has."""
+
+    def curve(kind: str, key: str, scale: float = 1.0) -> Curve:
+        rows = [line for line in lines if line.get("kind") == kind and isinstance(line.get(key), int | float)]
+        points = [(float(row["step"]), scale * float(row[key])) for row in rows if math.isfinite(row[key])]
+        return [x for x, _ in points], [y for _, y in points]
+
+    charts = {
+        "Loss": (curve("step", "loss"), curve("eval", "nll")),
+        "Top-1 accuracy, %": (curve("step", "top1", 100), curve("eval", "top1", 100)),
+        "Learning rate": (([], []), curve("step", "lr")),
+    }
+    return [(title, _chart(*curves)) for title, curves in charts.items() if any(x for x, _ in curves)]
+
+
+def _chart(train: Curve, main: Curve) -> Markup:
+    """Two curves over steps with nothing but numbers on their axes; the first is smoothed where it is noisy."""
+    from matplotlib.ticker import MaxNLocator
+
+    def draw(figure: "Figure") -> None:
+        axes, (x, y) = figure.add_subplot(), train
+        if len(y) > 60:
+            axes.plot(x, y, color=SECOND, linewidth=0.7, alpha=0.35)
+            x, y = _smooth(x), _smooth(y)
+        axes.plot(x, y, color=SECOND, linewidth=1.4)
+        x, y = main
+        axes.plot(x, y, color=FIRST, linewidth=1.8, marker="o" if len(x) <= 30 else None, markersize=3)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+
+    return svg(draw, 4.2, 2.6)
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """Means over about forty windows, so that a noisy curve shows where it goes."""
+    width = max(1, len(values) // 40)
+    return [float(np.mean(values[i : i + width])) for i in range(0, len(values), width)]
