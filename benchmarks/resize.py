@@ -17,7 +17,8 @@ from torch import Tensor
 from mlpmixer.config import pair
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.image_set import ImageSet
-from mlpmixer.evaluation.evaluate import data_of, evaluate
+from mlpmixer.evaluation.data import resolve_data
+from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.inference.classifier import Classifier, from_network, load
 from mlpmixer.models.mixer import Mixer, MixerBlock
 from mlpmixer.training.augment import normalise, prepare_eval
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--calibrate", type=int, default=256, help="training images for the calibrated rows")
     args = parser.parse_args()
     original, rng = load(args.run), np.random.default_rng(0)
-    data = data_of(original, None)
+    data = resolve_data(original, None)
     data = dataclasses.replace(data, data_dir=args.data_dir or data.data_dir)
     images, train = open_images(data, args.split), open_images(data, "train")
     if args.limit:

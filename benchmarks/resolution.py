@@ -33,7 +33,8 @@ from mlpmixer.config import pair
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.device import describe
-from mlpmixer.evaluation.evaluate import data_of, evaluate
+from mlpmixer.evaluation.data import resolve_data
+from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.inference.classifier import Classifier, from_network, load
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
@@ -101,7 +102,7 @@ def trainings(run: Path, model: MixerConfig) -> Iterator[tuple[str, Recipe]]:
 
 def rows_of(run: Path, sizes: list[int], skip: set[str]) -> Iterator[Row]:
     base, recipe = load(run), read_recipe(run)
-    data = data_of(base, None)
+    data = resolve_data(base, None)
     test, val = open_images(data, "test"), open_images(data, "val")
     own, before = json.loads((run / "summary.json").read_text()), block_variances(base, val)
     name, seed, own_size = Path(data.name).name, recipe.run.seed, pair(recipe.model.image_size)[0]

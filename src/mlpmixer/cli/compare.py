@@ -46,12 +46,10 @@ class Compare:
 
     def __call__(self) -> int:
         from mlpmixer.evaluation.compare import compare
-        from mlpmixer.evaluation.evaluate import data_of
+        from mlpmixer.evaluation.data import resolve_data
 
         a, b = (Sizes().load(run, self.device, self.computing) for run in (self.run_a, self.run_b))
-        data = data_of(a, self.data or None)
-        if self.data_dir:
-            data = dataclasses.replace(data, data_dir=self.data_dir)
+        data = resolve_data(a, self.data or None, self.data_dir)
         comparison = dataclasses.replace(
             compare(a, b, data, split=self.split, batch_size=self.batch_size), a=self.run_a, b=self.run_b
         )

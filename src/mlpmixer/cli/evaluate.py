@@ -1,6 +1,5 @@
 """The command evaluate."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -59,7 +58,8 @@ class Evaluate:
     def __call__(self) -> int:
         from mlpmixer.data.datasets import open_images
         from mlpmixer.data.real_labels import read_real
-        from mlpmixer.evaluation.evaluate import data_of, evaluate, views_of
+        from mlpmixer.evaluation.data import resolve_data
+        from mlpmixer.evaluation.evaluate import evaluate, views_of
 
         kinds = self.tta.split(",") if self.tta else []
         views_of(kinds)  # what is wrong is said before anything is loaded
@@ -70,9 +70,7 @@ class Evaluate:
         if self.real:
             read_real(self.real)
         classifier = self.sizes.load(self.run, self.device, self.computing)
-        data = data_of(classifier, self.data or None)
-        if self.data_dir:
-            data = dataclasses.replace(data, data_dir=self.data_dir)
+        data = resolve_data(classifier, self.data or None, self.data_dir)
         images = open_images(data, self.split)
         metrics = evaluate(
             classifier,

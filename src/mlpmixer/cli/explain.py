@@ -53,7 +53,7 @@ class Explain:
         if not self.images and not self.faithfulness:
             raise ValueError(f"which images? mlpmixer explain {self.run} FILE... (or folders, or patterns)")
         from mlpmixer.data.datasets import open_images
-        from mlpmixer.evaluation.evaluate import data_of
+        from mlpmixer.evaluation.data import resolve_data
         from mlpmixer.explanation.attribution import METHODS, Explained, explain, usual_fill
         from mlpmixer.explanation.faithfulness import faithfulness
         from mlpmixer.explanation.page import write_explanations
@@ -74,8 +74,7 @@ class Explain:
         classifier = self.sizes.load(self.run, self.device)
         images = None
         if self.faithfulness:
-            data = data_of(classifier, self.faithfulness)
-            images = open_images(dataclasses.replace(data, data_dir=self.data_dir or data.data_dir), "test")
+            images = open_images(resolve_data(classifier, self.faithfulness, self.data_dir), "test")
         fill, fill_text = usual_fill(classifier)
         found: list[Explained] = []
         failed: list[Failure] = []

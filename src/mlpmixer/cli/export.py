@@ -1,6 +1,5 @@
 """The command that writes a model in a form that others run: export."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -65,14 +64,14 @@ class Export:
             raise ValueError(f"--batch {self.batch}: expected a number of images, or dynamic for any number")
         if self.runtime and self.to != "web":
             raise ValueError(f"--runtime {self.runtime} is what a page computes with: give --to web, or leave it out")
-        from mlpmixer.evaluation.evaluate import data_of
+        from mlpmixer.evaluation.data import resolve_data
         from mlpmixer.exporters.export import Disagrees, export
         from mlpmixer.inference.exported import export_at
 
         if export_at(self.run):
             raise ValueError(f"{self.run} is an export already: export the run that it was made from")
         classifier = self.sizes.load(self.run, "cpu")
-        data = data_of(classifier, self.data or None)
+        data = resolve_data(classifier, self.data or None, self.data_dir)
         if self.int8 and not self.json:
             print("int8 is calibrated and tried on validation images: minutes for a large model", flush=True)
         try:
@@ -80,7 +79,7 @@ class Export:
                 classifier,
                 self.to,
                 out=self.out or None,
-                data=dataclasses.replace(data, data_dir=self.data_dir or data.data_dir),
+                data=data,
                 batch=None if self.batch == "dynamic" else int(self.batch),
                 any_size=self.any_size,
                 evidence=self.evidence,

@@ -1,6 +1,5 @@
 """The command probe."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,13 +55,11 @@ class Probe:
 
     def __call__(self) -> int:
         shots = whole_numbers("--shots", self.shots)
-        from mlpmixer.evaluation.evaluate import data_of
+        from mlpmixer.evaluation.data import resolve_data
         from mlpmixer.evaluation.probe import probe
 
         classifier = self.sizes.load(self.run, self.device, self.computing)
-        data = data_of(classifier, self.data or None)
-        if self.data_dir:
-            data = dataclasses.replace(data, data_dir=self.data_dir)
+        data = resolve_data(classifier, self.data or None, self.data_dir)
         assert classifier.path is not None
         result = probe(
             classifier,

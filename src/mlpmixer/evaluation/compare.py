@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.image_set import ImageSet
-from mlpmixer.evaluation.evaluate import data_of, match_classes, own_data
+from mlpmixer.evaluation.data import own_data, resolve_data
+from mlpmixer.evaluation.evaluate import match_classes
 from mlpmixer.evaluation.significance import Interval, holm, mcnemar, paired_difference, wilson
 from mlpmixer.inference.classifier import Classifier, load
 from mlpmixer.inference.files import outputs_of
@@ -120,7 +121,7 @@ def compare(
     the other's images.
     """
     pair = [model if isinstance(model, Classifier) else load(model) for model in (model_a, model_b)]
-    images = data if isinstance(data, ImageSet) else _images_of_both(pair, data_of(pair[0], data), split)
+    images = data if isinstance(data, ImageSet) else _images_of_both(pair, resolve_data(pair[0], data), split)
     matches = [
         _match(name, images, classifier) for name, classifier in zip("AB", pair, strict=True)
     ]  # both before either is run
@@ -193,7 +194,7 @@ def _images_of_both(pair: Sequence[Classifier], data: Data, split: str) -> Image
     images = open_images(data, split)
     names = {str(name) for name in images.names}
     for classifier in pair if split != "all" else ():
-        own = own_data(classifier.path)
+        own = own_data(classifier)
         if own is None or own.name != data.name or (own := dataclasses.replace(own, data_dir=data.data_dir)) == data:
             continue
         foreign = len(names - {str(name) for name in open_images(own, split).names})

@@ -6,24 +6,22 @@ N images, K classes. All shares are fractions between 0 and 1.
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpmixer.config import from_json
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Pixels
 from mlpmixer.data.real_labels import real_labels
 from mlpmixer.evaluation.calibration import fit_temperature
+from mlpmixer.evaluation.data import resolve_data
 from mlpmixer.evaluation.metrics import Averaged, Metrics, metrics_from_probabilities, real_score, with_temperature
 from mlpmixer.inference.classifier import Classifier, load
 from mlpmixer.inference.files import outputs_of
 from mlpmixer.registry import Registry
 from mlpmixer.weights import published
-from mlpmixer.weights.run_folder import read_recipe_json
 
 SHIFT = 32  # a shifted view moves by this part of the side, at least by one pixel: one pixel of CIFAR's 32
 
@@ -94,7 +92,7 @@ def evaluate(
     """
     views_of(tta)  # a wrong kind is said before anything runs
     classifier = model if isinstance(model, Classifier) else load(model)
-    images = data if isinstance(data, ImageSet) else open_images(data_of(classifier, data), split)
+    images = data if isinstance(data, ImageSet) else open_images(resolve_data(classifier, data), split)
     to_model = match_classes(images.classes, classifier.classes)
     accepted = accepted_by_real(real, images, to_model) if real is not None else None
     fitted = _temperature(classifier, validation, batch_size) if validation is not None else None
@@ -192,27 +190,6 @@ def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> 
         )
     index = {name: i for i, name in enumerate(model_classes)}
     return np.array([index[name] for name in data_classes], dtype=np.int64)
-
-
-def data_of(classifier: Classifier, data: Data | str | None) -> Data:
-    """The Data that was asked for; the run's own, with its split seed and fractions, where that is meant."""
-    if isinstance(data, Data):
-        return data
-    own = own_data(classifier.path)
-    if own is not None and data in (None, own.name):
-        return own
-    if data is None:
-        raise ValueError(
-            "which images? This model file does not say what data it was trained on: name a data set or a folder"
-        )
-    return Data(name=data)
-
-
-def own_data(model_file: Path | None) -> Data | None:
-    """The data that the run around a model file was trained on; None where no run is around it."""
-    if model_file is None or not model_file.with_name("recipe.json").is_file():
-        return None
-    return from_json(Data, read_recipe_json(model_file.parent).get("data"), "data")
 
 
 def _some(names: Sequence[str]) -> str:

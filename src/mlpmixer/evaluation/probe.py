@@ -23,7 +23,7 @@ from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.image_set import ImageSet, Splits
 from mlpmixer.data.images import Source
-from mlpmixer.evaluation.evaluate import data_of
+from mlpmixer.evaluation.data import resolve_data
 from mlpmixer.inference.classifier import Classifier, load
 from mlpmixer.inference.files import outputs_of
 
@@ -133,7 +133,7 @@ def probe(
     than neighbours, when the data has no test images, or when no image of a part is readable.
     """
     classifier = model if isinstance(model, Classifier) else load(model)
-    splits = data if isinstance(data, Splits) else open_data(data_of(classifier, data))
+    splits = data if isinstance(data, Splits) else open_data(resolve_data(classifier, data))
     if splits.test is None:
         raise ValueError(f"{splits.name} has no test images and is too small to cut some off")
     _require_shots(

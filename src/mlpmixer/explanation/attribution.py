@@ -22,7 +22,7 @@ from mlpmixer.config import pair
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Pixels
-from mlpmixer.evaluation.evaluate import data_of
+from mlpmixer.evaluation.data import resolve_data
 from mlpmixer.inference.classifier import Classifier, Failure
 from mlpmixer.inference.files import decoded_batches, outputs_of
 from mlpmixer.models.mixer import Mixer
@@ -263,7 +263,7 @@ def usual_fill(classifier: Classifier) -> tuple[Tensor, str]:
     """
     preprocess, where = classifier.preprocess, next(network_of(classifier).parameters()).device
     try:
-        images = some_of(open_images(data_of(classifier, None), "train"), MEAN_OF)
+        images = some_of(open_images(resolve_data(classifier, None), "train"), MEAN_OF)
         _, means, _ = outputs_of(classifier, images, lambda arrays: preprocess.normalise(arrays).mean(axis=(2, 3)), 128)
         fill, what = means.mean(axis=0), f"the mean of {len(means)} training images"
     except (ValueError, OSError) as error:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from mlpmixer.explanation.faithfulness import Faithfulness
-    from mlpmixer.explanation.token_mixing import Mixing
+    from mlpmixer.models.mixing import Mixing
 
 Values = NDArray[np.floating[Any]]
 Colours = NDArray[np.uint8]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlpmixer import __version__
 from mlpmixer.data.config import Data
-from mlpmixer.evaluation.evaluate import data_of
+from mlpmixer.evaluation.data import resolve_data
 from mlpmixer.exporters.check import (
     EVIDENCE_TOLERANCE,
     Checked,
@@ -173,7 +173,7 @@ def export(
         made=_made(batch, any_size, evidence),
     )
     target.require(job)
-    data = data_of(classifier, data)
+    data = resolve_data(classifier, data)
     given = sample(data, images)
     judges = images_for(classifier, data) if int8 else None
 
