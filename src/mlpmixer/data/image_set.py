@@ -147,6 +147,12 @@ class ImageSet:
             channels=self.channels,
         )
 
+    def spread(self, at_most: int) -> "ImageSet":
+        """Up to `at_most` images, evenly spaced over the set."""
+        if at_most < 1:
+            raise ValueError(f"expected at least 1 image, got {at_most}")
+        return self.subset(np.linspace(0, len(self) - 1, min(at_most, len(self))).round().astype(np.int64))
+
     def counts(self) -> np.ndarray:
         """Images per class (K,)."""
         return np.bincount(self.labels, minlength=len(self.classes))

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from mlpmixer.config import pair
 from mlpmixer.data.datasets import open_images
-from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Pixels
 from mlpmixer.evaluation.data import resolve_data
 from mlpmixer.inference.classifier import Classifier, Failure
@@ -263,7 +262,7 @@ def usual_fill(classifier: Classifier) -> tuple[Tensor, str]:
     """
     preprocess, where = classifier.preprocess, next(network_of(classifier).parameters()).device
     try:
-        images = some_of(open_images(resolve_data(classifier, None), "train"), MEAN_OF)
+        images = open_images(resolve_data(classifier, None), "train").spread(MEAN_OF)
         _, means, _ = outputs_of(classifier, images, lambda arrays: preprocess.normalise(arrays).mean(axis=(2, 3)), 128)
         fill, what = means.mean(axis=0), f"the mean of {len(means)} training images"
     except (ValueError, OSError) as error:
@@ -273,13 +272,6 @@ def usual_fill(classifier: Classifier) -> tuple[Tensor, str]:
         )
     pixel = 255 * (fill * np.array(preprocess.std) + np.array(preprocess.mean))
     return torch.from_numpy(fill).to(where), f"{', '.join(f'{v:.0f}' for v in pixel)} of 255 ({what})"
-
-
-def some_of(images: ImageSet, at_most: int) -> ImageSet:
-    """Up to so many images, spread evenly over the set."""
-    if at_most < 1:
-        raise ValueError(f"expected at least 1 image, got {at_most}")
-    return images.subset(np.unique(np.linspace(0, len(images) - 1, min(at_most, len(images))).round().astype(np.int64)))
 
 
 def network_of(classifier: Classifier) -> Mixer:

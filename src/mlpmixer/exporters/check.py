@@ -116,18 +116,14 @@ def sample(data: Data, count: int) -> Sample:
     """
     if count < 1:
         raise ValueError(f"an export is checked on at least 1 image, got {count}")
-    sets = [_spread(open_images(data, "test"), count)]
+    sets = [open_images(data, "test").spread(count)]
     if len(sets[0]) < count and not is_streamed(data):
         with suppress(ValueError):  # a lone test split is all there is
-            sets.append(_spread(open_images(data, "train"), count - len(sets[0])))
+            sets.append(open_images(data, "train").spread(count - len(sets[0])))
     name = (
         data.name if data.name.startswith("hf:") else Path(data.name).name
     )  # no folders of this machine go into the export
     return Sample(data=name, images=chain(sets), n_test=len(sets[0]))
-
-
-def _spread(images: ImageSet, at_most: int) -> ImageSet:
-    return images.subset(np.unique(np.linspace(0, len(images) - 1, min(at_most, len(images))).round().astype(np.int64)))
 
 
 def check(reference: Classifier, export: Export, given: Sample) -> Checked:
@@ -187,7 +183,7 @@ def check(reference: Classifier, export: Export, given: Sample) -> Checked:
 def check_fit(reference: Classifier, export: Export, given: Sample) -> FitChecked:
     """The graph's resize and fit beside `Preprocess.array`. ValueError when no image can be read, Disagrees beyond
     PIXEL_TOLERANCE."""
-    images, pre = _spread(given.images, FITTED), reference.preprocess
+    images, pre = given.images.spread(FITTED), reference.preprocess
     n = agreeing = levels = 0
     different, probability_diff = [0.0], 0.0
     items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
@@ -229,7 +225,7 @@ def check_evidence(
     """
     from mlpmixer.explanation.attribution import as_tensor, network_of, patch_evidence
 
-    images, network = _spread(given.images, EXPLAINED), network_of(reference)
+    images, network = given.images.spread(EXPLAINED), network_of(reference)
     size = off = 0.0
     items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
     for batch in decoded_batches(items, reference.array, BATCH):

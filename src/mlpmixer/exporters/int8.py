@@ -107,18 +107,14 @@ def images_for(classifier: Classifier, data: Data) -> Given:
         from mlpmixer.training.stream import Stream  # which imports torch
 
         stream = Stream(splits.train, splits.labels, pre, data)
-        return Given(train=stream.sample(min(CALIBRATION, len(stream))), val=_spread(splits.val, VALIDATION))
-    store = Store(_spread(splits.train, CALIBRATION), pre, cache_mib=data.cache_mib, workers=data.workers)
+        return Given(train=stream.sample(min(CALIBRATION, len(stream))), val=splits.val.spread(VALIDATION))
+    store = Store(splits.train.spread(CALIBRATION), pre, cache_mib=data.cache_mib, workers=data.workers)
     if not len(store):
         raise ValueError(
             f"none of {len(store.bad)} training images of {data.name} could be read; the first: "
             f"{': '.join(store.bad[0])}"
         )
-    return Given(train=store.array(np.arange(len(store))), val=_spread(splits.val, VALIDATION))
-
-
-def _spread(images: ImageSet, at_most: int) -> ImageSet:
-    return images.subset(np.linspace(0, len(images) - 1, min(at_most, len(images))).round().astype(np.int64))
+    return Given(train=store.array(np.arange(len(store))), val=splits.val.spread(VALIDATION))
 
 
 def quantise(file: Path, out: Path, given: Given, *, engine: str | None = None) -> Int8:
