@@ -97,7 +97,7 @@ def bare(kind: str, precision: str, threads: int, folder: Path) -> Any:
         options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         return lambda x: session.run(None, {"images": x})[0]
-    from mlpmixer.inference.engines.on_openvino import import_openvino
+    from mlpmixer.inference.engines.openvino import import_openvino
 
     openvino = import_openvino()
     config = {

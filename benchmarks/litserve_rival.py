@@ -34,7 +34,7 @@ class Mixer(ls.LitAPI):  # type: ignore[misc]
 
     # an annotation would be taken for a schema
     def decode_request(self, request) -> np.ndarray:  # type: ignore[no-untyped-def]
-        return self.classifier.array(request["file"].file.read())
+        return self.classifier.preprocess_image(request["file"].file.read())
 
     def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
         return np.stack(inputs)

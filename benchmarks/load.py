@@ -145,7 +145,7 @@ async def require_right(port: int, name: str, model: Exported, files: list[bytes
         if answer.status != 200:
             raise SystemExit(f"{name} answers {answer.status}: {answer.body[:300]!r}")
         (said,) = json.loads(answer.body)["results"]
-        (right,) = model.ranked([""], model.array(file)[None], 5)
+        (right,) = model.rank([""], model.preprocess_image(file)[None], 5)
         if any(abs(dict(right.top).get(t["label"], -1) - t["probability"]) > 1e-3 for t in said["top"][:1]):
             raise SystemExit(f"{name} answers {said}, the engine {right}")
     connection.close()
@@ -155,7 +155,7 @@ def decode_ms(model: Exported, files: list[bytes], seconds: float) -> float:
     """Processor time of one image, from the file's bytes to pixels of the model's size."""
     start, done = time.process_time(), 0
     while done < len(files) or time.process_time() - start < seconds:
-        model.array(files[done % len(files)])
+        model.preprocess_image(files[done % len(files)])
         done += 1
     return 1000 * (time.process_time() - start) / done
 

@@ -33,7 +33,7 @@ def classifier(network: Mixer, original: Classifier) -> Classifier:
 
 
 def tensor(images: ImageSet, model: Classifier) -> Tensor:
-    pixels = np.stack([model.array(images.source(i)) for i in range(len(images))])
+    pixels = np.stack([model.preprocess_image(images.source(i)) for i in range(len(images))])
     return normalise(prepare_eval(torch.from_numpy(pixels)), model.preprocess)
 
 

@@ -54,7 +54,7 @@ def block_variances(classifier: Classifier, images: ImageSet) -> np.ndarray:
     """Of every block's output over its channels, which is what a LayerNorm sees: (num_blocks), the mean over up to 256
     images."""
     assert classifier.network is not None
-    pixels = np.stack([classifier.array(images.source(i)) for i in range(min(len(images), 256))])
+    pixels = np.stack([classifier.preprocess_image(images.source(i)) for i in range(min(len(images), 256))])
     variances: list[float] = []
     hooks = [
         b.register_forward_hook(lambda _, __, out: variances.append(out.var(-1).mean().item()))

@@ -91,7 +91,7 @@ class Good:
         files = [
             photo(i, width + 40 * (i % 3), height + 30 * (i % 2), ("JPEG", "PNG", "WEBP")[i % 3]) for i in range(images)
         ]
-        rows = [model.probabilities(model.array(file)[None])[0] for file in files]
+        rows = [model.probabilities(model.preprocess_image(file)[None])[0] for file in files]
         self.requests: list[tuple[bytes, list[dict[str, float]]]] = []
         """What is sent, and for each image the probability of each class."""
         known = [dict(zip(model.classes, map(float, row), strict=True)) for row in rows]

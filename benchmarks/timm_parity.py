@@ -287,7 +287,7 @@ def end_to_end(name: str, sources: list[bytes], folder: Path) -> Figures:
         save_file(live.state_dict(), cache_path(w.url))
         ours = mlpmixer.load(name)
     there = torch.softmax(logits(live, images, torch.float32), 1).numpy()
-    here = np.concatenate([ours.probabilities(ours.array(file)[None]) for file in files])
+    here = np.concatenate([ours.probabilities(ours.preprocess_image(file)[None]) for file in files])
     answers = [ours.classes.index(prediction.label) for prediction in ours.predict(files, top_k=1)]
     return {
         "weights": name, "timm": tag, "photos": len(files), "max_abs": float(np.abs(there - here).max()),

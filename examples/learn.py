@@ -164,7 +164,7 @@ def _frame(corner, width, height):
 @torch.no_grad()
 def main(run: str, path: str, out: str) -> None:
     classifier = mlpmixer.load(run)
-    pixels = classifier.array(path)
+    pixels = classifier.preprocess_image(path)
     seen = Seen(network_of(classifier), as_tensor(classifier, pixels[None]), pixels, classifier.classes)
     Path(out).mkdir(parents=True, exist_ok=True)
     for name, (drawing, size) in DRAWINGS.items():

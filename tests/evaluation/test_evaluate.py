@@ -214,7 +214,7 @@ def test_a_temperature_is_fitted_on_other_images_and_changes_nothing_but_how_sur
     assert dataclasses.replace(both, tempered=None) == plain and plain.tempered is None
 
     def probabilities(images):
-        return model.probabilities(np.stack([model.array(images.source(i)) for i in range(len(images))]))
+        return model.probabilities(np.stack([model.preprocess_image(images.source(i)) for i in range(len(images))]))
 
     temperature = fit_temperature(probabilities(val), val.labels)
     assert (both.tempered.temperature, both.tempered.n) == (temperature, 5)

@@ -28,7 +28,7 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.explanation.attribution import as_tensor, patch_evidence
 from mlpmixer.exporters import graph as graph_module
 from mlpmixer.exporters.check import PIXEL_TOLERANCE, check, check_fit, sample
-from mlpmixer.exporters.export import TARGETS, Disagrees, export
+from mlpmixer.exporters.export import TARGETS, ExportMismatch, export
 from mlpmixer.exporters.graph import Graph, WholeGridBlock, plain
 from mlpmixer.exporters.graph_resize import Fitted
 from mlpmixer.inference.classifier import Classifier, Exported, from_network, load
@@ -118,7 +118,7 @@ def test_a_graph_with_evidence_says_what_each_patch_adds_and_is_checked_for_it(
 
     other = patch_evidence
     monkeypatch.setattr("mlpmixer.explanation.attribution.patch_evidence", lambda *args: other(*args).roll(1, dims=1))
-    with pytest.raises(Disagrees, match="the evidence of the export differs from the model's"):
+    with pytest.raises(ExportMismatch, match="the evidence of the export differs from the model's"):
         export(model, to, out=tmp_path / f"other-{name}", data="digits", images=20, evidence=True)
     assert not list(tmp_path.glob("*other*"))
     with pytest.raises(ValueError, match=r"this is another network \(Flat\): leave evidence out"):
@@ -191,12 +191,12 @@ def test_a_resize_that_is_not_pillows_fails_and_a_rule_that_is_not_there_is_refu
     own = answering(model)
 
     def compute(images: Any, outputs: tuple[str, ...]) -> list[Any]:
-        pixels = np.stack([model.array(image) for image in images])
+        pixels = np.stack([model.preprocess_image(image) for image in images])
         pixels[..., 0, 0, 0] ^= 4
         return [pixels if name == "pixels" else own.compute(pixels, (name,))[0] for name in outputs]
 
     wrong = dataclasses.replace(own, outputs=(*own.outputs, "pixels"), compute=compute)
-    with pytest.raises(Disagrees, match="differ from Pillow's by up to 4 levels of 255; expected at most 2"):
+    with pytest.raises(ExportMismatch, match="differ from Pillow's by up to 4 levels of 255; expected at most 2"):
         check_fit(model, wrong, sample(Data(name="digits"), 5))
     with pytest.raises(ValueError, match="this model has short_side_crop, bicubic"):
         bicubic = classifier_of(GREY, fit="short_side_crop", interpolation="bicubic")
@@ -246,13 +246,13 @@ def test_one_answer_in_a_hundred_that_differs_fails_the_check() -> None:
 
     other = check(model, answering(model, swapped), given)
     assert other.agreeing == 99
-    with pytest.raises(Disagrees, match=r"on 100 images of digits top-1 is the same for 99"):
+    with pytest.raises(ExportMismatch, match=r"on 100 images of digits top-1 is the same for 99"):
         other.require_float()
     blurred = check(model, answering(model, lambda p, i: p * np.float32(1 - 2e-4)), given)
     assert blurred.agreeing == 100
-    with pytest.raises(Disagrees, match="expected all of them, and less than 1e-04"):
+    with pytest.raises(ExportMismatch, match="expected all of them, and less than 1e-04"):
         blurred.require_float()
-    with pytest.raises(Disagrees, match="features differ by up to nan"):
+    with pytest.raises(ExportMismatch, match="features differ by up to nan"):
         dataclasses.replace(same, feature_max_diff=float("nan")).require_float()
 
 
@@ -288,7 +288,7 @@ def test_an_export_that_disagrees_leaves_nothing(
 
     monkeypatch.setattr(graph_module, "Graph", Brighter)
     web = {"page_runtime": web_runtime(tmp_path_factory.mktemp("runtime") / "package")} if to == "web" else {}
-    with pytest.raises(Disagrees, match="the export disagrees with the model"):
+    with pytest.raises(ExportMismatch, match="the export disagrees with the model"):
         export(
             classifier_of(GREY), to, **web, out=tmp_path / f"a{Path(TARGETS[to].name).suffix}", data="digits", images=20
         )

@@ -25,7 +25,7 @@ from mlpmixer.data.datasets import open_data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.exporters import int8
-from mlpmixer.exporters.export import Disagrees, Written, export
+from mlpmixer.exporters.export import ExportMismatch, Written, export
 from mlpmixer.inference.classifier import Classifier, Exported, from_network, load
 from mlpmixer.inference.exported import open_export
 from mlpmixer.models.configs import MixerConfig
@@ -80,7 +80,7 @@ def learned(cfg: MixerConfig = CFG, *, outlier: bool = False, loss: str = "softm
     )
     classifier = from_network(model, meta)
     train = open_data(Data(name="digits")).train
-    images = np.stack([classifier.array(train.source(i)) for i in range(len(train))])
+    images = np.stack([classifier.preprocess_image(train.source(i)) for i in range(len(train))])
     features = np.concatenate([classifier.features(images), np.ones((len(images), 1), np.float32)], axis=1)
     fitted = 20 * np.linalg.lstsq(features, np.eye(10)[train.labels] - 0.1, rcond=1e-5)[0].astype(np.float32)
     with torch.no_grad():
@@ -221,7 +221,9 @@ def test_it_goes_with_any_size_sigmoids_and_parts(tmp_path: Path) -> None:
     assert isinstance(found, Exported)
     np.testing.assert_allclose(found.probabilities(pixels(7)), model.probabilities(pixels(7)), atol=0.3)
     larger = pixels(3).repeat(3, axis=1).repeat(2, axis=2)
-    np.testing.assert_array_equal(found.export(larger, "pixels")[0], np.stack([model.array(image) for image in larger]))
+    np.testing.assert_array_equal(
+        found.export(larger, "pixels")[0], np.stack([model.preprocess_image(image) for image in larger])
+    )
 
 
 def test_openvino_judges_what_is_for_openvino(model: Classifier, tmp_path: Path) -> None:
@@ -293,7 +295,7 @@ def test_layers_are_ranked_once_and_only_where_that_is_needed() -> None:
     assert int8.choose("abc", good_at(0), never) == [] and asked == [[]]
     asked.clear()
     assert int8.choose("abc", good_at(2), lambda: ["c", "a", "b"]) == ["c", "a"] and asked == [[], ["c"], ["c", "a"]]
-    with pytest.raises(Disagrees, match="no layer of this model can be int8: whichever of the 3 it is"):
+    with pytest.raises(ExportMismatch, match="no layer of this model can be int8: whichever of the 3 it is"):
         int8.choose("abc", good_at(3), lambda: ["c", "a", "b"])
 
 
@@ -301,7 +303,7 @@ def test_a_model_that_loses_too_much_whatever_is_done_is_refused(
     model: Classifier, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(int8, "MAX_LOSS", -2.0)
-    with pytest.raises(Disagrees, match="no layer of this model can be int8: whichever of the 10 it is"):
+    with pytest.raises(ExportMismatch, match="no layer of this model can be int8: whichever of the 10 it is"):
         int8.quantise(whole, tmp_path / "model.onnx", int8.images_for(model, Data(name="digits")))
 
 
@@ -315,7 +317,7 @@ def test_the_float_form_is_checked_before_anything_is_rounded(
             return super().forward((images // 2 * 2 + 1).to(images.dtype))
 
     monkeypatch.setattr(graph, "Graph", Brighter)
-    with pytest.raises(Disagrees, match="the export disagrees with the model"):
+    with pytest.raises(ExportMismatch, match="the export disagrees with the model"):
         to_int8(model, tmp_path / "model.onnx")
 
 
@@ -330,7 +332,7 @@ def test_it_never_looks_at_test_images(model: Classifier) -> None:
         and given.train.dtype == np.uint8
         and list(given.val.names) == list(splits.val.names)
     )
-    train = {model.array(splits.train.source(i)).tobytes() for i in range(len(splits.train))}
+    train = {model.preprocess_image(splits.train.source(i)).tobytes() for i in range(len(splits.train))}
     assert all(image.tobytes() in train for image in given.train)
     np.testing.assert_array_equal(given.train, int8.images_for(model, Data(name="digits")).train)
 

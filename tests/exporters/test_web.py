@@ -434,11 +434,11 @@ def test_a_picture_is_classified_and_explained_and_nobody_else_is_asked(
         evidence = evidence_of(model)
         assert evidence
         np.testing.assert_allclose(
-            found["evidence"], evidence.of(model.array(picture)[None])[0, :, 3].reshape(4, 4), atol=1e-5
+            found["evidence"], evidence.of(model.preprocess_image(picture)[None])[0, :, 3].reshape(4, 4), atol=1e-5
         )
         assert found["bias"] == pytest.approx(float(evidence.bias[3]), abs=1e-5)
         seen = Image.open(io.BytesIO(base64.b64decode(found["seen"].removeprefix("data:image/png;base64,"))))
-        np.testing.assert_array_equal(np.asarray(seen.convert("L")), model.array(picture)[..., 0])
+        np.testing.assert_array_equal(np.asarray(seen.convert("L")), model.preprocess_image(picture)[..., 0])
         own = [f"{address}{name}" for name in ("", "onnxruntime-web/ort.js", "onnxruntime-web/ort.wasm", "model.onnx")]
         assert sorted(url for url in browser.asked if not url.startswith(("blob:", "data:"))) == sorted(own)
         assert not browser.problems, browser.problems

@@ -35,8 +35,8 @@ from mlpmixer.exporters.export import TARGETS, export
 from mlpmixer.inference import onnx_model
 from mlpmixer.inference.classifier import Exported, from_network, load
 from mlpmixer.inference.engines import ENGINES
-from mlpmixer.inference.engines.on_openvino import import_openvino
-from mlpmixer.inference.engines.on_torch import computing
+from mlpmixer.inference.engines.openvino import import_openvino
+from mlpmixer.inference.engines.torch import computing
 from mlpmixer.inference.exported import digest, metadata, open_export
 from mlpmixer.models.mixer import Mixer
 

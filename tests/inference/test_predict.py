@@ -244,7 +244,7 @@ def test_a_rule_that_never_rounds_reaches_the_network_as_floats(tmp_path):
     assert [p.label for p in predict_files(model, paths)] == list(GREYS)
     image = np.zeros((2, 2, 3), np.uint8)
     image[0, 0] = 255
-    pixels = model.array(image)
+    pixels = model.preprocess_image(image)
     assert pixels.dtype == np.float32 and model.features(pixels[None])[0] == pytest.approx(-0.5)
     with pytest.raises(ValueError, match="expected float32 images"):
         model.probabilities(np.zeros((1, 8, 8, 3), np.uint8))
@@ -314,7 +314,9 @@ def test_features_and_probabilities_come_from_one_pass(run, counted, tmp_path, c
     alone = capsys.readouterr().out
     model, names = load(run), [p for p in paths if "2.png" not in p]
     batches = (names[:2], names[2:3], names[3:])
-    features = np.concatenate([model.features(np.stack([model.array(p) for p in batch])) for batch in batches])
+    features = np.concatenate(
+        [model.features(np.stack([model.preprocess_image(p) for p in batch])) for batch in batches]
+    )
     for file in (tmp_path / "f.npz", tmp_path / "f.csv"):
         counted.clear()
         assert cli.main(["predict", str(run), str(tmp_path / "pictures"), "--features", str(file), *options]) == 1

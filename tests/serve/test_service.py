@@ -143,7 +143,7 @@ def test_predict_matches_the_model(client: TestClient, kind: str, value: int) ->
     data = picture(value, kind=kind)
     answer = client.post("/predict?top_k=2", content=data, headers={"content-type": f"image/{kind.lower()}"})
     model = by_brightness()
-    (expected,) = model.probabilities(model.array(data)[None])
+    (expected,) = model.probabilities(model.preprocess_image(data)[None])
     (found,) = PredictResponse.model_validate(answer.json()).results
     assert found.label == ("bright" if value else "dark") and found.image == "image"
     assert {r.label: r.probability for r in found.top} == pytest.approx(

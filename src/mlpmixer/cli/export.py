@@ -65,7 +65,7 @@ class Export:
         if self.runtime and self.to != "web":
             raise ValueError(f"--runtime {self.runtime} is what a page computes with: give --to web, or leave it out")
         from mlpmixer.evaluation.data import resolve_data
-        from mlpmixer.exporters.export import Disagrees, export
+        from mlpmixer.exporters.export import ExportMismatch, export
         from mlpmixer.inference.exported import export_at
 
         if export_at(self.run):
@@ -89,7 +89,7 @@ class Export:
                 images=self.images,
                 licence=self.licence,
             )
-        except Disagrees as e:
+        except ExportMismatch as e:
             print_error(str(e))
             return 1
         if self.json:

@@ -19,7 +19,7 @@ from mlpmixer.evaluation.data import own_data, resolve_data
 from mlpmixer.evaluation.evaluate import match_classes
 from mlpmixer.evaluation.significance import Interval, holm, mcnemar, paired_difference, wilson
 from mlpmixer.inference.classifier import Classifier, load
-from mlpmixer.inference.files import outputs_of
+from mlpmixer.inference.files import map_images
 from mlpmixer.weights.run_folder import read_recipe_json
 
 LEVEL = 0.05  # below this p a difference counts as real
@@ -127,7 +127,7 @@ def compare(
     ]  # both before either is run
     right, seen, bad = np.zeros((2, len(images)), dtype=bool), np.zeros((2, len(images)), dtype=bool), dict[str, str]()
     for i, classifier in enumerate(pair):
-        kept, probabilities, unreadable = outputs_of(classifier, images, classifier.probabilities, batch_size)
+        kept, probabilities, unreadable = map_images(classifier, images, classifier.probabilities, batch_size)
         seen[i, kept] = True
         right[i, kept] = probabilities.argmax(axis=1) == matches[i][images.labels[kept]]
         bad |= dict(unreadable)

@@ -19,7 +19,7 @@ from mlpmixer.evaluation.calibration import fit_temperature
 from mlpmixer.evaluation.data import resolve_data
 from mlpmixer.evaluation.metrics import Averaged, Metrics, metrics_from_probabilities, real_score, with_temperature
 from mlpmixer.inference.classifier import Classifier, load
-from mlpmixer.inference.files import outputs_of
+from mlpmixer.inference.files import map_images
 from mlpmixer.registry import Registry
 from mlpmixer.weights import published
 
@@ -97,7 +97,7 @@ def evaluate(
     accepted = accepted_by_real(real, images, to_model) if real is not None else None
     fitted = _temperature(classifier, validation, batch_size) if validation is not None else None
 
-    kept, probabilities, bad = outputs_of(classifier, images, classifier.probabilities, batch_size)
+    kept, probabilities, bad = map_images(classifier, images, classifier.probabilities, batch_size)
     labels, names = to_model[images.labels[kept]], [str(images.names[i]) for i in kept]
     metrics = metrics_from_probabilities(
         probabilities, labels, classifier.classes, names, indices=kept.tolist(), bad=bad
@@ -127,7 +127,7 @@ def _averaged(
         )
         return mean
 
-    _, probabilities, _ = outputs_of(classifier, images, mean_over_views, batch_size)
+    _, probabilities, _ = map_images(classifier, images, mean_over_views, batch_size)
     metrics = metrics_from_probabilities(probabilities, labels, classifier.classes, names)
     numbers = {
         f.name: getattr(metrics, f.name) for f in dataclasses.fields(Averaged) if f.name not in ("kinds", "views")
@@ -140,7 +140,7 @@ def _temperature(classifier: Classifier, validation: ImageSet, batch_size: int) 
     if classifier.multi_label:
         raise ValueError("a temperature belongs to a softmax; this model was trained with the sigmoid loss")
     to_model = match_classes(validation.classes, classifier.classes)
-    kept, probabilities, _ = outputs_of(classifier, validation, classifier.probabilities, batch_size)
+    kept, probabilities, _ = map_images(classifier, validation, classifier.probabilities, batch_size)
     return fit_temperature(probabilities, to_model[validation.labels[kept]]), len(kept)
 
 

@@ -25,7 +25,7 @@ from mlpmixer.data.image_set import ImageSet, Splits
 from mlpmixer.data.images import Source
 from mlpmixer.evaluation.data import resolve_data
 from mlpmixer.inference.classifier import Classifier, load
-from mlpmixer.inference.files import outputs_of
+from mlpmixer.inference.files import map_images
 
 Matrix = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
@@ -365,7 +365,7 @@ def features_of(
     network nor file is to be cached.
     """
     if cache is None:
-        kept, values, bad = outputs_of(classifier, images, classifier.features, batch_size)
+        kept, values, bad = map_images(classifier, images, classifier.features, batch_size)
         return Features(values, images.labels[kept], tuple(bad))
     folder = Path(cache)
     plain_name = re.sub(r"[^\w.-]+", "-", name)
@@ -374,7 +374,7 @@ def features_of(
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"cannot write features to {folder}: name another folder")
-        _write(file, *outputs_of(classifier, images, classifier.features, batch_size))
+        _write(file, *map_images(classifier, images, classifier.features, batch_size))
     kept, values, bad = _read(file)
     return Features(values, images.labels[kept], tuple(bad))
 

@@ -23,7 +23,7 @@ from mlpmixer.data.datasets import open_images
 from mlpmixer.data.images import Pixels
 from mlpmixer.evaluation.data import resolve_data
 from mlpmixer.inference.classifier import Classifier, Failure
-from mlpmixer.inference.files import decoded_batches, outputs_of
+from mlpmixer.inference.files import decoded_batches, map_images
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.models.mixing import Mixing, mixing_of
 from mlpmixer.registry import Registry, suggest
@@ -202,7 +202,7 @@ def explain(
     if label and label not in classifier.classes:
         raise ValueError(f"the model has no class {label!r}; {suggest(label, classifier.classes)}")
     items = ((p.name, p) if isinstance(p, Failure) else (p, lambda p=p: p) for p in paths)
-    for batch in decoded_batches(items, classifier.array, batch_size=8):
+    for batch in decoded_batches(items, classifier.preprocess_image, batch_size=8):
         for name, pixels in batch:
             if isinstance(pixels, Failure):
                 yield pixels
@@ -263,7 +263,7 @@ def usual_fill(classifier: Classifier) -> tuple[Tensor, str]:
     preprocess, where = classifier.preprocess, next(network_of(classifier).parameters()).device
     try:
         images = open_images(resolve_data(classifier, None), "train").spread(MEAN_OF)
-        _, means, _ = outputs_of(classifier, images, lambda arrays: preprocess.normalise(arrays).mean(axis=(2, 3)), 128)
+        _, means, _ = map_images(classifier, images, lambda arrays: preprocess.normalise(arrays).mean(axis=(2, 3)), 128)
         fill, what = means.mean(axis=0), f"the mean of {len(means)} training images"
     except (ValueError, OSError) as error:
         fill, what = (
@@ -284,7 +284,7 @@ def network_of(classifier: Classifier) -> Mixer:
 
 
 def as_tensor(classifier: Classifier, arrays: Pixels) -> Tensor:
-    """Images as `classifier.array` gives them, stacked, as the network sees them."""
+    """Images as `classifier.preprocess_image` gives them, stacked, as the network sees them."""
     return torch.from_numpy(classifier.preprocess.normalise(arrays)).to(
         next(network_of(classifier).parameters()).device
     )

@@ -18,7 +18,7 @@ from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Pixels
 from mlpmixer.explanation.attribution import CHUNK, METHODS, as_tensor, filled, network_of
 from mlpmixer.inference.classifier import Classifier
-from mlpmixer.inference.files import outputs_of
+from mlpmixer.inference.files import map_images
 from mlpmixer.models.mixer import Mixer
 
 POINTS = 16  # steps of a curve
@@ -124,7 +124,7 @@ def faithfulness(
             shares = share.double().numpy()
         return torch.stack(of_method, dim=1).float().cpu().numpy()  # (B, methods, 2, P)
 
-    _, values, bad = outputs_of(classifier, images.spread(at_most), both, CHUNK)
+    _, values, bad = map_images(classifier, images.spread(at_most), both, CHUNK)
     names = [*methods, RANDOM]
     gone, come = ({name: values[:, i, side] for i, name in enumerate(names)} for side in (0, 1))
     return Faithfulness(shares=shares, deletion=gone, insertion=come, bad=tuple(bad))

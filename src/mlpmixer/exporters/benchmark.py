@@ -487,7 +487,7 @@ def _work(kind: Kind, threads: int, batches: Sequence[int], pipe: Connection) ->
     pipe.send(
         Started(
             version=runtime.version,
-            numbers=runtime.numbers,
+            numbers=runtime.precision_label,
             start_s=start_s,
             peak_mib=peaks,
             answers=np.concatenate(parts)[:IMAGES],

@@ -35,7 +35,7 @@ EXPLAINED = 100  # images to compare evidence on: a number for each patch and cl
 BATCH = 64  # images at a time
 
 
-class Disagrees(ValueError):
+class ExportMismatch(ValueError):
     """The export does not answer as the model does."""
 
 
@@ -78,16 +78,16 @@ class Checked:
         return self.agreeing / self.n
 
     def require_float(self) -> None:
-        """Disagrees unless the two are the same but for rounding in float32."""
+        """ExportMismatch unless the two are the same but for rounding in float32."""
         if self.agreeing < self.n or not self.probability_max_diff < PROBABILITY_TOLERANCE:
-            raise Disagrees(
+            raise ExportMismatch(
                 f"the export disagrees with the model: on {self.n:,} images of {self.data} top-1 is the same for "
                 f"{self.agreeing:,} "
                 f"and the largest probability difference is {self.probability_max_diff:.1e}; expected all of them, "
                 f"and less than {PROBABILITY_TOLERANCE:.0e}. Nothing was written"
             )
         if self.feature_max_diff is not None and not self.feature_max_diff < FEATURE_TOLERANCE:
-            raise Disagrees(
+            raise ExportMismatch(
                 f"the export disagrees with the model: features differ by up to {self.feature_max_diff:.1e} of the "
                 f"largest one; "
                 f"expected less than {FEATURE_TOLERANCE:.0e}. Nothing was written"
@@ -129,7 +129,7 @@ def sample(data: Data, count: int) -> Sample:
 def check(reference: Classifier, export: Export, given: Sample) -> Checked:
     """Both asked about the same pixels of each image that can be read.
 
-    Errors: ValueError when none can be read, Disagrees when the export's top-k are not those of its own probabilities.
+    Errors: ValueError when none can be read, ExportMismatch when the export's top-k are not those of its own probabilities.
     """
     images = given.images
     try:
@@ -140,7 +140,7 @@ def check(reference: Classifier, export: Export, given: Sample) -> Checked:
     agreeing = right = n_test = unreadable = n = 0
     largest = feature_diff = feature_size = 0.0
     items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
-    for batch in decoded_batches(items, reference.array, BATCH):
+    for batch in decoded_batches(items, reference.preprocess_image, BATCH):
         good = [(i, image) for i, image in batch if not isinstance(image, Failure)]
         unreadable += len(batch) - len(good)
         if not good:
@@ -151,7 +151,7 @@ def check(reference: Classifier, export: Export, given: Sample) -> Checked:
         if not np.array_equal(np.take_along_axis(found, best, 1), best_p) or not np.array_equal(
             best_p[:, 0], found.max(1)
         ):
-            raise Disagrees(
+            raise ExportMismatch(
                 f"the top {best.shape[1]} of the export are not the largest of its probabilities. Nothing was written"
             )
         n += len(good)
@@ -181,7 +181,7 @@ def check(reference: Classifier, export: Export, given: Sample) -> Checked:
 
 
 def check_fit(reference: Classifier, export: Export, given: Sample) -> FitChecked:
-    """The graph's resize and fit beside `Preprocess.array`. ValueError when no image can be read, Disagrees beyond
+    """The graph's resize and fit beside `Preprocess.array`. ValueError when no image can be read, ExportMismatch beyond
     PIXEL_TOLERANCE."""
     images, pre = given.images.spread(FITTED), reference.preprocess
     n = agreeing = levels = 0
@@ -202,7 +202,7 @@ def check_fit(reference: Classifier, export: Export, given: Sample) -> FitChecke
     if not n:
         raise ValueError(f"none of {len(images)} images of {given.data} could be read")
     if levels > PIXEL_TOLERANCE:
-        raise Disagrees(
+        raise ExportMismatch(
             f"resize and fit in the graph differ from Pillow's by up to {levels} levels of 255; expected at most "
             f"{PIXEL_TOLERANCE}. "
             "Nothing was written"
@@ -221,14 +221,14 @@ def check_evidence(
 ) -> float:
     """The largest difference of what a patch says, as a share of the largest logit of a patch.
 
-    Errors: ValueError when no image can be read, Disagrees from `tolerance` on.
+    Errors: ValueError when no image can be read, ExportMismatch from `tolerance` on.
     """
     from mlpmixer.explanation.attribution import as_tensor, network_of, patch_evidence
 
     images, network = given.images.spread(EXPLAINED), network_of(reference)
     size = off = 0.0
     items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
-    for batch in decoded_batches(items, reference.array, BATCH):
+    for batch in decoded_batches(items, reference.preprocess_image, BATCH):
         good = [image for _, image in batch if not isinstance(image, Failure)]
         if not good:
             continue
@@ -241,7 +241,7 @@ def check_evidence(
     if not size:
         raise ValueError(f"none of the {len(images)} images of {given.data} could be read")
     if not off < tolerance * size:
-        raise Disagrees(
+        raise ExportMismatch(
             f"the evidence of the export differs from the model's by up to {off / size:.1e} of the largest logit of a "
             f"patch; "
             f"expected less than {tolerance:.0e}. Nothing was written"

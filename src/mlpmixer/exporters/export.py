@@ -26,14 +26,14 @@ from mlpmixer.evaluation.data import resolve_data
 from mlpmixer.exporters.check import (
     EVIDENCE_TOLERANCE,
     Checked,
-    Disagrees,
+    ExportMismatch,
     Sample,
     check,
     check_evidence,
     check_fit,
     sample,
 )
-from mlpmixer.exporters.int8 import Given, Int8, images_for, quantise
+from mlpmixer.exporters.int8 import CalibrationImages, Int8, images_for, quantise
 from mlpmixer.exporters.job import Job, require_fit
 from mlpmixer.exporters.targets import bundle, onnx, openvino, pt2, web
 from mlpmixer.inference.classifier import Classifier, load
@@ -45,7 +45,7 @@ from mlpmixer.weights.model_file import ModelMeta
 if TYPE_CHECKING:
     from mlpmixer.weights.load import Report
 
-__all__ = ["IMAGES", "TARGETS", "Checked", "Disagrees", "Int8", "Target", "Written", "export", "write_unchecked"]
+__all__ = ["IMAGES", "TARGETS", "Checked", "ExportMismatch", "Int8", "Target", "Written", "export", "write_unchecked"]
 
 IMAGES = 1000  # to check on
 
@@ -138,7 +138,7 @@ def export(
     licence: of the model, stored with it; "": what its own file says.
     report: receives the progress of a download.
 
-    Errors: Disagrees when the two answer differently, or no layer can be int8; ValueError for a model, path, data or
+    Errors: ExportMismatch when the two answer differently, or no layer can be int8; ValueError for a model, path, data or
     number that cannot be used, and for missing packages.
     """
     target = TARGETS[to]
@@ -217,7 +217,7 @@ def write_unchecked(classifier: Classifier, to: str, path: Path) -> None:
 
 
 def _checked(job: Job, file: Path, given: Sample, engine: str | None = None) -> Checked:
-    """What the export in `file` answers beside the model. Disagrees when it is not the same; layers in int8 may
+    """What the export in `file` answers beside the model. ExportMismatch when it is not the same; layers in int8 may
     differ."""
     opened = open_export(file, engine=engine)
     checked = check(job.classifier, opened, given)
@@ -231,7 +231,7 @@ def _checked(job: Job, file: Path, given: Sample, engine: str | None = None) -> 
     return checked
 
 
-def _quantised(job: Job, folder: Path, given: Sample, judges: Given, engine: str | None) -> Job:
+def _quantised(job: Job, folder: Path, given: Sample, judges: CalibrationImages, engine: str | None) -> Job:
     """The job with layers in int8, in a file that is made in `folder` of a float one that has passed its check, both in
     `engine`."""
     whole, rounded = folder / "float.onnx", folder / "int8.onnx"

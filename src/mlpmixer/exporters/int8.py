@@ -32,7 +32,7 @@ from mlpmixer.data.images import Pixels
 from mlpmixer.data.store import Store
 from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_streamed
 from mlpmixer.evaluation.evaluate import evaluate, match_classes
-from mlpmixer.exporters.check import Disagrees
+from mlpmixer.exporters.check import ExportMismatch
 from mlpmixer.inference.classifier import Classifier, Exported
 from mlpmixer.inference.exported import INPUT, PROBABILITIES, open_export
 
@@ -45,12 +45,12 @@ RANKING = 64  # of them, those that the layers are ranked on
 VALIDATION = 5000  # at most
 BATCH = 32  # images at a time, where a graph takes any number
 SPEED_BATCH, SPEED_ROUNDS, SPEED_S = 4, 10, 3.0  # images at a time; at least so many rounds, and so long for all
-PAYS = 1.1  # times the speed of float32; less is not worth another model
+MIN_SPEEDUP = 1.1  # times the speed of float32; less is not worth another model
 KINDS = ["MatMul", "Gemm"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class CalibrationImages:
     """Real images to calibrate and to judge with."""
 
     train: Pixels
@@ -86,11 +86,11 @@ class Int8:
 
     @property
     def pays(self) -> bool:
-        """Whether it is faster by more than PAYS says."""
-        return self.speed >= PAYS
+        """Whether it is faster by more than MIN_SPEEDUP says."""
+        return self.speed >= MIN_SPEEDUP
 
 
-def images_for(classifier: Classifier, data: Data) -> Given:
+def images_for(classifier: Classifier, data: Data) -> CalibrationImages:
     """Training and validation images of `data`, the same ones each time.
 
     Errors: ValueError when it cannot be opened, has no such images, or other classes than the model.
@@ -107,24 +107,24 @@ def images_for(classifier: Classifier, data: Data) -> Given:
         from mlpmixer.training.stream import Stream  # which imports torch
 
         stream = Stream(splits.train, splits.labels, pre, data)
-        return Given(train=stream.sample(min(CALIBRATION, len(stream))), val=splits.val.spread(VALIDATION))
+        return CalibrationImages(train=stream.sample(min(CALIBRATION, len(stream))), val=splits.val.spread(VALIDATION))
     store = Store(splits.train.spread(CALIBRATION), pre, cache_mib=data.cache_mib, workers=data.workers)
     if not len(store):
         raise ValueError(
             f"none of {len(store.bad)} training images of {data.name} could be read; the first: "
             f"{': '.join(store.bad[0])}"
         )
-    return Given(train=store.array(np.arange(len(store))), val=splits.val.spread(VALIDATION))
+    return CalibrationImages(train=store.array(np.arange(len(store))), val=splits.val.spread(VALIDATION))
 
 
-def quantise(file: Path, out: Path, given: Given, *, engine: str | None = None) -> Int8:
+def quantise(file: Path, out: Path, given: CalibrationImages, *, engine: str | None = None) -> Int8:
     """Write the float export in `file` to `out`, with as many layers in int8 as validation images allow.
 
     All of them, if that costs at most MAX_LOSS of top-1. Else each layer is tried alone, and those that move the
     answers most on training images return to float32 one after the other, until the rest keeps to it. `engine` computes
     them, as in `open_export`.
 
-    Errors: Disagrees when no layer can be int8, ValueError for a graph without layers and when onnxruntime's tools
+    Errors: ExportMismatch when no layer can be int8, ValueError for a graph without layers and when onnxruntime's tools
     cannot be imported.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -159,7 +159,7 @@ def quantise(file: Path, out: Path, given: Given, *, engine: str | None = None) 
 def choose(
     layers: Sequence[str], good_enough: Callable[[Sequence[str]], bool], worst_first: Callable[[], list[str]]
 ) -> list[str]:
-    """The fewest layers, in the order of `worst_first`, without which the others are good enough. Disagrees when none
+    """The fewest layers, in the order of `worst_first`, without which the others are good enough. ExportMismatch when none
     would be left."""
     order: list[str] = []
     for n in range(len(layers)):
@@ -167,7 +167,7 @@ def choose(
             order = worst_first()
         if good_enough(order[:n]):
             return order[:n]
-    raise Disagrees(
+    raise ExportMismatch(
         f"no layer of this model can be int8: whichever of the {len(layers)} it is, top-1 on validation images falls "
         f"by more than "
         f"{100 * MAX_LOSS:g} points. Nothing was written"

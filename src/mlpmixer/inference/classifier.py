@@ -92,7 +92,7 @@ class Classifier:
         self._both = both or (lambda images: (logits(images), pre_logits(images)))
 
     def probabilities(self, images: Pixels) -> Floats:
-        """Images as `array` gives them, stacked (B,H,W,C) -> (B,K) float32; rows sum to 1 (sigmoid models: each value
+        """Images as `preprocess_image` gives them, stacked (B,H,W,C) -> (B,K) float32; rows sum to 1 (sigmoid models: each value
         on its own).
 
         Raises ValueError when type or shape is not the model's, or when the weights give NaN.
@@ -101,7 +101,7 @@ class Classifier:
         return self._activated(self._run(self._logits, images))
 
     def features(self, images: Pixels) -> Floats:
-        """Images as `array` gives them, stacked (B,H,W,C) -> pre_logits (B,hidden_dim) float32: what the head sees."""
+        """Images as `preprocess_image` gives them, stacked (B,H,W,C) -> pre_logits (B,hidden_dim) float32: what the head sees."""
         return self._run(self._pre_logits, images)
 
     def probabilities_and_features(self, images: Pixels) -> tuple[Floats, Floats]:
@@ -121,18 +121,18 @@ class Classifier:
         out: list[Prediction] = []
         for start in range(0, len(items), CHUNK):
             part = items[start : start + CHUNK]
-            arrays = np.stack([self.array(item) for item in part])
+            arrays = np.stack([self.preprocess_image(item) for item in part])
             names = [_name(item, start + i) for i, item in enumerate(part)]
-            out += self.ranked(names, arrays, top_k)
+            out += self.rank(names, arrays, top_k)
         return out
 
-    def array(self, image: ImageLike | bytes) -> Pixels:
+    def preprocess_image(self, image: ImageLike | bytes) -> Pixels:
         """One image as the network wants it: (H,W,C) of the model's size, of `preprocess.dtype`. ImageError when it
         cannot be read."""
         return self.preprocess.array(image)
 
-    def ranked(self, names: Sequence[str], images: Pixels, top_k: int, *, features: bool = False) -> list[Prediction]:
-        """Predictions for images as `array` gives them, stacked (B,H,W,C); with their `features` if asked for."""
+    def rank(self, names: Sequence[str], images: Pixels, top_k: int, *, features: bool = False) -> list[Prediction]:
+        """Predictions for images as `preprocess_image` gives them, stacked (B,H,W,C); with their `features` if asked for."""
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
         if not features:
@@ -307,14 +307,14 @@ def from_network(
     import torch
 
     from mlpmixer.device import choose_device
-    from mlpmixer.inference.engines.on_torch import computing, prepare
+    from mlpmixer.inference.engines.torch import computing, limit_threads
     from mlpmixer.models import kernels
     from mlpmixer.models.mixer import Mixer
 
     where, threads = choose_device(device), threads_each(streams, threads)
     if streams > 1 and where.type != "cpu":
         raise ValueError(f"streams are of the CPU: expected 1 on {where}, got {streams}")
-    prepare(streams, threads)
+    limit_threads(streams, threads)
     network = network.to(device=where, dtype=torch.float32).eval()
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
     compiled = where.type == "cpu" and isinstance(network, Mixer) and not kernels.why_not(network, [dtype])

@@ -102,23 +102,23 @@ def open_export(
         )
     pixels, classes = meta.preprocess, len(meta.classes)
     size = [*pixels.image_size, pixels.in_channels]
-    takes, gives = session.takes, {value.name: value for value in session.gives}
-    wanted = [None, None, size[2]] if PIXELS in gives else size
-    if [(value.name, value.dtype, list(value.shape[1:])) for value in takes] != [(INPUT, pixels.dtype.name, wanted)]:
+    inputs, outputs = session.inputs, {value.name: value for value in session.outputs}
+    wanted = [None, None, size[2]] if PIXELS in outputs else size
+    if [(value.name, value.dtype, list(value.shape[1:])) for value in inputs] != [(INPUT, pixels.dtype.name, wanted)]:
         raise ValueError(
-            f"the metadata of {file} speak of images {size}, its graph takes {', '.join(map(str, takes))}; {EXPECTED}"
+            f"the metadata of {file} speak of images {size}, its graph takes {', '.join(map(str, inputs))}; {EXPECTED}"
         )
-    if PROBABILITIES not in gives or gives[PROBABILITIES].shape[1:] != (classes,):
-        found = ", ".join(map(str, gives.values()))
+    if PROBABILITIES not in outputs or outputs[PROBABILITIES].shape[1:] != (classes,):
+        found = ", ".join(map(str, outputs.values()))
         raise ValueError(f"the metadata of {file} name {classes} classes, its graph gives {found}; {EXPECTED}")
     shapes = _shapes(meta)
     for name, shape in shapes.items():
-        said = gives[name].shape[1:] if name in gives else shape
+        said = outputs[name].shape[1:] if name in outputs else shape
         if len(said) != len(shape) or any(n not in (None, m) for n, m in zip(said, shape, strict=True)):
             raise ValueError(
-                f"the metadata of {file} speak of {name} of shape {shape}, its graph gives {gives[name]}; {EXPECTED}"
+                f"the metadata of {file} speak of {name} of shape {shape}, its graph gives {outputs[name]}; {EXPECTED}"
             )
-    batch = takes[0].shape[0]
+    batch = inputs[0].shape[0]
     if batch and batch * math.prod(pixels.image_size) * pixels.in_channels * pixels.dtype.itemsize > MAX_BATCH_BYTES:
         raise ValueError(
             f"{file} takes {batch:,} images at a time, more than fit into {MAX_BATCH_BYTES / 2**30:g} GiB; {EXPECTED}"
@@ -138,7 +138,7 @@ def open_export(
                 raise ValueError(f"{file} answers {len(images)} images with {name} of shape {answer.shape}; {EXPECTED}")
         return answers
 
-    return Export(file, meta, made, batch, tuple(gives), runtime, compute)
+    return Export(file, meta, made, batch, tuple(outputs), runtime, compute)
 
 
 def _shapes(meta: ModelMeta) -> dict[str, tuple[int, ...]]:

@@ -117,7 +117,7 @@ def decoded_batches(
         pool.shutdown(cancel_futures=True)
 
 
-def run_batches(
+def map_batches(
     batches: Iterable[tuple[NDArray[np.int64], Pixels]], function: Callable[[Pixels], Floats]
 ) -> tuple[NDArray[np.int64], Floats]:
     """The loop of every evaluation: `function` of each batch (image numbers (B,), images) -> numbers (N,), values (N,
@@ -133,7 +133,7 @@ def run_batches(
     )
 
 
-def outputs_of(
+def map_images(
     classifier: Classifier, images: "ImageSet", function: Callable[[NDArray[Any]], Floats], batch_size: int
 ) -> tuple[NDArray[np.int64], Floats, list[tuple[str, str]]]:
     """`function` of every readable image, such as classifier.probabilities or classifier.features: indices (N,), values
@@ -146,13 +146,13 @@ def outputs_of(
     def readable() -> Iterator[tuple[NDArray[np.int64], Pixels]]:
         # decoding by index, in threads; the name is looked up only for what failed
         items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
-        for batch in decoded_batches(items, classifier.array, batch_size):
+        for batch in decoded_batches(items, classifier.preprocess_image, batch_size):
             bad.extend((str(images.names[i]), image.reason) for i, image in batch if isinstance(image, Failure))
             good = [(i, image) for i, image in batch if not isinstance(image, Failure)]
             if good:
                 yield np.array([i for i, _ in good], np.int64), np.stack([image for _, image in good])
 
-    kept, values = run_batches(readable(), function)
+    kept, values = map_batches(readable(), function)
     if not len(kept):
         first = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
         raise ValueError(
@@ -176,9 +176,9 @@ def predict_files(
     features: the predictions carry them, too.
     """
     items = ((p.name, p) if isinstance(p, Failure) else (p, lambda p=p: p) for p in paths)
-    for batch in decoded_batches(items, classifier.array, batch_size):
+    for batch in decoded_batches(items, classifier.preprocess_image, batch_size):
         good = [(name, image) for name, image in batch if not isinstance(image, Failure)]
         names, arrays = [name for name, _ in good], [image for _, image in good]
-        answers = iter(classifier.ranked(names, np.stack(arrays), top_k, features=features) if good else [])
+        answers = iter(classifier.rank(names, np.stack(arrays), top_k, features=features) if good else [])
         for _, image in batch:
             yield image if isinstance(image, Failure) else next(answers)

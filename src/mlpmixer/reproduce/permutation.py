@@ -220,7 +220,7 @@ def _identity(lab: Lab, name: str, images: Any) -> dict[str, float]:
     classifier = load(lab.out / "runs" / name, network=Shuffled(mode="original"))
     model = classifier.network
     assert model is not None
-    pixels = np.stack([classifier.array(images.source(i)) for i in range(min(CHECKED, len(images)))])
+    pixels = np.stack([classifier.preprocess_image(images.source(i)) for i in range(min(CHECKED, len(images)))])
     seen = normalise(prepare_eval(torch.from_numpy(pixels)), classifier.preprocess)
     with torch.no_grad():
         logits, twins = model(seen), for_shuffled(model, seed=0)(seen)

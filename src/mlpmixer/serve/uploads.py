@@ -136,7 +136,7 @@ def decode_uploads(
             raise HTTPException(503, f"no response within {settings.answer_s:g} s", RETRY)
         _check_header(upload, settings.max_pixels)
         try:
-            pixels.append(classifier.array(upload.data))
+            pixels.append(classifier.preprocess_image(upload.data))
         except ValueError as e:  # ImageError, or a size that the preprocessing cannot handle
             raise HTTPException(422, f"{upload.name}: {e}") from None
     return pixels

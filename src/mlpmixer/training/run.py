@@ -30,7 +30,7 @@ from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.evaluation.metrics import score
 from mlpmixer.evaluation.report import thumbnails_of
 from mlpmixer.inference.classifier import load
-from mlpmixer.inference.files import run_batches
+from mlpmixer.inference.files import map_batches
 from mlpmixer.models.architecture import Build, count_params, create_model
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.training import optimizers, progressive
@@ -404,7 +404,7 @@ def validate(step_of: Step, store: Store) -> dict[str, float]:
 
     own = step_of.ranks.rows(len(store)).numbers
     parts = (own[start : start + EVAL_BATCH] for start in range(0, len(own), EVAL_BATCH))
-    numbers, predicted = run_batches(((part, store.array(part)) for part in parts), probabilities)
+    numbers, predicted = map_batches(((part, store.array(part)) for part in parts), probabilities)
     correct, losses = score(predicted, store.labels[numbers])
     right, nll = step_of.ranks.sum([float(correct.sum()), float(losses.sum())])
     return {"top1": right / len(store), "nll": nll / len(store)}

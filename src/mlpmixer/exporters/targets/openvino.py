@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 from mlpmixer.exporters.check import Checked
 from mlpmixer.exporters.job import Job, require_packages
 from mlpmixer.exporters.targets import onnx as to_onnx
-from mlpmixer.inference.engines.on_openvino import PLACE, import_openvino
+from mlpmixer.inference.engines.openvino import PLACE, import_openvino
 from mlpmixer.inference.exported import digest, metadata
 
 

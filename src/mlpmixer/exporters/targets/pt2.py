@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from mlpmixer.exporters.check import Checked
 from mlpmixer.exporters.job import Job
-from mlpmixer.inference.engines.on_torch import METADATA
+from mlpmixer.inference.engines.torch import METADATA
 from mlpmixer.inference.exported import metadata
 
 if TYPE_CHECKING:

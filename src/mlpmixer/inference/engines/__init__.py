@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mlpmixer.hardware import cores
-from mlpmixer.inference.engines import on_onnxruntime, on_openvino, on_torch
+from mlpmixer.inference.engines import onnxruntime, openvino, torch
 from mlpmixer.inference.engines.session import Precision, Runtime, Session, Value
 from mlpmixer.registry import Registry
 
@@ -46,9 +46,9 @@ class Engine:
 
 ENGINES: Registry[Engine] = Registry("engine")
 """Of several that open a file, the first one does where none is named."""
-ENGINES["onnxruntime"] = Engine((".onnx",), ("float32",), "mlpmixer[onnx]", on_onnxruntime.open_file)
-ENGINES["openvino"] = Engine((".xml", ".onnx"), ("float32", "bfloat16"), "mlpmixer[openvino]", on_openvino.open_file)
-ENGINES["torch"] = Engine((".pt2",), ("float32", "bfloat16"), "torch", on_torch.open_file)
+ENGINES["onnxruntime"] = Engine((".onnx",), ("float32",), "mlpmixer[onnx]", onnxruntime.open_file)
+ENGINES["openvino"] = Engine((".xml", ".onnx"), ("float32", "bfloat16"), "mlpmixer[openvino]", openvino.open_file)
+ENGINES["torch"] = Engine((".pt2",), ("float32", "bfloat16"), "torch", torch.open_file)
 
 SUFFIXES = tuple(dict.fromkeys(suffix for engine in ENGINES.values() for suffix in engine.suffixes))
 

@@ -30,7 +30,7 @@ class Runtime:
     """compiled: of a Mixer in torch on a CPU, with what `kernels` has; empty: the engine's own operations."""
 
     @property
-    def numbers(self) -> str:
+    def precision_label(self) -> str:
         """What it computes in."""
         return f"int8 and {self.precision}" if self.int8 else self.precision
 
@@ -38,7 +38,7 @@ class Runtime:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""
         count = f", {self.streams} streams of {threads}" if self.streams > 1 else f", {threads}" if threads else ""
         kernels = f" with {self.kernels} kernels" if self.kernels else ""
-        return f"{self.engine} {self.version}{kernels} in {self.numbers}{count}"
+        return f"{self.engine} {self.version}{kernels} in {self.precision_label}{count}"
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Session:
     """Of the engine."""
     metadata: str | None
     """The text stored in the file under `onnx_model.KEY`; None where there is none."""
-    takes: tuple[Value, ...]
-    gives: tuple[Value, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
     compute: Callable[[Pixels, Sequence[str]], list[NDArray[Any]]]
     """The first input -> the outputs of these names. May be called by several threads, of which as many compute at the
     same time as it has streams; raises whatever the engine raises."""

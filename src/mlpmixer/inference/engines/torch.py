@@ -19,7 +19,7 @@ METADATA = f"{KEY}.json"  # of the extra files in a .pt2
 def open_file(file: Path, precision: Precision, streams: int, threads: int) -> Session:
     import torch
 
-    prepare(streams, threads)
+    limit_threads(streams, threads)
     extra = {METADATA: ""}
     logger = logging.getLogger("torch.export")
     level = logger.level
@@ -45,8 +45,8 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
     return Session(
         version=torch.__version__,
         metadata=extra[METADATA] or None,
-        takes=tuple(_value(str(name), known.get(name)) for name in signature.user_inputs),
-        gives=tuple(_value(name, known.get(node)) for name, node in zip(names, signature.user_outputs, strict=True)),
+        inputs=tuple(_value(str(name), known.get(name)) for name in signature.user_inputs),
+        outputs=tuple(_value(name, known.get(node)) for name, node in zip(names, signature.user_outputs, strict=True)),
         compute=compute,
     )
 
@@ -54,7 +54,7 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
 _threads = threading.Lock()
 
 
-def prepare(streams: int, threads: int) -> None:
+def limit_threads(streams: int, threads: int) -> None:
     """For several streams torch keeps to their number of threads from now on, in the whole process: within `computing`
     nothing changes."""
     import torch

@@ -20,17 +20,17 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
     session = onnx_model.open_session(os.fspath(file), others + 1 if threads else 0)
     import onnxruntime
 
-    takes = tuple(map(_value, session.get_inputs()))
+    inputs = tuple(map(_value, session.get_inputs()))
 
     def compute(images: Pixels, outputs: Sequence[str]) -> list[NDArray[Any]]:
-        answers: list[NDArray[Any]] = session.run(list(outputs), {takes[0].name: images})
+        answers: list[NDArray[Any]] = session.run(list(outputs), {inputs[0].name: images})
         return answers
 
     return Session(
         version=onnxruntime.__version__,
         metadata=session.get_modelmeta().custom_metadata_map.get(onnx_model.KEY),
-        takes=takes,
-        gives=tuple(map(_value, session.get_outputs())),
+        inputs=inputs,
+        outputs=tuple(map(_value, session.get_outputs())),
         compute=compute,
     )
 

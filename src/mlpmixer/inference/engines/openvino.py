@@ -63,8 +63,8 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
     return Session(
         version=openvino.__version__.split("-")[0],
         metadata=model.get_rt_info(list(PLACE)).astype(str) if model.has_rt_info(list(PLACE)) else None,
-        takes=tuple(value for port in model.inputs for value in _values(port)),
-        gives=tuple(value for port in model.outputs for value in _values(port)),
+        inputs=tuple(value for port in model.inputs for value in _values(port)),
+        outputs=tuple(value for port in model.outputs for value in _values(port)),
         compute=compute,
         weights=weights,
     )
