@@ -19,7 +19,7 @@ import numpy as np
 
 from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ArrayImages, ImageSet, Numbered, Splits, chain
-from mlpmixer.data.readers import (
+from mlpmixer.data.readers.folder import (
     CIFAR_FILES,
     TEST,
     TRAIN,
