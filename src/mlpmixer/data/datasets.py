@@ -18,26 +18,12 @@ from typing import Any, Literal
 import numpy as np
 
 from mlpmixer.data.config import Data
-from mlpmixer.data.image_set import ArrayImages, ImageSet, Numbered, Splits, chain
-from mlpmixer.data.readers.folder import (
-    CIFAR_FILES,
-    TEST,
-    TRAIN,
-    VAL,
-    Files,
-    Parts,
-    files_in,
-    files_in_tar,
-    neighbours,
-    parquet_files,
-    read_cifar,
-    read_folder,
-    read_idx,
-    read_parquet,
-    readable,
-    split_of,
-    tables_to_parts,
-)
+from mlpmixer.data.image_set import TEST, TRAIN, VAL, ArrayImages, ImageSet, Numbered, Parts, Splits, chain, split_of
+from mlpmixer.data.readers.cifar import CIFAR_FILES, read_cifar
+from mlpmixer.data.readers.files import Files, files_in, files_in_tar
+from mlpmixer.data.readers.folder import neighbours, read_folder, readable
+from mlpmixer.data.readers.idx import read_idx
+from mlpmixer.data.readers.parquet import parquet_files, read_parquet, tables_to_parts
 from mlpmixer.data.streaming.datasets import is_streamed, open_streamed
 from mlpmixer.registry import Registry, suggest
 

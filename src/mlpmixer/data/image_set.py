@@ -1,8 +1,9 @@
 """Labelled images that are decoded later: what every reader returns and every verb takes."""
 
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -11,6 +12,13 @@ from PIL import Image
 from mlpmixer.data.images import Source
 
 T = TypeVar("T")
+
+TRAIN, VAL, TEST = "train", "val", "test"
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), VAL),
+    **dict.fromkeys(("test", "testing"), TEST),
+}
 
 
 class Lazy(Sequence[T], Generic[T]):
@@ -180,3 +188,25 @@ class Splits:
     test: ImageSet | None
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+
+
+@dataclass
+class Parts:
+    """What the files hold: "train", "val", "test", whichever there are, or "all" when nothing says which."""
+
+    name: str
+    sets: dict[str, ImageSet]
+    notes: list[str] = field(default_factory=list)
+    stray: list[tuple[str, str]] = field(default_factory=list)
+    """Files inside that are not images of a class, with the reason."""
+
+    def __post_init__(self) -> None:
+        self.sets = {split: self.sets[split] for split in ("all", TRAIN, VAL, TEST) if split in self.sets}
+
+
+def split_of(path: str) -> str | None:
+    """train, val or test, when that is a word of the file's name or the name of its folder; None when it does not
+    say."""
+    folder, base = os.path.split(path)
+    words = [*re.split(r"[^a-z]+", base.lower()), os.path.basename(folder).lower()]
+    return next((SPLIT_WORDS[w] for w in words if w in SPLIT_WORDS), None)

@@ -24,17 +24,9 @@ import numpy as np
 
 from mlpmixer import download
 from mlpmixer.data.config import Data
-from mlpmixer.data.image_set import ImageSet, chain
-from mlpmixer.data.readers.folder import (
-    SPLIT_WORDS,
-    TEST,
-    TRAIN,
-    VAL,
-    neighbours,
-    readable,
-    require_all_shards,
-    split_of,
-)
+from mlpmixer.data.image_set import SPLIT_WORDS, TEST, TRAIN, VAL, ImageSet, chain, split_of
+from mlpmixer.data.readers.folder import neighbours, readable
+from mlpmixer.data.readers.parquet import require_all_shards
 from mlpmixer.data.streaming.remote import Retry
 from mlpmixer.data.streaming.shards import SUFFIXES, Contents, Label, Shard, ShardError, images_on_disk, look_into
 from mlpmixer.hardware import cache_folder

@@ -24,7 +24,7 @@ from PIL import Image
 
 from mlpmixer.data.image_set import ImageSet, Lazy
 from mlpmixer.data.images import IMAGE_SUFFIXES, ImageError, Source, opened
-from mlpmixer.data.readers.folder import IMAGE_COLUMNS, LABEL_COLUMNS, class_names, require_pyarrow
+from mlpmixer.data.readers.parquet import IMAGE_COLUMNS, LABEL_COLUMNS, class_names, require_pyarrow
 from mlpmixer.data.streaming.remote import HubFile, Refused, RemoteFile, Retry
 
 Label = int | str | None
