@@ -21,7 +21,7 @@ def test_a_clean_set_is_ok() -> None:
     report = check_data(Data())
     assert (
         report.broken == ()
-        and report.mislaid == ()
+        and report.misplaced == ()
         and report.sizes == {"8x8": 1797}
         and report.modes == {"array L": 1797}
     )
@@ -57,15 +57,16 @@ def test_everything_wrong_is_named(tmp_path: Path) -> None:
         ("train/dog/cat.bmp", "train/cat/1.png"),
         ("test/cat/leak.png", "train/cat/2.png"),
     }
-    mislaid = dict(report.mislaid)
-    assert set(mislaid) == {
+    misplaced = dict(report.misplaced)
+    assert set(misplaced) == {
         "train/dog/cat.bmp",
         "test/cat/leak.png",
         "train/cat/list.csv",
         "train/loose.png",
         "test: owl",
     }
-    assert "train/cat/1.png" in mislaid["train/dog/cat.bmp"] and "train" in mislaid["test/cat/leak.png"]
+    assert "train/cat/1.png" in misplaced["train/dog/cat.bmp"] and "train" in misplaced["test/cat/leak.png"]
     assert report.counts["train"] == {"cat": 8, "dog": 4, "owl": 0} and report.counts["test"]["owl"] == 1
     assert report.modes["PNG RGB"] == 15 and report.modes["BMP RGB"] == 1 and report.sizes == {"7x9": 16}
-    assert json.loads(json.dumps(report.to_json()))["ok"] is False
+    written = json.loads(json.dumps(report.to_json()))
+    assert written["ok"] is False and written["misplaced"] == [list(pair) for pair in report.misplaced]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DataCheck:
-    """Look for broken, duplicate and mislaid images in DATA, and count its classes. The exit code is 1 when something
+    """Look for broken, duplicate and misplaced images in DATA, and count its classes. The exit code is 1 when something
     is found."""
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
@@ -53,7 +53,7 @@ def print_check(report: "CheckReport") -> None:
     findings = {
         "cannot be read": [f"{name}: {reason}" for name, reason in report.broken],
         "same pixels as another": [f"{name} = {other}" for name, other in report.duplicates],
-        "in the wrong place": [f"{name}: {reason}" for name, reason in report.mislaid],
+        "in the wrong place": [f"{name}: {reason}" for name, reason in report.misplaced],
     }
     for title, lines in findings.items():
         if lines:

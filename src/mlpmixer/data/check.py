@@ -25,7 +25,7 @@ class CheckReport:
     """(name, reason) of images that cannot be read."""
     duplicates: tuple[tuple[str, str], ...]
     """(name, name of the first one) of images with the same pixels."""
-    mislaid: tuple[tuple[str, str], ...]
+    misplaced: tuple[tuple[str, str], ...]
     """(name, reason): the same image in two classes or two splits, files that are no images, classes without training
     images."""
     counts: dict[str, dict[str, int]]
@@ -39,13 +39,13 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Nothing is broken, doubled or mislaid."""
-        return not (self.broken or self.duplicates or self.mislaid)
+        """Nothing is broken, doubled or misplaced."""
+        return not (self.broken or self.duplicates or self.misplaced)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        pairs = {key: [list(pair) for pair in getattr(self, key)] for key in ("broken", "duplicates", "mislaid")}
-        return {**dataclasses.asdict(self), **pairs, "notes": list(self.notes), "ok": self.ok}
+        """Plain JSON values. `misplaced` has the key "misplaced" there."""
+        values = dataclasses.asdict(self) | {"ok": self.ok}
+        return values | {"misplaced": values.pop("misplaced")}
 
 
 def check_data(data: Data) -> CheckReport:
@@ -53,7 +53,7 @@ def check_data(data: Data) -> CheckReport:
     parts = open_parts(data)
     broken: list[tuple[str, str]] = []
     duplicates: list[tuple[str, str]] = []
-    mislaid = list(parts.stray)
+    misplaced = list(parts.stray)
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     first: dict[bytes, tuple[str, str, str]] = {}
@@ -72,21 +72,21 @@ def check_data(data: Data) -> CheckReport:
             other, other_class, other_split = earlier
             duplicates.append((name, other))
             if other_class != here[1]:
-                mislaid.append((name, f"class {here[1]!r}, but the same image is {other} in class {other_class!r}"))
+                misplaced.append((name, f"class {here[1]!r}, but the same image is {other} in class {other_class!r}"))
             if other_split != split:
-                mislaid.append((name, f"in {split}, but the same image is {other} in {other_split}"))
+                misplaced.append((name, f"in {split}, but the same image is {other} in {other_split}"))
     counts = {
         split: dict(zip(images.classes, images.counts().tolist(), strict=True)) for split, images in parts.sets.items()
     }
     if "train" in counts:
         for split in counts.keys() - {"train"}:
             absent = [c for c, n in counts[split].items() if n and not counts["train"][c]]
-            mislaid += [(f"{split}: {c}", "a class without any image in train") for c in absent]
+            misplaced += [(f"{split}: {c}", "a class without any image in train") for c in absent]
     return CheckReport(
         name=parts.name,
         broken=tuple(broken),
         duplicates=tuple(duplicates),
-        mislaid=tuple(mislaid),
+        misplaced=tuple(misplaced),
         counts=counts,
         sizes=dict(sizes.most_common(20)),
         modes=dict(modes.most_common()),

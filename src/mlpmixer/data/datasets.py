@@ -18,7 +18,18 @@ from typing import Any, Literal
 import numpy as np
 
 from mlpmixer.data.config import Data
-from mlpmixer.data.image_set import TEST, TRAIN, VAL, ArrayImages, ImageSet, Numbered, Parts, Splits, chain, split_of
+from mlpmixer.data.image_set import (
+    TEST,
+    TRAIN,
+    VAL,
+    ArrayImages,
+    ImageSet,
+    Numbered,
+    RawSplits,
+    Splits,
+    chain,
+    split_of,
+)
 from mlpmixer.data.readers.cifar import CIFAR_FILES, read_cifar
 from mlpmixer.data.readers.files import Files, files_in, files_in_tar
 from mlpmixer.data.readers.folder import neighbours, read_folder, readable
@@ -31,7 +42,7 @@ SplitName = Literal["train", "val", "test", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Named:
+class DatasetInfo:
     """A data set known by name."""
 
     title: str
@@ -48,7 +59,7 @@ class Named:
     """Its home on the Hugging Face Hub."""
     folders: tuple[str, ...] = ()
     """Further names of the folder it is usually kept in."""
-    read: Callable[[Files, str, Sequence[str]], Parts | None] | None = None
+    read: Callable[[Files, str, Sequence[str]], RawSplits | None] | None = None
     """The reader of its original files."""
 
 
@@ -65,14 +76,14 @@ tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman wor
 """
 _CIFAR100 = tuple(_CIFAR100_NAMES.split())
 
-DATASETS: Registry[Named] = Registry("data set")
-DATASETS["digits"] = Named(
+DATASETS: Registry[DatasetInfo] = Registry("data set")
+DATASETS["digits"] = DatasetInfo(
     title="1,797 handwritten digits of scikit-learn, works offline",
     classes=tuple("0123456789"),
     channels=1,
     image_size=(8, 8),
 )
-DATASETS["mnist"] = Named(
+DATASETS["mnist"] = DatasetInfo(
     title="60,000 + 10,000 handwritten digits",
     classes=tuple("0123456789"),
     channels=1,
@@ -82,7 +93,7 @@ DATASETS["mnist"] = Named(
     folders=("raw",),
     read=read_idx,
 )
-DATASETS["fashion-mnist"] = Named(
+DATASETS["fashion-mnist"] = DatasetInfo(
     title="60,000 + 10,000 pieces of clothing",
     classes=_FASHION,
     channels=1,
@@ -92,7 +103,7 @@ DATASETS["fashion-mnist"] = Named(
     folders=("fashion_mnist", "fashionmnist", "fashion", "raw"),
     read=read_idx,
 )
-DATASETS["cifar10"] = Named(
+DATASETS["cifar10"] = DatasetInfo(
     title="50,000 + 10,000 photos of 10 kinds of things",
     classes=_CIFAR10,
     channels=3,
@@ -102,7 +113,7 @@ DATASETS["cifar10"] = Named(
     folders=("cifar-10", "cifar_10", "cifar-10-batches-bin", "cifar-10-batches-py"),
     read=read_cifar,
 )
-DATASETS["cifar100"] = Named(
+DATASETS["cifar100"] = DatasetInfo(
     title="50,000 + 10,000 photos of 100 kinds of things",
     classes=_CIFAR100,
     channels=3,
@@ -269,7 +280,7 @@ def stratified_share(labels: np.ndarray, fraction: float, seed: int) -> np.ndarr
 # ---- finding the files
 
 
-def open_parts(data: Data) -> Parts:
+def open_parts(data: Data) -> RawSplits:
     """What the files hold, nothing cut and nothing checked across splits."""
     name = data.name.strip()
     if not name:
@@ -292,7 +303,7 @@ def open_parts(data: Data) -> Parts:
     )
 
 
-def _from_path(path: str) -> Parts:
+def _from_path(path: str) -> RawSplits:
     name = readable(os.path.basename(os.path.abspath(path)))
     if os.path.isfile(path):
         if not path.lower().endswith(".parquet"):
@@ -317,7 +328,7 @@ def _from_path(path: str) -> Parts:
     return read_parquet(files, name, None)
 
 
-def _named(name: str, data_dir: str | None) -> Parts:
+def _named(name: str, data_dir: str | None) -> RawSplits:
     if name == "digits":
         return _digits()
     known = DATASETS[name]
@@ -341,7 +352,7 @@ def _named(name: str, data_dir: str | None) -> Parts:
     )
 
 
-def _what_to_put(name: str, known: Named) -> str:
+def _what_to_put(name: str, known: DatasetInfo) -> str:
     return (
         f"expected the Parquet files of hf.co/datasets/{known.repo} (train-*.parquet, test-*.parquet) or "
         f"{known.files}. "
@@ -349,7 +360,7 @@ def _what_to_put(name: str, known: Named) -> str:
     )
 
 
-def _places(root: str, name: str, known: Named) -> Iterable[str]:
+def _places(root: str, name: str, known: DatasetInfo) -> Iterable[str]:
     """Folders to look in: those below that bear the data set's name first, then the folder itself."""
     names = {name, *known.folders}
 
@@ -366,7 +377,7 @@ def _places(root: str, name: str, known: Named) -> Iterable[str]:
     yield root
 
 
-def _in_folder(folder: str, name: str, known: Named) -> Parts | None:
+def _in_folder(folder: str, name: str, known: DatasetInfo) -> RawSplits | None:
     if files := parquet_files(folder, depth=0):
         return read_parquet(files, name, known.classes, known.channels)
     assert known.read is not None
@@ -380,7 +391,7 @@ def _in_folder(folder: str, name: str, known: Named) -> Parts | None:
     return None
 
 
-def _digits() -> Parts:
+def _digits() -> RawSplits:
     """scikit-learn's digits; v in 0..16 becomes v * 255 / 16 rounded half up, so 0 -> 0, 8 -> 128, 16 -> 255."""
     from sklearn.datasets import load_digits
 
@@ -388,13 +399,15 @@ def _digits() -> Parts:
     pixels = ((raw.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)
     labels = raw.target.astype(np.int64)
     images = ImageSet(tuple("0123456789"), labels, Numbered("digits", len(labels)), ArrayImages(pixels), channels=1)
-    return Parts("digits", {"all": images}, ["digits: scikit-learn's load_digits, 8x8, values 0..16 scaled to 0..255"])
+    return RawSplits(
+        "digits", {"all": images}, ["digits: scikit-learn's load_digits, 8x8, values 0..16 scaled to 0..255"]
+    )
 
 
 # ---- the Hugging Face Hub
 
 
-def _from_hub(name: str, known: Named) -> Parts:
+def _from_hub(name: str, known: DatasetInfo) -> RawSplits:
     """Download (or take from its cache) the Parquet files of a named data set, verified by size and sha256."""
     try:
         import huggingface_hub as hub
@@ -454,7 +467,7 @@ def _cached(hub: Any, repo: str) -> list[str]:
     return files
 
 
-def _from_datasets(repo: str) -> Parts:
+def _from_datasets(repo: str) -> RawSplits:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo):
         raise ValueError(f"expected hf:owner/name, got 'hf:{repo}'")
     try:

@@ -21,7 +21,7 @@ SPLIT_WORDS = {
 }
 
 
-class Lazy(Sequence[T], Generic[T]):
+class LazySequence(Sequence[T], Generic[T]):
     """A sequence that computes item i: subclasses give __len__ and item."""
 
     def item(self, i: int) -> T:
@@ -33,18 +33,18 @@ class Lazy(Sequence[T], Generic[T]):
     def __getitem__(self, i: slice) -> Sequence[T]: ...
     def __getitem__(self, i: int | slice) -> T | Sequence[T]:
         if isinstance(i, slice):
-            return Picked(self, np.arange(len(self))[i])
+            return Subset(self, np.arange(len(self))[i])
         if not -len(self) <= i < len(self):
             raise IndexError(i)
         return self.item(int(i) % len(self))
 
 
-class Picked(Lazy[T]):
+class Subset(LazySequence[T]):
     """items[indices[i]], without copying."""
 
     def __init__(self, items: Sequence[T], indices: np.ndarray) -> None:
-        self.items: Sequence[T] = items.items if isinstance(items, Picked) else items
-        self.indices: np.ndarray = items.indices[indices] if isinstance(items, Picked) else indices
+        self.items: Sequence[T] = items.items if isinstance(items, Subset) else items
+        self.indices: np.ndarray = items.indices[indices] if isinstance(items, Subset) else indices
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -53,7 +53,7 @@ class Picked(Lazy[T]):
         return self.items[int(self.indices[i])]
 
 
-class Chained(Lazy[T]):
+class ConcatDataset(LazySequence[T]):
     """Several sequences, one after the other."""
 
     def __init__(self, parts: Sequence[Sequence[T]]) -> None:
@@ -68,7 +68,7 @@ class Chained(Lazy[T]):
         return self.parts[part][i - (int(self.ends[part - 1]) if part else 0)]
 
 
-class Numbered(Lazy[str]):
+class Numbered(LazySequence[str]):
     """train[0], train[1], ..."""
 
     def __init__(self, prefix: str, n: int) -> None:
@@ -81,7 +81,7 @@ class Numbered(Lazy[str]):
         return f"{self.prefix}[{i}]"
 
 
-class ArrayImages(Lazy[Source]):
+class ArrayImages(LazySequence[Source]):
     """uint8 (N, H, W) or (N, H, W, 3) as Pillow images."""
 
     def __init__(self, pixels: np.ndarray) -> None:
@@ -94,7 +94,7 @@ class ArrayImages(Lazy[Source]):
         return Image.fromarray(self.pixels[i])
 
 
-class ArrowImages(Lazy[Source]):
+class ArrowImages(LazySequence[Source]):
     """The encoded bytes of an Arrow column; they stay in Arrow's memory until asked for.
 
     A row without bytes but with a path is that file, looked for below `folder` only.
@@ -150,8 +150,8 @@ class ImageSet:
         return ImageSet(
             self.classes,
             self.labels[indices],
-            Picked(self.names, indices),
-            Picked(self.sources, indices),
+            Subset(self.names, indices),
+            Subset(self.sources, indices),
             channels=self.channels,
         )
 
@@ -172,8 +172,8 @@ def chain(sets: Sequence[ImageSet]) -> ImageSet:
     return ImageSet(
         sets[0].classes,
         np.concatenate([s.labels for s in sets]),
-        Chained([s.names for s in sets]),
-        Chained([s.sources for s in sets]),
+        ConcatDataset([s.names for s in sets]),
+        ConcatDataset([s.sources for s in sets]),
         channels=sets[0].channels,
     )
 
@@ -191,7 +191,7 @@ class Splits:
 
 
 @dataclass
-class Parts:
+class RawSplits:
     """What the files hold: "train", "val", "test", whichever there are, or "all" when nothing says which."""
 
     name: str

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlpmixer.data.image_set import TEST, TRAIN, Parts
+from mlpmixer.data.image_set import TEST, TRAIN, RawSplits
 from mlpmixer.data.readers.files import Files
 from mlpmixer.data.readers.idx import from_arrays
 
@@ -17,7 +17,7 @@ CIFAR_FILES = re.compile(
 )
 
 
-def read_cifar(files: Files, name: str, classes: Sequence[str]) -> Parts | None:
+def read_cifar(files: Files, name: str, classes: Sequence[str]) -> RawSplits | None:
     """CIFAR's binary and Python layouts; None when the folder has neither."""
     tens = len(classes) == 10
     stems = {
@@ -37,7 +37,7 @@ def read_cifar(files: Files, name: str, classes: Sequence[str]) -> Parts | None:
             flat = np.concatenate([pixels for pixels, _ in batches])
             pixels = np.ascontiguousarray(flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             sets[split] = from_arrays(split, pixels, np.concatenate([labels for _, labels in batches]), classes, 3)
-        return Parts(name, sets)
+        return RawSplits(name, sets)
     return None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mlpmixer.data.image_set import SPLIT_WORDS, ImageSet, Parts
+from mlpmixer.data.image_set import SPLIT_WORDS, ImageSet, RawSplits
 from mlpmixer.data.images import IMAGE_SUFFIXES, Source
 from mlpmixer.data.readers.cifar import CIFAR_FILES
 
@@ -107,7 +107,7 @@ def _split_folders(root: str, folders: Sequence[str], seen: frozenset[tuple[int,
     return found
 
 
-def read_folder(root: str, name: str) -> Parts:
+def read_folder(root: str, name: str) -> RawSplits:
     """A folder with one subfolder per class, with or without train/val/test folders above them."""
     seen = frozenset({_inode(root)})
     folders, others = _entries(root, seen)
@@ -157,7 +157,7 @@ def read_folder(root: str, name: str) -> Parts:
             f"{len(scan.stray)} files are not images of a class and are left out, e.g. {scan.stray[0][0]} "
             f"({scan.stray[0][1]})"
         )
-    return Parts(name, sets, notes, scan.stray)
+    return RawSplits(name, sets, notes, scan.stray)
 
 
 def _note_loose(scan: _Scan, prefix: str, names: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlpmixer.data.image_set import TEST, TRAIN, ArrayImages, ImageSet, Numbered, Parts
+from mlpmixer.data.image_set import TEST, TRAIN, ArrayImages, ImageSet, Numbered, RawSplits
 from mlpmixer.data.readers.files import Files
 
 
@@ -27,7 +27,7 @@ def _idx(files: Files, stem: str, kind: str, dims: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def read_idx(files: Files, name: str, classes: Sequence[str]) -> Parts | None:
+def read_idx(files: Files, name: str, classes: Sequence[str]) -> RawSplits | None:
     """MNIST's layout; None when the folder has no such file."""
     if not any(re.match(r"(train|t10k)-(images|labels)[-.]idx", f) for f in files):
         return None
@@ -37,7 +37,7 @@ def read_idx(files: Files, name: str, classes: Sequence[str]) -> Parts | None:
         if len(pixels) != len(labels):
             raise ValueError(f"{name}: {len(pixels)} {split} images but {len(labels)} labels")
         sets[split] = from_arrays(split, pixels, labels, classes, 1)
-    return Parts(name, sets)
+    return RawSplits(name, sets)
 
 
 def from_arrays(split: str, pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str], channels: int) -> ImageSet:

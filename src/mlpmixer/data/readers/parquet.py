@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from mlpmixer.data.image_set import ArrowImages, ImageSet, Numbered, Parts, chain, split_of
+from mlpmixer.data.image_set import ArrowImages, ImageSet, Numbered, RawSplits, chain, split_of
 
 
 def require_pyarrow() -> Any:
@@ -30,7 +30,7 @@ def parquet_files(folder: str, depth: int = 2) -> list[str]:
     return []
 
 
-def read_parquet(files: Sequence[str], name: str, classes: Sequence[str] | None, channels: int = 3) -> Parts:
+def read_parquet(files: Sequence[str], name: str, classes: Sequence[str] | None, channels: int = 3) -> RawSplits:
     """Parquet files in the Hub's layout. `classes`: what to call the labels when the files do not say."""
     pa = require_pyarrow()
     by_split: dict[str, list[str]] = {}
@@ -79,8 +79,8 @@ def tables_to_parts(
     classes: Sequence[str] | None,
     channels: int,
     notes: list[str],
-) -> Parts:
-    """Arrow tables with their schema and path, by split -> Parts."""
+) -> RawSplits:
+    """Arrow tables with their schema and path, by split -> RawSplits."""
     columns: dict[str, list[tuple[np.ndarray | list[str | None], ArrowImages]]] = {}
     named: list[str] | None = None
     for split, pieces in tables.items():
@@ -143,7 +143,7 @@ def tables_to_parts(
             sets[split] = whole
     if not sets:
         raise ValueError(f"{name}: no labelled images in it")
-    return Parts(name, sets, notes)
+    return RawSplits(name, sets, notes)
 
 
 def class_names(schema: Any, column: str) -> list[str] | None:

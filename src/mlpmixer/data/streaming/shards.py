@@ -22,7 +22,7 @@ from typing import IO, Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mlpmixer.data.image_set import ImageSet, Lazy
+from mlpmixer.data.image_set import ImageSet, LazySequence
 from mlpmixer.data.images import IMAGE_SUFFIXES, ImageError, Source, opened
 from mlpmixer.data.readers.parquet import IMAGE_COLUMNS, LABEL_COLUMNS, class_names, require_pyarrow
 from mlpmixer.data.streaming.remote import HubFile, Refused, RemoteFile, Retry
@@ -292,7 +292,7 @@ def _look_into_parquet(shard: Shard, file: IO[bytes]) -> Contents:
 # ---- shards on disk by index, for validation and test
 
 
-class TarImages(Lazy[Source]):
+class TarImages(LazySequence[Source]):
     """Images that lie at (file, first byte, length)."""
 
     def __init__(self, places: Sequence[tuple[str, int, int]]) -> None:
@@ -308,7 +308,7 @@ class TarImages(Lazy[Source]):
             return file.read(length)
 
 
-class ParquetImages(Lazy[Source]):
+class ParquetImages(LazySequence[Source]):
     """The images of a Parquet file; two row groups at most are held in memory."""
 
     def __init__(self, shard: Shard) -> None:
