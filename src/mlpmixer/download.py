@@ -41,6 +41,11 @@ class _Broken(FetchError):
     """A failure that another try may mend."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type when it has none."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
 def cache_path(url: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Where `fetch` keeps the file of `url`: ~/.cache/mlpmixer/HOST/PATH, for the Hub .../hf/OWNER/NAME/FILE.
 
@@ -138,7 +143,7 @@ def hub_file(repo: str, file: str, *, local_dir: Path | None = None) -> Path:
         return Path(hub.hf_hub_download(repo, file, local_dir=local_dir, local_files_only=unreachable is not None))
     except Exception as e:  # no such repository or file, refused, broken off
         cause = unreachable or e
-        raise FetchError(str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__) from cause
+        raise FetchError(first_line(cause)) from cause
 
 
 def _address(url: str) -> str:

@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mlpmixer.data.catalog import DATASETS
 from mlpmixer.data.config import Data
-from mlpmixer.data.datasets import DATASETS, open_data, open_images, stratified_cut
+from mlpmixer.data.datasets import open_data, open_images, stratified_cut
 from mlpmixer.data.images import ImageError, decode
 from mlpmixer.data.streaming.datasets import open_streamed
 
@@ -187,7 +188,7 @@ class EvilDtype:
         return np.dtype, ("O",)
 
 
-@pytest.mark.parametrize("what", ["system", "eval", "dtype", "truncated", "list", "shape", "labels"])
+@pytest.mark.parametrize("what", ["system", "eval", "dtype", "truncated", "list", "shape", "labels", "wide"])
 def test_hostile_cifar_pickles_are_refused_and_run_nothing(tmp_path: Path, what: str) -> None:
     files = cifar_files("python")
     target = tmp_path / "ran"
@@ -199,6 +200,7 @@ def test_hostile_cifar_pickles_are_refused_and_run_nothing(tmp_path: Path, what:
         "list": pickle.dumps([1]),
         "shape": pickle.dumps({"data": CIFAR[:, :100], "labels": [0] * 20}, 2),
         "labels": pickle.dumps({"data": CIFAR, "labels": ["a"] * 20}, 2),
+        "wide": pickle.dumps({"data": CIFAR.astype(np.int64), "labels": [0] * 20}, 2),
     }[what]
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -276,7 +278,7 @@ def test_hostile_parquet_is_refused_or_bad_row_by_row(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a column image or img"):
         open_data(Data(name=str(tmp_path / "y.parquet")))
     write_parquet(tmp_path / "z.parquet", [0, 5], names=["a", "b"])
-    with pytest.raises(ValueError, match="label 5 is outside"):
+    with pytest.raises(ValueError, match=r"z\.parquet has the label 5, which is none of the 2 classes: a, b"):
         open_data(Data(name=str(tmp_path / "z.parquet")))
     write_parquet(tmp_path / "f.parquet", [0.5, 1.5], metadata=False)
     with pytest.raises(ValueError, match="whole numbers or text"):
@@ -347,43 +349,47 @@ def test_missing_extras_say_what_to_install(
 # ---- the hub, as a stand-in
 
 
-def fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path, *, lie: bool = False, offline: bool = False) -> None:
+def fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path, *, offline: bool = False) -> None:
+    """A Hub whose repositories all hold the Parquet files of `folder`: links to files named by hash."""
+
     def dataset_info(self, repo, **_):
         if offline:
             raise OSError("Network is unreachable")
-        siblings = []
-        for path in sorted(folder.rglob("*.parquet")):
-            digest = hashlib.sha256(b"lie" if lie else path.read_bytes()).hexdigest()
-            lfs = types.SimpleNamespace(sha256=digest)
-            siblings.append(
-                types.SimpleNamespace(rfilename=str(path.relative_to(folder)), size=path.stat().st_size, lfs=lfs)
-            )
-        return types.SimpleNamespace(siblings=siblings, sha="abc123")
 
-    def snapshot_download(repo, **_):
-        raise FileNotFoundError("nothing cached")
+    def snapshot_download(repo, *, repo_type, allow_patterns):
+        assert (repo_type, allow_patterns) == ("dataset", "*.parquet")
+        if offline:
+            raise FileNotFoundError("Network is unreachable.\nPlease check your connection.")
+        return str(folder / "snapshots" / "abc123")
 
+    for path in [*folder.rglob("*.parquet")]:
+        blob = folder / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+        link = folder / "snapshots" / "abc123" / path.relative_to(folder)
+        blob.parent.mkdir(exist_ok=True)
+        link.parent.mkdir(parents=True)
+        path.rename(blob)
+        link.symlink_to(blob)
     hub = types.ModuleType("huggingface_hub")
     hub.HfApi = type("HfApi", (), {"dataset_info": dataset_info})
-    hub.hf_hub_download = lambda repo, name, **_: str(folder / name)
     hub.snapshot_download = snapshot_download
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
 
 
 def test_downloads_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = list(DATASETS["cifar10"].classes)
-    for split in ("train", "test"):
-        write_parquet(
-            tmp_path / "plain_text" / f"{split}-00000-of-00001.parquet", list(range(10)) * 2, names=names, image="img"
-        )
+    for split, n in (("train", 3), ("test", 2)):
+        write_parquet(tmp_path / split / f"{split}-0.parquet", list(range(10)) * n, names=names, image="img")
     fake_hub(monkeypatch, tmp_path)
     s = open_data(Data(name="cifar10"))
-    assert len(s.test) == 20 and "abc123" in s.notes[0]
-    fake_hub(monkeypatch, tmp_path, lie=True)
-    with pytest.raises(ValueError, match="sha256"):
+    assert len(s.test) == 20 and s.notes[0] == "cifar10 from hf.co/datasets/uoft-cs/cifar10, revision abc123"
+    blob = sorted((tmp_path / "blobs").iterdir())[0]
+    blob.write_bytes(blob.read_bytes() + b"x")
+    with pytest.raises(
+        ValueError, match=rf"has the sha256 .*, expected {blob.name}: delete .*{blob.name} and try again"
+    ):
         open_data(Data(name="cifar10"))
-    fake_hub(monkeypatch, tmp_path, offline=True)
-    with pytest.raises(ValueError, match=r"unreachable.*train-\*.parquet.*--data-dir"):
+    fake_hub(monkeypatch, tmp_path / "nowhere", offline=True)
+    with pytest.raises(ValueError, match=r"\(Network is unreachable\).*train-\*.parquet.*--data-dir"):
         open_data(Data(name="cifar10"))
 
 
@@ -492,7 +498,7 @@ def test_folders_without_classes_say_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="both"):
         open_data(Data(name=str(tmp_path / "two")))
     write_idx(tmp_path / "idx")
-    with pytest.raises(ValueError, match="use mnist"):
+    with pytest.raises(ValueError, match="original files of mnist or fashion-mnist: use that name"):
         open_data(Data(name=str(tmp_path / "idx")))
 
 

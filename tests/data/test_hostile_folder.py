@@ -54,9 +54,11 @@ def save(image: Image.Image, path: Path, kind: str, rng: np.random.Generator) ->
         image.putalpha(255)
         image.save(path)
     elif kind in ("animated.gif", "anim.webp"):  # the later frame shows the other class
-        image.save(path, save_all=True, append_images=[image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)], duration=50, **(
-            {"lossless": True} if kind == "anim.webp" else {}
-        ))  # fmt: skip
+        flipped, options = (
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+            {"lossless": True} if "webp" in kind else {},
+        )
+        image.save(path, save_all=True, append_images=[flipped], duration=50, **options)
     elif kind == "rotated.jpeg":  # stored lying on its side; the tag says how to stand it up
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -118,7 +120,8 @@ TRAIN = """
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     summary = train(from_json(Recipe, json.load(sys.stdin)), out=sys.argv[1]).summary
-    print(json.dumps({"summary": summary, "grown_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(json.dumps({"summary": summary, "grown_mib": grown / 1024}))
 """
 
 

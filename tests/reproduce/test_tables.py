@@ -14,7 +14,7 @@ import pytest
 from helpers.datasets import write_cifar10
 
 from mlpmixer import cli
-from mlpmixer.data.datasets import DATASETS
+from mlpmixer.data.catalog import DATASETS
 from mlpmixer.download import cache_path
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer_names import official_table

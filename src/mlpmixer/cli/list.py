@@ -44,7 +44,7 @@ class List:
                 "weights are"
             )
         elif self.what == "datasets":
-            from mlpmixer.data.datasets import DATASETS
+            from mlpmixer.data.catalog import DATASETS
 
             known = [
                 (name, named.title, "x".join(map(str, named.image_size)), str(len(named.classes)))

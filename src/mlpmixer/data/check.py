@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlpmixer.data.config import Data
-from mlpmixer.data.datasets import open_parts
+from mlpmixer.data.datasets import open_raw
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError, decode, opened
 from mlpmixer.data.store import in_chunks
@@ -50,14 +50,14 @@ class CheckReport:
 
 def check_data(data: Data) -> CheckReport:
     """Decode every image of `data` and report what is wrong. ValueError only when the data cannot be opened at all."""
-    parts = open_parts(data)
+    raw = open_raw(data)
     broken: list[tuple[str, str]] = []
     duplicates: list[tuple[str, str]] = []
-    misplaced = list(parts.stray)
+    misplaced = list(raw.stray)
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     first: dict[bytes, tuple[str, str, str]] = {}
-    for split, images in parts.sets.items():
+    for split, images in raw.sets.items():
         for name, label, outcome in zip(images.names, images.labels, _outcomes(images, data.workers), strict=True):
             if isinstance(outcome, str):
                 broken.append((name, outcome))
@@ -76,21 +76,21 @@ def check_data(data: Data) -> CheckReport:
             if other_split != split:
                 misplaced.append((name, f"in {split}, but the same image is {other} in {other_split}"))
     counts = {
-        split: dict(zip(images.classes, images.counts().tolist(), strict=True)) for split, images in parts.sets.items()
+        split: dict(zip(images.classes, images.counts().tolist(), strict=True)) for split, images in raw.sets.items()
     }
     if "train" in counts:
         for split in counts.keys() - {"train"}:
             absent = [c for c, n in counts[split].items() if n and not counts["train"][c]]
             misplaced += [(f"{split}: {c}", "a class without any image in train") for c in absent]
     return CheckReport(
-        name=parts.name,
+        name=raw.name,
         broken=tuple(broken),
         duplicates=tuple(duplicates),
         misplaced=tuple(misplaced),
         counts=counts,
         sizes=dict(sizes.most_common(20)),
         modes=dict(modes.most_common()),
-        notes=tuple(parts.notes),
+        notes=tuple(raw.notes),
     )
 
 

@@ -1,7 +1,6 @@
 """Labelled images that are decoded later: what every reader returns and every verb takes."""
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, overload
@@ -10,19 +9,13 @@ import numpy as np
 from PIL import Image
 
 from mlpmixer.data.images import Source
+from mlpmixer.data.paths import TEST, TRAIN, VAL
 
 T = TypeVar("T")
 
-TRAIN, VAL, TEST = "train", "val", "test"
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), VAL),
-    **dict.fromkeys(("test", "testing"), TEST),
-}
-
 
 class LazySequence(Sequence[T], Generic[T]):
-    """A sequence that computes item i: subclasses give __len__ and item."""
+    """A sequence that computes item i when it is asked for: subclasses define __len__ and item."""
 
     def item(self, i: int) -> T:
         raise NotImplementedError
@@ -56,16 +49,16 @@ class Subset(LazySequence[T]):
 class ConcatDataset(LazySequence[T]):
     """Several sequences, one after the other."""
 
-    def __init__(self, parts: Sequence[Sequence[T]]) -> None:
-        self.parts = parts
-        self.ends = np.cumsum([len(p) for p in parts])
+    def __init__(self, datasets: Sequence[Sequence[T]]) -> None:
+        self.datasets = datasets
+        self.ends = np.cumsum([len(d) for d in datasets])
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def item(self, i: int) -> T:
-        part = int(np.searchsorted(self.ends, i, side="right"))
-        return self.parts[part][i - (int(self.ends[part - 1]) if part else 0)]
+        at = int(np.searchsorted(self.ends, i, side="right"))
+        return self.datasets[at][i - (int(self.ends[at - 1]) if at else 0)]
 
 
 class Numbered(LazySequence[str]):
@@ -95,22 +88,22 @@ class ArrayImages(LazySequence[Source]):
 
 
 class ArrowImages(LazySequence[Source]):
-    """The encoded bytes of an Arrow column; they stay in Arrow's memory until asked for.
+    """The encoded images of an Arrow column, which stay in Arrow's memory until they are asked for.
 
-    A row without bytes but with a path is that file, looked for below `folder` only.
+    A row without bytes but with a path is that file, if it is inside `folder`.
     """
 
-    def __init__(self, content: Any, paths: Any = None, folder: str | None = None) -> None:
-        self.content, self.paths, self.folder = content, paths, folder
+    def __init__(self, content: Any, paths: Any = None, folder: str = ".") -> None:
+        self.content, self.paths, self.folder = content, paths, os.path.realpath(folder)
 
     def __len__(self) -> int:
         return len(self.content)
 
     def item(self, i: int) -> Source:
         content: bytes | None = self.content[i].as_py()
-        if content is None and self.paths is not None and self.folder is not None and (path := self.paths[i].as_py()):
+        if content is None and self.paths is not None and (path := self.paths[i].as_py()):
             full = os.path.realpath(os.path.join(self.folder, path))
-            if os.path.commonpath([full, os.path.realpath(self.folder)]) == os.path.realpath(self.folder):
+            if os.path.commonpath([full, self.folder]) == self.folder:
                 return full
         return content or b""
 
@@ -118,7 +111,7 @@ class ArrowImages(LazySequence[Source]):
 class ImageSet:
     """N images that `decode` takes, with labels (N,) into `classes` and a readable name each.
 
-    `channels` is what the files really hold: 1 for the grey named data sets, else 3.
+    `channels` is what the files hold: 1 for the grey named data sets, else 3.
     """
 
     def __init__(
@@ -137,6 +130,19 @@ class ImageSet:
         self.channels = channels
         assert len(self.labels) == len(names) == len(sources)
 
+    @classmethod
+    def from_arrays(cls, split: str, pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> "ImageSet":
+        """uint8 pixels (N, H, W) or (N, H, W, 3). ValueError for no images and for labels outside of the classes."""
+        if not len(labels):
+            raise ValueError(f"the {split} files hold no images")
+        if labels.min() < 0 or labels.max() >= len(classes):
+            raise ValueError(
+                f"{split} has labels {labels.min()} to {labels.max()}, expected 0 to {len(classes) - 1}: these are the "
+                f"files of another data set"
+            )
+        channels = 1 if pixels.ndim == 3 else 3
+        return cls(classes, labels, Numbered(split, len(labels)), ArrayImages(pixels), channels=channels)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -147,13 +153,12 @@ class ImageSet:
     def subset(self, indices: np.ndarray | Sequence[int]) -> "ImageSet":
         """The images at `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)
-        return ImageSet(
-            self.classes,
-            self.labels[indices],
-            Subset(self.names, indices),
-            Subset(self.sources, indices),
-            channels=self.channels,
-        )
+        names, sources = Subset(self.names, indices), Subset(self.sources, indices)
+        return ImageSet(self.classes, self.labels[indices], names, sources, channels=self.channels)
+
+    def labelled(self) -> "ImageSet":
+        """Without the images whose label is -1."""
+        return self if (self.labels >= 0).all() else self.subset(np.flatnonzero(self.labels >= 0))
 
     def spread(self, at_most: int) -> "ImageSet":
         """Up to `at_most` images, evenly spaced over the set."""
@@ -169,13 +174,23 @@ class ImageSet:
 def chain(sets: Sequence[ImageSet]) -> ImageSet:
     """Several sets of the same classes as one."""
     assert len({s.classes for s in sets}) == 1
-    return ImageSet(
-        sets[0].classes,
-        np.concatenate([s.labels for s in sets]),
-        ConcatDataset([s.names for s in sets]),
-        ConcatDataset([s.sources for s in sets]),
-        channels=sets[0].channels,
-    )
+    labels = np.concatenate([s.labels for s in sets])
+    names, sources = ConcatDataset([s.names for s in sets]), ConcatDataset([s.sources for s in sets])
+    return ImageSet(sets[0].classes, labels, names, sources, channels=sets[0].channels)
+
+
+@dataclass
+class RawSplits:
+    """What a reader found: "train", "val" and "test", as far as they exist, or "all" when nothing tells them apart."""
+
+    name: str
+    sets: dict[str, ImageSet]
+    notes: list[str] = field(default_factory=list)
+    stray: list[tuple[str, str]] = field(default_factory=list)
+    """Files that are not images of a class, each with the reason."""
+
+    def __post_init__(self) -> None:
+        self.sets = {split: self.sets[split] for split in ("all", TRAIN, VAL, TEST) if split in self.sets}
 
 
 @dataclass(frozen=True)
@@ -188,25 +203,3 @@ class Splits:
     test: ImageSet | None
     classes: tuple[str, ...]
     notes: tuple[str, ...]
-
-
-@dataclass
-class RawSplits:
-    """What the files hold: "train", "val", "test", whichever there are, or "all" when nothing says which."""
-
-    name: str
-    sets: dict[str, ImageSet]
-    notes: list[str] = field(default_factory=list)
-    stray: list[tuple[str, str]] = field(default_factory=list)
-    """Files inside that are not images of a class, with the reason."""
-
-    def __post_init__(self) -> None:
-        self.sets = {split: self.sets[split] for split in ("all", TRAIN, VAL, TEST) if split in self.sets}
-
-
-def split_of(path: str) -> str | None:
-    """train, val or test, when that is a word of the file's name or the name of its folder; None when it does not
-    say."""
-    folder, base = os.path.split(path)
-    words = [*re.split(r"[^a-z]+", base.lower()), os.path.basename(folder).lower()]
-    return next((SPLIT_WORDS[w] for w in words if w in SPLIT_WORDS), None)

@@ -18,8 +18,8 @@ Source = str | os.PathLike[str] | bytes | Image.Image
 Pixels = NDArray[np.uint8 | np.float32]  # 0..255, whatever the type
 
 MAX_PIXELS = 178_956_970  # where Pillow raises DecompressionBombError
-_SUFFIXES = """apng avif avifs bmp dds dib gif ico j2c j2k jfif jp2 jpe jpeg jpf jpg jpx mpo pbm pcx pgm png pnm ppm qoi ras sgi
-    tga tif tiff webp xbm"""
+_SUFFIXES = """apng avif avifs bmp dds dib gif ico j2c j2k jfif jp2 jpe jpeg jpf jpg jpx mpo pbm pcx pgm png pnm ppm qoi
+    ras sgi tga tif tiff webp xbm"""
 IMAGE_SUFFIXES = frozenset(f".{s}" for s in _SUFFIXES.split())
 
 _COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")

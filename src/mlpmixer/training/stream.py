@@ -23,9 +23,9 @@ import numpy as np
 
 from mlpmixer.data.config import Data
 from mlpmixer.data.images import ImageError, Pixels
+from mlpmixer.data.labels import LabelEncoder
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.store import worker_count
-from mlpmixer.data.streaming.datasets import Labels
 from mlpmixer.data.streaming.remote import Retry
 from mlpmixer.data.streaming.shards import Sample, Shard, read_rows
 from mlpmixer.training.batches import Indices, ahead, repeated, steps_per_epoch
@@ -137,7 +137,12 @@ class Stream:
     """
 
     def __init__(
-        self, shards: Sequence[Shard], labels: Labels, preprocess: Preprocess, data: Data, retry: Retry | None = None
+        self,
+        shards: Sequence[Shard],
+        labels: LabelEncoder,
+        preprocess: Preprocess,
+        data: Data,
+        retry: Retry | None = None,
     ) -> None:
         self.shards, self.label_names, self.preprocess, self.data = tuple(shards), labels, preprocess, data
         self.retry = retry or Retry()
@@ -287,7 +292,7 @@ class Stream:
         for k in range(len(dealt.order)):
             number, sample = dealt.block[int(dealt.order[(dealt.at + k) % len(dealt.order)])]
             try:
-                label = self.label_names.index(sample.label, sample.name)
+                label = self.label_names.encode(sample.label, sample.name)
                 if label < 0:
                     raise ImageError("no label")
                 return number, label, self.preprocess.array(sample.content), failures

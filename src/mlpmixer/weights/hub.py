@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlpmixer.config import to_json
-from mlpmixer.data.datasets import DATASETS
+from mlpmixer.data.catalog import DATASETS
 from mlpmixer.download import FetchError, hub_file
 from mlpmixer.weights.model_file import FORMAT, ModelMeta, read_meta, require_network
 from mlpmixer.weights.run_folder import MODEL_FILE, read_recipe_json, write_json

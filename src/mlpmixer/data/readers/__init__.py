@@ -1,1 +1,1 @@
-"""One file per format: each reader returns what its files hold; `mlpmixer.data.datasets` cuts splits and checks classes."""
+"""One file per format. A reader returns what its files hold; `data.datasets` cuts splits and compares classes."""

@@ -1,17 +1,21 @@
-"""Parquet as on the Hugging Face Hub."""
+"""Parquet files as on the Hugging Face Hub: a column of images and a column of labels."""
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlpmixer.data.image_set import ArrowImages, ImageSet, Numbered, RawSplits, chain, split_of
+from mlpmixer.data.image_set import ArrowImages, ImageSet, Numbered, RawSplits, chain
+from mlpmixer.data.labels import Label, LabelEncoder, used_labels
+from mlpmixer.data.paths import require_all_shards, split_from_path
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "fine_label", "labels")
 
 
-def require_pyarrow() -> Any:
+def import_pyarrow() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as e:
@@ -19,123 +23,103 @@ def require_pyarrow() -> Any:
     return pyarrow
 
 
-def parquet_files(folder: str, depth: int = 2) -> list[str]:
-    """The .parquet files of a folder, or when it has none of its subfolders, `depth` levels down at most."""
-    level = [folder]
-    for _ in range(depth + 1):
-        entries = [os.path.join(d, e) for d in level for e in sorted(os.listdir(d)) if not e.startswith(".")]
-        if files := [e for e in entries if e.lower().endswith(".parquet") and os.path.isfile(e)]:
-            return files
-        level = [e for e in entries if os.path.isdir(e)][:200]
-    return []
+def find_columns(names: Sequence[str], path: str) -> tuple[str, str]:
+    """The image column and the label column. ValueError when either is missing."""
+    image, label = (next((c for c in known if c in names), None) for known in (IMAGE_COLUMNS, LABEL_COLUMNS))
+    if image is None or label is None:
+        raise ValueError(
+            f"{path}: expected a column {' or '.join(IMAGE_COLUMNS)} and a column {' or '.join(LABEL_COLUMNS)}, "
+            f"got {', '.join(names)}"
+        )
+    return image, label
+
+
+def class_names(schema: Any, column: str) -> tuple[str, ...] | None:
+    """The names of the classes, if the schema has them, as `datasets` writes it."""
+    try:
+        names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][column]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return tuple(map(str, names)) if isinstance(names, list) and names else None
+
+
+def encoded_images(column: Any, path: str) -> tuple[Any, Any]:
+    """(bytes, paths or None) of a column that is struct(bytes, path) or bytes."""
+    pa = import_pyarrow()
+    kind, paths = column.type, None
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        import pyarrow.compute as pc
+
+        paths = pc.struct_field(column, "path") if kind.get_field_index("path") >= 0 else None
+        column = pc.struct_field(column, "bytes")
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        raise ValueError(f"{path}: images must be struct(bytes, path) or bytes, got {kind}")
+    return column, paths
+
+
+class Table(NamedTuple):
+    """The rows of one file."""
+
+    path: str
+    images: ArrowImages
+    labels: list[Label]
+    classes: tuple[str, ...] | None
+    """Names that the schema states."""
+
+    @classmethod
+    def of(cls, table: Any, schema: Any, path: str) -> "Table":
+        """The rows of an Arrow table. ValueError, which names the path, for columns of other kinds."""
+        types = import_pyarrow().types
+        image, label = find_columns(schema.names, path)
+        column = table[label]
+        if types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if not (types.is_integer(column.type) or types.is_string(column.type) or types.is_large_string(column.type)):
+            raise ValueError(f"{path}: labels must be whole numbers or text, got {column.type}")
+        images = ArrowImages(*encoded_images(table[image], path), folder=os.path.dirname(path) or ".")
+        return cls(path, images, column.to_pylist(), class_names(schema, label))
 
 
 def read_parquet(files: Sequence[str], name: str, classes: Sequence[str] | None, channels: int = 3) -> RawSplits:
-    """Parquet files in the Hub's layout. `classes`: what to call the labels when the files do not say."""
-    pa = require_pyarrow()
+    """Parquet files whose names, or whose folders' names, say the split; `classes` as in `raw_splits`."""
+    pa = import_pyarrow()
     by_split: dict[str, list[str]] = {}
     for path in files:
-        by_split.setdefault(split_of(path) or "all", []).append(path)
+        by_split.setdefault(split_from_path(path) or "all", []).append(path)
+    unused = by_split.pop("all") if "all" in by_split and len(by_split) > 1 else []
     notes = [f"{split}: {', '.join(map(os.path.basename, paths))}" for split, paths in by_split.items()]
-    if "all" in by_split and len(by_split) > 1:
-        unused = by_split.pop("all")
-        notes = [n for n in notes if not n.startswith("all: ")]
+    if unused:
         notes.append(f"not used, as the name says no split: {', '.join(map(os.path.basename, unused))}")
-    tables: dict[str, list[Any]] = {}
+    tables: dict[str, list[Table]] = {}
     for split, paths in by_split.items():
         require_all_shards(paths)
         for path in paths:
             try:
-                parquet = pa.parquet.ParquetFile(path)
-                columns = [c for c in parquet.schema_arrow.names if c in IMAGE_COLUMNS + LABEL_COLUMNS]
-                table = parquet.read(columns=columns, use_threads=False)
+                file = pa.parquet.ParquetFile(path)
+                columns = [c for c in file.schema_arrow.names if c in IMAGE_COLUMNS + LABEL_COLUMNS]
+                content = file.read(columns=columns, use_threads=False)
             except (pa.ArrowException, OSError, ValueError) as e:
-                raise ValueError(
-                    f"{path} is not a readable Parquet file: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
-                ) from e
-            tables.setdefault(split, []).append((table, parquet.schema_arrow, path))
-    return tables_to_parts(tables, name, classes, channels, notes)
+                reason = str(e).partition("\n")[0] or type(e).__name__
+                raise ValueError(f"{path} is not a readable Parquet file: {reason}") from e
+            tables.setdefault(split, []).append(Table.of(content, file.schema_arrow, path))
+    return raw_splits(tables, name, classes, channels, notes)
 
 
-def require_all_shards(paths: Sequence[str]) -> None:
-    """ValueError when files named NAME-00003-of-00010 lack some of their number."""
-    shards = [m for p in paths if (m := re.search(r"^(.*)-(\d+)-of-(\d+)", os.path.basename(p)))]
-    suffix = os.path.splitext(paths[0])[1]
-    for stem, total in {(m[1], m[3]) for m in shards}:
-        have = {int(m[2]) for m in shards if (m[1], m[3]) == (stem, total)}
-        if int(total) < 100_000 and (
-            missing := [f"{stem}-{i:05d}-of-{total}{suffix}" for i in range(int(total)) if i not in have]
-        ):
-            raise ValueError(f"incomplete: {', '.join(missing[:5])} missing beside {paths[0]}")
-
-
-IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "fine_label", "labels")
-
-
-def tables_to_parts(
-    tables: Mapping[str, Sequence[tuple[Any, Any, str]]],
-    name: str,
-    classes: Sequence[str] | None,
-    channels: int,
-    notes: list[str],
+def raw_splits(
+    tables: Mapping[str, Sequence[Table]], name: str, classes: Sequence[str] | None, channels: int, notes: list[str]
 ) -> RawSplits:
-    """Arrow tables with their schema and path, by split -> RawSplits."""
-    columns: dict[str, list[tuple[np.ndarray | list[str | None], ArrowImages]]] = {}
-    named: list[str] | None = None
-    for split, pieces in tables.items():
-        for table, schema, path in pieces:
-            image, label = (next((c for c in cs if c in schema.names), None) for cs in (IMAGE_COLUMNS, LABEL_COLUMNS))
-            if image is None or label is None:
-                raise ValueError(
-                    f"{path}: expected a column {' or '.join(IMAGE_COLUMNS)} and a column "
-                    f"{' or '.join(LABEL_COLUMNS)}, "
-                    f"found {', '.join(schema.names)}"
-                )
-            here = class_names(schema, label)
-            if named and here and named != here:
-                raise ValueError(
-                    f"{path}: its class names differ from the other files' ({here[:3]}... and {named[:3]}...)"
-                )
-            named = named or here
-            columns.setdefault(split, []).append((_label_values(table[label], path), _image_column(table[image], path)))
-    texts = {isinstance(values, list) for pieces in columns.values() for values, _ in pieces}
-    if len(texts) > 1:
-        raise ValueError(f"{name}: labels are text in some files and numbers in others")
-    if texts == {True}:
-        found = sorted({v for pieces in columns.values() for values, _ in pieces for v in values if v is not None})
-        names = list(classes) if classes and set(found) <= set(classes) else [str(v) for v in found]
-        number = {v: i for i, v in enumerate(names)}
-    else:
-        numbers = np.concatenate([cast(np.ndarray, values) for pieces in columns.values() for values, _ in pieces])
-        used = [int(v) for v in np.unique(numbers) if v >= 0]
-        if named or classes:
-            names, number = list(named or classes or ()), {}
-        else:
-            names, number = [str(v) for v in used], {v: i for i, v in enumerate(used)}  # type: ignore[misc]
-        if not number and used and used[-1] >= len(names):
-            raise ValueError(
-                f"{name}: label {used[-1]} is outside of the {len(names)} classes: these are the files of another data "
-                f"set"
-            )
-    if classes is not None and len(names) != len(classes):
-        raise ValueError(
-            f"{name} has {len(classes)} classes, these files have {len(names)} ({', '.join(names[:3])}, ...): they "
-            f"hold another data set"
-        )
-    if len(set(names)) != len(names):
-        raise ValueError(f"{name}: two classes have the same name")
+    """The tables of each split as one set. `classes`: what a named data set calls them, if the files do not."""
+    encoder = _encoder([table for of_split in tables.values() for table in of_split], name, classes)
     sets = {}
-    for split, column_pairs in columns.items():
+    for split, of_split in tables.items():
+        names = Numbered(split, sum(len(table.labels) for table in of_split))
         parts, start = [], 0
-        for values, images in column_pairs:
-            labels = np.asarray([number.get(cast(Any, v), -1) for v in values] if number else values, dtype=np.int64)
-            total = len(labels)
-            piece = ImageSet(
-                names, labels, Numbered(split, start + total).__getitem__(slice(start, None)), images, channels=channels
-            )
-            parts.append(piece if labels.size and labels.min() >= 0 else piece.subset(np.flatnonzero(labels >= 0)))
-            start += total
+        for table in of_split:
+            stop = start + len(table.labels)
+            labels = np.array([encoder.encode(label, table.path) for label in table.labels], dtype=np.int64)
+            images = ImageSet(encoder.classes, labels, names[start:stop], table.images, channels=channels)
+            parts.append(images.labelled())
+            start = stop
         whole = chain(parts)
         if len(whole) < start:
             notes.append(f"{split}: {start - len(whole)} rows without a label left out")
@@ -146,42 +130,28 @@ def tables_to_parts(
     return RawSplits(name, sets, notes)
 
 
-def class_names(schema: Any, column: str) -> list[str] | None:
-    try:
-        names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return [str(n) for n in names] if isinstance(names, list) and names else None
-
-
-def _label_values(column: Any, path: str) -> np.ndarray | list[str | None]:
-    """int64 with -1 for "none", or a list of str."""
-    pa = require_pyarrow()
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_integer(column.type):
-        return cast(np.ndarray, column.fill_null(-1).to_numpy().astype(np.int64))
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return cast("list[str | None]", column.to_pylist())
-    raise ValueError(f"{path}: labels must be whole numbers or text, got {column.type}")
-
-
-def _image_column(column: Any, path: str) -> ArrowImages:
-    pa = require_pyarrow()
-
-    def is_bytes(kind: Any) -> bool:
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-    if (
-        pa.types.is_struct(column.type)
-        and (at := column.type.get_field_index("bytes")) >= 0
-        and is_bytes(column.type.field(at).type)
-    ):
-        import pyarrow.compute as pc
-
-        content = pc.struct_field(column, "bytes")
-        paths = pc.struct_field(column, "path") if column.type.get_field_index("path") >= 0 else None
-        return ArrowImages(content, paths, os.path.dirname(path) or ".")
-    if is_bytes(column.type):
-        return ArrowImages(column)
-    raise ValueError(f"{path}: images must be struct(bytes, path) or bytes, got {column.type}")
+def _encoder(tables: Sequence[Table], name: str, classes: Sequence[str] | None) -> LabelEncoder:
+    used = used_labels(label for table in tables for label in table.labels)
+    kinds = {type(label) for label in used}
+    if len(kinds) > 1:
+        raise ValueError(f"{name}: labels are text in some files and numbers in others")
+    stated: dict[tuple[str, ...], str] = {table.classes: table.path for table in tables if table.classes}
+    if len(stated) > 1:
+        (a, at), (b, other) = list(stated.items())[:2]
+        raise ValueError(
+            f"{at} and {other} have different class names ({', '.join(a[:3])}... and {', '.join(b[:3])}...)"
+        )
+    names = next(iter(stated), None) or classes
+    if names is None or (kinds == {str} and not set(used) <= set(names)):
+        encoder = LabelEncoder.of_labels(used)
+    else:
+        encoder = LabelEncoder.of_classes(names)
+    found = encoder.classes
+    if classes is not None and len(found) != len(classes):
+        raise ValueError(
+            f"{name} has {len(classes)} classes, these files have {len(found)} ({', '.join(found[:3])}, ...): they "
+            f"hold another data set"
+        )
+    if len(set(found)) != len(found):
+        raise ValueError(f"{name}: two classes have the same name")
+    return encoder

@@ -24,11 +24,20 @@ import numpy as np
 
 from mlpmixer import download
 from mlpmixer.data.config import Data
-from mlpmixer.data.image_set import SPLIT_WORDS, TEST, TRAIN, VAL, ImageSet, chain, split_of
-from mlpmixer.data.readers.folder import neighbours, readable
-from mlpmixer.data.readers.parquet import require_all_shards
+from mlpmixer.data.image_set import ImageSet, chain
+from mlpmixer.data.labels import LabelEncoder
+from mlpmixer.data.paths import (
+    SPLIT_WORDS,
+    TEST,
+    TRAIN,
+    VAL,
+    printable,
+    require_all_shards,
+    similar_paths,
+    split_from_path,
+)
 from mlpmixer.data.streaming.remote import Retry
-from mlpmixer.data.streaming.shards import SUFFIXES, Contents, Label, Shard, ShardError, images_on_disk, look_into
+from mlpmixer.data.streaming.shards import SUFFIXES, Contents, Shard, ShardError, images_on_disk, look_into
 from mlpmixer.hardware import cache_folder
 
 INFO = "_info.json"  # as timm writes it beside its WebDataset shards
@@ -37,33 +46,12 @@ Report = download.Report
 
 
 @dataclass(frozen=True)
-class Labels:
-    """What labels mean: the names of the classes and, where numbers do not count them from 0, the place of each label
-    among them."""
-
-    classes: tuple[str, ...]
-    places: dict[int | str, int]
-
-    def index(self, label: Label, where: str) -> int:
-        """Of a sample; -1 when it has no label. ValueError when it is of no class."""
-        if label is None or label == -1:
-            return -1
-        place = self.places.get(label, -1)
-        if place < 0:
-            raise ValueError(
-                f"{where} has the label {label!r}, which is none of the {len(self.classes)} classes: "
-                f"{_some(self.classes)}"
-            )
-        return place
-
-
-@dataclass(frozen=True)
 class StreamedSplits:
     """A data set of shards, opened: train is streamed, val and test are read by index."""
 
     name: str
     train: tuple[Shard, ...]
-    labels: Labels
+    labels: LabelEncoder
     val: ImageSet
     test: ImageSet | None
     notes: tuple[str, ...]
@@ -184,18 +172,19 @@ def _find(data: Data, retry: Retry) -> _Listing:
     if _is_pattern(name) or name.lower().endswith(SUFFIXES):
         addresses = _expanded(name if remote else os.path.expanduser(name))
         short = re.split(r"[\d.]", Shard(addresses[0]).name)[0].rstrip("-_") or "shards"
-        return _listing(short, addresses, None, f"from {len(addresses)} shards, {readable(name)}")
+        return _listing(short, addresses, None, f"from {len(addresses)} shards, {printable(name)}")
     if remote:
         address = name if name.endswith(".json") else f"{name.rstrip('/')}/{INFO}"
         return _from_info(_read_info(address, retry), address, address.rpartition("/")[0])
     places = (os.path.expanduser(name), os.path.join(os.path.expanduser(data.data_dir or "."), name))
     path = next((p for p in places if os.path.isdir(p)), None)
     if path is None:
-        near = neighbours(name)
+        near = similar_paths(name)
         raise ValueError(
-            f"no folder of shards {readable(name)!r} (data.stream)"
+            f"no folder of shards {printable(name)!r} (data.stream)"
             + (f"; did you mean {', '.join(near)}? Expected" if near else ": expected")
-            + " a folder with .tar or .parquet files, a pattern such as DIR/train-{000..146}.tar, https://..., or hf:OWNER/NAME"
+            + " a folder with .tar or .parquet files, a pattern such as DIR/train-{000..146}.tar, "
+            "https://..., or hf:OWNER/NAME"
         )
     if os.path.isfile(info := os.path.join(path, INFO)):
         with open(info, encoding="utf-8") as file:
@@ -203,17 +192,17 @@ def _find(data: Data, retry: Retry) -> _Listing:
     files = _shards_in(path)
     if not files:
         raise ValueError(
-            f"{readable(name)} holds no shards (data.stream): expected .tar or .parquet files in it, or in train/ and "
+            f"{printable(name)} holds no shards (data.stream): expected .tar or .parquet files in it, or in train/ and "
             f"val/"
         )
     require_all_shards(files)
     names = os.path.join(path, "classes.txt")
     classes = _class_list(names) if os.path.isfile(names) else None
     return _listing(
-        readable(os.path.basename(os.path.abspath(path))),
+        printable(os.path.basename(os.path.abspath(path))),
         files,
         classes,
-        f"from {len(files)} shards in {readable(path)}",
+        f"from {len(files)} shards in {printable(path)}",
     )
 
 
@@ -253,7 +242,7 @@ def _listing(name: str, addresses: Sequence[str], classes: tuple[str, ...] | Non
         raise ValueError(f"{name} holds .tar and .parquet files; pass a folder or pattern with those of one kind")
     shards: dict[str, list[Shard]] = {}
     for address in addresses:
-        shards.setdefault(split_of(address) or "all", []).append(Shard(address))
+        shards.setdefault(split_from_path(address) or "all", []).append(Shard(address))
     return _Listing(name, shards, classes, note)
 
 
@@ -295,7 +284,7 @@ def _from_info(info: dict[str, Any], where: str, base: str) -> _Listing:
                 raise ShardError(f"{address} is missing; {where} lists it")
             of_split.append(Shard(address, samples))
     classes = tuple(map(str, info["classes"])) if info.get("classes") else None
-    return _Listing(readable(base.rpartition("/")[2]) or "shards", shards, classes, f"from {where}")
+    return _Listing(printable(base.rpartition("/")[2]) or "shards", shards, classes, f"from {where}")
 
 
 def _on_the_hub(repo: str) -> _Listing:
@@ -310,11 +299,10 @@ def _on_the_hub(repo: str) -> _Listing:
     try:
         info = hub.HfApi().dataset_info(owner_name)
     except Exception as e:  # no network, no such data set, switched off: the hub has many ways to say so
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ValueError(f"hf:{repo} could not be found ({reason})") from e
+        raise ValueError(f"hf:{repo} could not be found ({download.first_line(e)})") from e
     files = [s.rfilename for s in info.siblings or [] if s.rfilename.lower().endswith(SUFFIXES)]
     files = sorted(f for f in files if f.startswith(f"{folder}/" if folder else ""))
-    folders = sorted({os.path.dirname(f) for f in files if not split_of(f"{os.path.dirname(f)}/x")})
+    folders = sorted({os.path.dirname(f) for f in files if not split_from_path(f"{os.path.dirname(f)}/x")})
     if not files:
         raise ValueError(
             f"hf:{repo} has no .parquet or .tar files to stream; without --data.stream it is loaded as a whole"
@@ -417,26 +405,26 @@ def _class_list(given: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _labels_of(found: Sequence[Contents], classes: tuple[str, ...] | None, name: str) -> Labels:
+def _labels_of(found: Sequence[Contents], classes: tuple[str, ...] | None, name: str) -> LabelEncoder:
     stated = {c.classes for c in found if c.classes}
     if classes is None and len(stated) > 1:
         raise ValueError(f"{name}: the shards name different classes; give their names with --data.classes FILE")
     classes = classes or (stated.pop() if stated else None)
     if classes is not None:
-        return Labels(classes, {n: i for i, n in enumerate(classes)} | {i: i for i in range(len(classes))})
-    used = sorted({v for c in found for v in c.labels}, key=lambda v: (isinstance(v, str), v))
-    if len(used) < 2:
-        raise ValueError(f"{name} has {len(used)} class with images; a classifier needs at least two")
-    return Labels(tuple(map(str, used)), {v: i for i, v in enumerate(used)})
+        return LabelEncoder.of_classes(classes)
+    encoder = LabelEncoder.of_labels(v for c in found for v in c.labels)
+    if len(encoder.classes) < 2:
+        raise ValueError(f"{name} has {len(encoder.classes)} class with images; a classifier needs at least two")
+    return encoder
 
 
-def _image_set(split: str, shards: Sequence[Shard], labels: Labels, cache: Path, notes: list[str]) -> ImageSet:
+def _image_set(split: str, shards: Sequence[Shard], labels: LabelEncoder, cache: Path, notes: list[str]) -> ImageSet:
     parts = []
     for shard in shards:
         names, found, sources = images_on_disk(Shard(_local(shard, cache)))
-        indices = np.array([labels.index(v, n) for n, v in zip(names, found, strict=True)], dtype=np.int64)
+        indices = np.array([labels.encode(v, n) for n, v in zip(names, found, strict=True)], dtype=np.int64)
         images = ImageSet(labels.classes, indices, names, sources)
-        parts.append(images if (indices >= 0).all() else images.subset(np.flatnonzero(indices >= 0)))
+        parts.append(images.labelled())
         if len(parts[-1]) < len(images):
             notes.append(f"{split}: {len(images) - len(parts[-1])} samples of {shard.name} without a label left out")
     return chain(parts)
@@ -454,7 +442,5 @@ def _local(shard: Shard, cache: Path) -> str:
         try:
             return str(hub.hf_hub_download(owner_name, file, repo_type="dataset", revision=revision))
         except Exception as e:  # as above
-            raise ShardError(
-                f"{shard.address} could not be fetched: {str(e).strip().partition(chr(10))[0] or type(e).__name__}"
-            ) from e
+            raise ShardError(f"{shard.address} could not be fetched: {download.first_line(e)}") from e
     return str(download.fetch(shard.address, cache_dir=cache))

@@ -24,10 +24,10 @@ from PIL import Image
 
 from mlpmixer.data.image_set import ImageSet, LazySequence
 from mlpmixer.data.images import IMAGE_SUFFIXES, ImageError, Source, opened
-from mlpmixer.data.readers.parquet import IMAGE_COLUMNS, LABEL_COLUMNS, class_names, require_pyarrow
+from mlpmixer.data.labels import Label, used_labels
+from mlpmixer.data.readers.parquet import class_names, encoded_images, find_columns, import_pyarrow
 from mlpmixer.data.streaming.remote import HubFile, Refused, RemoteFile, Retry
 
-Label = int | str | None
 Kind = Literal["tar", "parquet"]
 SUFFIXES = (".tar", ".parquet")
 READ_BYTES = 1 << 18  # at once from a server
@@ -226,13 +226,7 @@ def _look_into_tar(file: IO[bytes]) -> Contents:
     for group in _groups(file, 0, 0, lambda row, suffix: _is_label(suffix)):
         samples += 1
         labels.add(_tar_label(group))
-    return Contents(samples, None, _sorted_labels(labels))
-
-
-def _sorted_labels(labels: set[Label]) -> tuple[int | str, ...]:
-    """Without what means "no label"."""
-    kept = [v for v in labels if v is not None and v != -1]
-    return tuple(sorted(kept, key=lambda v: (isinstance(v, str), v)))
+    return Contents(samples, None, used_labels(labels))
 
 
 # ---- Parquet
@@ -240,25 +234,9 @@ def _sorted_labels(labels: set[Label]) -> tuple[int | str, ...]:
 
 def _parquet(shard: Shard, file: IO[bytes] | str) -> tuple[Any, str, str]:
     """(ParquetFile, image column, label column). Pages are read as they are needed, not whole row groups."""
-    pa = require_pyarrow()
+    pa = import_pyarrow()
     parquet = pa.parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-    names = parquet.schema_arrow.names
-    image, label = (next((c for c in columns if c in names), None) for columns in (IMAGE_COLUMNS, LABEL_COLUMNS))
-    if image is None or label is None:
-        raise ShardError(
-            f"{shard.address}: expected a column {' or '.join(IMAGE_COLUMNS)} and a column "
-            f"{' or '.join(LABEL_COLUMNS)}, "
-            f"found {', '.join(names)}"
-        )
-    return parquet, image, label
-
-
-def _bytes_of(column: Any) -> Any:
-    """The encoded images of an Arrow column."""
-    import pyarrow.compute as pc
-
-    pa = require_pyarrow()
-    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+    return parquet, *find_columns(parquet.schema_arrow.names, shard.address)
 
 
 def _parquet_rows(shard: Shard, file: IO[bytes], first: int, last: int) -> Iterator[Sample]:
@@ -270,7 +248,7 @@ def _parquet_rows(shard: Shard, file: IO[bytes], first: int, last: int) -> Itera
             row += size
             continue
         for batch in parquet.iter_batches(batch_size=16, row_groups=[group], columns=[image, label], use_threads=False):
-            for content, value in zip(_bytes_of(batch[image]), batch[label], strict=True):
+            for content, value in zip(encoded_images(batch[image], shard.address)[0], batch[label], strict=True):
                 if row == last:
                     return
                 if row >= first:
@@ -282,9 +260,7 @@ def _look_into_parquet(shard: Shard, file: IO[bytes]) -> Contents:
     parquet, _, label = _parquet(shard, file)
     names = class_names(parquet.schema_arrow, label)
     labels = (
-        ()
-        if names
-        else _sorted_labels(set(parquet.read(columns=[label], use_threads=False)[label].unique().to_pylist()))
+        () if names else used_labels(set(parquet.read(columns=[label], use_threads=False)[label].unique().to_pylist()))
     )
     return Contents(parquet.metadata.num_rows, tuple(names) if names else None, labels)
 
@@ -323,7 +299,8 @@ class ParquetImages(LazySequence[Source]):
 
     def _read_column(self, group: int) -> Any:
         parquet, image, _ = _parquet(self.shard, self.shard.address)
-        return _bytes_of(parquet.read_row_group(group, columns=[image], use_threads=False)[image])
+        column = parquet.read_row_group(group, columns=[image], use_threads=False)[image]
+        return encoded_images(column, self.shard.address)[0]
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -429,7 +406,7 @@ def _write_tar(path: str, rows: Sequence[Row], classes: Sequence[str]) -> None:
 
 
 def _write_parquet(path: str, rows: Sequence[Row], classes: Sequence[str]) -> None:
-    pa = require_pyarrow()
+    pa = import_pyarrow()
     features = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     table = pa.table(
