@@ -12,7 +12,7 @@ import numpy as np
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_raw
 from mlpmixer.data.image_set import ImageSet
-from mlpmixer.data.images import ImageError, decode, opened
+from mlpmixer.data.images import ImageError, decode, open_image
 from mlpmixer.data.store import in_chunks
 
 
@@ -49,7 +49,7 @@ class CheckReport:
 
 
 def check_data(data: Data) -> CheckReport:
-    """Decode every image of `data` and report what is wrong. ValueError only when the data cannot be opened at all."""
+    """Decode every image of `data` and report what is wrong. ValueError only when the data cannot be opened."""
     raw = open_raw(data)
     broken: list[tuple[str, str]] = []
     duplicates: list[tuple[str, str]] = []
@@ -109,7 +109,7 @@ def _outcomes(images: ImageSet, workers: int) -> Iterator[Outcome]:
 
 def _look(images: ImageSet, i: int) -> Outcome:
     try:
-        with opened(images.source(i)) as image:
+        with open_image(images.source(i)) as image:
             size, mode = f"{image.width}x{image.height}", f"{image.format or 'array'} {image.mode}"
             pixels = np.asarray(decode(image, "RGB"))
     except ImageError as e:

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from mlpmixer.data.image_set import ImageSet, LazySequence
-from mlpmixer.data.images import IMAGE_SUFFIXES, ImageError, Source, opened
+from mlpmixer.data.images import IMAGE_SUFFIXES, ImageError, Source, open_image
 from mlpmixer.data.labels import Label, used_labels
 from mlpmixer.data.readers.parquet import class_names, encoded_images, find_columns, import_pyarrow
 from mlpmixer.data.streaming.remote import HubFile, Refused, RemoteFile, Retry
@@ -381,7 +381,7 @@ def write_shards(
 
 def _encoded(source: Source) -> tuple[str, bytes]:
     """(suffix, bytes) of an image as a file."""
-    with opened(source) as image:
+    with open_image(source) as image:
         if isinstance(source, Image.Image):
             buffer = io.BytesIO()
             image.save(buffer, "PNG")
