@@ -32,7 +32,6 @@ from mlpmixer.data.config import Data
 from mlpmixer.evaluation.probe import features_of
 from mlpmixer.exporters.check import PIXEL_TOLERANCE
 from mlpmixer.exporters.export import TARGETS, export
-from mlpmixer.inference import onnx_model
 from mlpmixer.inference.classifier import Exported, from_network, load
 from mlpmixer.inference.engines import ENGINES
 from mlpmixer.inference.engines.openvino import import_openvino
@@ -42,7 +41,7 @@ from mlpmixer.models.mixer import Mixer
 
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 OF = {"openvino": "openvino", "pt2": "torch"}  # which engine is there for what
 
@@ -209,8 +208,13 @@ def test_several_threads_may_ask_at_once(name: str, streams: int, made: Path, ru
 def test_callers_of_onnxruntime_and_its_threads_are_together_as_many_as_asked_for(
     streams: int, threads: int, of_the_session: int, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, real = list[int](), onnx_model.open_session
-    monkeypatch.setattr(onnx_model, "open_session", lambda name, number: (opened.append(number), real(name, number))[1])
+    opened, real = list[int](), onnxruntime.InferenceSession
+
+    def session(file: str, options: Any, **more: Any) -> Any:
+        opened.append(options.intra_op_num_threads)
+        return real(file, options, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     open_export(made / "model.onnx", streams=streams, threads=threads)
     assert opened == [of_the_session]
 
@@ -244,7 +248,7 @@ def test_a_pt2_says_that_it_needs_torch(made: Path) -> None:
         OF_THE_COMMAND,
     )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert 'model.pt2 is computed by torch, which is not installed (no torch here): pip install "torch"' in done.stderr
+    assert 'model.pt2 needs torch, which is not installed (no torch here): pip install "torch"' in done.stderr
 
 
 @pytest.mark.parametrize("package", ["openvino", "onnx"])
@@ -259,7 +263,7 @@ def test_without_the_packages_the_answer_is_how_to_get_them(
     assert not list(tmp_path.iterdir())
     if package == "openvino":
         with pytest.raises(
-            ValueError, match=r'is computed by openvino, which is not installed.*pip install "mlpmixer\[openvino\]"'
+            ValueError, match=r'needs openvino, which is not installed.*pip install "mlpmixer\[openvino\]"'
         ):
             load(made / "model.xml")
 
@@ -465,7 +469,7 @@ def test_evaluate_compare_and_probe_take_each_form(made: Path, run: Path, capsys
     [
         (
             "predict {made}/model.xml x.png --engine onnxruntime",
-            "does not compute .xml files such as {made}/model.xml; openvino can",
+            "does not open .xml files such as {made}/model.xml; openvino can",
         ),
         (
             "predict {made}/model.onnx x.png --engine torch",

@@ -199,16 +199,16 @@ def test_a_run_learns_from_the_file_as_from_the_function(tmp_path: Path) -> None
     [
         ({"weight": WEIGHT[:7]}, "model.onnx answers with 7 classes, the data has 10"),
         ({"weight": WEIGHT[:7], "known": False}, "model.onnx answers with 7 classes, the data has 10"),
-        ({"says": about(DIGITS[:3])}, "model.onnx answers with 10 classes, but its metadata name 3"),
+        ({"says": about(DIGITS[:3])}, "model.onnx has 10 classes, but its metadata name 3"),
         ({"says": {"format": 1, "model": {"classes": DIGITS}}}, "the metadata 'mlpmixer' of"),
         ({"says": about() | {"format": 7}}, "format 7; this version reads format 1"),
         (
             {"shape": ("batch", 3, 8, 8), "weight": np.tile(WEIGHT, 3)},
             "images of 3 channels, those of this run have 1; try --in-channels 3",
         ),
-        ({"shape": (4, 64)}, "takes 'images', tensor(float) (4, 64); expected one float32 input (B, C, H, W)"),
-        ({"dtype": onnx.TensorProto.DOUBLE}, "takes 'images', tensor(double) (batch, 1, 8, 8); expected one float32"),
-        ({"behind": ("Sigmoid",)}, "model.onnx ends in Sigmoid: expected logits, or a Softmax"),
+        ({"shape": (4, 64)}, "takes 'images', float32 (4, 64); expected one float32 input (B, C, H, W)"),
+        ({"dtype": onnx.TensorProto.DOUBLE}, "takes 'images', float64 (any, 1, 8, 8); expected one float32"),
+        ({"behind": ("Sigmoid",)}, "model.onnx ends in Sigmoid; expected logits, or a Softmax"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -223,7 +223,7 @@ def test_what_is_no_onnx_file_is_one_line(tmp_path: Path, capsys: pytest.Capture
     assert_refused(tmp_path / "modle.onnx", f"did you mean {tmp_path / 'model.onnx'}?", capsys)
     for i, content in enumerate((b"", b"hello " * 10, whole[:-1000])):
         (tmp_path / f"{i}.onnx").write_bytes(content)
-        assert_refused(tmp_path / f"{i}.onnx", f"{i}.onnx as an ONNX file: ", capsys)
+        assert_refused(tmp_path / f"{i}.onnx", f"onnxruntime cannot open {tmp_path / str(i)}.onnx: ", capsys)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])

@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 from mlpmixer.cli.arguments import Flag, whole_numbers
 from mlpmixer.cli.printing import percent, print_error, print_json, print_table
 from mlpmixer.cli.progress import reporter
-from mlpmixer.inference.onnx_model import require_file
+from mlpmixer.inference.engines import require_file
 
 if TYPE_CHECKING:
     from mlpmixer.exporters.benchmark import Bench as Measured

@@ -31,9 +31,8 @@ from mlpmixer.data.images import Pixels
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.hardware import cores, cpu_name, peak_mib
 from mlpmixer.inference.classifier import Exported, load
-from mlpmixer.inference.engines import ENGINES, Precision, engines_for, installed, require_threads
+from mlpmixer.inference.engines import ENGINES, Precision, engines_for, installed, require_file, require_threads
 from mlpmixer.inference.exported import export_at
-from mlpmixer.inference.onnx_model import require_file
 
 if TYPE_CHECKING:
     from mlpmixer.weights.load import Report

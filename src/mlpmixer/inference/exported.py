@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mlpmixer.config import from_json, to_json
 from mlpmixer.data.images import Pixels
-from mlpmixer.inference.engines import SUFFIXES, Precision, Runtime, open_session, reason
-from mlpmixer.inference.onnx_model import require_file
+from mlpmixer.inference.engines import SUFFIXES, Precision, Runtime, open_session
 from mlpmixer.weights.model_file import FORMAT, ModelMeta
 
 MODEL, MANIFEST = "model.onnx", "bundle.json"  # of a bundle
@@ -56,19 +54,10 @@ class Export:
     compute: Callable[[Pixels, tuple[str, ...]], list[NDArray[Any]]]
 
     def __call__(self, images: Pixels, *outputs: str) -> list[NDArray[Any]]:
-        """A graph of a fixed batch computes the images in parts, the last one filled up with zeros.
-
-        Errors: ValueError for an output that is not there, and when the runtime cannot compute it.
-        """
+        """Errors: ValueError for an output that is not there, and when the engine cannot compute it."""
         if missing := [name for name in outputs if name not in self.outputs]:
             raise ValueError(f"{self.path} gives no {missing[0]}; it gives {', '.join(self.outputs)}")
-        size = self.batch or max(len(images), 1)
-        parts = []
-        for start in range(0, max(len(images), 1), size):
-            part = images[start : start + size]
-            lacking = np.zeros((self.batch - len(part) if self.batch else 0, *images.shape[1:]), images.dtype)
-            parts.append([answer[: len(part)] for answer in self.compute(np.concatenate([part, lacking]), outputs)])
-        return [np.concatenate(answers) for answers in zip(*parts, strict=True)]
+        return self.compute(images, outputs)
 
 
 def export_at(name: str | os.PathLike[str]) -> Path | None:
@@ -92,7 +81,6 @@ def open_export(
     """
     if file.name == MODEL:
         require_same_files(file.parent)
-    require_file(file)
     session, runtime = open_session(file, engine, precision, streams, threads)
     meta, made, weights = _read_metadata(session.metadata, file)
     runtime = dataclasses.replace(runtime, int8=bool(made.get("int8")))
@@ -118,19 +106,14 @@ def open_export(
             raise ValueError(
                 f"the metadata of {file} speak of {name} of shape {shape}, its graph gives {outputs[name]}; {EXPECTED}"
             )
-    batch = inputs[0].shape[0]
+    batch = session.batch
     if batch and batch * math.prod(pixels.image_size) * pixels.in_channels * pixels.dtype.itemsize > MAX_BATCH_BYTES:
         raise ValueError(
             f"{file} takes {batch:,} images at a time, more than fit into {MAX_BATCH_BYTES / 2**30:g} GiB; {EXPECTED}"
         )
 
     def compute(images: Pixels, outputs: tuple[str, ...]) -> list[NDArray[Any]]:
-        try:
-            answers = session.compute(images, outputs)
-        except Exception as e:  # the engines' errors have no common class
-            raise ValueError(
-                f"{runtime.engine} cannot compute {file} for images of shape {images.shape}: {reason(e)}"
-            ) from e
+        answers = session.compute(images, outputs)
         for name, answer in zip(
             outputs, answers, strict=True
         ):  # what a graph says of its outputs is not what it must do

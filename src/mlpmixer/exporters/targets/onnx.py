@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from mlpmixer.exporters.check import Checked
 from mlpmixer.exporters.job import Job, require_packages
+from mlpmixer.inference.engines.session import KEY
 from mlpmixer.inference.exported import INPUT, metadata
-from mlpmixer.inference.onnx_model import KEY
 
 if TYPE_CHECKING:
     import onnx

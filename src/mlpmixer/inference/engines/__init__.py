@@ -1,15 +1,17 @@
-"""What computes an exported model: one file for each engine, one table of them. An engine is imported when it opens a
-file.
+"""The libraries that run graphs, one file each and one table. A library is imported when it opens a file."""
 
-`exported.open_export` opens a file with one of them; another engine is another entry of ENGINES.
-"""
-
+import difflib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpmixer.data.images import Pixels
 from mlpmixer.hardware import cores
 from mlpmixer.inference.engines import onnxruntime, openvino, torch
 from mlpmixer.inference.engines.session import Precision, Runtime, Session, Value
@@ -75,36 +77,65 @@ def installed(name: str) -> str | None:
 def open_session(
     file: Path, engine: str | None, precision: Precision, streams: int, threads: int
 ) -> tuple[Session, Runtime]:
-    """The graph in a file that exists, in `engine`; None: in the one that is there for such files. threads: as of
-    `threads_each`.
+    """The graph in `file`, ready to run. engine: None for the default of such files. threads: see `threads_each`.
 
-    Errors: ValueError for an unknown engine, one that does not open such files or compute so, one that is not
-    installed, and for a file that it cannot open.
+    Its `compute` takes any number of images, also where the graph has a fixed batch: the last one is filled up.
+
+    Errors: ValueError for a file that is missing or cannot be opened, and for an engine that is unknown, not installed,
+    or not for such files or this precision. ValueError, too, from `compute`.
     """
     able = engines_for(file)
     if not able:
-        raise ValueError(f"{file} is no file that an engine opens: expected {', '.join(SUFFIXES)}")
+        raise ValueError(f"no engine opens {file}: expected a file that ends in {', '.join(SUFFIXES)}")
     name = engine or able[0]
     chosen = ENGINES[name]
     if name not in able:
-        raise ValueError(f"{name} does not compute {file.suffix} files such as {file}; {' and '.join(able)} can")
+        raise ValueError(f"{name} does not open {file.suffix} files such as {file}; {' and '.join(able)} can")
     if precision not in chosen.precisions:
         others = [other for other, e in ENGINES.items() if precision in e.precisions]
-        known = f"; {' and '.join(others)} can, each of its own files" if others else ""
+        known = f"; {' and '.join(others)} can, each its own files" if others else ""
         raise ValueError(f"{name} computes in {' or '.join(chosen.precisions)}, not in {precision}{known}")
     threads = threads_each(streams, threads)
+    require_file(file)
     try:
         session = chosen.open(file, precision, streams, threads)
     except ValueError:
         raise
     except ModuleNotFoundError as e:
-        lacking = (
-            f'{file} is computed by {name}, which is not installed (no {e.name} here): pip install "{chosen.package}"'
-        )
-        raise ValueError(lacking) from None
+        raise ValueError(
+            f'{file} needs {name}, which is not installed (no {e.name} here): pip install "{chosen.package}"'
+        ) from None
     except Exception as e:  # the engines' own errors have no common class
         raise ValueError(f"{name} cannot open {file}: {reason(e)}") from e
-    return session, Runtime(engine=name, version=session.version, precision=precision, threads=threads, streams=streams)
+
+    def compute(images: Pixels, outputs: Sequence[str]) -> list[NDArray[Any]]:
+        try:
+            return _in_batches(session, images, outputs)
+        except Exception as e:
+            raise ValueError(f"{name} cannot compute {file} for images of shape {images.shape}: {reason(e)}") from e
+
+    runtime = Runtime(engine=name, version=session.version, precision=precision, threads=threads, streams=streams)
+    return replace(session, compute=compute), runtime
+
+
+def _in_batches(session: Session, images: Pixels, outputs: Sequence[str]) -> list[NDArray[Any]]:
+    """A fixed batch is filled up with zeros, and their answers are dropped."""
+    batch = session.batch
+    if batch is None:
+        return session.compute(images, outputs)
+    parts = []
+    for start in range(0, max(len(images), 1), batch):
+        part = images[start : start + batch]
+        padding = np.zeros((batch - len(part), *images.shape[1:]), images.dtype)
+        parts.append([a[: len(part)] for a in session.compute(np.concatenate([part, padding]), outputs)])
+    return [np.concatenate(answers) for answers in zip(*parts, strict=True)]
+
+
+def require_file(path: Path) -> None:
+    """ValueError, with the nearest name, unless there is a file."""
+    if not path.is_file():
+        close = difflib.get_close_matches(str(path), map(str, path.parent.glob(f"*{path.suffix}")), 1)
+        raise ValueError(f"{path} does not exist: expected a file" + (f"; did you mean {close[0]}?" if close else ""))
 
 
 def threads_each(streams: int, threads: int) -> int:
@@ -125,5 +156,6 @@ def require_threads(threads: int) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Of several lines, the last one: what comes before are places in the engine's source."""
-    return str(error).strip().split("\n")[-1].strip() or type(error).__name__
+    """The first line of a message that is not a place in the engine's source, which ends with a colon."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line and not line.endswith(":")), type(error).__name__)

@@ -1,6 +1,5 @@
-"""onnxruntime: .onnx files."""
+"""onnxruntime on the CPU: .onnx files."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +8,20 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mlpmixer.data.images import Pixels
-from mlpmixer.inference import onnx_model
-from mlpmixer.inference.engines.session import Precision, Session, Value
+from mlpmixer.inference.engines.session import KEY, Precision, Session, Value
 
 
 def open_file(file: Path, precision: Precision, streams: int, threads: int) -> Session:
-    """It has as many streams as there are callers: each computes itself, and all share the other threads of the
-    session."""
-    others = streams * (threads - 1)
-    session = onnx_model.open_session(os.fspath(file), others + 1 if threads else 0)
+    """A session in which each caller computes on its own thread, and all share the other threads."""
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = streams * (threads - 1) + 1 if threads else 0
+    options.use_deterministic_compute = True
+    options.log_severity_level = 4  # errors are raised as well
+    # threads that wait do not spin: others, such as a student that learns from this graph, compute on the same cores
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     inputs = tuple(map(_value, session.get_inputs()))
 
     def compute(images: Pixels, outputs: Sequence[str]) -> list[NDArray[Any]]:
@@ -28,14 +30,14 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
 
     return Session(
         version=onnxruntime.__version__,
-        metadata=session.get_modelmeta().custom_metadata_map.get(onnx_model.KEY),
+        metadata=session.get_modelmeta().custom_metadata_map.get(KEY),
         inputs=inputs,
         outputs=tuple(map(_value, session.get_outputs())),
         compute=compute,
     )
 
 
-def _value(of: Any) -> Value:
-    kind = re.sub(r"tensor\((\w+)\)", r"\1", of.type)
-    shape = tuple(n if isinstance(n, int) else None for n in of.shape)  # None or a name where it takes any
-    return Value(of.name, {"float": "float32", "double": "float64"}.get(kind, kind), shape)
+def _value(value: Any) -> Value:
+    kind = re.sub(r"tensor\((\w+)\)", r"\1", value.type)
+    shape = tuple(n if isinstance(n, int) else None for n in value.shape)  # None or a name: any size
+    return Value(value.name, {"float": "float32", "double": "float64"}.get(kind, kind), shape)

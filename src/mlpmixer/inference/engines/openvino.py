@@ -9,8 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mlpmixer.data.images import Pixels
-from mlpmixer.inference.engines.session import Precision, Session, Value
-from mlpmixer.inference.onnx_model import KEY
+from mlpmixer.inference.engines.session import KEY, Precision, Session, Value
 
 PLACE = (
     "framework",

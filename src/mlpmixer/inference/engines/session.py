@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from mlpmixer.data.images import Pixels
 
 Precision = Literal["float32", "bfloat16"]
+KEY = "mlpmixer"  # of the metadata stored in an exported file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +63,16 @@ class Session:
     version: str
     """Of the engine."""
     metadata: str | None
-    """The text stored in the file under `onnx_model.KEY`; None where there is none."""
+    """The text stored in the file under KEY; None where there is none."""
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     compute: Callable[[Pixels, Sequence[str]], list[NDArray[Any]]]
-    """The first input -> the outputs of these names. May be called by several threads, of which as many compute at the
-    same time as it has streams; raises whatever the engine raises."""
+    """The first input -> the outputs of these names. Several threads may call it; as many compute at the same time as
+    there are streams."""
     weights: Path | None = None
-    """The file beside it that it cannot do without."""
+    """A file beside it, which it cannot do without."""
+
+    @property
+    def batch(self) -> int | None:
+        """Images that the graph takes at a time; None: any number."""
+        return self.inputs[0].shape[0] if self.inputs and self.inputs[0].shape else None

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mlpmixer.data.images import Pixels
-from mlpmixer.inference.engines.session import Precision, Session, Value
-from mlpmixer.inference.onnx_model import KEY
+from mlpmixer.inference.engines.session import KEY, Precision, Session, Value
 
 METADATA = f"{KEY}.json"  # of the extra files in a .pt2
 
@@ -39,7 +39,7 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
 
     def compute(images: Pixels, outputs: Sequence[str]) -> list[NDArray[Any]]:
         with torch.inference_mode(), computing("cpu", precision, threads):
-            answers = module(torch.from_numpy(images))
+            answers = module(torch.from_numpy(np.require(images, requirements="W")))  # a copy of what is read-only
         return [(a.float() if a.is_floating_point() else a).numpy() for a in (answers[name] for name in outputs)]
 
     return Session(
