@@ -10,7 +10,7 @@ from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.real_labels import read_real, real_labels
 from mlpmixer.evaluation.evaluate import evaluate
-from mlpmixer.evaluation.metrics import real_score
+from mlpmixer.evaluation.metrics import real_metrics
 from mlpmixer.evaluation.significance import wilson
 from mlpmixer.inference.classifier import Classifier
 from mlpmixer.weights import published
@@ -75,10 +75,10 @@ def test_any_other_file_is_refused(tmp_path, content, says):
 
 
 def test_an_answer_is_right_when_it_is_one_of_the_labels_and_images_without_any_are_left_out():
-    got = real_score(np.array([7, 3, 5, 998]), [frozenset({7}), frozenset({1, 3}), frozenset(), frozenset({999})])
+    got = real_metrics(np.array([7, 3, 5, 998]), [frozenset({7}), frozenset({1, 3}), frozenset(), frozenset({999})])
     assert (got.n, got.skipped, got.top1, got.top1_interval) == (3, 1, 2 / 3, wilson(2, 3))
     with pytest.raises(ValueError, match="none of the 2 images"):
-        real_score(np.array([1, 2]), [frozenset(), frozenset()])
+        real_metrics(np.array([1, 2]), [frozenset(), frozenset()])
 
 
 def always(answers, classes):

@@ -6,15 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from sklearn.metrics import brier_score_loss, log_loss
+from sklearn import metrics as sklearn
 
 from mlpmixer.evaluation.calibration import (
-    brier,
+    apply_temperature,
+    brier_score,
     expected_calibration_error,
     fit_temperature,
-    negative_log_likelihood,
+    log_loss,
     reliability,
-    tempered,
 )
 from mlpmixer.evaluation.significance import wilson
 
@@ -30,12 +30,14 @@ def logits_and_labels(n=4000, k=5, temperature=1.0, seed=0):
 def test_brier_and_log_likelihood_are_scikit_learns():
     z, labels = logits_and_labels(500)
     p = softmax(z, axis=1)
-    assert brier(p, labels) == pytest.approx(brier_score_loss(labels, p, labels=range(5), scale_by_half=False))
-    assert negative_log_likelihood(p, labels) == pytest.approx(log_loss(labels, p))
+    assert brier_score(p, labels) == pytest.approx(
+        sklearn.brier_score_loss(labels, p, labels=range(5), scale_by_half=False)
+    )
+    assert log_loss(p, labels).mean() == pytest.approx(sklearn.log_loss(labels, p))
     assert (
-        brier(np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([1, 0])) == 1.0
+        brier_score(np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([1, 0])) == 1.0
     )  # certain and right: 0; certain and wrong: 2
-    assert np.isfinite(negative_log_likelihood(np.array([[0.0, 1.0]]), np.array([0])))
+    assert np.isfinite(log_loss(np.array([[0.0, 1.0]]), np.array([0])))
 
 
 def test_a_bin_holds_confidences_above_its_lower_edge_up_to_its_upper_one():
@@ -64,8 +66,8 @@ def test_the_temperature_that_was_put_in_is_found_and_makes_the_model_calibrated
     p = softmax(z, axis=1).astype(np.float32)
     found = fit_temperature(p, labels)
     assert found == pytest.approx(temperature, rel=0.05)
-    after = tempered(p, found)
-    assert negative_log_likelihood(after, labels) <= negative_log_likelihood(p, labels)
+    after = apply_temperature(p, found)
+    assert log_loss(after, labels).mean() <= log_loss(p, labels).mean()
     assert expected_calibration_error(after.max(axis=1), after.argmax(axis=1) == labels) < 0.015
 
 
@@ -85,15 +87,15 @@ def test_no_other_temperature_is_more_likely(seed, temperature):
 def test_a_temperature_divides_logits_and_changes_no_answer():
     z, _ = logits_and_labels(100)
     p = softmax(z, axis=1)
-    assert np.allclose(tempered(p, 1.7), softmax(z / 1.7, axis=1))
-    assert (tempered(p, 30.0).argmax(axis=1) == p.argmax(axis=1)).all()
+    assert np.allclose(apply_temperature(p, 1.7), softmax(z / 1.7, axis=1))
+    assert (apply_temperature(p, 30.0).argmax(axis=1) == p.argmax(axis=1)).all()
     with pytest.raises(ValueError, match="positive"):
-        tempered(p, 0)
+        apply_temperature(p, 0)
 
 
 def test_where_no_temperature_is_best_the_reason_is_said():
     p = softmax(logits_and_labels(50)[0], axis=1)
-    with pytest.raises(ValueError, match="all 50 validation answers are right"):
+    with pytest.raises(ValueError, match="all 50 validation answers are correct"):
         fit_temperature(p, p.argmax(axis=1))
     with pytest.raises(ValueError, match="no better than chance"):
         fit_temperature(p, p.argmin(axis=1))

@@ -10,7 +10,7 @@ from PIL import Image
 from mlpmixer.config import to_json
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_images
-from mlpmixer.evaluation.metrics import metrics_from_probabilities, real_score, with_temperature
+from mlpmixer.evaluation.metrics import calibrated_metrics, metrics_from_probabilities, real_metrics
 from mlpmixer.evaluation.report import evaluation_html, thumbnails_of
 from mlpmixer.training.recipe import Recipe
 from mlpmixer.training.run_report import write_report
@@ -125,11 +125,11 @@ def test_calibration_is_drawn_and_told_before_and_after_a_temperature():
     p, labels = rng.dirichlet(np.ones(3), 60), rng.integers(0, 3, 60)
     m = metrics_from_probabilities(p, labels, list("abc"), [str(i) for i in range(60)])
     plain = evaluation_html(m)
-    after = with_temperature(p, labels, 2.5, 17)
+    after = calibrated_metrics(p, labels, 2.5, 17)
     m = dataclasses.replace(
         m,
         tempered=after,
-        real=real_score(labels, [frozenset({int(label)}) for label in labels[:40]] + [frozenset()] * 20),
+        real=real_metrics(labels, [frozenset({int(label)}) for label in labels[:40]] + [frozenset()] * 20),
     )
     page = check_safe(evaluation_html(m))
     for text in (

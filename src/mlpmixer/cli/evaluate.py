@@ -19,7 +19,7 @@ from mlpmixer.cli.printing import (
 )
 
 if TYPE_CHECKING:
-    from mlpmixer.evaluation.metrics import Averaged, Metrics, Tempered
+    from mlpmixer.evaluation.metrics import CalibratedMetrics, Metrics, TTAMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +59,10 @@ class Evaluate:
         from mlpmixer.data.datasets import open_images
         from mlpmixer.data.real_labels import read_real
         from mlpmixer.evaluation.data import resolve_data
-        from mlpmixer.evaluation.evaluate import evaluate, views_of
+        from mlpmixer.evaluation.evaluate import evaluate, tta_views
 
         kinds = self.tta.split(",") if self.tta else []
-        views_of(kinds)  # what is wrong is said before anything is loaded
+        tta_views(kinds)  # what is wrong is said before anything is loaded
         if self.temperature and self.split in ("val", "all"):
             raise ValueError(
                 f"--temperature is fitted on validation images, so it cannot be judged on them: --split {self.split}"
@@ -130,10 +130,10 @@ def print_metrics(m: "Metrics") -> None:
     print_bad(m.bad)
 
 
-def score_text(m: "Metrics | Averaged") -> str:
+def score_text(m: "Metrics | TTAMetrics") -> str:
     top5 = f"  top-5 {percent(m.top5)} {between(m.top5_interval)}" if m.top5 is not None and m.top5_interval else ""
     return f"top-1 {percent(m.top1)} {between(m.top1_interval)}{top5}  {calibration_text(m)}"
 
 
-def calibration_text(m: "Metrics | Averaged | Tempered") -> str:
+def calibration_text(m: "Metrics | TTAMetrics | CalibratedMetrics") -> str:
     return f"nll {m.nll:.4f}  ece {m.ece:.4f}  brier {m.brier:.4f}"

@@ -1,6 +1,6 @@
-"""How good a model is: every image once, all numbers (see `metrics`) from the probabilities. Imports no torch.
+"""Evaluation: every image once, all numbers (see `metrics`) from the probabilities. Imports no torch.
 
-N images, K classes. All shares are fractions between 0 and 1.
+N images, K classes. Shares are fractions between 0 and 1.
 """
 
 import dataclasses
@@ -17,7 +17,13 @@ from mlpmixer.data.images import Pixels
 from mlpmixer.data.real_labels import real_labels
 from mlpmixer.evaluation.calibration import fit_temperature
 from mlpmixer.evaluation.data import resolve_data
-from mlpmixer.evaluation.metrics import Averaged, Metrics, metrics_from_probabilities, real_score, with_temperature
+from mlpmixer.evaluation.metrics import (
+    Metrics,
+    TTAMetrics,
+    calibrated_metrics,
+    metrics_from_probabilities,
+    real_metrics,
+)
 from mlpmixer.inference.classifier import Classifier, load
 from mlpmixer.inference.files import map_images
 from mlpmixer.registry import Registry
@@ -28,40 +34,37 @@ SHIFT = 32  # a shifted view moves by this part of the side, at least by one pix
 View = Callable[[Pixels], Pixels]
 
 
-def shifted(down: int, across: int) -> View:
-    """Images (B,H,W,C) moved by so many 32nds of their height and width, at least a pixel; the border is filled by
-    reflection."""
+def identity(images: Pixels) -> Pixels:
+    return images
 
-    def shift(images: Pixels) -> Pixels:
+
+def shifted(down: int, across: int) -> View:
+    """A view moved by so many 32nds of height and width, at least a pixel; reflection fills the border."""
+
+    def view(images: Pixels) -> Pixels:
         rows, cols = images.shape[1:3]
         y, x = down * max(round(rows / SHIFT), 1), across * max(round(cols / SHIFT), 1)
         padded = np.pad(images, ((0, 0), (max(y, 0), max(-y, 0)), (max(x, 0), max(-x, 0)), (0, 0)), mode="reflect")
         return padded[:, max(-y, 0) :][:, :rows, max(-x, 0) :][:, :, :cols]
 
-    return shift
-
-
-def itself(images: Pixels) -> Pixels:
-    return images
+    return view
 
 
 TTA: Registry[tuple[View, ...]] = Registry("test-time augmentation")
-"""The views (B,H,W,C) -> (B,H,W,C) of each kind; several kinds are combined, each view of one with each of the
-other."""
+"""The views (B,H,W,C) -> (B,H,W,C) of each kind; with several kinds, each view of one after each of the other."""
 TTA |= {
-    "flip": (itself, lambda images: images[:, :, ::-1]),
-    "shift": (itself, shifted(1, 0), shifted(-1, 0), shifted(0, 1), shifted(0, -1)),
+    "flip": (identity, lambda images: images[:, :, ::-1]),
+    "shift": (identity, shifted(1, 0), shifted(-1, 0), shifted(0, 1), shifted(0, -1)),
 }
 
 
-def views_of(kinds: Sequence[str]) -> list[View]:
-    """All views of these kinds together, the plain one first. ValueError for an unknown kind, with the nearest right
-    one."""
+def tta_views(kinds: Sequence[str]) -> list[View]:
+    """All views of these kinds together, the plain one first. ValueError for an unknown kind."""
 
     def chained(first: View, then: View) -> View:
         return lambda images: then(first(images))
 
-    views: list[View] = [itself]
+    views: list[View] = [identity]
     for kind in kinds:
         views = [chained(first, then) for first in views for then in TTA[kind]]
     return views
@@ -79,63 +82,47 @@ def evaluate(
 ) -> Metrics:
     """Metrics of a model on every image of `data`, once; unreadable images are skipped and named in `Metrics.bad`.
 
-    model: a Classifier, or what `load` takes. data: an ImageSet, a Data, the name or path of a data set (then its
-    `split` is taken), or None for the data that the run was trained on. Where a run's own data is named, it is cut as
-    in training, so that no training image lands in the test split. tta: kinds of test-time augmentation, such as
-    ("flip", "shift"): `Metrics.tta` is then what the mean over those views gives. validation: other images to fit a
-    temperature on, for `Metrics.tempered`.
-    real: the file of ReaL labels, for `Metrics.real`, when the data is ImageNet's validation images. None of the three
-    changes the rest.
+    model: a Classifier, or what `load` takes.
+    data: an ImageSet, a Data, the name or path of a data set (of which `split` is taken), or None for the data that the
+        run was trained on. A run's own data is cut as in training.
+    tta: kinds of test-time augmentation, such as ("flip", "shift"), for `Metrics.tta`.
+    validation: other images to fit a temperature on, for `Metrics.tempered`.
+    real: the file of ReaL labels, for `Metrics.real`, when the data is ImageNet's validation images.
 
     Raises ValueError when the classes of data and model differ (another order is fine), when no image is readable, for
-    unknown names, when there is no best temperature, and when ReaL labels do not fit the images.
+    unknown names, when no temperature is best, and when ReaL labels do not fit the images.
     """
-    views_of(tta)  # a wrong kind is said before anything runs
+    views = tta_views(tta)  # a wrong name is an error before anything runs
     classifier = model if isinstance(model, Classifier) else load(model)
     images = data if isinstance(data, ImageSet) else open_images(resolve_data(classifier, data), split)
     to_model = match_classes(images.classes, classifier.classes)
-    accepted = accepted_by_real(real, images, to_model) if real is not None else None
-    fitted = _temperature(classifier, validation, batch_size) if validation is not None else None
+    accepted = accepted_classes(real, images, to_model) if real is not None else None
+    fitted = _fit_temperature(classifier, validation, batch_size) if validation is not None else None
 
     kept, probabilities, bad = map_images(classifier, images, classifier.probabilities, batch_size)
     labels, names = to_model[images.labels[kept]], [str(images.names[i]) for i in kept]
     metrics = metrics_from_probabilities(
         probabilities, labels, classifier.classes, names, indices=kept.tolist(), bad=bad
     )
-    return dataclasses.replace(
-        metrics,
-        tta=_averaged(classifier, images, tta, labels, names, batch_size) if tta else None,
-        tempered=with_temperature(probabilities, labels, *fitted) if fitted else None,
-        real=real_score(probabilities.argmax(axis=1), [accepted[i] for i in kept]) if accepted is not None else None,
-    )
+    if tta:
+
+        def mean_over_views(arrays: Pixels) -> NDArray[np.float32]:
+            seen = [classifier.probabilities(np.ascontiguousarray(view(arrays))) for view in views]
+            return np.asarray(np.mean(seen, axis=0))
+
+        _, mean, _ = map_images(classifier, images, mean_over_views, batch_size)
+        found = vars(metrics_from_probabilities(mean, labels, classifier.classes, names))
+        numbers = {f.name: found[f.name] for f in dataclasses.fields(TTAMetrics) if f.name in found}
+        metrics = dataclasses.replace(metrics, tta=TTAMetrics(kinds=tuple(tta), views=len(views), **numbers))
+    if fitted:
+        metrics = dataclasses.replace(metrics, tempered=calibrated_metrics(probabilities, labels, *fitted))
+    if accepted is not None:
+        answers = probabilities.argmax(axis=1)
+        metrics = dataclasses.replace(metrics, real=real_metrics(answers, [accepted[i] for i in kept]))
+    return metrics
 
 
-def _averaged(
-    classifier: Classifier,
-    images: ImageSet,
-    kinds: Sequence[str],
-    labels: NDArray[np.int64],
-    names: Sequence[str],
-    batch_size: int,
-) -> Averaged:
-    """The numbers of the mean over all views of each readable image; their labels and names."""
-    views = views_of(kinds)
-
-    def mean_over_views(arrays: Pixels) -> NDArray[np.float32]:
-        mean: NDArray[np.float32] = np.mean(
-            [classifier.probabilities(np.ascontiguousarray(view(arrays))) for view in views], axis=0
-        )
-        return mean
-
-    _, probabilities, _ = map_images(classifier, images, mean_over_views, batch_size)
-    metrics = metrics_from_probabilities(probabilities, labels, classifier.classes, names)
-    numbers = {
-        f.name: getattr(metrics, f.name) for f in dataclasses.fields(Averaged) if f.name not in ("kinds", "views")
-    }
-    return Averaged(kinds=tuple(kinds), views=len(views), **numbers)
-
-
-def _temperature(classifier: Classifier, validation: ImageSet, batch_size: int) -> tuple[float, int]:
+def _fit_temperature(classifier: Classifier, validation: ImageSet, batch_size: int) -> tuple[float, int]:
     """The best temperature on these images, and how many of them could be read."""
     if classifier.multi_label:
         raise ValueError("a temperature belongs to a softmax; this model was trained with the sigmoid loss")
@@ -144,11 +131,10 @@ def _temperature(classifier: Classifier, validation: ImageSet, batch_size: int) 
     return fit_temperature(probabilities, to_model[validation.labels[kept]]), len(kept)
 
 
-def accepted_by_real(
+def accepted_classes(
     file: str | os.PathLike[str], images: ImageSet, to_model: NDArray[np.int64]
 ) -> list[frozenset[int]]:
-    """The model's classes that are right for each image by the ReaL labels in `file`; to_model: as `match_classes`
-    gives it.
+    """The model's classes that the ReaL labels in `file` accept for each image; to_model: see `match_classes`.
 
     Raises ValueError when the classes of the images are not ImageNet's 1000, by name or WordNet id, or as `real_labels`
     does.
@@ -157,8 +143,8 @@ def accepted_by_real(
     order = next((order for order in orders if set(order) == set(images.classes)), None)
     if order is None:
         raise ValueError(
-            f"ReaL labels are of ImageNet's 1000 classes; these images have {len(images.classes):,} classes, such as "
-            f"{_some(images.classes[:3])}: expected folders named by WordNet id, n01440764 to n15075141"
+            f"ReaL labels are for ImageNet's 1000 classes; these images have {len(images.classes):,} classes, such as "
+            f"{_listed(images.classes[:3])}: expected folders named by WordNet id, n01440764 to n15075141"
         )
     index = {name: i for i, name in enumerate(images.classes)}
     of_imagenet = [int(to_model[index[name]]) for name in order]
@@ -168,8 +154,8 @@ def accepted_by_real(
 def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> NDArray[np.int64]:
     """For each class of the data its index in the model, (K,) int64, matched by name.
 
-    ImageNet's folders may bear WordNet ids instead of names. A model that came without names (`published.numbered`) takes the
-    data's order. Raises ValueError that names what is missing and what is too much.
+    ImageNet's folders may have WordNet ids instead of names. A model that came without names (`published.numbered`) takes the
+    data's order. ValueError when a class is missing on either side.
     """
     if tuple(model_classes) in (tuple(data_classes), published.numbered(len(data_classes))):
         return np.arange(len(model_classes))
@@ -183,8 +169,8 @@ def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> 
     extra = [c for c in data_classes if c not in set(model_classes)]
     if missing or extra or len(data_classes) != len(model_classes):
         parts = [f"the model has {len(model_classes)} classes, the data {len(data_classes)}"]
-        parts += [f"not in the data: {_some(missing)}"] if missing else []
-        parts += [f"unknown to the model: {_some(extra)}"] if extra else []
+        parts += [f"not in the data: {_listed(missing)}"] if missing else []
+        parts += [f"not in the model: {_listed(extra)}"] if extra else []
         raise ValueError(
             "the classes of data and model differ: " + "; ".join(parts) + ". Class folders must be named as in training"
         )
@@ -192,5 +178,5 @@ def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> 
     return np.array([index[name] for name in data_classes], dtype=np.int64)
 
 
-def _some(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,6 +1,6 @@
 """The numbers of an evaluation, all from probabilities and labels. Imports no torch.
 
-N images, K classes. All shares are fractions between 0 and 1; an interval is of 95 % (Wilson), from the number of
+N images, K classes. Shares are fractions between 0 and 1. Intervals are Wilson's 95 % intervals, from the number of
 images alone.
 """
 
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from mlpmixer.evaluation.calibration import (
     Bin,
-    brier,
+    Labels,
+    Probabilities,
+    apply_temperature,
+    brier_score,
     expected_calibration_error,
     log_loss,
-    negative_log_likelihood,
     reliability,
-    tempered,
 )
 from mlpmixer.evaluation.significance import Interval, wilson
 
@@ -29,7 +30,7 @@ CONFUSION_MAX_CLASSES = 1000  # K x K integers: above this the matrix is left em
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class of the model. `support` is its number of images; a ratio with nothing below the line is 0."""
+    """The scores of one class. `support` is its number of images; a ratio with denominator 0 is 0."""
 
     name: str
     precision: float
@@ -40,8 +41,8 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
-class Wrong:
-    """A mistake: `probability` is the model's belief in `predicted`; `index` is the image's place in the data."""
+class Mistake:
+    """A misclassified image: `probability` is that of `predicted`; `index` is the image's position in the data."""
 
     name: str
     true: str
@@ -51,11 +52,11 @@ class Wrong:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Averaged:
-    """The same numbers as in `Metrics`, from probabilities that are the mean over several views of each image."""
+class TTAMetrics:
+    """Test-time augmentation: numbers as in `Metrics`, of the mean probabilities over several views of each image."""
 
     kinds: tuple[str, ...]
-    """Of test-time augmentation, see `evaluate.TTA`."""
+    """Kinds of augmentation, see `evaluate.TTA`."""
     views: int
     """How many times each image went through the network."""
     top1: float
@@ -68,14 +69,13 @@ class Averaged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tempered:
-    """The same numbers as in `Metrics` with all logits divided by one temperature, which changes no answer, only how
-    sure it is."""
+class CalibratedMetrics:
+    """Numbers as in `Metrics` with all logits divided by a temperature: the same answers, with other confidence."""
 
     temperature: float
     """Fitted on validation images, see `calibration.fit_temperature`."""
     n: int
-    """How many images it was fitted on."""
+    """Number of images it was fitted on."""
     nll: float
     ece: float
     brier: float
@@ -83,16 +83,15 @@ class Tempered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Real:
-    """Top-1 by ReaL labels (Beyer et al. 2020): an answer is right when it is one of the labels that people gave the
-    image."""
+class RealMetrics:
+    """Top-1 by ReaL labels (Beyer et al. 2020): any of the labels that people gave the image is correct."""
 
     n: int
     """Images with at least one label."""
     top1: float
     top1_interval: Interval
     skipped: int
-    """Images to which nobody gave any of the classes: left out."""
+    """Images without a label, which are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +103,7 @@ class Metrics:
     top1: float
     top1_interval: Interval
     top5: float | None
-    """None when there are five classes or fewer: it would always be 1."""
+    """None with five classes or fewer, where it would always be 1."""
     top5_interval: Interval | None
     nll: float
     """Mean negative log-likelihood of the true class, in nats."""
@@ -113,90 +112,63 @@ class Metrics:
     brier: float
     """Mean squared distance between the probabilities and the truth, 0 to 2."""
     reliability: tuple[Bin, ...]
-    """What `ece` sums up: confidence and accuracy of each bin."""
+    """Confidence and accuracy of each bin of `ece`."""
     per_class: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
     """[true][predicted] counts; empty above 1000 classes."""
-    most_wrong: tuple[Wrong, ...]
-    """The mistakes the model was surest of, surest first."""
+    most_wrong: tuple[Mistake, ...]
+    """The most confident mistakes, most confident first."""
     bad: tuple[tuple[str, str], ...] = ()
-    """Unreadable images, (name, reason): not counted in anything above."""
-    tta: Averaged | None = None
-    """With test-time augmentation, where it was asked for. Everything above is without."""
-    tempered: Tempered | None = None
-    """With a temperature, where validation images to fit it on were given."""
-    real: Real | None = None
-    """By ReaL labels, where they were given."""
+    """Unreadable images, (name, reason), which are excluded from the numbers above."""
+    tta: TTAMetrics | None = None
+    """With test-time augmentation, if requested; the numbers above are without."""
+    tempered: CalibratedMetrics | None = None
+    """With a temperature, if there were validation images to fit it on."""
+    real: RealMetrics | None = None
+    """By ReaL labels, if they were given."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; rows become objects."""
-        plain = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "confusion"}
+        plain: dict[str, Any] = as_json(dataclasses.replace(self, confusion=()))
         return plain | {"confusion": [list(row) for row in self.confusion]}  # K x K numbers: not one by one
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """A result as plain JSON values: dataclasses become objects, tuples become lists."""
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return [as_json(v) for v in value] if isinstance(value, tuple) else value
 
 
-def score(
-    probabilities: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Of each image (N,) whether the likeliest class is the true one, and -log p of the true class: their means are
-    top1 and nll."""
+def score(probabilities: Probabilities, labels: Labels) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Whether each answer is correct (N,), and -log p of the true class (N,): their means are top1 and nll."""
     correct: NDArray[np.bool_] = probabilities.argmax(axis=1) == labels
     return correct, log_loss(probabilities, labels)
 
 
 def metrics_from_probabilities(
-    probabilities: NDArray[np.floating[Any]],
-    labels: NDArray[np.integer[Any]],
+    probabilities: Probabilities,
+    labels: Labels,
     classes: Sequence[str],
     names: Sequence[str],
     *,
     indices: Sequence[int] | None = None,
     bad: Sequence[tuple[str, str]] = (),
 ) -> Metrics:
-    """All metrics from probabilities (N,K) and labels (N,). `indices` are the images' places in the data (default
-    0..N-1).
+    """All metrics from probabilities (N,K) and labels (N,); `indices` are the images' positions in the data.
 
-    Equal probabilities count for the class with the lower index, as in argmax. A probability of 0 counts as the
-    smallest float32 in the negative log-likelihood.
+    Ties go to the class with the lower index, as in argmax. A probability of 0 counts as the smallest float32 in the
+    negative log-likelihood. ValueError when the arguments do not fit together, and for NaN.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-    p = np.asarray(probabilities)
-    labels = np.asarray(labels, dtype=np.int64)
+    p, labels = np.asarray(probabilities), np.asarray(labels, dtype=np.int64)
+    _require_fit(p, labels, classes, names)
     n, k = p.shape
-    if n == 0 or labels.shape != (n,) or len(names) != n or len(classes) != k:
-        got = f"{p.shape}, {labels.shape}, {len(names)}, {len(classes)}"
-        raise ValueError(f"expected N >= 1 rows of K probabilities, N labels, N names, K classes; got {got}")
-    if not np.isfinite(p).all():
-        raise ValueError("the probabilities hold NaN or infinity: the model is broken, as after a diverged training")
-    if labels.min() < 0 or labels.max() >= k:
-        raise ValueError(f"labels must be in 0..{k - 1}, got {labels.min()}..{labels.max()}")
-
-    of_true = p[np.arange(n), labels]
-    above = p > of_true[:, None]
-    tied_before = (p == of_true[:, None]) & (np.arange(k) < labels[:, None])
-    rank = (above | tied_before).sum(axis=1)  # 0: the true class is the prediction
     correct, losses = score(p, labels)
-    first, five = int(correct.sum()), int((rank < 5).sum())
-    predicted = p.argmax(axis=1)
-    confidence = p.max(axis=1).astype(np.float64)
-
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predicted, labels=np.arange(k), zero_division=0
-    )
-    right = np.bincount(labels[correct], minlength=k)
-    confusion = (
-        confusion_matrix(labels, predicted, labels=np.arange(k))
-        if k <= CONFUSION_MAX_CLASSES
-        else np.zeros((0, 0), int)
-    )
+    predicted, confidence = p.argmax(axis=1), p.max(axis=1).astype(np.float64)
+    first, five = int(correct.sum()), int((_rank(p, labels) < 5).sum())
+    confusion = np.bincount(labels * k + predicted, minlength=k * k).reshape(k, k) if k <= CONFUSION_MAX_CLASSES else ()
     places = range(n) if indices is None else indices
-    wrong = sorted(np.flatnonzero(~correct).tolist(), key=lambda i: (-confidence[i], names[i], places[i]))[:MOST_WRONG]
+    wrong = sorted(np.flatnonzero(~correct).tolist(), key=lambda i: (-confidence[i], names[i], places[i]))
     return Metrics(
         n=n,
         classes=tuple(classes),
@@ -206,49 +178,79 @@ def metrics_from_probabilities(
         top5_interval=wilson(five, n) if k > 5 else None,
         nll=float(losses.mean()),
         ece=expected_calibration_error(confidence, correct),
-        brier=brier(p, labels),
+        brier=brier_score(p, labels),
         reliability=reliability(confidence, correct),
-        per_class=tuple(
-            ClassScore(
-                name=classes[c],
-                precision=float(precision[c]),
-                recall=float(recall[c]),
-                f1=float(f1[c]),
-                support=int(support[c]),
-                recall_interval=wilson(int(right[c]), int(support[c])),
-            )
-            for c in range(k)
-        ),
-        confusion=tuple(tuple(int(v) for v in row) for row in confusion),
+        per_class=_class_scores(labels, predicted, classes),
+        confusion=tuple(tuple(row.tolist()) for row in confusion),
         most_wrong=tuple(
-            Wrong(names[i], classes[labels[i]], classes[predicted[i]], float(confidence[i]), int(places[i]))
-            for i in wrong
+            Mistake(names[i], classes[labels[i]], classes[predicted[i]], float(confidence[i]), int(places[i]))
+            for i in wrong[:MOST_WRONG]
         ),
         bad=tuple(bad),
     )
 
 
-def with_temperature(
-    probabilities: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]], temperature: float, fitted_on: int
-) -> Tempered:
-    """What a temperature makes of probabilities (N,K) with labels (N,); it was fitted on `fitted_on` other images."""
-    p = tempered(probabilities, temperature)
-    confidence, correct = p.max(axis=1), p.argmax(axis=1) == labels
-    return Tempered(
+def _require_fit(p: Probabilities, labels: Labels, classes: Sequence[str], names: Sequence[str]) -> None:
+    n, k = p.shape
+    if n == 0 or labels.shape != (n,) or len(names) != n or len(classes) != k:
+        got = f"{p.shape}, {labels.shape}, {len(names)}, {len(classes)}"
+        raise ValueError(f"expected N >= 1 rows of K probabilities, N labels, N names, K classes; got {got}")
+    if not np.isfinite(p).all():
+        raise ValueError("the probabilities contain NaN or infinity: the model is broken, as after a diverged training")
+    if labels.min() < 0 or labels.max() >= k:
+        raise ValueError(f"labels must be in 0..{k - 1}, got {labels.min()}..{labels.max()}")
+
+
+def _rank(p: Probabilities, labels: Labels) -> NDArray[np.int64]:
+    """How many classes come before the true one (N,); 0: it is the prediction."""
+    of_true = p[np.arange(len(p)), labels][:, None]
+    tied_before = (p == of_true) & (np.arange(p.shape[1]) < labels[:, None])
+    rank: NDArray[np.int64] = ((p > of_true) | tied_before).sum(axis=1)
+    return rank
+
+
+def _class_scores(labels: Labels, predicted: Labels, classes: Sequence[str]) -> tuple[ClassScore, ...]:
+    def counts(of: Labels) -> list[int]:
+        return [int(count) for count in np.bincount(of, minlength=len(classes))]
+
+    return tuple(
+        ClassScore(
+            name=name,
+            precision=right / max(guessed, 1),
+            recall=right / max(support, 1),
+            f1=2 * right / max(guessed + support, 1),
+            support=support,
+            recall_interval=wilson(right, support),
+        )
+        for name, right, guessed, support in zip(
+            classes, counts(labels[labels == predicted]), counts(predicted), counts(labels), strict=True
+        )
+    )
+
+
+def calibrated_metrics(
+    probabilities: Probabilities, labels: Labels, temperature: float, fitted_on: int
+) -> CalibratedMetrics:
+    """Metrics of probabilities (N,K) after a temperature, which was fitted on `fitted_on` other images."""
+    p = apply_temperature(probabilities, temperature)
+    confidence, (correct, losses) = p.max(axis=1), score(p, labels)
+    return CalibratedMetrics(
         temperature=temperature,
         n=fitted_on,
-        nll=negative_log_likelihood(p, labels),
+        nll=float(losses.mean()),
         ece=expected_calibration_error(confidence, correct),
-        brier=brier(p, labels),
+        brier=brier_score(p, labels),
         reliability=reliability(confidence, correct),
     )
 
 
-def real_score(answers: NDArray[np.integer[Any]], accepted: Sequence[frozenset[int]]) -> Real:
-    """Top-1 of the answers (N,) where any of the accepted classes is right; images without one are left out. ValueError
-    when all are."""
+def real_metrics(answers: Labels, accepted: Sequence[frozenset[int]]) -> RealMetrics:
+    """Top-1 of the answers (N,), any of the accepted classes being correct.
+
+    Images without an accepted class are left out. ValueError when all are.
+    """
     hits = [int(answer) in labels for answer, labels in zip(answers, accepted, strict=True) if labels]
     n, right = len(hits), sum(hits)
     if not n:
         raise ValueError(f"none of the {len(accepted):,} images has a ReaL label")
-    return Real(n=n, top1=right / n, top1_interval=wilson(right, n), skipped=len(accepted) - n)
+    return RealMetrics(n=n, top1=right / n, top1_interval=wilson(right, n), skipped=len(accepted) - n)

@@ -1,5 +1,4 @@
-"""What chance alone can do to counts of right answers: an interval for a share, a test and an interval for a pair.
-Imports nothing of ours.
+"""What chance alone can do to counts of correct answers: an interval for a share, a test and an interval for a pair.
 
 Every function takes counts of images and assumes that the images are independent draws. Shares are fractions between 0
 and 1.
@@ -13,8 +12,7 @@ Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 
 def wilson(right: int, n: int, z: float = Z95) -> Interval:
-    """Wilson's (1927) 95 % interval (low, high) of a share seen as `right` of `n`; (0, 1) when n = 0. It never leaves
-    0..1."""
+    """Wilson's (1927) 95 % interval (low, high) of the share right / n, within 0..1; (0, 1) when n = 0."""
     if not 0 <= right <= n:
         raise ValueError(f"expected 0 <= right <= n, got right={right}, n={n}")
     if n == 0:
@@ -26,19 +24,18 @@ def wilson(right: int, n: int, z: float = Z95) -> Interval:
 
 
 def mcnemar(only_a: int, only_b: int) -> tuple[float, float]:
-    """Two-sided (p, mid-p) that two models are equally good, from the images that only one of them has right (McNemar
-    1947, exact).
+    """Two-sided (p, mid-p) of the hypothesis that two models are equally good (McNemar 1947, exact).
 
-    If they were, each of those m images would be a fair coin: p = 2 P(X <= min(only_a, only_b)) with X ~ Bin(m, 1/2),
-    at most 1. The exact test is cautious; mid-p counts the observed table half (Fagerland et al. 2013, doi
-    10.1186/1471-2288-13-91).
+    If they are, each of the m images that only one of them has right is a fair coin: p = 2 P(X <= min(only_a, only_b))
+    with X ~ Bin(m, 1/2), at most 1. The exact test is cautious; mid-p counts the observed table half (Fagerland et al.
+    2013, doi 10.1186/1471-2288-13-91).
     """
-    m, few = only_a + only_b, min(only_a, only_b)
-    if few < 0:
+    m, fewer = only_a + only_b, min(only_a, only_b)
+    if fewer < 0:
         raise ValueError(f"expected counts of images, got {only_a} and {only_b}")
     chance = [
         math.exp(math.lgamma(m + 1) - math.lgamma(i + 1) - math.lgamma(m - i + 1) - m * math.log(2))
-        for i in range(few + 1)
+        for i in range(fewer + 1)
     ]
     tail = math.fsum(chance)
     return min(1.0, 2 * tail), min(1.0, 2 * tail - chance[-1])
@@ -57,8 +54,7 @@ def paired_difference(only_a: int, only_b: int, n: int) -> Interval:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P-values of several tests at once, in their order, enlarged so that one below 0.05 is no accident of the many
-    looks (Holm 1979)."""
+    """The p-values of several tests, adjusted for their number, in the same order (Holm 1979)."""
     adjusted, largest = [1.0] * len(p), 0.0
     for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
         largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
