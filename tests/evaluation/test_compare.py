@@ -132,7 +132,7 @@ def test_runs_that_cut_the_data_differently_are_not_compared_on_it(folder):
     first = run_of(folder, "first", Recipe(data=Data(name=str(folder))))
     second = run_of(folder, "second", Recipe(data=Data(name=str(folder), split_seed=5)))
     with pytest.raises(
-        ValueError, match=r"of these 8 images .* are no test images of .*second.* may have learned them"
+        ValueError, match=r"of these 8 images .* are not test images of .*second.* may have been trained on them"
     ):
         compare(first, second)
     assert compare(first, second, split="all").n == 40

@@ -1,6 +1,6 @@
-"""Two models on the same images: which is better, and whether chance could have done it. Imports no torch.
+"""Comparison of two models on the same images: which is better, and whether that may be chance. Imports no torch.
 
-A pair of answers says something only where one model is right and the other wrong; `significance` says how much.
+Only images that one model has right and the other wrong tell them apart; `significance` says how much they tell.
 """
 
 import dataclasses
@@ -17,17 +17,18 @@ from mlpmixer.data.datasets import open_images
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.evaluation.data import own_data, resolve_data
 from mlpmixer.evaluation.evaluate import match_classes
+from mlpmixer.evaluation.metrics import as_json
 from mlpmixer.evaluation.significance import Interval, holm, mcnemar, paired_difference, wilson
 from mlpmixer.inference.classifier import Classifier, load
 from mlpmixer.inference.files import map_images
 from mlpmixer.weights.run_folder import read_recipe_json
 
-LEVEL = 0.05  # below this p a difference counts as real
+LEVEL = 0.05  # a difference with a smaller p is significant
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassDifference:
-    """How often each model is right on the images of one class."""
+    """The recall of each model on the images of one class."""
 
     name: str
     n: int
@@ -36,7 +37,7 @@ class ClassDifference:
     only_a: int
     only_b: int
     p: float
-    """Exact McNemar on this class's images, enlarged by Holm's rule for the number of classes looked at."""
+    """Exact McNemar test on this class's images, adjusted for the number of classes (Holm)."""
 
     @property
     def difference(self) -> float:
@@ -45,8 +46,7 @@ class ClassDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Models A and B on the same `n` readable images. Shares are fractions; an interval is of 95 %, over images, not
-    over seeds."""
+    """Models A and B on the same `n` readable images. Intervals are 95 %, over images, not over seeds."""
 
     a: str
     b: str
@@ -63,27 +63,27 @@ class Comparison:
     difference: float
     """top1_a - top1_b."""
     difference_interval: Interval
-    """Bonett and Price, see `significance.paired_difference`."""
+    """See `significance.paired_difference`."""
     p: float
-    """Exact McNemar test, two-sided, see `significance.mcnemar`."""
+    """Two-sided exact McNemar test, see `significance.mcnemar`."""
     mid_p: float
     per_class: tuple[ClassDifference, ...]
-    """In the order of the data's classes; those without images are left out."""
+    """In the order of the data's classes, without those that have no images."""
     seeds_apart: bool
     """Whether both are runs of one recipe that differ in nothing but the seed."""
     bad: tuple[tuple[str, str], ...] = ()
-    """Unreadable images, (name, reason): not counted in anything above."""
+    """Unreadable images, (name, reason), which are excluded from the numbers above."""
 
     @property
     def better(self) -> str | None:
-        """The better model's name; None for a draw."""
+        """The name of the better model; None for a draw."""
         return None if self.p >= LEVEL else self.a if self.only_a > self.only_b else self.b
 
     @property
     def verdict(self) -> str:
-        """A plain sentence."""
-        low, high = self.difference_interval
-        numbers = f"{100 * self.difference:+.2f} points for A, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}, p = {self.p:.2g}"
+        """The result in a sentence."""
+        difference, low, high = (f"{100 * share:+.2f}" for share in (self.difference, *self.difference_interval))
+        numbers = f"{difference} points for A, 95 % interval {low} to {high}, p = {self.p:.2g}"
         if not self.only_a + self.only_b:
             return f"a draw: both have the same {self.both_right:,} of {self.n:,} images right"
         if self.better is None:
@@ -92,15 +92,11 @@ class Comparison:
         return f"{winner} is better than {loser} ({numbers})"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, the verdict among them."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        intervals = {name: list(value) for name, value in plain.items() if name.endswith("_interval")}
-        rows = [dataclasses.asdict(row) | {"difference": row.difference} for row in self.per_class]
-        return (
-            plain
-            | intervals
-            | {"per_class": rows, "bad": [list(b) for b in self.bad], "better": self.better, "verdict": self.verdict}
-        )
+        """Plain JSON values, including the verdict."""
+        plain: dict[str, Any] = as_json(self)
+        for row, difference in zip(plain["per_class"], self.per_class, strict=True):
+            row["difference"] = difference.difference
+        return plain | {"better": self.better, "verdict": self.verdict}
 
 
 def compare(
@@ -115,21 +111,19 @@ def compare(
 
     Models and data: as in `evaluate`; None is the data that run A was trained on. The classes of data and models must
     be the same, in any order. The test is over images: it asks whether these two networks would differ on other images
-    of the same kind. Whether another seed of the same recipe would do the same it cannot know.
+    of the same kind. It cannot tell whether another seed of the same recipe would give the same result.
 
-    Raises ValueError as `evaluate` does, and when the runs cut the same data differently, so that one may have learned
-    the other's images.
+    Raises ValueError as `evaluate` does, and when the runs cut the same data differently, so that one may have been
+    trained on the other's test images.
     """
     pair = [model if isinstance(model, Classifier) else load(model) for model in (model_a, model_b)]
-    images = data if isinstance(data, ImageSet) else _images_of_both(pair, resolve_data(pair[0], data), split)
-    matches = [
-        _match(name, images, classifier) for name, classifier in zip("AB", pair, strict=True)
-    ]  # both before either is run
+    images = data if isinstance(data, ImageSet) else _shared_images(pair, resolve_data(pair[0], data), split)
+    to_model = [_match(name, images, classifier) for name, classifier in zip("AB", pair, strict=True)]
     right, seen, bad = np.zeros((2, len(images)), dtype=bool), np.zeros((2, len(images)), dtype=bool), dict[str, str]()
     for i, classifier in enumerate(pair):
         kept, probabilities, unreadable = map_images(classifier, images, classifier.probabilities, batch_size)
         seen[i, kept] = True
-        right[i, kept] = probabilities.argmax(axis=1) == matches[i][images.labels[kept]]
+        right[i, kept] = probabilities.argmax(axis=1) == to_model[i][images.labels[kept]]
         bad |= dict(unreadable)
     both = seen.all(axis=0)
     if not both.any():
@@ -139,22 +133,22 @@ def compare(
         str(model.path or "in memory") if isinstance(model, Classifier) else os.fspath(model)
         for model in (model_a, model_b)
     )
-    return dataclasses.replace(comparison, a=a, b=b, seeds_apart=_seeds_apart(pair), bad=tuple(bad.items()))
+    return dataclasses.replace(comparison, a=a, b=b, seeds_apart=_differ_only_in_seed(pair), bad=tuple(bad.items()))
 
 
 def compare_answers(
     right_a: NDArray[np.bool_], right_b: NDArray[np.bool_], labels: NDArray[np.integer[Any]], classes: Sequence[str]
 ) -> Comparison:
-    """The comparison of two models, called A and B, that have these of the same N images right; labels (N,) into
-    `classes`."""
+    """Compare two models, called A and B, by which of the same N images each has right; labels (N,) into `classes`."""
 
     def counts(mask: NDArray[np.bool_]) -> list[int]:
         return [int(v) for v in np.bincount(labels[mask], minlength=len(classes))]
 
     columns = (np.ones_like(right_a), right_a, right_b, right_a & ~right_b, right_b & ~right_a)
-    rows = [row for row in zip(classes, *map(counts, columns), strict=True) if row[1]]
     n, in_a, in_b, only_a, only_b = (int(column.sum()) for column in columns)
     p, mid_p = mcnemar(only_a, only_b)
+    rows = [row for row in zip(classes, *map(counts, columns), strict=True) if row[1]]
+    p_per_class = holm([mcnemar(*row[4:])[0] for row in rows])
     return Comparison(
         a="A",
         b="B",
@@ -172,10 +166,8 @@ def compare_answers(
         p=p,
         mid_p=mid_p,
         per_class=tuple(
-            ClassDifference(name=name, n=m, recall_a=x / m, recall_b=y / m, only_a=just_a, only_b=just_b, p=p_class)
-            for (name, m, x, y, just_a, just_b), p_class in zip(
-                rows, holm([mcnemar(*row[4:])[0] for row in rows]), strict=True
-            )
+            ClassDifference(name=name, n=m, recall_a=x / m, recall_b=y / m, only_a=just_a, only_b=just_b, p=q)
+            for (name, m, x, y, just_a, just_b), q in zip(rows, p_per_class, strict=True)
         ),
         seeds_apart=False,
     )
@@ -188,9 +180,8 @@ def _match(name: str, images: ImageSet, classifier: Classifier) -> NDArray[np.in
         raise ValueError(f"model {name}: {e}") from e
 
 
-def _images_of_both(pair: Sequence[Classifier], data: Data, split: str) -> ImageSet:
-    """One split of the data. A run that was trained on it must have cut it in the same way, so as not to have learned
-    the images."""
+def _shared_images(pair: Sequence[Classifier], data: Data, split: str) -> ImageSet:
+    """One split of the data. ValueError when a run has cut the same data in another way: it may know the images."""
     images = open_images(data, split)
     names = {str(name) for name in images.names}
     for classifier in pair if split != "all" else ():
@@ -200,15 +191,14 @@ def _images_of_both(pair: Sequence[Classifier], data: Data, split: str) -> Image
         foreign = len(names - {str(name) for name in open_images(own, split).names})
         if foreign:
             raise ValueError(
-                f"{foreign:,} of these {len(names):,} images of {data.name} are no {split} images of "
-                f"{classifier.path}, which cut it in "
-                "another way (split_seed, fractions) and may have learned them: compare on data that neither was "
-                "trained on"
+                f"{foreign:,} of these {len(names):,} images of {data.name} are not {split} images of "
+                f"{classifier.path}, which cut the data differently (split_seed, fractions) and may have been trained "
+                "on them: compare on data that neither was trained on"
             )
     return images
 
 
-def _seeds_apart(pair: Sequence[Classifier]) -> bool:
+def _differ_only_in_seed(pair: Sequence[Classifier]) -> bool:
     files = [classifier.path for classifier in pair]
     if not all(file and file.with_name("recipe.json").is_file() for file in files):
         return False
