@@ -19,9 +19,9 @@ from mlpmixer import cli
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.evaluation.features import extract_features
 from mlpmixer.evaluation.probe import (
     draw_shots,
-    features_of,
     few_shot,
     knn,
     linear_probe,
@@ -156,7 +156,7 @@ def test_every_test_image_counts_once_however_they_are_cut(monkeypatch):
         rng.integers(0, 4, 33),
     )
     whole = knn(train, of, test, labels, k=7)
-    monkeypatch.setattr(module, "ROWS", 10)
+    monkeypatch.setattr(module, "CHUNK", 10)
     assert knn(train, of, test, labels, k=7) == whole
     assert round(whole.top1 * 33, 9) == round(whole.top1 * 33)
 
@@ -219,7 +219,7 @@ X, Y = np.zeros((4, 2)), np.array([0, 1, 0, 1])
         (lambda: few_shot(X, Y, np.zeros((4, 3)), Y), "the same number of features, got 2, 3"),
         (lambda: few_shot(X, Y - 1, X, Y), "train: labels must be integers from 0 on, got int64 from -1"),
         (lambda: few_shot(X, Y * 1.0, X, Y), "train: labels must be integers"),
-        (lambda: few_shot(X, Y, X * np.nan, Y), "test: the features hold NaN"),
+        (lambda: few_shot(X, Y, X * np.nan, Y), "test: the features contain NaN"),
         (
             lambda: few_shot(X, Y, X, Y, shots=()),
             "shots must be positive numbers of images, such as 1,5,10,25; got none",
@@ -387,11 +387,11 @@ def another_image_in_its_place(model, photos):
     [other_weights, other_preprocessing, other_pixels_of_the_same_size, one_image_less, another_image_in_its_place],
 )
 def test_outdated_features_are_never_used(change, model, photos, network, tmp_path):
-    features_of(model, open_data(Data(name=str(photos))).test, cache=tmp_path / "cache")
+    extract_features(model, open_data(Data(name=str(photos))).test, cache=tmp_path / "cache")
     change(model, photos)
     network.seen = 0
     images = open_data(Data(name=str(photos))).test
-    features_of(model, images, cache=tmp_path / "cache")
+    extract_features(model, images, cache=tmp_path / "cache")
     assert network.seen > 0
 
 
@@ -405,10 +405,10 @@ def test_features_are_kept_apart_by_all_that_changes_the_network(digits_run, tmp
         {"patch_size": (4, 2)},
         {"in_channels": 3},
     ]
-    fresh = [features_of(load(digits_run, **way), images).values for way in ways]
+    fresh = [extract_features(load(digits_run, **way), images).values for way in ways]
     assert all(not np.allclose(fresh[1], fresh[i], atol=1e-4) for i in (2, 3)), "of one size, and not the same"
     for files in (len(ways), len(ways)):
-        kept = [features_of(load(digits_run, **way), images, cache=tmp_path).values for way in ways]
+        kept = [extract_features(load(digits_run, **way), images, cache=tmp_path).values for way in ways]
         assert all(np.array_equal(a, b) for a, b in zip(fresh, kept, strict=True))
         assert len(list(tmp_path.iterdir())) == files
 
@@ -416,34 +416,34 @@ def test_features_are_kept_apart_by_all_that_changes_the_network(digits_run, tmp
 def test_a_network_changed_in_memory_is_noticed(digits_run, tmp_path):
     images = open_data(Data(name="digits")).test.subset(range(8))
     model = load(digits_run)
-    before = features_of(model, images, cache=tmp_path).values
+    before = extract_features(model, images, cache=tmp_path).values
     model.network.norm.bias.data += 1
-    np.testing.assert_allclose(features_of(model, images, cache=tmp_path).values, before + 1, atol=1e-5)
+    np.testing.assert_allclose(extract_features(model, images, cache=tmp_path).values, before + 1, atol=1e-5)
 
 
 def test_images_in_memory_are_told_apart_by_their_pixels(model, network, tmp_path):
     images = open_data(Data(name="digits")).test
     few = images.subset([0, 1, 2])
-    features_of(model, few, cache=tmp_path)
-    features_of(model, images.subset([0, 1, 2]), cache=tmp_path)
+    extract_features(model, few, cache=tmp_path)
+    extract_features(model, images.subset([0, 1, 2]), cache=tmp_path)
     assert network.seen == 3
-    features_of(model, images.subset([2, 1, 0]), cache=tmp_path)
+    extract_features(model, images.subset([2, 1, 0]), cache=tmp_path)
     assert network.seen == 6
 
 
 def test_a_damaged_file_is_named_with_what_to_do(model, tmp_path):
     images = open_data(Data(name="digits")).test.subset([0, 1, 2])
-    features_of(model, images, cache=tmp_path / "cache")
+    extract_features(model, images, cache=tmp_path / "cache")
     (file,) = (tmp_path / "cache").iterdir()
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(ValueError, match=rf"{file.name} is damaged: delete it and try again"):
-        features_of(model, images, cache=tmp_path / "cache")
+        extract_features(model, images, cache=tmp_path / "cache")
 
 
 def test_a_model_in_memory_has_nothing_to_tell_its_features_by(network, tmp_path):
     model = Classifier(classes=("a", "b"), preprocess=Preprocess(image_size=(4, 4)), logits=network, pre_logits=network)
     with pytest.raises(ValueError, match="leave cache out"):
-        features_of(model, open_data(Data(name="digits")).test, cache=tmp_path)
+        extract_features(model, open_data(Data(name="digits")).test, cache=tmp_path)
 
 
 # --- the command --------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from PIL import Image
 from mlpmixer import cli
 from mlpmixer.cli.options import Computing
 from mlpmixer.data.config import Data
-from mlpmixer.evaluation.probe import features_of
+from mlpmixer.evaluation.features import extract_features
 from mlpmixer.exporters.check import PIXEL_TOLERANCE
 from mlpmixer.exporters.export import TARGETS, export
 from mlpmixer.inference.classifier import Exported, from_network, load
@@ -159,7 +159,7 @@ def test_features_are_kept_for_each_precision(made: Path, tmp_path: Path) -> Non
 
     images = open_images(Data(name="digits"), "test").subset(np.arange(5))
     exact, rough = (
-        features_of(load(made / "model.xml", precision=precision), images, cache=tmp_path).values
+        extract_features(load(made / "model.xml", precision=precision), images, cache=tmp_path).values
         for precision in ("float32", "bfloat16")
     )
     assert len(list(tmp_path.iterdir())) == 2 and np.abs(exact - rough).max() > 1e-5

@@ -1,31 +1,24 @@
-"""How good frozen features are: few-shot ridge regression, k-nearest neighbours, a linear probe. Imports no torch.
+"""Quality of frozen features: few-shot ridge regression, k-nearest neighbours, a linear probe. Imports no torch.
 
-N images, D features (pre_logits, what the head sees), K classes. All shares are fractions between 0 and 1.
+N images, D features (pre_logits, the input of the head), K classes. Shares are fractions between 0 and 1.
 """
 
-import hashlib
-import json
 import os
-import re
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from mlpmixer.config import to_json
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.image_set import ImageSet, Splits
-from mlpmixer.data.images import Source
 from mlpmixer.evaluation.data import resolve_data
+from mlpmixer.evaluation.features import Features, extract_features
+from mlpmixer.evaluation.metrics import as_json
 from mlpmixer.inference.classifier import Classifier, load
-from mlpmixer.inference.files import map_images
 
 Matrix = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
@@ -34,19 +27,18 @@ Labels = NDArray[np.integer[Any]]
 SHOTS = (1, 5, 10, 25)
 SEEDS = (0, 1, 2)
 L2 = 2.0**10
-CONSTANT = 100.0  # the feature of the bias: so large that l2 hardly shrinks its weight
+BIAS_FEATURE = 100.0  # so large that l2 hardly shrinks its weight
 STD_FLOOR = 1e-5
 
 TEMPERATURE = 0.07  # Wu et al. 2018, section 3.4
 LINEAR_L2S = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2)  # strongest first; our choice: wide enough that its ends rarely win
 LINEAR_MAX_STEPS = 1000
-CACHE_FORMAT = 1
-ROWS = 1024  # test images that are compared with all training images at once; bounds memory, changes no result
+CHUNK = 1024  # test images that are compared with all training images at once; bounds memory, changes no result
 
 
 @dataclass(frozen=True, kw_only=True)
 class FewShot:
-    """Top-1 on all test images after learning from `shots` training images of each class, one value for each seed."""
+    """Top-1 on all test images after training on `shots` images of each class, one value per seed."""
 
     shots: int
     top1: tuple[float, ...]
@@ -74,16 +66,16 @@ class LinearProbe:
     """Top-1 on all test images of a logistic regression whose `l2` was the best on the validation images."""
 
     l2: float
-    """Of sum of losses + l2 / 2 * |weights|^2, in nats: scikit-learn's 1 / C."""
+    """Strength in sum of losses + l2 / 2 * |weights|^2, in nats: scikit-learn's 1 / C."""
     val_top1: float
     top1: float
     converged: bool
-    """Whether the fit settled within 1000 L-BFGS steps."""
+    """Whether the fit converged within 1000 L-BFGS steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """What frozen features are worth on some data; counts are of readable images."""
+    """The quality of frozen features on some data; counts are of readable images."""
 
     n_train: int
     n_test: int
@@ -94,11 +86,10 @@ class ProbeResult:
     neighbours: Neighbours | None = None
     linear: LinearProbe | None = None
     bad: tuple[tuple[str, str], ...] = ()
-    """Unreadable images, (name, reason): not counted in anything above."""
+    """Unreadable images, (name, reason), which are excluded from the numbers above."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values. The top-1 of a number of shots is {"mean", "range", "n"}, with the value of each seed
-        beside it."""
+        """Plain JSON values; the top-1 of few shots is {"mean", "range", "n"}, with the value of each seed beside it."""
         rows = [
             {
                 "shots": row.shots,
@@ -107,7 +98,8 @@ class ProbeResult:
             }
             for row in self.few_shot
         ]
-        return to_json(self) | {"few_shot": rows, "bad": [list(pair) for pair in self.bad]}
+        plain: dict[str, Any] = as_json(self)
+        return plain | {"few_shot": rows}
 
 
 def probe(
@@ -124,47 +116,41 @@ def probe(
 ) -> ProbeResult:
     """Few-shot accuracy of a model's features on `data`; with `neighbours=k` and `linear=True` also those two.
 
-    model: a Classifier, or what `load` takes; its classes need not be those of the data. data: opened Splits, a Data,
-    the name or path of a data set, or None for the data that the run was trained on. Learning is on train, measuring on
-    test, and the strength of the linear probe is chosen on val. Each image goes through the network once; with `cache`,
-    a folder, once for good (see `features_of`).
+    Training is on train, measuring on test; the strength of the linear probe is chosen on val.
 
-    Raises ValueError when a class has fewer training images than the most shots, when there are fewer training images
-    than neighbours, when the data has no test images, or when no image of a part is readable.
+    model: a Classifier, or what `load` takes; its classes need not be those of the data.
+    data: opened Splits, a Data, the name or path of a data set, or None for the data that the run was trained on.
+    cache: a folder in which features are kept, see `extract_features`.
+
+    Raises ValueError when a class has fewer training images than the largest number of shots, when there are fewer
+    training images than neighbours, when the data has no test images, or when no image of a split is readable.
     """
     classifier = model if isinstance(model, Classifier) else load(model)
     splits = data if isinstance(data, Splits) else open_data(resolve_data(classifier, data))
     if splits.test is None:
-        raise ValueError(f"{splits.name} has no test images and is too small to cut some off")
-    _require_shots(
-        splits.train.labels, shots, splits.classes
-    )  # before the network runs; unreadable images are counted below
+        raise ValueError(f"{splits.name} has no test images and is too small to split some off")
+    _require_shots(splits.train.labels, shots, splits.classes)  # before the network runs; again without unreadable ones
     if neighbours is not None:
         _require_neighbours(neighbours, len(splits.train))
 
-    def seen(images: ImageSet, split: str) -> Features:
-        return features_of(classifier, images, batch_size=batch_size, cache=cache, name=f"{splits.name}-{split}")
+    def features(images: ImageSet, split: str) -> Features:
+        name = f"{splits.name}-{split}"
+        return extract_features(classifier, images, batch_size=batch_size, cache=cache, name=name)
 
-    train, test = seen(splits.train, "train"), seen(splits.test, "test")
-    bad = [*train.bad, *test.bad]
+    train, test = features(splits.train, "train"), features(splits.test, "test")
+    val = features(splits.val, "val") if linear else None
     _require_shots(train.labels, shots, splits.classes)
-    learned = None
-    if linear:
-        val = seen(splits.val, "val")
-        bad += val.bad
-        learned = linear_probe(train.values, train.labels, val.values, val.labels, test.values, test.labels)
+    pairs = (train.values, train.labels, test.values, test.labels)
     return ProbeResult(
         n_train=len(train.labels),
         n_test=len(test.labels),
         num_features=train.values.shape[1],
         classes=splits.classes,
         seeds=tuple(seeds),
-        few_shot=few_shot(train.values, train.labels, test.values, test.labels, shots=shots, seeds=seeds, l2=l2),
-        neighbours=None
-        if neighbours is None
-        else knn(train.values, train.labels, test.values, test.labels, k=neighbours),
-        linear=learned,
-        bad=tuple(bad),
+        few_shot=few_shot(*pairs, shots=shots, seeds=seeds, l2=l2),
+        neighbours=knn(*pairs, k=neighbours) if neighbours is not None else None,
+        linear=linear_probe(*pairs[:2], val.values, val.labels, *pairs[2:]) if val else None,
+        bad=(*train.bad, *test.bad, *(val.bad if val else ())),
     )
 
 
@@ -181,10 +167,10 @@ def few_shot(
     seeds: Sequence[int] = SEEDS,
     l2: float = L2,
 ) -> tuple[FewShot, ...]:
-    """The official few-shot evaluation: for every number of shots and every seed a ridge regression, in float64.
+    """The official few-shot evaluation: a ridge regression for every number of shots and every seed, in float64.
 
     features (N,D), labels (N,) in 0..K-1. Source: big_vision, evaluators/fewshot_lsr.py. Unlike there, a class with
-    fewer images than shots is a ValueError: a row called "25 shots" has learned from 25 images of each class.
+    fewer images than shots is a ValueError, so that "25 shots" means 25 images of every class.
     """
     _require_pairs(train=(features_train, labels_train), test=(features_test, labels_test))
     if not l2 > 0:
@@ -208,10 +194,10 @@ def few_shot(
 
 
 def draw_shots(labels: Labels, shots: int, seed: int) -> NDArray[np.int64]:
-    """Indices (K * shots,) of `shots` images of every class, class after class, as big_vision draws them.
+    """Indices (K * shots,) of `shots` random images of every class, class by class, drawn as in big_vision.
 
-    One numpy default_rng(seed) permutes the images of each class in turn; the first `shots` are taken, so that fewer
-    shots are a part of more. ValueError when a class of 0..max(labels) has fewer.
+    One numpy default_rng(seed) permutes the images of each class in turn; the first `shots` are taken, so fewer shots
+    are a subset of more. ValueError when a class of 0..max(labels) has fewer.
     """
     num_classes = int(labels.max()) + 1
     _require_shots(labels, (shots,), range(num_classes))
@@ -241,7 +227,7 @@ def _mean_std(features: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64
 def _with_constant(features: Matrix, mean: Matrix, std: Matrix) -> NDArray[np.float64]:
     """Standardised features and the constant, (N,D+1)."""
     x = (np.asarray(features, np.float64) - mean) / std
-    return np.concatenate([x, np.full((len(x), 1), CONSTANT)], axis=1)
+    return np.concatenate([x, np.full((len(x), 1), BIAS_FEATURE)], axis=1)
 
 
 def _targets(labels: Labels, num_classes: int) -> NDArray[np.float64]:
@@ -261,11 +247,11 @@ def knn(
     k: int = 20,
     temperature: float = TEMPERATURE,
 ) -> Neighbours:
-    """Each test image takes the class for which its `k` most similar training images vote.
+    """Classification of test images by a weighted vote of the `k` most similar training images.
 
-    Similarity is the cosine s of the features, and a vote weighs exp(s / temperature). Source: Wu et al. 2018,
-    "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", section 3.4; k = 20 is what Caron et al.
-    2021 (DINO) use. Equal sums go to the class with the lower index. ValueError when k is not in 1..N.
+    Similarity is the cosine s of the features; a vote weighs exp(s / temperature). Source: Wu et al. 2018,
+    "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", section 3.4; k = 20 as in Caron et al.
+    2021 (DINO). Ties go to the class with the lower index. ValueError when k is not in 1..N.
     """
     _require_pairs(train=(features_train, labels_train), test=(features_test, labels_test))
     _require_neighbours(k, len(features_train))
@@ -273,13 +259,13 @@ def knn(
         raise ValueError(f"temperature must be positive, got {temperature}")
     train, test = _unit_length(features_train), _unit_length(features_test)
     num_classes, right = int(labels_train.max()) + 1, 0
-    for start in range(0, len(test), ROWS):
-        similarity = test[start : start + ROWS] @ train.T
+    for start in range(0, len(test), CHUNK):
+        similarity = test[start : start + CHUNK] @ train.T
         nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
         weight = np.exp((np.take_along_axis(similarity, nearest, axis=1) - 1) / temperature)  # -1: no vote can overflow
         votes = np.zeros((len(similarity), num_classes))
         np.add.at(votes, (np.arange(len(similarity))[:, None], labels_train[nearest]), weight)
-        right += int((votes.argmax(axis=1) == labels_test[start : start + ROWS]).sum())
+        right += int((votes.argmax(axis=1) == labels_test[start : start + CHUNK]).sum())
     return Neighbours(k=k, top1=right / len(test))
 
 
@@ -299,12 +285,10 @@ def linear_probe(
     *,
     l2s: Sequence[float] = LINEAR_L2S,
 ) -> LinearProbe:
-    """Multinomial logistic regression on train (L-BFGS, scikit-learn), with the l2 that is best on val, measured once
-    on test.
+    """Multinomial logistic regression on train (scikit-learn, L-BFGS) with the l2 that is best on val, measured on test.
 
-    Features are standardised by train's mean and standard deviation. The strengths are fitted from the strongest on,
-    each from where the one before it ended; of equally good ones the strongest is taken. Nothing is fitted on val or
-    test.
+    Features are standardised by the mean and standard deviation of train. Strengths are tried in descending order, each
+    starting from the previous solution; of equally good ones the largest is taken.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -320,130 +304,18 @@ def linear_probe(
     best: LinearProbe | None = None
     for l2 in sorted(l2s, reverse=True):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # it is told by `converged`
+            warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` says so
             fit.set_params(C=1 / l2).fit(train, labels_train)
         val_top1 = float((fit.predict(val) == labels_val).mean())
         if best is None or val_top1 > best.val_top1:
             top1 = float((fit.predict(test) == labels_test).mean())
-            best = LinearProbe(
-                l2=l2, val_top1=val_top1, top1=top1, converged=bool(fit.n_iter_.max() < LINEAR_MAX_STEPS)
-            )
+            converged = bool(fit.n_iter_.max() < LINEAR_MAX_STEPS)
+            best = LinearProbe(l2=l2, val_top1=val_top1, top1=top1, converged=converged)
     assert best is not None
     return best
 
 
-# --- features -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features (N,D) float32 and labels (N,) of the readable images of a set, in its order; `bad` names the others and
-    why."""
-
-    values: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    bad: tuple[tuple[str, str], ...]
-
-
-def features_of(
-    classifier: Classifier,
-    images: ImageSet,
-    *,
-    batch_size: int = 256,
-    cache: str | os.PathLike[str] | None = None,
-    name: str = "features",
-) -> Features:
-    """The features of every readable image, each seen once by the network.
-
-    With `cache`, a folder, they are kept there as NAME-KEY.safetensors and read from it the next time. KEY is the
-    SHA-256 of the network (architecture and weights, as they are now; without a torch network, the model file), what
-    computes it in which precision, the preprocessing, and the images:
-    names, and the bytes of those in memory or path, size and times of those in files. Any change of these gives another
-    key, so that an outdated file is never read.
-
-    Raises ValueError when no image is readable, when a kept file is damaged, or when a model with neither
-    network nor file is to be cached.
-    """
-    if cache is None:
-        kept, values, bad = map_images(classifier, images, classifier.features, batch_size)
-        return Features(values, images.labels[kept], tuple(bad))
-    folder = Path(cache)
-    plain_name = re.sub(r"[^\w.-]+", "-", name)
-    file = folder / f"{plain_name}-{_key(classifier, images)}.safetensors"
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(f"cannot write features to {folder}: name another folder")
-        _write(file, *map_images(classifier, images, classifier.features, batch_size))
-    kept, values, bad = _read(file)
-    return Features(values, images.labels[kept], tuple(bad))
-
-
-def _key(classifier: Classifier, images: ImageSet) -> str:
-    digest = hashlib.sha256()
-
-    def add(part: bytes) -> None:
-        digest.update(b"%d:" % len(part))
-        digest.update(part)
-
-    if classifier.network is not None:
-        other = classifier.meta.network if classifier.meta else ""
-        add(other.encode() or json.dumps(to_json(classifier.network.cfg), sort_keys=True).encode())
-        for name, tensor in classifier.network.state_dict().items():
-            add(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
-    elif classifier.path is not None:
-        with open(classifier.path, "rb") as f:
-            add(hashlib.file_digest(f, "sha256").digest())
-    else:
-        raise ValueError("features are kept for networks and model files, and this model is neither: leave cache out")
-    how = (classifier.runtime.engine, classifier.runtime.precision) if classifier.runtime else ()
-    add(json.dumps([CACHE_FORMAT, to_json(classifier.preprocess), *how], sort_keys=True).encode())
-    for i in range(len(images)):
-        add(os.fsencode(str(images.names[i])))
-        try:
-            add(_identity(images.source(i)))
-        except (ValueError, OSError) as e:  # it will be reported as unreadable
-            add(str(e).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _identity(source: Source) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    if isinstance(source, Image.Image):
-        return f"{source.mode} {source.size} ".encode() + source.tobytes()
-    stat = os.stat(
-        source
-    )  # the time of change (ctime) too: it moves when permissions do, or when the other time is set back
-    return os.fsencode(os.path.abspath(source)) + f" {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}".encode()
-
-
-def _write(file: Path, kept: NDArray[np.int64], values: NDArray[np.float32], bad: list[tuple[str, str]]) -> None:
-    """Atomic: no file or the whole one."""
-    from safetensors.numpy import save_file
-
-    part = file.with_name(f".{file.name}.part")
-    try:
-        save_file({"kept": kept, "features": values}, part, {"bad": json.dumps(bad)})
-        os.replace(part, file)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def _read(file: Path) -> tuple[NDArray[np.int64], NDArray[np.float32], list[tuple[str, str]]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="np") as f:
-            bad = [(str(name), str(reason)) for name, reason in json.loads(f.metadata()["bad"])]
-            return f.get_tensor("kept"), f.get_tensor("features"), bad
-    except (SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{file} is damaged: delete it and try again") from e
-
-
-# --- what is asked for must be there ------------------------------------------------------------------------------
+# --- checks -------------------------------------------------------------------------------------------------------
 
 
 def _require_shots(labels: Labels, shots: Sequence[int], classes: Sequence[object]) -> None:
@@ -452,14 +324,13 @@ def _require_shots(labels: Labels, shots: Sequence[int], classes: Sequence[objec
             f"shots must be positive numbers of images, such as 1,5,10,25; got {','.join(map(str, shots)) or 'none'}"
         )
     counts = np.bincount(labels, minlength=len(classes))
-    fewest = int(counts.argmin())
-    if counts[fewest] < max(shots):
-        possible = sorted({k for k in shots if k <= counts[fewest]}) or (
-            [int(counts[fewest])] if counts[fewest] else []
-        )
+    smallest, most = int(counts.argmin()), max(shots)
+    count = int(counts[smallest])
+    if count < most:
+        possible = sorted({k for k in shots if k <= count} or {count} - {0})
         raise ValueError(
-            f"{max(shots)} shots need {max(shots)} training images of every class, and class {classes[fewest]!r} has "
-            f"{counts[fewest]}" + (f"; possible here: --shots {','.join(map(str, possible))}" if possible else "")
+            f"{most} shots need {most} training images of every class, and class {classes[smallest]!r} has {count}"
+            + (f"; possible here: --shots {','.join(map(str, possible))}" if possible else "")
         )
 
 
@@ -469,7 +340,7 @@ def _require_neighbours(k: int, n: int) -> None:
 
 
 def _require_pairs(**parts: tuple[Matrix, Labels]) -> None:
-    """Finite features (N,D) of one D, with labels (N,) from 0 on."""
+    """ValueError unless all features (N,D) are finite and of one D, with labels (N,) from 0 on."""
     widths = set()
     for part, (features, labels) in parts.items():
         if features.ndim != 2 or not len(features) or labels.shape != (len(features),):
@@ -480,7 +351,7 @@ def _require_pairs(**parts: tuple[Matrix, Labels]) -> None:
             raise ValueError(f"{part}: labels must be integers from 0 on, got {labels.dtype} from {labels.min()} on")
         if not np.isfinite(features).all():
             raise ValueError(
-                f"{part}: the features hold NaN or infinity: the model is broken, as after a diverged training"
+                f"{part}: the features contain NaN or infinity: the model is broken, as after a diverged training"
             )
         widths.add(features.shape[1])
     if len(widths) > 1:
