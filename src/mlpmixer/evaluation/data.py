@@ -28,8 +28,10 @@ def resolve_data(classifier: Classifier, data: Data | str | None, data_dir: str 
 
 
 def own_data(classifier: Classifier) -> Data | None:
-    """The data that a run was trained on; None for a model file without its run."""
-    file = classifier.path
-    if file is None or not file.with_name("recipe.json").is_file():
+    """The data that a model was trained on; None where neither its file nor the recipe beside it says so."""
+    if classifier.meta is not None and classifier.meta.data is not None:
+        return classifier.meta.data
+    recipe = classifier.path and classifier.path.with_name("recipe.json")
+    if recipe is None or not recipe.is_file():
         return None
-    return from_json(Data, read_recipe_json(file.parent).get("data"), "data")
+    return from_json(Data, read_recipe_json(recipe.parent).get("data"), "data")
