@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
 from mlpmixer import cli
 from mlpmixer.config import to_json
 from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference import classifier as predict
-from mlpmixer.models.configs import MixerConfig
+from mlpmixer.models.configs import MixerConfig, ResNetConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.training.recipe import Recipe, Run, read_recipe
 from mlpmixer.training.run import train
 from mlpmixer.weights import hub, model_file, run_folder
+from mlpmixer.weights.card import model_card
 
 TINY = MixerConfig(
     image_size=8,
@@ -54,8 +56,6 @@ def bare(tmp_path: Path) -> Path:
 
 def card_of(folder: Path) -> Any:
     """The card as the Hub's own library reads it."""
-    from huggingface_hub import ModelCard
-
     return ModelCard((folder / "README.md").read_text(encoding="utf-8"))
 
 
@@ -141,6 +141,14 @@ def test_strange_names_of_classes_and_data_do_not_break_the_card(bare: Path, tmp
     card = card_of(Path(hub.push(bare, tmp_path / "out")))
     assert card.data.eval_results[0].dataset_name == provenance["data"]
     assert "`<b>`" in card.text and "`'e'`" in card.text and "`c d`" in card.text
+
+
+def test_the_card_names_the_network_and_its_paper(tmp_path: Path) -> None:
+    preprocess = Preprocess(image_size=(224, 224))
+    meta = model_file.ModelMeta(config=ResNetConfig(num_classes=2), classes=("a", "b"), preprocess=preprocess)
+    card = ModelCard(model_card(tmp_path, meta, "mine", ".", ""))
+    assert "classifier of 2 classes: [ResNet](https://arxiv.org/abs/1512.03385)" in card.text
+    assert card.data.tags == ["resnet"] and "- resnet: depths [3, 4, 6, 3], width 64" in card.text
 
 
 def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:

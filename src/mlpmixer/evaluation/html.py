@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from mlpmixer import templates
 from mlpmixer.evaluation.significance import wilson
 
 if TYPE_CHECKING:
@@ -26,17 +26,9 @@ COLOURS = {INK: "var(--ink2)", LINE: "var(--line)", SECOND: "var(--train)", FIRS
 
 
 def render(template: Path, **values: object) -> str:
-    """Fill in a template, which finds those of this room beside its own: `base.html` to extend, `parts.html`."""
-    environment = Environment(
-        loader=FileSystemLoader([template.parent, TEMPLATES]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "ranged": ranged, "thousands": "{:,}".format}
-    page = environment.get_template(template.name).render(values)
-    return page.encode("utf-8", "replace").decode("utf-8")  # file names may hold bytes that are not UTF-8
+    """Fill in the template of a page, which finds those of this room beside its own: `base.html`, `parts.html`."""
+    filters: templates.Filters = {"percent": percent, "ranged": ranged, "thousands": "{:,}".format}
+    return templates.render(template, TEMPLATES, filters=filters, **values)
 
 
 def write_page(path: Path, page: str) -> None:

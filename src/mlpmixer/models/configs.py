@@ -32,6 +32,9 @@ class NetworkConfig(Config, owner="model"):
 
     architecture: ClassVar[str] = ""
     """Its row in `architecture.ARCHITECTURES`, and the key in JSON that says so."""
+    title: ClassVar[str] = ""
+    """Its name in print, and below the number of its paper: model cards have both."""
+    arxiv: ClassVar[str] = ""
     weight_free: ClassVar[tuple[str, ...]] = ()
     """Fields that no weight depends on, such as dropout: a trained network takes those it is asked for."""
 
@@ -163,6 +166,8 @@ class MixerConfig(PatchConfig):
     """The architecture: one column of the paper's Table 1, plus the sizes of input and output."""
 
     architecture: ClassVar[str] = "mixer"
+    title: ClassVar[str] = "MLP-Mixer"
+    arxiv: ClassVar[str] = "2105.01601"
     weight_free: ClassVar[tuple[str, ...]] = ("dropout", "drop_path", "drop_path_form", "activation")
 
     parts: int | tuple[int, int] = 1
@@ -261,6 +266,8 @@ class ViTConfig(PatchConfig):
     blocks. Computed by the library transformers."""
 
     architecture: ClassVar[str] = "vit"
+    title: ClassVar[str] = "Vision Transformer"
+    arxiv: ClassVar[str] = "2010.11929"
 
     num_blocks: int = 12
     """L, encoder blocks."""
@@ -299,6 +306,8 @@ class ResNetConfig(NetworkConfig):
     """A ResNet (He et al. 2016, arXiv:1512.03385), with batch normalisation. Computed by the library transformers."""
 
     architecture: ClassVar[str] = "resnet"
+    title: ClassVar[str] = "ResNet"
+    arxiv: ClassVar[str] = "1512.03385"
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
     """Layers of each stage; a stage has twice the channels of the one before, at half its resolution."""

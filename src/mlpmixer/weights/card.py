@@ -1,0 +1,124 @@
+"""The model card of a repository of the Hugging Face Hub: what the model file and its run say, and nothing else."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from mlpmixer.config import to_json
+from mlpmixer.data.catalog import DATASETS
+from mlpmixer.templates import render
+from mlpmixer.weights.model_file import ModelMeta
+from mlpmixer.weights.run_folder import read_recipe_json
+
+TEMPLATE = Path(__file__).with_name("templates") / "card.md"
+CLASSES_SHOWN = 100  # config.json has all
+SHOWN = ("architecture", "image_size", "in_channels", "num_classes")  # fields of the network that have their own line
+COLUMNS = {
+    "n": ("images", "{:,}"),
+    "top1": ("top-1", "%"),
+    "top5": ("top-5", "%"),
+    "nll": ("nll", "{:.4f}"),
+    "ece": ("ece", "{:.4f}"),
+}
+
+Scores = dict[str, dict[str, Any]]
+
+
+def model_card(run: Path, meta: ModelMeta, name: str, where: str, licence: str) -> str:
+    """The card of the model in `run`, which is loaded from `where`."""
+    recipe = read_recipe_json(run) if (run / "recipe.json").is_file() else None
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8")) if (run / "summary.json").is_file() else {}
+    scores = _scores(meta, summary)
+    columns = [key for key in COLUMNS if any(score.get(key) is not None for score in scores.values())]
+    return render(
+        TEMPLATE,
+        filters={"code": _code, "json": lambda value: json.dumps(value, ensure_ascii=False)},
+        front_matter=_front_matter(meta, name, licence, recipe, scores),
+        name=name,
+        where=where,
+        licence=licence,
+        cfg=meta.config,
+        pre=meta.preprocess,
+        settings=[f"{key} {value}" for key, value in to_json(meta.config).items() if key not in SHOWN],
+        classes=meta.classes[:CLASSES_SHOWN],
+        num_classes=len(meta.classes),
+        training=[(key, value) for key, value in _training(meta, summary).items() if value],
+        recipe=json.dumps(_public(recipe), indent=2, ensure_ascii=False) if recipe else "",
+        columns=[COLUMNS[key][0] for key in columns],
+        rows=[(split, [_cell(key, score.get(key)) for key in columns]) for split, score in scores.items()],
+    )
+
+
+def _scores(meta: ModelMeta, summary: dict[str, Any]) -> Scores:
+    """Metrics by split, test and validation, as far as they were measured."""
+    if summary:
+        found = {"test": summary.get("test"), "validation": summary.get("val")}
+    else:
+        stored = meta.provenance.get("metrics") or {}
+        found = {"test": {"top1": stored.get("top1")}, "validation": {"top1": stored.get("val_top1")}}
+    return {split: score for split, score in found.items() if score and score.get("top1") is not None}
+
+
+def _cell(key: str, value: Any) -> str:
+    form = COLUMNS[key][1]
+    return "" if value is None else f"{100 * value:.2f} %" if form == "%" else form.format(value)
+
+
+def _training(meta: ModelMeta, summary: dict[str, Any]) -> dict[str, str]:
+    origin = meta.provenance
+    hardware = (str(summary.get(key) or "") for key in ("device", "precision"))
+    return {
+        "data": _code(str(origin["data"])) if origin.get("data") else "",
+        "training images": f"{summary['train_images']:,}" if summary.get("train_images") else "",
+        "recipe": _code(str(origin["recipe"])) if origin.get("recipe") else "",
+        "optimizer steps": f"{summary['steps']:,}" if summary.get("steps") else "",
+        "training time": f"{summary['train_s']:,.0f} s" if summary.get("train_s") else "",
+        "hardware": ", ".join(filter(None, hardware)) if summary.get("device") else "",
+        "loss": str(origin.get("loss", "")),
+        "seed": str(summary.get("seed", "")),
+        "mlpmixer": " ".join(str(origin[key]) for key in ("version", "commit") if origin.get(key)),
+        "date": str(origin.get("date", "")),
+    }
+
+
+def _front_matter(
+    meta: ModelMeta, name: str, licence: str, recipe: dict[str, Any] | None, scores: Scores
+) -> dict[str, Any]:
+    """What the Hub reads: YAML, of which JSON is a part."""
+    trained_on = recipe["data"]["name"] if recipe else ""
+    repo = (
+        trained_on[3:] if trained_on.startswith("hf:") else DATASETS[trained_on].repo if trained_on in DATASETS else ""
+    )
+    data = str(meta.provenance.get("data") or "")
+    results = [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {"type": repo or data, "name": data, "split": split},
+            "metrics": [{"type": "accuracy", "name": "top-1", "value": score["top1"]}],
+        }
+        for split, score in scores.items()
+        if data
+    ]
+    fields = {
+        "library_name": "mlpmixer",
+        "pipeline_tag": "image-classification",
+        "tags": [(meta.config.title or meta.config.architecture).lower().replace(" ", "-")],
+        "license": licence,
+        "datasets": [repo] if repo else [],
+        "model-index": [{"name": name, "results": results}] if results else [],
+    }
+    return {key: value for key, value in fields.items() if value}
+
+
+def _public(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without the folders of the machine it ran on."""
+    values = copy.deepcopy(recipe)
+    data = values["data"]
+    name = data["name"] if data["name"].startswith("hf:") else Path(data["name"]).name
+    return values | {"data": {k: v for k, v in data.items() if k != "data_dir"} | {"name": name}}
+
+
+def _code(text: str) -> str:
+    """`text` as code, so that no name is read as markup."""
+    return f"`{' '.join(text.replace('`', chr(39)).split())}`"
