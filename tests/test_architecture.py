@@ -1,15 +1,20 @@
-"""Imports point down. The table is the picture in CONTRIBUTING.md: a module may import what stands in its row, and no
-more."""
+"""The rooms of the house: imports point down, some rooms do without torch, and only the edges print.
+
+The table is the one in CONTRIBUTING.md.
+"""
 
 import ast
-import os
-import subprocess
-import sys
+import re
+import types
 from pathlib import Path
 
 import pytest
+from helpers.processes import SOURCES, python
 
-ROOT = Path(__file__).parents[1] / "src" / "mlpmixer"
+import mlpmixer
+
+ROOT = SOURCES / "mlpmixer"
+TESTS = Path(__file__).parent
 
 ROOMS: list[set[str]] = [  # each row may import the rows above it, and itself
     {"registry", "config", "hardware", "device", "clock", "download", "templates"},
@@ -25,16 +30,42 @@ ROOMS: list[set[str]] = [  # each row may import the rows above it, and itself
     {"reproduce"},
     {"cli", "__init__", "__main__"},
 ]
-VERSION = {"__version__"}  # anyone may ask for it
+TORCH_FREE = [  # rooms and modules that are imported without torch and other large libraries
+    *("__init__", "registry", "config", "hardware", "clock", "download"),
+    *("models.__init__", "models.configs", "models.names"),
+    "data",
+    *("weights.model_file", "weights.run_folder", "weights.load", "weights.hub"),
+    "inference",
+    "evaluation",
+    *("training.recipe", "training.recipes"),
+    *("exporters.export", "exporters.benchmark", "explanation.page"),
+    "serve",
+    "cli",
+]
+BUT = {"cli.doctor"}  # which says what torch is like here
+LARGE = {"torch", "torchvision", "transformers", "datasets", "matplotlib.pyplot"} | {
+    *("onnx", "onnxruntime", "onnxscript", "openvino"),
+}
+LIGHT_COMMANDS = [  # that need none of them, either
+    *("--help", "train --help", "probe --help", "explain --help", "export --help", "bench --help", "reproduce --help"),
+    *("list recipes", "summary S/32", "reproduce", "data check digits"),
+]
+VERBS = ("bench", "compare", "create_model", "evaluate", "export", "load", "probe", "train")
+ANYONE_MAY_IMPORT = {"__version__"}
+USES = (ast.Call, ast.Attribute)
 
 
-def python(code: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    env = os.environ | {"PYTHONPATH": str(ROOT.parent)}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=env)
+def files() -> list[Path]:
+    return sorted(path for path in ROOT.rglob("*.py") if path.parent.name != "bundled")  # a program of its own
 
 
-def owner(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def module_of(path: Path) -> str:
+    """ "data.readers.folder"; that of a package ends with __init__."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def room_of(path: Path) -> str:
+    return module_of(path).partition(".")[0]
 
 
 def runtime_nodes(node: ast.AST) -> list[ast.AST]:
@@ -44,8 +75,8 @@ def runtime_nodes(node: ast.AST) -> list[ast.AST]:
     return [node, *(inner for child in ast.iter_child_nodes(node) for inner in runtime_nodes(child))]
 
 
-def imported(path: Path) -> set[str]:
-    """First names under mlpmixer of everything that the file imports, anywhere in it."""
+def imported_rooms(path: Path) -> set[str]:
+    """The rooms that a file imports from, anywhere in it."""
     names: set[str] = set()
     for node in runtime_nodes(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
@@ -55,86 +86,83 @@ def imported(path: Path) -> set[str]:
                 names |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
             names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("mlpmixer.")}
-    return names
-
-
-def files() -> list[Path]:
-    return sorted(ROOT.rglob("*.py"))
+    return names - ANYONE_MAY_IMPORT
 
 
 def test_imports_point_down() -> None:
     level = {room: i for i, row in enumerate(ROOMS) for room in row}
+    assert level.keys() == set(map(room_of, files()))
     wrong = [
-        f"{path.relative_to(ROOT)} imports {name}"
+        f"{module_of(path)} imports {room}"
         for path in files()
-        for name in sorted(imported(path) - VERSION)
-        if level[name] > level[owner(path)]
+        for room in sorted(imported_rooms(path))
+        if level[room] > level[room_of(path)]
     ]
     assert not wrong, "\n".join(wrong)
 
 
-def test_only_the_edges_print_and_read_the_environment() -> None:
+def test_only_edges_print_and_read_the_environment() -> None:
     wrong = []
     for path in files():
-        if (
-            owner(path) in ("cli", "serve", "__main__") or path.parent.name == "bundled"
-        ):  # a program that an export takes along
+        if room_of(path) in ("cli", "serve", "__main__"):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            call = (
-                ast.unparse(node.func)
-                if isinstance(node, ast.Call)
-                else ast.unparse(node)
-                if isinstance(node, ast.Attribute)
-                else ""
-            )
-            if call in ("print", "input", "sys.exit", "os.getenv", "os.environ"):
-                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} uses {call}")  # type: ignore[attr-defined]
+            used = ast.unparse(node.func if isinstance(node, ast.Call) else node) if isinstance(node, USES) else ""
+            if used == "os.environ" or (
+                isinstance(node, ast.Call) and used in ("print", "input", "sys.exit", "os.getenv")
+            ):
+                wrong.append(f"{module_of(path)}:{node.lineno} uses {used}")
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import mlpmixer; mlpmixer.MixerConfig",
-        "from mlpmixer.cli import main; assert main(['--help']) == 0",
-        "from mlpmixer.cli import main; assert main(['train', '--help']) == 0",
-        "from mlpmixer.cli import main; assert main(['probe', '--help']) == 0",
-        "from mlpmixer.cli import main; assert main(['explain', '--help']) == 0",
-        "from mlpmixer.cli import main; assert main(['export', '--help']) == main(['bench', '--help']) == 0",
-        "from mlpmixer.cli import main; assert main(['list', 'recipes']) == 0",
-        "from mlpmixer.cli import main; assert main(['reproduce']) == main(['reproduce', '--help']) == 0",
-        "from mlpmixer.cli import main; assert main(['summary', 'S/32']) == 0",
-        "from mlpmixer.cli import main; assert main(['data', 'check', 'digits']) in (0, 1)",
-        "import mlpmixer.inference.classifier, mlpmixer.evaluation.probe, mlpmixer.inference.onnx_model, "
-        "mlpmixer.weights.model_file, mlpmixer.weights.run_folder, mlpmixer.evaluation.report",
-        "import mlpmixer.training.recipes, mlpmixer.data.datasets, mlpmixer.explanation.page, "
-        "mlpmixer.inference.exported, mlpmixer.exporters.export, mlpmixer.exporters.benchmark",
-    ],
-)
-def test_torch_is_imported_only_where_it_is_needed(code: str, tmp_path: Path) -> None:
-    code += "; import sys; heavy = {'torch', 'datasets', 'matplotlib.pyplot', 'torchvision', 'onnxruntime', 'openvino'} & set(sys.modules)"
-    code += "; assert not heavy, heavy"
-    done = python(code, tmp_path)
+def test_torch_free_rooms_import_no_large_library() -> None:
+    modules = [
+        f"mlpmixer.{name}".removesuffix(".__init__")
+        for name in map(module_of, files())
+        if any(f"{name}.".startswith(f"{room}.") for room in TORCH_FREE) and name not in BUT
+    ]
+    assert len(modules) > 60
+    done = python(
+        f"import importlib, sys\nfor name in {modules}:\n    importlib.import_module(name)\n"
+        f"    large = {LARGE} & set(sys.modules)\n    assert not large, f'{{name}} imports {{large}}'"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_light_commands_import_no_large_library(tmp_path: Path) -> None:
+    done = python(
+        f"import sys\nfrom mlpmixer.cli import main\nfor command in {LIGHT_COMMANDS}:\n"
+        f"    assert main(command.split()) in (0, 1), command\n"
+        f"    large = {LARGE} & set(sys.modules)\n    assert not large, f'{{command}} imports {{large}}'",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_public_verbs_are_plain_functions() -> None:
-    code = """
-import mlpmixer, mlpmixer.exporters.export, mlpmixer.evaluation.evaluate, mlpmixer.training.run, types
-for name in ("bench", "compare", "evaluate", "export", "load", "probe", "train", "create_model"):
-    assert isinstance(getattr(mlpmixer, name), types.FunctionType), name
-assert type(mlpmixer) is types.ModuleType
-"""
-    done = python(code)
-    assert done.returncode == 0, done.stderr
+    assert type(mlpmixer) is types.ModuleType
+    for name in VERBS:
+        assert isinstance(getattr(mlpmixer, name), types.FunctionType), name
 
 
-def test_every_public_name_is_there_and_an_unknown_one_is_answered_with_the_list() -> None:
-    import mlpmixer
-
+def test_public_names_exist() -> None:
     for name in mlpmixer.__all__:
         assert getattr(mlpmixer, name) is not None
         assert name in dir(mlpmixer)
+
+
+def test_unknown_public_name_gets_suggestion() -> None:
     with pytest.raises(AttributeError, match="create_model"):
         mlpmixer.creat_model  # noqa: B018
+
+
+def test_test_modules_do_not_import_each_other() -> None:
+    shared = {"helpers", "fixtures"}
+    local = {path.stem for path in TESTS.rglob("*.py")} | {path.name for path in TESTS.iterdir() if path.is_dir()}
+    wrong = [
+        f"{path.relative_to(TESTS)}: {line}"
+        for path in sorted(TESTS.rglob("*.py"))
+        for line in re.findall(r"^\s*(?:from|import) .*", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if (name := re.split(r"[. ]", line.split()[1])[0]) in local - shared and name.startswith(("test_", "conftest"))
+    ]
+    assert not wrong, "\n".join(wrong)
