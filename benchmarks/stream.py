@@ -16,8 +16,8 @@ from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.store import in_chunks, worker_count
 from mlpmixer.data.streaming.datasets import open_streamed
-from mlpmixer.data.streaming.remote import Retry
 from mlpmixer.data.streaming.shards import Sample, read_rows
+from mlpmixer.download import Retry
 from mlpmixer.training.recipe import Run
 from mlpmixer.training.stream import Stream
 

@@ -20,7 +20,7 @@ from mlpmixer.cli import main
 from mlpmixer.config import Config, field_types, from_json, to_json
 from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.data.streaming.remote import Retry
+from mlpmixer.download import Retry
 from mlpmixer.models.baselines import ResNet, ViT
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.reproduce import cost, frontier, tables

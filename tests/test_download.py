@@ -1,6 +1,7 @@
 """A file comes once, whole or not at all, from servers that serve well and from servers that do not. All of them run on
 loopback."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -20,13 +21,14 @@ from PIL import Image
 
 from mlpmixer import cli
 from mlpmixer.cli import printing, progress
-from mlpmixer.download import cache_path, fetch
+from mlpmixer.download import Retry, cache_path, fetch
 from mlpmixer.models.architecture import create_model
 from mlpmixer.weights.formats import write_foreign
 from mlpmixer.weights.published import NUM_CLASSES, WEIGHTS, Weights
 
 CONTENT = bytes(range(256)) * 400  # 102,400 bytes
-QUICK = {"timeout_s": 0.3, "backoff_s": 0.0}
+QUICK = Retry(timeout_s=0.3, backoff_s=0.0)
+ONCE = Retry(timeout_s=0.3, backoff_s=0.0, attempts=0)
 
 
 class Server(ThreadingHTTPServer):
@@ -153,7 +155,7 @@ def test_the_cache_is_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_several_that_ask_at_once_share_one_download(serve: Serve, tmp_path: Path) -> None:
     server = serve("half")
     with ThreadPoolExecutor(6) as pool:
-        paths = list(pool.map(lambda _: fetch(server.url, cache_dir=tmp_path, **QUICK), range(6)))
+        paths = list(pool.map(lambda _: fetch(server.url, cache_dir=tmp_path, retry=QUICK), range(6)))
     assert {p.read_bytes() for p in paths} == {CONTENT}
     assert len(server.requests) == 2, "one that broke, one that went on"
 
@@ -163,7 +165,7 @@ def test_several_that_ask_at_once_share_one_download(serve: Serve, tmp_path: Pat
 
 def test_a_broken_download_goes_on_where_it_stopped(serve: Serve, tmp_path: Path) -> None:
     server = serve("half")
-    path = fetch(server.url, num_bytes=len(CONTENT), cache_dir=tmp_path, **QUICK)
+    path = fetch(server.url, num_bytes=len(CONTENT), cache_dir=tmp_path, retry=QUICK)
     assert path.read_bytes() == CONTENT and only_file(tmp_path) == path
     first, second = server.requests
     assert "Range" not in first
@@ -173,21 +175,21 @@ def test_a_broken_download_goes_on_where_it_stopped(serve: Serve, tmp_path: Path
 def test_the_next_call_goes_on_too(serve: Serve, tmp_path: Path) -> None:
     server = serve("half")
     with pytest.raises(ValueError, match=r"ended after 51,200 of 102,400 bytes"):
-        fetch(server.url, cache_dir=tmp_path, attempts=0, **QUICK)
+        fetch(server.url, cache_dir=tmp_path, retry=ONCE)
     assert not cache_path(server.url, tmp_path).exists(), "half a file never bears the name of the whole"
-    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT
+    assert fetch(server.url, cache_dir=tmp_path, retry=QUICK).read_bytes() == CONTENT
     assert server.requests[1]["Range"] == "bytes=51200-"
 
 
 def test_as_long_as_something_new_comes_it_is_not_given_up(serve: Serve, tmp_path: Path) -> None:
     server = serve(*["half"] * 10)
-    assert fetch(server.url, cache_dir=tmp_path, attempts=1, **QUICK).read_bytes() == CONTENT
+    assert fetch(server.url, cache_dir=tmp_path, retry=dataclasses.replace(QUICK, attempts=1)).read_bytes() == CONTENT
     assert len(server.requests) == 11
 
 
 def test_a_server_without_ranges_is_read_from_the_start(serve: Serve, tmp_path: Path) -> None:
     server = serve("half", "no range")
-    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT
+    assert fetch(server.url, cache_dir=tmp_path, retry=QUICK).read_bytes() == CONTENT
     assert "Range" in server.requests[1]
 
 
@@ -195,7 +197,7 @@ def test_a_server_without_ranges_that_always_breaks_is_given_up(serve: Serve, tm
     server = serve(*["half"] * 9)
     server.version = {}
     with pytest.raises(ValueError, match="ended after"):
-        fetch(server.url, cache_dir=tmp_path, attempts=3, **QUICK)
+        fetch(server.url, cache_dir=tmp_path, retry=QUICK)
     assert len(server.requests) == 4 and not any("Range" in r for r in server.requests), (
         "nothing says that it is still the same file"
     )
@@ -207,45 +209,45 @@ def test_a_server_without_ranges_that_always_breaks_is_given_up(serve: Serve, tm
 def test_a_file_that_changed_meanwhile_is_fetched_anew(version: dict[str, str], serve: Serve, tmp_path: Path) -> None:
     server = serve("half")
     with pytest.raises(ValueError, match="ended after"):
-        fetch(server.url, cache_dir=tmp_path, attempts=0, **QUICK)
+        fetch(server.url, cache_dir=tmp_path, retry=ONCE)
     server.content, server.version = CONTENT[::-1], version
-    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT[::-1]
+    assert fetch(server.url, cache_dir=tmp_path, retry=QUICK).read_bytes() == CONTENT[::-1]
 
 
 def test_a_server_that_forgets_to_compare_does_not_mix_two_files(serve: Serve, tmp_path: Path) -> None:
     server = serve("half", "careless")
     with pytest.raises(ValueError, match="ended after"):
-        fetch(server.url, cache_dir=tmp_path, attempts=0, **QUICK)
+        fetch(server.url, cache_dir=tmp_path, retry=ONCE)
     server.content, server.version = CONTENT[::-1], {"ETag": '"two"'}
-    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT[::-1]
+    assert fetch(server.url, cache_dir=tmp_path, retry=QUICK).read_bytes() == CONTENT[::-1]
     assert [("Range" in r) for r in server.requests] == [False, True, False]
 
 
 def test_the_date_of_the_file_serves_as_well_as_an_etag(serve: Serve, tmp_path: Path) -> None:
     server = serve("half")
     server.version = {"ETag": 'W/"weak"', "Last-Modified": "Sat, 21 Nov 2026 10:00:00 GMT"}
-    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT
+    assert fetch(server.url, cache_dir=tmp_path, retry=QUICK).read_bytes() == CONTENT
     assert server.requests[1]["If-Range"] == "Sat, 21 Nov 2026 10:00:00 GMT"
 
 
 def test_a_part_that_was_not_asked_for_is_thrown_away(serve: Serve, tmp_path: Path) -> None:
     server = serve("half", "other part")
-    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT
+    assert fetch(server.url, cache_dir=tmp_path, retry=QUICK).read_bytes() == CONTENT
     assert "Range" not in server.requests[2]
 
 
 def test_a_file_that_became_shorter_than_its_part_is_fetched_anew(serve: Serve, tmp_path: Path) -> None:
     server = serve("half")
     with pytest.raises(ValueError, match="ended after"):
-        fetch(server.url, cache_dir=tmp_path, attempts=0, **QUICK)
+        fetch(server.url, cache_dir=tmp_path, retry=ONCE)
     server.content = CONTENT[:1000]  # and the ETag lies
-    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT[:1000]
+    assert fetch(server.url, cache_dir=tmp_path, retry=QUICK).read_bytes() == CONTENT[:1000]
 
 
 def test_a_stalled_connection_is_broken_off_and_taken_up_again(serve: Serve, tmp_path: Path) -> None:
     server = serve("stall")
     start = time.monotonic()
-    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT
+    assert fetch(server.url, cache_dir=tmp_path, retry=QUICK).read_bytes() == CONTENT
     assert time.monotonic() - start < 5
     assert server.requests[1]["Range"] == "bytes=51200-", "what came before the stall is kept"
 
@@ -253,7 +255,9 @@ def test_a_stalled_connection_is_broken_off_and_taken_up_again(serve: Serve, tmp
 def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ValueError, match=r"silent for 0\.1 s"):
         fetch(
-            f"http://127.0.0.1:{silent.getsockname()[1]}/x", cache_dir=tmp_path, attempts=2, timeout_s=0.1, backoff_s=0
+            f"http://127.0.0.1:{silent.getsockname()[1]}/x",
+            cache_dir=tmp_path,
+            retry=Retry(timeout_s=0.1, attempts=2, backoff_s=0),
         )
 
 
@@ -263,7 +267,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
 def test_less_than_announced_is_never_taken_for_the_file(serve: Serve, tmp_path: Path) -> None:
     server = serve(*["claims +10"] * 9)
     with pytest.raises(ValueError, match=r"ended after 102,400 of 102,410 bytes|not longer than"):
-        fetch(server.url, cache_dir=tmp_path, **QUICK)
+        fetch(server.url, cache_dir=tmp_path, retry=QUICK)
     assert not cache_path(server.url, tmp_path).exists()
     assert len(server.requests) < 9
 
@@ -272,7 +276,7 @@ def test_less_than_announced_is_never_taken_for_the_file(serve: Serve, tmp_path:
 def test_a_file_of_another_size_is_refused_before_it_is_read(plan: str, serve: Serve, tmp_path: Path) -> None:
     server = serve(plan)
     with pytest.raises(ValueError, match=r"has a file of 102,\d{3} bytes there, expected 99,999") as e:
-        fetch(server.url, num_bytes=99_999, cache_dir=tmp_path, **QUICK)
+        fetch(server.url, num_bytes=99_999, cache_dir=tmp_path, retry=QUICK)
     assert str(cache_path(server.url, tmp_path)) in str(e.value)
     assert len(server.requests) == 1
     assert not any(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
@@ -281,7 +285,7 @@ def test_a_file_of_another_size_is_refused_before_it_is_read(plan: str, serve: S
 def test_a_flood_without_a_length_is_stopped_at_the_expected_size(serve: Serve, tmp_path: Path) -> None:
     server = serve("no length")
     with pytest.raises(ValueError, match="sends more than the 50,000 bytes"):
-        fetch(server.url, num_bytes=50_000, cache_dir=tmp_path, **QUICK)
+        fetch(server.url, num_bytes=50_000, cache_dir=tmp_path, retry=QUICK)
     assert not any(p.stat().st_size > 100 for p in tmp_path.rglob("*") if p.is_file())
 
 
@@ -289,23 +293,23 @@ def test_without_a_length_the_expected_size_tells_whether_all_came(serve: Serve,
     server = serve("no length")
     server.content = CONTENT[:-1]
     with pytest.raises(ValueError, match="ended after 102,399 of 102,400 bytes"):
-        fetch(server.url, num_bytes=len(CONTENT), cache_dir=tmp_path, attempts=0, **QUICK)
+        fetch(server.url, num_bytes=len(CONTENT), cache_dir=tmp_path, retry=ONCE)
 
 
 @pytest.mark.parametrize("status", ["404", "403"])
 def test_a_refusal_is_told_at_once(status: str, serve: Serve, tmp_path: Path) -> None:
     server = serve(status)
     with pytest.raises(ValueError, match=f"answers {status}"):
-        fetch(server.url, cache_dir=tmp_path, **QUICK)
+        fetch(server.url, cache_dir=tmp_path, retry=QUICK)
     assert len(server.requests) == 1
 
 
 def test_a_server_in_trouble_is_asked_again(serve: Serve, tmp_path: Path) -> None:
     server = serve("500", "429")
-    assert fetch(server.url, cache_dir=tmp_path, **QUICK).read_bytes() == CONTENT
+    assert fetch(server.url, cache_dir=tmp_path, retry=QUICK).read_bytes() == CONTENT
     broken = serve(*["503"] * 9)
     with pytest.raises(ValueError, match="answers 503"):
-        fetch(broken.url, cache_dir=tmp_path, attempts=3, **QUICK)
+        fetch(broken.url, cache_dir=tmp_path, retry=QUICK)
     assert len(broken.requests) == 3
 
 
@@ -316,7 +320,7 @@ def test_without_a_network_the_error_says_what_to_put_where_and_that_works(tmp_p
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/B_16.npz"
     with pytest.raises(ValueError) as e:
-        fetch(url, num_bytes=7, cache_dir=tmp_path, **QUICK)
+        fetch(url, num_bytes=7, cache_dir=tmp_path, retry=QUICK)
     path = cache_path(url, tmp_path)
     assert f"download {url} (7 bytes) elsewhere and put it at {path}" in str(e.value)
     path.write_bytes(b"by hand")

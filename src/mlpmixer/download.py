@@ -1,5 +1,5 @@
-"""Files from the network, once, into a cache: resumed where they broke off, checked by size, and placed by hand where
-there is no network.
+"""Files from the network, downloaded once into a cache: resumed where they broke off, checked by size, or put there by
+hand where there is no network.
 
 Only the standard library; addresses on the Hugging Face Hub (hf:owner/name/file) go through huggingface-hub, an extra.
 """
@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -18,6 +18,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
+from mlpmixer.config import Config
 from mlpmixer.hardware import cache_folder
 
 if sys.platform != "win32":
@@ -26,24 +27,105 @@ if sys.platform != "win32":
 Report = Callable[[dict[str, Any]], None]
 CHUNK_BYTES = 1 << 20
 REPORT_EVERY_S = 0.1
-TRY_AGAIN = {
-    408,
-    425,
-    429,
-}  # of the 4xx answers, those that another try may change: timeout, too early, too many (RFC 9110, 8470, 6585)
+RETRYABLE_STATUS = {408, 425, 429}  # timeout, too early, too many requests; beside these every 5xx
 
 
 class FetchError(ValueError):
-    """A file could not be had; the message says why."""
+    """A file that could not be downloaded; the message says why."""
 
 
-class _Broken(FetchError):
-    """A failure that another try may mend."""
+@dataclass(frozen=True, kw_only=True)
+class Retry(Config):
+    """When a connection counts as broken, and how often it is tried again."""
+
+    timeout_s: float = 30.0
+    """Seconds without a byte after which a connection counts as broken."""
+    attempts: int = 3
+    """Attempts in a row without progress before giving up."""
+    backoff_s: float = 1.0
+    """The wait before the second attempt; it doubles each time."""
+
+    def wait(self, failures: int) -> None:
+        """Sleep after this many failures without progress."""
+        time.sleep(self.backoff_s * 2 ** max(failures - 1, 0))
 
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type when it has none."""
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+# ---- one connection
+
+
+class NetworkError(OSError):
+    """A failure that another attempt may not meet."""
+
+
+class Refused(NetworkError):
+    """A failure that every attempt will meet."""
+
+
+class PartMismatch(NetworkError):
+    """The server's file does not continue the part that is here."""
+
+
+class Connection:
+    """The bytes of a file on a web server from byte `start` on. Failures are NetworkErrors.
+
+    `version` is what a later request names to continue the same file, "" when the server gives nothing reliable (a weak
+    ETag is not). When it is given here and the file has another one, or when the server knows no Range requests,
+    `position` is 0, not `start`. `size` is that of the whole file, 0 when the server does not say.
+    """
+
+    def __init__(self, url: str, timeout_s: float, start: int = 0, version: str = "") -> None:
+        self.timeout_s = timeout_s
+        headers = {"User-Agent": "mlpmixer"}
+        if start:  # RFC 9110, 13.1.5
+            headers |= {"Range": f"bytes={start}-"} | ({"If-Range": version} if version else {})
+        try:
+            self._response: HTTPResponse = urlopen(Request(url, headers=headers), timeout=timeout_s)
+        except HTTPError as e:
+            with e:
+                if e.code == 416:
+                    raise PartMismatch(f"the server's file is not longer than the {start:,} bytes that are here") from e
+                kind = NetworkError if e.code >= 500 or e.code in RETRYABLE_STATUS else Refused
+                raise kind(f"the server answers {e.code} {e.reason}") from e
+        except (OSError, HTTPException) as e:
+            raise NetworkError(self._reason(e)) from e
+        answer = self._response.headers
+        etag = answer.get("ETag", "")
+        self.version: str = etag if etag.startswith('"') else answer.get("Last-Modified", "")
+        self.position, self.size = 0, int(answer.get("Content-Length", 0))
+        if self._response.status == 206:
+            part = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.get("Content-Range", ""))
+            if part is None or int(part[1]) != start or (version and self.version not in ("", version)):
+                self.close()
+                raise PartMismatch("the server sent another part of the file than was asked for")
+            self.position, self.size = start, int(part[2])
+
+    def read(self, most: int) -> bytes:
+        """The next bytes, at least one and at most `most`; b"" at the end of the file."""
+        try:
+            content = self._response.read1(most)
+        except (OSError, HTTPException) as e:
+            raise NetworkError(self._reason(e)) from e
+        self.position += len(content)
+        if not content and self.position < self.size:
+            raise NetworkError(f"the connection ended after {self.position:,} of {self.size:,} bytes")
+        return content
+
+    def close(self) -> None:
+        self._response.close()
+
+    def _reason(self, error: Exception) -> str:
+        cause = error.reason if isinstance(error, URLError) else error
+        if isinstance(cause, TimeoutError):
+            return f"the server was silent for {self.timeout_s:g} s"
+        return str(cause) or type(cause).__name__
+
+
+# ---- the cache
 
 
 def cache_path(url: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -71,37 +153,32 @@ def fetch(
     num_bytes: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
     report: Report | None = None,
-    timeout_s: float = 30.0,
-    attempts: int = 3,
-    backoff_s: float = 1.0,
+    retry: Retry | None = None,
 ) -> Path:
-    """The file of `url`, downloaded when it is not in the cache yet; gives its path, `cache_path(url, cache_dir)`.
+    """The file of `url`, downloaded unless it is in the cache; returns its path, `cache_path(url, cache_dir)`.
 
-    A file that lies there already is used without any network, whoever put it there. A download that breaks off is kept
-    and goes on from there, now or in the next call, as long as the file on the server is still the same; only a whole
-    file gets its name. Several processes may ask at once: one downloads, the others wait.
+    A file that is there already is used without any network, whoever put it there. A download that breaks off is kept
+    and resumed, now or in the next call, as long as the file on the server is the same; only a complete file gets its
+    name. When several processes ask at once, one downloads and the others wait.
 
-    num_bytes: the exact size, checked; 0 means that it is not known.
-    report: receives {"kind": "fetch", "url", "done_bytes", "total_bytes"} as bytes come, ten times a second at most;
-        total_bytes is 0 when nobody states it. (Files of the Hub show huggingface-hub's own progress instead.)
-    timeout_s: seconds without a byte after which a connection counts as broken.
-    attempts: tries in a row that bring nothing new before it is given up; the waits between them are backoff_s, then
-    twice that, ...
+    num_bytes: the exact size, checked; 0 when it is not known.
+    report: receives {"kind": "fetch", "url", "done_bytes", "total_bytes"} as bytes arrive, at most ten times a second;
+        total_bytes is 0 when it is not known. (Files of the Hub show huggingface-hub's own progress instead.)
 
-    Raises ValueError, which says what to download and where to put it, when the file cannot be had; ValueError when it
-    has another size than num_bytes; OSError when it cannot be written.
+    Raises ValueError, which says what to download and where to put it, when the download fails; ValueError when the
+    file has another size than num_bytes; OSError when it cannot be written.
     """
     path = cache_path(url, cache_dir)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with _alone(path):
-                if not path.is_file():  # another process may have fetched it meanwhile
+            with _file_lock(path):
+                if not path.is_file():  # another process may have downloaded it meanwhile
                     if url.startswith("hf:"):
                         owner, name, file = url[3:].split("/", 2)
                         hub_file(f"{owner}/{name}", file, local_dir=path.parents[file.count("/")])
                     else:
-                        _download(_Source(url, num_bytes, timeout_s, report), path, attempts, backoff_s)
+                        _download(url, path, num_bytes, report or (lambda event: None), retry or Retry())
         except FetchError as e:
             size = f" ({num_bytes:,} bytes)" if num_bytes else ""
             raise ValueError(
@@ -111,19 +188,16 @@ def fetch(
     size_bytes = path.stat().st_size
     if num_bytes and size_bytes != num_bytes:
         raise ValueError(
-            f"{path} has {size_bytes:,} bytes, but the file of {url} has {num_bytes:,}: remove it, and it will be "
-            f"fetched again, "
-            f"or put the right one there"
+            f"{path} has {size_bytes:,} bytes, but the file of {url} has {num_bytes:,}: remove it to download it "
+            f"again, or put the right one there"
         )
     return path
 
 
 def hub_file(repo: str, file: str, *, local_dir: Path | None = None) -> Path:
-    """A file of the model repository `repo` (owner/name) on the Hugging Face Hub, in `local_dir` or in the Hub's own
-    cache.
+    """A file of the model repository `repo` (owner/name) on the Hugging Face Hub, in `local_dir` or the Hub's cache.
 
-    huggingface-hub resumes and checks by itself, and takes what it has when there is no network. FetchError when it
-    cannot be had.
+    huggingface-hub resumes and checks it, and takes it from the cache when there is no network. Raises FetchError.
     """
     try:
         import huggingface_hub as hub
@@ -136,8 +210,8 @@ def hub_file(repo: str, file: str, *, local_dir: Path | None = None) -> Path:
         # a minute.
         hub.get_hf_file_metadata(hub.hf_hub_url(repo, file))
     except HfHubHTTPError:
-        pass  # an answer: what to make of it is hf_hub_download's to decide
-    except Exception as e:  # no network, no answer, switched off: the hub has many ways to say so
+        pass  # an answer: hf_hub_download decides what to make of it
+    except Exception as e:  # no network, no answer, switched off: the Hub has many ways to say so
         unreachable = e
     try:
         return Path(hub.hf_hub_download(repo, file, local_dir=local_dir, local_files_only=unreachable is not None))
@@ -147,7 +221,7 @@ def hub_file(repo: str, file: str, *, local_dir: Path | None = None) -> Path:
 
 
 def _address(url: str) -> str:
-    """What a browser understands."""
+    """The address for a browser."""
     if not url.startswith("hf:"):
         return url
     owner, name, file = url[3:].split("/", 2)
@@ -155,7 +229,7 @@ def _address(url: str) -> str:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _file_lock(path: Path) -> Iterator[None]:
     """One process at a time; the others wait. (Where the system has no flock, nobody waits.)"""
     lock = path.with_name(f".{path.name}.lock")
     with open(lock, "w") as f:
@@ -163,118 +237,55 @@ def _alone(path: Path) -> Iterator[None]:
             fcntl.flock(f, fcntl.LOCK_EX)
         yield
         with suppress(OSError):
-            lock.unlink()  # who still waits for it finds the file in place
+            lock.unlink()  # a process that still waits for it will find the file in place
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What is to come, and how to listen to it."""
-
-    url: str
-    num_bytes: int
-    timeout_s: float
-    report: Report | None
-
-    def tell_of(self, done_bytes: int, total_bytes: int) -> None:
-        if self.report:
-            self.report({"kind": "fetch", "url": self.url, "done_bytes": done_bytes, "total_bytes": total_bytes})
-
-
-def _download(source: _Source, path: Path, attempts: int, backoff_s: float) -> None:
-    """`path` from the network, by way of a hidden .part beside it; .tag holds what the server calls the version of
-    it."""
-    part, tag = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.tag")
-    longest, in_vain = _size(part), 0
+def _download(url: str, path: Path, num_bytes: int, report: Report, retry: Retry) -> None:
+    """`path` by way of a hidden .part beside it; the hidden .tag holds the version of the server's file."""
+    part, version = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.tag")
+    longest, failures_without_progress = _size(part), 0
     while True:
         try:
-            _receive(source, part, tag)
+            _receive(url, part, version, num_bytes, report, retry.timeout_s)
             break
-        except _Broken:
-            in_vain = 0 if _size(part) > longest else in_vain + 1
+        except NetworkError as e:
+            if isinstance(e, PartMismatch):
+                part.unlink(missing_ok=True)
+            failures_without_progress = 0 if _size(part) > longest else failures_without_progress + 1
             longest = max(longest, _size(part))
-            if in_vain >= attempts:
-                raise
-            time.sleep(backoff_s * 2 ** max(in_vain - 1, 0))
+            if isinstance(e, Refused) or failures_without_progress >= retry.attempts:
+                raise FetchError(str(e)) from e
+            retry.wait(failures_without_progress)
     with open(part, "rb") as f:
         os.fsync(f.fileno())
     os.replace(part, path)
-    tag.unlink(missing_ok=True)
+    version.unlink(missing_ok=True)
 
 
 def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def _receive(source: _Source, part: Path, tag: Path) -> None:
-    """One try: fill `part` up to its end, going on where it stops if the server agrees that it is of the same file (RFC
-    9110, 13.1.5)."""
-    version = tag.read_text(encoding="latin-1") if tag.exists() else ""
-    have = _size(part) if version else 0
-    headers = {"User-Agent": "mlpmixer"}
-    if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": version}
-    with _open(source, headers, part) as response:
-        if response.status == 206:
-            given = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-            if given is None or int(given[1]) != have or _version(response) not in ("", version):
-                part.unlink(missing_ok=True)
-                raise _Broken("the server sent another part of the file than was asked for")
-            total = int(given[2])
-        else:
-            have, total = 0, int(response.headers.get("Content-Length", 0))
-        if source.num_bytes and total and total != source.num_bytes:
+def _receive(url: str, part: Path, version: Path, num_bytes: int, report: Report, timeout_s: float) -> None:
+    """One attempt to fill `part`, from where it ends if the server still has the same file."""
+    known = version.read_text(encoding="latin-1") if version.exists() else ""
+    with closing(Connection(url, timeout_s, start=_size(part) if known else 0, version=known)) as connection:
+        if num_bytes and connection.size not in (0, num_bytes):
             part.unlink(missing_ok=True)
-            raise FetchError(f"the server has a file of {total:,} bytes there, expected {source.num_bytes:,}")
-        total = total or source.num_bytes
-        with open(part, "ab" if have else "wb") as f:
-            if not have:
-                tag.write_text(_version(response), encoding="latin-1")
-            source.tell_of(have, total)
-            told = time.monotonic()
-            while chunk := _read(source, response):
-                have += f.write(chunk)
-                if source.num_bytes and have > source.num_bytes:
+            raise FetchError(f"the server has a file of {connection.size:,} bytes there, expected {num_bytes:,}")
+        connection.size = connection.size or num_bytes
+        event = {"kind": "fetch", "url": url, "total_bytes": connection.size}
+        with open(part, "ab" if connection.position else "wb") as f:
+            if not connection.position:
+                version.write_text(connection.version, encoding="latin-1")
+            report(event | {"done_bytes": connection.position})
+            reported = time.monotonic()
+            while chunk := connection.read(CHUNK_BYTES):
+                f.write(chunk)
+                if num_bytes and connection.position > num_bytes:
                     f.truncate(0)
-                    raise FetchError(f"the server sends more than the {source.num_bytes:,} bytes that are expected")
-                if time.monotonic() - told >= REPORT_EVERY_S:
-                    source.tell_of(have, total)
-                    told = time.monotonic()
-            source.tell_of(have, total)
-    if have < total:
-        raise _Broken(f"the connection ended after {have:,} of {total:,} bytes")
-
-
-def _version(response: HTTPResponse) -> str:
-    """What a later Range request must name for the same file; "" when the server gives nothing that is sure (a weak
-    ETag is not)."""
-    etag: str = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-
-
-def _open(source: _Source, headers: dict[str, str], part: Path) -> HTTPResponse:
-    try:
-        response: HTTPResponse = urlopen(Request(source.url, headers=headers), timeout=source.timeout_s)
-        return response
-    except HTTPError as e:
-        with e:
-            if e.code == 416:  # there is nothing after what we have, so what we have is of no use
-                part.unlink(missing_ok=True)
-                raise _Broken("the server's file is not longer than what had come of it") from e
-            kind = _Broken if e.code >= 500 or e.code in TRY_AGAIN else FetchError
-            raise kind(f"the server answers {e.code} {e.reason}") from e
-    except (OSError, HTTPException) as e:
-        raise _Broken(_reason(source, e)) from e
-
-
-def _read(source: _Source, response: HTTPResponse) -> bytes:
-    try:
-        return response.read1(CHUNK_BYTES)
-    except (OSError, HTTPException) as e:
-        raise _Broken(_reason(source, e)) from e
-
-
-def _reason(source: _Source, error: Exception) -> str:
-    cause = error.reason if isinstance(error, URLError) else error
-    if isinstance(cause, TimeoutError):
-        return f"the server was silent for {source.timeout_s:g} s"
-    return str(cause) or type(cause).__name__
+                    raise FetchError(f"the server sends more than the {num_bytes:,} bytes that are expected")
+                if time.monotonic() - reported >= REPORT_EVERY_S:
+                    report(event | {"done_bytes": connection.position})
+                    reported = time.monotonic()
+            report(event | {"done_bytes": connection.position})

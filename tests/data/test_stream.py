@@ -30,8 +30,9 @@ from mlpmixer.data.image_set import ArrayImages, ImageSet, Numbered
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.streaming import datasets as streamed_module
 from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_streamed
-from mlpmixer.data.streaming.remote import Retry
-from mlpmixer.data.streaming.shards import Kind, Sample, Shard, ShardError, read_rows, write_shards
+from mlpmixer.data.streaming.shards import Kind, Sample, Shard, ShardError, read_rows
+from mlpmixer.data.streaming.write import write_shards
+from mlpmixer.download import Retry
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.models.names import MIXERS
 from mlpmixer.training import stream as stream_module
@@ -381,7 +382,7 @@ def test_shards_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     looked = []
     monkeypatch.setattr(
         streamed_module,
-        "look_into",
+        "inspect_shard",
         lambda shard, retry: looked.append(shard.name) or streamed_module.Contents(1, None, (0, 1)),
     )
     assert open_streamed(Data(name=str(folder))).train == first.train and not looked

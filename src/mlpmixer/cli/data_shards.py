@@ -29,7 +29,7 @@ class DataShards:
 
     def __call__(self) -> int:
         from mlpmixer.data.datasets import open_data
-        from mlpmixer.data.streaming.shards import write_shards
+        from mlpmixer.data.streaming.write import write_shards
 
         splits = open_data(Data(name=self.data, data_dir=self.data_dir or None))
         sets = {"train": splits.train, "val": splits.val} | ({"test": splits.test} if splits.test is not None else {})

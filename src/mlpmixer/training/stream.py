@@ -26,8 +26,8 @@ from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.data.labels import LabelEncoder
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.store import worker_count
-from mlpmixer.data.streaming.remote import Retry
 from mlpmixer.data.streaming.shards import Sample, Shard, read_rows
+from mlpmixer.download import Retry
 from mlpmixer.training.batches import Indices, ahead, repeated, steps_per_epoch
 from mlpmixer.training.recipe import Run
 

@@ -13,16 +13,14 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import urljoin
-from urllib.request import urlopen
 
 import numpy as np
 
-from mlpmixer import download
 from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet, chain
 from mlpmixer.data.labels import LabelEncoder
@@ -36,13 +34,12 @@ from mlpmixer.data.paths import (
     similar_paths,
     split_from_path,
 )
-from mlpmixer.data.streaming.remote import Retry
-from mlpmixer.data.streaming.shards import SUFFIXES, Contents, Shard, ShardError, images_on_disk, look_into
+from mlpmixer.data.streaming.shards import SUFFIXES, Contents, Shard, ShardError, index_shard, inspect_shard
+from mlpmixer.download import CHUNK_BYTES, Connection, NetworkError, Retry, fetch, first_line
 from mlpmixer.hardware import cache_folder
 
 INFO = "_info.json"  # as timm writes it beside its WebDataset shards
 AT_ONCE = 16  # shards that are counted at the same time
-Report = download.Report
 
 
 @dataclass(frozen=True)
@@ -248,11 +245,12 @@ def _listing(name: str, addresses: Sequence[str], classes: tuple[str, ...] | Non
 
 def _read_info(address: str, retry: Retry) -> dict[str, Any]:
     try:
-        with urlopen(address, timeout=retry.timeout_s) as response:
-            return _parsed(response.read().decode("utf-8"), address)
-    except (URLError, OSError, UnicodeDecodeError) as e:
+        with closing(Connection(address, retry.timeout_s)) as connection:
+            content = b"".join(iter(lambda: connection.read(CHUNK_BYTES), b""))
+        return _parsed(content.decode("utf-8"), address)
+    except (NetworkError, UnicodeDecodeError) as e:
         raise ValueError(
-            f"{address} could not be read ({getattr(e, 'reason', e)}). A server's folder cannot be listed: expected an "
+            f"{address} could not be read ({e}). A server's folder cannot be listed: expected an "
             f"{INFO} in it that "
             "names the shards, or a pattern such as https://HOST/train-{000..146}.tar"
         ) from e
@@ -299,7 +297,7 @@ def _on_the_hub(repo: str) -> _Listing:
     try:
         info = hub.HfApi().dataset_info(owner_name)
     except Exception as e:  # no network, no such data set, switched off: the hub has many ways to say so
-        raise ValueError(f"hf:{repo} could not be found ({download.first_line(e)})") from e
+        raise ValueError(f"hf:{repo} could not be found ({first_line(e)})") from e
     files = [s.rfilename for s in info.siblings or [] if s.rfilename.lower().endswith(SUFFIXES)]
     files = sorted(f for f in files if f.startswith(f"{folder}/" if folder else ""))
     folders = sorted({os.path.dirname(f) for f in files if not split_from_path(f"{os.path.dirname(f)}/x")})
@@ -362,7 +360,7 @@ def _contents(
     missing = [s for s, c in zip(shards, known, strict=True) if c is None]
     notes: list[str] = []
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="count") as pool:
-        counted = dict(zip(missing, pool.map(lambda s: look_into(s, retry), missing), strict=True))
+        counted = dict(zip(missing, pool.map(lambda s: inspect_shard(s, retry), missing), strict=True))
     if counted:
         kept |= {_identity(s): [c.samples, c.classes, c.labels] for s, c in counted.items()}
         try:
@@ -421,7 +419,7 @@ def _labels_of(found: Sequence[Contents], classes: tuple[str, ...] | None, name:
 def _image_set(split: str, shards: Sequence[Shard], labels: LabelEncoder, cache: Path, notes: list[str]) -> ImageSet:
     parts = []
     for shard in shards:
-        names, found, sources = images_on_disk(Shard(_local(shard, cache)))
+        names, found, sources = index_shard(Shard(_local(shard, cache)))
         indices = np.array([labels.encode(v, n) for n, v in zip(names, found, strict=True)], dtype=np.int64)
         images = ImageSet(labels.classes, indices, names, sources)
         parts.append(images.labelled())
@@ -442,5 +440,5 @@ def _local(shard: Shard, cache: Path) -> str:
         try:
             return str(hub.hf_hub_download(owner_name, file, repo_type="dataset", revision=revision))
         except Exception as e:  # as above
-            raise ShardError(f"{shard.address} could not be fetched: {download.first_line(e)}") from e
-    return str(download.fetch(shard.address, cache_dir=cache))
+            raise ShardError(f"{shard.address} could not be fetched: {first_line(e)}") from e
+    return str(fetch(shard.address, cache_dir=cache))
