@@ -1,0 +1,217 @@
+"""Finding shards: a folder (in it, or in train/, val/, test/), one shard, a pattern such as
+https://host/train-{000..146}.tar, the address of a folder with an _info.json, or hf:OWNER/NAME[/FOLDER]."""
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+from mlpmixer.data import paths
+from mlpmixer.data.paths import SPLIT_WORDS, printable, require_all_shards, split_from_path
+from mlpmixer.data.readers.parquet import LABEL_COLUMNS
+from mlpmixer.data.streaming.shards import SUFFIXES, Shard, ShardError
+from mlpmixer.download import CHUNK_BYTES, Connection, NetworkError, first_line
+
+INFO = "_info.json"  # as timm writes it beside its WebDataset shards
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Shards by split, "all" when nothing says which, and the names of the classes if they are stated."""
+
+    name: str
+    shards: dict[str, list[Shard]]
+    classes: tuple[str, ...] | None
+    note: str
+
+    @classmethod
+    def of(cls, name: str, addresses: Sequence[str], classes: tuple[str, ...] | None, note: str) -> "Listing":
+        """Shards of one kind, whose addresses say the split."""
+        if len({os.path.splitext(a)[1].lower() for a in addresses}) > 1:
+            raise ValueError(f"{name} holds .tar and .parquet files; pass a folder or pattern with those of one kind")
+        shards: dict[str, list[Shard]] = {}
+        for address in addresses:
+            shards.setdefault(split_from_path(address) or "all", []).append(Shard(address))
+        return cls(name, shards, classes, note)
+
+
+def find_shards(name: str, folder: str | None, timeout_s: float) -> Listing:
+    """The shards that `name` means; a path may also be relative to `folder`. ValueError says what was expected."""
+    if name.startswith("hf:"):
+        return _on_the_hub(name[3:])
+    remote = bool(re.match(r"https?://", name))
+    if is_pattern(name) or name.lower().endswith(SUFFIXES):
+        addresses = _expand(name if remote else os.path.expanduser(name))
+        short = re.split(r"[\d.]", Shard(addresses[0]).name)[0].rstrip("-_") or "shards"
+        return Listing.of(short, addresses, None, f"from {len(addresses)} shards, {printable(name)}")
+    if remote:
+        address = name if name.endswith(".json") else f"{name.rstrip('/')}/{INFO}"
+        return _from_info(_download_info(address, timeout_s), address, address.rpartition("/")[0])
+    candidates = (os.path.expanduser(name), os.path.join(os.path.expanduser(folder or "."), name))
+    path = next((p for p in candidates if os.path.isdir(p)), None)
+    if path is None:
+        near = paths.similar_paths(name)
+        raise ValueError(
+            f"no folder of shards {printable(name)!r} (data.stream)"
+            + (f"; did you mean {', '.join(near)}? Expected" if near else ": expected")
+            + " a folder with .tar or .parquet files, a pattern such as DIR/train-{000..146}.tar, https://..., or "
+            "hf:OWNER/NAME"
+        )
+    if os.path.isfile(info := os.path.join(path, INFO)):
+        return _from_info(_parse_info(Path(info).read_bytes(), info), info, path)
+    files = shards_in(path)
+    if not files:
+        raise ValueError(
+            f"{printable(name)} holds no shards (data.stream): expected .tar or .parquet files in it, or in train/ and "
+            f"val/"
+        )
+    require_all_shards(files)
+    names = os.path.join(path, "classes.txt")
+    classes = read_classes(names) if os.path.isfile(names) else None
+    short = printable(os.path.basename(os.path.abspath(path)))
+    return Listing.of(short, files, classes, f"from {len(files)} shards in {printable(path)}")
+
+
+def is_pattern(name: str) -> bool:
+    return re.search(r"\{\d+\.\.\d+\}", name) is not None
+
+
+def _expand(pattern: str) -> list[str]:
+    """a-{08..10}.tar -> a-08.tar, a-09.tar, a-10.tar"""
+    texts = re.split(r"\{(\d+)\.\.(\d+)\}", pattern)
+    ranges = [
+        [f"{n:0{len(low)}d}" for n in range(int(low), int(high) + 1)]
+        for low, high in zip(texts[1::3], texts[2::3], strict=True)
+    ]
+    if not all(ranges):
+        raise ValueError(
+            f"{pattern} names no shards: a range goes from the lower to the higher number, such as {{000..146}}"
+        )
+    return [
+        "".join(itertools.chain(*itertools.zip_longest(texts[::3], numbers, fillvalue="")))
+        for numbers in itertools.product(*ranges)
+    ]
+
+
+def shards_in(folder: str) -> list[str]:
+    """The shards in a folder, else in its subfolders that are named after a split."""
+
+    def visible(path: str) -> list[str]:
+        return [os.path.join(path, e) for e in sorted(os.listdir(path)) if not e.startswith(".")]
+
+    def shards(entries: list[str]) -> list[str]:
+        return [e for e in entries if e.lower().endswith(SUFFIXES) and os.path.isfile(e)]
+
+    entries = visible(folder)
+    splits = [e for e in entries if os.path.basename(e).lower() in SPLIT_WORDS and os.path.isdir(e)]
+    return shards(entries) or shards([e for split in splits for e in visible(split)])
+
+
+def read_classes(given: str) -> tuple[str, ...]:
+    """data.classes: a number of classes, or a file with one name per line."""
+    if given.isdigit() and int(given) > 1:
+        return tuple(map(str, range(int(given))))
+    try:
+        lines = Path(given).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(
+            f"data.classes {given!r} is neither a number of classes nor a file with one class name per line: {e}"
+        ) from e
+    names = [line.strip() for line in lines if line.strip()]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(
+            f"{given} has {len(names)} names, {len(set(names))} of them different; expected at least two, each once"
+        )
+    return tuple(names)
+
+
+# ---- _info.json
+
+
+def _download_info(address: str, timeout_s: float) -> dict[str, Any]:
+    try:
+        with closing(Connection(address, timeout_s)) as connection:
+            return _parse_info(b"".join(iter(lambda: connection.read(CHUNK_BYTES), b"")), address)
+    except NetworkError as e:
+        raise ValueError(
+            f"{address} could not be read ({e}). A server's folder cannot be listed: expected an {INFO} in it that "
+            "names the shards, or a pattern such as https://HOST/train-{000..146}.tar"
+        ) from e
+
+
+def _parse_info(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        info: dict[str, Any] = json.loads(content)
+        for split in info["splits"].values():
+            files, lengths = split["filenames"], split["shard_lengths"]
+            if len(files) != len(lengths) or not all(isinstance(n, int) for n in lengths):
+                raise ValueError("shard_lengths that are not one number for each file")
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(
+            f"{where}: expected {{'splits': {{NAME: {{'filenames': [...], 'shard_lengths': [...]}}}}}}, got {e}"
+        ) from e
+    return info
+
+
+def _from_info(info: dict[str, Any], where: str, base: str) -> Listing:
+    shards: dict[str, list[Shard]] = {}
+    for name, split in info["splits"].items():
+        of_split = shards.setdefault(split_from_path(name) or "all", [])
+        for file, samples in zip(split["filenames"], split["shard_lengths"], strict=True):
+            address = urljoin(base + "/", file) if "://" in base else os.path.join(base, file)
+            if "://" not in base and not os.path.isfile(address):
+                raise ShardError(f"{address} is missing; {where} lists it")
+            of_split.append(Shard(address, samples))
+    classes = tuple(map(str, info["classes"])) if info.get("classes") else None
+    return Listing(printable(base.rpartition("/")[2]) or "shards", shards, classes, f"from {where}")
+
+
+# ---- the Hugging Face Hub
+
+
+def _on_the_hub(repo: str) -> Listing:
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)", repo)
+    if not match or {".", ".."} & set(repo.split("/")):
+        raise ValueError(f"expected hf:owner/name or hf:owner/name/folder, got 'hf:{repo}'")
+    owner_name, folder = match[1], match[2].removeprefix("/")
+    try:
+        import huggingface_hub as hub
+    except ImportError as e:
+        raise ValueError(f'hf:{repo} needs huggingface-hub: pip install "mlpmixer[hf]"') from e
+    try:
+        info = hub.HfApi().dataset_info(owner_name)
+    except Exception as e:  # no network, no such data set, switched off: the Hub has many ways to say so
+        raise ValueError(f"hf:{repo} could not be found ({first_line(e)})") from e
+    files = sorted(s.rfilename for s in info.siblings or [] if s.rfilename.lower().endswith(SUFFIXES))
+    files = [f for f in files if f.startswith(f"{folder}/" if folder else "")]
+    if not files:
+        raise ValueError(
+            f"hf:{repo} has no .parquet or .tar files to stream; without --data.stream it is loaded as a whole"
+        )
+    folders = sorted({os.path.dirname(f) for f in files if not split_from_path(f"{os.path.dirname(f)}/x")})
+    if len(folders) > 1:
+        some = ", ".join([f"hf:{owner_name}/{f}" for f in folders if f][:5])
+        raise ValueError(f"hf:{repo} holds several data sets; pass one of {some}")
+    require_all_shards(files)
+    addresses = [f"hf://datasets/{owner_name}@{info.sha}/{f}" for f in files]
+    note = f"from hf.co/datasets/{owner_name}, revision {info.sha}"
+    return Listing.of(owner_name.rpartition("/")[2], addresses, _classes_in_card(info.card_data), note)
+
+
+def _classes_in_card(card: Any) -> tuple[str, ...] | None:
+    """The names of the classes in a data set's card (dataset_info), if there is exactly one list of them."""
+    infos = (card.to_dict() if card is not None else {}).get("dataset_info") or []
+    found = set()
+    for info in infos if isinstance(infos, list) else [infos]:
+        for feature in info.get("features") or []:
+            kind = feature.get("dtype")
+            if feature.get("name") in LABEL_COLUMNS and isinstance(kind, dict) and "class_label" in kind:
+                names = kind["class_label"].get("names") or {}
+                found.add(tuple(names[k] for k in sorted(names, key=int)) if isinstance(names, dict) else tuple(names))
+    return found.pop() if len(found) == 1 else None
