@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from mlpmixer.device import describe
+from mlpmixer.hardware import device_name
 from mlpmixer.training import recipes
 from mlpmixer.training.batches import batches
 from mlpmixer.training.recipe import Recipe
@@ -178,7 +178,7 @@ def main() -> None:
         command += f" --only {' '.join(args.only)}"
     figures: dict[str, Any] = {
         "minutes": args.minutes,
-        "device": describe(torch.device("cpu")),
+        "device": device_name(torch.device("cpu")),
         "command": command,
         "rows": [],
     }

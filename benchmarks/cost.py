@@ -22,7 +22,7 @@ from mlpmixer.config import pair
 from mlpmixer.data.image_set import ArrayImages, ImageSet, Splits
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.store import Store
-from mlpmixer.device import choose_device, choose_precision, describe
+from mlpmixer.hardware import choose_device, choose_precision, device_name
 from mlpmixer.training import optimizers
 from mlpmixer.training.batches import batches
 from mlpmixer.training.recipe import Augment, Optim, Recipe
@@ -103,7 +103,7 @@ def main() -> None:
     clock = time.process_time if args.cpu_time else time.perf_counter
     device = choose_device(args.device)
     dtype = choose_precision("auto", device)
-    print(f"{str(dtype).removeprefix('torch.')} on {describe(device)}, torch {torch.__version__}")
+    print(f"{str(dtype).removeprefix('torch.')} on {device_name(device)}, torch {torch.__version__}")
     table: list[dict[str, Any]] = []
     for name, recipe in RECIPES.items():
         plain = seconds_of_steps("plain", PLAIN, device, dtype, args.turns + 2, clock)

@@ -290,7 +290,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     import torch
 
-    from mlpmixer.device import has_bf16
+    from mlpmixer.hardware import has_bf16
 
     kinds = kinds_of(model, timm_python, has_bf16(torch.device("cpu")))
     workers = {

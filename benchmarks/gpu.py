@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from gpu_table import noise
 
-from mlpmixer.device import choose_device, describe, peak_mib
+from mlpmixer.hardware import choose_device, device_name, peak_mib
 from mlpmixer.models import names
 from mlpmixer.models.architecture import create_model
 from mlpmixer.models.configs import MixerConfig
@@ -75,7 +75,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except ValueError as e:
         parser.error(str(e))
     deadline = time.monotonic() + 60 * args.max_minutes if args.max_minutes else float("inf")
-    slug = re.sub(r"[^a-z0-9]+", "-", describe(device).lower()).strip("-") + ("_tiny" if args.tiny else "")
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-") + ("_tiny" if args.tiny else "")
     cuda = f"_cuda-{torch.version.cuda}" if device.type == "cuda" else ""
     environment = f"torch-{torch.__version__.split('+')[0]}{cuda}_python-{platform.python_version()}_{slug}"
     table = Table(Path(args.out) / f"gpu_{environment}.csv", FIELDS, keys=5)

@@ -27,7 +27,7 @@ def measure(case: str, checkpointing: bool, steps: int, device_name: str, clock:
     from cost import PLAIN, noise, wait
     from table import path_of
 
-    from mlpmixer.device import choose_device, choose_precision, peak_mib
+    from mlpmixer.hardware import choose_device, choose_precision, peak_mib
     from mlpmixer.models.names import MIXERS
     from mlpmixer.training.batches import batches
     from mlpmixer.training.step import Step

@@ -32,9 +32,9 @@ import torch
 from mlpmixer.config import pair
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.image_set import ImageSet
-from mlpmixer.device import describe
 from mlpmixer.evaluation.data import resolve_data
 from mlpmixer.evaluation.evaluate import evaluate
+from mlpmixer.hardware import device_name
 from mlpmixer.inference.classifier import Classifier, from_network, load
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
@@ -228,7 +228,7 @@ def main() -> None:
         for row in rows_of(run, args.sizes, set(args.skip)):
             print(json.dumps(row), flush=True)
             rows = [r for r in rows if any(r[f] != row[f] for f in KEY)] + [row]
-            write(rows, args.out, describe(torch.device("cpu")))
+            write(rows, args.out, device_name(torch.device("cpu")))
 
 
 if __name__ == "__main__":

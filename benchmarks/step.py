@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from table import path_of, write
 
-from mlpmixer.device import has_bf16
+from mlpmixer.hardware import has_bf16
 from mlpmixer.models.architecture import create_model
 from mlpmixer.models.mixer import Mixer
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from mlpmixer.device import describe
+from mlpmixer.hardware import device_name
 
 
 def path_of(benchmark: str, device: torch.device) -> Path:
     """The CSV file of a benchmark on this device (for a CPU: with torch's present number of threads)."""
-    slug = re.sub(r"[^a-z0-9]+", "-", describe(device).lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
     return (
         Path(__file__).parent
         / f"{benchmark}_torch-{torch.__version__.split('+')[0]}_python-{platform.python_version()}_{slug}.csv"

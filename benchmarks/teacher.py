@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlpmixer.data.preprocess import standardise
-from mlpmixer.device import choose_device, choose_precision
+from mlpmixer.hardware import choose_device, choose_precision
 from mlpmixer.training import optimizers
 from mlpmixer.training.augment import alter, mix, prepare_eval, statistics
 from mlpmixer.training.batches import batches, steps_per_epoch

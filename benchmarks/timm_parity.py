@@ -49,8 +49,8 @@ import mlpmixer
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.preprocess import Preprocess, named
-from mlpmixer.device import describe
 from mlpmixer.download import cache_path
+from mlpmixer.hardware import device_name
 from mlpmixer.models import names
 from mlpmixer.models.mixer import EPS, Mixer
 from mlpmixer.models.mixer_names import timm_table
@@ -413,7 +413,7 @@ def main() -> None:
         found = photos(args.photos, args.count)
     except ValueError as e:
         parser.error(str(e))
-    env = run_folder.environment(describe(torch.device("cpu")), "float32 and float64")
+    env = run_folder.environment(device_name(torch.device("cpu")), "float32 and float64")
     env["packages"] |= {
         "mlpmixer": mlpmixer.__version__,
         "timm": timm.__version__,

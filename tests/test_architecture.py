@@ -17,7 +17,7 @@ ROOT = SOURCES / "mlpmixer"
 TESTS = Path(__file__).parent
 
 ROOMS: list[set[str]] = [  # each row may import the rows above it, and itself
-    {"registry", "config", "hardware", "device", "clock", "download", "templates"},
+    {"registry", "config", "hardware", "clock", "download", "templates"},
     {"models"},
     {"data"},
     {"weights"},

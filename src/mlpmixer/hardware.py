@@ -1,4 +1,7 @@
-"""The machine this runs on, without torch: its processor, the memory of this process, the user's cache."""
+"""The machine: processor, memory, the user's cache, and the device and precision that torch computes with.
+
+Importing this does not import torch; the functions about devices do.
+"""
 
 import os
 import platform
@@ -6,11 +9,19 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlpmixer.registry import suggest
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cpu_name() -> str:
-    """As the system calls it; without a number ("AMD EPYC", on a virtual machine) with family and model, since speeds
-    differ by them."""
+    """The processor's name as the system gives it.
+
+    A name without a number ("AMD EPYC", on a virtual machine) gets family and model, since speeds differ by them.
+    """
     facts: dict[str, str] = {}
     with suppress(OSError), open("/proc/cpuinfo") as f:  # Linux
         facts = {key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in f) if colon}
@@ -21,14 +32,21 @@ def cpu_name() -> str:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def peak_mib() -> float | None:
-    """The most memory this process has held so far, MiB; None where the system does not tell (Windows)."""
+def peak_mib(device: "torch.device | None" = None) -> float | None:
+    """The most memory held so far, MiB: by torch's allocator on a CUDA device, otherwise by this process.
+
+    None where the system does not tell (Windows).
+    """
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     try:
-        with open("/proc/self/status") as f:  # getrusage counts what the process held that started this one (Linux)
+        with open("/proc/self/status") as f:  # on Linux getrusage also counts the process that started this one
             return round(next(int(line.split()[1]) for line in f if line.startswith("VmHWM:")) / 2**10, 1)
     except (OSError, StopIteration):
         pass
@@ -41,5 +59,49 @@ def peak_mib() -> float | None:
 
 
 def cache_folder() -> Path:
-    """Where what can be had again is kept for this user."""
+    """The user's folder for files that can be downloaded or built again."""
     return Path.home() / ".cache" / "mlpmixer"
+
+
+def choose_device(name: str) -> "torch.device":
+    """The device of that name; "auto" prefers cuda, then mps, then cpu. ValueError when it is not available."""
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, here in available.items() if here)
+    kind = name.split(":")[0]
+    if kind not in available:
+        raise ValueError(f"no device named {name!r}; {suggest(name, ['auto', 'cpu', 'cuda', 'mps'])}")
+    if not available[kind]:
+        here = ", ".join(sorted(kind for kind, here in available.items() if here))
+        raise ValueError(f"device {name!r} is not available; this machine has: {here}")
+    return torch.device(name)
+
+
+def device_name(device: "torch.device") -> str:
+    """The device's name; for a CPU also the number of threads that torch uses."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "Apple GPU" if device.type == "mps" else f"{cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def has_bf16(device: "torch.device") -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware (emulation is slower than float32)."""
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    features = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def choose_precision(precision: str, device: "torch.device") -> "torch.dtype":
+    """bfloat16 (meaning autocast) or float32; "auto" is bfloat16 where the hardware has it (`has_bf16`)."""
+    import torch
+
+    if precision == "auto":
+        return torch.bfloat16 if has_bf16(device) else torch.float32
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision]

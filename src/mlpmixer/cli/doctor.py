@@ -56,8 +56,7 @@ def diagnose() -> list[Finding]:
     """Versions, CPU, matrix products, threads, GPU, and known breakages, in that order."""
     import torch
 
-    from mlpmixer.device import choose_device, describe
-    from mlpmixer.hardware import cpu_name
+    from mlpmixer.hardware import choose_device, cpu_name, device_name
     from mlpmixer.models import kernels
 
     cpu = torch.device("cpu")
@@ -74,7 +73,9 @@ def diagnose() -> list[Finding]:
         Finding("matrix products", _matrix_path()),
         Finding("bfloat16 on cpu", _bf16(cpu)),
         Finding("kernels", f"torch's operations ({reason})" if (reason := kernels.missing()) else "compiled"),
-        Finding("device", f"{best} ({describe(best)})" + ("" if best.type == "cpu" else f"; bfloat16 {_bf16(best)}")),
+        Finding(
+            "device", f"{best} ({device_name(best)})" + ("" if best.type == "cpu" else f"; bfloat16 {_bf16(best)}")
+        ),
         *torchvision_findings(),
     ]
 
@@ -131,6 +132,6 @@ def _matrix_path() -> str:
 
 
 def _bf16(device: "torch.device") -> str:
-    from mlpmixer.device import has_bf16
+    from mlpmixer.hardware import has_bf16
 
     return "in hardware" if has_bf16(device) else "emulated, slower than float32; --precision auto avoids it"

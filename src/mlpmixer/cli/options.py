@@ -79,7 +79,7 @@ class Sizes:
         from mlpmixer.inference.exported import export_at
 
         if not export_at(run):
-            from mlpmixer.device import choose_device
+            from mlpmixer.hardware import choose_device
 
             device = str(choose_device(device))
         how = computing or Computing()

@@ -88,7 +88,7 @@ class Serve:
         if self.workers > 1 or self.computing.threads or cores() == 1:
             return 1
         if not export_at(self.run):
-            from mlpmixer.device import choose_device
+            from mlpmixer.hardware import choose_device
 
             if choose_device(self.device).type != "cpu":
                 return 1

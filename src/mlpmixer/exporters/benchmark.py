@@ -506,7 +506,7 @@ def require_bfloat16() -> None:
     """ValueError where torch has no matrix products in bfloat16."""
     import torch
 
-    from mlpmixer.device import has_bf16
+    from mlpmixer.hardware import has_bf16
 
     if not has_bf16(torch.device("cpu")):
         raise ValueError("this processor has no bfloat16 products, and torch would emulate them, slower than float32")

@@ -306,7 +306,7 @@ def from_network(
     """
     import torch
 
-    from mlpmixer.device import choose_device
+    from mlpmixer.hardware import choose_device
     from mlpmixer.inference.engines.torch import computing, limit_threads
     from mlpmixer.models import kernels
     from mlpmixer.models.mixer import Mixer

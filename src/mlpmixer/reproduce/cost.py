@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlpmixer.config import Config, pair
-from mlpmixer.device import choose_device, choose_precision
+from mlpmixer.hardware import choose_device, choose_precision
 from mlpmixer.models.architecture import Build, count_params
 from mlpmixer.models.baselines import ViT
 from mlpmixer.models.configs import MixerConfig, ResNetConfig, ViTConfig

@@ -87,9 +87,9 @@ def write(page: Page, title: str, out: Path, command: str, device: str) -> Path:
 
 
 def _made_with(device: str) -> dict[str, Any]:
-    from mlpmixer.device import choose_device, describe
+    from mlpmixer.hardware import choose_device, device_name
 
-    env = run_folder.environment(describe(choose_device(device)), "", "")
+    env = run_folder.environment(device_name(choose_device(device)), "", "")
     return {"device": env["device"], "date": env["date"][:10], "commit": env["commit"] or "unknown"} | {
         package: env["packages"][package] for package in ("mlpmixer", "torch")
     }

@@ -447,7 +447,7 @@ def _run_problems(job: Job) -> list[str]:
 
 def _shared_problems(recipe: Recipe) -> list[str]:
     """A device that is not there, data that cannot be opened: the same for all rows."""
-    from mlpmixer.device import choose_device
+    from mlpmixer.hardware import choose_device
 
     problems = []
     for what, attempt in (

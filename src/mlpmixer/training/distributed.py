@@ -19,7 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from mlpmixer.device import choose_device
+from mlpmixer.hardware import choose_device
 from mlpmixer.training.batches import Rows, rows_of
 
 T = TypeVar("T")

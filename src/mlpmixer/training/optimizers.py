@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mlpmixer.device import has_bf16
+from mlpmixer.hardware import has_bf16
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.training.recipe import Optim
 

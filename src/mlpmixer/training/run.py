@@ -25,10 +25,10 @@ from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.store import Store
-from mlpmixer.device import choose_precision, describe, peak_mib
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.evaluation.metrics import score
 from mlpmixer.evaluation.report import thumbnails_of
+from mlpmixer.hardware import choose_precision, device_name, peak_mib
 from mlpmixer.inference.classifier import load
 from mlpmixer.inference.files import map_batches
 from mlpmixer.models.architecture import Build, count_params, create_model
@@ -237,7 +237,7 @@ def _train(
     total = recipe.run.steps or max(round(recipe.run.epochs * per_epoch), 1)
     eval_every = max(round(recipe.run.eval_every * per_epoch), 1)
 
-    env = run_folder.environment(describe(device), str(dtype).removeprefix("torch."), step_of.kernels, ranks.size)
+    env = run_folder.environment(device_name(device), str(dtype).removeprefix("torch."), step_of.kernels, ranks.size)
     state = restore(saved, step_of, total) if saved is not None else State()
     log: run_folder.MetricsFile | run_folder.Unwritten = run_folder.Unwritten()
     if ranks.leads:
