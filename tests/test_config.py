@@ -23,7 +23,7 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.download import Retry
 from mlpmixer.models.baselines import ResNet, ViT
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.reproduce import cost, frontier, tables
+from mlpmixer.reproduce import cifar10_transfer, cost, frontier
 from mlpmixer.reproduce.variants import Grouped, Pyramid
 from mlpmixer.serve.settings import Settings
 from mlpmixer.training.recipe import Augment, Distill, Init, Optim, Recipe, Run
@@ -33,7 +33,7 @@ PREPROCESS = Preprocess(image_size=(8, 8))
 CONFIGS = [MixerConfig(), Data(), Init(), Augment(), Optim(), Distill(), Run(), Recipe()]
 CONFIGS += [PREPROCESS, Settings(), Retry(), ViT(), ResNet()]
 CONFIGS += [ModelMeta(config=MixerConfig(), classes=("a", "b"), preprocess=PREPROCESS), Grouped(2), Pyramid(2)]
-CONFIGS += [tables.Settings(), cost.SCALES["small"], frontier.SCALES["small"]]
+CONFIGS += [cifar10_transfer.Settings(), cost.SCALES["small"], frontier.SCALES["small"]]
 TYPES = [
     (pytest.param(config, name, id=f"{type(config).__module__}.{type(config).__name__}.{name}"), hint)
     for config in CONFIGS

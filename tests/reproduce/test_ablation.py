@@ -14,9 +14,9 @@ from mlpmixer.models.architecture import Build
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.models.names import MIXERS
-from mlpmixer.reproduce import ablation, contest, run
+from mlpmixer.reproduce import ablation, comparison, run
 from mlpmixer.reproduce.ablation import SCALES, VARIANTS, saving
-from mlpmixer.reproduce.contest import size_of
+from mlpmixer.reproduce.comparison import size_of
 from mlpmixer.reproduce.experiment import Scale
 from mlpmixer.reproduce.variants import Grouped, PerChannel, Pyramid, PyramidBlock, Views, ViewsBlock, untied
 
@@ -158,7 +158,7 @@ def test_ablation_runs_to_its_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     names = ("tied", "untied", "grouped-2", "views-2", "pyramid")
     tiny = dataclasses.replace(
         SCALES["small"],
-        mixer=contest.nano(2, 16, 8),
+        mixer=comparison.nano(2, 16, 8),
         steps=4,
         rate_steps=2,
         variants={name: VARIANTS[name][0] for name in names},

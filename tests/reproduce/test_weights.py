@@ -13,7 +13,7 @@ from helpers.datasets import write_cifar10
 from mlpmixer.inference.classifier import load
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixing import hidden_units, opposite_pairs, stem_filters
-from mlpmixer.reproduce import Lab, contest, run, weights
+from mlpmixer.reproduce import Lab, comparison, run, weights
 from mlpmixer.reproduce.weights import PLAIN, Look, look_at, untrained
 from mlpmixer.training.recipe import read_recipe
 
@@ -55,8 +55,8 @@ def test_random_units_have_no_opposites() -> None:
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """A stand-in for CIFAR-10, and networks that are soon trained."""
-    cfg: MixerConfig = contest.nano(2, 16, 8)
-    small = dataclasses.replace(contest.CONTESTS["small"], mixer=cfg, steps=3, batch_size=16, evaluations=1)
+    cfg: MixerConfig = comparison.nano(2, 16, 8)
+    small = dataclasses.replace(comparison.CONTESTS["small"], mixer=cfg, steps=3, batch_size=16, evaluations=1)
     monkeypatch.setitem(weights.SCALES, "small", (small, (8,)))
     return str(write_cifar10(tmp_path / "data", per_class=2))
 

@@ -10,7 +10,7 @@ from mlpmixer.cli.printing import print_error, print_json, print_table
 from mlpmixer.cli.progress import reporter
 
 if TYPE_CHECKING:
-    from mlpmixer.reproduce.tables import Outcome, Plan
+    from mlpmixer.reproduce.cifar10_transfer import Outcome, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class Reproduce:
         return 0
 
     def _table(self) -> int:
-        from mlpmixer.reproduce.tables import Settings, plan, reproduce
+        from mlpmixer.reproduce.cifar10_transfer import Settings, plan, reproduce
 
         settings = Settings(
             data_dir=self.data_dir or None,

@@ -13,7 +13,7 @@ from mlpmixer.models.architecture import Build, count_params
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.models.names import MIXERS
-from mlpmixer.reproduce.contest import (
+from mlpmixer.reproduce.comparison import (
     CONTESTS,
     DRAW,
     RATES,

@@ -28,7 +28,7 @@ from mlpmixer.models.architecture import Build, count_params
 from mlpmixer.models.baselines import ViT
 from mlpmixer.models.configs import MixerConfig, ResNetConfig, ViTConfig
 from mlpmixer.models.mixer import Mixer
-from mlpmixer.reproduce.contest import Sized
+from mlpmixer.reproduce.comparison import Sized
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot
 

@@ -7,7 +7,7 @@ from typing import Any
 from mlpmixer.data.datasets import open_data, stratified_share
 from mlpmixer.evaluation.probe import probe
 from mlpmixer.inference.classifier import load
-from mlpmixer.reproduce.contest import COLOURS, CONTESTS, DRAW, against, best_rates, sizes, spread
+from mlpmixer.reproduce.comparison import COLOURS, CONTESTS, DRAW, against, best_rates, sizes, spread
 from mlpmixer.reproduce.experiment import Lab
 from mlpmixer.reproduce.page import Cells, Page, Plot
 

@@ -12,7 +12,7 @@ from mlpmixer.config import Config, pair
 from mlpmixer.data.datasets import open_data
 from mlpmixer.inference.classifier import load
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.reproduce.contest import DRAW, against, nano, spread
+from mlpmixer.reproduce.comparison import DRAW, against, nano, spread
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot
 from mlpmixer.reproduce.published import TABLE3

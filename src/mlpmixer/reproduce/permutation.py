@@ -17,7 +17,7 @@ from mlpmixer.inference.classifier import load
 from mlpmixer.models.architecture import Build
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
-from mlpmixer.reproduce.contest import COLOURS, CONTESTS, DRAW, Sized, best_rates, draw, interval, sizes, spread
+from mlpmixer.reproduce.comparison import COLOURS, CONTESTS, DRAW, Sized, best_rates, draw, interval, sizes, spread
 from mlpmixer.reproduce.experiment import Lab
 from mlpmixer.reproduce.page import Cells, Page, Plot
 from mlpmixer.training.augment import normalise, prepare_eval

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from mlpmixer.models.architecture import configured
-from mlpmixer.reproduce.contest import DRAW, against
+from mlpmixer.reproduce.comparison import DRAW, against
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot
 from mlpmixer.reproduce.published import NOTES_CIFAR10, Epoch

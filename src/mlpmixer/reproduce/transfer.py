@@ -6,10 +6,10 @@ import math
 import time
 from typing import Any
 
+from mlpmixer.reproduce.cifar10_transfer import TABLES, Outcome, Settings, jobs, outcome_of, reproduce
 from mlpmixer.reproduce.experiment import Lab
 from mlpmixer.reproduce.page import Cells, Page
 from mlpmixer.reproduce.published import AVG5, TABLE2, TABLE3, VTAB, Row, Task
-from mlpmixer.reproduce.tables import TABLES, Outcome, Settings, jobs, outcome_of, reproduce
 from mlpmixer.training.recipes import grid
 
 RUNNABLE = "cifar10-transfer"  # the one published table whose data and weights are both public as files

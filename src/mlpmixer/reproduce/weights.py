@@ -22,7 +22,7 @@ from mlpmixer.inference.classifier import load
 from mlpmixer.models.architecture import configured, create_model
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.models.mixing import frequency, hidden_units, opposite_pairs, stem_filters
-from mlpmixer.reproduce.contest import CONTESTS, DRAW, Contest, against, nano
+from mlpmixer.reproduce.comparison import CONTESTS, DRAW, Contest, against, nano
 from mlpmixer.reproduce.experiment import Lab, Scale
 from mlpmixer.reproduce.page import Cells, Page, Plot
 from mlpmixer.training.recipe import Augment, Recipe

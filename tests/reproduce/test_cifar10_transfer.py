@@ -19,10 +19,10 @@ from mlpmixer.download import cache_path
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer_names import official_table
 from mlpmixer.models.names import MIXERS
-from mlpmixer.reproduce import OutOfTime, tables, transfer
+from mlpmixer.reproduce import OutOfTime, cifar10_transfer, transfer
 from mlpmixer.reproduce import run as run_experiment
+from mlpmixer.reproduce.cifar10_transfer import TABLES, Row, Settings, Table, outcome_of, plan
 from mlpmixer.reproduce.published import AVG5, VTAB
-from mlpmixer.reproduce.tables import TABLES, Row, Settings, Table, outcome_of, plan
 from mlpmixer.training.recipe import read_recipe
 from mlpmixer.training.recipes import RECIPES
 from mlpmixer.training.run import Interrupted
@@ -138,7 +138,7 @@ def test_weights_that_cannot_be_fetched_are_one_message_for_all_rows(
     def offline(url: str, **options: Any) -> Path:
         raise ValueError("long story") from ValueError("no network")
 
-    monkeypatch.setattr(tables, "fetch", offline)
+    monkeypatch.setattr(cifar10_transfer, "fetch", offline)
     assert run("small", "--data-dir", "data") == 2
     out, err = capsys.readouterr()
     assert out == "" and not (small / "runs").exists()
@@ -160,11 +160,11 @@ def test_absent_weights_are_fetched_when_everything_else_is_there(small: Path, m
         (path := cache_path(url)).parent.mkdir(parents=True)
         return (small / "weights" / path.parent.name / path.name).rename(path)
 
-    monkeypatch.setattr(tables, "fetch", fetch)
+    monkeypatch.setattr(cifar10_transfer, "fetch", fetch)
     with pytest.raises(ValueError, match=r"no folder 'nowhere'"):
-        tables.reproduce("small", [NAMES[0]], Settings(data_dir="nowhere", device="cpu"))
+        cifar10_transfer.reproduce("small", [NAMES[0]], Settings(data_dir="nowhere", device="cpu"))
     assert fetched == []
-    done = tables.reproduce("small", [NAMES[0]], Settings(data_dir="data", device="cpu"))
+    done = cifar10_transfer.reproduce("small", [NAMES[0]], Settings(data_dir="data", device="cpu"))
     assert fetched == [WEIGHTS[NAMES[0]].url] and done.results[0] and done.results[1] is None
     assert read_recipe(Path(done.results[0].run)).init.weights == NAMES[0]
     assert "--weights-dir" not in done.results[0].command
@@ -290,7 +290,9 @@ def test_what_is_not_as_published_is_marked_and_kept_apart(small: Path, capsys: 
 
 def test_other_images_than_the_published_are_marked_too(small: Path) -> None:
     write_cifar10(small / "data", per_class=3)
-    done = tables.reproduce("small", [NAMES[0]], Settings(data_dir="data", weights_dir="weights", device="cpu"))
+    done = cifar10_transfer.reproduce(
+        "small", [NAMES[0]], Settings(data_dir="data", weights_dir="weights", device="cpu")
+    )
     assert done.results[0] and done.results[0].differs == (
         "149 training images instead of 99",
         "30 test images instead of 20",
@@ -314,15 +316,15 @@ def test_an_interrupted_row_goes_on_exactly(
     monkeypatch.setitem(RECIPES, "small", lambda: often)
     settings = Settings(data_dir="data", weights_dir="weights", device="cpu")
     with pytest.raises(Interrupted):
-        tables.reproduce("small", (), settings, "stopped", report=stop_at(2))
+        cifar10_transfer.reproduce("small", (), settings, "stopped", report=stop_at(2))
     assert run("small", "--check", "--out", "stopped", *HERE) == 0
     assert "started" in capsys.readouterr().out
     rows = []
-    tables.reproduce(
+    cifar10_transfer.reproduce(
         "small", (), settings, "stopped", report=lambda e: rows.append(e["row"]) if e["kind"] == "row" else None
     )
     assert rows == list(NAMES)
-    tables.reproduce("small", [NAMES[0]], settings, "whole")
+    cifar10_transfer.reproduce("small", [NAMES[0]], settings, "whole")
     stopped, whole = (read_model(small / out / "Small-8-imagenet1k") for out in ("stopped", "whole"))
     assert all(np.array_equal(stopped[name], whole[name]) for name in whole)
 
@@ -409,7 +411,9 @@ def test_another_table_is_another_entry(small: Path) -> None:
     )
     TABLES["another"] = table
     try:
-        done = tables.reproduce("another", (), Settings(data_dir="data", weights_dir="weights", device="cpu", steps=1))
+        done = cifar10_transfer.reproduce(
+            "another", (), Settings(data_dir="data", weights_dir="weights", device="cpu", steps=1)
+        )
         assert done.out == Path("runs/another-reduced") and done.to_markdown().startswith("# another: an ablation")
     finally:
         del TABLES["another"]

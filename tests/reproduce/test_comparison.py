@@ -13,8 +13,8 @@ from helpers.datasets import write_cifar10
 from mlpmixer.data.datasets import stratified_share
 from mlpmixer.models.configs import MixerConfig, ResNetConfig, ViTConfig
 from mlpmixer.models.mixer import Mixer
-from mlpmixer.reproduce import contest, frontier, permutation, run
-from mlpmixer.reproduce.contest import CONTESTS, Sized, against, draw, size_of
+from mlpmixer.reproduce import comparison, frontier, permutation, run
+from mlpmixer.reproduce.comparison import CONTESTS, Sized, against, draw, size_of
 from mlpmixer.reproduce.permutation import MODES, Shuffled, ShuffledMixer, for_shuffled, orders, pixel_order, reordered
 
 CFG = MixerConfig(
@@ -86,7 +86,7 @@ def test_a_share_of_the_images_is_stratified_and_part_of_a_larger_one() -> None:
 
 
 @pytest.mark.parametrize("scale", sorted(CONTESTS))
-def test_the_networks_of_a_scale_have_one_size(scale: contest.Scale) -> None:
+def test_the_networks_of_a_scale_have_one_size(scale: comparison.Scale) -> None:
     pytest.importorskip("transformers", reason='pip install "mlpmixer[rivals]"')
     sizes = [size_of(CONTESTS[scale], name) for name in ("Mixer", "ViT", "ResNet")]
     for what in ("params", "flops"):
@@ -111,8 +111,8 @@ def test_the_frontier_is_what_no_other_point_beats() -> None:
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """A stand-in for CIFAR-10, and networks that are soon trained."""
     pytest.importorskip("transformers", reason='pip install "mlpmixer[rivals]"')
-    small = contest.Contest(
-        mixer=contest.nano(1, 16, 8),
+    small = comparison.Contest(
+        mixer=comparison.nano(1, 16, 8),
         vit=ViTConfig(patch_size=4, num_blocks=1, hidden_dim=16, num_heads=1, mlp_dim=32),
         resnet=ResNetConfig(depths=(1, 1), width=4, bottleneck=False, small_images=True),
         steps=4,
