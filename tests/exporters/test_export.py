@@ -29,7 +29,7 @@ from mlpmixer.explanation.attribution import as_tensor, patch_evidence
 from mlpmixer.exporters import graph as graph_module
 from mlpmixer.exporters.check import PIXEL_TOLERANCE, check, check_fit, sample
 from mlpmixer.exporters.export import TARGETS, ExportMismatch, export
-from mlpmixer.exporters.graph import Graph, WholeGridBlock, plain
+from mlpmixer.exporters.graph import Graph, plain
 from mlpmixer.exporters.graph_resize import Fitted
 from mlpmixer.inference.classifier import Classifier, Exported, from_network, load
 from mlpmixer.inference.engines import Runtime, open_session
@@ -121,7 +121,7 @@ def test_a_graph_with_evidence_says_what_each_patch_adds_and_is_checked_for_it(
     with pytest.raises(ExportMismatch, match="the evidence of the export differs from the model's"):
         export(model, to, out=tmp_path / f"other-{name}", data="digits", images=20, evidence=True)
     assert not list(tmp_path.glob("*other*"))
-    with pytest.raises(ValueError, match=r"this is another network \(Flat\): leave evidence out"):
+    with pytest.raises(ValueError, match=r"Flat has no tokens .* which evidence needs"):
         export(classifier_of(GREY, Flat()), out=tmp_path / "other.onnx", data="digits", evidence=True)
 
 
@@ -129,7 +129,7 @@ def test_compiled_kernels_stay_out_of_the_graph_and_in_the_model() -> None:
     network = mixer(GREY)
     kernels.install(network)
     copied = plain(network)
-    assert [type(b) for b in copied.blocks] == [WholeGridBlock] * 2  # type: ignore[attr-defined]
+    assert [type(b) for b in copied.blocks] == [MixerBlock] * 2  # type: ignore[attr-defined]
     assert [type(b) for b in network.blocks] == [kernels.FastBlock] * 2
     assert all(a is b for a, b in zip(copied.parameters(), network.parameters(), strict=True))
     assert [type(b) for b in plain(mixer(PARTS)).blocks] == [MixerBlock] * 2  # type: ignore[attr-defined]
@@ -179,7 +179,7 @@ def test_images_at_two_thirds_of_the_models_size_pass_the_check(tmp_path: Path) 
 
     def compute(images: Any, outputs: tuple[str, ...]) -> list[Any]:
         with torch.inference_mode():
-            found = dict(zip(graph.outputs, graph(torch.from_numpy(images)), strict=True))
+            found = dict(zip(graph.outputs, graph(torch.tensor(images)), strict=True))
         return [found[name].numpy() for name in outputs]
 
     exported = dataclasses.replace(answering(model), outputs=graph.outputs, compute=compute)
@@ -474,8 +474,8 @@ def test_the_command_writes_checks_and_says_so_and_evaluate_agrees(
         ("export {run} --top-k 0 --out {tmp}/model.onnx", "top_k must be at least 1, got 0"),
         ("export {run} --data nowhere --out {tmp}/model.onnx", "no data set and no file or folder named 'nowhere'"),
         ("export {run}/model.safetensors --data digits", "exists already"),
-        ("predict {bundle} x.png --image-size 16", "is an export, of one size for good"),
-        ("predict {bundle} x.png --device cuda", "is an export, which is computed on the CPU"),
+        ("predict {bundle} x.png --image-size 16", "is an export, whose size is fixed"),
+        ("predict {bundle} x.png --device cuda", "is an export, which runs on the CPU"),
         ("predict {bundle}/modle.onnx x.png", "did you mean {bundle}/model.onnx?"),
         ("explain {bundle} x.png", "or an exported one"),
     ],

@@ -144,7 +144,7 @@ def test_another_network_has_a_page_without_evidence(tmp_path: Path) -> None:
     )
     assert (
         known(written.path)["evidence"] is False
-        and "A network of its own kind, Flat" in (written.path / "README.md").read_text()
+        and "A classifier (Flat) for 10 classes" in (written.path / "README.md").read_text()
     )
     assert evidence_of(load(written.path)) is None
 

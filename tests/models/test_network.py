@@ -174,7 +174,7 @@ def test_its_run_is_not_taken_for_a_mixers(whole: Path, tmp_path: Path, capsys: 
         assert "a network that a function built, Conv: it can be used from Python" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"holds Conv, and Wide\(width=8\) is given"):
         load(whole, network=Wide(8))
-    with pytest.raises(ValueError, match="other sizes"):
+    with pytest.raises(ValueError, match="cannot be changed for a network of your own"):
         load(whole, network=Conv, image_size=16)
 
 

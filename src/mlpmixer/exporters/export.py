@@ -39,6 +39,7 @@ from mlpmixer.exporters.targets import bundle, onnx, openvino, pt2, web
 from mlpmixer.inference.classifier import Classifier, load
 from mlpmixer.inference.engines import SUFFIXES
 from mlpmixer.inference.exported import export_at, open_export
+from mlpmixer.models.architecture import capability, has
 from mlpmixer.registry import Registry
 from mlpmixer.weights.model_file import ModelMeta
 
@@ -64,7 +65,7 @@ class Target:
     """ValueError for a model that cannot be had in this form, or when what writes it is not installed. Asked before any
     work."""
     evidence: bool = False
-    """Whether a Mixer gives evidence in this form without being asked for it."""
+    """Whether a network with tokens gives evidence in this form without being asked."""
     int8: str | None = "onnxruntime"
     """The engine that layers in int8 are for; None: there are none in this form."""
     beside: tuple[str, ...] = ()
@@ -131,7 +132,7 @@ def export(
     images (`export.int8`).
     any_size: let the graph resize and fit images of any size, too (a batch of one size at a time), and compare that
     with Pillow.
-    evidence: let the graph say what each patch adds to each logit, too; a page always does, of a Mixer.
+    evidence: let the graph say what each patch adds to each logit, too; a page always does, if the network can.
     page_runtime: for a page, the folder with onnxruntime-web; None: it is fetched by npm.
     top_k: how many of the likeliest classes the graph gives (fewer where the model has fewer).
     images: how many to check on, or all there are.
@@ -147,10 +148,8 @@ def export(
             raise ValueError(f"{name} must be at least 1, got {value}")
     classifier = model if isinstance(model, Classifier) else load(_no_export(model), report=report)
     meta = _meta(classifier, licence)
-    if evidence and meta.network:
-        raise ValueError(
-            f"only a Mixer says what each patch adds, and this is another network ({meta.network}): leave evidence out"
-        )
+    if evidence:
+        capability(classifier.network, "tokens", "evidence")
     if page_runtime is not None and target is not TARGETS["web"]:
         raise ValueError(
             f"page_runtime={os.fspath(page_runtime)} is what a page computes with, for web, not for {to}: leave it out"
@@ -161,7 +160,7 @@ def export(
     if any_size:
         require_fit(meta.preprocess)
     path = _free_path(out, classifier, target)
-    evidence = evidence or (target.evidence and not meta.network)
+    evidence = evidence or (target.evidence and has(classifier.network, "tokens"))
     job = Job(
         classifier=classifier,
         meta=meta,

@@ -5,7 +5,7 @@ B images of H x W pixels with C channels, K classes, k of them on top, D feature
 """
 
 import copy
-from typing import cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,29 +24,20 @@ from mlpmixer.inference.exported import (
     TOP_CLASSES,
     TOP_PROBABILITIES,
 )
-from mlpmixer.models.kernels import FastBlock
-from mlpmixer.models.mixer import Mixer, MixerBlock
-
-
-class WholeGridBlock(MixerBlock):
-    """A MixerBlock whose token mixing sees the whole grid: a transpose there and back, where parts take six axes."""
-
-    def columns(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2)  # (B, hidden_dim, S)
-
-    rows = columns  # (B, S, hidden_dim)
+from mlpmixer.models.architecture import architecture_of, capability, has
 
 
 class Graph(nn.Module):
     """Pixels (B,H,W,C) of `preprocess.dtype`, 0..255 -> `outputs`, in that order: see `exported.Export`.
 
-    any_size: images of any other size, too, all of one size; they are resized and fitted first.
-    evidence: of a Mixer, the logits and what each patch adds to them, too.
-    The network is copied in structure and shares its weights with `network`.
+    any_size: take images of any size, all of one size, and resize and fit them first.
+    evidence: also output the logits and what each patch adds to them; needs a network with tokens.
+    The modules are copied; the weights are shared with `network`.
     """
 
     mean: Tensor
     std: Tensor
+    network: Any
 
     def __init__(
         self,
@@ -63,22 +54,25 @@ class Graph(nn.Module):
         for name, values in zip(("mean", "std"), preprocess.statistics, strict=True):
             self.register_buffer(name, torch.from_numpy(values))
         self.fitted = Fitted(preprocess) if any_size else None
+        self.has_features = bool(architecture_of(network))
         self.outputs: tuple[str, ...] = (PROBABILITIES, TOP_PROBABILITIES, TOP_CLASSES)
-        self.outputs += (FEATURES,) * isinstance(network, Mixer) + (LOGITS, EVIDENCE) * evidence + (PIXELS,) * any_size
+        self.outputs += (FEATURES,) * self.has_features + (LOGITS, EVIDENCE) * evidence + (PIXELS,) * any_size
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x = self.fitted(images) if self.fitted else images.permute(0, 3, 1, 2).float()  # (B, C, H, W)
         pixels = (x.permute(0, 2, 3, 1).to(images.dtype),) if self.fitted else ()
         x = standardise(x, self.mean, self.std)
         further: tuple[Tensor, ...] = ()
-        if isinstance(self.network, Mixer):
-            tokens = self.network.tokens(x)  # (B, S, hidden_dim)
-            features = tokens.mean(dim=1)  # as Mixer.pre_logits
+        if self.evidence:
+            tokens = self.network.tokens(x)  # (B, S, D), of which pre_logits is the mean
+            features = tokens.mean(dim=1)
+            logits = self.network.head(features)
+            own = F.linear(tokens / tokens.shape[1], self.network.head.weight)  # (B, S, K)
+            further = (features,) * self.has_features + (logits, own)
+        elif self.has_features:
+            features = self.network.pre_logits(x)  # (B, D)
             logits = self.network.head(features)
             further = (features,)
-            if self.evidence:
-                head = cast(nn.Linear, self.network.head)
-                further += (logits, F.linear(tokens / self.network.cfg.num_patches, head.weight))  # (B, K), (B, S, K)
         else:
             logits = self.network(x)
         probabilities = logits.sigmoid() if self.multi_label else logits.softmax(1)
@@ -118,10 +112,8 @@ def example_of(job: Job) -> tuple[Tensor, dict[int, Dim]]:
 
 
 def plain(network: nn.Module) -> nn.Module:
-    """A copy for evaluation without compiled kernels, which are no operations of a graph; it shares its parameters with
-    `network`."""
+    """A copy for evaluation without compiled kernels, which a graph cannot hold; it shares the parameters."""
     copied = copy.deepcopy(network, {id(p): p for p in network.parameters()})
-    for block in copied.modules():
-        if isinstance(block, MixerBlock) and type(block) in (MixerBlock, FastBlock):
-            block.__class__ = MixerBlock if block.parts != (1, 1) else WholeGridBlock
+    if has(copied, "kernels"):
+        capability(copied, "kernels", "export").uninstall(copied)
     return copied.eval()

@@ -1,8 +1,8 @@
-"""From images to class probabilities and features, with one object for every kind of model file.
+"""Images to class probabilities and features, with one object for every kind of model file.
 
-B images of H x W pixels with C channels; K classes. A `Classifier` holds two functions, images -> logits (B,K) and
-images -> pre_logits (B,hidden_dim); what runs behind them is no business of the code here. This module imports no
-torch by itself: `load` does, when it is asked for a run, and does not for what `mlpmixer export` wrote.
+B images of H x W pixels with C channels, K classes, D features. A `Classifier` holds two functions, images -> logits
+(B,K) and images -> pre_logits (B,D), whatever runs behind them. This module imports no torch by itself: `load` does for
+a run, and does not for an export.
 """
 
 import os
@@ -22,9 +22,10 @@ from mlpmixer.inference.exported import FEATURES, PROBABILITIES, Export, export_
 from mlpmixer.models.configs import Method
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mlpmixer.models.architecture import Build
     from mlpmixer.models.configs import Size
-    from mlpmixer.models.mixer import Mixer
     from mlpmixer.weights.load import Report
     from mlpmixer.weights.model_file import ModelMeta
 
@@ -32,37 +33,37 @@ ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Engine = Callable[[Floats], Floats]
 
-CHUNK = 128  # images that go through the network at once; bounds memory, changes no result
+CHUNK = 128  # images through the network at a time; bounds memory, changes no result
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's answer: the likeliest class, and the `top` classes with their probabilities, likeliest first."""
+    """The likeliest class of one image, and the `top` classes with their probabilities, likeliest first."""
 
     name: str
     label: str
     probability: float
     top: tuple[tuple[str, float], ...]
     features: Floats | None = field(default=None, compare=False, repr=False)
-    """pre_logits (hidden_dim,), where they were asked for."""
+    """pre_logits (D,), if they were asked for."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One source that gave no image, and why."""
+    """A source that could not be read as an image, and why."""
 
     name: str
     reason: str
 
 
 class Classifier:
-    """A trained model that answers questions about images. Make one with `load`.
+    """A trained model that classifies images. Make one with `load`.
 
     classes: the K names, in the order of the model's outputs.
-    preprocess: the one evaluation preprocessing, stored with the model.
-    meta: configuration and provenance; None when the model file carries none.
-    network: the torch `Mixer` (or what a `network=` has built), for runs only.
-    runtime: what computes it; None when nobody said.
+    preprocess: the evaluation preprocessing stored with the model.
+    meta: configuration and provenance; None if unknown.
+    network: the torch network; None for an export.
+    runtime: what computes it; None if unknown.
     """
 
     def __init__(
@@ -72,14 +73,14 @@ class Classifier:
         preprocess: Preprocess,
         logits: Engine,
         pre_logits: Engine,
-        both: Callable[[Floats], tuple[Floats, Floats]] | None = None,
+        both: Callable[[Floats], tuple[Floats, ...]] | None = None,
         multi_label: bool = False,
         meta: "ModelMeta | None" = None,
-        network: "Mixer | None" = None,
+        network: "nn.Module | None" = None,
         path: Path | None = None,
         runtime: Runtime | None = None,
     ) -> None:
-        """both: images -> (logits, pre_logits) in one pass of the network, where it has one."""
+        """both: images -> (logits, pre_logits) in one pass of the network, if it can."""
         self.classes = tuple(classes)
         self.preprocess = preprocess
         self.multi_label = multi_label
@@ -92,20 +93,19 @@ class Classifier:
         self._both = both or (lambda images: (logits(images), pre_logits(images)))
 
     def probabilities(self, images: Pixels) -> Floats:
-        """Images as `preprocess_image` gives them, stacked (B,H,W,C) -> (B,K) float32; rows sum to 1 (sigmoid models: each value
-        on its own).
+        """Images from `preprocess_image`, stacked (B,H,W,C) -> (B,K) float32; rows sum to 1, but for sigmoid models.
 
-        Raises ValueError when type or shape is not the model's, or when the weights give NaN.
+        Errors: ValueError for another type or shape, and when the weights give NaN.
         """
         self._require_head()
         return self._activated(self._run(self._logits, images))
 
     def features(self, images: Pixels) -> Floats:
-        """Images as `preprocess_image` gives them, stacked (B,H,W,C) -> pre_logits (B,hidden_dim) float32: what the head sees."""
+        """Images from `preprocess_image`, stacked (B,H,W,C) -> pre_logits (B,D) float32, the input of the head."""
         return self._run(self._pre_logits, images)
 
     def probabilities_and_features(self, images: Pixels) -> tuple[Floats, Floats]:
-        """`probabilities` and `features` of the same images; a Mixer or an export computes both in one pass."""
+        """`probabilities` and `features` of the same images, in one pass but for a network of your own."""
         self._require_head()
         logits, features = self._run_all(self._both, images)
         return self._activated(logits), features
@@ -113,8 +113,10 @@ class Classifier:
     def predict(self, images: ImageLike | Sequence[ImageLike], top_k: int = 5) -> list[Prediction]:
         """The `top_k` likeliest classes of each image, in order; one image gives a list of one.
 
-        An image is a path, a PIL image, or a uint8 array (H,W) or (H,W,C); a (B,H,W,C) array is B images. Raises
-        ImageError for an unreadable image and ValueError for an array of another kind; `predict_files` goes on instead.
+        An image is a path, a PIL image, or a uint8 array (H,W) or (H,W,C); a (B,H,W,C) array is B images.
+
+        Errors: ImageError for an unreadable image (`predict_files` reports it and continues), ValueError for an array
+        of another kind.
         """
         several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
         items: Sequence[Any] = images if several else [images]  # type: ignore[assignment]
@@ -127,12 +129,11 @@ class Classifier:
         return out
 
     def preprocess_image(self, image: ImageLike | bytes) -> Pixels:
-        """One image as the network wants it: (H,W,C) of the model's size, of `preprocess.dtype`. ImageError when it
-        cannot be read."""
+        """One image at the model's size, (H,W,C) of `preprocess.dtype`. ImageError when it cannot be read."""
         return self.preprocess.array(image)
 
     def rank(self, names: Sequence[str], images: Pixels, top_k: int, *, features: bool = False) -> list[Prediction]:
-        """Predictions for images as `preprocess_image` gives them, stacked (B,H,W,C); with their `features` if asked for."""
+        """Predictions for images from `preprocess_image`, stacked (B,H,W,C); with their `features` if asked for."""
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
         if not features:
@@ -152,7 +153,7 @@ class Classifier:
             raise ValueError("this model has no head (num_classes=0), so it gives no probabilities; ask for features()")
 
     def _activated(self, logits: Floats) -> Floats:
-        """What the network ends in (B,K) -> probabilities (B,K)."""
+        """Logits (B,K) -> probabilities (B,K)."""
         logits64 = logits.astype(np.float64)
         if self.multi_label:
             return np.exp(-np.logaddexp(0.0, -logits64)).astype(np.float32)
@@ -174,35 +175,30 @@ class Classifier:
         outputs = [np.concatenate(output) for output in zip(*parts, strict=True)]
         if not all(np.isfinite(output).all() for output in outputs):
             raise ValueError(
-                "the network's output is not finite (NaN or infinity): its weights are broken, as after a diverged "
-                "training"
+                "the network's output is not finite (NaN or infinity): its weights are broken, perhaps because the "
+                "training diverged"
             )
         return outputs
 
     def _prepared(self, images: Pixels) -> NDArray[Any]:
-        """What the functions behind take."""
+        """Pixels (B,H,W,C) -> what the functions behind take, (B,C,H,W)."""
         return self.preprocess.normalise(images)
 
 
 class Exported(Classifier):
-    """A Classifier around what `mlpmixer export` wrote: its graph takes pixels and ends in probabilities. `export`:
-    that graph."""
+    """A Classifier around an export, whose graph takes pixels and ends in probabilities."""
 
     def __init__(self, export: Export) -> None:
-        def outputs(*names: str) -> Callable[[NDArray[Any]], list[Floats]]:
-            return lambda images: [np.asarray(values, np.float32) for values in export(images, *names)]
-
-        def both(images: NDArray[Any]) -> tuple[Floats, Floats]:
-            probabilities, features = outputs(PROBABILITIES, FEATURES)(images)
-            return probabilities, features
+        def outputs(images: NDArray[Any], *names: str) -> tuple[Floats, ...]:
+            return tuple(np.asarray(values, np.float32) for values in export(images, *names))
 
         meta = export.meta
         super().__init__(
             classes=meta.classes,
             preprocess=meta.preprocess,
-            logits=lambda images: outputs(PROBABILITIES)(images)[0],
-            pre_logits=lambda images: outputs(FEATURES)(images)[0],
-            both=both,
+            logits=lambda images: outputs(images, PROBABILITIES)[0],
+            pre_logits=lambda images: outputs(images, FEATURES)[0],
+            both=lambda images: outputs(images, PROBABILITIES, FEATURES),
             multi_label=meta.provenance.get("loss") == "sigmoid",
             meta=meta,
             path=export.path,
@@ -211,10 +207,11 @@ class Exported(Classifier):
         self.export = export
 
     def _activated(self, logits: Floats) -> Floats:
-        """As they are: the softmax or sigmoid is in the graph."""
+        """Unchanged: the softmax or sigmoid is in the graph."""
         return logits
 
     def _prepared(self, images: Pixels) -> NDArray[Any]:
+        """Unchanged: the normalisation is in the graph."""
         return images
 
 
@@ -234,62 +231,56 @@ def load(
     report: "Report | None" = None,
     network: "Build | None" = None,
 ) -> Classifier:
-    """A trained model in evaluation mode on `device`: a run, a weight file, hf:owner/name or a name of `mlpmixer list
-    weights`.
+    """A trained model, ready to classify.
 
-    Or what `mlpmixer export` wrote, an .onnx, .xml or .pt2 file or a bundle: for the CPU, at its own size, and without
-    torch but for .pt2.
-
-    engine: what computes an export, see `exported.open_export`; a run is computed by torch.
+    path: a run, a weight file, hf:owner/name, a name of `mlpmixer list weights`, or an export (an .onnx, .xml or .pt2
+        file or a bundle), which runs on the CPU at its own size and, but for .pt2, without torch.
+    device: auto, cpu, cuda, cuda:1, mps.
+    engine: what runs an export, see `exported.open_export`.
     precision: bfloat16 is faster where the device has it, with about three digits (in torch: autocast).
-    streams: calls that are computed at the same time, on the CPU, where several threads ask: more images a second than
-        one after the other on all cores, and each takes longer. More than one make torch keep to `threads` in the whole
-        process.
-    threads: of each stream, on the CPU; 0: as many as the engine chooses, or of several streams the cores shared out.
-    image_size, patch_size (pixels), in_channels: use it at others, without further training; `transfer.adapt` says what
-        each does to the accuracy, and what `resize` (its method) and `magnified` are. The preprocessing follows.
+    streams: calls from several threads that compute at the same time, on the CPU: more images/s, and each call takes
+        longer. More than one let torch use no more than `threads` in the whole process.
+    threads: of each stream, on the CPU; 0: the engine's default, or an equal share of the cores for several streams.
+    image_size, patch_size (pixels), in_channels: other sizes, without further training. `adapt.adapt` says what each
+        costs in accuracy, and what `resize` (the method) and `magnified` are. The preprocessing follows.
     report: receives the progress of a download.
-    network: of a run that `train(recipe, network=...)` made, the same again.
+    network: the function that built the network, for a run that `train(recipe, network=...)` made.
 
-    Errors: ValueError, saying what was expected, when there is no model at `path`, the file is damaged, or it cannot be
-    fetched.
+    Errors: ValueError, which says what was expected, when there is no model at `path`, it is damaged, or it cannot be
+    downloaded.
     """
-    if export := export_at(path):
-        if (image_size, patch_size, in_channels, network) != (None, None, None, None):
-            raise ValueError(
-                f"{os.fspath(path)} is an export, of one size for good: export the run itself at another one"
-            )
+    name = os.fspath(path)
+    given: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
+    sizes = {field: value for field, value in given.items() if value is not None}
+    how: dict[str, Any] = {"precision": precision, "streams": streams, "threads": threads}
+    if file := export_at(path):
+        if sizes or network is not None:
+            raise ValueError(f"{name} is an export, whose size is fixed: export the run again at another size")
         if device not in ("auto", "cpu"):
-            raise ValueError(
-                f"{os.fspath(path)} is an export, which is computed on the CPU: device={device!r} is for runs"
-            )
-        return Exported(open_export(export, engine=engine, precision=precision, streams=streams, threads=threads))
+            raise ValueError(f"{name} is an export, which runs on the CPU; device={device!r} is for runs")
+        return Exported(open_export(file, engine=engine, **how))
     if engine not in (None, "torch"):
-        raise ValueError(
-            f"{os.fspath(path)} is no export, so torch computes it, not {engine}: mlpmixer export makes one of a run"
-        )
+        raise ValueError(f"{name} is not an export; only torch can run it (engine={engine} given)")
     from mlpmixer.weights.load import load_file, locate
 
-    file = locate(os.fspath(path), report=report)
-    if network is not None:
+    file = locate(name, report=report)
+    if network is None:
+        model, meta = load_file(file, name)
+        if sizes:
+            from mlpmixer.weights.adapt import adapt_trained
+
+            model, meta = adapt_trained(model, meta, **sizes, method=resize, magnified=magnified)
+    else:
         from mlpmixer.weights.model_file import load_model
 
-        if (image_size, patch_size, in_channels) != (None, None, None):
-            raise ValueError("only a Mixer comes to other sizes: leave image_size, patch_size and in_channels out")
-        return from_network(
-            *load_model(file, network), device=device, precision=precision, streams=streams, threads=threads, path=file
-        )
-    model, meta = load_file(file, os.fspath(path))
-    if (image_size, patch_size, in_channels) != (None, None, None):
-        from mlpmixer.weights.adapt import adapt_trained
-
-        sizes: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
-        model, meta = adapt_trained(model, meta, **sizes, method=resize, magnified=magnified)
-    return from_network(model, meta, device=device, precision=precision, streams=streams, threads=threads, path=file)
+        if sizes:
+            raise ValueError(f"{', '.join(sizes)} cannot be changed for a network of your own (network=)")
+        model, meta = load_model(file, network)
+    return from_network(model, meta, device=device, path=file, **how)
 
 
 def from_network(
-    network: "Mixer",
+    network: "nn.Module",
     meta: "ModelMeta",
     *,
     device: str = "cpu",
@@ -298,51 +289,49 @@ def from_network(
     threads: int = 0,
     path: Path | None = None,
 ) -> Classifier:
-    """A Classifier around a torch network, which is put in evaluation mode, in float32, on `device` (auto, cpu, cuda,
-    ...).
+    """A Classifier around a torch network, which is put in evaluation mode, in float32, on `device`.
 
-    On a CPU a Mixer computes on compiled kernels where this machine has them (`kernels.for_inference`: other modules
-    around the same parameters); `network` itself stays as it is.
+    On a CPU it runs on compiled kernels where the network and this machine have them: other modules around the same
+    parameters. `network` itself keeps its modules.
     """
     import torch
 
     from mlpmixer.hardware import choose_device
     from mlpmixer.inference.engines.torch import computing, limit_threads
-    from mlpmixer.models import kernels
-    from mlpmixer.models.mixer import Mixer
+    from mlpmixer.models.architecture import architecture_of, capability, has
 
     where, threads = choose_device(device), threads_each(streams, threads)
     if streams > 1 and where.type != "cpu":
-        raise ValueError(f"streams are of the CPU: expected 1 on {where}, got {streams}")
+        raise ValueError(f"several streams need the CPU: expected streams=1 on {where}, got {streams}")
     limit_threads(streams, threads)
     network = network.to(device=where, dtype=torch.float32).eval()
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-    compiled = where.type == "cpu" and isinstance(network, Mixer) and not kernels.why_not(network, [dtype])
-    computed = kernels.for_inference(network) if compiled else network
+    fast: Any = network  # what computes
+    kernels = capability(network, "kernels", "inference") if where.type == "cpu" and has(network, "kernels") else None
+    if kernels and kernels.why_not(network, [dtype]):
+        kernels = None
+    if kernels:
+        fast = kernels.for_inference(network)
+    has_head = bool(architecture_of(network))  # logits are head(pre_logits); other code's networks do not say
+    pre_logits = getattr(fast, "pre_logits", _no_features)
 
     def run(images: Floats, function: Callable[[Any], tuple[Any, ...]]) -> tuple[Floats, ...]:
         with torch.inference_mode(), computing(where.type, precision, threads):
-            size = kernels.portion(network.cfg) if compiled else CHUNK
+            size = kernels.portion(fast.cfg) if kernels else CHUNK
             parts = torch.split(torch.from_numpy(images).to(where), size)
             outputs = ([output.float().cpu().numpy() for output in function(part)] for part in parts)
             return tuple(np.concatenate(output) for output in zip(*outputs, strict=True))
 
-    pre_logits = getattr(computed, "pre_logits", _no_features)
-
-    def both(images: Floats) -> tuple[Floats, Floats]:
-        def outputs(part: Any) -> tuple[Any, Any]:
-            features = pre_logits(part)
-            return computed.head(features) if isinstance(computed, Mixer) else computed(part), features
-
-        logits, features = run(images, outputs)
-        return logits, features
+    def both(part: Any) -> tuple[Any, Any]:
+        features = pre_logits(part)
+        return fast.head(features) if has_head else fast(part), features
 
     return Classifier(
         classes=meta.classes,
         preprocess=meta.preprocess,
-        logits=lambda images: run(images, lambda part: (computed(part),))[0],
+        logits=lambda images: run(images, lambda part: (fast(part),))[0],
         pre_logits=lambda images: run(images, lambda part: (pre_logits(part),))[0],
-        both=both,
+        both=lambda images: run(images, both),
         multi_label=meta.provenance.get("loss") == "sigmoid",
         meta=meta,
         network=network,
@@ -353,13 +342,13 @@ def from_network(
             precision=precision,
             threads=threads,
             streams=streams,
-            kernels="compiled" if compiled else "",
+            kernels="compiled" if kernels else "",
         ),
     )
 
 
 def _no_features(images: Any) -> Any:
-    raise ValueError("this network gives no features: it would need a method pre_logits, images (B,C,H,W) -> (B,D)")
+    raise ValueError("this network has no features: it needs a method pre_logits, images (B,C,H,W) -> (B,D)")
 
 
 def _name(image: Any, index: int) -> str:

@@ -37,10 +37,9 @@ class Export:
     """Pixels (B,H,W,C) as `meta.preprocess.array` gives them -> what is asked for, by `open_export`.
 
     probabilities (B,K) float32; top_probabilities (B,k) float32, falling, and top_classes (B,k) int64, their classes;
-    features (B,D) float32, which the head sees. Another network than a Mixer has no features. A graph with evidence
-    also gives logits (B,K) and evidence (B,S,K), both float32: what each patch adds to each logit, which is the head's
-    bias and the sum of it. A graph that takes images of any size, all of one size, also gives pixels (B,H,W,C) uint8,
-    what it made of them.
+    features (B,D) float32, the input of the head, but for a network of one's own. A graph with evidence also gives
+    logits (B,K) and evidence (B,S,K), both float32: what each patch adds to each logit, which is the head's bias and the
+    sum of it. A graph that takes images of any size also gives pixels (B,H,W,C) uint8, the resized images.
     """
 
     path: Path
@@ -125,8 +124,8 @@ def open_export(
 
 
 def _shapes(meta: ModelMeta) -> dict[str, tuple[int, ...]]:
-    """Of the outputs, for one image, where the metadata decide them. Of another network than a Mixer they know no
-    features."""
+    """The shape of each output for one image, as far as the metadata decide it: not the features of a network of one's
+    own."""
     classes, pixels, own = len(meta.classes), meta.preprocess, not meta.network
     shapes: dict[str, tuple[int, ...]] = {
         PROBABILITIES: (classes,),

@@ -37,12 +37,16 @@ class MixerBlock(nn.Module):
         return x + self.drop(self.rows(self.token_mixing(self.columns(self.norm1(x)))))
 
     def columns(self, x: Tensor) -> Tensor:
-        """What token mixing sees: (B, S, C) -> (B * parts, C, S / parts); with one part a transposed view."""
+        """What token mixing sees: (B, S, C) -> (B * parts, C, S / parts)."""
+        if self.parts == (1, 1):
+            return x.transpose(1, 2)
         (k, m), (h, w), c = self.parts, self.part_grid, x.shape[2]
         return x.reshape(-1, k, h, m, w, c).permute(0, 1, 3, 5, 2, 4).reshape(-1, c, h * w)
 
     def rows(self, x: Tensor) -> Tensor:
         """The way back: (B * parts, C, S / parts) -> (B, S, C)."""
+        if self.parts == (1, 1):
+            return x.transpose(1, 2)
         (k, m), (h, w), c = self.parts, self.part_grid, x.shape[1]
         return x.reshape(-1, k, m, c, h, w).permute(0, 1, 4, 2, 5, 3).reshape(-1, k * h * m * w, c)
 

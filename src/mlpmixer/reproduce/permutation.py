@@ -218,8 +218,7 @@ def run(lab: Lab) -> Page:
 def _identity(lab: Lab, name: str, images: Any) -> dict[str, float]:
     """The trained Mixer and its twin for shuffled images, on some validation images."""
     classifier = load(lab.out / "runs" / name, network=Shuffled(mode="original"))
-    model = classifier.network
-    assert model is not None
+    model: Any = classifier.network
     pixels = np.stack([classifier.preprocess_image(images.source(i)) for i in range(min(CHECKED, len(images)))])
     seen = normalise(prepare_eval(torch.from_numpy(pixels)), classifier.preprocess)
     with torch.no_grad():

@@ -138,11 +138,8 @@ print(model.predict("photo.jpg"))  # [(class, probability), ...]
 def described(job: Job) -> str:
     """A sentence: what network it is, for which classes, and what exported it."""
     meta = job.meta
-    kind = (
-        f"A network of its own kind, {meta.network}"
-        if meta.network
-        else f"An MLP-Mixer of {meta.config.num_params:,} parameters"
-    )
+    params = "" if meta.network else f", {meta.config.num_params:,} parameters"
+    kind = f"A classifier ({meta.network or meta.config.architecture}{params})"
     shown = ", ".join(meta.classes[:20]) + (f" and {len(meta.classes) - 20:,} more" if len(meta.classes) > 20 else "")
     return f"{kind} for {len(meta.classes):,} classes ({shown}), exported by mlpmixer {job.made['mlpmixer']}."
 

@@ -111,6 +111,13 @@ def install(model: Mixer) -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
+def uninstall(model: Mixer) -> None:
+    """Undo `install`, in place."""
+    for block in model.blocks:
+        if type(block) in (FastBlock, InferenceBlock):
+            block.__class__ = MixerBlock
+
+
 def for_inference(model: Mixer) -> Mixer:
     """The same network on compiled kernels, for evaluation on a CPU: a copy of its modules that shares all parameters.
     See `why_not`."""
