@@ -37,7 +37,7 @@ def work(spec: str, compiled: bool, bf16: bool, threads: int, pipe: Connection) 
     assert isinstance(size, int)
     images, labels = torch.randn(int(batch), 3, size, size), torch.randint(0, model.cfg.num_classes, (int(batch),))
     if compiled:
-        if reason := kernels.why_not(model):
+        if reason := kernels.unsupported_reason(model):
             raise SystemExit(reason)
         kernels.install(model)
     while (order := pipe.recv()) != "stop":

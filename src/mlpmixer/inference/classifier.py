@@ -308,7 +308,7 @@ def from_network(
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
     fast: Any = network  # what computes
     kernels = capability(network, "kernels", "inference") if where.type == "cpu" and has(network, "kernels") else None
-    if kernels and kernels.why_not(network, [dtype]):
+    if kernels and kernels.unsupported_reason(network, [dtype]):
         kernels = None
     if kernels:
         fast = kernels.for_inference(network)
@@ -317,7 +317,7 @@ def from_network(
 
     def run(images: Floats, function: Callable[[Any], tuple[Any, ...]]) -> tuple[Floats, ...]:
         with torch.inference_mode(), computing(where.type, precision, threads):
-            size = kernels.portion(fast.cfg) if kernels else CHUNK
+            size = kernels.images_per_chunk(fast.cfg) if kernels else CHUNK
             parts = torch.split(torch.from_numpy(images).to(where), size)
             outputs = ([output.float().cpu().numpy() for output in function(part)] for part in parts)
             return tuple(np.concatenate(output) for output in zip(*outputs, strict=True))

@@ -270,7 +270,7 @@ def choose_kernels(model: nn.Module, recipe: Recipe, device: torch.device) -> st
         return "torch"
     reason = "the network is left to torch.compile" if recipe.run.compile else "the network is no Mixer"
     if isinstance(model, Mixer) and not recipe.run.compile:
-        reason = kernels.why_not(model)
+        reason = kernels.unsupported_reason(model)
         if not reason:
             kernels.install(model)
             return "compiled"

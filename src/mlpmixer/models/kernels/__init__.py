@@ -86,20 +86,20 @@ def missing(dtypes: Sequence[torch.dtype] = DTYPES) -> str:
     return ""
 
 
-def why_not(model: Mixer, dtypes: Sequence[torch.dtype] = DTYPES) -> str:
+def unsupported_reason(model: Mixer, dtypes: Sequence[torch.dtype] = DTYPES) -> str:
     """Why `install` and `for_inference` cannot speed this model up on this machine; empty when they can."""
     if any(type(block) not in (MixerBlock, FastBlock) for block in model.blocks):
         return "compiled kernels compute the paper's block and no other"
     if model.cfg.dropout:
         return "compiled kernels have no dropout"
     if model.cfg.part_grid != model.cfg.grid:
-        return "compiled kernels mix no parts"
+        return "compiled kernels do not cut the grid into parts"
     return missing(dtypes)
 
 
 def install(model: Mixer) -> None:
     """Let the blocks of `model` run on compiled kernels on a CPU, in place: the same function and parameters, sooner.
-    See `why_not`.
+    See `unsupported_reason`.
 
     Also lets this process keep the memory that it frees, up to 1 GiB: a step frees and takes the same large tensors
     again, and the system would clear every page of them anew (a fifth of the step of a small model).
@@ -120,15 +120,15 @@ def uninstall(model: Mixer) -> None:
 
 def for_inference(model: Mixer) -> Mixer:
     """The same network on compiled kernels, for evaluation on a CPU: a copy of its modules that shares all parameters.
-    See `why_not`."""
+    See `unsupported_reason`."""
     copied = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}).eval()
     for block in copied.blocks:
         block.__class__ = InferenceBlock
     return copied
 
 
-def portion(cfg: MixerConfig) -> int:
-    """Images at a time that keep what lies between two products near the processor, for all of torch's threads."""
+def images_per_chunk(cfg: MixerConfig) -> int:
+    """How many images go through a block together, so that what lies between two products stays in the cache."""
     values = max(
         cfg.num_patches * cfg.channels_mlp_dim, cfg.hidden_dim * cfg.tokens_mlp_dim
     )  # of a hidden layer, for one image
