@@ -33,7 +33,9 @@ WIDE = dataclasses.replace(
     ODD, image_size=(20, 20), num_blocks=1, hidden_dim=300, tokens_mlp_dim=400, channels_mlp_dim=900
 )  # in parts
 
-needs_compiler = pytest.mark.skipif(bool(kernels.unsupported_reason(Mixer(SMALL))), reason="needs Linux and a C compiler")
+needs_compiler = pytest.mark.skipif(
+    bool(kernels.unsupported_reason(Mixer(SMALL))), reason="needs Linux and a C compiler"
+)
 
 
 def twins(cfg: MixerConfig, *, local: bool = False) -> tuple[Mixer, Mixer]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mlpmixer.config import from_json, to_json
 from mlpmixer.data.images import Pixels
 from mlpmixer.inference.engines import SUFFIXES, Precision, Runtime, open_session
-from mlpmixer.weights.model_file import FORMAT, ModelMeta
+from mlpmixer.weights.model_file import FORMAT, ModelMeta, public
 
 MODEL, MANIFEST = "model.onnx", "bundle.json"  # of a bundle
 INPUT = "images"
@@ -144,7 +144,7 @@ def metadata(meta: ModelMeta, made: dict[str, Any], weights: str = "") -> str:
     ASCII, since XML does not hold every character.
     """
     return json.dumps(
-        {"format": FORMAT, "model": to_json(meta), "export": made} | ({"weights": weights} if weights else {})
+        {"format": FORMAT, "model": to_json(public(meta)), "export": made} | ({"weights": weights} if weights else {})
     )
 
 

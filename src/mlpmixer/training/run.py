@@ -426,6 +426,7 @@ def model_meta(recipe: Recipe, stores: Stores, env: dict[str, Any], metrics: dic
         classes=stores.splits.classes,
         preprocess=stores.preprocess,
         network=recipe.network,
+        data=recipe.data,
         provenance={
             "recipe": recipe.name,
             "data": stores.splits.name,

@@ -14,7 +14,7 @@ from pathlib import Path
 from mlpmixer.config import to_json
 from mlpmixer.download import FetchError, hub_file
 from mlpmixer.weights.card import model_card
-from mlpmixer.weights.model_file import FORMAT, ModelMeta, read_meta, require_network
+from mlpmixer.weights.model_file import FORMAT, ModelMeta, public, read_meta, require_network, rewrite_meta
 from mlpmixer.weights.run_folder import MODEL_FILE, write_json
 
 
@@ -95,5 +95,7 @@ def _upload(folder: Path, repo: str, private: bool) -> str:
 
 def _write(model: Path, meta: ModelMeta, folder: Path, card: str) -> None:
     shutil.copyfile(model, folder / MODEL_FILE)
-    write_json(folder / "config.json", {"library_name": "mlpmixer", "format": FORMAT, **to_json(meta)})
+    if meta != public(meta):
+        rewrite_meta(folder / MODEL_FILE, public)
+    write_json(folder / "config.json", {"library_name": "mlpmixer", "format": FORMAT, **to_json(public(meta))})
     (folder / "README.md").write_text(card, encoding="utf-8")

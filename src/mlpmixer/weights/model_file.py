@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ class ForeignFile(CheckpointError):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelMeta(Config):
-    """What travels with the weights."""
+    """Metadata stored with the weights."""
 
     config: NetworkConfig
     classes: tuple[str, ...]
@@ -49,6 +49,11 @@ class ModelMeta(Config):
     """What it was trained on; None where nobody said, as in files of before and of other code."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where it comes from: recipe, data, metrics, version, date, loss."""
+
+
+def public(meta: ModelMeta) -> ModelMeta:
+    """What may leave this machine: without the folders that the data lies in."""
+    return replace(meta, data=None)
 
 
 @contextmanager
