@@ -144,4 +144,7 @@ def from_json(cls: type[T], values: Any, where: str = "") -> T:
         if name not in hints:
             raise ValueError(f"{cls.__name__} has no field {path!r}{did_you_mean(name, hints)}")
         fields[name] = checked(hints[name], value, path)
+    for f in dataclasses.fields(typing.cast(Any, cls)):
+        optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+        require(optional or f.name in fields, f"{where or cls.__name__}: the field {f.name!r} is missing")
     return cls(**fields)

@@ -115,7 +115,7 @@ def test_the_definition_makes_the_pixels_of_the_table() -> None:
 
 
 def test_decoded_pixels_are_fitted_as_their_file_is() -> None:
-    for case in preprocessing.cases(*preprocessing.MIXERS, *preprocessing.BICUBIC):
+    for case in preprocessing.cases(*preprocessing.MODELS, *preprocessing.BICUBIC):
         assert np.array_equal(case.preprocess.array(case.decoded), case.pixels), case
 
 
