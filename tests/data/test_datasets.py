@@ -498,7 +498,7 @@ def test_folders_without_classes_say_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="both"):
         open_data(Data(name=str(tmp_path / "two")))
     write_idx(tmp_path / "idx")
-    with pytest.raises(ValueError, match="original files of mnist or fashion-mnist: use that name"):
+    with pytest.raises(ValueError, match="original files: use mnist or "):
         open_data(Data(name=str(tmp_path / "idx")))
 
 

@@ -208,9 +208,8 @@ def _open_path(path: str) -> RawSplits:
         files = parquet_files(path)
         if not files:
             if named := [n for n, info in DATASETS.items() if info.files and info.files.find(path)]:
-                raise ValueError(
-                    f"{e}. It has the original files of {' or '.join(named)}: use that name with --data-dir"
-                ) from e
+                name = " or ".join(named)
+                raise ValueError(f"{e}. These look like original files: use {name} with --data-dir") from e
             raise
     folders = sorted({os.path.dirname(f) for f in files})
     if len(folders) > 1 and not all(split_from_path(os.path.join(f, "x")) for f in folders):
