@@ -88,6 +88,14 @@ DATASETS["fashion-mnist"] = DatasetInfo(
     files=IDX,
     folders=("fashion",),
 )
+DATASETS["kmnist"] = DatasetInfo(
+    title="60,000 + 10,000 handwritten hiragana (Kuzushiji-MNIST)",
+    classes=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),  # rois-codh/kmnist; spelt as in torchvision
+    channels=1,
+    image_size=(28, 28),
+    repo="tanganke/kmnist",
+    files=IDX,
+)
 DATASETS["cifar10"] = DatasetInfo(
     title="50,000 + 10,000 photos of 10 kinds of things",
     classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
