@@ -472,7 +472,7 @@ def test_the_command_writes_checks_and_says_so_and_evaluate_agrees(
         ("export {run} --batch many", "--batch many: expected a number of images, or dynamic"),
         ("export {run} --batch 0", "--batch 0: expected a number of images, or dynamic"),
         ("export {run} --top-k 0 --out {tmp}/model.onnx", "top_k must be at least 1, got 0"),
-        ("export {run} --data nowhere --out {tmp}/model.onnx", "no data set and no file or folder named 'nowhere'"),
+        ("export {run} --data nowhere --out {tmp}/model.onnx", "no data set, file or folder named 'nowhere'"),
         ("export {run}/model.safetensors --data digits", "exists already"),
         ("predict {bundle} x.png --image-size 16", "is an export, whose size is fixed"),
         ("predict {bundle} x.png --device cuda", "is an export, which runs on the CPU"),
