@@ -5,16 +5,28 @@ A shell that starts a command in the background lets it ignore Ctrl-C, and Pytho
 
 import fcntl
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import chromium
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.accelerator.is_available():
+            pytest.skip("no accelerator here")
+    if item.get_closest_marker("browser") and chromium.PROGRAM is None:
+        pytest.skip("Chromium is not installed")
 
 
 @pytest.fixture(scope="session")
@@ -57,13 +69,13 @@ def digits_run(once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def digits_bundle(once: Once, digits_run: Path) -> Path:
-    """The ONNX bundle of `digits_run`; model.onnx in it is the export alone. Read only."""
+    """What `export --to bundle` leaves in a copy of `digits_run`; model.onnx in it is the export alone. Read only."""
 
     def make(folder: Path) -> None:
         from mlpmixer.exporters.export import export
 
-        export(digits_run, "bundle", out=folder, data="digits", images=50, licence="mit")
+        export(shutil.copytree(digits_run, folder), "bundle", images=50, licence="mit")
 
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
-    return once("digits-bundle", make)
+    return once("digits-exported", make) / "bundle"

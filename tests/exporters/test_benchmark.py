@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.models import GREY, classifier_of, save_run
 from PIL import Image
 
 import mlpmixer
@@ -23,20 +22,19 @@ from mlpmixer import cli, hardware
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.exporters import benchmark as bench_module
 from mlpmixer.exporters.benchmark import Kind, Limits, Row, Started, Worker, bench, choose, images_for, limits_of
-from mlpmixer.exporters.export import export
 
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_run(classifier_of(GREY), tmp_path_factory.mktemp("runs") / "digits")
+def run(digits_run: Path) -> Path:
+    return digits_run
 
 
 @pytest.fixture(scope="module")
-def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(run, "bundle", out=tmp_path_factory.mktemp("made") / "bundle", images=10).path
+def bundle(digits_bundle: Path) -> Path:
+    return digits_bundle
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +119,7 @@ def test_every_engine_that_opens_an_export_has_its_rows_and_its_own_process(bund
     assert (lines[0]["engine"], lines[0]["batch"], lines[0]["cpu"]) == ("onnxruntime", "1", hardware.cpu_name())
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_is_measured_in_torch_and_its_export_beside_it(run: Path) -> None:
     found = bench(run, batches=(1,), threads=(1,), seconds=0.3)
     assert [r.engine for r in found.rows if r.precision == "float32"] == ["torch", "onnxruntime", "openvino"]

@@ -17,7 +17,7 @@ import pytest
 import torch
 from fixtures.preprocessing import BICUBIC, MODELS, cases
 from helpers.exports import CASES, web_runtime
-from helpers.models import DIGITS, GREY, PARTS, Flat, classifier_of, mixer, pixels_for, save_run
+from helpers.models import DIGITS, GREY, PARTS, Flat, classifier_of, mixer, pixels_for
 from helpers.processes import OF_THE_COMMAND, alone
 from PIL import Image
 from torch import nn
@@ -27,7 +27,7 @@ from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.explanation.attribution import as_tensor, patch_evidence
 from mlpmixer.exporters import graph as graph_module
-from mlpmixer.exporters.check import PIXEL_TOLERANCE, check, check_fit, sample
+from mlpmixer.exporters.check import PIXEL_TOLERANCE, check, check_evidence, check_fit, sample
 from mlpmixer.exporters.export import TARGETS, ExportMismatch, export
 from mlpmixer.exporters.graph import Graph, plain
 from mlpmixer.exporters.graph_resize import Fitted
@@ -85,8 +85,8 @@ def test_an_export_answers_as_the_model_and_knows_all_that_belongs_to_it(case: s
         found.probabilities(np.zeros((1, 3, 3, 1), np.uint8))
 
 
-def test_a_file_holds_nothing_of_the_machine_it_was_made_on(tmp_path: Path) -> None:
-    path = export(classifier_of(GREY), out=tmp_path / "model.onnx", data="digits", images=1).path
+def test_a_file_holds_nothing_of_the_machine_it_was_made_on(bundle: Path) -> None:
+    path = bundle / "model.onnx"
     content = path.read_bytes()
     assert (
         b"stack_trace" not in content
@@ -98,7 +98,15 @@ def test_a_file_holds_nothing_of_the_machine_it_was_made_on(tmp_path: Path) -> N
     assert {node.domain for node in onnx.load(str(path)).graph.node} == {""}
 
 
-@pytest.mark.parametrize(("to", "cfg"), [("onnx", GREY), ("onnx", PARTS), ("openvino", GREY), ("pt2", GREY)])
+@pytest.mark.parametrize(
+    ("to", "cfg"),
+    [
+        pytest.param("onnx", GREY, marks=pytest.mark.exports),
+        ("onnx", PARTS),
+        pytest.param("openvino", GREY, marks=pytest.mark.exports),
+        ("pt2", GREY),
+    ],
+)
 def test_a_graph_with_evidence_says_what_each_patch_adds_and_is_checked_for_it(
     to: str, cfg: MixerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,8 +127,7 @@ def test_a_graph_with_evidence_says_what_each_patch_adds_and_is_checked_for_it(
     other = patch_evidence
     monkeypatch.setattr("mlpmixer.explanation.attribution.patch_evidence", lambda *args: other(*args).roll(1, dims=1))
     with pytest.raises(ExportMismatch, match="the evidence of the export differs from the model's"):
-        export(model, to, out=tmp_path / f"other-{name}", data="digits", images=20, evidence=True)
-    assert not list(tmp_path.glob("*other*"))
+        check_evidence(model, found, sample(Data(name="digits"), 20))
     with pytest.raises(ValueError, match=r"Flat has no tokens .* which evidence needs"):
         export(classifier_of(GREY, Flat()), out=tmp_path / "other.onnx", data="digits", evidence=True)
 
@@ -278,7 +285,9 @@ def test_a_lone_test_split_will_do_and_the_folder_it_lies_in_stays_unsaid(tmp_pa
     assert (checked.n, checked.unreadable, checked.right) == (5, 1, None)  # its classes are others
 
 
-@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize(
+    "to", [to if to in ("onnx", "pt2") else pytest.param(to, marks=pytest.mark.exports) for to in TARGETS]
+)
 def test_an_export_that_disagrees_leaves_nothing(
     to: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,14 +308,13 @@ def test_an_export_that_disagrees_leaves_nothing(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of digits, as training leaves it."""
-    return save_run(classifier_of(GREY), tmp_path_factory.mktemp("runs") / "digits")
+def bundle(digits_bundle: Path) -> Path:
+    return digits_bundle
 
 
 @pytest.fixture(scope="module")
-def bundle(run: Path) -> Path:
-    return export(run, "bundle", images=50).path
+def run(bundle: Path) -> Path:
+    return bundle.parent
 
 
 @pytest.fixture(scope="module")
@@ -485,7 +493,8 @@ def test_a_mistake_is_answered_in_one_line(
 ) -> None:
     names = {"run": run, "bundle": bundle, "tmp": tmp_path}
     if "model.safetensors" in line:
-        (run / "model.onnx").touch()
+        names["run"] = shutil.copytree(run, tmp_path.with_name(f"{tmp_path.name}-copy"))
+        (names["run"] / "model.onnx").touch()
     assert cli.main(line.format(**names).split()) == 2
     err = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
     assert says.format(**names) in err and "Traceback" not in err

@@ -200,6 +200,7 @@ def test_the_same_run_gives_the_same_file_and_nothing_is_said(
     assert logging.root.handlers == before and capfd.readouterr() == ("", "")
 
 
+@pytest.mark.exports
 def test_it_goes_with_a_fixed_batch_and_evidence(model: Classifier, tmp_path: Path) -> None:
     done = to_int8(model, tmp_path / "model.onnx", batch=5, top_k=3, evidence=True)
     q, found = done.int8, load(done.path)
@@ -212,6 +213,7 @@ def test_it_goes_with_a_fixed_batch_and_evidence(model: Classifier, tmp_path: Pa
     assert done.checked.evidence_max_diff and 1e-4 < done.checked.evidence_max_diff < 0.2
 
 
+@pytest.mark.exports
 def test_it_goes_with_any_size_sigmoids_and_parts(tmp_path: Path) -> None:
     model = learned(dataclasses.replace(CFG, parts=(2, 1), activation="gelu_erf"), loss="sigmoid")
     done = to_int8(model, tmp_path / "model.onnx", any_size=True, data=MANY)
@@ -226,6 +228,7 @@ def test_it_goes_with_any_size_sigmoids_and_parts(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.exports
 def test_openvino_judges_what_is_for_openvino(model: Classifier, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     done = to_int8(model, tmp_path / "model.xml", to="openvino")
@@ -237,6 +240,7 @@ def test_openvino_judges_what_is_for_openvino(model: Classifier, tmp_path: Path)
     assert isinstance(found, Exported) and round(evaluate(found, val).top1 * len(val)) == q.right
 
 
+@pytest.mark.exports
 def test_a_bundle_answers_as_the_package_and_tells_of_it(model: Classifier, written: Written, tmp_path: Path) -> None:
     done = to_int8(model, tmp_path / "bundle", to="bundle")
     q = done.int8
@@ -307,6 +311,7 @@ def test_a_model_that_loses_too_much_whatever_is_done_is_refused(
         int8.quantise(whole, tmp_path / "model.onnx", int8.images_for(model, Data(name="digits")))
 
 
+@pytest.mark.exports
 def test_the_float_form_is_checked_before_anything_is_rounded(
     model: Classifier, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.preprocessing import MODELS, Case, cases
-from helpers.chromium import PROGRAM, Chromium
+from helpers.chromium import Chromium
 from helpers.exports import web_runtime
 from helpers.models import GREY, SMALL, Flat, save_run
 from PIL import Image, ImageCms
@@ -327,20 +327,14 @@ def test_its_script_makes_the_pixels_of_the_definition() -> None:
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
-in_browser = [
-    pytest.mark.slow,
-    pytest.mark.network,
-    pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed"),
-    pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed"),
-]
 Hosted = Callable[[Path], str]
 CARD = "document.querySelector('article')"
 
 
 def browser_test(function: Any) -> Any:
-    for mark in in_browser:
+    for mark in (pytest.mark.browser, pytest.mark.network):
         function = mark(function)
-    return function
+    return pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")(function)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from mlpmixer.inference.classifier import load
 
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 
-pytestmark = [pytest.mark.slow, pytest.mark.network]
+pytestmark = pytest.mark.network
 
 PACKAGES = ("onnxruntime", "numpy", "pillow", "tyro", "fastapi", "uvicorn", "python-multipart", "prometheus-client")
 REPOSITORY = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.chromium import PROGRAM, Chromium
+from helpers.chromium import Chromium
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
@@ -23,7 +23,7 @@ from mlpmixer.serve.app import make_app
 from mlpmixer.serve.server import listen
 from mlpmixer.serve.settings import Settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed")]
+pytestmark = pytest.mark.browser
 
 Serve = Callable[..., str]
 
