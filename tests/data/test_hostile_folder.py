@@ -5,13 +5,12 @@ import dataclasses
 import io
 import json
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.processes import Forks
 from PIL import Image
 
 from mlpmixer.config import to_json
@@ -126,9 +125,9 @@ TRAIN = """
 
 
 @pytest.mark.parametrize("cache_mib", [4096, 0])
-def test_it_is_trained_through_and_every_file_is_accounted_for(folder: Path, tmp_path: Path, cache_mib: int) -> None:
-    import textwrap
-
+def test_it_is_trained_through_and_every_file_is_accounted_for(
+    folder: Path, tmp_path: Path, cache_mib: int, forked: Forks
+) -> None:
     base = photos()
     recipe = dataclasses.replace(
         base,
@@ -139,10 +138,7 @@ def test_it_is_trained_through_and_every_file_is_accounted_for(folder: Path, tmp
         augment=dataclasses.replace(base.augment, flip=False),
         run=dataclasses.replace(base.run, epochs=4, precision="float32"),
     )
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(TRAIN), str(tmp_path / "run")],
-        input=json.dumps(to_json(recipe)), capture_output=True, text=True,
-    )  # fmt: skip
+    done = forked(TRAIN, tmp_path / "run", input=json.dumps(to_json(recipe)))
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     summary = result["summary"]

@@ -1,8 +1,11 @@
 """Programs in a Python of their own."""
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
+import textwrap
 from pathlib import Path
 
 SOURCES = Path(__file__).parents[2] / "src"
@@ -29,3 +32,54 @@ def python(code: str, *, cwd: Path | None = None) -> "subprocess.CompletedProces
 def alone(code: str, packages: tuple[str, ...] = (), *, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
     """Python with nothing but its standard library, the three packages of a bundle, and these."""
     return python(ALONE % ((*OF_ONNXRUNTIME, *packages),) + code, cwd=cwd)
+
+
+class Forks:
+    """Runs code in new processes that have torch and all that training imports already, which takes longest by far:
+    they are forked from one process, which has trained a step and has no threads."""
+
+    SERVER = """
+        import io, json, os, sys, tempfile, traceback
+        from mlpmixer.training.recipe import Recipe, Run
+        from mlpmixer.training.run import train
+
+        with tempfile.TemporaryDirectory() as folder:
+            train(Recipe(name="digits", run=Run(steps=1, batch_size=2, device="cpu")), out=folder + "/run")
+        for line in sys.stdin:
+            job, code = json.loads(line), 0
+            if pid := os.fork():
+                print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+                continue
+            for fd, name in enumerate(("out", "err"), start=1):
+                os.dup2(os.open(os.path.join(job["folder"], name), os.O_WRONLY | os.O_CREAT), fd)
+            sys.argv, sys.stdin = ["-c", *job["args"]], io.StringIO(job["input"])
+            try:
+                exec(job["code"], {"__name__": "__main__"})
+            except BaseException:
+                traceback.print_exc()
+                code = 1
+            sys.stdout.flush()
+            os._exit(code)
+    """
+
+    def __init__(self) -> None:
+        env = os.environ | {"PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-W", "error", "-c", textwrap.dedent(self.SERVER)]
+        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+    def __call__(self, code: str, *args: object, input: str = "") -> "subprocess.CompletedProcess[str]":
+        """As `python -c code args`, with this on its standard input."""
+        assert self._server.stdin and self._server.stdout
+        with tempfile.TemporaryDirectory() as folder:
+            job = {"code": textwrap.dedent(code), "args": [str(arg) for arg in args], "input": input, "folder": folder}
+            print(json.dumps(job), file=self._server.stdin, flush=True)
+            answer = self._server.stdout.readline()
+            assert answer, "the process that forks has ended"
+            out, err = ((Path(folder) / name).read_text(encoding="utf-8") for name in ("out", "err"))
+        return subprocess.CompletedProcess(["-c", *job["args"]], int(answer), out, err)
+
+    def close(self) -> None:
+        assert self._server.stdin and self._server.stdout
+        self._server.stdin.close()
+        self._server.wait()
+        self._server.stdout.close()

@@ -2,9 +2,7 @@
 refused."""
 
 import dataclasses
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.processes import Forks
 from torch import Tensor, nn
 
 from mlpmixer import cli
@@ -102,13 +101,12 @@ def stop_and_go_on(run: Path) -> None:
     train(RECIPE, out=run, network=Conv, resume=True)
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits_buffers_included(whole: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_to_the_same_bits_buffers_included(whole: Path, tmp_path: Path, forked: Forks) -> None:
     """In a process of its own: within that of many other tests it has crashed in native code, rarely and for a reason
     that is not known."""
-    code = "import sys, pathlib, test_network; test_network.stop_and_go_on(pathlib.Path(sys.argv[1]))"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    command = [sys.executable, "-X", "faulthandler", "-c", code, str(tmp_path / "run")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    code = f"import sys, pathlib; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]}; import test_network; "
+    code += "test_network.stop_and_go_on(pathlib.Path(sys.argv[1]))"
+    done = forked(code, tmp_path / "run")
     assert done.returncode == 0, done.stderr[-4000:]
     first, second = weights(whole), weights(tmp_path / "run")
     assert "body.1.running_mean" in first

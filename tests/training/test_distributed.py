@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.processes import Forks
 from PIL import Image
 
 from mlpmixer.config import to_json
@@ -55,7 +55,7 @@ STREAMED = dataclasses.replace(EXACT, run=dataclasses.replace(EXACT.run, batch_s
 NOISY = dataclasses.replace(MUON, model=dataclasses.replace(SMALL, dropout=0.1, drop_path=0.1))
 
 LOST, STOPPED = 99, 100  # exit codes
-FORKS = (
+JOBS = (
     f"    LOST, STOPPED = {LOST}, {STOPPED}"
     + """
     import json, os, shutil, signal, sys, traceback
@@ -85,9 +85,7 @@ FORKS = (
         return 0
 
     train.write_report = lambda *_: None
-    first, *jobs = json.load(sys.stdin)  # forked from one process, since importing torch takes longest
-    print(json.dumps([work(first, 0, "")]), flush=True)  # here, so that all that is imported on the way is imported once
-    for number, job in enumerate(jobs):
+    for number, job in enumerate(json.load(sys.stdin)):
         if "after" in job:
             shutil.copytree(job["after"], job["out"])
         pids = []
@@ -140,7 +138,7 @@ Codes = dict[str, list[int]]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Codes]:
+def runs(tmp_path_factory: pytest.TempPathFactory, forked: Forks) -> tuple[Path, Codes]:
     """A directory of runs by name, and the exit codes of the processes of each."""
     at = tmp_path_factory.mktemp("ranks")
     killed = {"at": [1, 7], "signal": int(signal.SIGKILL)}
@@ -163,13 +161,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Codes]:
         ),
         "stuck": job(EXACT, at / "stuck", 2, at=[1, 5], signal=int(signal.SIGSTOP)),
     }
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(FORKS)],
-        input=json.dumps([*jobs.values()]),
-        text=True,
-        capture_output=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as torchrun has it; and who forks must have no threads
-    )
+    done = forked(JOBS, input=json.dumps([*jobs.values()]))
     assert done.returncode == 0, done.stderr
     return at, dict(zip(jobs, map(json.loads, done.stdout.splitlines()), strict=True))
 

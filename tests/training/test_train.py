@@ -5,9 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.processes import Forks
 from PIL import Image
 from torch import Tensor, nn
 
@@ -152,20 +150,17 @@ KILLED = """
 """
 
 
-def kill(recipe: Recipe, where: str, step: int, out: Path) -> None:
+def kill(forked: Forks, recipe: Recipe, where: str, step: int, out: Path) -> None:
     """Train in another process and kill it there."""
-    source = textwrap.dedent(KILLED)
-    done = subprocess.run(
-        [sys.executable, "-c", source, where, str(step), str(out)], input=json.dumps(to_json(recipe)), text=True
-    )
+    done = forked(KILLED, where, step, out, input=json.dumps(to_json(recipe)))
     assert done.returncode == -signal.SIGKILL and not (out / "summary.json").exists()
 
 
 @pytest.mark.parametrize(("where", "step"), [("start", 0), ("step", 6), ("save", 13), ("write", 9)])
 def test_a_run_killed_and_resumed_ends_with_the_same_bits(
-    where: str, step: int, undisturbed: Path, tmp_path: Path
+    where: str, step: int, undisturbed: Path, tmp_path: Path, forked: Forks
 ) -> None:
-    kill(BASE, where, step, tmp_path / "killed")
+    kill(forked, BASE, where, step, tmp_path / "killed")
     train(BASE, out=tmp_path / "killed", resume=True)
     assert_same_run(undisturbed, tmp_path / "killed")
 
@@ -219,8 +214,8 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(LOCAL, out=tmp_path_factory.mktemp("runs") / "local").path
 
 
-def test_a_run_with_locality_is_exact_after_a_kill(local: Path, tmp_path: Path) -> None:
-    kill(LOCAL, "save", 7, tmp_path / "killed")
+def test_a_run_with_locality_is_exact_after_a_kill(local: Path, tmp_path: Path, forked: Forks) -> None:
+    kill(forked, LOCAL, "save", 7, tmp_path / "killed")
     train(LOCAL, out=tmp_path / "killed", resume=True)
     assert_same_run(local, tmp_path / "killed")
 
