@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import mlpmixer
-from mlpmixer.explanation.attribution import as_tensor, network_of, patch_evidence
+from mlpmixer.explanation.attribution import network_input, patch_evidence, require_network
 from mlpmixer.explanation.pictures import stem_picture
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.models.mixing import dependence, frequency, hidden_units, stem_filters
@@ -165,7 +165,7 @@ def _frame(corner, width, height):
 def main(run: str, path: str, out: str) -> None:
     classifier = mlpmixer.load(run)
     pixels = classifier.preprocess_image(path)
-    seen = Seen(network_of(classifier), as_tensor(classifier, pixels[None]), pixels, classifier.classes)
+    seen = Seen(require_network(classifier), network_input(classifier, pixels[None]), pixels, classifier.classes)
     Path(out).mkdir(parents=True, exist_ok=True)
     for name, (drawing, size) in DRAWINGS.items():
         figure = Figure(figsize=size, layout="constrained")

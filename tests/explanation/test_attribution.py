@@ -8,10 +8,13 @@ import torch
 from helpers.html import check_safe
 from helpers.models import OBLONG, OBLONG_PARTS, digits_classifier, random_images, random_mixer
 from PIL import Image
+from torch import nn
 
 from mlpmixer import cli
 from mlpmixer.explanation import attribution
 from mlpmixer.explanation.attribution import METHODS
+from mlpmixer.explanation.page import write_explanations
+from mlpmixer.inference.classifier import from_network
 from mlpmixer.training.recipe import Recipe
 from mlpmixer.weights.model_file import save_model
 from mlpmixer.weights.run_folder import write_recipe
@@ -20,6 +23,7 @@ FILL = torch.tensor([0.1, -0.2, 0.3])
 
 
 CLASSES = torch.tensor([4, 0, 2])
+GRID = OBLONG.grid
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------
@@ -31,7 +35,7 @@ def test_the_evidence_of_the_patches_sums_to_the_logits(cfg):
     evidence, logits = attribution.patch_evidence(model, images), model(images)
     assert evidence.shape == (3, 12, 5)
     torch.testing.assert_close(evidence.mean(dim=1), logits, rtol=0, atol=1e-5)
-    of_class = METHODS["evidence"](model, images, CLASSES, FILL[: cfg.in_channels])
+    of_class = METHODS["evidence"](model, images, CLASSES, FILL[: cfg.in_channels], GRID)
     torch.testing.assert_close(
         of_class.sum(dim=1) + model.head.bias[CLASSES], logits[range(3), CLASSES], rtol=0, atol=1e-5
     )
@@ -40,7 +44,7 @@ def test_the_evidence_of_the_patches_sums_to_the_logits(cfg):
 def test_occlusion_is_the_fall_of_the_logit_when_one_patch_is_filled(monkeypatch):
     model, images = random_mixer(), random_images()
     monkeypatch.setattr(attribution, "CHUNK", 5)  # 12 patches in three parts
-    found = attribution.occlusion(model, images, CLASSES, FILL)
+    found = attribution.occlusion(model, images, CLASSES, FILL, GRID)
     hidden = images.clone()
     hidden[:, :, 4:8, 6:8] = FILL[:, None, None]  # row 1, column 3 of a 2 x 6 grid
     torch.testing.assert_close(
@@ -50,7 +54,7 @@ def test_occlusion_is_the_fall_of_the_logit_when_one_patch_is_filled(monkeypatch
 
 def test_integrated_gradients_are_complete():
     model, images = random_mixer(), random_images()
-    sums = attribution.integrated_gradients(model, images, CLASSES, FILL, steps=128).sum(dim=1)
+    sums = attribution.integrated_gradients(model, images, CLASSES, FILL, GRID, steps=128).sum(dim=1)
     empty = model(FILL[:, None, None].expand_as(images))
     torch.testing.assert_close(sums, (model(images) - empty)[range(3), CLASSES].detach(), rtol=0, atol=1e-4)
 
@@ -59,7 +63,7 @@ def test_for_a_small_change_gradient_x_input_is_what_filling_does():
     model, fill = random_mixer().double(), FILL.double()
     empty = fill[:, None, None].expand(3, -1, 8, 12)
     images = empty + 1e-5 * random_images()
-    sums = attribution.gradient_x_input(model, images, CLASSES, fill).sum(dim=1)
+    sums = attribution.gradient_x_input(model, images, CLASSES, fill, GRID).sum(dim=1)
     torch.testing.assert_close(sums, (model(images) - model(empty))[range(3), CLASSES].detach(), rtol=1e-2, atol=1e-8)
 
 
@@ -72,20 +76,66 @@ def test_the_gradient_methods_agree_with_captum():
     ours = attribution.integrated_pixels(model, images, CLASSES, FILL, steps=20)
     torch.testing.assert_close(ours, theirs.float(), rtol=1e-4, atol=1e-5)
     theirs = attr.InputXGradient(model).attribute(images.clone().requires_grad_(), target=CLASSES)
-    ours = attribution.gradient_x_input(model, images, CLASSES, torch.zeros(3))
-    torch.testing.assert_close(ours, attribution.per_patch(model, theirs).detach(), rtol=1e-4, atol=1e-5)
+    ours = attribution.gradient_x_input(model, images, CLASSES, torch.zeros(3), GRID)
+    torch.testing.assert_close(ours, attribution.sum_patches(theirs, GRID).detach(), rtol=1e-4, atol=1e-5)
     theirs = attr.Occlusion(model).attribute(
         images, (3, 4, 2), strides=(3, 4, 2), baselines=FILL[None, :, None, None].expand_as(images), target=CLASSES
     )
-    ours = attribution.occlusion(model, images, CLASSES, FILL)
+    ours = attribution.occlusion(model, images, CLASSES, FILL, GRID)
     torch.testing.assert_close(ours, theirs[:, 0, ::4, ::2].flatten(1), rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_in_training_mode_or_without_head_is_refused():
+def test_a_network_in_training_mode_is_refused():
     with pytest.raises(ValueError, match="eval"):
         attribution.patch_evidence(random_mixer().train(), random_images())
+
+
+def test_a_network_without_classes_is_refused():
+    classifier = digits_classifier()
+    classifier.classes = ()
     with pytest.raises(ValueError, match="no head"):
-        attribution.gradient(random_mixer(dataclasses.replace(OBLONG, num_classes=0)), random_images(), CLASSES)
+        next(attribution.explain(classifier, ["x.png"], torch.zeros(1)))
+
+
+class Convolutions(nn.Module):
+    """A network of other code: no tokens, no patches."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg, self.stem, self.head = cfg, nn.Conv2d(1, 4, 3), nn.Linear(4, cfg.num_classes)
+
+    def pre_logits(self, images):
+        return self.stem(images).relu().mean(dim=(2, 3))
+
+    def forward(self, images):
+        return self.head(self.pre_logits(images))
+
+
+def test_a_network_without_tokens_is_explained_by_the_other_methods(tmp_path):
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(tmp_path / "a.png")
+    meta = dataclasses.replace(digits_classifier().meta, network="Convolutions")
+    classifier = from_network(Convolutions(meta.config).eval(), meta)
+    (found,) = attribution.explain(classifier, [str(tmp_path / "a.png")], torch.zeros(1))
+    assert list(found.maps) == ["occlusion", "gradient-x-input", "integrated-gradients"]
+    assert found.maps["occlusion"].shape == (4, 4) and found.target.bias is None
+    total = found.maps["integrated-gradients"].sum()
+    assert total == pytest.approx(found.target.logit - found.filled_logit, abs=1e-3)
+    assert found.target.logit == pytest.approx(found.top[0].logit) and found.to_json()["asked"]["bias"] is None
+    page = write_explanations(tmp_path / "out", [found], model="x", fill="0").read_text(encoding="utf-8")
+    assert "evidence" not in check_safe(page).text
+    for wrong, says in (
+        ({"methods": ["evidence"]}, "Convolutions has no tokens"),
+        ({"mixing": True}, "--method mixing"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            next(attribution.explain(classifier, [str(tmp_path / "a.png")], torch.zeros(1), **wrong))
+
+
+def test_patches_that_do_not_divide_the_image_differ_by_a_pixel():
+    number = attribution.patch_numbers(torch.zeros(1, 1, 5, 7), (2, 3))
+    assert number[0].tolist() == [0, 0, 0, 1, 1, 2, 2] and number[:, 0].tolist() == [0, 0, 0, 3, 3]
+    sums = attribution.sum_patches(torch.ones(1, 2, 5, 7), (2, 3))
+    assert sums.tolist() == [[18, 12, 12, 12, 8, 8]]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

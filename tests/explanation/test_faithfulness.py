@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.models import digits_classifier, random_images, random_mixer
+from helpers.models import OBLONG, digits_classifier, random_images, random_mixer
 
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_images
@@ -14,7 +14,7 @@ FILL = torch.tensor([0.1, -0.2, 0.3])
 
 def test_curves_begin_and_end_with_the_whole_and_the_filled_image():
     model, images = random_mixer(), random_images()
-    shares, gone, come = faithfulness.curves(model, images, CLASSES, torch.rand(3, 12), FILL, points=5)
+    shares, gone, come = faithfulness.curves(model, images, CLASSES, torch.rand(3, 12), FILL, OBLONG.grid, points=5)
     whole = model(images).softmax(dim=1)[range(3), CLASSES]
     empty = model(FILL[:, None, None].expand_as(images)).softmax(dim=1)[range(3), CLASSES]
     assert shares[0] == 0 and shares[-1] == 1 and gone.shape == come.shape == (3, 6)
@@ -26,7 +26,9 @@ def test_curves_begin_and_end_with_the_whole_and_the_filled_image():
 def test_curves_follow_the_order_of_importance():
     model, images = random_mixer(), random_images(n=1)
     importance = torch.arange(12.0)[None]  # the last patch is the most important
-    _, gone, come = faithfulness.curves(model, images, CLASSES[:1], importance, FILL, points=12, multi_label=True)
+    _, gone, come = faithfulness.curves(
+        model, images, CLASSES[:1], importance, FILL, OBLONG.grid, points=12, multi_label=True
+    )
     without = images.clone()
     without[..., 4:8, 10:12] = FILL[:, None, None]
     alone = FILL[:, None, None].expand_as(images).clone()

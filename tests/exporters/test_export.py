@@ -25,7 +25,7 @@ from torch import nn
 from mlpmixer import cli
 from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.explanation.attribution import as_tensor, patch_evidence
+from mlpmixer.explanation.attribution import network_input, patch_evidence
 from mlpmixer.exporters import graph as graph_module
 from mlpmixer.exporters.check import PIXEL_TOLERANCE, check, check_evidence, check_fit, sample
 from mlpmixer.exporters.export import TARGETS, ExportMismatch, export
@@ -118,7 +118,7 @@ def test_a_graph_with_evidence_says_what_each_patch_adds_and_is_checked_for_it(
     assert written.checked.evidence_max_diff is not None and written.checked.evidence_max_diff < 1e-5
     found, pixels = open_export(written.path), pixels_for(model, 3)
     logits, own, p = found(pixels, "logits", "evidence", "probabilities")
-    wanted = patch_evidence(model.network, as_tensor(model, pixels)).numpy()  # (B, S, K)
+    wanted = patch_evidence(model.network, network_input(model, pixels)).numpy()  # (B, S, K)
     bias = model.network.head.bias.detach().numpy()  # type: ignore[union-attr]
     np.testing.assert_allclose(own * cfg.num_patches + bias, wanted, atol=1e-5)
     np.testing.assert_allclose(bias + own.sum(axis=1), logits, atol=1e-5)
@@ -485,7 +485,7 @@ def test_the_command_writes_checks_and_says_so_and_evaluate_agrees(
         ("predict {bundle} x.png --image-size 16", "is an export, whose size is fixed"),
         ("predict {bundle} x.png --device cuda", "is an export, which runs on the CPU"),
         ("predict {bundle}/modle.onnx x.png", "did you mean {bundle}/model.onnx?"),
-        ("explain {bundle} x.png", "or an exported one"),
+        ("explain {bundle} x.png", "an export cannot be explained"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(

@@ -12,7 +12,7 @@ from mlpmixer.cli.options import Sizes
 from mlpmixer.cli.printing import percent, print_error, print_json, print_table
 
 if TYPE_CHECKING:
-    from mlpmixer.explanation.attribution import Explained
+    from mlpmixer.explanation.attribution import Explanation
     from mlpmixer.explanation.faithfulness import Faithfulness
 
 MIXING = "mixing"  # no map over the image, so no entry of explain.METHODS
@@ -30,8 +30,9 @@ class Explain:
     """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
     images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE...")] = ()
     """Image files, folders (searched to the bottom) or patterns such as 'photos/*.jpg'."""
-    method: Annotated[str, arg(metavar="NAME,...")] = "evidence,occlusion,gradient-x-input,integrated-gradients"
-    """Some of these; and mixing: which patches each patch has heard of, seconds an image."""
+    method: Annotated[str, arg(metavar="NAME,...")] = ""
+    """Some of evidence, occlusion, gradient-x-input and integrated-gradients (default: all that the network supports),
+    and mixing: which patches each patch depends on, seconds per image."""
     label: Annotated[str, arg(name="class", metavar="NAME")] = ""
     """The class to explain; default: the likeliest one of each image."""
     out: Annotated[str, arg(metavar="DIR")] = "explained"
@@ -54,17 +55,17 @@ class Explain:
             raise ValueError(f"which images? mlpmixer explain {self.run} FILE... (or folders, or patterns)")
         from mlpmixer.data.datasets import open_images
         from mlpmixer.evaluation.data import resolve_data
-        from mlpmixer.explanation.attribution import METHODS, Explained, explain, usual_fill
+        from mlpmixer.explanation.attribution import METHODS, Explanation, default_fill, explain
         from mlpmixer.explanation.faithfulness import faithfulness
         from mlpmixer.explanation.page import write_explanations
         from mlpmixer.inference.classifier import Failure
         from mlpmixer.inference.files import find_images
 
-        names = self.method.split(",")
-        methods = [name for name in names if name != MIXING]
-        for name in methods:
-            METHODS[name]  # a wrong one is said before anything is loaded
-        if self.faithfulness and not methods:
+        names = self.method.split(",") if self.method else []
+        methods = [name for name in names if name != MIXING] if names else None
+        for name in methods or []:
+            METHODS[name]  # a wrong name is an error before anything is loaded
+        if self.faithfulness and methods == []:
             raise ValueError(
                 f"--faithfulness compares methods, and --method {self.method} names none of {', '.join(METHODS)}"
             )
@@ -75,8 +76,8 @@ class Explain:
         images = None
         if self.faithfulness:
             images = open_images(resolve_data(classifier, self.faithfulness, self.data_dir), "test")
-        fill, fill_text = usual_fill(classifier)
-        found: list[Explained] = []
+        fill, fill_text = default_fill(classifier)
+        found: list[Explanation] = []
         failed: list[Failure] = []
         for one in explain(classifier, paths, fill, methods=methods, label=self.label, mixing=MIXING in names):
             if isinstance(one, Failure):
@@ -115,13 +116,13 @@ class Explain:
         return 1 if failed or bad else 0
 
 
-def print_explained(one: "Explained") -> None:
-    b = one.asked
-    print(f"{one.name}\n  {percent(b.probability):>8}  {b.label}")
-    print(
-        f"  evidence for {b.evidence_for:+.3f}, against {b.evidence_against:+.3f}, bias {b.bias:+.3f}: logit "
-        f"{b.logit:.3f}"
+def print_explained(one: "Explanation") -> None:
+    c = one.target
+    exact = c.bias is not None
+    parts = (
+        f"evidence for {c.evidence_for:+.3f}, against {c.evidence_against:+.3f}, bias {c.bias:+.3f}: " if exact else ""
     )
+    print(f"{one.name}\n  {percent(c.probability):>8}  {c.label}\n  {parts}logit {c.logit:.3f}")
 
 
 def print_faithfulness(f: "Faithfulness") -> None:

@@ -1,135 +1,139 @@
-"""What a Mixer saw in an image, exactly where that is possible. `faithfulness` measures how far each answer is to be
-believed.
+"""Attribution: how much each patch of an image contributes to a prediction, exactly where that is possible.
 
-Letters: B images, S patches in a grid of h x w, K classes.
-
-`images` (B, in_channels, H, W) are as the network sees them, normalised; `classes` (B,) int64 are the classes asked
-about; `fill` (in_channels,) stands for "nothing to see", normalised, too, such as the mean pixel of the training
-images. Models are in evaluation mode.
+B images, S patches in a grid of h x w, K classes. `images` (B, in_channels, H, W) are normalised; `classes` (B,) int64
+are the classes to explain; `fill` (in_channels,) stands for "nothing to see", normalised, too, such as the mean pixel of
+the training images. Networks are in evaluation mode. Any grid will do; the methods agree with the network's own patches
+when it is `cfg.grid`. `faithfulness` measures how much each method can be trusted.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mlpmixer.config import pair
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.images import Pixels
 from mlpmixer.evaluation.data import resolve_data
 from mlpmixer.inference.classifier import Classifier, Failure
 from mlpmixer.inference.files import decoded_batches, map_images
-from mlpmixer.models.mixer import Mixer
-from mlpmixer.models.mixing import Mixing, mixing_of
+from mlpmixer.models.architecture import capability, has
 from mlpmixer.registry import Registry, suggest
 
-Method = Callable[[Mixer, Tensor, Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from mlpmixer.models.configs import NetworkConfig
+    from mlpmixer.models.mixing import Mixing
+
+Grid = tuple[int, int]
+Method = Callable[[nn.Module, Tensor, Tensor, Tensor, Grid], Tensor]
 CHUNK = 64  # images that go through the network at once; bounds memory, changes no result
 STEPS = 32  # gradients that are integrated; the completeness error they leave is shown beside each picture
-MEAN_OF = 512  # training images that the mean pixel is taken of
+FILL_IMAGES = 512  # training images whose mean pixel fills patches
 
 METHODS: Registry[Method] = Registry("method")
-"""(model, images, classes, fill) -> (B, S): how much each patch speaks for the class, in logits."""
+"""(network, images, classes, fill, grid) -> (B, S): how much each patch speaks for the class, in logits."""
 
 
-# --- what speaks for a class, patch by patch --------------------------------------------------------------------------
+# --- methods ----------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def patch_evidence(model: Mixer, images: Tensor) -> Tensor:
-    """The logits of each patch alone, (B, S, K). Exact: pooling and head are linear, so their mean over the patches is
-    the logits."""
-    _ready(model)
-    return cast(Tensor, model.head(model.tokens(images)))
+def patch_evidence(network: nn.Module, images: Tensor) -> Tensor:
+    """The logits of each patch alone, (B, S, K). Exact: pooling and head are linear, so their mean is the logits."""
+    _require_eval(network)
+    tokens = capability(network, "tokens", "patch evidence")
+    return cast(Tensor, cast(nn.Module, network.head)(tokens(images)))
 
 
 @METHODS.register("evidence")
 @torch.no_grad()
-def evidence(model: Mixer, images: Tensor, classes: Tensor, fill: Tensor) -> Tensor:
-    """(B, S): what each patch adds to the logit; the sum is the logit less the head's bias. `fill` is not used."""
-    own = patch_evidence(model, images) - cast(nn.Linear, model.head).bias
-    return own[torch.arange(len(images), device=own.device), :, classes] / model.cfg.num_patches
+def evidence(network: nn.Module, images: Tensor, classes: Tensor, fill: Tensor, grid: Grid) -> Tensor:
+    """What each patch adds to the logit; the sum is the logit without the head's bias. `fill` is not used."""
+    logits = patch_evidence(network, images)
+    if logits.shape[1] != grid[0] * grid[1]:
+        raise ValueError(f"evidence is about the network's own {logits.shape[1]} patches, not {grid[0]} x {grid[1]}")
+    own = logits - head_bias(network)
+    return own[torch.arange(len(images), device=own.device), :, classes] / own.shape[1]
 
 
 @METHODS.register("occlusion")
 @torch.no_grad()
-def occlusion(model: Mixer, images: Tensor, classes: Tensor, fill: Tensor) -> Tensor:
-    """(B, S): by how much the logit falls when this patch is filled and all others stay (Zeiler and Fergus 2014,
-    arXiv:1311.2901)."""
-    _ready(model)
-    each = torch.eye(model.cfg.num_patches, dtype=torch.bool, device=images.device)
+def occlusion(network: nn.Module, images: Tensor, classes: Tensor, fill: Tensor, grid: Grid) -> Tensor:
+    """By how much the logit falls when this patch alone is filled (Zeiler and Fergus 2014, arXiv:1311.2901)."""
+    _require_eval(network)
+    each = torch.eye(grid[0] * grid[1], dtype=torch.bool, device=images.device)
     rows = []
     for image, k in zip(images, classes.tolist(), strict=True):
         without = [
-            model(filled(model, image.expand(len(part), -1, -1, -1), part, fill))[:, k]
+            network(fill_patches(image.expand(len(part), -1, -1, -1), part, fill, grid))[:, k]
             for part in torch.split(each, CHUNK)
         ]
-        rows.append(model(image[None])[0, k] - torch.cat(without))
+        rows.append(network(image[None])[0, k] - torch.cat(without))
     return torch.stack(rows)
 
 
 @METHODS.register("gradient-x-input")
-def gradient_x_input(model: Mixer, images: Tensor, classes: Tensor, fill: Tensor) -> Tensor:
-    """(B, S): the first-order guess at what filling does, gradient * (images - fill), summed within the patch
-    (arXiv:1605.01713)."""
-    return per_patch(model, gradient(model, images, classes) * _away(images, fill))
+def gradient_x_input(network: nn.Module, images: Tensor, classes: Tensor, fill: Tensor, grid: Grid) -> Tensor:
+    """A first-order estimate of occlusion: gradient * (images - fill), summed over the patch (arXiv:1605.01713)."""
+    return sum_patches(gradient(network, images, classes) * _difference(images, fill), grid)
 
 
 @METHODS.register("integrated-gradients")
-def integrated_gradients(model: Mixer, images: Tensor, classes: Tensor, fill: Tensor, steps: int = STEPS) -> Tensor:
-    """(B, S): the gradient's mean on the straight way from the filled image, * (images - fill) (Sundararajan et al.,
-    arXiv:1703.01365).
+def integrated_gradients(
+    network: nn.Module, images: Tensor, classes: Tensor, fill: Tensor, grid: Grid, steps: int = STEPS
+) -> Tensor:
+    """The mean gradient on the straight line from the filled image, * (images - fill) (arXiv:1703.01365).
 
     The sum over the patches is the logit less that of the filled image, up to the error of `steps` Gauss-Legendre
     nodes.
     """
-    return per_patch(model, integrated_pixels(model, images, classes, fill, steps))
+    return sum_patches(integrated_pixels(network, images, classes, fill, steps), grid)
 
 
-def integrated_pixels(model: Mixer, images: Tensor, classes: Tensor, fill: Tensor, steps: int = STEPS) -> Tensor:
-    """`integrated_gradients` of each value, in the shape of `images`."""
-    away, mean = _away(images, fill), torch.zeros_like(images)
+def integrated_pixels(network: nn.Module, images: Tensor, classes: Tensor, fill: Tensor, steps: int = STEPS) -> Tensor:
+    """`integrated_gradients` before the sum over patches, in the shape of `images`."""
+    difference, mean = _difference(images, fill), torch.zeros_like(images)
     for node, weight in zip(*np.polynomial.legendre.leggauss(steps), strict=True):  # on -1..1, weights that sum to 2
-        mean += gradient(model, images - (1 - node) / 2 * away, classes) * (weight / 2)
-    return mean * away
+        mean += gradient(network, images - (1 - node) / 2 * difference, classes) * (weight / 2)
+    return mean * difference
 
 
-def gradient(model: Mixer, images: Tensor, classes: Tensor) -> Tensor:
-    """Of the logit of each image's class, in the shape of `images`."""
-    _ready(model)
+def gradient(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """The gradient of the logit of each image's class, in the shape of `images`."""
+    _require_eval(network)
     images = images.detach().requires_grad_()
-    of_class = model(images).gather(1, classes[:, None])
-    return torch.autograd.grad(of_class.sum(), images)[0]
+    return torch.autograd.grad(network(images).gather(1, classes[:, None]).sum(), images)[0]
 
 
-def per_patch(model: Mixer, values: Tensor) -> Tensor:
-    """Sums within the patches: (B, in_channels, H, W) -> (B, S)."""
-    return model.patches(values).sum(dim=2)
+def patch_numbers(images: Tensor, grid: Grid) -> Tensor:
+    """The patch that each pixel of the images is in, (H, W), row-major; equal patches where H and W can be divided."""
+    down, across = (torch.arange(n, device=images.device) * k // n for n, k in zip(images.shape[2:], grid, strict=True))
+    return down[:, None] * grid[1] + across
 
 
-def filled(model: Mixer, images: Tensor, where: Tensor, fill: Tensor) -> Tensor:
+def sum_patches(values: Tensor, grid: Grid) -> Tensor:
+    """Sums over the patches: (B, in_channels, H, W) -> (B, S)."""
+    sums = values.new_zeros(len(values), grid[0] * grid[1])
+    return sums.index_add_(1, patch_numbers(values, grid).flatten(), values.sum(dim=1).flatten(1))
+
+
+def fill_patches(images: Tensor, where: Tensor, fill: Tensor, grid: Grid) -> Tensor:
     """The images with the patches of `where` (B, S) bool filled."""
-    (p, q), (h, w) = pair(model.cfg.patch_size), model.cfg.grid
-    mask = where.reshape(-1, 1, h, w).repeat_interleave(p, 2).repeat_interleave(q, 3)  # (B, 1, H, W)
-    return torch.where(mask, fill[:, None, None], images)
+    return torch.where(where[:, patch_numbers(images, grid)][:, None], fill[:, None, None], images)
 
 
-def _away(images: Tensor, fill: Tensor) -> Tensor:
+def _difference(images: Tensor, fill: Tensor) -> Tensor:
     return images - fill[:, None, None]
 
 
-def _ready(model: Mixer) -> None:
-    if not model.cfg.num_classes:
-        raise ValueError("this model has no head (num_classes=0), so there is no class to explain")
-    if model.training:
+def _require_eval(network: nn.Module) -> None:
+    if network.training:
         raise ValueError(
-            "the model is in training mode, where dropout and stochastic depth blur what it sees: call model.eval() "
-            "first"
+            "the network is in training mode, with dropout and stochastic depth: call network.eval() first"
         )
 
 
@@ -137,43 +141,43 @@ def _ready(model: Mixer) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Belief:
-    """One class of one image. logit = evidence_for + evidence_against + bias, sums over the patches that speak for and
-    against it."""
+class ClassEvidence:
+    """One class of one image. Where evidence is exact, logit = evidence_for + evidence_against + bias; else None."""
 
     label: str
     probability: float
     logit: float
-    evidence_for: float
-    evidence_against: float
-    bias: float
+    evidence_for: float | None = None
+    """Sum over the patches that speak for the class."""
+    evidence_against: float | None = None
+    bias: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explained:
-    """What the model saw in one image."""
+class Explanation:
+    """Why a network sees a class in an image."""
 
     name: str
     pixels: Pixels
-    """(H, W, in_channels), 0..255, as the network saw it before normalisation."""
-    grid: tuple[int, int]
+    """(H, W, in_channels), 0..255, the input of the network before normalisation."""
+    grid: Grid
     """h, w: patches down and across."""
-    beliefs: tuple[Belief, ...]
+    top: tuple[ClassEvidence, ...]
     """The likeliest classes, likeliest first."""
-    asked: Belief
+    target: ClassEvidence
     """The class that `maps` are about."""
     maps: dict[str, NDArray[np.float32]]
     """Method -> (h, w), logits: positive speaks for the class."""
     filled_logit: float
-    """Of the class, for an image that is nothing but `fill`."""
-    mixing: Mixing | None
+    """The logit of the class for an image that is nothing but `fill`."""
+    mixing: "Mixing | None"
 
     def to_json(self) -> dict[str, Any]:
-        """All but the pixels, and of `mixing` the three numbers after each block."""
+        """All but the pixels; of `mixing` the three numbers after each block."""
         return {
             "image": self.name,
-            "asked": dataclasses.asdict(self.asked),
-            "top": [dataclasses.asdict(b) for b in self.beliefs],
+            "asked": dataclasses.asdict(self.target),
+            "top": [dataclasses.asdict(c) for c in self.top],
             "filled_logit": self.filled_logit,
             "maps": {name: values.tolist() for name, values in self.maps.items()},
             "mixing": None if self.mixing is None else self.mixing.spread.tolist(),
@@ -185,20 +189,19 @@ def explain(
     paths: Iterable[str | Failure],
     fill: Tensor,
     *,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] | None = None,
     label: str = "",
-    mixing: bool = True,
+    mixing: bool = False,
     top_k: int = 5,
-) -> Iterator[Explained | Failure]:
-    """An Explained or a Failure for every path, in order; `paths` is what `predict.find_images` yields.
+) -> Iterator[Explanation | Failure]:
+    """An Explanation or a Failure for every path, in order; `paths` is what `find_images` yields.
 
-    label: the class to explain; default: each image's likeliest. mixing: also work out which patches each token has
-    heard of.
-    Errors: ValueError for an unknown method or class, with the nearest right ones, and for a model without head.
+    methods: names of METHODS; default: all that the network supports. label: the class to explain; default: each
+    image's likeliest. mixing: also work out which patches each patch depends on. ValueError for an unknown method or
+    class, for a method that the network does not support, and for a network without a head.
     """
-    chosen = [(name, METHODS[name]) for name in methods]
-    network = network_of(classifier)
-    _ready(network)
+    network = require_network(classifier)
+    chosen = [(name, METHODS[name]) for name in (supported(network) if methods is None else methods)]
     if label and label not in classifier.classes:
         raise ValueError(f"the model has no class {label!r}; {suggest(label, classifier.classes)}")
     items = ((p.name, p) if isinstance(p, Failure) else (p, lambda p=p: p) for p in paths)
@@ -207,84 +210,96 @@ def explain(
             if isinstance(pixels, Failure):
                 yield pixels
             else:
-                yield _explained(classifier, network, name, pixels, fill, chosen, label, mixing, top_k)
+                yield _explanation(classifier, network, name, pixels, fill, chosen, label, mixing, top_k)
 
 
-def _explained(
+def _explanation(
     classifier: Classifier,
-    network: Mixer,
+    network: nn.Module,
     name: str,
     pixels: Pixels,
     fill: Tensor,
-    chosen: Sequence[tuple[str, Method]],
+    methods: Sequence[tuple[str, Method]],
     label: str,
     mixing: bool,
     top_k: int,
-) -> Explained:
-    probabilities, image = classifier.probabilities(pixels[None])[0], as_tensor(classifier, pixels[None])
-    bias = cast(nn.Linear, network.head).bias.detach()
-    patches = (patch_evidence(network, image)[0] - bias) / network.cfg.num_patches  # (S, K)
-
-    def belief(k: int) -> Belief:
-        return Belief(
-            label=classifier.classes[k],
-            probability=float(probabilities[k]),
-            logit=float(patches[:, k].sum() + bias[k]),
-            evidence_for=float(patches[:, k].clamp_min(0).sum()),
-            evidence_against=float(patches[:, k].clamp_max(0).sum()),
-            bias=float(bias[k]),
-        )
-
-    best = np.argsort(-probabilities, kind="stable")[:top_k]
-    asked = classifier.classes.index(label) if label else int(best[0])
-    classes = torch.tensor([asked], device=image.device)
+) -> Explanation:
+    grid, image = grid_of(classifier), network_input(classifier, pixels[None])
+    probabilities = classifier.probabilities(pixels[None])[0]
     with torch.no_grad():
-        nothing = network(fill[:, None, None].expand_as(image))[0, asked]
-    return Explained(
+        logits, filled = network(torch.cat([image, fill[:, None, None].expand_as(image)]))
+    exact: tuple[Tensor, Tensor] | None = None
+    if has(network, "tokens"):
+        bias = head_bias(network)
+        exact = (patch_evidence(network, image)[0] - bias) / (grid[0] * grid[1]), bias  # (S, K), (K,)
+
+    def scored(k: int) -> ClassEvidence:
+        found = ClassEvidence(label=classifier.classes[k], probability=float(probabilities[k]), logit=float(logits[k]))
+        if exact is None:
+            return found
+        evidence, bias = (values[..., k] for values in exact)
+        above, below = (float(part.sum()) for part in (evidence.clamp_min(0), evidence.clamp_max(0)))
+        return dataclasses.replace(found, evidence_for=above, evidence_against=below, bias=float(bias))
+
+    best = [int(k) for k in np.argsort(-probabilities, kind="stable")[:top_k]]
+    target = classifier.classes.index(label) if label else best[0]
+    classes = torch.tensor([target], device=image.device)
+    drawn = capability(network, "mixing", "--method mixing").mixing_of(network, image[0]) if mixing else None
+    return Explanation(
         name=name,
         pixels=pixels,
-        grid=network.cfg.grid,
-        beliefs=tuple(belief(int(k)) for k in best),
-        asked=belief(asked),
-        maps={
-            n: method(network, image, classes, fill)[0].reshape(network.cfg.grid).cpu().numpy() for n, method in chosen
-        },
-        filled_logit=float(nothing),
-        mixing=mixing_of(network, image[0]) if mixing else None,
+        grid=grid,
+        top=tuple(scored(k) for k in best),
+        target=scored(target),
+        maps={n: method(network, image, classes, fill, grid)[0].reshape(grid).cpu().numpy() for n, method in methods},
+        filled_logit=float(filled[target]),
+        mixing=drawn,
     )
 
 
-def usual_fill(classifier: Classifier) -> tuple[Tensor, str]:
-    """What to fill patches with, (in_channels,) on the model's device, and what that is in words.
+def default_fill(classifier: Classifier) -> tuple[Tensor, str]:
+    """What to fill patches with, (in_channels,) on the model's device, and a description of it.
 
-    The mean pixel of (up to 512 of) the images the model was trained on; the middle of its preprocessing, where those
-    are not here.
+    The mean pixel of up to 512 training images; the middle of the preprocessing's range if they are not available.
     """
-    preprocess, where = classifier.preprocess, next(network_of(classifier).parameters()).device
+    preprocess, device = classifier.preprocess, next(require_network(classifier).parameters()).device
     try:
-        images = open_images(resolve_data(classifier, None), "train").spread(MEAN_OF)
+        images = open_images(resolve_data(classifier, None), "train").spread(FILL_IMAGES)
         _, means, _ = map_images(classifier, images, lambda arrays: preprocess.normalise(arrays).mean(axis=(2, 3)), 128)
         fill, what = means.mean(axis=0), f"the mean of {len(means)} training images"
     except (ValueError, OSError) as error:
-        fill, what = (
-            np.zeros(preprocess.in_channels, np.float32),
-            f"the middle value, as the training images are not at hand: {error}",
-        )
+        fill = np.zeros(preprocess.in_channels, np.float32)
+        what = f"the middle value, as the training images are not available: {error}"
     pixel = 255 * (fill * np.array(preprocess.std) + np.array(preprocess.mean))
-    return torch.from_numpy(fill).to(where), f"{', '.join(f'{v:.0f}' for v in pixel)} of 255 ({what})"
+    return torch.from_numpy(fill).to(device), f"{', '.join(f'{v:.0f}' for v in pixel)} of 255 ({what})"
 
 
-def network_of(classifier: Classifier) -> Mixer:
-    """The Mixer in it; ValueError where there is none."""
-    if not isinstance(classifier.network, Mixer):
-        raise ValueError(
-            "only a Mixer can be explained, from a run or a weight file; this is another network, or an exported one"
-        )
+def require_network(classifier: Classifier) -> nn.Module:
+    """The torch network of a classifier. ValueError where there is none, and for a network without classes."""
+    if classifier.network is None:
+        raise ValueError("an export cannot be explained: give the run or weight file that it was made from")
+    if not classifier.classes:
+        raise ValueError("this model has no head (num_classes=0), so there is no class to explain")
     return classifier.network
 
 
-def as_tensor(classifier: Classifier, arrays: Pixels) -> Tensor:
-    """Images as `classifier.preprocess_image` gives them, stacked, as the network sees them."""
-    return torch.from_numpy(classifier.preprocess.normalise(arrays)).to(
-        next(network_of(classifier).parameters()).device
-    )
+def supported(network: nn.Module) -> list[str]:
+    """The names of METHODS that work with a network: evidence needs tokens whose mean a linear head reads."""
+    return [name for name in METHODS if name != "evidence" or has(network, "tokens")]
+
+
+def head_bias(network: nn.Module) -> Tensor:
+    """The bias of the head, (K,)."""
+    return cast(nn.Linear, network.head).bias.detach()
+
+
+def grid_of(classifier: Classifier) -> Grid:
+    """Patches down and across; for a network without patches, places of its last feature map."""
+    config = classifier.meta.config if classifier.meta else require_network(classifier).cfg
+    return cast("NetworkConfig", config).grid
+
+
+def network_input(classifier: Classifier, arrays: Pixels) -> Tensor:
+    """Images as `classifier.preprocess_image` gives them, stacked, normalised for the network and on its device."""
+    device = next(require_network(classifier).parameters()).device
+    return torch.from_numpy(classifier.preprocess.normalise(arrays)).to(device)

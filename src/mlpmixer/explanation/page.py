@@ -13,7 +13,7 @@ from mlpmixer.evaluation.html import data_uri, render, write_page
 from mlpmixer.explanation.pictures import as_seen, curves_png, heat_map, mixing_picture
 
 if TYPE_CHECKING:
-    from mlpmixer.explanation.attribution import Explained
+    from mlpmixer.explanation.attribution import Explanation
     from mlpmixer.explanation.faithfulness import Faithfulness
     from mlpmixer.inference.classifier import Failure
     from mlpmixer.models.mixing import Mixing
@@ -31,7 +31,7 @@ ABOUT = {
 
 def write_explanations(
     out: Path,
-    explained: Sequence["Explained"],
+    explained: Sequence["Explanation"],
     failures: "Sequence[Failure]" = (),
     *,
     model: str,
@@ -63,13 +63,13 @@ def write_explanations(
     return out / "explanation.html"
 
 
-def _image(one: "Explained", prefix: str) -> dict[str, Any]:
+def _image(one: "Explanation", prefix: str) -> dict[str, Any]:
     """What the template shows of one image; its pictures are written to files whose names begin with `prefix`."""
-    asked = one.asked
+    target = one.target
     height, width = one.pixels.shape[:2]
     return {
         "name": one.name,
-        "asked": asked,
+        "target": target,
         "size": f"{height}x{width}",
         "seen": _saved(as_seen(one.pixels), f"{prefix}seen.png"),
         "maps": [
@@ -77,18 +77,19 @@ def _image(one: "Explained", prefix: str) -> dict[str, Any]:
             for method, values in one.maps.items()
         ],
         "mixing": _mixing(one.mixing, one.grid, f"{prefix}mixing.png") if one.mixing else None,
-        "beliefs": one.beliefs if any(b.label == asked.label for b in one.beliefs) else (*one.beliefs, asked),
+        "classes": one.top if target in one.top else (*one.top, target),
     }
 
 
-def _sums(one: "Explained", method: str) -> str:
+def _sums(one: "Explanation", method: str) -> str:
     """What the map sums to, and what it should."""
-    values, asked = one.maps[method], one.asked
+    values, target = one.maps[method], one.target
     if method == "evidence":
-        return f"{asked.evidence_for:+.3f} {asked.evidence_against:+.3f} {asked.bias:+.3f} (bias) = {asked.logit:.3f}, the logit"
+        parts = f"{target.evidence_for:+.3f} {target.evidence_against:+.3f} {target.bias:+.3f} (bias)"
+        return f"{parts} = {target.logit:.3f}, the logit"
     if method == "occlusion":
         return f"from {values.min():+.3f} to {values.max():+.3f} a patch"
-    change = one.filled_logit - asked.logit
+    change = one.filled_logit - target.logit
     return f"sums to {float(values.sum()):+.3f}; filling all changes the logit by {change:+.3f}"
 
 

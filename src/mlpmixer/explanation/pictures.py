@@ -46,11 +46,10 @@ def heat_map(pixels: NDArray[Any], values: Values) -> Image.Image:
     seen = as_seen(pixels)
     grey = np.asarray(seen.convert("L").convert("RGB"), dtype=np.float64)
     most = float(np.abs(values).max())
-    rows, cols = seen.height // values.shape[0], seen.width // values.shape[1]
-    scaled = values.repeat(rows, axis=0).repeat(cols, axis=1) / (most or 1)
-    over = Image.fromarray(
-        signed_colours(0.85 * scaled, 70 + 0.7 * grey)
-    )  # brighter, so that dark pictures show colours
+    down, across = (np.arange(n) * k // n for n, k in zip((seen.height, seen.width), values.shape, strict=True))
+    scaled = values[down[:, None], across] / (most or 1)
+    background = 70 + 0.7 * grey  # brighter, so that colours show on dark pictures
+    over = Image.fromarray(signed_colours(0.85 * scaled, background))
     canvas = Image.new("RGB", (seen.width + LEGEND_PX, max(seen.height, 100)), "white")
     canvas.paste(over, (0, 0))
     _legend(canvas, seen.width + GAP_PX, most)

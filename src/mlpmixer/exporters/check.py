@@ -223,9 +223,9 @@ def check_evidence(
 
     Errors: ValueError when no image can be read, ExportMismatch from `tolerance` on.
     """
-    from mlpmixer.explanation.attribution import as_tensor, network_of, patch_evidence
+    from mlpmixer.explanation.attribution import network_input, patch_evidence, require_network
 
-    images, network = given.images.spread(EXPLAINED), network_of(reference)
+    images, network = given.images.spread(EXPLAINED), require_network(reference)
     size = off = 0.0
     items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
     for batch in decoded_batches(items, reference.preprocess_image, BATCH):
@@ -233,7 +233,7 @@ def check_evidence(
         if not good:
             continue
         pixels = np.stack(good)
-        wanted = patch_evidence(network, as_tensor(reference, pixels)).numpy()  # logits of each patch, (B, S, K)
+        wanted = patch_evidence(network, network_input(reference, pixels)).numpy()  # logits of each patch, (B, S, K)
         logits, own = export(pixels, LOGITS, EVIDENCE)
         bias = logits - own.sum(axis=1)
         found = own * own.shape[1] + bias[:, None]

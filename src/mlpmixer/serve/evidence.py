@@ -1,11 +1,10 @@
 """Per-patch contributions to each class.
 
-A Mixer with its head provides them, and so do exports made with `--evidence`.
+A network whose head reads the mean of its tokens provides them, and so do exports made with `--evidence`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from mlpmixer.data.images import Pixels
 from mlpmixer.inference.classifier import Classifier, Exported
 from mlpmixer.inference.exported import EVIDENCE, LOGITS
+from mlpmixer.models.architecture import has
 
 Floats = NDArray[np.float32]
 
@@ -30,28 +30,24 @@ class Evidence:
 
 
 def evidence_of(classifier: Classifier) -> Evidence | None:
-    """Evidence of a classifier; None for an export made without it and for networks other than a Mixer."""
+    """Evidence of a classifier; None for an export made without it, and for a network whose evidence is not exact."""
     if isinstance(classifier, Exported):
         return _of_export(classifier)
-    if classifier.network is None:
+    network = classifier.network
+    if network is None or not classifier.classes or not has(network, "tokens"):
         return None
     import torch
-    from torch import nn
 
-    from mlpmixer.explanation.attribution import as_tensor, network_of, patch_evidence
+    from mlpmixer.explanation.attribution import grid_of, head_bias, network_input, patch_evidence
 
-    try:
-        network = network_of(classifier)
-    except ValueError:
-        return None
-    bias = cast(nn.Linear, network.head).bias.detach()
+    bias, grid = head_bias(network), grid_of(classifier)
 
     def of(pixels: Pixels) -> Floats:
         with torch.inference_mode():
-            own = patch_evidence(network, as_tensor(classifier, pixels)) - bias
-            return np.asarray((own / network.cfg.num_patches).cpu().numpy(), np.float32)
+            own = patch_evidence(network, network_input(classifier, pixels)) - bias
+            return np.asarray((own / own.shape[1]).cpu().numpy(), np.float32)
 
-    return Evidence(network.cfg.grid, np.asarray(bias.cpu().numpy(), np.float32), of)
+    return Evidence(grid, np.asarray(bias.cpu().numpy(), np.float32), of)
 
 
 def _of_export(classifier: Exported) -> Evidence | None:
