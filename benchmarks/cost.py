@@ -19,7 +19,7 @@ import torch
 from table import path_of, write
 
 from mlpmixer.config import pair
-from mlpmixer.data.image_set import ArrayImages, ImageSet, Splits
+from mlpmixer.data.image_set import ImageSet, Splits, array_images
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.store import Store
 from mlpmixer.hardware import choose_device, choose_precision, device_name
@@ -63,7 +63,7 @@ def noise(recipe: Recipe, images: int = 1024) -> Stores:
     """Images that nothing can be learned from, ready for a Step."""
     size, classes = pair(recipe.model.image_size), [str(i) for i in range(recipe.model.num_classes)]
     pixels = np.random.default_rng(0).integers(0, 256, (images, *size, 3), np.uint8)
-    found = ImageSet(classes, np.arange(images) % len(classes), [str(i) for i in range(images)], ArrayImages(pixels))
+    found = ImageSet(classes, np.arange(images) % len(classes), [str(i) for i in range(images)], array_images(pixels))
     preprocess = Preprocess(image_size=size, in_channels=3, fit=recipe.data.fit, mean=(0.5,) * 3, std=(0.25,) * 3)
     store = Store(found, preprocess, cache_mib=4096, workers=1)
     return Stores(Splits("noise", found, found, None, found.classes, ()), preprocess, store, store)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlpmixer.data.image_set import ImageSet, Numbered
+from mlpmixer.data.image_set import ImageSet, numbered
 from mlpmixer.data.preprocess import Preprocess, named
 from mlpmixer.data.store import Store
 
@@ -24,7 +24,7 @@ def image_set(folder: Path, n: int = 150, broken: tuple[int, ...] = ()) -> Image
         path = folder / f"{i}.png"
         path.write_bytes(buffer.getvalue()[:40] if i in broken else buffer.getvalue())
         paths.append(str(path))
-    return ImageSet(("a", "b"), np.arange(n) % 2, Numbered("train", n), paths)
+    return ImageSet(("a", "b"), np.arange(n) % 2, numbered("train", n), paths)
 
 
 def test_memory_and_files_give_the_same_arrays(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from PIL import Image
 from mlpmixer import cli
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data, open_images
-from mlpmixer.data.image_set import ArrayImages, ImageSet, Numbered
+from mlpmixer.data.image_set import ImageSet, array_images, numbered
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.streaming import datasets as streamed_module
 from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_streamed
@@ -51,7 +51,7 @@ def image_set(n: int, first: int = 0) -> ImageSet:
     """Image i is a square of grey value first + i, of class (first + i) mod 3."""
     values = np.arange(first, first + n)
     pixels = np.broadcast_to(values[:, None, None], (n, 4, 4)).astype(np.uint8).copy()
-    return ImageSet(CLASSES, values % 3, Numbered("image", n), ArrayImages(pixels), channels=1)
+    return ImageSet(CLASSES, values % 3, numbered("image", n), array_images(pixels), channels=1)
 
 
 def write(folder: Path, kind: Kind = "tar", n: int = 103, per_shard: int = 10) -> Path:

@@ -18,7 +18,7 @@ import torch
 from fixtures import seeded
 from torch import Tensor
 
-from mlpmixer.data.image_set import ArrayImages, ImageSet, Numbered, Splits
+from mlpmixer.data.image_set import ImageSet, Splits, array_images, numbered
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.store import Store
 from mlpmixer.models.configs import MixerConfig
@@ -74,7 +74,7 @@ def official_step(rule: str) -> Step:
     )
     labels = seeded.training_batches()[1].ravel()
     pixels = seeded.images_uint8("tiny_train", TAKEN * BATCH, 32)
-    images = ImageSet(tuple("0123456789"), labels, Numbered("train", len(labels)), ArrayImages(pixels))
+    images = ImageSet(tuple("0123456789"), labels, numbered("train", len(labels)), array_images(pixels))
     preprocess = Preprocess(image_size=(32, 32))
     store = Store(images, preprocess, cache_mib=1, workers=1)
     stores = Stores(Splits("seeded", images, images, None, images.classes, ()), preprocess, store, store)

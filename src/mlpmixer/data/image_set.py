@@ -1,9 +1,8 @@
 """Labelled images that are decoded later: what every reader returns and every verb takes."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, overload
+from typing import Generic, TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -15,10 +14,13 @@ T = TypeVar("T")
 
 
 class LazySequence(Sequence[T], Generic[T]):
-    """A sequence that computes item i when it is asked for: subclasses define __len__ and item."""
+    """n items, of which item(i) is computed when it is asked for."""
 
-    def item(self, i: int) -> T:
-        raise NotImplementedError
+    def __init__(self, n: int, item: Callable[[int], T]) -> None:
+        self.n, self.item = n, item
+
+    def __len__(self) -> int:
+        return self.n
 
     @overload
     def __getitem__(self, i: int) -> T: ...
@@ -26,86 +28,47 @@ class LazySequence(Sequence[T], Generic[T]):
     def __getitem__(self, i: slice) -> Sequence[T]: ...
     def __getitem__(self, i: int | slice) -> T | Sequence[T]:
         if isinstance(i, slice):
-            return Subset(self, np.arange(len(self))[i])
-        if not -len(self) <= i < len(self):
+            return Subset(self, np.arange(self.n)[i])
+        if not -self.n <= i < self.n:
             raise IndexError(i)
-        return self.item(int(i) % len(self))
+        return self.item(int(i) % self.n)
 
 
 class Subset(LazySequence[T]):
     """items[indices[i]], without copying."""
 
+    items: Sequence[T]
+    indices: np.ndarray
+
     def __init__(self, items: Sequence[T], indices: np.ndarray) -> None:
-        self.items: Sequence[T] = items.items if isinstance(items, Subset) else items
-        self.indices: np.ndarray = items.indices[indices] if isinstance(items, Subset) else indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def item(self, i: int) -> T:
-        return self.items[int(self.indices[i])]
+        if isinstance(items, Subset):
+            indices = items.indices[indices]
+            items = items.items
+        self.items, self.indices = items, indices
+        super().__init__(len(indices), lambda i: items[int(indices[i])])
 
 
 class ConcatDataset(LazySequence[T]):
     """Several sequences, one after the other."""
 
     def __init__(self, datasets: Sequence[Sequence[T]]) -> None:
-        self.datasets = datasets
-        self.ends = np.cumsum([len(d) for d in datasets])
+        starts = np.cumsum([0, *map(len, datasets)])
 
-    def __len__(self) -> int:
-        return int(self.ends[-1]) if len(self.ends) else 0
+        def item(i: int) -> T:
+            at = int(np.searchsorted(starts, i, side="right")) - 1
+            return datasets[at][i - int(starts[at])]
 
-    def item(self, i: int) -> T:
-        at = int(np.searchsorted(self.ends, i, side="right"))
-        return self.datasets[at][i - (int(self.ends[at - 1]) if at else 0)]
+        super().__init__(int(starts[-1]), item)
 
 
-class Numbered(LazySequence[str]):
+def numbered(prefix: str, n: int) -> Sequence[str]:
     """train[0], train[1], ..."""
-
-    def __init__(self, prefix: str, n: int) -> None:
-        self.prefix, self.n = prefix, n
-
-    def __len__(self) -> int:
-        return self.n
-
-    def item(self, i: int) -> str:
-        return f"{self.prefix}[{i}]"
+    return LazySequence(n, lambda i: f"{prefix}[{i}]")
 
 
-class ArrayImages(LazySequence[Source]):
+def array_images(pixels: np.ndarray) -> Sequence[Source]:
     """uint8 (N, H, W) or (N, H, W, 3) as Pillow images."""
-
-    def __init__(self, pixels: np.ndarray) -> None:
-        self.pixels = pixels
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def item(self, i: int) -> Source:
-        return Image.fromarray(self.pixels[i])
-
-
-class ArrowImages(LazySequence[Source]):
-    """The encoded images of an Arrow column, which stay in Arrow's memory until they are asked for.
-
-    A row without bytes but with a path is that file, if it is inside `folder`.
-    """
-
-    def __init__(self, content: Any, paths: Any = None, folder: str = ".") -> None:
-        self.content, self.paths, self.folder = content, paths, os.path.realpath(folder)
-
-    def __len__(self) -> int:
-        return len(self.content)
-
-    def item(self, i: int) -> Source:
-        content: bytes | None = self.content[i].as_py()
-        if content is None and self.paths is not None and (path := self.paths[i].as_py()):
-            full = os.path.realpath(os.path.join(self.folder, path))
-            if os.path.commonpath([full, self.folder]) == self.folder:
-                return full
-        return content or b""
+    return LazySequence(len(pixels), lambda i: Image.fromarray(pixels[i]))
 
 
 class ImageSet:
@@ -141,7 +104,7 @@ class ImageSet:
                 f"files of another data set"
             )
         channels = 1 if pixels.ndim == 3 else 3
-        return cls(classes, labels, Numbered(split, len(labels)), ArrayImages(pixels), channels=channels)
+        return cls(classes, labels, numbered(split, len(labels)), array_images(pixels), channels=channels)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,6 +1,5 @@
 """Decoded images of one size, by index: in memory when they fit, else decoded again for each batch."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import numpy as np
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.hardware import cores
 
 T = TypeVar("T")
 _CHUNK = 64  # images per task: enough to forget the cost of a task, few enough to keep all threads busy
@@ -18,8 +18,7 @@ _CHUNK = 64  # images per task: enough to forget the cost of a task, few enough 
 
 def worker_count(workers: int) -> int:
     """Threads to use; 0 means one per CPU core of this process."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return workers if workers > 0 else cores
+    return workers if workers > 0 else cores()
 
 
 @contextmanager

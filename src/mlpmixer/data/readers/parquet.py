@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlpmixer.data.image_set import ArrowImages, ImageSet, Numbered, RawSplits, chain
+from mlpmixer.data.image_set import ImageSet, LazySequence, RawSplits, chain, numbered
+from mlpmixer.data.images import Source
 from mlpmixer.data.labels import Label, LabelEncoder, used_labels
 from mlpmixer.data.paths import require_all_shards, split_from_path
 
@@ -57,11 +58,25 @@ def encoded_images(column: Any, path: str) -> tuple[Any, Any]:
     return column, paths
 
 
+def _arrow_images(content: Any, paths: Any, folder: str) -> Sequence[Source]:
+    """Encoded images, left in Arrow's memory. A row without bytes but with a path is that file inside `folder`."""
+
+    def item(i: int) -> Source:
+        encoded: bytes | None = content[i].as_py()
+        if encoded is None and paths is not None and (path := paths[i].as_py()):
+            full = os.path.realpath(os.path.join(folder, path))
+            if os.path.commonpath([full, folder]) == folder:
+                return full
+        return encoded or b""
+
+    return LazySequence(len(content), item)
+
+
 class Table(NamedTuple):
     """The rows of one file."""
 
     path: str
-    images: ArrowImages
+    images: Sequence[Source]
     labels: list[Label]
     classes: tuple[str, ...] | None
     """Names that the schema states."""
@@ -76,7 +91,7 @@ class Table(NamedTuple):
             column = column.cast(column.type.value_type)
         if not (types.is_integer(column.type) or types.is_string(column.type) or types.is_large_string(column.type)):
             raise ValueError(f"{path}: labels must be whole numbers or text, got {column.type}")
-        images = ArrowImages(*encoded_images(table[image], path), folder=os.path.dirname(path) or ".")
+        images = _arrow_images(*encoded_images(table[image], path), os.path.realpath(os.path.dirname(path)))
         return cls(path, images, column.to_pylist(), class_names(schema, label))
 
 
@@ -112,7 +127,7 @@ def raw_splits(
     encoder = _encoder([table for of_split in tables.values() for table in of_split], name, classes)
     sets = {}
     for split, of_split in tables.items():
-        names = Numbered(split, sum(len(table.labels) for table in of_split))
+        names = numbered(split, sum(len(table.labels) for table in of_split))
         parts, start = [], 0
         for table in of_split:
             stop = start + len(table.labels)

@@ -265,46 +265,36 @@ def _inspect_parquet(shard: Shard, file: IO[bytes]) -> Contents:
 # ---- local shards by index, for validation and test
 
 
-class TarImages(LazySequence[Source]):
-    """Images at (file, first byte, length)."""
+def _tar_images(path: str, places: Sequence[tuple[int, int]]) -> Sequence[Source]:
+    """Images at (first byte, length)."""
 
-    def __init__(self, places: Sequence[tuple[str, int, int]]) -> None:
-        self.places = places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def item(self, i: int) -> Source:
-        path, start, length = self.places[i]
+    def item(i: int) -> Source:
+        start, length = places[i]
         with open(path, "rb") as file:
             file.seek(start)
             return file.read(length)
 
+    return LazySequence(len(places), item)
 
-class ParquetImages(LazySequence[Source]):
+
+def _parquet_images(shard: Shard) -> Sequence[Source]:
     """The images of a Parquet file, of which two row groups at most are in memory."""
+    metadata, lock = _parquet(shard, shard.address)[0].metadata, threading.Lock()
+    starts = np.cumsum([0, *(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))])
 
-    def __init__(self, shard: Shard) -> None:
-        self.shard = shard
-        metadata = _parquet(shard, shard.address)[0].metadata
-        self.ends = np.cumsum([0, *(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))])
-        self._lock = threading.Lock()
-        self._column = lru_cache(maxsize=2)(self._read_column)
-
-    def _read_column(self, group: int) -> Any:
-        parquet, image, _ = _parquet(self.shard, self.shard.address)
+    @lru_cache(maxsize=2)
+    def content(group: int) -> Any:
+        parquet, image, _ = _parquet(shard, shard.address)
         column = parquet.read_row_group(group, columns=[image], use_threads=False)[image]
-        return encoded_images(column, self.shard.address)[0]
+        return encoded_images(column, shard.address)[0]
 
-    def __len__(self) -> int:
-        return int(self.ends[-1])
+    def item(i: int) -> Source:
+        group = int(np.searchsorted(starts, i, side="right")) - 1
+        with lock:
+            column = content(group)
+        return column[i - int(starts[group])].as_py() or b""
 
-    def item(self, i: int) -> Source:
-        group = int(np.searchsorted(self.ends, i, side="right")) - 1
-        with self._lock:
-            column = self._column(group)
-        content: bytes | None = column[i - int(self.ends[group])].as_py()
-        return content or b""
+    return LazySequence(int(starts[-1]), item)
 
 
 def index_shard(shard: Shard) -> tuple[list[str], list[Label], Sequence[Source]]:
@@ -313,10 +303,10 @@ def index_shard(shard: Shard) -> tuple[list[str], list[Label], Sequence[Source]]
         if shard.kind == "parquet":
             parquet, _, label = _parquet(shard, shard.address)
             labels = parquet.read(columns=[label], use_threads=False)[label].to_pylist()
-            return [f"{shard.name}[{i}]" for i in range(len(labels))], labels, ParquetImages(shard)
+            return [f"{shard.name}[{i}]" for i in range(len(labels))], labels, _parquet_images(shard)
         with open(shard.address, "rb") as file:
             samples = list(_tar_samples(file, 0, 0, _is_label))
     except _failures(shard) as e:
         raise _unreadable(shard, e) from e
-    places = [(shard.address, *sample.places.get(sample.image_suffix, (0, 0))) for sample in samples]
-    return [f"{shard.name}/{s.key}" for s in samples], [s.label for s in samples], TarImages(places)
+    places = [s.places.get(s.image_suffix, (0, 0)) for s in samples]
+    return [f"{shard.name}/{s.key}" for s in samples], [s.label for s in samples], _tar_images(shard.address, places)
