@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -126,16 +126,8 @@ def print_explained(one: "Explanation") -> None:
 
 
 def print_faithfulness(f: "Faithfulness") -> None:
-    from mlpmixer.explanation.faithfulness import RANDOM
-
     print(
         f"\n{f.n:,} images: area under the deletion curve (low is faithful) and the insertion curve (high is), against "
         f"random order\n"
     )
-
-    def cell(row: dict[str, Any], name: str, sign: str = "") -> str:
-        return "" if sign and row["method"] == RANDOM else f"{row[name]:{sign}.3f} ± {row[f'{name}_se']:.3f}"
-
-    columns = (("deletion", ""), ("deletion_gain", "+"), ("insertion", ""), ("insertion_gain", "+"))
-    rows = [(row["method"], *(cell(row, *column) for column in columns)) for row in f.areas()]
-    print_table(("method", "deletion", "- random", "insertion", "- random"), rows)
+    print_table(("method", "deletion", "- random", "insertion", "- random"), f.table())

@@ -62,6 +62,15 @@ class Faithfulness:
             rows.append(row)
         return rows
 
+    def table(self) -> list[tuple[str, ...]]:
+        """A row per method: area of deletion, its gain over random order, area of insertion, its gain, as text."""
+
+        def cell(row: dict[str, Any], name: str, sign: str = "") -> str:
+            return "" if sign and row["method"] == RANDOM else f"{row[name]:{sign}.3f} ± {row[f'{name}_se']:.3f}"
+
+        columns = (("deletion", ""), ("deletion_gain", "+"), ("insertion", ""), ("insertion_gain", "+"))
+        return [(row["method"], *(cell(row, *column) for column in columns)) for row in self.areas()]
+
     def to_json(self) -> dict[str, Any]:
         return {"images": self.n, "areas": self.areas(), "bad": [list(pair) for pair in self.bad]}
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mlpmixer.evaluation.html import data_uri, render, write_page
-from mlpmixer.explanation.pictures import as_seen, curves_png, heat_map, mixing_picture
+from mlpmixer.explanation.pictures import curves_png, heat_map, input_picture, mixing_picture
 
 if TYPE_CHECKING:
     from mlpmixer.explanation.attribution import Explanation
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
     from mlpmixer.models.mixing import Mixing
 
 TEMPLATE = Path(__file__).with_name("templates") / "explanation.html"
-ABOUT = {
-    "evidence": "What each patch adds to the logit. Exact: everything after the last norm is linear, so red and blue and the head's bias "
-    "sum to the logit. A patch's token has heard of other patches by then, so it speaks for what was seen from there.",
-    "occlusion": "By how much the logit falls when this patch alone is filled.",
-    "gradient-x-input": "The gradient times what filling would change: a straight-line guess at occlusion, without meaning as a sum.",
-    "integrated-gradients": "The gradient's mean on the straight way from the filled image, times the change. It sums to the logit less "
-    "that of the filled image.",
-}
 
 
 def write_explanations(
@@ -41,22 +33,26 @@ def write_explanations(
 ) -> Path:
     """Write explanation.html and its pictures, a PNG for each image and method, into the folder `out`; give its path.
 
-    model, fill: what was explained, and what patches were filled with, in words. data: what `measured` was measured on.
+    model: what was explained. fill: a description of what patches were filled with. data: where `measured` was measured.
     """
     out.mkdir(parents=True, exist_ok=True)
     images = []
     for i, one in enumerate(explained, start=1):
         stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(one.name).stem)[:60]
         images.append(_image(one, f"{out / f'{i:02d}-{stem}'}-"))
+    curves = curves_png(measured) if measured else b""
+    if measured:
+        (out / "faithfulness.png").write_bytes(curves)
     page = render(
         TEMPLATE,
         title=f"What {model} saw",
         model=model,
         fill=fill,
         images=images,
-        measured=_measured(measured, out / "faithfulness.png") if measured else None,
+        measured=measured,
+        curves=data_uri(curves),
         data=data,
-        about=[(method, ABOUT[method]) for method in explained[0].maps] if explained else [],
+        methods=list(explained[0].maps) if explained else [],
         failures=[(failure.name, failure.reason) for failure in failures],
     )
     write_page(out / "explanation.html", page)
@@ -64,14 +60,14 @@ def write_explanations(
 
 
 def _image(one: "Explanation", prefix: str) -> dict[str, Any]:
-    """What the template shows of one image; its pictures are written to files whose names begin with `prefix`."""
+    """What the template shows of one image; its pictures are also written to files whose names begin with `prefix`."""
     target = one.target
     height, width = one.pixels.shape[:2]
     return {
         "name": one.name,
         "target": target,
         "size": f"{height}x{width}",
-        "seen": _saved(as_seen(one.pixels), f"{prefix}seen.png"),
+        "seen": _saved(input_picture(one.pixels), f"{prefix}seen.png"),
         "maps": [
             (method, _saved(heat_map(one.pixels, values), f"{prefix}{method}.png"), _sums(one, method))
             for method, values in one.maps.items()
@@ -101,16 +97,6 @@ def _mixing(mixing: "Mixing", grid: tuple[int, int], file: str) -> dict[str, Any
         "how": f"estimated, each with a standard error of about {error:.0f} %" if mixing.whole_error.any() else "exact",
         "spread": mixing.spread.tolist(),
     }
-
-
-def _measured(measured: "Faithfulness", file: Path) -> dict[str, Any]:
-    def cell(row: dict[str, Any], name: str, sign: str = "") -> str:
-        return "" if sign and row["method"] == "random" else f"{row[name]:{sign}.3f} ± {row[f'{name}_se']:.3f}"
-
-    columns = (("deletion", ""), ("deletion_gain", "+"), ("insertion", ""), ("insertion_gain", "+"))
-    rows = [[row["method"], *(cell(row, *column) for column in columns)] for row in measured.areas()]
-    file.write_bytes(picture := curves_png(measured))
-    return {"n": measured.n, "picture": data_uri(picture), "rows": rows}
 
 
 def _saved(image: Image.Image, file: str) -> str:

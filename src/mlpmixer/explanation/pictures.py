@@ -1,6 +1,6 @@
-"""Explanations and weights as pictures. Red is positive and speaks for a class, blue against. No torch.
+"""Pictures of explanations and weights: red is positive and speaks for a class, blue against. Imports no torch.
 
-Letters: S patches in a grid of h x w, N blocks.
+S patches in a grid of h x w, N blocks.
 """
 
 import io
@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from mlpmixer.explanation.faithfulness import Faithfulness
     from mlpmixer.models.mixing import Mixing
 
@@ -20,30 +18,29 @@ Values = NDArray[np.floating[Any]]
 Colours = NDArray[np.uint8]
 
 SIDE_PX = 256  # small images are enlarged by a whole factor to about this
-WIDTH_PX, PANEL_PX = 1000, 200  # of a row of panels, about, and of a panel
+ROW_PX, PANEL_PX, TILE_PX = 1000, 200, 64  # approximate widths
 FONT_PX, GAP_PX, LEGEND_PX = 13, 8, 80
 RED, BLUE = (178, 24, 43), (33, 102, 172)  # the ends of ColorBrewer's RdBu, which colour-blind readers can tell apart
 
 
-def signed_colours(values: Values, ground: Values | float = 255.0) -> Colours:
-    """Values (..) in -1..1 as colours (.., 3): `ground` (.., 3), 0..255, where they are 0, red at 1, blue at -1."""
+def signed_colours(values: Values, background: Values | float = 255.0) -> Colours:
+    """Values (..) in -1..1 as colours (.., 3): red at 1, `background` (.., 3), 0..255, at 0, blue at -1."""
     strength = np.abs(values)[..., None]
     colour = np.where(values[..., None] > 0, np.array(RED), np.array(BLUE))
-    mixed: Colours = np.round(strength * colour + (1 - strength) * ground).astype(np.uint8)
+    mixed: Colours = np.round(strength * colour + (1 - strength) * background).astype(np.uint8)
     return mixed
 
 
-def as_seen(pixels: NDArray[Any]) -> Image.Image:
-    """(H, W, C) in 0..255, enlarged by a whole factor; other than 1 or 3 channels are shown as their mean."""
+def input_picture(pixels: NDArray[Any]) -> Image.Image:
+    """An image (H, W, C), 0..255, enlarged by a whole factor; channels other than RGB are shown as their mean."""
     rgb = pixels if pixels.shape[2] == 3 else pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
     factor = max(1, round(SIDE_PX / max(pixels.shape[:2])))
-    return Image.fromarray(_enlarged(np.round(rgb).astype(np.uint8), factor))
+    return Image.fromarray(_enlarge(np.round(rgb).astype(np.uint8), factor))
 
 
 def heat_map(pixels: NDArray[Any], values: Values) -> Image.Image:
-    """Signed values of the patches (h, w), in logits, over the image (H, W, C), with a legend. The colours reach to the
-    largest value."""
-    seen = as_seen(pixels)
+    """Values of the patches (h, w), in logits, over the image (H, W, C), scaled to the largest, with a legend."""
+    seen = input_picture(pixels)
     grey = np.asarray(seen.convert("L").convert("RGB"), dtype=np.float64)
     most = float(np.abs(values).max())
     down, across = (np.arange(n) * k // n for n, k in zip((seen.height, seen.width), values.shape, strict=True))
@@ -68,18 +65,16 @@ def _legend(canvas: Image.Image, left: int, most: float) -> None:
 
 
 def units_picture(units: Values, columns: int = 0) -> Image.Image:
-    """Maps (n, h, w), such as `mixing.hidden_units` in the order of `mixing.opposite_pairs`, row by row; each has its
-    own scale.
+    """Maps (n, h, w), such as `mixing.hidden_units` in the order of `mixing.opposite_pairs`, each with its own scale.
 
-    columns: how many in a row; default: even, so that pairs stay together, for a picture about as wide as high.
+    columns: default: an even number, so that pairs stay together, for a picture about as wide as high.
     """
     most = np.abs(units).max(axis=(1, 2), keepdims=True)
     return _tiles(signed_colours(units / np.where(most > 0, most, 1)), columns)
 
 
 def stem_picture(filters: Values, columns: int = 0) -> Image.Image:
-    """The stem's filters (n, in_channels, P, P): in colour around grey for 3 channels, else the sum over the channels
-    as a map."""
+    """The stem's filters (n, in_channels, P, P): colours around grey for 3 channels, else maps of the channels' sum."""
     if filters.shape[1] != 3:
         return units_picture(filters.sum(axis=1), columns)
     most = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
@@ -88,34 +83,33 @@ def stem_picture(filters: Values, columns: int = 0) -> Image.Image:
 
 
 def _tiles(tiles: Colours, columns: int) -> Image.Image:
-    """(n, h, w, 3)."""
+    """A picture of tiles (n, h, w, 3)."""
     n, h, w, _ = tiles.shape
     columns = columns or min(n, 2 * max(1, round((n * h / w) ** 0.5 / 2)))
-    factor = max(1, min(round(64 / max(h, w)), WIDTH_PX // (columns * w)))
-    return Image.fromarray(_mosaic(np.stack([_enlarged(tile, factor) for tile in tiles]), columns, gap=3))
+    factor = max(1, min(round(TILE_PX / max(h, w)), ROW_PX // (columns * w)))
+    return Image.fromarray(_mosaic(np.stack([_enlarge(tile, factor) for tile in tiles]), columns, gap=3))
 
 
 def mixing_picture(mixing: "Mixing", grid: tuple[int, int]) -> Image.Image:
-    """Two parts with a panel for each block: its token mixing alone, and everything from the image to there.
+    """Two rows with a panel for each block: its token mixing alone, and everything from the image to its output.
 
     A panel has a small map for each output patch, at that patch's place, of how much it depends on each input patch
-    (the norm of the Jacobian). Each panel's colours reach to its largest value of another patch than its own, which is
-    written below; above it they stay.
+    (the norm of the Jacobian). Colours are scaled to the largest value off the diagonal, which is written below.
     """
-    parts = (
-        ("each block's token mixing alone", mixing.layers),
-        ("from the image to the output of each block", mixing.whole),
-    )
+    rows = {
+        "each block's token mixing alone": mixing.layers,
+        "from the image to the output of each block": mixing.whole,
+    }
     high, wide = _panel(mixing.whole[0], grid)[0].shape[:2]
-    in_a_row = min(len(mixing.whole), max(1, WIDTH_PX // (wide + 2 * GAP_PX)))
+    in_a_row = min(len(mixing.whole), max(1, ROW_PX // (wide + 2 * GAP_PX)))
     step_x, step_y = wide + 2 * GAP_PX, high + 2 * FONT_PX + GAP_PX
-    part_y = 2 * FONT_PX + -(-len(mixing.whole) // in_a_row) * step_y
-    canvas = Image.new("RGB", (max(in_a_row * step_x, SIDE_PX), len(parts) * part_y), "white")
+    row_y = 2 * FONT_PX + -(-len(mixing.whole) // in_a_row) * step_y
+    canvas = Image.new("RGB", (max(in_a_row * step_x, SIDE_PX), len(rows) * row_y), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_PX)
-    for part, (title, maps) in enumerate(parts):
-        draw.text((0, part * part_y), title, "black", font)
+    for row, (title, maps) in enumerate(rows.items()):
+        draw.text((0, row * row_y), title, "black", font)
         for i, squares in enumerate(maps):
-            x, y = i % in_a_row * step_x, part * part_y + 2 * FONT_PX + i // in_a_row * step_y
+            x, y = i % in_a_row * step_x, row * row_y + 2 * FONT_PX + i // in_a_row * step_y
             colours, most = _panel(squares, grid)
             canvas.paste(Image.fromarray(colours), (x, y))
             draw.text((x, y + high + 2), f"block {i + 1}, up to {most:.3g}", "dimgrey", font)
@@ -123,15 +117,15 @@ def mixing_picture(mixing: "Mixing", grid: tuple[int, int]) -> Image.Image:
 
 
 def _panel(squares: Values, grid: tuple[int, int]) -> tuple[Colours, float]:
-    """(S, S) as a grid of grids, and what its colours reach to."""
+    """A grid of grids of (S, S), and the value of its strongest colour."""
     norm = np.sqrt(squares)
     most = float((norm * (1 - np.eye(len(norm)))).max())
     tiles = signed_colours(np.minimum(norm / (most or 1), 1).reshape(-1, *grid))
     factor = max(1, PANEL_PX // (grid[0] * grid[1]))
-    return _mosaic(np.stack([_enlarged(tile, factor) for tile in tiles]), grid[1], gap=1), most
+    return _mosaic(np.stack([_enlarge(tile, factor) for tile in tiles]), grid[1], gap=1), most
 
 
-def _enlarged(pixels: Colours, factor: int) -> Colours:
+def _enlarge(pixels: Colours, factor: int) -> Colours:
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
@@ -146,8 +140,13 @@ def _mosaic(tiles: Colours, columns: int, gap: int) -> Colours:
     return out
 
 
-def draw_curves(found: "Faithfulness", figure: "Figure") -> None:
-    """Deletion and insertion curves, means with their standard errors, into an empty figure."""
+def curves_png(found: "Faithfulness") -> bytes:
+    """Deletion and insertion curves, means with their standard errors."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2, sharey=True)
     sides = (
         ("deletion", "most important patches filled, share", found.deletion),
@@ -164,15 +163,6 @@ def draw_curves(found: "Faithfulness", figure: "Figure") -> None:
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("probability of the class")
     axes[1].legend(frameon=False, fontsize=9)
-
-
-def curves_png(found: "Faithfulness") -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    draw_curves(found, figure)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110)
     return out.getvalue()
