@@ -117,7 +117,7 @@ def test_a_hundred_classes_are_a_picture_with_named_rows_and_a_list_of_confusion
 def test_a_perfect_model_has_a_page():
     m = metrics_from_probabilities(np.eye(3), np.arange(3), list("abc"), list("xyz"))
     page = check_safe(evaluation_html(m))
-    assert "100.0 %" in page.text and "No image was classified wrong" in page.text
+    assert "100.0 %" in page.text and "No image was misclassified" in page.text
 
 
 def test_calibration_is_drawn_and_told_before_and_after_a_temperature():

@@ -1,4 +1,4 @@
-"""One evaluation as a self-contained HTML page."""
+"""The page of an evaluation, as self-contained HTML."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,10 +35,10 @@ def evaluation_html(
     model: str = "",
     data: str = "",
 ) -> str:
-    """The page of an evaluation, as text.
+    """The page of an evaluation.
 
-    metrics: a Metrics, or its JSON as stored. thumbnails: uint8 pictures (H,W), (H,W,1) or (H,W,3), or None, in the
-    order of `metrics.most_wrong`. model, data: what was evaluated on what.
+    metrics: a Metrics, or its stored JSON. thumbnails: uint8 pictures (H,W), (H,W,1) or (H,W,3), or None, in the order
+    of `metrics.most_wrong`. model, data: what was evaluated on what.
     """
     details = [(name, value) for name, value in (("model", model), ("data", data)) if value]
     result = view(metrics, thumbnails)
@@ -60,7 +60,7 @@ def thumbnails_of(images: ImageSet, indices: Iterable[int], size_px: int = THUMB
 
 
 def view(metrics: Metrics | Json, thumbnails: Sequence[Thumbnail] = ()) -> dict[str, Any]:
-    """What the template `metrics.html` shows of them."""
+    """The values for the template `metrics.html`."""
     test = metrics.to_json() if isinstance(metrics, Metrics) else metrics
     rows, many = test["per_class"], len(test["per_class"]) > TABLE_CLASSES
     return {
@@ -107,7 +107,7 @@ def _calibration(test: Json) -> dict[str, Any] | None:
     """The reliability diagram and its numbers, before and after a temperature; None for metrics stored without it."""
     if not test.get("reliability"):
         return None
-    rows = [("val", "as it is", test)]
+    rows = [("val", "as trained", test)]
     if after := test.get("tempered"):
         name = f"logits divided by {after['temperature']:.3f}, the best on {after['n']:,} validation images"
         rows.append(("train", name, after))

@@ -1,4 +1,4 @@
-"""A training run as a self-contained HTML page: its result, its curves, its recipe."""
+"""The page of a training run: its result, its curves, its recipe, as self-contained HTML."""
 
 import json
 import math
@@ -27,8 +27,8 @@ def write_report(
 ) -> Path:
     """Write report.html into a run directory from its JSON files and return the path.
 
-    metrics: of the test split, or of validation when the data has no test split; None takes those in summary.json.
-    thumbnails: as in `report.evaluation_html`. ValueError when the directory is not a run.
+    metrics: on the test split, or on validation when the data has none; default: those in summary.json. thumbnails: see
+    `report.evaluation_html`. ValueError when the directory is not a run.
     """
     run = Path(run_dir)
     if not (run / "recipe.json").is_file():
@@ -67,34 +67,25 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _details(summary: Json, recipe: Json, env: Json) -> list[tuple[str, str]]:
-    """What the head of the page says of the run, of what is known."""
-    model, details = recipe.get("model") or {}, []
-    if summary.get("val_top1") is not None:
-        details.append(("validation", percent(summary["val_top1"])))
-    if summary.get("params"):
-        details.append(("parameters", f"{summary['params']:,}"))
-    if recipe.get("network"):
-        details.append(("network", str(recipe["network"])))
-    elif model.get("num_blocks"):
-        patch = model.get("patch_size")
-        patch = "x".join(map(str, patch)) if isinstance(patch, list) else patch
-        details.append(
-            ("model", f"{model['num_blocks']} blocks, width {model.get('hidden_dim')}, patches of {patch} px")
-        )
-    if summary.get("train_s") is not None:
-        details.append(("training time", _duration(summary["train_s"])))
-    for key, name, unit in (
-        ("steps", "steps", ""),
-        ("images_per_s", "speed", " images/s"),
-        ("peak_mib", "peak memory", " MiB"),
-    ):
-        if summary.get(key):
-            details.append((name, f"{summary[key]:,.0f}{unit}"))
-    if env.get("device"):
-        details.append(("hardware", str(env["device"])))
-    if (recipe.get("data") or {}).get("name"):
-        details.append(("data", str(recipe["data"]["name"])))
-    return details if summary else [*details, ("state", "not finished")]
+    """What is known of the run, for the head of the page."""
+    model = {} if recipe.get("network") else dict(recipe.get("model") or {})
+    if isinstance(model.get("patch_size"), list):
+        model["patch_size"] = "x".join(map(str, model["patch_size"]))
+    parts = {"num_blocks": "{} blocks", "hidden_dim": "width {}", "patch_size": "patches of {} px"}
+    shape = [text.format(model[key]) for key, text in parts.items() if model.get(key)]
+    numbers = {"steps": ("steps", ""), "images_per_s": ("speed", " images/s"), "peak_mib": ("peak memory", " MiB")}
+    details = {
+        "validation": percent(summary["val_top1"]) if summary.get("val_top1") is not None else "",
+        "parameters": f"{summary['params']:,}" if summary.get("params") else "",
+        "network": str(recipe.get("network") or model.get("architecture") or ""),
+        "model": ", ".join(shape),
+        "training time": _duration(summary["train_s"]) if summary.get("train_s") is not None else "",
+        **{name: f"{summary[key]:,.0f}{unit}" for key, (name, unit) in numbers.items() if summary.get(key)},
+        "hardware": str(env.get("device") or ""),
+        "data": str((recipe.get("data") or {}).get("name") or ""),
+        "state": "" if summary else "not finished",
+    }
+    return [(name, text) for name, text in details.items() if text]
 
 
 def _duration(seconds: float) -> str:
@@ -137,7 +128,7 @@ def _charts(lines: Sequence[Json]) -> list[tuple[str, Markup]]:
 
 
 def _chart(train: Curve, main: Curve) -> Markup:
-    """Two curves over steps with nothing but numbers on their axes; the first is smoothed where it is noisy."""
+    """Two curves over steps with nothing but numbers on their axes; a long first one also as a moving mean."""
     from matplotlib.ticker import MaxNLocator
 
     def draw(figure: "Figure") -> None:
