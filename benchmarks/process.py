@@ -33,11 +33,11 @@ def make(name: str, int8: bool, folder: Path) -> None:
     from PIL import Image
 
     from mlpmixer.data.preprocess import Preprocess
-    from mlpmixer.exporters.benchmark import images_for
     from mlpmixer.exporters.export import write_unchecked
     from mlpmixer.exporters.int8 import Quantiser
     from mlpmixer.exporters.targets.bundle import PROGRAM, write_manifest
     from mlpmixer.inference.classifier import from_network
+    from mlpmixer.inference.measure import sample_images
     from mlpmixer.models.architecture import create_model
     from mlpmixer.weights.model_file import ModelMeta
 
@@ -52,7 +52,7 @@ def make(name: str, int8: bool, folder: Path) -> None:
         whole = Path(scratch) / "float.onnx"
         write_unchecked(from_network(model, meta), "onnx", whole)
         if int8:
-            quantiser = Quantiser(whole, Path(scratch), images_for(pre, CALIBRATION))
+            quantiser = Quantiser(whole, Path(scratch), sample_images(pre, CALIBRATION))
             quantiser.write(folder / "model.onnx", list(quantiser.layers))
         else:
             shutil.copyfile(whole, folder / "model.onnx")
