@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.data.store import in_chunks, worker_count
+from mlpmixer.data.store import map_indices, worker_count
 from mlpmixer.data.streaming.datasets import open_streamed
 from mlpmixer.data.streaming.shards import Sample, read_rows
 from mlpmixer.download import Retry
@@ -55,7 +55,7 @@ def main() -> None:
     row("reading", args.images, size_mb, start)
 
     start = clocks()
-    list(in_chunks(lambda span: [preprocess.array(samples[i].content) for i in span], len(samples), args.workers))
+    list(map_indices(lambda i: preprocess.array(samples[i].content), len(samples), args.workers))
     row(f"decoding, {worker_count(args.workers)} threads", args.images, size_mb, start)
     samples.clear()
 

@@ -32,9 +32,9 @@ def test_memory_and_files_give_the_same_arrays(tmp_path: Path) -> None:
     in_memory = Store(images, PREPROCESS, cache_mib=10, workers=3)
     from_files = Store(images, PREPROCESS, cache_mib=0, workers=2)
     picks = np.array([5, 0, 146, 5, 63])
-    expected = np.stack([PREPROCESS.array(images.source(int(in_memory.kept[p]))) for p in picks])
+    expected = np.stack([PREPROCESS.array(images.source(int(in_memory.indices[p]))) for p in picks])
     for store in (in_memory, from_files):
-        assert len(store) == 147 and store.kept[0] == 1 and store.labels.tolist() == (store.kept % 2).tolist()
+        assert len(store) == 147 and store.indices[0] == 1 and store.labels.tolist() == (store.indices % 2).tolist()
         assert [name for name, _ in store.bad] == ["train[0]", "train[64]", "train[149]"] and all(
             r for _, r in store.bad
         )

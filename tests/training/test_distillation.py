@@ -169,7 +169,7 @@ def test_stored_logits_follow_their_images_through_order_and_mixing(file: str, t
 
 
 def test_stored_logits_are_counted_with_the_images_that_cannot_be_read() -> None:
-    store: Any = SimpleNamespace(images=range(5), kept=np.array([0, 2, 4]))
+    store: Any = SimpleNamespace(images=range(5), indices=np.array([0, 2, 4]))
     logits = np.log(np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4], [0.4, 0.6]]))
     teacher = make_teacher(logits, Distill(teacher="logits.npy"), store, ("a", "b"), CPU, FLOAT)
     torch.testing.assert_close(teacher.before(np.array([2, 1])), torch.tensor([[0.4, 0.6], [0.7, 0.3]]))

@@ -147,7 +147,7 @@ def make_teacher(
 
     def stored(indices: np.ndarray) -> Tensor:
         assert isinstance(source, np.ndarray) and not isinstance(train, Stream)
-        return distribution(send(torch.from_numpy(source[train.kept[indices]].astype(np.float32)), device), cfg)
+        return distribution(send(torch.from_numpy(source[train.indices[indices]].astype(np.float32)), device), cfg)
 
     if source is None:
         return Teacher(nothing, nothing)
