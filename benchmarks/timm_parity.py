@@ -48,7 +48,7 @@ from timm.models.mlp_mixer import MlpMixer
 import mlpmixer
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_images
-from mlpmixer.data.preprocess import Preprocess, named
+from mlpmixer.data.preprocess import Preprocess, create_preprocess
 from mlpmixer.download import cache_path
 from mlpmixer.hardware import device_name
 from mlpmixer.models import names
@@ -178,7 +178,7 @@ def disagreements(w: published.Weights, tag: str) -> list[str]:
     """Where our entry and timm's configuration of `tag` say different things."""
     theirs, data = timm.get_pretrained_cfg(tag), data_config(tag)
     cfg = dataclasses.replace(names.MIXERS[w.model], num_classes=w.num_classes, activation="gelu_erf")
-    pre = named(w.preprocess, image_size=cfg.image_size)
+    pre = create_preprocess(w.preprocess, image_size=cfg.image_size)
     with torch.device("meta"):
         live = timm.create_model(theirs.architecture, num_classes=theirs.num_classes)
     act, norm = live.blocks[0].mlp_tokens.act, live.blocks[0].norm1
@@ -256,7 +256,7 @@ def preprocessing(found: dict[str, list[bytes]]) -> Iterator[Figures]:
         for size in SIZES:
             for kind, sources in found.items():
                 yield {"preprocess": name, "timm": tag, "size": size, "kind": kind} | pixels(
-                    tag, named(name, image_size=size), sources
+                    tag, create_preprocess(name, image_size=size), sources
                 )
 
 

@@ -194,22 +194,27 @@ def fetch(
     return path
 
 
+def import_hub(what: str, otherwise: str = "") -> Any:
+    """The module huggingface_hub. FetchError says that `what` needs it."""
+    try:
+        import huggingface_hub
+    except ImportError as e:
+        raise FetchError(f'{what} needs huggingface-hub: pip install "mlpmixer[hf]"{otherwise}') from e
+    return huggingface_hub
+
+
 def hub_file(repo: str, file: str, *, local_dir: Path | None = None) -> Path:
     """A file of the model repository `repo` (owner/name) on the Hugging Face Hub, in `local_dir` or the Hub's cache.
 
     huggingface-hub resumes and checks it, and takes it from the cache when there is no network. Raises FetchError.
     """
-    try:
-        import huggingface_hub as hub
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError as e:
-        raise FetchError('this needs huggingface-hub: pip install "mlpmixer[hf]"') from e
+    hub = import_hub("this")
     unreachable: Exception | None = None
     try:
         # One request first: without a network and without the file, hf_hub_download alone would try and print for half
         # a minute.
         hub.get_hf_file_metadata(hub.hf_hub_url(repo, file))
-    except HfHubHTTPError:
+    except hub.errors.HfHubHTTPError:
         pass  # an answer: hf_hub_download decides what to make of it
     except Exception as e:  # no network, no answer, switched off: the Hub has many ways to say so
         unreachable = e

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mlpmixer.config import from_json, to_json
 from mlpmixer.data.images import ImageError
-from mlpmixer.data.preprocess import PREPROCESSINGS, Preprocess, named
+from mlpmixer.data.preprocess import PREPROCESSINGS, Preprocess, create_preprocess
 
 RNG = np.random.default_rng(0)
 
@@ -130,7 +130,7 @@ SIZES = ((375, 500), (600, 400), (256, 256), (200, 180), (32, 32))
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_the_official_rules_give_the_official_pixels(name: str, size: tuple[int, int]) -> None:
     case = f"{name}/{size[0]}x{size[1]}"
-    p = named(name, image_size=224)
+    p = create_preprocess(name, image_size=224)
     out = p.normalise(p.array(preprocessing_image(*size))[None])[0].transpose(1, 2, 0)
     with np.load(FIXTURES / "pp_expected.npz") as expected:
         away = np.abs(out[::16, ::16] - expected[case])
@@ -155,7 +155,7 @@ def test_timm_and_miil_are_plain_pillow_calls(
         larger, (16, 16)
     )  # 117 / 2 to the even 58
     expected = np.asarray(image.resize(larger, resample))[top : top + 224, left : left + 224]
-    p = named(name, image_size=(224, 224))
+    p = create_preprocess(name, image_size=(224, 224))
     assert np.array_equal(p.array(image), expected)
     scaled = expected.astype(np.float64) / 255 * scale - (scale - 1)
     np.testing.assert_allclose(p.normalise(p.array(image)[None])[0].transpose(1, 2, 0), scaled, atol=1e-6)
@@ -163,14 +163,15 @@ def test_timm_and_miil_are_plain_pillow_calls(
 
 def test_other_sizes_keep_the_margin_of_224() -> None:
     image = Image.fromarray(preprocessing_image(300, 500))
-    timm = named("timm", image_size=384)  # timm: floor(384 / 0.875) = 438
+    timm = create_preprocess("timm", image_size=384)  # timm: floor(384 / 0.875) = 438
     assert np.array_equal(
         timm.array(image), np.asarray(image.resize((730, 438), Image.Resampling.BICUBIC))[27:411, 173:557]
     )
-    squashed = named("bv_resize_crop", image_size=7).array(preprocessing_image(8, 8))
+    squashed = create_preprocess("bv_resize_crop", image_size=7).array(preprocessing_image(8, 8))
     assert np.array_equal(squashed, preprocessing_image(8, 8)[:7, :7])  # 8 for 7: only the cut is left to do
     assert np.array_equal(
-        named("bv_resmall_crop", image_size=7).array(preprocessing_image(8, 12)), preprocessing_image(8, 12)[:7, 2:9]
+        create_preprocess("bv_resmall_crop", image_size=7).array(preprocessing_image(8, 12)),
+        preprocessing_image(8, 12)[:7, 2:9],
     )
 
 
@@ -178,7 +179,7 @@ def test_other_sizes_keep_the_margin_of_224() -> None:
 @given(h=st.integers(1, 40), w=st.integers(1, 40), height=st.integers(1, 12), width=st.integers(1, 12))
 def test_the_area_filter_is_the_mean_over_the_rectangle_of_each_pixel(h: int, w: int, height: int, width: int) -> None:
     pixels = np.random.default_rng(h * w).integers(0, 256, (h, w), dtype=np.uint8)
-    out = named("bv_resmall_crop", image_size=(height, width), in_channels=1).array(pixels)[..., 0]
+    out = create_preprocess("bv_resmall_crop", image_size=(height, width), in_channels=1).array(pixels)[..., 0]
     ratio = max(Fraction(height * 8 // 7, h), Fraction(width * 8 // 7, w))
     assume(all(n * ratio % 1 != Fraction(1, 2) for n in (h, w)))  # float32 decides those
     rows, columns = round(h * ratio), round(w * ratio)
@@ -200,22 +201,28 @@ def test_the_area_filter_is_the_mean_over_the_rectangle_of_each_pixel(h: int, w:
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (5, 7), (48, 90)])
 def test_every_rule_keeps_a_flat_image_whatever_its_shape(name: str, size: tuple[int, int]) -> None:
     for target in ((1, 1), (8, 8), (13, 30)):
-        out = named(name, image_size=target).array(np.full((*size, 3), 70, np.uint8))
+        out = create_preprocess(name, image_size=target).array(np.full((*size, 3), 70, np.uint8))
         assert out.shape == (*target, 3) and out.flags.writeable
         assert (out == 70).all() or (
             name == "bv_resmall_crop" and set(np.unique(out)) <= {69, 70}
         )  # as in the official code
-        assert out.dtype == named(name, image_size=target).dtype == (np.float32 if name == "vit_jax_eval" else np.uint8)
+        assert (
+            out.dtype
+            == create_preprocess(name, image_size=target).dtype
+            == (np.float32 if name == "vit_jax_eval" else np.uint8)
+        )
 
 
 @pytest.mark.parametrize("name", PREPROCESSINGS)
 def test_grey_and_many_channels_are_the_same_rule_plane_by_plane(name: str) -> None:
     pixels = preprocessing_image(60, 90)
-    rgb = named(name, image_size=28).array(pixels)
-    grey = named(name, image_size=28, in_channels=1)
+    rgb = create_preprocess(name, image_size=28).array(pixels)
+    grey = create_preprocess(name, image_size=28, in_channels=1)
     assert np.array_equal(grey.array(pixels[..., 1]), rgb[..., 1:2]) and len(grey.mean) == 1
-    assert np.array_equal(named(name, image_size=28).array(Image.fromarray(pixels[..., 1])), rgb[..., [1, 1, 1]])
-    five = named(name, image_size=28, in_channels=5).array(pixels[..., [0, 1, 2, 1, 0]])
+    assert np.array_equal(
+        create_preprocess(name, image_size=28).array(Image.fromarray(pixels[..., 1])), rgb[..., [1, 1, 1]]
+    )
+    five = create_preprocess(name, image_size=28, in_channels=5).array(pixels[..., [0, 1, 2, 1, 0]])
     assert np.array_equal(five, rgb[..., [0, 1, 2, 1, 0]])
 
 
@@ -224,7 +231,7 @@ def test_grey_and_many_channels_are_the_same_rule_plane_by_plane(name: str) -> N
 def test_timms_own_transforms_give_the_same_pixels_as_ours(name: str, size: str) -> None:
     """timm.npz: written by benchmarks/timm_parity.py --fixture with timm 1.0.31, from each tag's own configuration."""
     height, width = map(int, size.split("x"))
-    p = named(name, image_size=(height, width))
+    p = create_preprocess(name, image_size=(height, width))
     with np.load(FIXTURES / "timm.npz") as stored:
         cases = {key: stored[key] for key in stored.files if f"/{name}/{size}/" in key}
     assert len(cases) == 6
@@ -240,15 +247,15 @@ def test_timms_own_transforms_give_the_same_pixels_as_ours(name: str, size: str)
 def test_published_rules_see_every_pixel_of_a_large_jpeg(name: str) -> None:
     buffer = io.BytesIO()
     Image.fromarray(preprocessing_image(400, 500)).save(buffer, "JPEG")
-    p = named(name, image_size=14)
+    p = create_preprocess(name, image_size=14)
     assert np.array_equal(p.array(buffer.getvalue()), p.array(np.asarray(Image.open(buffer))))
 
 
 @pytest.mark.parametrize("name", PREPROCESSINGS)
 def test_a_published_rule_survives_json(name: str) -> None:
-    p = named(name, image_size=(224, 112))
+    p = create_preprocess(name, image_size=(224, 112))
     assert from_json(Preprocess, json.loads(json.dumps(to_json(p)))) == p
-    assert p.scaled(0.5) == named(name, image_size=(112, 56))
+    assert p.scaled(0.5) == create_preprocess(name, image_size=(112, 56))
 
 
 def test_models_stored_before_these_rules_existed_read_as_ever() -> None:
@@ -262,16 +269,16 @@ def test_models_stored_before_these_rules_existed_read_as_ever() -> None:
 
 
 def test_normalise_takes_floats_and_leaves_them_alone() -> None:
-    p = named("vit_jax_eval", image_size=8, in_channels=1)
+    p = create_preprocess("vit_jax_eval", image_size=8, in_channels=1)
     images = np.full((2, 8, 8, 1), 63.75, np.float32)
     assert (p.normalise(images) == -0.5).all() and (images == 63.75).all()
 
 
 def test_wrong_rules_are_answered() -> None:
     with pytest.raises(ValueError, match=r"no preprocessing named 'bv_resmall'; did you mean bv_resmall_crop"):
-        named("bv_resmall", image_size=224)
+        create_preprocess("bv_resmall", image_size=224)
     with pytest.raises(ValueError, match="has its own filter: leave interpolation"):
         Preprocess(image_size=(8, 8), fit="bv_resize_crop", interpolation="bicubic")
     for name in ("timm", "bv_resmall_crop"):
         with pytest.raises(ImageError, match="too long and narrow"):
-            named(name, image_size=224).array(Image.new("L", (100_000, 8)))
+            create_preprocess(name, image_size=224).array(Image.new("L", (100_000, 8)))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mlpmixer.data.image_set import ImageSet, numbered
-from mlpmixer.data.preprocess import Preprocess, named
+from mlpmixer.data.preprocess import Preprocess, create_preprocess
 from mlpmixer.data.store import Store
 
 PREPROCESS = Preprocess(image_size=(12, 10))
@@ -80,7 +80,7 @@ def test_grey_arrays_of_the_right_size_come_back_exactly() -> None:
 
 
 def test_a_rule_that_never_rounds_is_stored_as_floats(tmp_path: Path) -> None:
-    images, rule = image_set(tmp_path, 6), named("vit_jax_eval", image_size=(12, 10))
+    images, rule = image_set(tmp_path, 6), create_preprocess("vit_jax_eval", image_size=(12, 10))
     in_memory, from_files = (Store(images, rule, cache_mib=mib, workers=2) for mib in (1, 0))
     picks = np.array([3, 0])
     expected = np.stack([rule.array(images.source(i)) for i in (3, 0)])

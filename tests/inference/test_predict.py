@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mlpmixer.data.images import ImageError
-from mlpmixer.data.preprocess import Preprocess, named
+from mlpmixer.data.preprocess import Preprocess, create_preprocess
 from mlpmixer.inference.classifier import Classifier, Exported, Failure, Prediction, load
 from mlpmixer.inference.engines import Runtime
 from mlpmixer.inference.exported import Export
@@ -239,7 +239,7 @@ def test_loading_a_model_reads_its_header_once(run, monkeypatch):
 
 def test_a_rule_that_never_rounds_reaches_the_network_as_floats(tmp_path):
     model = by_brightness()
-    model.preprocess = named("vit_jax_eval", image_size=8)
+    model.preprocess = create_preprocess("vit_jax_eval", image_size=8)
     paths = [grey(tmp_path / f"{v}.png", v, (5, 9)) for v in (0, 127, 255)]
     assert [p.label for p in predict_files(model, paths)] == list(GREYS)
     image = np.zeros((2, 2, 3), np.uint8)

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mlpmixer.config import Config, pair
+from mlpmixer.config import Config, pair, require
 from mlpmixer.data.config import Fit
 from mlpmixer.data.images import Pixels, Source, decode
-from mlpmixer.data.tensorflow_resize import RULES, require_room, with_margin
+from mlpmixer.data.tensorflow_resize import RULES, require_size_limit, size_before_crop
 from mlpmixer.registry import Registry
 
 if TYPE_CHECKING:
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 Values = TypeVar("Values", np.ndarray, "Tensor")
 
-MAX_CHANNELS = 10_000  # satellites have hundreds; more is no image, but a file that wants memory
+MAX_CHANNELS = 10_000  # satellites have hundreds
 GREY = 128  # what "pad" fills with: close to the mean of the 0..255 range
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,52 +34,47 @@ class Preprocess(Config, owner="preprocess"):
     in_channels: int = 3
     """1 grey, 3 RGB; other numbers take arrays only, not files."""
     fit: Fit = "crop"
-    """Ours, antialiased, where an image of the model's size passes unchanged: crop covers the rectangle and cuts its
-    centre, pad has the whole image inside and grey around it, squash. Those of published weights: short_side_crop
-    resizes the short side to 256/224 of the size, antialiased, and cuts the centre (timm, torchvision); vit_jax_eval,
-    bv_resmall_crop, bv_resize_crop: `mlpmixer.data.tensorflow_resize`."""
+    """Ours are antialiased, and leave an image of the model's size as it is: crop covers the rectangle and cuts its
+    centre, pad puts the whole image inside with grey around it, squash changes its shape. Those of published weights:
+    short_side_crop resizes the short side to 256/224 of the size, antialiased, and cuts the centre (timm, torchvision);
+    vit_jax_eval, bv_resmall_crop, bv_resize_crop: `mlpmixer.data.tensorflow_resize`."""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    """Per channel, of the 0..1 range."""
+    """Per channel, in the 0..1 range."""
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    """Per channel, of the 0..1 range."""
+    """Per channel, in the 0..1 range."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Of the antialiased resize; the official rules have their own filter."""
+    """The filter of the antialiased resize; the official rules have their own."""
 
     def validate(self) -> None:
-        if min(self.image_size) < 1 or self.in_channels < 1:
-            raise ValueError(f"image_size {self.image_size} and in_channels {self.in_channels} must be positive")
-        if self.in_channels > MAX_CHANNELS:
-            raise ValueError(f"in_channels must be at most {MAX_CHANNELS:,}, got {self.in_channels}")
+        require(min(self.image_size) >= 1, f"image_size must be positive, got {self.image_size}")
+        require(
+            1 <= self.in_channels <= MAX_CHANNELS,
+            f"in_channels must be in 1..{MAX_CHANNELS:,}, got {self.in_channels}",
+        )
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != self.in_channels:
-                if len(set(values)) != 1:
-                    raise ValueError(f"{name} has {len(values)} values for {self.in_channels} channels")
+                require(len(set(values)) == 1, f"{name} has {len(values)} values for {self.in_channels} channels")
                 object.__setattr__(self, name, values[:1] * self.in_channels)
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {self.std}")
-        if self.fit in RULES and self.interpolation != "bilinear":
-            raise ValueError(
-                f"fit={self.fit!r} has its own filter: leave interpolation at 'bilinear', got {self.interpolation!r}"
-            )
+        require(min(self.std) > 0, f"std must be positive, got {self.std}")
+        require(
+            self.fit not in RULES or self.interpolation == "bilinear",
+            f"fit={self.fit!r} has its own filter: leave interpolation at 'bilinear', got {self.interpolation!r}",
+        )
 
     @property
     def dtype(self) -> "np.dtype[np.uint8 | np.float32]":
-        """Of what `array` returns: float32 where the rule never rounds (vit_jax_eval), else uint8."""
+        """What `array` returns: float32 where the rule never rounds (vit_jax_eval), else uint8."""
         return np.dtype(np.float32 if self.fit == "vit_jax_eval" else np.uint8)
 
     def array(self, source: Source | np.ndarray) -> Pixels:
-        """(H, W, C) of `dtype`, 0..255, of a path, the bytes of a file, a Pillow image or a uint8 array (h, w) or (h,
-        w, c).
-
-        Raises ImageError when it cannot be read.
-        """
+        """One image, uint8 (h, w) or (h, w, c) if an array -> (H, W, C) of `dtype`, 0..255. Raises ImageError."""
         if isinstance(source, np.ndarray):
             return self._from_array(source)
         if self.in_channels not in (1, 3):
+            channels = self.in_channels
             raise ValueError(
-                f"files hold 1 or 3 channels, the model has {self.in_channels}: pass uint8 arrays (h, w, "
-                f"{self.in_channels})"
+                f"files hold 1 or 3 channels, the model has {channels}: pass uint8 arrays (h, w, {channels})"
             )
         enough_px = max(self.image_size) if self.fit in ("crop", "pad") else 0
         image = decode(source, "RGB" if self.in_channels == 3 else "L", max_px=enough_px)
@@ -92,20 +86,19 @@ class Preprocess(Config, owner="preprocess"):
         channels = 1 if pixels.ndim == 2 else pixels.shape[2]
         if self.in_channels in (1, 3) and channels in (1, 3, 4):
             return self.array(
-                Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.ndim == 3 and channels == 1 else pixels))
+                Image.fromarray(pixels.reshape(*pixels.shape[:2], -1)[..., 0] if channels == 1 else pixels)
             )
         if channels != self.in_channels:
             raise ValueError(
                 f"expected {self.in_channels} channels (h, w, {self.in_channels}), got shape {pixels.shape}"
             )
-        planes = [self._fitted(Image.fromarray(np.ascontiguousarray(pixels[..., c]))) for c in range(channels)]
-        return np.dstack(planes)
+        return np.dstack([self._fitted(Image.fromarray(plane)) for plane in np.moveaxis(pixels, 2, 0)])
 
     def _fitted(self, image: Image.Image) -> Pixels:
         """(H, W), (H, W, 1) or (H, W, 3)."""
         if self.fit in RULES:
             return RULES[self.fit](np.atleast_3d(np.asarray(image)), self.image_size)
-        resample = _FILTERS[self.interpolation]
+        resample = Image.Resampling[self.interpolation.upper()]
         if self.fit == "short_side_crop":
             return np.array(_short_side_crop(image, self.image_size, resample))
         (height, width), (w, h) = self.image_size, image.size
@@ -133,7 +126,7 @@ class Preprocess(Config, owner="preprocess"):
         return np.array(self.mean, np.float32)[:, None, None], np.array(self.std, np.float32)[:, None, None]
 
     def scaled(self, factor: float) -> "Preprocess":
-        """The same for copies `factor` times as large, as training keeps them."""
+        """The same at `factor` times the size, as training keeps its images."""
         height, width = self.image_size
         return dataclasses.replace(self, image_size=(round(height * factor), round(width * factor)))
 
@@ -150,39 +143,38 @@ def standardise(pixels: Values, mean: Values, std: Values) -> Values:
 
 
 def _short_side_crop(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    """timm's evaluation transform: resized to cover the margin, then the centre, its border rounded to the even number.
+    """timm's evaluation transform: resize to cover `size_before_crop`, cut the centre, its border rounded half to even.
 
-    For a square the long side is rounded down (torchvision's Resize), for an oblong both go to the nearest (timm's
-    ResizeKeepRatio).
+    For a square the long side is rounded down (torchvision's Resize), for other shapes both sides are rounded to the
+    nearest (timm's ResizeKeepRatio).
     """
-    (height, width), (w, h), larger = size, image.size, with_margin(size)
+    (height, width), (w, h), larger = size, image.size, size_before_crop(size)
     if height == width:
         resized = (larger[1] * w // h, larger[0]) if w >= h else (larger[1], larger[0] * h // w)
     else:
         ratio = min(w / larger[1], h / larger[0])
         resized = round(w / ratio), round(h / ratio)
-    require_room((resized[1], resized[0]))
+    require_size_limit((resized[1], resized[0]))
     left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
     return image.resize(resized, resample).crop((left, top, left + width, top + height))
 
 
 PREPROCESSINGS: Registry[Callable[..., Preprocess]] = Registry("preprocessing")
-"""What published weights are evaluated with, by name. mean = std = 0.5, that is -1..1, where nothing else is said."""
+"""The evaluation preprocessing of published weights, by name. mean = std = 0.5, that is -1..1, unless stated."""
 PREPROCESSINGS |= {
     "vit_jax_eval": partial(Preprocess, fit="vit_jax_eval"),
     "bv_resmall_crop": partial(Preprocess, fit="bv_resmall_crop"),
     "bv_resize_crop": partial(Preprocess, fit="bv_resize_crop"),
-    "timm": partial(
-        Preprocess, fit="short_side_crop", interpolation="bicubic"
-    ),  # the default_cfg of timm's mixers: crop_pct 0.875
-    "miil": partial(Preprocess, fit="short_side_crop", mean=(0.0,), std=(1.0,)),  # the same of timm's miil_in21k tags
+    # the default_cfg of timm's mixers (crop_pct 0.875), and of its miil_in21k tags
+    "timm": partial(Preprocess, fit="short_side_crop", interpolation="bicubic"),
+    "miil": partial(Preprocess, fit="short_side_crop", mean=(0.0,), std=(1.0,)),
 }
 
 
-def named(name: str, *, image_size: int | tuple[int, int], in_channels: int = 3) -> Preprocess:
+def create_preprocess(name: str, *, image_size: int | tuple[int, int], in_channels: int = 3) -> Preprocess:
     """The evaluation preprocessing of published weights, for a model of this size (pixels; one number means square).
 
-    Only 224 is published: at other sizes the image is resized to the same 256/224 of the size, rounded down, before its
-    centre is cut. Raises ValueError for an unknown name, with the nearest right one.
+    Only 224 is published; at other sizes too the image is resized to 256/224 of the size, rounded down, before its
+    centre is cut. ValueError for an unknown name, with the nearest right one.
     """
     return PREPROCESSINGS[name](image_size=pair(image_size), in_channels=in_channels)

@@ -50,7 +50,7 @@ class NameTable:
     activation: str = ""
     """What this form's code computes, where that is not part of the file."""
     preprocess: str = "timm"
-    """Name of the evaluation preprocessing that goes with it, see `data.preprocess.named`."""
+    """Name of the evaluation preprocessing that goes with it, see `data.preprocess.create_preprocess`."""
     current: Callable[[Arrays], dict[str, np.ndarray]] = _unchanged
     """Arrays of any public variant under the names of `rows`."""
 

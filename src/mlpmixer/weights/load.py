@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlpmixer.config import checked, pair
-from mlpmixer.data.preprocess import named
+from mlpmixer.data.preprocess import create_preprocess
 from mlpmixer.models.architecture import build, build_with_weights, configured, name_of
 from mlpmixer.models.configs import NetworkConfig, Size
 from mlpmixer.weights import published
@@ -146,7 +146,7 @@ def _foreign(file: Path, known: Weights | None, name: str, image_size: Size | No
     meta = ModelMeta(
         config=cfg,
         classes=published.class_names(heads[k]) if k in heads else published.numbered(k),
-        preprocess=named(preprocess, image_size=pair(cfg.image_size), in_channels=cfg.in_channels),
+        preprocess=create_preprocess(preprocess, image_size=pair(cfg.image_size), in_channels=cfg.in_channels),
         provenance=provenance,
     )
     return build_with_weights(cfg, state).eval(), meta

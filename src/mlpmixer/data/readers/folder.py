@@ -3,11 +3,12 @@
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 
 import numpy as np
 
 from mlpmixer.data.image_set import ImageSet, RawSplits
-from mlpmixer.data.images import IMAGE_SUFFIXES, Source
+from mlpmixer.data.images import IMAGE_SUFFIXES
 from mlpmixer.data.paths import SPLIT_WORDS, printable
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
@@ -24,24 +25,27 @@ def read_folder(root: str, name: str) -> RawSplits:
     if splits:
         unused = [f for f in folders if f not in splits.values()]
         notes += [f"folder {printable(f)!r} beside {', '.join(splits.values())} is not used" for f in unused]
-    found: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    classes: set[str] = set()
+    found: dict[str, list[tuple[str, str, str]]] = {}  # split -> (class, path, readable name)
     for split, folder in (splits or {"all": ""}).items():
         if folder:
             folders, loose = scan.entries(os.path.join(root, folder))
             scan.note_loose(f"{folder}/", loose)
-        by_class = found.setdefault(split, {})
         above = frozenset({_inode(root), _inode(os.path.join(root, folder))})
+        images = found[split] = []
         for sub in folders:
-            path = os.path.join(folder, sub)
-            by_class.setdefault(_class_name(sub), []).extend(scan.images(os.path.join(root, path), path, above))
-    classes = sorted({c for by_class in found.values() for c in by_class})
+            path, name_of_class = os.path.join(folder, sub), _class_name(sub)
+            classes.add(name_of_class)
+            images += [(name_of_class, *image) for image in scan.images(os.path.join(root, path), path, above)]
+        images.sort(key=itemgetter(0))
+    index = {c: i for i, c in enumerate(sorted(classes))}
     sets = {}
-    for split, by_class in found.items():
-        images = [(path, shown, k) for k, c in enumerate(classes) for path, shown in by_class.get(c, ())]
+    for split, images in found.items():
         if images:
-            paths, names, labels = zip(*images, strict=True)
-            sources: list[Source] = list(paths)
-            sets[split] = ImageSet(classes, np.array(labels), names, sources)
+            labels = np.array([index[c] for c, _, _ in images])
+            sets[split] = ImageSet(
+                list(index), labels, [shown for *_, shown in images], [path for _, path, _ in images]
+            )
         elif splits:
             notes.append(f"folder {splits[split]!r} holds no images")
     if not sets:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mlpmixer.data.image_set import RawSplits
 from mlpmixer.data.paths import parquet_files, split_from_path
 from mlpmixer.data.readers.parquet import Table, raw_splits, read_parquet
-from mlpmixer.download import first_line
+from mlpmixer.download import first_line, import_hub
 
 
 def download_parquet(repo: str, name: str, classes: Sequence[str], channels: int, otherwise: str) -> RawSplits:
@@ -16,10 +16,7 @@ def download_parquet(repo: str, name: str, classes: Sequence[str], channels: int
 
     otherwise: what to do without a network, for the error.
     """
-    try:
-        import huggingface_hub as hub
-    except ImportError as e:
-        raise ValueError(f'downloading {name} needs huggingface-hub: pip install "mlpmixer[hf]". Or {otherwise}') from e
+    hub = import_hub(f"downloading {name}", f". Or {otherwise}")
     try:
         folder = hub.snapshot_download(repo, repo_type="dataset", allow_patterns="*.parquet")
     except Exception as e:  # no network, refused, switched off: the Hub has many ways to say so
@@ -49,12 +46,11 @@ def read_hub(repo: str) -> RawSplits:
         raise ValueError(f"expected hf:owner/name, got 'hf:{repo}'")
     try:
         import datasets
-        import huggingface_hub as hub
     except ImportError as e:
         raise ValueError(f'hf:{repo} needs the package datasets: pip install "mlpmixer[hf]"') from e
     try:
         if not os.path.isdir(os.path.join(datasets.config.HF_DATASETS_CACHE, repo.replace("/", "___"))):
-            hub.HfApi().dataset_info(
+            import_hub(f"hf:{repo}").HfApi().dataset_info(
                 repo, timeout=20
             )  # fails at once without a network; load_dataset takes half a minute
         loaded = datasets.load_dataset(repo)

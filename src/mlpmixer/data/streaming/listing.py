@@ -3,6 +3,7 @@ https://host/train-{000..146}.tar, the address of a folder with an _info.json, o
 
 import itertools
 import json
+import operator
 import os
 import re
 from collections.abc import Sequence
@@ -12,11 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
-from mlpmixer.data import paths
-from mlpmixer.data.paths import SPLIT_WORDS, printable, require_all_shards, split_from_path
+from mlpmixer.data.paths import SPLIT_WORDS, printable, require_all_shards, similar_paths, split_from_path
 from mlpmixer.data.readers.parquet import LABEL_COLUMNS
 from mlpmixer.data.streaming.shards import SUFFIXES, Shard, ShardError
-from mlpmixer.download import CHUNK_BYTES, Connection, NetworkError, first_line
+from mlpmixer.download import CHUNK_BYTES, Connection, NetworkError, first_line, import_hub
 
 INFO = "_info.json"  # as timm writes it beside its WebDataset shards
 
@@ -52,11 +52,11 @@ def find_shards(name: str, folder: str | None, timeout_s: float) -> Listing:
         return Listing.of(short, addresses, None, f"from {len(addresses)} shards, {printable(name)}")
     if remote:
         address = name if name.endswith(".json") else f"{name.rstrip('/')}/{INFO}"
-        return _from_info(_download_info(address, timeout_s), address, address.rpartition("/")[0])
+        return _from_info(_download(address, timeout_s), address, address.rpartition("/")[0])
     candidates = (os.path.expanduser(name), os.path.join(os.path.expanduser(folder or "."), name))
     path = next((p for p in candidates if os.path.isdir(p)), None)
     if path is None:
-        near = paths.similar_paths(name)
+        near = similar_paths(name)
         raise ValueError(
             f"no folder of shards {printable(name)!r} (data.stream)"
             + (f"; did you mean {', '.join(near)}? Expected" if near else ": expected")
@@ -64,7 +64,7 @@ def find_shards(name: str, folder: str | None, timeout_s: float) -> Listing:
             "hf:OWNER/NAME"
         )
     if os.path.isfile(info := os.path.join(path, INFO)):
-        return _from_info(_parse_info(Path(info).read_bytes(), info), info, path)
+        return _from_info(Path(info).read_bytes(), info, path)
     files = shards_in(path)
     if not files:
         raise ValueError(
@@ -134,10 +134,10 @@ def read_classes(given: str) -> tuple[str, ...]:
 # ---- _info.json
 
 
-def _download_info(address: str, timeout_s: float) -> dict[str, Any]:
+def _download(address: str, timeout_s: float) -> bytes:
     try:
         with closing(Connection(address, timeout_s)) as connection:
-            return _parse_info(b"".join(iter(lambda: connection.read(CHUNK_BYTES), b"")), address)
+            return b"".join(iter(lambda: connection.read(CHUNK_BYTES), b""))
     except NetworkError as e:
         raise ValueError(
             f"{address} could not be read ({e}). A server's folder cannot be listed: expected an {INFO} in it that "
@@ -145,29 +145,23 @@ def _download_info(address: str, timeout_s: float) -> dict[str, Any]:
         ) from e
 
 
-def _parse_info(content: bytes, where: str) -> dict[str, Any]:
+def _from_info(content: bytes, where: str, base: str) -> Listing:
+    shards: dict[str, list[Shard]] = {}
     try:
         info: dict[str, Any] = json.loads(content)
-        for split in info["splits"].values():
-            files, lengths = split["filenames"], split["shard_lengths"]
-            if len(files) != len(lengths) or not all(isinstance(n, int) for n in lengths):
-                raise ValueError("shard_lengths that are not one number for each file")
+        for name, split in info["splits"].items():
+            of_split = shards.setdefault(split_from_path(name) or "all", [])
+            for file, samples in zip(split["filenames"], split["shard_lengths"], strict=True):
+                address = urljoin(base + "/", file) if "://" in base else os.path.join(base, file)
+                if "://" not in base and not os.path.isfile(address):
+                    raise ShardError(f"{address} is missing; {where} lists it")
+                of_split.append(Shard(address, operator.index(samples)))
+    except ShardError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(
             f"{where}: expected {{'splits': {{NAME: {{'filenames': [...], 'shard_lengths': [...]}}}}}}, got {e}"
         ) from e
-    return info
-
-
-def _from_info(info: dict[str, Any], where: str, base: str) -> Listing:
-    shards: dict[str, list[Shard]] = {}
-    for name, split in info["splits"].items():
-        of_split = shards.setdefault(split_from_path(name) or "all", [])
-        for file, samples in zip(split["filenames"], split["shard_lengths"], strict=True):
-            address = urljoin(base + "/", file) if "://" in base else os.path.join(base, file)
-            if "://" not in base and not os.path.isfile(address):
-                raise ShardError(f"{address} is missing; {where} lists it")
-            of_split.append(Shard(address, samples))
     classes = tuple(map(str, info["classes"])) if info.get("classes") else None
     return Listing(printable(base.rpartition("/")[2]) or "shards", shards, classes, f"from {where}")
 
@@ -180,10 +174,7 @@ def _on_the_hub(repo: str) -> Listing:
     if not match or {".", ".."} & set(repo.split("/")):
         raise ValueError(f"expected hf:owner/name or hf:owner/name/folder, got 'hf:{repo}'")
     owner_name, folder = match[1], match[2].removeprefix("/")
-    try:
-        import huggingface_hub as hub
-    except ImportError as e:
-        raise ValueError(f'hf:{repo} needs huggingface-hub: pip install "mlpmixer[hf]"') from e
+    hub = import_hub(f"hf:{repo}")
     try:
         info = hub.HfApi().dataset_info(owner_name)
     except Exception as e:  # no network, no such data set, switched off: the Hub has many ways to say so
