@@ -154,8 +154,8 @@ def accepted_classes(
 def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> NDArray[np.int64]:
     """For each class of the data its index in the model, (K,) int64, matched by name.
 
-    ImageNet's folders may have WordNet ids instead of names. A model that came without names (`published.numbered`) takes the
-    data's order. ValueError when a class is missing on either side.
+    ImageNet's folders may have WordNet ids instead of names. A model without class names (`published.numbered`) takes
+    the data's order. ValueError when a class is missing on either side.
     """
     if tuple(model_classes) in (tuple(data_classes), published.numbered(len(data_classes))):
         return np.arange(len(model_classes))

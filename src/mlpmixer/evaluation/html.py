@@ -55,7 +55,7 @@ def data_uri(picture: bytes) -> str:
 
 
 def svg(draw: "Callable[[Figure], None]", width: float, height: float) -> Markup:
-    """What `draw` puts on an empty figure of that size, in inches, as an inline SVG in the page's colours."""
+    """An inline SVG, in the page's colours, of what `draw` puts on an empty figure of that size in inches."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -202,7 +202,7 @@ def _require_fit(p: Probabilities, labels: Labels, classes: Sequence[str], names
 
 
 def _rank(p: Probabilities, labels: Labels) -> NDArray[np.int64]:
-    """How many classes come before the true one (N,); 0: it is the prediction."""
+    """The number of classes that are likelier than the true one (N,); 0: it is the prediction."""
     of_true = p[np.arange(len(p)), labels][:, None]
     tied_before = (p == of_true) & (np.arange(p.shape[1]) < labels[:, None])
     rank: NDArray[np.int64] = ((p > of_true) | tied_before).sum(axis=1)

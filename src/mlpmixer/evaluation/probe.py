@@ -89,7 +89,7 @@ class ProbeResult:
     """Unreadable images, (name, reason), which are excluded from the numbers above."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; the top-1 of few shots is {"mean", "range", "n"}, with the value of each seed beside it."""
+        """Plain JSON values; the top-1 of few shots is {"mean", "range", "n"}, beside the value of each seed."""
         rows = [
             {
                 "shots": row.shots,
@@ -285,7 +285,7 @@ def linear_probe(
     *,
     l2s: Sequence[float] = LINEAR_L2S,
 ) -> LinearProbe:
-    """Multinomial logistic regression on train (scikit-learn, L-BFGS) with the l2 that is best on val, measured on test.
+    """Multinomial logistic regression on train (scikit-learn, L-BFGS), with the l2 best on val, measured on test.
 
     Features are standardised by the mean and standard deviation of train. Strengths are tried in descending order, each
     starting from the previous solution; of equally good ones the largest is taken.

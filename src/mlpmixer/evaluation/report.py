@@ -90,7 +90,7 @@ def _scores(test: Json) -> list[tuple[str, str]]:
 
 
 def _picture(pixels: Thumbnail) -> str:
-    """The address of a small picture as PNG, which is enlarged without blur, or of a larger one as JPEG; "" for None."""
+    """A picture's address: a small one as PNG, to be enlarged without blur, a larger one as JPEG; "" for None."""
     if pixels is None or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
         return ""
     image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))

@@ -1,4 +1,4 @@
-"""What chance alone can do to counts of correct answers: an interval for a share, a test and an interval for a pair.
+"""Statistics of counts of correct answers: an interval for a share, a test and an interval for a pair of models.
 
 Every function takes counts of images and assumes that the images are independent draws. Shares are fractions between 0
 and 1.

@@ -1,9 +1,9 @@
 """Attribution: how much each patch of an image contributes to a prediction, exactly where that is possible.
 
 B images, S patches in a grid of h x w, K classes. `images` (B, in_channels, H, W) are normalised; `classes` (B,) int64
-are the classes to explain; `fill` (in_channels,) stands for "nothing to see", normalised, too, such as the mean pixel of
-the training images. Networks are in evaluation mode. Any grid will do; the methods agree with the network's own patches
-when it is `cfg.grid`. `faithfulness` measures how much each method can be trusted.
+are the classes to explain; `fill` (in_channels,) is the normalised pixel that stands for "nothing to see", such as the
+mean pixel of the training images. Networks are in evaluation mode. `faithfulness` measures how far each method can be
+trusted.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ def patch_evidence(network: nn.Module, images: Tensor) -> Tensor:
 @METHODS.register("evidence")
 @torch.no_grad()
 def evidence(network: nn.Module, images: Tensor, classes: Tensor, fill: Tensor, grid: Grid) -> Tensor:
-    """What each patch adds to the logit; the sum is the logit without the head's bias. `fill` is not used."""
+    """The contribution of each patch to the logit, which sum to the logit less the head's bias; `fill` is not used."""
     logits = patch_evidence(network, images)
     if logits.shape[1] != grid[0] * grid[1]:
         raise ValueError(f"evidence is about the network's own {logits.shape[1]} patches, not {grid[0]} x {grid[1]}")
@@ -63,7 +63,7 @@ def evidence(network: nn.Module, images: Tensor, classes: Tensor, fill: Tensor, 
 @METHODS.register("occlusion")
 @torch.no_grad()
 def occlusion(network: nn.Module, images: Tensor, classes: Tensor, fill: Tensor, grid: Grid) -> Tensor:
-    """By how much the logit falls when this patch alone is filled (Zeiler and Fergus 2014, arXiv:1311.2901)."""
+    """The fall of the logit when this patch alone is filled (Zeiler and Fergus 2014, arXiv:1311.2901)."""
     _require_eval(network)
     each = torch.eye(grid[0] * grid[1], dtype=torch.bool, device=images.device)
     rows = []
@@ -258,7 +258,7 @@ def _explanation(
 
 
 def default_fill(classifier: Classifier) -> tuple[Tensor, str]:
-    """What to fill patches with, (in_channels,) on the model's device, and a description of it.
+    """The pixel to fill patches with, (in_channels,) on the model's device, and a description of it.
 
     The mean pixel of up to 512 training images; the middle of the preprocessing's range if they are not available.
     """

@@ -33,7 +33,7 @@ def write_explanations(
 ) -> Path:
     """Write explanation.html and its pictures, a PNG for each image and method, into the folder `out`; give its path.
 
-    model: what was explained. fill: a description of what patches were filled with. data: where `measured` was measured.
+    model: what was explained. fill: a description of what patches were filled with. data: what `measured` is about.
     """
     out.mkdir(parents=True, exist_ok=True)
     images = []
@@ -60,7 +60,7 @@ def write_explanations(
 
 
 def _image(one: "Explanation", prefix: str) -> dict[str, Any]:
-    """What the template shows of one image; its pictures are also written to files whose names begin with `prefix`."""
+    """The values for the template of one image; its pictures are also written to files that begin with `prefix`."""
     target = one.target
     height, width = one.pixels.shape[:2]
     return {
@@ -78,7 +78,7 @@ def _image(one: "Explanation", prefix: str) -> dict[str, Any]:
 
 
 def _sums(one: "Explanation", method: str) -> str:
-    """What the map sums to, and what it should."""
+    """The sum of a map, and the sum that it should have."""
     values, target = one.maps[method], one.target
     if method == "evidence":
         parts = f"{target.evidence_for:+.3f} {target.evidence_against:+.3f} {target.bias:+.3f} (bias)"

@@ -1,8 +1,7 @@
-"""Token mixing made visible: which patches each patch has heard of in one image, and what the weights look for.
+"""Token mixing made visible: how patches depend on each other in one image, and what the weights look for.
 
-Letters: B images, S patches in a grid of h x w, D = in_channels * P * P values of a patch, C hidden_dim, DS
-tokens_mlp_dim, N blocks. Images (B, in_channels, H, W) are as the network sees them, normalised. Models are in
-evaluation mode.
+B images, S patches in a grid of h x w, D = in_channels * P * P values of a patch, C hidden_dim, DS tokens_mlp_dim, N
+blocks. Images (B, in_channels, H, W) are normalised. Models are in evaluation mode.
 """
 
 import math
@@ -22,22 +21,19 @@ from mlpmixer.models.locality import LocalLinear
 from mlpmixer.models.mixer import Mixer, MixerBlock
 
 CHUNK = 64  # directions, or channels, that are worked on at once; bounds memory, changes no result
-EXACT = (
-    64  # up to so many values of a patch, its Jacobian is worked out whole; above, from DIRECTIONS random directions
-)
-DIRECTIONS = 16
+EXACT = 64  # patches of up to so many values have their Jacobian computed in full; larger ones have it estimated
+DIRECTIONS = 16  # random directions of an estimate
 
-# --- of one image -----------------------------------------------------------------------------------------------------
+# --- one image --------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def mixing_maps(model: Mixer, images: Tensor) -> Tensor:
-    """How much each token-mixing MLP alone carries from patch t to patch s of these images, exactly: (B, N, S, S), [..,
-    s, t].
+    """How much the token mixing of each block alone carries from patch t to patch s, exactly: (B, N, S, S), [.., s, t].
 
-    It is the squared Frobenius norm of the (C, C) Jacobian of the branch's output at s by its input at t; the skip
-    connection is left out. In channel i the branch is W2 gelu(W1 x), so its Jacobian is M_i = W2 diag(gelu'(W1 x)) W1;
-    LayerNorm comes before it.
+    It is the squared Frobenius norm of the (C, C) Jacobian of the branch's output at s with respect to its input at t,
+    without the skip connection. In channel i the branch is W2 gelu(W1 x), so its Jacobian is
+    M_i = W2 diag(gelu'(W1 x)) W1; LayerNorm comes before it.
     """
     x, maps = model.stem(model.patches(images)), []
     for block in cast(Iterable[MixerBlock], model.blocks):
@@ -53,35 +49,29 @@ def _mixing_map(block: MixerBlock, x: Tensor) -> Tensor:
     with torch.enable_grad():
         hidden = mlp.fc1(block.columns(block.norm1(x))).detach().requires_grad_()  # (B * parts, C, DS)
         (slope,) = torch.autograd.grad(F.gelu(hidden, approximate=mlp.approximate).sum(), hidden)
-    # row i of LayerNorm's Jacobian at a token: gain_i / std * (e_i - 1/C - z_i z / C), where z is the token before
-    # gain and bias
+    # row i of LayerNorm's Jacobian: gain_i / std * (e_i - 1/C - z_i z / C), where z is the token before gain and bias
     variance = x.var(dim=2, correction=0, keepdim=True) + block.norm1.eps
     z = (x - x.mean(dim=2, keepdim=True)) / variance.sqrt()
-    row = (
-        block.norm1.weight**2 / variance * (1 - 1 / c - z**2 * (2 / c - (z**2).sum(dim=2, keepdim=True) / c**2))
-    )  # squared norm
+    norm = 1 - 1 / c - z**2 * (2 / c - (z**2).sum(dim=2, keepdim=True) / c**2)  # squared
+    row = block.norm1.weight**2 / variance * norm
     row = block.columns(row.clamp_min(0))  # (B * parts, C, S / parts)
     squares = torch.zeros(len(row), row.shape[2], row.shape[2], device=x.device, dtype=x.dtype)
-    for slopes, rows in zip(
-        torch.split(slope, CHUNK, dim=1), torch.split(row, CHUNK, dim=1), strict=True
-    ):  # some channels at a time
+    for slopes, rows in zip(torch.split(slope, CHUNK, dim=1), torch.split(row, CHUNK, dim=1), strict=True):
         squares += ((w2 * slopes[:, :, None]) @ w1).square().mul(rows[:, :, None]).sum(dim=1)
-    places = block.columns(torch.arange(s, device=x.device).reshape(1, s, 1))[
-        :, 0
-    ]  # (parts, S / parts): the patches of each part
+    tokens_of = block.columns(torch.arange(s, device=x.device).reshape(1, s, 1))[:, 0]  # (parts, S / parts)
     out = x.new_zeros(b, s, s)
-    for part, tokens in enumerate(places):
-        out[:, tokens[:, None], tokens] = squares[part :: len(places)]
+    for part, tokens in enumerate(tokens_of):
+        out[:, tokens[:, None], tokens] = squares[part :: len(tokens_of)]
     return out
 
 
 def dependence(model: Mixer, image: Tensor, directions: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
     """How much each token after each block depends on each patch of an image (in_channels, H, W).
 
-    Gives (N, S, S), [.., s, t], and its standard errors. It is the squared Frobenius norm of the (C, D) Jacobian of
-    token s by the values of patch t, through all layers to there, from Jacobian-vector products.
+    Returns (N, S, S), [.., s, t], and its standard errors. It is the squared Frobenius norm of the (C, D) Jacobian of
+    token s with respect to the values of patch t, through all layers before it, from Jacobian-vector products.
 
-    directions: None goes along each of the D axes, which is exact (errors 0); a number draws so many random signs v,
+    directions: None takes each of the D axes, which is exact (errors 0); a number draws so many random sign vectors v,
         for which the mean of |J v|^2 is that norm (Hutchinson 1990).
     """
     x = model.patches(image[None])
@@ -106,9 +96,8 @@ def dependence(model: Mixer, image: Tensor, directions: int | None = None, seed:
 
     each = torch.eye(s).repeat_interleave(len(along) // s, dim=0)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", ".torch.jit.script. is deprecated", DeprecationWarning
-        )  # torch 2.13's own, at its first jvp
+        # torch 2.13's own, at its first jvp
+        warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", DeprecationWarning)
         seen = torch.vmap(response, chunk_size=CHUNK)(each.to(x), along.to(x))
     seen = seen.reshape(s, -1, len(model.blocks), s).permute(1, 2, 3, 0)  # (directions, N, S of tokens, S of patches)
     if directions is None:
@@ -117,10 +106,10 @@ def dependence(model: Mixer, image: Tensor, directions: int | None = None, seed:
 
 
 def spread(maps: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """What squared norms (..., S, S) say in three numbers, each (...): means over s of a patch's shares in it.
+    """Three summaries of squared norms (..., S, S), each (...), as means over the output patches s.
 
-    Its own share; the mean distance of what it depends on, in patches; how many patches matter, exp of the shares'
-    entropy.
+    The share of the patch itself; the mean distance, in patches, of what it depends on; the effective number of patches
+    that it depends on, which is exp of the entropy of their shares.
     """
     share = maps / maps.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
     place = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).to(maps)
@@ -132,7 +121,7 @@ def spread(maps: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """Which patches each token has heard of in one image, squared norms (N, S, S): `mixing_maps` and `dependence`."""
+    """How patches depend on each other in one image, squared norms (N, S, S): `mixing_maps` and `dependence`."""
 
     layers: NDArray[np.float32]
     whole: NDArray[np.float32]
@@ -143,10 +132,8 @@ class Mixing:
 
 
 def mixing_of(network: Mixer, image: Tensor) -> Mixing:
-    """`mixing_maps` and `dependence` of one image (in_channels, H, W): exact where a patch has up to EXACT values, else
-    estimated."""
-    values_of_a_patch = network.stem.in_features
-    whole, error = dependence(network, image, None if values_of_a_patch <= EXACT else DIRECTIONS)
+    """`mixing_maps` and `dependence` of one image (in_channels, H, W)."""
+    whole, error = dependence(network, image, None if network.stem.in_features <= EXACT else DIRECTIONS)
     numbers = torch.stack(spread(whole, network.cfg.grid), dim=1)
     layers = mixing_maps(network, image[None])[0]
     return Mixing(
@@ -161,10 +148,9 @@ def mixing_of(network: Mixer, image: Tensor) -> Mixing:
 
 
 def hidden_units(model: Mixer, block: int) -> Tensor:
-    """What the hidden units of a block's token-mixing MLP look at: rows of W1 as maps over the grid (of a part), (DS,
-    h, w).
+    """The hidden units of a block's token-mixing MLP: rows of W1 as maps over the grid (of a part), (DS, h, w).
 
-    block: counted from 0. Errors: ValueError when there is no such block.
+    block: counted from 0. ValueError when the model does not have it.
     """
     if not 0 <= block < len(model.blocks):
         raise ValueError(f"there is no block {block}: the model has {len(model.blocks)}, counted from 0")
@@ -173,13 +159,12 @@ def hidden_units(model: Mixer, block: int) -> Tensor:
 
 
 def stem_filters(model: Mixer) -> Tensor:
-    """The patches that the stem's units look for: (C, in_channels, P, P)."""
+    """The rows of the stem's weights as patches: (C, in_channels, P, P)."""
     return model.stem.weight.detach().reshape(-1, model.cfg.in_channels, *pair(model.cfg.patch_size))
 
 
 def frequency(maps: Tensor) -> Tensor:
-    """Mean spatial frequency (n,) of maps (n, ..., h, w), in cycles per step of the grid, weighted by power; inf for
-    zeros."""
+    """Mean spatial frequency (n,) of maps (n, ..., h, w), in cycles per patch, weighted by power; inf for zeros."""
     power = torch.fft.fft2(maps).abs().square()
     h, w = maps.shape[-2:]
     radius = torch.hypot(torch.fft.fftfreq(h)[:, None], torch.fft.fftfreq(w)).to(power)
@@ -188,10 +173,10 @@ def frequency(maps: Tensor) -> Tensor:
 
 
 def opposite_pairs(units: Tensor) -> tuple[Tensor, Tensor]:
-    """An order of units (n, h, w), and the cosine of each pair in it: (n,) int64, (n // 2,). Paper, appendix D.
+    """An order of units (n, h, w) in pairs, and the cosine of each pair: (n,) int64, (n // 2,). Paper, appendix D.
 
-    The unit of the lowest frequency comes first, then the one that is most nearly its inverse (of the smallest cosine),
-    then the lowest of those that are left, and so on. -1 is the same pattern in opposite phase.
+    First comes the unit of the lowest frequency, then the one with the smallest cosine to it, then the lowest of the
+    rest, and so on. A cosine of -1 is the same pattern in opposite phase.
     """
     flat = F.normalize(units.flatten(1), dim=1)
     cosine = flat @ flat.T
@@ -205,5 +190,5 @@ def opposite_pairs(units: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _weight(layer: nn.Linear) -> Tensor:
-    """Also of a layer that still learns through locality kernels: what the network computes with."""
+    """The weight that the network computes with, even while it is still learnt through locality kernels."""
     return layer.whole_weight() if isinstance(layer, LocalLinear) else layer.weight

@@ -67,7 +67,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _details(summary: Json, recipe: Json, env: Json) -> list[tuple[str, str]]:
-    """What is known of the run, for the head of the page."""
+    """The facts of the run that are known, for the head of the page."""
     model = {} if recipe.get("network") else dict(recipe.get("model") or {})
     if isinstance(model.get("patch_size"), list):
         model["patch_size"] = "x".join(map(str, model["patch_size"]))
