@@ -27,7 +27,7 @@ def logits_and_labels(n=4000, k=5, temperature=1.0, seed=0):
     return temperature * z, labels
 
 
-def test_brier_and_log_likelihood_are_scikit_learns():
+def test_brier_and_log_loss_equal_scikit_learn():
     z, labels = logits_and_labels(500)
     p = softmax(z, axis=1)
     assert brier_score(p, labels) == pytest.approx(
@@ -40,7 +40,7 @@ def test_brier_and_log_likelihood_are_scikit_learns():
     assert np.isfinite(log_loss(np.array([[0.0, 1.0]]), np.array([0])))
 
 
-def test_a_bin_holds_confidences_above_its_lower_edge_up_to_its_upper_one():
+def test_bins_include_their_upper_edge():
     bins = reliability(np.array([3 / 15, 0.15, 0.21, 1.0]), np.array([True, False, True, True]))
     assert [b.count for b in bins] == [0, 0, 2, 1, *[0] * 10, 1]
     assert (bins[2].confidence, bins[2].accuracy) == (pytest.approx(0.175), 0.5)
@@ -48,7 +48,7 @@ def test_a_bin_holds_confidences_above_its_lower_edge_up_to_its_upper_one():
     assert (bins[0].confidence, bins[0].accuracy, bins[0].accuracy_interval) == (None, None, None)
 
 
-def test_the_calibration_error_is_the_weighted_mean_gap_of_the_bins():
+def test_calibration_error_is_the_weighted_gap():
     z, labels = logits_and_labels(temperature=2)
     p = softmax(z, axis=1)
     confidence, correct = p.max(axis=1), p.argmax(axis=1) == labels
@@ -58,10 +58,11 @@ def test_the_calibration_error_is_the_weighted_mean_gap_of_the_bins():
         if inside.any():
             by_hand += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
     assert expected_calibration_error(confidence, correct) == pytest.approx(by_hand)
+    assert expected_calibration_error(np.full(4, 0.75), np.array([True, True, True, False])) == pytest.approx(0)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
-def test_the_temperature_that_was_put_in_is_found_and_makes_the_model_calibrated(temperature):
+def test_a_known_temperature_is_found(temperature):
     z, labels = logits_and_labels(20_000, temperature=temperature)
     p = softmax(z, axis=1).astype(np.float32)
     found = fit_temperature(p, labels)
@@ -84,7 +85,7 @@ def test_no_other_temperature_is_more_likely(seed, temperature):
     assert nll(1 / found) <= best.fun + 1e-12
 
 
-def test_a_temperature_divides_logits_and_changes_no_answer():
+def test_a_temperature_changes_no_answer():
     z, _ = logits_and_labels(100)
     p = softmax(z, axis=1)
     assert np.allclose(apply_temperature(p, 1.7), softmax(z / 1.7, axis=1))
@@ -93,7 +94,7 @@ def test_a_temperature_divides_logits_and_changes_no_answer():
         apply_temperature(p, 0)
 
 
-def test_where_no_temperature_is_best_the_reason_is_said():
+def test_no_best_temperature_is_explained():
     p = softmax(logits_and_labels(50)[0], axis=1)
     with pytest.raises(ValueError, match="all 50 validation answers are correct"):
         fit_temperature(p, p.argmax(axis=1))

@@ -24,7 +24,7 @@ def answers(both, only_a, only_b, neither):
     return right_a, right_b
 
 
-def test_a_comparison_counts_pairs_and_tests_those_that_differ():
+def test_discordant_pairs_are_tested():
     right_a, right_b = answers(300, 40, 15, 45)
     c = compare_answers(right_a, right_b, np.zeros(400, int), ["one"])
     assert (c.n, c.both_right, c.only_a, c.only_b, c.both_wrong) == (400, 300, 40, 15, 45)
@@ -38,20 +38,20 @@ def test_a_comparison_counts_pairs_and_tests_those_that_differ():
     assert json.loads(json.dumps(plain)) == plain and plain["better"] == "A"
 
 
-def test_the_same_numbers_the_other_way_round_say_that_b_is_better():
+def test_swapped_models_swap_the_verdict():
     right_a, right_b = answers(300, 15, 40, 45)
     c = compare_answers(right_a, right_b, np.zeros(400, int), ["one"])
     assert c.better == "B" and c.verdict.startswith("B is better than A (-6.25 points for A")
 
 
-def test_a_difference_that_chance_can_make_is_a_draw():
+def test_a_chance_difference_is_a_draw():
     c = compare_answers(*answers(300, 24, 20, 56), np.zeros(400, int), ["one"])
     assert c.better is None and c.verdict.startswith("a draw: the difference may be chance (+1.00 points")
     same = compare_answers(*answers(300, 0, 0, 100), np.zeros(400, int), ["one"])
     assert same.p == 1 and same.verdict == "a draw: both have the same 300 of 400 images right"
 
 
-def test_each_class_is_compared_and_the_p_values_pay_for_the_number_of_looks():
+def test_per_class_p_values_are_adjusted():
     labels = np.repeat([0, 1, 2], [100, 60, 40])
     right_a, right_b = np.ones(200, bool), np.ones(200, bool)
     right_b[:12] = False  # 12 images of class 0 that only A has right
@@ -83,14 +83,14 @@ def greys(levels):
     )
 
 
-def test_both_models_see_the_same_images_each_with_its_own_order_of_classes():
+def test_models_may_order_classes_differently():
     images = greys([10, 60, 100, 140, 180, 240])
     c = compare(by_brightness(("dark", "bright"), 127), by_brightness(("bright", "dark"), 80), images, batch_size=4)
     assert (c.n, c.top1_a, c.top1_b, c.only_a, c.only_b) == (6, 1.0, 5 / 6, 1, 0)  # only 100 is taken for bright, by B
     assert c.a == c.b == "in memory" and not c.seeds_apart
 
 
-def test_an_unreadable_image_counts_for_neither_and_is_named():
+def test_unreadable_images_count_for_neither_model():
     images = greys([10, 60, 240])
     images.sources[1] = b"no image"
     c = compare(by_brightness(("dark", "bright"), 127), by_brightness(("dark", "bright"), 50), images)
@@ -118,7 +118,7 @@ def run_of(folder, name, recipe, threshold=127):
     return by_brightness(("bright", "dark"), threshold, run / "model.safetensors")
 
 
-def test_runs_of_one_recipe_with_two_seeds_are_told_apart_from_others(folder):
+def test_runs_that_differ_in_the_seed_are_recognised(folder):
     recipe = Recipe(data=Data(name=str(folder)))
     first = run_of(folder, "first", recipe)
     second = run_of(folder, "second", dataclasses.replace(recipe, run=Run(seed=1)), 110)
@@ -128,7 +128,7 @@ def test_runs_of_one_recipe_with_two_seeds_are_told_apart_from_others(folder):
     assert compare(first, second).n == 8  # a fifth of 40 is cut off for test
 
 
-def test_runs_that_cut_the_data_differently_are_not_compared_on_it(folder):
+def test_runs_with_other_splits_are_not_compared(folder):
     first = run_of(folder, "first", Recipe(data=Data(name=str(folder))))
     second = run_of(folder, "second", Recipe(data=Data(name=str(folder), split_seed=5)))
     with pytest.raises(

@@ -1,3 +1,5 @@
+"""Attribution methods and the command."""
+
 import dataclasses
 import json
 import re
@@ -30,7 +32,7 @@ GRID = OBLONG.grid
 
 
 @pytest.mark.parametrize("cfg", [OBLONG, OBLONG_PARTS])
-def test_the_evidence_of_the_patches_sums_to_the_logits(cfg):
+def test_evidence_sums_to_the_logits(cfg):
     model, images = random_mixer(cfg), random_images(cfg)
     evidence, logits = attribution.patch_evidence(model, images), model(images)
     assert evidence.shape == (3, 12, 5)
@@ -41,7 +43,7 @@ def test_the_evidence_of_the_patches_sums_to_the_logits(cfg):
     )
 
 
-def test_occlusion_is_the_fall_of_the_logit_when_one_patch_is_filled(monkeypatch):
+def test_occlusion_is_the_fall_of_the_logit(monkeypatch):
     model, images = random_mixer(), random_images()
     monkeypatch.setattr(attribution, "CHUNK", 5)  # 12 patches in three parts
     found = attribution.occlusion(model, images, CLASSES, FILL, GRID)
@@ -59,7 +61,7 @@ def test_integrated_gradients_are_complete():
     torch.testing.assert_close(sums, (model(images) - empty)[range(3), CLASSES].detach(), rtol=0, atol=1e-4)
 
 
-def test_for_a_small_change_gradient_x_input_is_what_filling_does():
+def test_gradient_x_input_is_exact_for_small_changes():
     model, fill = random_mixer().double(), FILL.double()
     empty = fill[:, None, None].expand(3, -1, 8, 12)
     images = empty + 1e-5 * random_images()
@@ -67,7 +69,7 @@ def test_for_a_small_change_gradient_x_input_is_what_filling_does():
     torch.testing.assert_close(sums, (model(images) - model(empty))[range(3), CLASSES].detach(), rtol=1e-2, atol=1e-8)
 
 
-def test_the_gradient_methods_agree_with_captum():
+def test_methods_equal_captum():
     attr = pytest.importorskip("captum.attr", reason="captum is not installed")
     model, images = random_mixer(), random_images()
     theirs = attr.IntegratedGradients(model).attribute(
@@ -111,7 +113,7 @@ class Convolutions(nn.Module):
         return self.head(self.pre_logits(images))
 
 
-def test_a_network_without_tokens_is_explained_by_the_other_methods(tmp_path):
+def test_networks_without_tokens_have_the_other_methods(tmp_path):
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(tmp_path / "a.png")
     meta = dataclasses.replace(digits_classifier().meta, network="Convolutions")
     classifier = from_network(Convolutions(meta.config).eval(), meta)
@@ -131,7 +133,7 @@ def test_a_network_without_tokens_is_explained_by_the_other_methods(tmp_path):
             next(attribution.explain(classifier, [str(tmp_path / "a.png")], torch.zeros(1), **wrong))
 
 
-def test_patches_that_do_not_divide_the_image_differ_by_a_pixel():
+def test_uneven_patches_differ_by_a_pixel():
     number = attribution.patch_numbers(torch.zeros(1, 1, 5, 7), (2, 3))
     assert number[0].tolist() == [0, 0, 0, 1, 1, 2, 2] and number[:, 0].tolist() == [0, 0, 0, 3, 3]
     sums = attribution.sum_patches(torch.ones(1, 2, 5, 7), (2, 3))
@@ -156,7 +158,7 @@ def called(capsys, *args):
     return code, captured.out, re.sub(r"\s+", " ", captured.err)
 
 
-def test_the_command_writes_pictures_and_a_page_and_an_unreadable_image_costs_nothing_else(folder, capsys):
+def test_the_command_writes_pictures_and_a_page(folder, capsys):
     write_recipe(folder / "run", Recipe(name="digits"))
     out = folder / "out"
     methods = "evidence,occlusion,gradient-x-input,integrated-gradients,mixing"
@@ -173,7 +175,7 @@ def test_the_command_writes_pictures_and_a_page_and_an_unreadable_image_costs_no
     assert (out / "explanation.html").read_text().count("<img") == 6
 
 
-def test_the_command_measures_and_tells_all_numbers_as_json(folder, capsys):
+def test_the_command_prints_json(folder, capsys):
     args = (
         folder / "run",
         folder / "a<b.png",
@@ -207,13 +209,13 @@ def test_the_command_measures_and_tells_all_numbers_as_json(folder, capsys):
         (["run"], "which images?"),
     ],
 )
-def test_what_is_mistyped_is_answered_with_help(folder, capsys, monkeypatch, args, answer):
+def test_typos_get_suggestions(folder, capsys, monkeypatch, args, answer):
     monkeypatch.chdir(folder)
     code, _, errors = called(capsys, *args)
     assert code == 2 and answer in errors, errors
 
 
-def test_without_any_readable_image_there_is_no_page(folder, capsys):
+def test_without_a_readable_image_there_is_no_page(folder, capsys):
     code, printed, errors = called(
         capsys, folder / "run", folder / "torn.png", folder / "none.png", "--out", folder / "out"
     )

@@ -1,3 +1,5 @@
+"""Deletion and insertion curves."""
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ CLASSES = torch.tensor([4, 0, 2])
 FILL = torch.tensor([0.1, -0.2, 0.3])
 
 
-def test_curves_begin_and_end_with_the_whole_and_the_filled_image():
+def test_curves_end_at_the_filled_image():
     model, images = random_mixer(), random_images()
     shares, gone, come = faithfulness.curves(model, images, CLASSES, torch.rand(3, 12), FILL, OBLONG.grid, points=5)
     whole = model(images).softmax(dim=1)[range(3), CLASSES]
@@ -23,7 +25,7 @@ def test_curves_begin_and_end_with_the_whole_and_the_filled_image():
         torch.testing.assert_close(curve[:, -1], last.detach())
 
 
-def test_curves_follow_the_order_of_importance():
+def test_curves_follow_the_importance():
     model, images = random_mixer(), random_images(n=1)
     importance = torch.arange(12.0)[None]  # the last patch is the most important
     _, gone, come = faithfulness.curves(
@@ -37,7 +39,7 @@ def test_curves_follow_the_order_of_importance():
     torch.testing.assert_close(come[0, 1], model(alone)[0, 4].sigmoid().detach())
 
 
-def test_areas_are_means_over_images_with_differences_taken_image_by_image():
+def test_gains_are_paired_by_image():
     shares = np.array([0, 0.5, 1])
     falls, stays = np.array([[1, 0, 0], [1, 0.4, 0]], np.float32), np.array([[1, 1, 0], [1, 1.4, 0]], np.float32)
     found = Faithfulness(shares=shares, deletion={"x": falls, "random": stays}, insertion={"x": stays, "random": stays})
@@ -47,7 +49,7 @@ def test_areas_are_means_over_images_with_differences_taken_image_by_image():
     assert row["insertion_gain"] == random["deletion_gain"] == 0 and found.n == 2
 
 
-def test_occlusion_is_more_faithful_than_random_order_on_a_network_of_one_block():
+def test_occlusion_beats_random_order():
     classifier = digits_classifier()
     images = open_images(Data(name="digits"), "test")
     found = faithfulness.faithfulness(classifier, images, torch.zeros(1), methods=("occlusion", "evidence"), at_most=20)

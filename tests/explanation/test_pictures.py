@@ -1,3 +1,5 @@
+"""Pictures of explanations and weights."""
+
 import re
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from mlpmixer.explanation import pictures
 from mlpmixer.weights.model_file import save_model
 
 
-def test_heat_maps_are_aligned_with_the_patches_and_the_legend_ends_with_the_colours_of_the_largest_value():
+def test_heat_maps_align_with_patches():
     values = np.zeros((2, 6))
     values[1, 3], values[0, 5] = 2.0, -2.0
     picture = np.asarray(pictures.heat_map(np.full((8, 12, 3), 128, np.uint8), values))
@@ -28,12 +30,12 @@ def test_heat_maps_are_aligned_with_the_patches_and_the_legend_ends_with_the_col
     assert coloured[0, 0] > coloured[0, 2] and coloured[-1, 2] > coloured[-1, 0]  # red, for, is above
 
 
-def test_nothing_at_all_can_be_drawn_too():
+def test_zeros_can_be_drawn():
     assert pictures.heat_map(np.zeros((4, 4, 1), np.uint8), np.zeros((2, 2))).height > 0
     assert pictures.units_picture(np.zeros((3, 2, 2))).width > 0
 
 
-def test_units_and_filters_are_drawn_in_their_order():
+def test_units_and_filters_keep_their_order():
     units = np.stack([np.full((2, 4), v) for v in (1.0, -1.0, 3.0)])
     picture = np.asarray(pictures.units_picture(units, columns=2))
     step_y, step_x = 2 * 16 + 3, 4 * 16 + 3
@@ -48,7 +50,7 @@ def test_units_and_filters_are_drawn_in_their_order():
     assert pictures.stem_picture(filters[:, :1]).size == pictures.stem_picture(filters).size
 
 
-def test_the_lines_of_the_documentation_draw_the_weights(tmp_path, monkeypatch):
+def test_the_example_of_the_docs_runs(tmp_path, monkeypatch):
     text = (Path(__file__).parents[2] / "docs" / "explain.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     classifier = digits_classifier()

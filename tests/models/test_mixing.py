@@ -1,3 +1,5 @@
+"""Token mixing made visible."""
+
 import pytest
 import torch
 from helpers.models import OBLONG, OBLONG_PARTS, random_images, random_mixer
@@ -6,7 +8,7 @@ from mlpmixer.models import locality, mixing
 
 
 @pytest.mark.parametrize("cfg", [OBLONG, OBLONG_PARTS])
-def test_mixing_maps_are_the_jacobians_of_the_token_mixing_mlps(cfg):
+def test_mixing_maps_are_jacobians(cfg):
     model, images = random_mixer(cfg), random_images(cfg, n=2)
     maps = mixing.mixing_maps(model, images)
     assert maps.shape == (2, 2, 12, 12)
@@ -18,13 +20,13 @@ def test_mixing_maps_are_the_jacobians_of_the_token_mixing_mlps(cfg):
         x = block(x).detach()
 
 
-def test_parts_hear_nothing_of_each_other():
+def test_parts_are_independent():
     maps = mixing.mixing_maps(random_mixer(OBLONG_PARTS), random_images(OBLONG_PARTS))[0, 0]
     part = torch.arange(12) % 6 // 2
     assert ((maps > 0) == (part[:, None] == part)).all()
 
 
-def test_dependence_is_the_jacobian_of_the_tokens_by_the_patches_and_the_estimate_is_near_it():
+def test_dependence_is_the_jacobian_of_the_tokens():
     model, image = random_mixer(), random_images()[0]
     exact, none = mixing.dependence(model, image)
     jacobian = torch.func.jacrev(lambda p: model.blocks[1](model.blocks[0](model.stem(p))))(model.patches(image[None]))[
@@ -39,14 +41,14 @@ def test_dependence_is_the_jacobian_of_the_tokens_by_the_patches_and_the_estimat
         mixing.dependence(model, image, directions=1)
 
 
-def test_spread_tells_a_patch_that_keeps_to_itself_from_one_that_sees_all():
+def test_spread_of_identity_and_uniform_maps():
     for maps, expected in ((torch.eye(6), (1, 0, 1)), (torch.ones(6, 6), (1 / 6, None, 6))):
         own, distance, matter = mixing.spread(maps, (2, 3))
         assert own == pytest.approx(expected[0]) and matter == pytest.approx(expected[2])
         assert distance == pytest.approx(expected[1]) if expected[1] is not None else 1 < distance < 2
 
 
-def test_hidden_units_are_the_rows_of_w1_on_the_grid_also_with_locality_kernels():
+def test_hidden_units_are_the_rows_of_w1():
     model = random_mixer()
     units = mixing.hidden_units(model, 1)
     assert units.shape == (7, 2, 6)
@@ -64,7 +66,7 @@ def test_hidden_units_are_the_rows_of_w1_on_the_grid_also_with_locality_kernels(
         mixing.hidden_units(model, 2)
 
 
-def test_stem_filters_have_the_shape_of_patches():
+def test_stem_filters_are_patches():
     model = random_mixer()
     filters = mixing.stem_filters(model)
     assert filters.shape == (10, 3, 4, 2)
@@ -79,12 +81,12 @@ def wave(cycles_down, cycles_across, phase=0.0, size=(6, 8)):
     return torch.cos(2 * torch.pi * (cycles_down * y + cycles_across * x) + phase)
 
 
-def test_the_frequency_of_a_wave_is_its_own():
+def test_frequency_of_a_wave():
     found = mixing.frequency(torch.stack([torch.ones(6, 8), wave(0, 1), wave(2, 0), wave(3, 4), torch.zeros(6, 8)]))
     torch.testing.assert_close(found, torch.tensor([0, 1 / 8, 1 / 3, 0.5**0.5, torch.inf]), atol=1e-5, rtol=0)
 
 
-def test_units_come_in_opposite_pairs_low_frequencies_first():
+def test_opposite_pairs_start_at_low_frequencies():
     units = torch.stack(
         [wave(2, 1), wave(0, 1), -3 * wave(1, 0), wave(1, 0), -0.5 * wave(2, 1), wave(0, 1, torch.pi), wave(0, 4)]
     )
