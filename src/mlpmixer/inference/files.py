@@ -1,4 +1,4 @@
-"""Many image files: found, decoded ahead of the network, and predicted. B images of H x W pixels with C channels."""
+"""Many images: found, decoded ahead of the network, and predicted. B images of H x W pixels with C channels."""
 
 import glob
 import os
@@ -23,9 +23,9 @@ Key = TypeVar("Key")
 def find_images(sources: Iterable[str]) -> Iterator[str | Failure]:
     """The image files behind files, folders and glob patterns, in a fixed order, each once.
 
-    A named file is taken whatever its suffix. A folder is searched to the bottom for image suffixes (upper or lower
+    A named file is taken whatever its suffix. A folder is searched recursively for image suffixes (upper or lower
     case), sorted, without hidden files and folders. A pattern may hold `**`. What does not exist, matches nothing or
-    cannot be opened comes back as a Failure in its place. To give each once it remembers their names.
+    cannot be opened is a Failure in its place. Names are remembered, so that each is yielded once.
     """
     seen: set[str] = set()
     for source in sources:
@@ -44,9 +44,8 @@ def _expand(source: str) -> Iterator[str | Failure]:
         yield path
     elif glob.has_magic(path):
         matches = sorted(glob.glob(path, recursive=True))
-        named_suffix = Path(path).suffix and not glob.has_magic(
-            Path(path).suffix
-        )  # *.dat means these files, whatever they are
+        suffix = Path(path).suffix
+        named_suffix = suffix and not glob.has_magic(suffix)  # *.dat means these files, whatever they are
         files = [m for m in matches if os.path.isfile(m) and (named_suffix or _is_image(m))]
         folders = [m for m in matches if os.path.isdir(m) and "**" not in path]
         yield from files
@@ -83,7 +82,7 @@ def _is_image(path: str) -> bool:
 
 def decoded_batches(
     items: Iterable[tuple[Key, Callable[[], Any] | Failure]],
-    array: Callable[[Any], Pixels],
+    preprocess: Callable[[Any], Pixels],
     batch_size: int,
 ) -> Iterator[list[tuple[Key, Pixels | Failure]]]:
     """Batches of (key, (H,W,C) array or Failure) in the order of `items`, the last one partial.
@@ -95,7 +94,7 @@ def decoded_batches(
 
     def decode(name: str, open_source: Callable[[], Any]) -> Pixels | Failure:
         try:
-            return array(open_source())
+            return preprocess(open_source())
         except (ValueError, OSError) as error:  # ImageError is a ValueError
             return Failure(name, str(error) or type(error).__name__)
 
@@ -120,33 +119,32 @@ def decoded_batches(
 def map_batches(
     batches: Iterable[tuple[NDArray[np.int64], Pixels]], function: Callable[[Pixels], Floats]
 ) -> tuple[NDArray[np.int64], Floats]:
-    """The loop of every evaluation: `function` of each batch (image numbers (B,), images) -> numbers (N,), values (N,
-    ...)."""
-    numbers, values = [], []
-    for of_batch, images in batches:
-        numbers.append(of_batch)
-        values.append(function(images))
-    return (
-        (np.concatenate(numbers), np.concatenate(values))
-        if numbers
-        else (np.empty(0, np.int64), np.empty((0, 1), np.float32))
-    )
+    """The loop of every evaluation: batches of (indices (B,), images) -> indices (N,), values (N, ...) of `function`."""
+    done = [(indices, function(images)) for indices, images in batches]
+    if not done:
+        return np.empty(0, np.int64), np.empty((0, 1), np.float32)
+    indices, values = (np.concatenate(column) for column in zip(*done, strict=True))
+    return indices, values
 
 
 def map_images(
-    classifier: Classifier, images: "ImageSet", function: Callable[[NDArray[Any]], Floats], batch_size: int
+    classifier: Classifier,
+    images: "ImageSet",
+    function: Callable[[NDArray[Any]], Floats],
+    batch_size: int,
+    preprocess: Callable[[Any], Pixels] | None = None,
 ) -> tuple[NDArray[np.int64], Floats, list[tuple[str, str]]]:
-    """`function` of every readable image, such as classifier.probabilities or classifier.features: indices (N,), values
-    (N, ...), bad.
+    """Values of `function` for every readable image: indices (N,), values (N, ...), bad.
 
+    function: of a batch, such as classifier.probabilities. preprocess: None for that of the classifier.
     bad: (name, reason) of the images that could not be read. ValueError when none could.
     """
     bad: list[tuple[str, str]] = []
 
     def readable() -> Iterator[tuple[NDArray[np.int64], Pixels]]:
-        # decoding by index, in threads; the name is looked up only for what failed
+        # decoded by index, in threads; names are looked up for failures only
         items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
-        for batch in decoded_batches(items, classifier.preprocess_image, batch_size):
+        for batch in decoded_batches(items, preprocess or classifier.preprocess_image, batch_size):
             bad.extend((str(images.names[i]), image.reason) for i, image in batch if isinstance(image, Failure))
             good = [(i, image) for i, image in batch if not isinstance(image, Failure)]
             if good:
@@ -169,11 +167,10 @@ def predict_files(
     *,
     features: bool = False,
 ) -> Iterator[Prediction | Failure]:
-    """A Prediction or a Failure for every path, in order, as the batches get done; memory does not grow with the
-    number.
+    """A Prediction or a Failure for every path, in order, batch by batch; memory does not grow with their number.
 
-    `paths` is what `find_images` yields; its failures pass through. One unreadable file stops nothing.
-    features: the predictions carry them, too.
+    paths: as `find_images` yields them; its failures pass through.
+    features: whether the predictions carry them, too.
     """
     items = ((p.name, p) if isinstance(p, Failure) else (p, lambda p=p: p) for p in paths)
     for batch in decoded_batches(items, classifier.preprocess_image, batch_size):
