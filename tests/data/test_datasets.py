@@ -356,8 +356,10 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path, *, offline: bool = F
         if offline:
             raise OSError("Network is unreachable")
 
-    def snapshot_download(repo, *, repo_type, allow_patterns):
+    def snapshot_download(repo, *, repo_type, allow_patterns, local_files_only=False):
         assert (repo_type, allow_patterns) == ("dataset", "*.parquet")
+        if local_files_only:
+            raise FileNotFoundError("nothing in the cache")
         if offline:
             raise FileNotFoundError("Network is unreachable.\nPlease check your connection.")
         return str(folder / "snapshots" / "abc123")

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 
 from mlpmixer.data.image_set import RawSplits
 from mlpmixer.data.paths import parquet_files, split_from_path
@@ -12,13 +13,17 @@ from mlpmixer.download import first_line, import_hub
 
 
 def download_parquet(repo: str, name: str, classes: Sequence[str], channels: int, otherwise: str) -> RawSplits:
-    """The Parquet files of `repo`, from the Hub or, without a network, from its cache; compared with their sha256.
+    """The Parquet files of `repo`, from the Hub's cache or, once, from the Hub; compared with their sha256.
 
     otherwise: what to do without a network, for the error.
     """
     hub = import_hub(f"downloading {name}", f". Or {otherwise}")
     try:
-        folder = hub.snapshot_download(repo, repo_type="dataset", allow_patterns="*.parquet")
+        fetch = partial(hub.snapshot_download, repo, repo_type="dataset", allow_patterns="*.parquet")
+        try:
+            folder = fetch(local_files_only=True)
+        except FileNotFoundError:  # not in the cache, or not all of it
+            folder = fetch()
     except Exception as e:  # no network, refused, switched off: the Hub has many ways to say so
         raise ValueError(f"{name} could not be downloaded ({first_line(e)}). Without a network, {otherwise}") from e
     files = parquet_files(folder)
@@ -50,9 +55,8 @@ def read_hub(repo: str) -> RawSplits:
         raise ValueError(f'hf:{repo} needs the package datasets: pip install "mlpmixer[hf]"') from e
     try:
         if not os.path.isdir(os.path.join(datasets.config.HF_DATASETS_CACHE, repo.replace("/", "___"))):
-            import_hub(f"hf:{repo}").HfApi().dataset_info(
-                repo, timeout=20
-            )  # fails at once without a network; load_dataset takes half a minute
+            # fails at once without a network; load_dataset takes half a minute
+            import_hub(f"hf:{repo}").HfApi().dataset_info(repo, timeout=20)
         loaded = datasets.load_dataset(repo)
     except Exception as e:  # as above
         raise ValueError(
