@@ -1,6 +1,5 @@
-"""Images on disk -> labelled splits -> arrays of the model's size -> batches.
+"""A name or a path -> labelled images -> pixels of the model's size.
 
-`images` decodes one image, `preprocess` is the one evaluation preprocessing (with the filters of `official`),
-`datasets` opens data by name or path, `store` holds the decoded arrays, `check` looks for what is wrong with a data
-set: none of these import torch.
+`datasets` opens data, with the `readers` of each format and `streaming` for shards; `catalog` has the data sets known
+by name; `images` decodes one image, `preprocess` brings it to the model's size, `store` holds the results. No torch.
 """

@@ -1,4 +1,4 @@
-"""Which images, how they are split, and how they become arrays of the model's size. No torch."""
+"""The settings of data."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,43 +13,40 @@ class Data(Config, owner="data"):
     """Which images, how they are split, and how they become arrays of the model's size."""
 
     name: str = "digits"
-    """A named data set, a path (folder or parquet), or hf:owner/name."""
+    """A named data set (mlpmixer list datasets), a folder, a Parquet file, shards, or hf:owner/name."""
     data_dir: str | None = None
-    """Where the files of a named data set are (DIR or DIR/NAME)."""
+    """Folder with the files of a named data set (DIR or DIR/NAME)."""
     fit: Fit = "crop"
-    """What to do with images of another shape: crop the centre, pad to the shape, or squash; or as published weights
-    are evaluated (short_side_crop: timm; vit_jax_eval, bv_resmall_crop, bv_resize_crop: the official code)."""
+    """How images of another shape are resized: crop the centre, pad, or squash; or as published weights are evaluated
+    (short_side_crop: timm; vit_jax_eval, bv_resmall_crop, bv_resize_crop: the official code)."""
     val_fraction: float = 0.1
-    """Share of train cut off, stratified, as validation when the data has none."""
+    """Share of train that becomes validation, stratified, if the data has none."""
     test_fraction: float = 0.2
-    """Share cut off, stratified, as test when the data has none (digits, plain folders)."""
+    """Share of train that becomes test, stratified, if the data has none (digits, plain folders)."""
     train_fraction: float = 1.0
-    """Share of train that is kept, of each class, once val and test are cut. A smaller share is part of a larger
-    one."""
+    """Share of each class of train to use, after val and test are cut off. A smaller share is part of a larger one."""
     split_seed: int = 0
-    """Seed of all cuts."""
+    """Random seed of these splits."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced weighs the loss by inverse class frequency."""
+    """balanced: weight the loss by inverse class frequency."""
     train_scale: float = 1.0
-    """Training images are kept this much larger than the model's input, so that random crops stay sharp."""
+    """Size at which training images are stored, relative to the model's input, so that random crops stay sharp."""
     max_bad_share: float = 0.25
-    """A run stops at the start when a larger share of the images cannot be read."""
+    """Largest share of unreadable images with which a run starts."""
     cache_mib: int = 4096
-    """Decoded images up to this size stay in memory (uint8; float32 for vit_jax_eval); larger sets are decoded for each
-    batch."""
+    """Memory for decoded images; a larger set is decoded again for each batch."""
     workers: int = 0
-    """Decoding threads; 0 means one per CPU core. Batches do not depend on it."""
+    """Decoding threads; 0: one per CPU core. Batches do not depend on it."""
     stream: bool = False
-    """Read training images from shards while training, for data larger than memory and disk; tar shards and web
+    """Read training images from shards while training, for data larger than memory or disk; tar shards and web
     addresses always are."""
     lanes: int = 16
-    """Places in the shards that a streamed batch is drawn from, part of the order of the images. As many processes as
-    divide it read each shard once between them."""
+    """Places in the shards that a streamed batch is drawn from. If the number of processes divides it, each shard is
+    read once between them."""
     buffer: int = 8192
-    """Streamed images held in memory as they are stored; those of a lane are shuffled among buffer / (2 lanes)
-    neighbours."""
+    """Streamed images held in memory, as they are stored; shuffling is among buffer / (2 lanes) neighbours."""
     classes: str = ""
-    """Names of the classes of shards that do not tell: a file with one a line, or just how many there are."""
+    """Class names of shards that do not state them: a file with one per line, or just the number of classes."""
 
     def validate(self) -> None:
         require(1 <= self.lanes <= 1024, f"data.lanes must be in 1..1024, got {self.lanes}")
