@@ -12,15 +12,15 @@ import math
 import sys
 from dataclasses import dataclass
 
-import tyro
-
+from mlpmixer.cli.arguments import Command, read
+from mlpmixer.cli.help import page
 from mlpmixer.config import pair
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.names import MIXERS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Command):
     """The run, and what is assumed of the machines."""
 
     model: str = "H/14"
@@ -333,6 +333,7 @@ def main(plan: Plan) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Plan, description=__doc__))
+        line = read(Plan, "scale.py", sys.argv[1:])
+        print(page(line)) if line.help else main(Plan.of(line))
     except ValueError as e:
         sys.exit(f"scale.py: {e}")

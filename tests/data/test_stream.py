@@ -705,7 +705,7 @@ def test_a_broken_shard_ends_the_run_with_a_line_and_the_run_goes_on_when_it_is_
     message = capsys.readouterr().err
     assert (
         str(victim) in message
-        and f"goes on with: mlpmixer train --resume {out}" in message
+        and f"to resume: mlpmixer train --resume {out}" in message
         and message.count("\n") == 1
     )
     victim.write_bytes(sound)

@@ -359,7 +359,7 @@ def test_the_command_names_unreadable_images(digits_run, photos, capsys, tmp_pat
     [
         (
             ["--shots", "1,five"],
-            "--shots 1,five: expected whole numbers with commas between them, such as --shots 1,5,10,25",
+            "--shots 1,five: expected whole numbers separated by commas, such as --shots 1,5,10,25",
         ),
         (["--shots", "0"], "shots must be positive"),
         (["--shots", "1,500"], "possible here: --shots 1"),

@@ -275,10 +275,10 @@ def test_bench_prints_the_option_to_type(
     ("line", "says"),
     [
         ("{bundle} --batch 0", "batches must be at least 1 image, got 0"),
-        ("{bundle} --batch one", "--batch one: expected whole numbers with commas between them"),
+        ("{bundle} --batch one", "--batch one: expected whole numbers separated by commas"),
         ("{bundle} --threads -1", "--threads -1: expected whole numbers"),
         ("{bundle} --seconds 0", "seconds must be positive, got 0"),
-        ("{bundle} --csv nowhere/x.csv", "--csv nowhere/x.csv: there is no such folder"),
+        ("{bundle} --csv nowhere/x.csv", "--csv nowhere/x.csv: its folder does not exist"),
         ("{bundle}/modle.onnx", "did you mean {bundle}/model.onnx?"),
         ("nothing", "expected a run folder"),
     ],

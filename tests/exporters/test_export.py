@@ -471,7 +471,7 @@ def test_the_command_writes_checks_and_says_so_and_evaluate_agrees(
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("export {run} --to onxn", "invalid choice"),
+        ("export {run} --to onxn", "did you mean onnx?"),
         ("export {run}x", "does not exist"),
         ("export {bundle}", "is an export already: export the run that it was made from"),
         ("export {run} --to bundle", "exists already: name another (--out), or remove it"),

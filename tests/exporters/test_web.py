@@ -246,7 +246,7 @@ def test_an_npm_that_does_not_bring_it_is_said_in_one_line_and_nothing_is_left(
             "there is no ort.wasm.bundle.min.mjs in {tmp}: expected the folder of onnxruntime-web",
         ),
         ("--to web --runtime {half}", "there is no ort-wasm-simd-threaded.wasm in {half}"),
-        ("--to onnx --runtime {tmp}", "is what a page computes with: give --to web, or leave it out"),
+        ("--to onnx --runtime {tmp}", "is for --to web only; add --to web or leave --runtime out"),
         ("--to web", "exists already: name another (--out)"),
     ],
 )

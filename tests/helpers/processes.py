@@ -10,7 +10,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parents[2] / "src"
 OF_ONNXRUNTIME = ("google", "flatbuffers", "packaging")  # what it depends on
-OF_THE_COMMAND = ("mlpmixer", "tyro", "typeguard", "docstring_parser", "typing_extensions", "shtab", "rich")
+OF_THE_COMMAND = ("mlpmixer",)
 ALONE = """
 import sys
 from importlib.abc import MetaPathFinder

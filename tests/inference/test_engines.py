@@ -27,7 +27,7 @@ from helpers.processes import OF_THE_COMMAND, alone
 from PIL import Image
 
 from mlpmixer import cli
-from mlpmixer.cli.options import Computing
+from mlpmixer.cli.options import RuntimeOptions
 from mlpmixer.data.config import Data
 from mlpmixer.evaluation.features import extract_features
 from mlpmixer.exporters.check import PIXEL_TOLERANCE
@@ -452,7 +452,7 @@ def test_a_pt2_is_a_program_of_torch_alone_and_holds_nothing_of_this_machine(mad
 
 
 def test_the_command_knows_the_engines_there_are() -> None:
-    hints = typing.get_type_hints(Computing)
+    hints = typing.get_type_hints(RuntimeOptions)
     assert set(typing.get_args(hints["engine"])) == {"auto", *ENGINES}
     assert set(typing.get_args(hints["precision"])) == {p for engine in ENGINES.values() for p in engine.precisions}
 
@@ -489,7 +489,7 @@ def test_evaluate_compare_and_probe_take_each_form(made: Path, run: Path, capsys
             "predict {made}/model.onnx x.png --precision bfloat16",
             "computes in float32, not in bfloat16; openvino and torch can",
         ),
-        ("predict {made}/model.xml x.png --precision int8", "invalid choice"),
+        ("predict {made}/model.xml x.png --precision int8", "expected float32 or bfloat16"),
         ("predict {made}/model.xml x.png --threads -1", "threads must be at least 0"),
         ("predict {run} x.png --threads -1", "threads must be at least 0"),
         (

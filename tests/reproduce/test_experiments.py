@@ -121,8 +121,8 @@ def test_a_piece_that_runs_out_of_time_says_so_and_the_next_one_goes_on_exactly(
         (["tabel1"], "did you mean table1"),
         (["cifar10-transfr"], "did you mean cifar10-transfer"),
         (["trial", "--scale", "full"], "trial has no scale 'full'; it has: small"),
-        (["trial", "--row", "B/16:imagenet1k"], "trial is an experiment, and --row is of tables"),
-        (["cifar10-transfer", "--scale", "full"], "cifar10-transfer is a table, and --scale is of experiments"),
+        (["trial", "--row", "B/16:imagenet1k"], "trial is an experiment, and --row is for tables only"),
+        (["cifar10-transfer", "--scale", "full"], "cifar10-transfer is a table, and --scale is for experiments only"),
         (["trial", "--max-minutes", "-1"], "must be positive"),
     ],
 )

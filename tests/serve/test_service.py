@@ -36,7 +36,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Process
 
 from mlpmixer.cli import serve as serving
-from mlpmixer.cli.options import Computing
+from mlpmixer.cli.options import RuntimeOptions
 from mlpmixer.cli.serve import Serve
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.classifier import Classifier
@@ -860,7 +860,7 @@ def test_invalid_settings_are_refused(wrong: dict[str, Any], says: str) -> None:
         ({}, 4, 2),
         ({}, 1, 1),
         ({"workers": 2}, 4, 1),
-        ({"computing": Computing(threads=2)}, 4, 1),
+        ({"runtime": RuntimeOptions(threads=2)}, 4, 1),
         ({"run": "runs/a", "device": "cpu"}, 4, 2),
     ],
 )

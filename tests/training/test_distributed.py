@@ -343,7 +343,7 @@ def test_ctrl_c_of_torchrun_saves_and_four_processes_go_on(tmp_path: Path) -> No
         wait_for_a_checkpoint(running, tmp_path / "run")
         running.send_signal(signal.SIGINT)
         _, err = running.communicate()
-    assert err.count("saved; to go on: mlpmixer train --resume") == 1
+    assert err.count("saved; to resume: mlpmixer train --resume") == 1
     with torchrun(*COMMAND, str(tmp_path / "run"), ranks=4) as resumed:
         _, err = resumed.communicate()
     assert resumed.returncode == 0, err

@@ -1,126 +1,95 @@
-"""The command line: parses, calls one function, prints. Torch is imported by the commands that need it, never for help.
+"""The command line: parse, call one function, print.
 
-Each command is a frozen dataclass: its fields are the arguments, calling it runs it and gives the exit code.
-0: done; 1: done, with failures that were printed; 2: a wrong command, name, value or path; 3: the time that was given
-is over, and the same command goes on; 130: interrupted.
+Each command is a file of this folder and is imported when it is named. Torch is imported by the commands that need it,
+never for help. Exit codes: 0 done; 1 done, with failures that were printed; 2 a wrong command, name, value or path;
+3 the time is up, and the same command resumes; 130 interrupted.
 """
 
 import os
 import sys
-import typing
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
-from mlpmixer.cli.arguments import parse_line, read
-from mlpmixer.cli.bench import Bench
-from mlpmixer.cli.compare import Compare
-from mlpmixer.cli.convert import Convert
-from mlpmixer.cli.data_check import DataCheck
-from mlpmixer.cli.data_preview import DataPreview
-from mlpmixer.cli.data_shards import DataShards
-from mlpmixer.cli.doctor import Doctor
-from mlpmixer.cli.evaluate import Evaluate
-from mlpmixer.cli.explain import Explain
-from mlpmixer.cli.export import Export
-from mlpmixer.cli.list import List
-from mlpmixer.cli.lr_find import LrFind
-from mlpmixer.cli.predict import Predict
-from mlpmixer.cli.printing import first_line, let_another_speak, print_error
-from mlpmixer.cli.probe import Probe
-from mlpmixer.cli.push import Push
-from mlpmixer.cli.reproduce import Reproduce
-from mlpmixer.cli.serve import Serve
-from mlpmixer.cli.summary import Summary
-from mlpmixer.cli.train import Train
-from mlpmixer.registry import suggest
+if TYPE_CHECKING:
+    from mlpmixer.cli.arguments import Command
 
-
-class Command(Protocol):
-    def __call__(self) -> int: ...
-
-
-COMMANDS: dict[str, Any] = {
-    "train": Train,
-    "lr-find": LrFind,
-    "evaluate": Evaluate,
-    "compare": Compare,
-    "predict": Predict,
-    "probe": Probe,
-    "explain": Explain,
-    "export": Export,
-    "bench": Bench,
-    "serve": Serve,
-    "convert": Convert,
-    "push": Push,
-    "reproduce": Reproduce,
-    "summary": Summary,
-    "list": List,
-    "data check": DataCheck,
-    "data preview": DataPreview,
-    "data shards": DataShards,
-    "doctor": Doctor,
+COMMANDS = {  # and the first lines of their docstrings, without which no command needs to be imported for the list
+    "train": "Train a network on DATA.",
+    "lr-find": "Find a learning rate for DATA.",
+    "evaluate": "Measure accuracy and calibration of a model on DATA.",
+    "compare": "Compare two models on DATA with an exact paired test.",
+    "predict": "Print the class probabilities of images.",
+    "probe": "Measure how well the features of a model transfer to DATA.",
+    "explain": "Show which patches of an image contribute to its class.",
+    "export": "Export a model to ONNX, OpenVINO, PT2, a bundle or a web page.",
+    "bench": "Measure how fast each engine runs a model on this machine.",
+    "serve": "Serve a model over HTTP.",
+    "convert": "Convert weights to the official .npz, timm's or this package's format.",
+    "push": "Publish a model, with a model card, to the Hugging Face Hub or to a folder.",
+    "reproduce": "Reproduce a claim of the paper.",
+    "summary": "Print a network layer by layer: shapes, parameters, FLOPs.",
+    "list": "List the names of models, weights, datasets or recipes.",
+    "data check": "Find broken, duplicate and misplaced images in DATA.",
+    "data preview": "Draw training images of DATA as the network sees them.",
+    "data shards": "Write DATA as shards for streaming.",
+    "doctor": "Show the environment and diagnose problems.",
 }
-
 
 DEPENDENCIES = ("torch", "safetensors", "sklearn", "matplotlib", "rich")  # that an installation for exports may lack
 
 
-def help() -> str:
+def overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {first_line(command)}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: mlpmixer COMMAND ...",
-            "",
-            "MLP-Mixer: train on your own pictures, evaluate, predict.",
-            "",
-            *lines,
-            "",
-            "mlpmixer COMMAND --help says more; mlpmixer --version; a first try: mlpmixer train digits",
-        ]
-    )
+    lines = [
+        "usage: mlpmixer COMMAND ...",
+        "",
+        "MLP-Mixer: train on your own pictures, evaluate, predict.",
+        "",
+        *(f"  {name:{width}}  {text}" for name, text in COMMANDS.items()),
+        "",
+        "mlpmixer COMMAND --help shows its options. A first try: mlpmixer train digits",
+    ]
+    return "\n".join(lines)
 
 
-def parse(args: Sequence[str]) -> Command:
-    """The command that the arguments ask for. ValueError for an unknown one; SystemExit after help (0) or a wrong
-    option (2)."""
+def command(name: str) -> "type[Command]":
+    """The class of a command: "data check" is DataCheck in data_check.py."""
+    from importlib import import_module
+
+    words = name.replace("-", " ").split()
+    found: type[Command] = getattr(import_module(f"mlpmixer.cli.{'_'.join(words)}"), "".join(map(str.title, words)))
+    return found
+
+
+def parse(args: Sequence[str]) -> "Command":
+    """The command of a line. ValueError for an unknown command or a wrong argument; SystemExit after help."""
     name, rest = (args[0], args[1:]) if args else ("", [])
     if name == "data":
         name, rest = f"data {rest[0]}" if rest else "data", rest[1:]
     if name not in COMMANDS:
-        raise ValueError(f"no command {name!r}; {suggest(name, COMMANDS)} (mlpmixer --help tells what they do)")
-    command = COMMANDS[name]
-    if hasattr(command, "parse"):
-        return typing.cast(Command, command.parse(rest))
-    return typing.cast(Command, parse_line(read(command, f"mlpmixer {name}", rest)))
+        from mlpmixer.registry import suggest
 
+        raise ValueError(f"no command {name!r}; {suggest(name, COMMANDS)} (mlpmixer --help explains them)")
+    from mlpmixer.cli.arguments import read
 
-def _parse_once(args: Sequence[str]) -> Command:
-    """As `parse`. Of several processes on a machine (torchrun) the first one tells what is wrong with the command they
-    all have."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        return parse(args)
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        try:
-            return parse(args)
-        except (ValueError, SystemExit) as e:
-            if isinstance(e, SystemExit) and not e.code:  # help
-                raise
-            let_another_speak()
-            raise SystemExit(2) from None
+    line = read(command(name), f"mlpmixer {name}", rest)
+    if line.help:
+        from mlpmixer.cli.help import page
+
+        print(page(line))
+        raise SystemExit(0)
+    return line.command.of(line)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command; gives the exit code."""
+    """Run one command and return the exit code."""
     # Torch's threads wait for each other in a busy loop. When another process holds a core, the loop burns whole time
-    # slices: a
-    # step of the digits model took 3.6 s instead of 0.05 s. A bounded loop (0.25 s then, the same on an idle machine)
-    # mends that.
+    # slices: a step of the digits model took 3.6 s instead of 0.05 s. A bounded loop avoids that (0.25 s then, and no
+    # difference on an idle machine).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help", "help"):
-        print(help())
+        print(overview())
         return 0 if args else 2
     if args[0] in ("-V", "--version"):
         from mlpmixer import __version__
@@ -128,7 +97,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"mlpmixer {__version__}")
         return 0
     try:
-        return _parse_once(args)()
+        return _run(args)
     except SystemExit as e:
         return int(e.code or 0)
     except KeyboardInterrupt:
@@ -136,18 +105,29 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _run(args: Sequence[str]) -> int:
+    from mlpmixer.cli.printing import let_another_speak, print_error
+
+    try:
+        try:
+            command = parse(args)
+        except ValueError:
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                raise
+            let_another_speak()  # all processes of torchrun have this command: the first of the machine reports it
+            return 2
+        return command()
     except ModuleNotFoundError as e:
         if e.name not in DEPENDENCIES:
             raise
         print_error(
-            f"this command needs {e.name}, which is not installed here: pip install mlpmixer, with all it depends on. "
-            f"What does without: "
-            "mlpmixer predict on an .onnx or .xml file or a bundle that `mlpmixer export` wrote"
+            f"this command needs {e.name}, which is not installed here: pip install mlpmixer, with its dependencies. Without "
+            "it, mlpmixer predict runs on an .onnx or .xml file or a bundle that mlpmixer export wrote"
         )
         return 2
-    except ValueError as e:
+    except (ValueError, OSError) as e:
         print_error(str(e))
-        return 2
-    except OSError as e:
-        print_error(str(e))
-        return 2 if isinstance(e, FileNotFoundError | NotADirectoryError | IsADirectoryError) else 1
+        wrong = isinstance(e, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        return 2 if wrong else 1

@@ -1,215 +1,223 @@
-"""A command line taken apart, its short forms, and the recipe or architecture that its options override.
+"""A command line, as the fields of its command describe it.
 
-tyro needs a default before it parses, and the default depends on the DATA, recipe, model and weights that the line
-names. So the line is parsed in two stages that share one description of it, the fields of the command: `read` assigns
-each word to the option it belongs to, `parse_line` hands the result to tyro.
+A command is a frozen dataclass. Each of its fields is a positional argument or an option, and the fields of a config in
+it are options too (`--optim.lr`). `read` gives each word of a line to its argument; `build` converts the words and makes
+the command. In between a command looks at the line and chooses the configs that the options override.
 """
 
 import dataclasses
 import difflib
-import itertools
 import math
-import os
-import re
 import types
 import typing
 from collections import deque
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import MISSING, dataclass
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-import tyro
-from tyro.conf import FlagCreatePairsOff, Positional
-
-from mlpmixer.models.configs import Method, NetworkConfig
-from mlpmixer.training.recipe import Init, Recipe
+from mlpmixer.config import checked, did_you_mean
 
 C = TypeVar("C")
-
-Flag = FlagCreatePairsOff[bool]
-SHORT = {
-    "epochs": "run.epochs",
-    "steps": "run.steps",
-    "time": "run.time",
-    "batch-size": "run.batch-size",
-    "seed": "run.seed",
-    "progressive": "run.progressive",
-    "device": "run.device",
-    "precision": "run.precision",
-    "patience": "run.patience",
-    "compile": "run.compile",
-    "test": "run.test",
-    "lr": "optim.lr",
-    "image-size": "model.image-size",
-    "patch-size": "model.patch-size",
-    "in-channels": "model.in-channels",
-    "data-dir": "data.data-dir",
-    "fit": "data.fit",
-    "init": "init.weights",
-    "resize": "init.resize",
-    "magnified": "init.magnified",
-    "teacher": "distill.teacher",
-}
-
-
-HELP = ("-h", "--help")
-DATA = (
-    "a folder with a folder for each class, a Parquet file or folder, hf:owner/name, "
-    "or the name of a data set such as digits (mlpmixer list datasets)"
-)
+Values = Mapping[tuple[str, ...], Any]
+HELP = {"-h": "--help", "--help": "--help", "--help-all": "--help-all"}
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """The positional arguments and the options of a command, each with the fewest and the most values it takes."""
+class Arg:
+    """What an annotation adds to a field: `Annotated[str, Arg("DIR")]`."""
 
-    positional: dict[str, tuple[int, float]]
-    options: dict[str, tuple[int, int]]
+    metavar: str = ""
+    help: str = ""
+    """Instead of the docstring below the field."""
+    positional: bool = False
+    name: str = ""
+    """Name of the option, if it is not the field's; of a positional argument, an option that it may be written as."""
+    bare: str = ""
+    """Value of the option where it is given without one."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A positional argument or an option."""
+
+    name: str
+    """--optim.lr, or DATA."""
+    path: tuple[str, ...]
+    """The fields that lead to it, from the command on: config, optim, lr."""
+    type: Any
+    arg: Arg
+    owner: type
+    """The dataclass that has the field."""
+    default: Any
+    """MISSING for an argument that must be given."""
 
     @property
-    def usage(self) -> str:
-        shown = ((name, fewest or name.endswith("...")) for name, (fewest, _) in self.positional.items())
-        return " ".join(name if plain else f"[{name}]" for name, plain in shown)
+    def off(self) -> str:
+        """--optim.no-mirror for --optim.mirror: a recipe may switch it on. The command's own switches start off."""
+        owner, dot, leaf = self.name.rpartition(".")
+        return f"{owner}.no-{leaf}" if dot and self.type is bool else ""
 
-
-def arguments_of(command: type, prefix: str = "--") -> Arguments:
-    """What a command takes, read off its fields; names follow tyro's rules."""
-    positional: dict[str, tuple[int, float]] = {}
-    options: dict[str, tuple[int, int]] = {}
-    hints = typing.get_type_hints(command, include_extras=True)
-    for field in dataclasses.fields(command):
-        hint = hints[field.name]
-        notes = getattr(hint, "__metadata__", ())
-        hint = hint.__origin__ if notes else hint
-        given = [note.name for note in notes if getattr(note, "name", None) is not None]
-        name = given[0] if given else field.name.replace("_", "-")
-        if Positional in notes:
-            metavar = next((note.metavar for note in notes if getattr(note, "metavar", None)), name.upper())
-            many = hint is tuple or typing.get_origin(hint) is tuple
-            optional = many or field.default is not dataclasses.MISSING
-            positional[metavar] = (0 if optional else 1, math.inf if many else 1)
-        elif dataclasses.is_dataclass(hint):
-            for kind in kinds_of(typing.cast(type, hint)):  # which one it is decides another option, such as --model
-                inner = arguments_of(kind, f"{prefix}{name}." if name else prefix)
-                positional |= inner.positional
-                options |= inner.options
-        else:
-            options[prefix + name] = number_of_values(hint)
-            if hint is bool and FlagCreatePairsOff not in notes:
-                options[f"{prefix}no-{name}"] = (0, 0)
-    return Arguments(positional, options)
-
-
-def kinds_of(cls: type) -> list[type]:
-    """A class and all its subclasses."""
-    subclasses: list[type] = type.__subclasses__(cls)
-    return [cls, *(kind for sub in subclasses for kind in kinds_of(sub))]
-
-
-def number_of_values(hint: Any) -> tuple[int, int]:
-    """The fewest and the most words that an option of this type takes."""
-    if hint is bool:
-        return 0, 0
-    parts = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple and Ellipsis not in parts:
-        return len(parts), len(parts)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        counts = [number_of_values(part) for part in parts if part is not types.NoneType]
-        return min(fewest for fewest, _ in counts), max(most for _, most in counts)
-    return 1, 1
+    @property
+    def is_variadic(self) -> bool:
+        return Ellipsis in typing.get_args(self.type)
 
 
 @dataclass(frozen=True)
-class Line(Generic[C]):
-    """A command line taken apart: words that belong to no option, and the options with their values, as they came."""
+class Short:
+    """A short name of an option, for those that most people need."""
 
-    command: type[C]
+    option: str
+    help: str
+    metavar: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command line, each word with its argument."""
+
+    command: type["Command"]
     prog: str
     words: tuple[str, ...]
-    options: tuple[tuple[str, tuple[str, ...]], ...]
-
-    def values(self, option: str) -> tuple[str, ...]:
-        """The values of an option. The last ones count when it is given twice, as they do for tyro."""
-        return next((values for name, values in reversed(self.options) if name == option), ())
+    """The positional ones."""
+    options: Mapping[str, tuple[str, ...]]
+    """By the name of the option: its spelling, and its values. Where it is given twice, the last one counts."""
+    help: str
+    """--help, --help-all, or empty."""
 
     def value(self, option: str) -> str:
-        return next(iter(self.values(option)), "")
-
-    def size(self, option: str) -> int | tuple[int, int] | None:
-        """One or two whole numbers; None for anything else, of which tyro says what is wrong with it."""
-        values = self.values(option)
-        numbers = [int(value) for value in values if value.isdecimal()]
-        if not values or len(numbers) < len(values):
-            return None
-        return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
-
-    @property
-    def asks_for_help(self) -> bool:
-        return any(name in HELP for name, _ in self.options)
-
-    def require_words(self) -> None:
-        """ValueError unless there are as many words as the command has positional arguments."""
-        arguments = arguments_of(self.command)
-        usage = f"{self.prog} {arguments.usage}".strip()
-        needed = [name for name, (fewest, _) in arguments.positional.items() if fewest]
-        given = len([*itertools.takewhile(bool, self.words)])  # an unset variable leaves an empty word
-        if given < len(needed):
-            which = needed[given]
-            more = f", where DATA is {DATA}" if which == "DATA" else f" ({self.prog} --help says more)"
-            raise ValueError(f"which {which}? {usage}{more}")
-        if len(self.words) > sum(most for _, most in arguments.positional.values()):
-            raise ValueError(f"too many arguments: {', '.join(self.words)}; expected {usage}")
+        """The value of an option as it stands there; empty where it is not given."""
+        return next(iter(self.options.get(option, ())[1:]), "")
 
 
-def read(command: type[C], prog: str, args: Sequence[str], without_value: dict[str, str] | None = None) -> Line[C]:
-    """Take the arguments of a command apart. ValueError for an option that it does not have.
+class Command:
+    """Base of the commands: frozen dataclasses, made from a line and called for their exit code."""
 
-    without_value: the values of options that may be given without one.
+    short: ClassVar[Mapping[str, Short]] = {}
+    common: ClassVar[Sequence[str]] = ()
+    """The short names that --help lists."""
+    heading: ClassVar[str] = ""
+    """What stands above them."""
+
+    @classmethod
+    def of(cls, line: Line) -> Self:
+        return build(cls, line, **cls.configs(line))
+
+    @classmethod
+    def configs(cls, line: Line) -> dict[str, Any]:
+        """The configs that the words of a line choose, for its options to override."""
+        return {}
+
+    def __call__(self) -> int:
+        raise NotImplementedError
+
+
+def arguments_of(
+    owner: type, configs: Mapping[str, Any] | None = None, path: tuple[str, ...] = ()
+) -> Iterator[Argument]:
+    """Every argument of a command, or of a config at a path within it.
+
+    configs: the values of fields. Where one is a config, its class decides which fields it has. Without any, those of
+    all its subclasses count: a line may name a model of any architecture.
     """
-    known = arguments_of(command).options | dict.fromkeys(HELP, (0, 0))
+    prefix = "--" + "".join(f"{name}." for name in path[1:])  # a config of the command's own has no part in the name
+    hints = typing.get_type_hints(owner, include_extras=True)
+    for field in dataclasses.fields(owner):
+        hint, arg = hints[field.name], Arg()
+        if typing.get_origin(hint) is Annotated:
+            hint, arg = typing.get_args(hint)
+        here = (*path, field.name)
+        if not dataclasses.is_dataclass(hint):
+            name = arg.metavar if arg.positional else prefix + (arg.name or field.name.replace("_", "-"))
+            yield Argument(name, here, hint, arg, owner, (configs or {}).get(field.name, field.default))
+        elif configs is None:
+            for kind in _with_subclasses(typing.cast(type, hint)):
+                yield from arguments_of(kind, None, here)
+        else:
+            config = configs[field.name]
+            yield from arguments_of(type(config), vars(config), here)
+
+
+def _with_subclasses(kind: type[object]) -> Iterator[type[object]]:
+    yield kind
+    for subclass in type.__subclasses__(kind):
+        yield from _with_subclasses(subclass)
+
+
+def forms(hint: Any) -> list[tuple[Any, ...]]:
+    """The forms of a value, each a type for every word: `int | tuple[int, int]` has (int,) and (int, int)."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [form for part in typing.get_args(hint) for form in forms(part)]
+    return [typing.get_args(hint)] if typing.get_origin(hint) is tuple else [(hint,)]
+
+
+def number_of_words(hint: Any) -> tuple[float, float]:
+    """The fewest and the most words that an option of this type takes."""
+    counts = [math.inf if Ellipsis in form else 0 if form == (bool,) else len(form) for form in forms(hint)]
+    return (1 if math.inf in counts else min(counts)), max(counts)
+
+
+def spellings_of(command: type[Command]) -> dict[str, tuple[Argument, tuple[str, ...]]]:
+    """Every name of an option, short ones too: the option, and the words that the name alone stands for."""
+    spellings: dict[str, tuple[Argument, tuple[str, ...]]] = {}
+    for option in arguments_of(command):
+        known = spellings.get(option.name, (option, ()))[0]
+        if not option.arg.positional and number_of_words(option.type)[1] >= number_of_words(known.type)[1]:
+            spellings[option.name] = option, ("True",) if option.type is bool else ()
+            if option.off:
+                spellings[option.off] = option, ("False",)
+    for name, short in command.short.items():
+        spellings[f"--{name}"] = spellings[f"--{short.option}"]
+        if off := spellings[f"--{name}"][0].off:
+            spellings[f"--no-{name}"] = spellings[off]
+    return spellings
+
+
+def read(command: type[Command], prog: str, args: Sequence[str]) -> Line:
+    """Give each word to its argument. ValueError for an option that the command does not have.
+
+    An option takes as many words as its type needs, and further ones only if they are numbers: in
+    `--image-size 64 32 photos/` the last word is DATA.
+    """
+    spellings = spellings_of(command)
     words: list[str] = []
-    options: list[tuple[str, tuple[str, ...]]] = []
-    rest = deque(args)
+    options: dict[str, tuple[str, ...]] = {}
+    help, rest = "", deque(args)
     while rest:
-        if rest[0] == "--":  # all that follows are words
-            words += list(rest)[1:]
+        word = rest.popleft()
+        if word == "--":  # nothing after it is an option
+            words += rest
             break
-        if not is_option(rest[0]):
-            words.append(rest.popleft())
+        if not is_option(word):
+            words.append(word)
             continue
-        word, equals, value = rest.popleft().partition("=")
-        name = long_form(word, known)
-        if name not in known:
-            short_forms = [f"--{short}" for short, long in SHORT.items() if f"--{long}" in known]
-            close = ", ".join(difflib.get_close_matches(word, [*known, *short_forms]))
-            help = f"did you mean {close}?" if close else f"{prog} --help lists them"
-            raise ValueError(f"no option {word}; {help}")
-        fewest, most = known[name]
-        if equals and not most:
-            raise ValueError(f"{word}={value}: {word} takes no value")
-        values = [value] if equals else []
+        spelling, equals, value = word.partition("=")
+        spelling = spelling.replace("_", "-")
+        if spelling in HELP:
+            help = max(help, HELP[spelling], key=len)
+            continue
+        if spelling not in spellings:
+            close = difflib.get_close_matches(spelling, spellings)
+            advice = f"did you mean {', '.join(close)}?" if close else f"{prog} --help-all lists them"
+            raise ValueError(f"no option {spelling}; {advice}")
+        option, implied = spellings[spelling]
+        if equals and implied:
+            raise ValueError(f"{word}: {spelling} takes no value")
+        values = [value] if equals else [*implied]
+        fewest, most = number_of_words(option.type)
         while rest and not is_option(rest[0]) and len(values) < (most if is_number(rest[0]) else fewest):
             values.append(rest.popleft())
-        if not values and without_value and name in without_value:
-            values = [without_value[name]]
-        options.append((name, tuple(values)))
-    return Line(command, prog, tuple(words), tuple(options))
-
-
-def parse_line(line: Line[C], *, default: Any = tyro.MISSING_NONPROP, description: str | None = None) -> C:
-    """The command with its fields set; SystemExit after help (0) or a wrong value (2)."""
-    args = ["--help"]
-    if not line.asks_for_help:
-        line.require_words()
-        args = [*line.words]
-        for name, values in line.options:
-            args += [f"{name}={values[0]}", *values[1:]] if values else [name]
-    return tyro.cli(line.command, prog=line.prog, description=description, args=args, default=typing.cast(C, default))
+        if not values and option.arg.bare:
+            values = [option.arg.bare]
+        before = options.get(option.name, ())[1:] if option.is_variadic else ()
+        options[option.name] = (spelling, *before, *values)
+    for argument in positional(command):
+        words += options.pop(f"--{argument.arg.name}", ())[1:]
+    return Line(command, prog, tuple(words), options, help)
 
 
 def is_option(word: str) -> bool:
-    """Whether a word has the form of an option: -5 and - (standard input) have not."""
+    """Whether a word has the form of an option: -5 and - (standard input) do not."""
     return word.startswith("-") and word != "-" and not is_number(word)
 
 
@@ -221,106 +229,100 @@ def is_number(word: str) -> bool:
     return True
 
 
-def long_form(word: str, known: Container[str]) -> str:
-    """--batch_size -> --run.batch-size, --no-compile -> --run.no-compile; an option of the command's own stays."""
-    word = word.replace("_", "-")
-    name = word.removeprefix("--")
-    no = "no-" if name.removeprefix("no-") in SHORT and name.startswith("no-") else ""
-    owner, _, leaf = SHORT.get(name.removeprefix(no), "").rpartition(".")
-    return word if word in known or not leaf else f"--{owner}.{no}{leaf}"
+def positional(command: type) -> list[Argument]:
+    return [argument for argument in arguments_of(command) if argument.arg.positional]
 
 
-def with_data(line: Line[C]) -> Line[C]:
-    """The line with DATA as its one word, also where it was written --data.name."""
-    named = [value for name, values in line.options if name == "--data.name" for value in values]
-    options = tuple((name, values) for name, values in line.options if name != "--data.name")
-    return dataclasses.replace(line, words=(*line.words, *named), options=options)
+def usage_of(prog: str, command: type) -> str:
+    """What must be on a line, and what may be, apart from options."""
+    arguments = arguments_of(command)
+    words = [a.name if a.arg.positional else f"{a.name} {a.arg.metavar}" for a in arguments if a.default is MISSING]
+    optional = [a.name if a.is_variadic else f"[{a.name}]" for a in positional(command) if a.default is not MISSING]
+    return " ".join([prog, *words, *optional])
 
 
-def start_from(line: Line[C]) -> Recipe:
-    """The recipe that the options override: of DATA or --recipe, with --model, --augreg and --init."""
-    from mlpmixer.training.recipes import RECIPES, augreg, recipe_for
+def require_words(line: Line) -> None:
+    """ValueError unless there are as many words as the command has positional arguments."""
+    arguments, usage = positional(line.command), usage_of(line.prog, line.command)
+    needed = [argument for argument in arguments if argument.default is MISSING]
+    given = [*line.words, ""].index("")  # an unset variable leaves an empty word
+    if given < len(needed):
+        from mlpmixer.cli.help import help_of
 
-    if not line.asks_for_help:
-        line.require_words()
-    data = line.words[0] if line.words else "digits"  # whose recipe the help shows
-    name, model, weights = line.value("--recipe"), line.value("--model"), line.value("--init.weights")
-    recipe = RECIPES[name]() if name else recipe_for(data, kind_of_start(weights, data))
-    if model:
-        from mlpmixer.models.names import MODELS
-
-        recipe = dataclasses.replace(recipe, model=MODELS[model])
-    if level := line.value("--augreg"):
-        recipe = dataclasses.replace(recipe, augment=augreg(recipe.augment, level))
-    if weights:
-        trained = architecture_of_weights(
-            weights
-        ).adapted(  # with --patch-size alone the image follows, with --resize blocks a width
-            image_size=line.size("--model.image-size"),
-            patch_size=line.size("--model.patch-size"),
-            method=typing.cast(Method, line.value("--init.resize") or "bicubic"),
-        )
-        recipe = dataclasses.replace(recipe, model=trained, init=Init(weights=weights))
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=data))
+        raise ValueError(f"which {needed[given].name}? {usage}, where {needed[given].name} is {help_of(needed[given])}")
+    if len(line.words) > len(arguments) and not any(argument.is_variadic for argument in arguments):
+        raise ValueError(f"too many arguments: {', '.join(line.words)}; expected {usage}")
 
 
-def kind_of_start(weights: str, data: str) -> Literal["scratch", "same data", "other data", "published"]:
-    if not weights:
-        return "scratch"
-    from mlpmixer.weights.load import trained_on
-
-    before = trained_on(weights)
-    return "published" if before is None else "same data" if before == Path(data).name else "other data"
+def with_defaults(command: type, configs: Mapping[str, Any]) -> dict[str, Any]:
+    """The configs of all fields of a command, from their defaults where they are not given."""
+    fields = dataclasses.fields(command)
+    return {f.name: f.default_factory() for f in fields if f.default_factory is not MISSING} | dict(configs)
 
 
-def with_short(command: type) -> str:
-    return f"{command.__doc__}\n\nShort forms of the options below: {', '.join(f'--{s}' for s in SHORT)}."
+def build(command: type[C], line: Line, **configs: Any) -> C:
+    """The command of a line, with its options over `configs`, or over the defaults. ValueError for a wrong value."""
+    require_words(line)
+    configs = with_defaults(command, configs)
+    values: dict[tuple[str, ...], Any] = {}
+    words, options = deque(line.words), dict(line.options)
+    arguments = list(arguments_of(command, configs))
+    for a in arguments:
+        if a.arg.positional and a.is_variadic:
+            values[a.path] = tuple(words)
+        elif a.arg.positional and words:
+            values[a.path] = converted(a.type, (a.name, words.popleft()))
+        elif a.name in options:
+            values[a.path] = converted(a.type, options.pop(a.name))
+        elif a.default is MISSING:
+            raise ValueError(f"which {a.arg.metavar}? {usage_of(line.prog, command)}")
+    for name, (spelling, *_) in options.items():  # of another architecture
+        others = [a for a in arguments if a.name.startswith(name.rpartition(".")[0] + ".")]
+        has = ", ".join(a.name for a in others)
+        raise ValueError(f"{spelling} is not an option of {others[0].owner.__name__}; it has {has}")
+    own = {path[0]: value for path, value in values.items() if len(path) == 1}
+    return command(**own, **{name: _overridden(config, _below(values, name)) for name, config in configs.items()})
 
 
-def ranks_here() -> dict[str, int]:
-    """The fields of `distributed.Ranks`, as torchrun passes them to each process it starts; none when nobody did."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return {}
-    if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-        size = os.environ["WORLD_SIZE"]
-        raise ValueError(
-            f"WORLD_SIZE={size}, but {', '.join(missing)} is not set; start several processes with torchrun"
-        )
-    return {
-        field: int(os.environ[name])
-        for field, name in (("rank", "RANK"), ("size", "WORLD_SIZE"), ("local_rank", "LOCAL_RANK"))
+def _overridden(config: Any, values: Values) -> Any:
+    changes = {
+        name: _overridden(getattr(config, name), _below(values, name)) if path else value
+        for (name, *path), value in values.items()
     }
+    return dataclasses.replace(config, **changes)
 
 
-def restarts_by_itself() -> bool:
-    """Whether torchrun is to start this command again when it fails."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+def _below(values: Values, name: str) -> Values:
+    return {path[1:]: value for path, value in values.items() if path[0] == name}
 
 
-def whole_numbers(option: str, text: str) -> tuple[int, ...]:
-    """1,5,10 -> (1, 5, 10)"""
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise ValueError(
-            f"{option} {text}: expected whole numbers with commas between them, such as {option} 1,5,10,25"
-        )
-    return tuple(map(int, text.split(",")))
+def converted(hint: Any, given: Sequence[str]) -> Any:
+    """An option as its type, from its spelling and its words. ValueError says what was expected."""
+    spelling, *words = given
+    for values in ([_literal(word) for word in words], words):  # 5 may be a number, or the name of a folder
+        for value in (*values[: len(values) == 1], tuple(values)):
+            with suppress(ValueError):
+                return checked(hint, value, spelling)
+    choices = [choice for form in forms(hint) for choice in typing.get_args(form[0])]
+    raise ValueError(f"{' '.join(given)}: expected {expected(hint)}{did_you_mean(' '.join(words), choices)}")
 
 
-def architecture_of(name: str) -> NetworkConfig:
-    """Of a model's name, or of whatever holds weights."""
-    from mlpmixer.models.names import MODELS
-    from mlpmixer.weights.published import WEIGHTS
+def _literal(word: str) -> Any:
+    """The number or constant that a word may stand for."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(word)
+    return {"True": True, "False": False, "None": None}.get(word, word)
 
-    is_weights = name in WEIGHTS or name.startswith("hf:") or (name not in MODELS and Path(name).exists())
-    return architecture_of_weights(name) if is_weights else MODELS[name]
 
+def expected(hint: Any) -> str:
+    """A type in words."""
+    nouns = {int: "whole number", float: "number", str: "value"}
 
-def architecture_of_weights(name: str) -> NetworkConfig:
-    """Without fetching what has a name."""
-    from mlpmixer.weights.published import WEIGHTS
+    def text(form: tuple[Any, ...]) -> str:
+        kind, *more = form
+        if choices := typing.get_args(kind):
+            return f"{', '.join(choices[:-1])} or {choices[-1]}"
+        return f"{len(form)} {nouns[kind]}s" if more else f"a {nouns[kind]}"
 
-    if name in WEIGHTS:
-        return WEIGHTS[name].config
-    from mlpmixer.weights.load import architecture
-
-    return architecture(name)
+    return " or ".join(text(form) for form in forms(hint) if form != (types.NoneType,))

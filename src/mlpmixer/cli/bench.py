@@ -1,16 +1,14 @@
-"""The command that measures what computes a model fastest: bench."""
+"""mlpmixer bench."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
-
-from mlpmixer.cli.arguments import Flag, whole_numbers
+from mlpmixer.cli.arguments import Arg, Command
+from mlpmixer.cli.options import MODEL, Json, whole_numbers
 from mlpmixer.cli.printing import percent, print_error, print_json, print_table
 from mlpmixer.cli.progress import reporter
-from mlpmixer.inference.engines import require_file
 
 if TYPE_CHECKING:
     from mlpmixer.exporters.benchmark import Bench as Measured
@@ -33,35 +31,33 @@ HEADER = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
-    """How fast each engine computes the model in RUN on this machine, from pixels to probabilities.
+class Bench(Command):
+    """Measure how fast each engine runs a model on this machine.
 
-    For an export, the last line names the fastest engine in float32 that gives the same answers, as the --engine option
+    Times are from pixels to probabilities. For an export, the last line names the fastest engine in float32 that gives the same answers, as the --engine option
     of `predict`, `evaluate`, `probe`, `compare` and `serve`. A run is computed by torch; it is measured beside its
     export.
     """
 
-    run: Annotated[Positional[str], arg(metavar="RUN")]
-    """An export (file or bundle), a run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of
-    `mlpmixer list weights`."""
-    batch: Annotated[str, arg(metavar="N,...")] = "1,32"
-    """Images at a time."""
-    threads: Annotated[str, arg(metavar="N,...")] = "1,0"
-    """0: the engine's default; only this row decides which engine is recommended."""
+    run: Annotated[str, Arg("RUN", MODEL, positional=True)]
+    batch: Annotated[str, Arg("N,...")] = "1,32"
+    """Batch sizes."""
+    threads: Annotated[str, Arg("N,...")] = "1,0"
+    """Numbers of threads. 0: the engine's default; only this row decides which engine is recommended."""
     seconds: float = 20.0
-    """For all calls together; a large model takes longer, since each row is three calls at least."""
-    csv: Annotated[str, arg(metavar="FILE")] = ""
+    """Time for all calls together. A large model takes longer, since each row is at least three calls."""
+    csv: Annotated[str, Arg("FILE")] = ""
     """Also write the table, with the machine and the versions in each line."""
-    json: Flag = False
-    """Print all numbers as JSON."""
+    json: Json = False
 
     def __call__(self) -> int:
         batches, threads = whole_numbers("--batch", self.batch), whole_numbers("--threads", self.threads)
         from mlpmixer.exporters.benchmark import bench
+        from mlpmixer.inference.engines import require_file
         from mlpmixer.inference.exported import export_at
 
         if self.csv and not Path(self.csv).absolute().parent.is_dir():
-            raise ValueError(f"--csv {self.csv}: there is no such folder")
+            raise ValueError(f"--csv {self.csv}: its folder does not exist")
         file = export_at(self.run)
         with reporter() as report:
             if file:
@@ -71,8 +67,8 @@ class Bench:
 
                 locate(self.run, report=report)
             print_error(
-                f"{self.run} is measured for {self.seconds:g} s or, if it is large, longer; other work on this machine "
-                f"counts in"
+                f"measuring {self.run} for {self.seconds:g} s, or longer if it is large; other work on this machine "
+                f"affects the result"
             )
             found = bench(self.run, batches=batches, threads=threads, seconds=self.seconds, report=report)
         if self.csv:
@@ -88,11 +84,11 @@ def print_bench(b: "Measured") -> None:
     print_table(HEADER, [_cells(row) for row in b.rows])
     calls = sorted({row.calls for row in b.rows})
     print(
-        f"{b.environment['cpu']}, {b.environment['cores']} cores; in turns, {_range(calls)} calls each; MiB: the most "
-        f"a process has held"
+        f"{b.environment['cpu']}, {b.environment['cores']} cores; interleaved, {_range(calls)} calls each; MiB: peak memory of "
+        f"the process"
     )
     print(
-        f"same top-1, off by (the largest difference of a probability): beside {b.reference}, on {b.images} made-up "
+        f"same top-1, off by (the largest difference of a probability): against {b.reference}, on {b.images} random "
         f"images"
     )
     for failed in b.failed:

@@ -1,25 +1,22 @@
-"""The command convert."""
+"""mlpmixer convert."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
-from tyro.conf import Positional, arg
-
-from mlpmixer.cli.arguments import Flag
+from mlpmixer.cli.arguments import Arg, Command
+from mlpmixer.cli.options import WEIGHTS
 from mlpmixer.cli.printing import print_error
 from mlpmixer.cli.progress import reporter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convert:
-    """Write a model in another form: official .npz, timm's state dict, or a file of this package, which keeps all that
-    belongs to it."""
+class Convert(Command):
+    """Convert weights to the official .npz, timm's or this package's format."""
 
-    model: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
-    out: Annotated[Positional[str], arg(metavar="FILE")]
-    """What to write: FILE.npz is official, FILE.safetensors is of this package unless --timm is given."""
-    timm: Flag = False
+    model: Annotated[str, Arg("RUN", WEIGHTS, positional=True)]
+    out: Annotated[str, Arg("FILE", positional=True)]
+    """the file to write: FILE.npz is official, FILE.safetensors is of this package unless --timm is given"""
+    timm: bool = False
     """Write FILE.safetensors with timm's names."""
 
     def __call__(self) -> int:

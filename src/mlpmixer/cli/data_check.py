@@ -1,11 +1,10 @@
-"""The command data check."""
+"""mlpmixer data check."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from tyro.conf import Positional, arg
-
-from mlpmixer.cli.arguments import Flag
+from mlpmixer.cli.arguments import Command
+from mlpmixer.cli.options import DataArg, DataDir, Json
 from mlpmixer.cli.printing import MAX_ROWS, print_json, print_table
 from mlpmixer.data.config import Data
 
@@ -14,16 +13,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataCheck:
-    """Look for broken, duplicate and misplaced images in DATA, and count its classes. The exit code is 1 when something
-    is found."""
+class DataCheck(Command):
+    """Find broken, duplicate and misplaced images in DATA.
 
-    data: Annotated[Positional[str], arg(metavar="DATA")]
-    """A data set's name, a folder with a folder for each class, a Parquet file or folder, or hf:owner/name."""
-    data_dir: Annotated[str, arg(metavar="DIR")] = ""
-    """Where the files of a named data set are."""
-    json: Flag = False
-    """Print everything as JSON."""
+    Also counts the images of each class. The exit code is 1 when something is found.
+    """
+
+    data: DataArg
+    json: Json = False
+    data_dir: DataDir = ""
 
     def __call__(self) -> int:
         from mlpmixer.data.check import check_data
@@ -52,8 +50,8 @@ def print_check(report: "CheckReport") -> None:
         print(f"note   {note}")
     findings = {
         "cannot be read": [f"{name}: {reason}" for name, reason in report.broken],
-        "same pixels as another": [f"{name} = {other}" for name, other in report.duplicates],
-        "in the wrong place": [f"{name}: {reason}" for name, reason in report.misplaced],
+        "have the same pixels as another": [f"{name} = {other}" for name, other in report.duplicates],
+        "misplaced": [f"{name}: {reason}" for name, reason in report.misplaced],
     }
     for title, lines in findings.items():
         if lines:
@@ -61,4 +59,4 @@ def print_check(report: "CheckReport") -> None:
             if len(lines) > 10:
                 print(f"  and {len(lines) - 10:,} more: --json")
     if report.ok:
-        print("\nnothing wrong was found")
+        print("\nno problems found")

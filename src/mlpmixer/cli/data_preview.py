@@ -1,42 +1,26 @@
-"""The command data preview."""
+"""mlpmixer data preview."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-import tyro
-from tyro.conf import Positional, arg
-
-from mlpmixer.cli.arguments import read, with_data
-from mlpmixer.cli.options import OnData, with_start
+from mlpmixer.cli.arguments import Arg
+from mlpmixer.cli.recipe_options import RecipeCommand
 from mlpmixer.config import pair
-from mlpmixer.training.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataPreview(OnData):
-    """A labelled picture of what the network sees: training images of DATA after the recipe's augmentation."""
+class DataPreview(RecipeCommand):
+    """Draw training images of DATA as the network sees them."""
 
-    data: Annotated[Positional[str], arg(metavar="DATA")]
-    """A data set's name, a folder with a folder for each class, a Parquet file or folder, or hf:owner/name."""
-    out: Annotated[str, arg(metavar="FILE")]
+    common: ClassVar[Sequence[str]] = ("image-size", "patch-size", "in-channels", "fit", "data-dir")
+
+    out: Annotated[str, Arg("FILE")]
     """The PNG file to write."""
-    recipe: Annotated[str, arg(metavar="NAME")] = ""
-    """Where to start from (mlpmixer list recipes); the default fits the data."""
-    model: Annotated[str, arg(metavar="NAME")] = ""
-    """An architecture (mlpmixer list models) instead of the recipe's."""
-    augreg: Annotated[str, arg(metavar="LEVEL")] = ""
-    """RandAugment and mixup of AugReg instead of the recipe's: none, light1, light2, medium1, medium2, strong1,
-    strong2."""
     rows: int = 6
-    """Images."""
+    """Number of images."""
     cols: int = 8
-    """The evaluation view and augmented views of each."""
-    config: Annotated[Recipe, arg(name="")] = field(default_factory=Recipe)
-
-    @classmethod
-    def parse(cls, args: Sequence[str]) -> "DataPreview":
-        return with_start(with_data(read(cls, "mlpmixer data preview", args)), out=tyro.MISSING)
+    """Columns: the evaluation view, then augmented views."""
 
     def __call__(self) -> int:
         from mlpmixer.data.datasets import open_data

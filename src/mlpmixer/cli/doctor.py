@@ -1,4 +1,4 @@
-"""What this machine and this installation are, and what is wrong with them."""
+"""mlpmixer doctor."""
 
 import importlib
 import platform
@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlpmixer import __version__
+from mlpmixer.cli.arguments import Command
 
 if TYPE_CHECKING:
     import torch
 
-NEEDED = ("torch", "numpy", "pillow", "safetensors", "tyro", "rich", "scikit-learn", "matplotlib")
+NEEDED = ("torch", "numpy", "pillow", "safetensors", "rich", "scikit-learn", "matplotlib")
 OPTIONAL = {  # and its extra
     "datasets": "hf",
     "pyarrow": "hf",
@@ -29,8 +30,8 @@ CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "as
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doctor:
-    """What this machine and this installation are, and what is wrong with them."""
+class Doctor(Command):
+    """Show the environment and diagnose problems."""
 
     def __call__(self) -> int:
         findings = diagnose()

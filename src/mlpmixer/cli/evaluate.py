@@ -1,59 +1,32 @@
-"""The command evaluate."""
+"""mlpmixer evaluate."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
-
-from mlpmixer.cli.arguments import (
-    Flag,
-)
-from mlpmixer.cli.options import Computing, Sizes, print_bad
-from mlpmixer.cli.printing import (
-    MAX_ROWS,
-    between,
-    percent,
-    print_json,
-    print_table,
-)
+from mlpmixer.cli.arguments import Arg
+from mlpmixer.cli.options import EvaluationCommand, Split, print_unreadable
+from mlpmixer.cli.printing import MAX_ROWS, between, percent, print_json, print_table
 
 if TYPE_CHECKING:
     from mlpmixer.evaluation.metrics import CalibratedMetrics, Metrics, TTAMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Accuracy, calibration and the worst mistakes of the model in RUN on DATA."""
+class Evaluate(EvaluationCommand):
+    """Measure accuracy and calibration of a model on DATA."""
 
-    run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export
-    (file or bundle)."""
-    data: Annotated[Positional[str], arg(metavar="DATA")] = ""
-    """A data set's name, a path, or hf:owner/name; default: the data the run was trained on."""
-    split: Literal["test", "val", "train", "all"] = "test"
-    """Which part of the data; all: a plain folder, whole."""
-    data_dir: Annotated[str, arg(metavar="DIR")] = ""
-    """Where the files of a named data set are."""
-    tta: Annotated[str, arg(metavar="KIND,...")] = ""
-    """Also the mean over several views of each image (test-time augmentation): flip, shift (by 1/32 of the side) or
+    split: Split = "test"
+    tta: Annotated[str, Arg("KIND,...")] = ""
+    """Also average several views of each image (test-time augmentation). flip, shift (by 1/32 of the side), or
     flip,shift."""
-    temperature: Flag = False
-    """Also fit a temperature on the validation images of DATA, and say what dividing the logits by it does to
-    calibration."""
-    real: Annotated[str, arg(metavar="FILE")] = ""
-    """Also top-1 by ReaL labels: real.json of google-research/reassessed-imagenet, when DATA is ImageNet's validation
-    images."""
-    batch_size: int = 256
-    """Images at a time."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    json: Flag = False
-    """Print all numbers as JSON."""
-    html: Annotated[str, arg(metavar="FILE")] = ""
+    temperature: bool = False
+    """Also fit a temperature on validation images. Calibration is reported with logits divided by it, too."""
+    real: Annotated[str, Arg("FILE")] = ""
+    """Also report top-1 by ReaL labels of ImageNet. FILE is real.json of google-research/reassessed-imagenet; DATA must
+    be ImageNet's validation images."""
+    html: Annotated[str, Arg("FILE")] = ""
     """Also write a page with plots and the worst mistakes."""
-    computing: Annotated[Computing, arg(name="")] = field(default_factory=Computing)
-    sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
 
     def __call__(self) -> int:
         from mlpmixer.data.datasets import open_images
@@ -62,14 +35,14 @@ class Evaluate:
         from mlpmixer.evaluation.evaluate import evaluate, tta_views
 
         kinds = self.tta.split(",") if self.tta else []
-        tta_views(kinds)  # what is wrong is said before anything is loaded
+        tta_views(kinds)  # refuses a wrong one before anything is loaded
         if self.temperature and self.split in ("val", "all"):
             raise ValueError(
-                f"--temperature is fitted on validation images, so it cannot be judged on them: --split {self.split}"
+                f"--temperature is fitted on validation images, so --split {self.split} cannot judge it; use test or train"
             )
         if self.real:
             read_real(self.real)
-        classifier = self.sizes.load(self.run, self.device, self.computing)
+        classifier = self.load()
         data = resolve_data(classifier, self.data or None, self.data_dir)
         images = open_images(data, self.split)
         metrics = evaluate(
@@ -99,7 +72,7 @@ def print_metrics(m: "Metrics") -> None:
     print(f"{m.n:,} images  {score_text(m)}")
     if m.tta:
         print(
-            f"with test-time augmentation ({', '.join(m.tta.kinds)}: the mean over {m.tta.views} views)  "
+            f"with test-time augmentation ({', '.join(m.tta.kinds)}: the mean of {m.tta.views} views)  "
             f"{score_text(m.tta)}"
         )
     if m.tempered:
@@ -113,8 +86,8 @@ def print_metrics(m: "Metrics") -> None:
             f"by ReaL labels  top-1 {percent(m.real.top1)} {between(m.real.top1_interval)} of {m.real.n:,} images; ",
             end="",
         )
-        print(f"{m.real.skipped:,} have no label and are left out")
-    print("in brackets: 95 % intervals, %, from the number of images alone (Wilson)\n")
+        print(f"{m.real.skipped:,} have no label and are excluded")
+    print("in brackets: 95 % intervals (Wilson), which reflect the number of images only\n")
     shown = m.per_class if len(m.per_class) <= MAX_ROWS else sorted(m.per_class, key=lambda c: c.f1)[: MAX_ROWS // 2]
     rows = [
         (c.name, percent(c.precision), percent(c.recall), between(c.recall_interval), percent(c.f1), f"{c.support:,}")
@@ -124,10 +97,10 @@ def print_metrics(m: "Metrics") -> None:
     if len(shown) < len(m.per_class):
         print(f"(the {len(shown)} lowest f1 of {len(m.per_class)} classes; all of them: --json)")
     if m.most_wrong:
-        print("\nsurest mistakes")
+        print("\nmost confident mistakes")
         mistakes = [(w.name, w.true, w.predicted, percent(w.probability)) for w in m.most_wrong[:5]]
-        print_table(("image", "is", "taken for", "with"), mistakes)
-    print_bad(m.bad)
+        print_table(("image", "is", "predicted", "with"), mistakes)
+    print_unreadable(m.bad)
 
 
 def score_text(m: "Metrics | TTAMetrics") -> str:

@@ -1,14 +1,12 @@
-"""The command that shows what a model saw: explain."""
+"""mlpmixer explain."""
 
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
-
-from mlpmixer.cli.arguments import Flag
-from mlpmixer.cli.options import Sizes
+from mlpmixer.cli.arguments import Arg, Command
+from mlpmixer.cli.options import DataDir, Device, InputOptions, Json, WeightsArg, load_model
 from mlpmixer.cli.printing import percent, print_error, print_json, print_table
 
 if TYPE_CHECKING:
@@ -20,35 +18,30 @@ MOST = 100  # a page of more images is too large to open
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explain:
-    """Which patches of an image speak for its class, as pictures and a page; and how far each method is to be believed.
+class Explain(Command):
+    """Show which patches of an image contribute to its class.
 
-    Unreadable files are named, the rest is done; then the exit code is 1.
+    Writes pictures and a page, and measures on request which method is most faithful. Unreadable files are named on standard error and the rest is done; the exit code is then 1.
     """
 
-    run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
-    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE...")] = ()
-    """Image files, folders (searched to the bottom) or patterns such as 'photos/*.jpg'."""
-    method: Annotated[str, arg(metavar="NAME,...")] = ""
-    """Some of evidence, occlusion, gradient-x-input and integrated-gradients (default: all that the network supports),
-    and mixing: which patches each patch depends on, seconds per image."""
-    label: Annotated[str, arg(name="class", metavar="NAME")] = ""
-    """The class to explain; default: the likeliest one of each image."""
-    out: Annotated[str, arg(metavar="DIR")] = "explained"
-    """Where the pictures and the page go."""
-    faithfulness: Annotated[str, arg(metavar="DATA")] = ""
-    """Also measure on the test images of DATA (a data set's name, a path, or hf:owner/name) which method is
-    faithful."""
+    run: WeightsArg
+    images: Annotated[tuple[str, ...], Arg("IMAGE...", positional=True)] = ()
+    """image files, folders (searched recursively), or patterns such as 'photos/*.jpg'"""
+    method: Annotated[str, Arg("NAME,...")] = ""
+    """Methods; default: all that the network supports. Some of evidence, occlusion, gradient-x-input and
+    integrated-gradients, and mixing: which patches each patch depends on (seconds per image)."""
+    label: Annotated[str, Arg("NAME", name="class")] = ""
+    """Class to explain; default: the most likely one of each image."""
+    out: Annotated[str, Arg("DIR")] = "explained"
+    """Folder for the pictures and the page."""
+    faithfulness: Annotated[str, Arg("DATA")] = ""
+    """Also measure how faithful each method is, on the test images of DATA (named as for train)."""
     faithfulness_images: int = 100
-    """On so many of them, spread evenly."""
-    data_dir: Annotated[str, arg(metavar="DIR")] = ""
-    """Where the files of a named data set are."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    json: Flag = False
-    """Print all numbers as JSON."""
-    sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
+    """Number of these images, evenly spread."""
+    json: Json = False
+    data_dir: DataDir = ""
+    device: Device = "auto"
+    inputs: InputOptions = field(default_factory=InputOptions)
 
     def __call__(self) -> int:
         if not self.images and not self.faithfulness:
@@ -72,7 +65,7 @@ class Explain:
         paths = list(find_images(self.images))
         if len(paths) > MOST:
             raise ValueError(f"{len(paths):,} images are too many for one page: name at most {MOST}")
-        classifier = self.sizes.load(self.run, self.device)
+        classifier = load_model(self.run, self.device, self.inputs)
         images = None
         if self.faithfulness:
             images = open_images(resolve_data(classifier, self.faithfulness, self.data_dir), "test")
@@ -127,7 +120,7 @@ def print_explained(one: "Explanation") -> None:
 
 def print_faithfulness(f: "Faithfulness") -> None:
     print(
-        f"\n{f.n:,} images: area under the deletion curve (low is faithful) and the insertion curve (high is), against "
-        f"random order\n"
+        f"\n{f.n:,} images: area under the deletion curve (lower is more faithful) and the insertion curve (higher is), "
+        f"against random order\n"
     )
     print_table(("method", "deletion", "- random", "insertion", "- random"), f.table())

@@ -1,12 +1,10 @@
-"""The command that writes a model in a form that others run: export."""
+"""mlpmixer export."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, arg
-
-from mlpmixer.cli.arguments import Flag
-from mlpmixer.cli.options import Sizes
+from mlpmixer.cli.arguments import Arg, Command
+from mlpmixer.cli.options import DataDir, InputOptions, Json, WeightsArg, load_model
 from mlpmixer.cli.printing import between, percent, print_error, print_json
 from mlpmixer.cli.progress import megabytes
 
@@ -15,71 +13,69 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
-    """Write the model in RUN in a form that others run, preprocessing inside, and check it there against the model.
+class Export(Command):
+    """Export a model to ONNX, OpenVINO, PT2, a bundle or a web page.
 
-    It is compared with torch on real images, from the same pixels: the same likeliest class for all and probabilities
-    within 1e-4, or nothing is written (exit code 1); --int8 has a rule of its own. `mlpmixer predict`, `evaluate`,
-    `probe`, `compare` and `serve` take the result as they take a run, without torch; a .pt2 needs it.
+    Preprocessing is included. The export is compared with torch on real images, from the same pixels: the same top class for all of them and probabilities within
+    1e-4, or nothing is written (exit code 1); --int8 has a rule of its own. `mlpmixer predict`, `evaluate`, `probe`,
+    `compare` and `serve` take an export like a run, without torch; a .pt2 needs it.
     """
 
-    run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name of `mlpmixer list weights`."""
+    run: WeightsArg
     to: Literal["onnx", "openvino", "pt2", "bundle", "web"] = "onnx"
-    """onnx: one file; openvino: an .xml and a .bin; pt2: a file for torch; bundle: a folder that needs onnxruntime,
-    numpy and pillow only, with a program, a Dockerfile and a README; web: a folder with a page that classifies in the
-    browser, for any server of files."""
-    out: Annotated[str, arg(metavar="PATH")] = ""
+    """onnx, openvino, pt2, bundle or web. onnx: one file; openvino: an .xml and a .bin; pt2: a file for torch; bundle: a
+    folder that needs only onnxruntime, numpy and pillow, with a program, a Dockerfile and a README; web: a folder with
+    a page that classifies in the browser, for any static file server."""
+    out: Annotated[str, Arg("PATH")] = ""
     """What to write; default: model.onnx, .xml, .pt2, bundle/ or web/ in the run's folder."""
-    batch: Annotated[str, arg(metavar="N")] = "dynamic"
-    """How many images the graph takes at a time; dynamic: any number."""
-    any_size: Flag = False
-    """Let the graph resize and fit images of any size, too; compared with Pillow, from which a pixel may be off by 1 of
-    255."""
-    evidence: Flag = False
-    """Let the graph say what each patch adds to each class, too, which `mlpmixer serve` shows; --to web always does.
+    int8: bool = False
+    """Compute layers in 8-bit integers, as many as cost at most half a point of top-1 on validation images. The file is
+    smaller and on most CPUs faster; the gain on this machine is measured and printed."""
+    batch: Annotated[str, Arg("N")] = "dynamic"
+    """Batch size of the graph. dynamic: any."""
+    any_size: bool = False
+    """Let the graph resize and crop images of any size, too. It is compared with Pillow, from which a pixel may differ
+    by 1 of 255."""
+    evidence: bool = False
+    """Let the graph also return what each patch adds to each class. `mlpmixer serve` shows it; --to web always has it.
     Mixers only."""
-    runtime: Annotated[str, arg(metavar="FOLDER")] = ""
-    """For --to web: where onnxruntime-web lies, such as node_modules/onnxruntime-web; default: npm fetches it."""
-    int8: Flag = False
-    """Compute layers in whole numbers of 8 bits, as many as cost at most half a point of top-1 on validation images: a
-    smaller file, and on most CPUs a faster one; what it is worth here is measured and said."""
     top_k: int = 5
-    """How many of the likeliest classes the graph gives beside all probabilities."""
-    licence: Annotated[str, arg(metavar="NAME")] = ""
-    """The model's licence, stored with it: apache-2.0, mit, ...; default: what its own file says."""
-    data: Annotated[str, arg(metavar="DATA")] = ""
-    """Whose images to check on: a data set's name, a path, or hf:owner/name; default: the data the run was trained
-    on."""
-    data_dir: Annotated[str, arg(metavar="DIR")] = ""
-    """Where the files of a named data set are."""
+    """Number of top classes that the graph returns beside all probabilities."""
+    runtime: Annotated[str, Arg("FOLDER")] = ""
+    """For --to web: path to onnxruntime-web, such as node_modules/onnxruntime-web; default: npm fetches it."""
+    licence: Annotated[str, Arg("NAME")] = ""
+    """The model's licence, stored with it; default: what its own file says. apache-2.0, mit, ..."""
+    data: Annotated[str, Arg("DATA")] = ""
+    """Data to check on, named as for train; default: the data RUN was trained on."""
     images: int = 1000
-    """How many images to check on, or all there are."""
-    json: Flag = False
-    """Print all numbers as JSON."""
-    sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
+    """Number of images to check on."""
+    json: Json = False
+    data_dir: DataDir = ""
+    inputs: InputOptions = field(default_factory=InputOptions)
 
     def __call__(self) -> int:
         if not (self.batch == "dynamic" or (self.batch.isdecimal() and int(self.batch))):
             raise ValueError(f"--batch {self.batch}: expected a number of images, or dynamic for any number")
         if self.runtime and self.to != "web":
-            raise ValueError(f"--runtime {self.runtime} is what a page computes with: give --to web, or leave it out")
+            raise ValueError(f"--runtime {self.runtime} is for --to web only; add --to web or leave --runtime out")
         from mlpmixer.evaluation.data import resolve_data
         from mlpmixer.exporters.export import ExportMismatch, export
         from mlpmixer.inference.exported import export_at
 
         if export_at(self.run):
             raise ValueError(f"{self.run} is an export already: export the run that it was made from")
-        classifier = self.sizes.load(self.run, "cpu")
-        data = resolve_data(classifier, self.data or None, self.data_dir)
+        classifier = load_model(self.run, "cpu", self.inputs)
         if self.int8 and not self.json:
-            print("int8 is calibrated and tried on validation images: minutes for a large model", flush=True)
+            print(
+                "calibrating int8 and measuring it on validation images; this takes minutes for a large model",
+                flush=True,
+            )
         try:
             written = export(
                 classifier,
                 self.to,
                 out=self.out or None,
-                data=data,
+                data=resolve_data(classifier, self.data or None, self.data_dir),
                 batch=None if self.batch == "dynamic" else int(self.batch),
                 any_size=self.any_size,
                 evidence=self.evidence,
@@ -131,7 +127,7 @@ def print_written(w: "Written") -> None:
             f"among them"
         )
     if c.unreadable:
-        print_error(f"{c.unreadable} images could not be read; they are counted nowhere above")
+        print_error(f"{c.unreadable} images could not be read; they are excluded from the numbers above")
     print(
         f"written  {' and '.join(map(str, (w.path, *w.beside)))}, {megabytes(w.num_bytes)}\nuse it   mlpmixer predict "
         f"{w.path} IMAGE..."
@@ -156,6 +152,6 @@ def print_int8(q: "Int8") -> None:
     print(f"{q.speed:.2f} times; model {megabytes(q.num_bytes_float)} in float32, {megabytes(q.num_bytes)} in int8")
     if not q.pays:
         print(
-            f"int8 does not pay here: it is {'slower than' if q.speed < 1 else 'hardly faster than'} float32. Only the "
+            f"int8 brings no speed-up here: it is {'slower than' if q.speed < 1 else 'hardly faster than'} float32. Only the "
             f"file is smaller"
         )

@@ -1,20 +1,19 @@
-"""The command list."""
+"""mlpmixer list."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
-
+from mlpmixer.cli.arguments import Arg, Command
 from mlpmixer.cli.printing import first_line, percent, print_table
 from mlpmixer.config import pair
 
 
 @dataclass(frozen=True, kw_only=True)
-class List:
-    """The names that can be used: models, weights, datasets or recipes."""
+class List(Command):
+    """List the names of models, weights, datasets or recipes."""
 
-    what: Positional[Literal["models", "weights", "datasets", "recipes"]]
-    """Which names."""
+    what: Annotated[Literal["models", "weights", "datasets", "recipes"], Arg("WHAT", positional=True)]
+    """models, weights, datasets or recipes"""
 
     def __call__(self) -> int:
         if self.what == "models":

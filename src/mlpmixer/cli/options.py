@@ -1,114 +1,137 @@
-"""What several commands share: options, and how they are used."""
+"""The options that commands share, and the model that they load."""
 
 import dataclasses
-import typing
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Optional, TypeVar, Union
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-
-from mlpmixer.cli.arguments import (
-    Flag,
-    Line,
-    parse_line,
-    start_from,
-    with_short,
-)
-from mlpmixer.cli.printing import (
-    print_error,
-)
+from mlpmixer.cli.arguments import Arg, Command
+from mlpmixer.cli.printing import print_error
 from mlpmixer.cli.progress import reporter
 from mlpmixer.models.configs import Method
-from mlpmixer.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from mlpmixer.inference.classifier import Classifier
 
-# Written so that tyro sees at once that a default is of its type: else it imports typeguard for that, and `predict`
-# waits.
-Size = Union[int, None, tuple[int, int]]  # noqa: UP007
-if TYPE_CHECKING:
-    Texts = tuple[str, ...]
-else:
-    Texts = tuple
+DATA = (
+    "a data set's name such as digits (mlpmixer list datasets), a folder with a subfolder for each class, a Parquet "
+    "file or folder, or hf:owner/name"
+)
+WEIGHTS = "a run's folder, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name (mlpmixer list weights)"
+MODEL = f"{WEIGHTS}; or an export, file or bundle"
 
-
-class OnData:
-    """DATA and a recipe that names the same data: what `train`, `lr-find` and `data preview` share."""
-
-    data: str
-    config: Recipe
-
-    def __post_init__(self) -> None:
-        if self.data is not tyro.MISSING and self.data != self.config.data.name:
-            raise ValueError(f"DATA is {self.data}, and the recipe is for {self.config.data.name}")
-
-
-D = TypeVar("D", bound=OnData)
-
-
-def with_start(line: Line[D], **more: Any) -> D:
-    """The command of the line, with its options over the recipe that it starts from."""
-    config = start_from(line)
-    data = tyro.MISSING if line.asks_for_help else config.data.name
-    default = typing.cast(Any, line.command)(data=data, config=config, **more)
-    return parse_line(line, description=with_short(line.command), default=default)
+DataArg = Annotated[str, Arg("DATA", DATA, positional=True)]
+WeightsArg = Annotated[str, Arg("RUN", WEIGHTS, positional=True)]
+EvaluatedData = Annotated[
+    str, Arg("DATA", "data to evaluate on, named as for train; default: the data RUN was trained on", positional=True)
+]
+Split = Annotated[
+    Literal["test", "val", "train", "all"], Arg(help="Part of the data. all: a plain folder, as a whole.")
+]
+DataDir = Annotated[str, Arg("DIR", "Folder with the files of a named data set.")]
+BatchSize = Annotated[int, Arg(help="Batch size.")]
+Device = Annotated[str, Arg(help="auto, cpu, cuda, cuda:1 or mps.")]
+Json = Annotated[bool, Arg(help="Print all numbers as JSON.")]
+JsonLines = Annotated[bool, Arg(help="Print one JSON object a line.")]
+Quiet = Annotated[bool, Arg(help="Print the result only.")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Use the model at other sizes than its own, without training."""
+class InputOptions:
+    """Input of another size, without training."""
 
-    image_size: Size = None
-    """Pixels, or height and width, without training. The patch is kept, so a larger image has more of them: that costs
-    accuracy."""
-    patch_size: Size = None
-    """Pixels, or height and width; without --image-size the image grows with it. Costs the least accuracy."""
-    in_channels: Optional[int] = None  # noqa: UP045
-    """1 grey, 3 RGB, any other number for multispectral arrays."""
+    image_size: int | tuple[int, int] | None = None
+    """Image size in pixels; two numbers: height, width. The patch stays, so a larger image has more of them, which
+    costs accuracy."""
+    patch_size: int | tuple[int, int] | None = None
+    """Patch size in pixels, likewise. Without --image-size the image grows with it, which costs the least accuracy."""
+    in_channels: int | None = None
+    """1 for grey images, 3 for RGB, any other number for multispectral arrays."""
     resize: Method = "bicubic"
-    """How token mixing comes to another grid of patches, see transfer.adapt."""
-    magnified: Flag = False
-    """The images at the new size are enlargements of small ones and show no more than those did."""
-
-    def load(self, run: str, device: str, computing: "Computing | None" = None, streams: int = 1) -> "Classifier":
-        if self.image_size is None and self.patch_size is None and (self.resize != "bicubic" or self.magnified):
-            raise ValueError("--resize and --magnified are about another size: give --image-size or --patch-size, too")
-        from mlpmixer.inference.classifier import load
-        from mlpmixer.inference.exported import export_at
-
-        if not export_at(run):
-            from mlpmixer.hardware import choose_device
-
-            device = str(choose_device(device))
-        how = computing or Computing()
-        engine = None if how.engine == "auto" else how.engine
-        with reporter() as report:
-            sizes = dataclasses.asdict(self)
-            more: dict[str, Any] = {"precision": how.precision, "streams": streams, "threads": how.threads}
-            loaded = load(run, device=device, engine=engine, report=report, **more, **sizes)
-        if computing and (export_at(run) or how != Computing() or streams > 1):
-            print_error(f"{run} is computed by {loaded.runtime}")
-        return loaded
+    """How token mixing adapts to another grid of patches (docs/transfer.md)."""
+    magnified: bool = False
+    """The images at the new size are upsampled from the old one, and show no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Computing:
-    """What computes the model, and how."""
+class RuntimeOptions:
+    """Runtime."""
 
     engine: Literal["auto", "onnxruntime", "openvino", "torch"] = "auto"
     """What runs an export. auto: onnxruntime for an .onnx file or a bundle (openvino takes those, too), openvino for an
     .xml, torch for a .pt2. `mlpmixer bench` says which is the fastest here."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: faster on processors that have it, with about three digits; in openvino and torch. Layers in int8 stay
-    that."""
+    """Data type of the computation. bfloat16 is faster on processors that have it, at about three digits, with openvino
+    and torch; int8 layers stay int8."""
     threads: int = 0
-    """On the CPU (of each of several --streams); 0: as many as the engine chooses."""
+    """CPU threads, for each of several --streams. 0: the engine's default."""
 
 
-def print_bad(bad: Sequence[tuple[str, str]]) -> None:
-    for name, reason in bad[:10]:
+@dataclass(frozen=True, kw_only=True)
+class ModelCommand(Command):
+    """A command that uses a model."""
+
+    run: Annotated[str, Arg("RUN", MODEL, positional=True)]
+    device: Device = "auto"
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    inputs: InputOptions = field(default_factory=InputOptions)
+
+    def load(self, streams: int = 1) -> "Classifier":
+        return load_model(self.run, self.device, self.inputs, self.runtime, streams)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationCommand(ModelCommand):
+    """A command that measures a model on data."""
+
+    data: EvaluatedData = ""
+    data_dir: DataDir = ""
+    batch_size: BatchSize = 256
+    json: Json = False
+
+
+def load_model(
+    run: str, device: str, inputs: InputOptions, runtime: RuntimeOptions | None = None, streams: int = 1
+) -> "Classifier":
+    """The model at a path, address or name. What computes it is said if `runtime` is given, except for plain torch."""
+    if inputs.image_size is None and inputs.patch_size is None and (inputs.resize != "bicubic" or inputs.magnified):
+        raise ValueError("--resize and --magnified are about another size: give --image-size or --patch-size, too")
+    from mlpmixer.inference.classifier import load
+    from mlpmixer.inference.exported import export_at
+
+    is_export = bool(export_at(run))
+    if not is_export:
+        from mlpmixer.hardware import choose_device
+
+        device = str(choose_device(device))
+    chosen = runtime or RuntimeOptions()
+    with reporter() as report:
+        classifier = load(
+            run,
+            device=device,
+            engine=None if chosen.engine == "auto" else chosen.engine,
+            precision=chosen.precision,
+            threads=chosen.threads,
+            streams=streams,
+            report=report,
+            **dataclasses.asdict(inputs),
+        )
+    if runtime and (is_export or runtime != RuntimeOptions() or streams > 1):
+        print_error(f"{run} is computed by {classifier.runtime}")
+    return classifier
+
+
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """1,5,10 -> (1, 5, 10)"""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise ValueError(f"{option} {text}: expected whole numbers separated by commas, such as {option} 1,5,10,25")
+    return tuple(map(int, text.split(",")))
+
+
+def print_unreadable(images: Sequence[tuple[str, str]]) -> None:
+    """The first ten images that could not be read, with the reason, and how many they are."""
+    for name, reason in images[:10]:
         print_error(f"{name}: {reason}")
-    if bad:
-        print_error(f"{len(bad)} images could not be read; they are counted nowhere above")
+    if images:
+        print_error(f"{len(images)} images could not be read; they are excluded from the numbers above")

@@ -1,15 +1,14 @@
-"""The command predict."""
+"""mlpmixer predict."""
 
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, arg
-
-from mlpmixer.cli.options import Computing, Sizes, Texts
+from mlpmixer.cli.arguments import Arg
+from mlpmixer.cli.options import BatchSize, ModelCommand
 from mlpmixer.cli.printing import percent, print_error, visible
 
 if TYPE_CHECKING:
@@ -17,36 +16,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict:
-    """Class probabilities of images by the model in RUN. Unreadable files are named, the rest is done; then the exit
-    code is 1."""
+class Predict(ModelCommand):
+    """Print the class probabilities of images.
 
-    run: Annotated[Positional[str], arg(metavar="RUN")]
-    """A run, a weight file (.safetensors, .npz, .pth), hf:owner/name, a name of `mlpmixer list weights`, or an export
-    (file or bundle)."""
-    sources: Annotated[Positional[Texts], arg(metavar="SRC...")]
-    """Image files, folders (searched to the bottom), patterns such as 'photos/*.jpg', or - for a list of them on
-    standard input."""
+    Unreadable files are named on standard error and the rest is done; the exit code is then 1.
+    """
+
+    sources: Annotated[tuple[str, ...], Arg("SRC...", positional=True)] = ()
+    """image files, folders (searched recursively), patterns such as 'photos/*.jpg', or - for a list of them on standard
+    input"""
     top_k: int = 5
-    """How many classes for each image."""
+    """Number of classes for each image."""
     format: Literal["table", "csv", "json", "jsonl"] = "table"
-    """How to print the result."""
-    out: Annotated[str, arg(metavar="FILE")] = ""
-    """Where to write the result instead of standard output."""
-    features: Annotated[str, arg(metavar="FILE")] = ""
-    """Also write each image's feature vector (what the head sees) to FILE.npz or FILE.csv."""
-    batch_size: int = 64
-    """Images at a time."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    computing: Annotated[Computing, arg(name="")] = field(default_factory=Computing)
-    sizes: Annotated[Sizes, arg(name="")] = field(default_factory=Sizes)
+    """Format of the result."""
+    out: Annotated[str, Arg("FILE")] = ""
+    """File for the result, instead of standard output."""
+    features: Annotated[str, Arg("FILE")] = ""
+    """Also write each image's feature vector (the input of the head) to FILE.npz or FILE.csv."""
+    batch_size: BatchSize = 64
 
     def __call__(self) -> int:
         if not self.sources:
             raise ValueError(
-                f"which images? mlpmixer predict {self.run} FILE... (or folders, patterns, or - for a list on standard "
-                f"input)"
+                f"which images? mlpmixer predict {self.run} FILE... (or folders, patterns, or - to read a list)"
             )
         if self.features and Path(self.features).suffix not in (".npz", ".csv"):
             raise ValueError(f"--features {self.features}: expected a name that ends in .npz or .csv")
@@ -54,7 +46,7 @@ class Predict:
         from mlpmixer.inference.files import find_images, predict_files
         from mlpmixer.inference.output import FeatureFile, csv_lines, json_lines, jsonl_lines
 
-        classifier = self.sizes.load(self.run, self.device, self.computing)
+        classifier = self.load()
         listed = (line.rstrip("\n") for line in sys.stdin)
         sources = (source for given in self.sources for source in (listed if given == "-" else [given]) if source)
         paths, features = find_images(sources), bool(self.features)
@@ -88,7 +80,7 @@ class Predict:
                 for line in lines:
                     sys.stdout.write(line)
         if failed:
-            print_error(f"{failed} of the sources gave no image")
+            print_error(f"{failed} of the images could not be read")
         return 1 if failed else 0
 
 

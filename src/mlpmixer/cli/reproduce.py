@@ -1,11 +1,10 @@
-"""The command reproduce."""
+"""mlpmixer reproduce."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction, arg
-
-from mlpmixer.cli.arguments import Flag
+from mlpmixer.cli.arguments import Arg, Command
+from mlpmixer.cli.options import Device, JsonLines, Quiet
 from mlpmixer.cli.printing import print_error, print_json, print_table
 from mlpmixer.cli.progress import reporter
 
@@ -14,47 +13,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reproduce:
-    """Try a claim of the paper, and put our figures beside the published ones; without NAME, list what there is.
+class Reproduce(Command):
+    """Reproduce a claim of the paper.
 
-    An experiment such as table1 writes a page with tables and plots; a table such as cifar10-transfer runs published
-    rows again from published weights. Given again, the command goes on where it stopped.
+    Our figures stand beside the published ones. Without NAME, list what there is. An experiment such as table1 writes a page with tables and plots; a table such as cifar10-transfer runs published
+    rows again from published weights. The same command resumes what was stopped.
     """
 
-    name: Annotated[Positional[str], arg(metavar="NAME")] = ""
-    """An experiment or a table; without one they are listed."""
+    name: Annotated[str, Arg("NAME", positional=True)] = ""
+    """an experiment or a table"""
     scale: Literal["small", "long", "full"] = "small"
-    """Of an experiment: small takes minutes on two CPU cores, long hours, full is for one GPU."""
+    """(experiments) Size: small takes minutes on two CPU cores, long takes hours, full is for one GPU."""
     max_minutes: float = 0.0
-    """Of an experiment: stop cleanly by then, to go on with the same command (exit code 3); 0: when everything is
-    done."""
-    data_dir: Annotated[str, arg(metavar="DIR")] = ""
-    """Where the files of the data set are; default: the Hugging Face Hub."""
-    weights_dir: Annotated[str, arg(metavar="DIR")] = ""
-    """Where the published weight files are (DIR/imagenet21k/Mixer-B_16.npz); default: they are fetched into the
-    cache."""
-    out: Annotated[str, arg(metavar="DIR")] = ""
-    """Where everything goes; default: results/NAME/SCALE, of a table runs/NAME or runs/NAME-reduced."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    seed: int = 0
-    """Of weights, order and augmentation."""
-    row: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME")] = ()
-    """Of a table: only this row, by the name of its weights, such as B/16:imagenet21k; can be given several times."""
+    """(experiments) Stop cleanly after this time (exit code 3), to be resumed. 0: run to the end."""
+    data_dir: Annotated[str, Arg("DIR")] = ""
+    """Folder with the files of the data set; default: the Hugging Face Hub."""
+    weights_dir: Annotated[str, Arg("DIR")] = ""
+    """Folder with the published weight files, such as DIR/imagenet21k/Mixer-B_16.npz; default: they are downloaded."""
+    out: Annotated[str, Arg("DIR")] = ""
+    """Folder for the results; default: results/NAME/SCALE, for a table runs/NAME or runs/NAME-reduced."""
+    row: Annotated[tuple[str, ...], Arg("NAME")] = ()
+    """(tables) Run only this row, named by its weights, such as B/16:imagenet21k. Can be repeated."""
     steps: int = 0
-    """Of a table: fewer steps; 0: as published. With fewer steps or smaller batches it is a trial, marked as
-    reduced."""
+    """(tables) Override the number of steps; 0 keeps the published number. Fewer steps or smaller batches are a trial,
+    marked as reduced."""
     batch_size: int = 0
-    """Of a table: fewer images a step; 0: as published."""
+    """(tables) Override the batch size; 0 keeps the published one."""
     accumulate: int = 0
-    """Of a table: parts a batch is computed in, to save memory; 0: parts no larger than published. The result is the
+    """(tables) Parts that a batch is computed in, to save memory; 0 keeps them as small as published. The result is the
     same."""
-    check: Flag = False
-    """Of a table: only say what it takes and what is lacking (then the exit code is 1)."""
-    quiet: Flag = False
-    """Print the result only."""
-    json: Flag = False
-    """Print one JSON object a line."""
+    check: bool = False
+    """(tables) Only print what it takes and what is missing (exit code 1 if something is)."""
+    device: Device = "auto"
+    seed: int = 0
+    """Random seed for initialisation, order and augmentation."""
+    quiet: Quiet = False
+    json: JsonLines = False
 
     def __call__(self) -> int:
         from mlpmixer.registry import Registry
@@ -64,14 +58,14 @@ class Reproduce:
             return print_reproducible(as_json=self.json)
         known: Registry[object] = Registry("experiment or table")
         known |= {**EXPERIMENTS, **TABLES}
-        known[self.name]  # an unknown one is answered
+        known[self.name]  # refuses an unknown name
         is_table = self.name in TABLES
         others = ("scale", "max_minutes") if is_table else ("row", "steps", "batch_size", "accumulate", "check")
         given = [f"--{o.replace('_', '-')}" for o in others if getattr(self, o) != getattr(Reproduce(), o)]
         if given:
             kinds = ("a table", "experiments") if is_table else ("an experiment", "tables")
             raise ValueError(
-                f"{self.name} is {kinds[0]}, and {', '.join(given)} is of {kinds[1]}: mlpmixer reproduce lists both"
+                f"{self.name} is {kinds[0]}, and {', '.join(given)} is for {kinds[1]} only: mlpmixer reproduce lists both"
             )
 
         from mlpmixer.reproduce import OutOfTime
@@ -80,10 +74,10 @@ class Reproduce:
         try:
             return self._table() if is_table else self._experiment()
         except OutOfTime as stop:
-            print_error(f"{stop}; to go on: the same command")
+            print_error(f"{stop}; to resume: the same command")
             return 3
         except Interrupted as stop:
-            print_error(f"stopped after step {stop.step:,}, saved in {stop.path}; to go on: the same command")
+            print_error(f"stopped after step {stop.step:,}, saved in {stop.path}; to resume: the same command")
             return 130
         except Diverged as e:
             print_error(str(e))
@@ -185,7 +179,7 @@ def print_plan(p: "Plan", *, as_json: bool) -> int:
     else:
         print_table(("row", "state", "weights", "steps", "PFLOPs", "memory, GiB"), rows)
         print(
-            f"\nPFLOPs: of the whole training; 36 are an hour at 10 TFLOP/s. Memory: of the training, roughly. Runs: "
+            f"\nPFLOPs: the whole training; 36 take an hour at 10 TFLOP/s. Memory: rough estimate for training. Runs: "
             f"{p.out}"
         )
     if lacking:

@@ -1,44 +1,31 @@
-"""The command summary."""
+"""mlpmixer summary."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
-
-from mlpmixer.cli.arguments import (
-    Flag,
-    architecture_of,
-    parse_line,
-    read,
-)
-from mlpmixer.cli.printing import (
-    print_json,
-    print_table,
-)
+from mlpmixer.cli.arguments import Arg, Command, Line, require_words
+from mlpmixer.cli.printing import print_json, print_table
+from mlpmixer.cli.recipe_options import architecture_of
 from mlpmixer.models.configs import MixerConfig, NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
-    """A network line by line: shapes, parameters, FLOPs. Options change it: `mlpmixer summary B/16 --image-size
-    384`."""
+class Summary(Command):
+    """Print a network layer by layer: shapes, parameters, FLOPs.
 
-    model: Annotated[Positional[str], arg(metavar="MODEL|RUN")]
-    """An architecture's name (mlpmixer list models), a run's folder, or its model.safetensors."""
-    json: Flag = False
-    """Print as JSON."""
-    config: Annotated[NetworkConfig, arg(name="")] = field(default_factory=MixerConfig)
+    Options change it: mlpmixer summary B/16 --image-size 384
+    """
+
+    model: Annotated[str, Arg("MODEL|RUN", positional=True)]
+    """an architecture's name (mlpmixer list models), a run's folder, or its model.safetensors"""
+    json: Annotated[bool, Arg(help="Print as JSON.")] = False
+    config: NetworkConfig = field(default_factory=MixerConfig)
 
     @classmethod
-    def parse(cls, args: Sequence[str]) -> "Summary":
-        line = read(cls, "mlpmixer summary", args)
-        if line.asks_for_help:
-            return parse_line(line)
-        line.require_words()
-        name = line.words[0]
-        return parse_line(line, default=cls(model=name, config=architecture_of(name)))
+    def configs(cls, line: Line) -> dict[str, Any]:
+        require_words(line)
+        return {"config": architecture_of(line.words[0])}
 
     def __call__(self) -> int:
         layers = self.config.layers()
@@ -55,5 +42,5 @@ class Summary:
             return 0
         rows = [(x.name, " x ".join(map(str, x.output)), f"{x.params:,}", f"{x.flops:,}") for x in layers]
         print_table(("layer", "output", "params", "FLOPs"), rows)
-        print(f"\n{params:,} parameters, {flops / 1e9:.4g} GFLOPs an image (2 for each multiply-add)")
+        print(f"\n{params:,} parameters, {flops / 1e9:.4g} GFLOPs per image (2 per multiply-add)")
         return 0

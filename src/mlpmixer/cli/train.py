@@ -1,100 +1,73 @@
-"""The command train."""
+"""mlpmixer train."""
 
 import dataclasses
+import os
 import re
-from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from tyro.conf import Positional, arg
-
-from mlpmixer.cli.arguments import (
-    Flag,
-    parse_line,
-    ranks_here,
-    read,
-    restarts_by_itself,
-    with_data,
-)
-from mlpmixer.cli.options import OnData, with_start
-from mlpmixer.cli.printing import (
-    between,
-    duration,
-    let_another_speak,
-    percent,
-    print_error,
-)
+from mlpmixer.cli.arguments import Arg, Line, build
+from mlpmixer.cli.options import DATA, JsonLines, Quiet
+from mlpmixer.cli.printing import between, duration, let_another_speak, percent, print_error
 from mlpmixer.cli.progress import reporter
+from mlpmixer.cli.recipe_options import RecipeCommand, start_from
 from mlpmixer.evaluation.significance import wilson
-from mlpmixer.training.recipe import Recipe
+from mlpmixer.training.recipe import Recipe, read_recipe
 
 RUNS = Path("runs")
 LATEST = "latest"
+FREE = ("tensorboard", "quiet", "json", "peer_timeout")  # what may be given beside --resume
+STREAMED = (
+    ". Shards are streamed: a folder of WebDataset tars, https://HOST/FOLDER, 'DIR/train-{000..146}.tar', and with "
+    "--data.stream Parquet and hf:"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(OnData):
-    """Train a network on DATA. The recipe sets everything, options override it: `mlpmixer train cifar10 --epochs 5 --lr
-    3e-4`."""
+class Train(RecipeCommand):
+    """Train a network on DATA.
 
-    data: Annotated[Positional[str], arg(metavar="DATA")]
-    """A data set's name (mlpmixer list datasets), a folder with a folder for each class, a Parquet file or folder, or
-    hf:owner/name. Shards are streamed: a folder of WebDataset tars, https://HOST/FOLDER, 'DIR/train-{000..146}.tar',
-    Parquet and hf: with --data.stream."""
-    recipe: Annotated[str, arg(metavar="NAME")] = ""
-    """Where to start from (mlpmixer list recipes); the default fits the data."""
-    model: Annotated[str, arg(metavar="NAME")] = ""
-    """An architecture (mlpmixer list models) instead of the recipe's."""
-    augreg: Annotated[str, arg(metavar="LEVEL")] = ""
-    """RandAugment and mixup of AugReg instead of the recipe's: none, light1, light2, medium1, medium2, strong1,
-    strong2."""
-    out: Annotated[str, arg(metavar="DIR")] = ""
-    """The run's folder; default: a new one under runs/."""
-    resume: Annotated[str, arg(metavar="[DIR]")] = ""
-    """Go on with the run in DIR, or with the latest unfinished one. Beside --out: go on with that run if it is there,
-    else start it."""
-    peer_timeout: Annotated[str, arg(metavar="TIME")] = "10m"
-    """Of several processes (torchrun): how long one waits for another before it gives up."""
-    quiet: Flag = False
-    """Print the result only."""
-    json: Flag = False
-    """Print one JSON object a line."""
-    tensorboard: Flag = False
-    """Write the curves for TensorBoard, too, into the run's folder. Beside --resume: of a run from its start, also of
-    one that is over."""
-    config: Annotated[Recipe, arg(name="")] = field(default_factory=Recipe)
+    The recipe sets everything and options override it: mlpmixer train cifar10 --epochs 5 --lr 3e-4
+    """
+
+    data: Annotated[str, Arg("DATA", DATA + STREAMED, positional=True, name="data.name")]
+    out: Annotated[str, Arg("DIR")] = ""
+    """Folder of the run; default: a new one under runs/."""
+    resume: Annotated[str, Arg("DIR", bare=LATEST)] = ""
+    """Resume the run in DIR, or the latest unfinished one. With --out: resume that run if it exists, else start it."""
+    tensorboard: bool = False
+    """Also write curves for TensorBoard. They go into the run's folder; with --resume, they include the run's history,
+    even if it has finished."""
+    quiet: Quiet = False
+    json: JsonLines = False
+    peer_timeout: Annotated[str, Arg("TIME")] = "10m"
+    """Timeout between processes (torchrun)."""
 
     @classmethod
-    def parse(cls, args: Sequence[str]) -> "Train":
-        line = with_data(read(cls, "mlpmixer train", args, without_value={"--resume": LATEST}))
-        if line.asks_for_help:
-            return with_start(line)
+    def of(cls, line: Line) -> Self:
         resume, out = line.value("--resume"), line.value("--out")
         if restarts_by_itself() and not resume:
             raise ValueError(
-                "torchrun --max-restarts starts the command again after a failure; to go on then, it needs --out DIR "
-                "--resume"
+                "torchrun --max-restarts repeats the command after a failure; to resume then, it needs --out DIR --resume"
             )
         if resume == LATEST and out:
             resume = out
-        in_out = bool(resume) and resume == out
-        if not resume or (in_out and (line.words or not (Path(out) / "recipe.json").exists())):
-            return dataclasses.replace(with_start(line), resume=resume)
-        from mlpmixer.training.recipe import read_recipe
-
+        started = bool(out) and resume == out and (Path(out) / "recipe.json").exists()
+        if not resume or (resume == out and (line.words or not started)):
+            recipe = start_from(line, read_recipe(Path(out)) if started else None)
+            return dataclasses.replace(build(cls, line, config=recipe), resume=resume)
         run = latest_unfinished() if resume == LATEST else Path(resume)
-        config = read_recipe(run)
-        as_started = f"a run goes on as it was started; leave the other options out: mlpmixer train --resume {run}"
-        if line.words not in ((), (config.data.name,)):
-            raise ValueError(as_started)
-        line = dataclasses.replace(line, words=(config.data.name,))
-        parsed = parse_line(line, default=cls(data=config.data.name, config=config))
-        start = parsed.recipe or parsed.model or parsed.augreg
-        if parsed.config != config or start or parsed.out not in ("", str(run)):
-            raise ValueError(as_started)
-        return dataclasses.replace(parsed, resume=str(run), out="")
+        recipe = read_recipe(run)
+        command = build(cls, dataclasses.replace(line, words=line.words or (recipe.data.name,)), config=recipe)
+        command = dataclasses.replace(command, resume=str(run), out=command.out.removeprefix(str(run)))
+        free = {name: getattr(command, name) for name in FREE}
+        if command != cls(data=recipe.data.name, config=recipe, resume=str(run), **free):
+            raise ValueError(
+                f"a run resumes as it was started; leave the other options out: mlpmixer train --resume {run}"
+            )
+        return command
 
     def __call__(self) -> int:
         from mlpmixer.clock import parse_duration
@@ -119,18 +92,16 @@ class Train(OnData):
                 result = train(self.config, out=out, resume=bool(self.resume), report=report, ranks=ranks)
         except (Interrupted, Diverged) as e:  # on all ranks alike
             if ranks.leads and isinstance(e, Interrupted):
-                print_error(f"stopped after step {e.step:,}, saved; to go on: mlpmixer train --resume {e.path}")
+                print_error(f"stopped after step {e.step:,}, saved; to resume: mlpmixer train --resume {e.path}")
             elif ranks.leads:
                 print_error(str(e))
             return 130 if isinstance(e, Interrupted) else 1
         except ShardError as e:
             saved = last_state(Path(out)) is not None
-            print_error(
-                str(e) + (f"; the run is saved, and goes on with: mlpmixer train --resume {out}" if saved else "")
-            )
+            print_error(str(e) + (f"; the run is saved; to resume: mlpmixer train --resume {out}" if saved else ""))
             return 1
         except Lost as e:
-            print_error(f"{e}; to go on from the last checkpoint: --resume {out}")
+            print_error(f"{e}; to resume from the last checkpoint: --resume {out}")
             return 1
         except FailedElsewhere:
             let_another_speak()
@@ -140,6 +111,26 @@ class Train(OnData):
             if self.tensorboard:
                 print(f"curves  tensorboard --logdir {result.path}")
         return 0
+
+
+def ranks_here() -> dict[str, int]:
+    """The fields of `distributed.Ranks`, as torchrun passes them to each process that it starts; none without it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return {}
+    if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        size = os.environ["WORLD_SIZE"]
+        raise ValueError(
+            f"WORLD_SIZE={size}, but {', '.join(missing)} is not set; start several processes with torchrun"
+        )
+    return {
+        field: int(os.environ[name])
+        for field, name in (("rank", "RANK"), ("size", "WORLD_SIZE"), ("local_rank", "LOCAL_RANK"))
+    }
+
+
+def restarts_by_itself() -> bool:
+    """Whether torchrun repeats this command when it fails."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def run_name(recipe: Recipe) -> str:
@@ -163,11 +154,11 @@ def print_result(path: Path, summary: dict[str, Any]) -> None:
         for split, m in measured
         if m
     ]
-    peak = f", at most {summary['peak_mib']:,.0f} MiB" if summary.get("peak_mib") else ""
+    peak = f", peak memory {summary['peak_mib']:,.0f} MiB" if summary.get("peak_mib") else ""
     bad = summary.get("bad_images") or []
     print(f"{', '.join(scores)} after {summary['steps']:,} steps in {duration(summary['train_s'])}{peak}")
     if bad:
-        print(f"{len(bad)} unreadable images were left out; they are named in {path / 'summary.json'}")
+        print(f"{len(bad)} unreadable images were left out, listed in {path / 'summary.json'}")
     print(f"model   {path / 'model.safetensors'}")
     print(f"report  {path / 'report.html'}")
     print(f"next    mlpmixer predict {path} IMAGE...")

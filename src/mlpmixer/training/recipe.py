@@ -295,6 +295,7 @@ class Recipe(Config):
     """One training run, whole. `model.num_classes` is set from the data when training starts."""
 
     name: str = "custom"
+    """What the run's folder and its report call it."""
     network: str = ""
     """Written by `train(recipe, network=...)`: the function that builds the network. Of `model` then only the sizes of
     input and output count."""

@@ -1,0 +1,118 @@
+"""The options of commands that start from a recipe: train, lr-find and data preview."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from mlpmixer.cli.arguments import Arg, Command, Line, Short, converted, require_words
+from mlpmixer.cli.options import DATA
+from mlpmixer.models.configs import Method, NetworkConfig
+from mlpmixer.training.recipe import Init, Recipe
+
+SHORT = {
+    "epochs": Short("run.epochs", "Passes over the training images."),
+    "steps": Short("run.steps", "Optimizer steps, instead of epochs."),
+    "time": Short("run.time", "Time budget such as 30m or 2h, instead of epochs."),
+    "batch-size": Short("run.batch-size", "Images per step."),
+    "lr": Short("optim.lr", "Peak learning rate."),
+    "patience": Short("run.patience", "Stop after N evaluations without improvement."),
+    "image-size": Short("model.image-size", "Image size in pixels; or height, width."),
+    "patch-size": Short("model.patch-size", "Patch size in pixels; or height, width."),
+    "in-channels": Short("model.in-channels", "1 for grey images, 3 for RGB."),
+    "progressive": Short("run.progressive", "Smaller images first, such as 16:0.3,24:0.6.", "SIZES"),
+    "fit": Short("data.fit", "How images of another shape are resized."),
+    "data-dir": Short("data.data-dir", "Folder with the files of a named data set."),
+    "init": Short("init.weights", "Trained weights to start from (as RUN of predict).", "RUN"),
+    "resize": Short("init.resize", "How their token mixing adapts to another grid."),
+    "magnified": Short("init.magnified", "The images are upsampled from the old size."),
+    "teacher": Short("distill.teacher", "Model or stored logits to distil from.", "RUN|FILE"),
+    "seed": Short("run.seed", "Random seed."),
+    "device": Short("run.device", "auto, cpu, cuda, cuda:1 or mps."),
+    "precision": Short("run.precision", "Data type of the computation."),
+    "compile": Short("run.compile", "Use torch.compile."),
+    "test": Short("run.test", "Score the test split at the end."),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeCommand(Command):
+    """A command on DATA, with a recipe that its options override."""
+
+    short: ClassVar[Mapping[str, Short]] = SHORT
+    common: ClassVar[Sequence[str]] = [name for name in SHORT if name not in ("resize", "magnified")]
+    heading: ClassVar[str] = "common options; their defaults are the recipe's, shown when DATA is given"
+
+    data: Annotated[str, Arg("DATA", DATA, positional=True, name="data.name")]
+    recipe: Annotated[str, Arg("NAME")] = ""
+    """Recipe (mlpmixer list recipes); default: that of DATA."""
+    model: Annotated[str, Arg("NAME")] = ""
+    """Architecture (mlpmixer list models)."""
+    augreg: Annotated[str, Arg("LEVEL")] = ""
+    """RandAugment and mixup level of AugReg. none, light1, light2, medium1, medium2, strong1 or strong2."""
+    config: Recipe = field(default_factory=Recipe)
+
+    @classmethod
+    def configs(cls, line: Line) -> dict[str, Any]:
+        return {"config": start_from(line)}
+
+
+def start_from(line: Line, resumed: Recipe | None = None) -> Recipe:
+    """The recipe that the options override: of DATA or --recipe, with --model, --augreg and --init.
+
+    resumed: the recipe of the run that the line goes on with. Weights that it started from need not be there any more.
+    """
+    from mlpmixer.training.recipes import RECIPES, augreg, recipe_for
+
+    require_words(line)
+    data, name, weights = line.words[0], line.value("--recipe"), line.value("--init.weights")
+    if resumed and weights and resumed.init.weights == weights:
+        return resumed
+    recipe = RECIPES[name]() if name else recipe_for(data, kind_of_start(weights, data))
+    if model := line.value("--model"):
+        from mlpmixer.models.names import MODELS
+
+        recipe = dataclasses.replace(recipe, model=MODELS[model])
+    if level := line.value("--augreg"):
+        recipe = dataclasses.replace(recipe, augment=augreg(recipe.augment, level))
+    if weights:  # with --patch-size alone the image follows, with --resize blocks a width
+        method = typing.cast(Method, line.value("--init.resize") or "bicubic")
+        sizes = {name: _size(line, f"--model.{name.replace('_', '-')}") for name in ("image_size", "patch_size")}
+        trained = architecture_of_weights(weights).adapted(**sizes, method=method)
+        recipe = dataclasses.replace(recipe, model=trained, init=Init(weights=weights))
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=data))
+
+
+def _size(line: Line, option: str) -> Any:
+    return converted(int | tuple[int, int], line.options[option]) if option in line.options else None
+
+
+def kind_of_start(weights: str, data: str) -> Literal["scratch", "same data", "other data", "published"]:
+    if not weights:
+        return "scratch"
+    from mlpmixer.weights.load import trained_on
+
+    before = trained_on(weights)
+    return "published" if before is None else "same data" if before == Path(data).name else "other data"
+
+
+def architecture_of(name: str) -> NetworkConfig:
+    """The architecture of a model by name, or of whatever holds weights."""
+    from mlpmixer.models.names import MODELS
+    from mlpmixer.weights.published import WEIGHTS
+
+    is_weights = name in WEIGHTS or name.startswith("hf:") or (name not in MODELS and Path(name).exists())
+    return architecture_of_weights(name) if is_weights else MODELS[name]
+
+
+def architecture_of_weights(name: str) -> NetworkConfig:
+    """The architecture of trained weights; those that have a name are not fetched for it."""
+    from mlpmixer.weights.published import WEIGHTS
+
+    if name in WEIGHTS:
+        return WEIGHTS[name].config
+    from mlpmixer.weights.load import architecture
+
+    return architecture(name)

@@ -1,0 +1,139 @@
+"""A mistake gets one line that says what is right, exit code 2, and leaves nothing behind."""
+
+from pathlib import Path
+
+import pytest
+from helpers.lines import RunLine
+
+from mlpmixer import cli
+from mlpmixer.cli import printing
+
+FROM_DATA = [["train"], ["lr-find"], ["data", "preview", "--out", "x.png"], ["data", "check"], ["data", "shards"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("trian digits", "train"),
+        ("data chek digits", "data check"),
+        ("train digits --recipe cifar01", "cifar10"),
+        ("train digits --model S/17", "S/16"),
+        ("train digits --optim.lrr 3", "did you mean --optim.lr"),
+        ("train digits --quite", "did you mean --quiet"),
+        ("train digits --tech", "--teacher"),
+        ("train digits --qqqq", "mlpmixer train --help-all"),
+        ("train digits --quiet=1", "--quiet takes no value"),
+        ("train digits -epochs 3", "--epochs"),
+        ("train digits -1", "digits, -1"),
+        ("train digits --lr --quiet", "--lr: expected a number"),
+        ("train digits --image-size", "--image-size: expected a whole number or 2 whole numbers"),
+        ("train digits --image-size 8 8 8", "digits, 8"),
+        ("train digits --image-size -8", "positive"),
+        ("train digits --image-size wide", "--image-size wide: expected a whole number"),
+        ("train digits --optim.betas 0.9", "--optim.betas 0.9: expected 2 numbers"),
+        ("summary", "which MODEL|RUN? mlpmixer summary MODEL|RUN"),
+        ("convert runs/x", "which FILE? mlpmixer convert RUN FILE"),
+        ("train digits --optim.name adam", "did you mean adamw?"),
+        ("train digits --lr fast", "--lr fast: expected a number"),
+        ("train digits --lr -1", "optim.lr must be positive"),
+        ("train digits --model S/16 --image-size 100", "nearest that is: 96x96"),
+        ("train digits mnist", "too many arguments: digits, mnist; expected mlpmixer train DATA"),
+        ("train photos/ --data.name cifar10", "photos/, cifar10"),
+        ("train --optim.mirror photos/ --epochs 3 cifar10", "photos/, cifar10"),
+        ("train digits --teacher no/such/run --out x", "no/such/run does not exist"),
+        ("train digits --run.repeats 3", "run.repeats=3 must divide run.batch_size"),
+        ("train digits --distill.alpha 2", "distill.alpha must be in (0, 1]"),
+        ("train digits --magnified", "are about init.weights (--init), and there are none"),
+        ("train digits --init runs/nope", "runs/nope does not exist: expected a run folder"),
+        ("train digits --init B/16:imagenet21", "did you mean B/16:imagenet21k?"),
+        ("train no/such/folder", "no/such/folder"),
+        ("train digitz", "digits"),
+        ("train digits --resume no/such/run", "no/such/run"),
+        ("train digits --device tpu --out x", "cpu"),
+        ("evaluate no/such/run digits", "no/such/run"),
+        ("evaluate no/such/run digits --tta flop", "did you mean flip?"),
+        ("evaluate no/such/run digits --temperature --split val", "--split val cannot judge it"),
+        ("evaluate no/such/run digits --real no/such.json", "no file no/such.json"),
+        ("evaluate S/16 digits", "S/16 does not exist: expected a run folder"),
+        ("evaluate S/16 digits --resize nearest", "give --image-size or --patch-size, too"),
+        ("compare no/such/run no/such/other digits", "no/such/run"),
+        ("predict no/such/run x.png", "no/such/run"),
+        ("predict no/such/run", "which images"),
+        ("predict x.png y.png --features f.txt", "ends in .npz or .csv"),
+        ("probe no/such/run digits", "no/such/run"),
+        ("convert nope.npz out.npz", "nope.npz does not exist"),
+        ("summary B/17", "B/16"),
+        ("summary B/16 --image-size 100", "96x96"),
+        ("list modles", "did you mean models?"),
+        ("data check digitz", "digits"),
+        ("data preview digits", "which FILE? mlpmixer data preview DATA --out FILE"),
+        ("reproduce cifar10-transfr", "cifar10-transfer"),
+        ("--trian", "train"),
+    ],
+)
+def test_mistake(line: str, says: str, run: RunLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*line.split())
+    assert (code, out) == (2, "")
+    assert says in err and err.startswith("mlpmixer: ") and err.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "a refused command leaves nothing behind"
+
+
+@pytest.mark.parametrize("command", FROM_DATA, ids=" ".join)
+@pytest.mark.parametrize("empty", [[], [""]], ids=["none", "an unset variable"])
+def test_without_data_nothing_starts(
+    command: list[str], empty: list[str], run: RunLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*command, *empty)
+    name = " ".join(word for word in command[:2] if not word.startswith("-"))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"mlpmixer: which DATA? mlpmixer {name} DATA") and "such as digits" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("evaluate RUN --image-size 9", "nearest that is: 8x8"),
+        ("evaluate RUN --image-size 12 --resize blocks", "for any other grid use method='bicubic'"),
+        ("evaluate RUN --in-channels 0", "in_channels must be at least 1"),
+        ("evaluate RUN --resize cubic", "did you mean bicubic?"),
+        ("evaluate RUN --patch-sise 4", "--patch-size"),
+        ("probe RUN --in-channels 2", "files hold 1 or 3 channels, the model has 2"),
+        ("train digits --init RUN --patch-size 3 --image-size 16", "nearest that is: 15x15"),
+        ("train digits --init RUN --image-size 16 --resize blocs", "blocks"),
+        ("train digits --out RUN", "already"),
+    ],
+)
+def test_mistake_about_a_run(line: str, says: str, digits_run: Path, run: RunLine) -> None:
+    code, out, err = run(*line.replace("RUN", str(digits_run)).split())
+    assert (code, out) == (2, "") and says in err and "Traceback" not in err
+
+
+def test_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: object) -> int:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli.command("list"), "__call__", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["list", "models"])
+
+
+def test_full_disk_is_one_line_and_exit_code_1(run: RunLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: object) -> int:
+        raise OSError(28, "No space left on device", "runs/x/model.safetensors")
+
+    monkeypatch.setattr(cli.command("list"), "__call__", full)
+    code, _, err = run("list", "models")
+    assert code == 1
+    assert "No space left on device" in err and "runs/x/model.safetensors" in err
+
+
+@pytest.mark.parametrize("line", ["train digits --epoch 3", "train digits --recipe digitz"])
+def test_first_process_of_a_machine_reports(line: str, run: RunLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(printing, "SPEAKING_S", 0.0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert run(*line.split()) == (2, "", "")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert run(*line.split())[2].startswith("mlpmixer: ")

@@ -1,0 +1,120 @@
+"""Commands that use a trained model: evaluate, compare, predict, probe."""
+
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.lines import RunLine
+from helpers.models import GREY
+from PIL import Image
+
+from mlpmixer.training.recipe import read_recipe
+from mlpmixer.training.run import train
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[str]:
+    """Two image files in a folder of their own."""
+    (tmp_path / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    files = [str(tmp_path / "pictures" / f"{i}.png") for i in range(2)]
+    for file in files:
+        Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)).save(file)
+    return files
+
+
+def test_evaluate_prints_numbers_or_json_and_writes_a_page(digits_run: Path, run: RunLine, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    code, out, _ = run("evaluate", str(digits_run), "digits", "--html", str(page))
+    assert code == 0
+    assert "top-1" in out and "f1" in out and "most confident mistakes" in out and page.exists()
+    assert "augmentation" not in out
+    code, out, _ = run("evaluate", str(digits_run), "--tta", "flip,shift")
+    first, second = out.splitlines()[:2]
+    numbers = r"360 images  top-1 +[\d.]+ % \([\d.]+-[\d.]+\)  top-5 .* nll [\d.]+  ece [\d.]+  brier [\d.]+$"
+    assert code == 0 and re.match(numbers, first)
+    assert second.startswith("with test-time augmentation (flip, shift: the mean of 10 views)  top-1 ")
+    assert json.loads(run("evaluate", str(digits_run), "--json")[1])["n"] == 360
+
+
+def test_evaluate_fits_a_temperature(digits_run: Path, run: RunLine) -> None:
+    code, out, _ = run("evaluate", str(digits_run), "--temperature")
+    fitted = r"divided by the temperature [\d.]+ \(fitted on \d+ validation images\)  nll"
+    assert code == 0 and re.search(fitted, out)
+    tempered = json.loads(run("evaluate", str(digits_run), "--temperature", "--json")[1])["tempered"]
+    assert tempered["n"] > 0 and tempered["temperature"] > 0 and len(tempered["reliability"]) == 15
+
+
+def test_compare_says_which_model_is_better_or_that_it_is_a_draw(
+    digits_run: Path, run: RunLine, tmp_path: Path
+) -> None:
+    recipe, other = read_recipe(digits_run), tmp_path / "b"
+    train(dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, seed=1)), out=other)
+    code, out, _ = run("compare", str(digits_run), str(other))
+    assert code == 0
+    assert f"A  {digits_run}" in out and re.search(r"(A|B) is better than (A|B) \(|a draw: ", out)
+    assert "one recipe with two seeds" in out and "largest differences" in out
+    numbers = json.loads(run("compare", str(digits_run), str(other), "digits", "--json")[1])
+    assert numbers["n"] == 360 == sum(numbers[k] for k in ("both_right", "only_a", "only_b", "both_wrong"))
+    assert numbers["verdict"] in out and (numbers["a"], numbers["b"]) == (str(digits_run), str(other))
+    code, out, _ = run("compare", str(digits_run), str(digits_run))
+    assert code == 0 and "a draw: both have the same" in out and "two seeds" not in out
+
+
+def test_predict_writes_every_format(digits_run: Path, run: RunLine, pictures: list[str], tmp_path: Path) -> None:
+    for form, count in (("table", 2), ("csv", 1 + 2), ("json", 2 + 2), ("jsonl", 2)):
+        code, out, _ = run("predict", str(digits_run), str(tmp_path / "pictures"), "--format", form, "--top-k", "1")
+        assert code == 0
+        assert all(file in out for file in pictures)
+        assert len(out.splitlines()) == (2 * count if form == "table" else count)
+    file = tmp_path / "out.jsonl"
+    assert run("predict", str(digits_run), *pictures, "--format", "jsonl", "--out", str(file))[1] == ""
+    assert [json.loads(line)["image"] for line in file.read_text().splitlines()] == pictures
+
+
+def test_predict_names_bad_files_and_does_the_rest(
+    digits_run: Path, run: RunLine, pictures: list[str], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"not an image")
+    code, out, err = run("predict", str(digits_run), str(bad), pictures[0])
+    assert code == 1
+    assert pictures[0] in out and str(bad) in err and "1 of the images could not be read" in err
+
+
+def test_predict_reads_a_list_from_standard_input(
+    digits_run: Path, run: RunLine, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(pictures) + "\n"))
+    code, out, _ = run("predict", str(digits_run), "-", "--format", "jsonl")
+    assert code == 0
+    assert [json.loads(line)["image"] for line in out.splitlines()] == pictures
+
+
+def test_predict_writes_features(digits_run: Path, run: RunLine, pictures: list[str], tmp_path: Path) -> None:
+    assert run("predict", str(digits_run), *pictures, "--features", str(tmp_path / "f.npz"))[0] == 0
+    with np.load(tmp_path / "f.npz") as stored:
+        features = stored["features"]
+        assert features.shape == (2, GREY.hidden_dim) and len(stored["names"]) == 2
+    assert run("predict", str(digits_run), *pictures, "--features", str(tmp_path / "f.csv"))[0] == 0
+    table = (tmp_path / "f.csv").read_text().splitlines()
+    np.testing.assert_allclose(np.array(table[1].split(",")[1:], float), features[0], rtol=1e-6)
+
+
+def test_model_at_another_size(digits_run: Path, run: RunLine, pictures: list[str], tmp_path: Path) -> None:
+    sizes = ["--patch-size", "4", "--in-channels", "3", "--resize", "bilinear"]
+    code, out, err = run("evaluate", str(digits_run), "--json", *sizes)
+    assert (code, err) == (0, "") and json.loads(out)["n"] == 360
+    answers = []
+    for options in ([], ["--image-size", "16"], sizes):
+        code, out, err = run("predict", str(digits_run), pictures[0], "--format", "json", *options)
+        assert (code, err) == (0, "")
+        answers.append(json.loads(out)[0]["probability"])
+    assert len(set(answers)) == 3
+    cache = str(tmp_path / "kept")
+    code, out, _ = run("probe", str(digits_run), "--shots", "1", "--cache", cache, "--json", *sizes)
+    assert code == 0 and json.loads(out)["num_features"] == GREY.hidden_dim

@@ -1,0 +1,86 @@
+"""What the options of a training override: the recipe of the data, another one, a model, trained weights."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.models import GREY
+
+from mlpmixer import cli
+from mlpmixer.cli.train import Train
+from mlpmixer.models.names import MODELS
+from mlpmixer.training.recipe import Recipe
+from mlpmixer.training.recipes import RECIPES
+
+
+def train(*args: str) -> Recipe:
+    command = cli.parse(["train", *args])
+    assert isinstance(command, Train)
+    return command.config
+
+
+def test_without_options_the_recipe_is_the_one_of_the_data() -> None:
+    assert train("cifar10") == RECIPES["cifar10"]()
+
+
+def test_options_leave_the_rest_of_the_recipe() -> None:
+    base = RECIPES["cifar10"]()
+    got = train("cifar10", "--optim.lr", "0.5", "--no-compile")
+    assert got == dataclasses.replace(base, optim=dataclasses.replace(base.optim, lr=0.5))
+
+
+def test_model_by_name() -> None:
+    assert train("cifar10", "--model", "S/16").model == MODELS["S/16"]
+    larger = dataclasses.replace(MODELS["S/16"], image_size=64)
+    assert train("cifar10", "--model", "S/16", "--image-size", "64").model == larger
+
+
+def test_recipe_by_name_on_other_data() -> None:
+    got = train("mnist", "--recipe", "cifar10")
+    assert (got.name, got.data.name) == ("cifar10", "mnist")
+
+
+def test_augreg_level_and_an_option_over_it() -> None:
+    chosen = train("cifar10", "--augreg", "strong1", "--augment.mixup", "0.1").augment
+    assert (chosen.randaugment_magnitude, chosen.mixup, chosen.cutmix, chosen.flip) == (20, 0.1, 0, True)
+    with pytest.raises(ValueError, match="no AugReg level named 'strong'; did you mean strong"):
+        train("cifar10", "--augreg", "strong")
+
+
+def test_init_brings_its_architecture_and_a_gentler_recipe(digits_run: Path) -> None:
+    recipe = train("digits", "--init", str(digits_run), "--image-size", "16")
+    assert recipe.init.weights == str(digits_run) and recipe.name == "retune" and recipe.run.epochs == 25
+    assert train("mnist", "--init", str(digits_run), "--image-size", "16").name == "finetune"
+    assert recipe.model == dataclasses.replace(GREY, image_size=16)
+    named = train("cifar10", "--init=B/16:imagenet21k").model
+    assert named == dataclasses.replace(MODELS["B/16"], num_classes=21843)
+    assert train("cifar10", "--init=B/16:imagenet21k").name == "finetune-published"
+    assert train("cifar10", "--init=B/16:imagenet21k", "--recipe", "cifar10").optim.name == "muon"
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ("--patch-size 3", {"patch_size": 3, "image_size": 12}),
+        ("--patch-size=4 --resize blocks", {"patch_size": 4, "image_size": 16}),
+        ("--model.patch-size 3 2", {"patch_size": (3, 2), "image_size": (12, 8)}),
+        ("--patch-size 4 --image-size 8", {"patch_size": 4}),
+        ("--image-size 16 8 --resize parts", {"image_size": (16, 8), "parts": (2, 1)}),
+        ("--image-size 16 --resize blocks", {"image_size": 16, "tokens_mlp_dim": 4 * GREY.tokens_mlp_dim}),
+        ("--in-channels 3", {"in_channels": 3}),
+    ],
+)
+def test_architecture_of_init_follows_the_sizes(options: str, changes: dict[str, Any], digits_run: Path) -> None:
+    recipe = train("digits", *options.split(), "--init", str(digits_run))
+    assert recipe.model == dataclasses.replace(GREY, **changes)
+
+
+def test_sizes_of_train_are_those_of_the_run(digits_run: Path, tmp_path: Path) -> None:
+    out, sizes = tmp_path / "tuned", ["--patch-size", "4", "--in-channels", "3", "--resize", "bilinear"]
+    line = ["train", "digits", "--init", str(digits_run), "--steps", "1", "--out", str(out), "--quiet", *sizes]
+    assert cli.main(line) == 0
+    tuned = json.loads((out / "recipe.json").read_text())
+    assert (tuned["model"]["image_size"], tuned["model"]["in_channels"]) == (16, 3)
+    assert tuned["init"]["resize"] == "bilinear"

@@ -1,0 +1,148 @@
+"""mlpmixer train: what it prints, how it ends, and what --resume does."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.lines import RunLine
+
+from mlpmixer import cli
+from mlpmixer.cli import train
+from mlpmixer.training import run as training
+from mlpmixer.training.recipe import Recipe, read_recipe
+
+
+def test_prints_the_result_and_where_it_is(run: RunLine, quick: list[str], tmp_path: Path) -> None:
+    code, out, err = run("train", "digits", "--out", str(tmp_path / "run"), *quick)
+    assert (code, err) == (0, "")
+    assert "test top-1" in out and "2 steps" in out
+    assert (tmp_path / "run" / "report.html").exists()
+    assert str(tmp_path / "run" / "report.html") in out
+
+
+def test_json_is_one_object_a_line(run: RunLine, quick: list[str], tmp_path: Path) -> None:
+    _, out, _ = run("train", "digits", "--out", str(tmp_path / "run"), "--json", *quick)
+    kinds = [json.loads(line)["kind"] for line in out.splitlines()]
+    assert (kinds[0], kinds[-1]) == ("start", "end") and "eval" in kinds
+
+
+def test_default_folder_is_free(
+    run: RunLine, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "digits", "--quiet", *quick)[0] == run("train", "digits", "--quiet", *quick)[0] == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["digits", "digits-2"]
+
+
+def test_fine_tuned_evaluated_at_another_size_and_converted(run: RunLine, digits_run: Path, tmp_path: Path) -> None:
+    out, npz = str(tmp_path / "tuned"), str(tmp_path / "w.npz")
+    line = ["train", "digits", "--init", str(digits_run), "--image-size", "12", "--steps", "2", "--out", out, "--quiet"]
+    assert run(*line)[0] == 0
+    code, printed, _ = run("evaluate", out, "--image-size", "16")
+    assert code == 0 and printed.startswith("360 images")
+    code, printed, noted = run("convert", out, npz)
+    assert code == 0 and printed.strip() == npz and "class names and preprocessing are not part of this form" in noted
+    code, printed, _ = run("evaluate", npz, "digits")
+    assert code == 0 and printed.startswith("360 images")
+
+
+def test_ctrl_c_tells_how_to_resume(monkeypatch: pytest.MonkeyPatch, run: RunLine, tmp_path: Path) -> None:
+    def stopped(recipe: Recipe, **kwargs: Any) -> None:
+        raise training.Interrupted(1234, kwargs["out"])
+
+    monkeypatch.setattr(training, "train", stopped)
+    code, _, err = run("train", "digits", "--out", str(tmp_path / "run"))
+    assert code == 130
+    assert f"mlpmixer train --resume {tmp_path / 'run'}" in err and "1,234" in err
+
+
+def test_diverged_run_is_a_failure(monkeypatch: pytest.MonkeyPatch, run: RunLine, tmp_path: Path) -> None:
+    def diverged(recipe: Recipe, **kwargs: Any) -> None:
+        raise training.Diverged("the loss is nan at step 7")
+
+    monkeypatch.setattr(training, "train", diverged)
+    code, _, err = run("train", "digits", "--out", str(tmp_path / "run"))
+    assert code == 1
+    assert "the loss is nan at step 7" in err
+
+
+def test_resume_needs_no_data(digits_run: Path, run: RunLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    for line in ("--resume RUN", "--out RUN --resume", "--resume=RUN --quiet", "--resume RUN digits"):
+        command: Any = cli.parse(["train", *line.replace("RUN", str(digits_run)).split()])
+        assert (command.resume, command.data) == (str(digits_run), "digits")
+        assert command.config == read_recipe(digits_run)
+    assert run("train", "--resume", str(digits_run))[0] == 0
+
+
+@pytest.mark.parametrize(
+    "options", ["mnist", "--data.name mnist", "--optim.mirror", "--lr 0.5", "--recipe digits", "--out other"]
+)
+def test_resumed_run_stays_as_it_was_started(options: str, digits_run: Path, run: RunLine) -> None:
+    code, _, err = run("train", "--resume", str(digits_run), *options.split())
+    assert code == 2
+    assert f"a run resumes as it was started; leave the other options out: mlpmixer train --resume {digits_run}" in err
+
+
+def test_latest_unfinished_run(tmp_path: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no unfinished run under runs/; name the run"):
+        cli.parse(["train", "--resume"])
+    for name, age in (("older", 100), ("latest", 50), ("done", 0)):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        shutil.copy(digits_run / "recipe.json", folder)
+        if name == "done":
+            (folder / "summary.json").write_text("{}")
+        stamp = digits_run.stat().st_mtime + 1000 - age
+        os.utime(folder, (stamp, stamp))
+    command: Any = cli.parse(["train", "--resume"])
+    assert command.resume == "runs/latest"
+
+
+def test_resume_beside_out_starts_a_run(tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    for args in (
+        ["train", "digits", "--lr", "0.1", "--out", out, "--resume"],
+        ["train", "digits", "--resume", "--out", out, "--lr", "0.1"],
+        ["train", "digits", "--resume", "latest", "--out", out, "--lr", "0.1"],
+    ):
+        command: Any = cli.parse(args)
+        assert (command.out, command.resume, command.config.optim.lr) == (out, out, 0.1)
+    with pytest.raises(ValueError, match="which DATA"):
+        cli.parse(["train", "--resume", "--out", out])
+
+
+def test_resume_beside_out_needs_no_init_file(digits_run: Path, run: RunLine, tmp_path: Path) -> None:
+    weights, out = tmp_path / "weights.safetensors", str(tmp_path / "run")
+    shutil.copy(digits_run / "model.safetensors", weights)
+    line = ["train", "digits", "--init", str(weights), "--patch-size", "4", "--lr", "0.003", "--steps", "2"]
+    line += ["--out", out, "--resume", "--quiet"]
+    assert run(*line)[0] == 0
+    weights.unlink()
+    assert run(*line)[0] == 0
+    code, _, err = run(*line, "--lr", "0.5")
+    assert code == 2 and "started with another recipe" in err
+    code, _, err = run("train", "digits", "--init", str(weights), "--out", str(tmp_path / "new"), "--resume")
+    assert code == 2 and "weights.safetensors does not exist" in err
+
+
+def test_a_command_that_torchrun_repeats_must_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    with pytest.raises(ValueError, match="needs --out DIR --resume"):
+        cli.parse(["train", "digits", "--out", "runs/x"])
+
+
+def test_one_of_several_processes_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train.ranks_here() == {}
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    says = r"WORLD_SIZE=4, but LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set; .* torchrun"
+    with pytest.raises(ValueError, match=says):
+        train.ranks_here()
+    for name, value in (("LOCAL_RANK", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    assert train.ranks_here() == {"rank": 3, "size": 4, "local_rank": 1}
