@@ -22,7 +22,7 @@ from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.download import Retry
 from mlpmixer.models.configs import MixerConfig, ResNetConfig, ViTConfig
-from mlpmixer.reproduce import cifar10_transfer, cost, frontier
+from mlpmixer.reproduce import Overrides, cost, frontier
 from mlpmixer.reproduce.variants import Grouped, Pyramid
 from mlpmixer.serve.settings import Settings
 from mlpmixer.training.recipe import Augment, Distill, Init, Optim, Recipe, Run
@@ -32,7 +32,7 @@ PREPROCESS = Preprocess(image_size=(8, 8))
 CONFIGS = [MixerConfig(), Data(), Init(), Augment(), Optim(), Distill(), Run(), Recipe()]
 CONFIGS += [PREPROCESS, Settings(), Retry(), ViTConfig(), ResNetConfig()]
 CONFIGS += [ModelMeta(config=MixerConfig(), classes=("a", "b"), preprocess=PREPROCESS), Grouped(2), Pyramid(2)]
-CONFIGS += [cifar10_transfer.Settings(), cost.SCALES["small"], frontier.SCALES["small"]]
+CONFIGS += [Overrides(), cost.SCALES["small"], frontier.SCALES["small"]]
 TYPES = [
     (pytest.param(config, name, id=f"{type(config).__module__}.{type(config).__name__}.{name}"), hint)
     for config in CONFIGS

@@ -14,9 +14,9 @@ from mlpmixer.models.architecture import Build
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.models.names import MIXERS
-from mlpmixer.reproduce import ablation, comparison, run
+from mlpmixer.reproduce import ablation, run
 from mlpmixer.reproduce.ablation import SCALES, VARIANTS, saving
-from mlpmixer.reproduce.comparison import size_of
+from mlpmixer.reproduce.comparison import nano
 from mlpmixer.reproduce.experiment import Scale
 from mlpmixer.reproduce.variants import Grouped, PerChannel, Pyramid, PyramidBlock, Views, ViewsBlock, untied
 
@@ -42,7 +42,7 @@ def random_weights(build: Build, cfg: MixerConfig = CFG) -> Mixer:
     return model
 
 
-def test_untied_mlps_that_are_equal_are_the_tied_one_and_their_gradients_add_up_to_its() -> None:
+def test_equal_untied_mlps_are_the_tied_one() -> None:
     tied, apart = random_weights(Mixer), random_weights(untied)
     state = tied.state_dict()
     for name, tensor in state.items():
@@ -61,7 +61,7 @@ def test_untied_mlps_that_are_equal_are_the_tied_one_and_their_gradients_add_up_
         torch.testing.assert_close(grad, want, rtol=1e-4, atol=1e-4)
 
 
-def test_untied_mlps_see_their_own_channel_only_and_start_as_the_tied_one_does() -> None:
+def test_untied_mlps_see_their_own_channel() -> None:
     layer, x = PerChannel(3, 4, 5), torch.randn(2, 3, 4)
     weight, bias = layer.weight.view(3, 5, 4), layer.bias.view(3, 5)
     want = torch.stack([F.linear(x[:, c], weight[c], bias[c]) for c in range(3)], 1)
@@ -72,13 +72,13 @@ def test_untied_mlps_see_their_own_channel_only_and_start_as_the_tied_one_does()
     assert fresh.shape == (64 * 64, 8) and fresh.std().item() == pytest.approx(8**-0.5, rel=0.02)
 
 
-def test_one_channel_in_a_group_is_the_plain_mixer() -> None:
+def test_groups_of_one_channel_are_the_plain_mixer() -> None:
     plain, grouped = random_weights(Mixer), random_weights(Grouped(1))
     assert torch.equal(grouped(IMAGES), plain(IMAGES))
 
 
 @pytest.mark.parametrize("groups", [2, 3])
-def test_a_grouped_mlp_of_copies_on_its_diagonal_is_the_plain_one(groups: int) -> None:
+def test_block_diagonal_grouped_mlp_is_the_plain_one(groups: int) -> None:
     plain = random_weights(Mixer)
     wide = random_weights(Grouped(groups), dataclasses.replace(CFG, tokens_mlp_dim=groups * CFG.tokens_mlp_dim))
     state = plain.state_dict()
@@ -89,7 +89,7 @@ def test_a_grouped_mlp_of_copies_on_its_diagonal_is_the_plain_one(groups: int) -
     torch.testing.assert_close(wide(IMAGES), plain(IMAGES), rtol=1e-5, atol=1e-5)
 
 
-def test_a_group_is_of_neighbours_and_of_what_the_views_make_of_a_token() -> None:
+def test_groups_are_neighbours_or_views() -> None:
     grouped, views = random_weights(Grouped(2)), random_weights(Views(2))
     views.load_state_dict(grouped.state_dict(), strict=False)
     block, x = views.blocks[0], torch.randn(3, 8, 6)
@@ -108,7 +108,7 @@ def test_a_group_is_of_neighbours_and_of_what_the_views_make_of_a_token() -> Non
     torch.testing.assert_close(views(IMAGES), grouped(IMAGES))
 
 
-def test_a_pyramid_goes_on_with_fewer_tokens_beside_a_mean_over_patches() -> None:
+def test_pyramid_reduces_tokens_beside_a_mean() -> None:
     plain, same = random_weights(Mixer), random_weights(Pyramid(1))
     assert torch.equal(same(IMAGES), plain(IMAGES))
     cfg = dataclasses.replace(CFG, num_blocks=3)
@@ -123,7 +123,7 @@ def test_a_pyramid_goes_on_with_fewer_tokens_beside_a_mean_over_patches() -> Non
     torch.testing.assert_close(block.mix_tokens(x), mean)
 
 
-def test_what_does_not_fit_is_said() -> None:
+def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="divides hidden_dim=6, got 4"):
         Grouped(4)(CFG)
     with pytest.raises(ValueError, match="grid of 4 x 2 patches, mixed as one, got 3"):
@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_said() -> None:
 
 @pytest.mark.parametrize("scale", sorted(SCALES))
 def test_untying_and_grouping_keep_the_flops(scale: Scale) -> None:
-    flops = {name: size_of(SCALES[scale], name)["flops"] for name in SCALES[scale].variants}
+    flops = {name: SCALES[scale].size_of(name)["flops"] for name in SCALES[scale].networks}
     alike = {name for name, of in flops.items() if of == flops["tied"]}
     assert alike == {name for name in flops if name.split("-")[0] in ("tied", "untied", "grouped")}
     views = {of for name, of in flops.items() if name.startswith("views")}
@@ -154,14 +154,14 @@ def test_tying_saves_what_arithmetic_says() -> None:
     }
 
 
-def test_ablation_runs_to_its_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ablation_writes_its_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names = ("tied", "untied", "grouped-2", "views-2", "pyramid")
     tiny = dataclasses.replace(
         SCALES["small"],
-        mixer=comparison.nano(2, 16, 8),
+        networks=dict.fromkeys(names, nano(2, 16, 8)),
         steps=4,
         rate_steps=2,
-        variants={name: VARIANTS[name][0] for name in names},
+        builds={name: VARIANTS[name][0] for name in names},
         rates=dict.fromkeys(names, (1e-3,)) | {"tied": (1e-3, 1e-2)},
         batch_size=16,
         evaluations=2,
@@ -172,12 +172,12 @@ def test_ablation_runs_to_its_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     )
     rows, text = page.figures["variants"], path.read_text()
     assert tuple(rows) == names and all(row["train_s"] > 0 and len(row["curve"]) == 2 for row in rows.values())
-    assert {row["against_tied"] for name, row in rows.items() if name != "tied"} <= {"a draw", "above", "below"}
+    assert {row["against_tied"] for name, row in rows.items() if name != "tied"} <= {"level", "above", "below"}
     assert rows["untied"]["params"] - rows["tied"]["params"] == 15 * 2 * (2 * 64 * 8 + 8 + 64)
     assert (
         "by 512 to 1,280, which is C" in text
         and "| 768 (C = 768) | 1,449,909,504 |" in text
         and "| 59 M | 59,111,472 |" in text
     )
-    assert "untied and tied: a draw" in text or "untied above tied" in text or "untied below tied" in text
+    assert "untied level with tied" in text or "untied above tied" in text or "untied below tied" in text
     assert (tmp_path / "out" / "variants.png").exists()

@@ -1,5 +1,4 @@
-"""Networks of one size against each other: permutation, data-scaling and frontier, each run to its page in small, and
-what they rest on."""
+"""Comparisons of networks: permutation, data-scaling and frontier, each run to its page in small, and their parts."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -13,9 +12,10 @@ from helpers.datasets import write_cifar10
 from mlpmixer.data.datasets import stratified_share
 from mlpmixer.models.configs import MixerConfig, ResNetConfig, ViTConfig
 from mlpmixer.models.mixer import Mixer
-from mlpmixer.reproduce import comparison, frontier, permutation, run
-from mlpmixer.reproduce.comparison import CONTESTS, Sized, against, draw, size_of
-from mlpmixer.reproduce.permutation import MODES, Shuffled, ShuffledMixer, for_shuffled, orders, pixel_order, reordered
+from mlpmixer.reproduce import frontier, permutation, run
+from mlpmixer.reproduce.comparison import COMPARISONS, Comparison, describe_difference, is_tie, nano
+from mlpmixer.reproduce.experiment import Scale
+from mlpmixer.reproduce.permutation import MODES, Shuffled, for_shuffled, orders, pixel_order, reordered
 
 CFG = MixerConfig(
     image_size=(12, 8),
@@ -40,44 +40,43 @@ def random_mixer(cfg: MixerConfig) -> Mixer:
 # --- permutation --------------------------------------------------------------------------------------------------
 
 
-def test_permuting_stem_w1_w2_and_b2_undoes_the_shuffle() -> None:
+SIZES = (12, 8), (4, 2)  # of CFG: image, patch
+
+
+def test_permuted_weights_undo_the_shuffle() -> None:
     model, images = random_mixer(CFG), torch.randn(4, 2, 12, 8)
-    twin = for_shuffled(model, seed=3)
-    logits = model(images)
-    torch.testing.assert_close(twin(images), logits, rtol=1e-5, atol=1e-5)
-    plain = ShuffledMixer(CFG, pixel_order("patches", CFG, 3))
-    plain.load_state_dict(model.state_dict())
-    assert (plain(images) - logits).abs().max() > 0.1  # it is no accident
+    logits, shuffled = model(images), reordered(images, pixel_order("patches", *SIZES, seed=3))
+    torch.testing.assert_close(for_shuffled(model, seed=3)(shuffled), logits, rtol=1e-5, atol=1e-5)
+    assert (model(shuffled) - logits).abs().max() > 0.1  # the weights as they were do not
 
 
-def test_the_orders_are_what_they_are_called() -> None:
-    (patches, inside), places = orders(CFG, 5), torch.arange(96).float()[None, None].reshape(1, 1, 12, 8)
+def test_orders_are_what_they_are_called() -> None:
+    (patches, inside), positions = orders(CFG.grid, CFG.cell, 5), torch.arange(96).float().reshape(1, 1, 12, 8)
     cut = Mixer(dataclasses.replace(CFG, in_channels=1)).patches
-    before, after = cut(places)[0], cut(reordered(places, pixel_order("patches", CFG, 5)))[0]
+    before, after = cut(positions)[0], cut(reordered(positions, pixel_order("patches", *SIZES, seed=5)))[0]
     assert torch.equal(after, before[patches][:, inside]) and not torch.equal(patches, torch.arange(12))
     for mode in MODES:
-        order = pixel_order(mode, CFG, 5)
-        assert torch.equal(order.sort().values, torch.arange(96)) and torch.equal(order, pixel_order(mode, CFG, 5))
-    assert torch.equal(pixel_order("original", CFG, 5), torch.arange(96))
+        order = pixel_order(mode, *SIZES, seed=5)
+        assert torch.equal(order.sort().values, torch.arange(96))
+        assert torch.equal(order, pixel_order(mode, *SIZES, seed=5))
+    assert torch.equal(pixel_order("original", *SIZES, seed=5), torch.arange(96))
 
 
 def test_all_networks_see_the_same_shuffled_image() -> None:
     pytest.importorskip("transformers", reason='pip install "mlpmixer[rivals]"')
-    cfg, images = dataclasses.replace(CFG, image_size=8, patch_size=4), torch.randn(2, 2, 8, 8)
-    shuffled = Shuffled(
-        mode="patches", of=Sized(of=ResNetConfig(depths=(1, 1), width=4, bottleneck=False, small_images=True))
-    )(cfg).eval()
-    inner = shuffled.network
-    assert isinstance(inner, torch.nn.Module)
-    torch.nn.init.normal_(inner.head.weight)  # type: ignore[union-attr, arg-type]
-    assert torch.equal(shuffled(images), inner(reordered(images, pixel_order("patches", cfg, 0))))
-    assert not any("order" in name for name in shuffled.state_dict())
+    resnet = ResNetConfig(image_size=8, in_channels=2, num_classes=5, depths=(1, 1), width=4, small_images=True)
+    images, order = torch.randn(2, 2, 8, 8), pixel_order("patches", (8, 8), (4, 4), seed=0)
+    for cfg in (resnet, dataclasses.replace(CFG, image_size=8, patch_size=4)):
+        shuffled = Shuffled(mode="patches")(cfg).eval()
+        torch.nn.init.normal_(shuffled.network.head.weight)
+        assert torch.equal(shuffled(images), shuffled.network(reordered(images, order)))
+        assert not any("order" in name for name in shuffled.state_dict())
 
 
 # --- what the comparisons rest on ---------------------------------------------------------------------------------
 
 
-def test_a_share_of_the_images_is_stratified_and_part_of_a_larger_one() -> None:
+def test_shares_are_stratified_and_nested() -> None:
     labels = np.repeat([0, 1, 2], [100, 50, 3])
     small, large = stratified_share(labels, 0.1, 0), stratified_share(labels, 0.3, 0)
     assert np.bincount(labels[small]).tolist() == [10, 5, 1] and np.bincount(labels[large]).tolist() == [30, 15, 1]
@@ -85,22 +84,22 @@ def test_a_share_of_the_images_is_stratified_and_part_of_a_larger_one() -> None:
     assert set(stratified_share(labels, 0.1, 1)) != set(small)
 
 
-@pytest.mark.parametrize("scale", sorted(CONTESTS))
-def test_the_networks_of_a_scale_have_one_size(scale: comparison.Scale) -> None:
+@pytest.mark.parametrize("scale", sorted(COMPARISONS))
+def test_networks_of_a_scale_have_one_size(scale: Scale) -> None:
     pytest.importorskip("transformers", reason='pip install "mlpmixer[rivals]"')
-    sizes = [size_of(CONTESTS[scale], name) for name in ("Mixer", "ViT", "ResNet")]
+    sizes = [COMPARISONS[scale].size_of(name) for name in ("Mixer", "ViT", "ResNet")]
     for what in ("params", "flops"):
         values = [size[what] for size in sizes]
         assert max(values) < 1.45 * min(values), (what, values)
 
 
-def test_a_draw_is_called_a_draw() -> None:
-    assert draw(0.5, 0.5, 100) and draw(0.50, 0.51, 1000) and not draw(0.5, 0.6, 1000)
-    assert against("A", 0.7, "B", 0.5, 1000) == "A above B (70.0 % against 50.0 %, on 1,000 images)"
-    assert against("A", 0.5, "B", 0.51, 100) == "A and B: a draw (50.0 % against 51.0 %, on 100 images)"
+def test_ties_are_told_from_differences() -> None:
+    assert is_tie(0.5, 0.5, 100) and is_tie(0.50, 0.51, 1000) and not is_tie(0.5, 0.6, 1000)
+    assert describe_difference("A", 0.7, "B", 0.5, 1000) == "A above B (70.0 % against 50.0 %, on 1,000 images)"
+    assert describe_difference("A", 0.5, "B", 0.51, 100) == "A level with B (50.0 % against 51.0 %, on 100 images)"
 
 
-def test_the_frontier_is_what_no_other_point_beats() -> None:
+def test_frontier_has_the_points_that_no_other_beats() -> None:
     assert frontier.frontier([3, 1, 2, 2, 4], [0.5, 0.1, 0.4, 0.3, 0.5]) == [1, 2, 0]
 
 
@@ -111,27 +110,27 @@ def test_the_frontier_is_what_no_other_point_beats() -> None:
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """A stand-in for CIFAR-10, and networks that are soon trained."""
     pytest.importorskip("transformers", reason='pip install "mlpmixer[rivals]"')
-    small = comparison.Contest(
-        mixer=comparison.nano(1, 16, 8),
-        vit=ViTConfig(patch_size=4, num_blocks=1, hidden_dim=16, num_heads=1, mlp_dim=32),
-        resnet=ResNetConfig(depths=(1, 1), width=4, bottleneck=False, small_images=True),
+    images = {"image_size": 32, "num_classes": 10}
+    small = Comparison(
+        networks={
+            "Mixer": nano(1, 16, 8),
+            "ViT": ViTConfig(patch_size=4, num_blocks=1, hidden_dim=16, num_heads=1, mlp_dim=32, **images),
+            "ResNet": ResNetConfig(depths=(1, 1), width=4, bottleneck=False, small_images=True, **images),
+        },
         steps=4,
         rate_steps=2,
         rates={"Mixer": (1e-3, 1e-2), "ViT": (1e-3,), "ResNet": (1e-2,)},
         batch_size=16,
         evaluations=2,
     )
-    monkeypatch.setitem(CONTESTS, "small", small)
-    monkeypatch.setitem(permutation.SCALES, "small", small)
-    monkeypatch.setitem(
-        frontier.SCALES,
-        "small",
-        frontier.Settings(sizes={"1 x 8": (1, 8, 4), "1 x 16": (1, 16, 8)}, epochs=(0.2, 0.5), turns=2),
-    )
+    monkeypatch.setitem(COMPARISONS, "small", small)
+    monkeypatch.setitem(permutation.SCALES, "small", small.only("Mixer", "ResNet"))
+    family = frontier.Family(sizes={"1 x 8": (1, 8, 4), "1 x 16": (1, 16, 8)}, epochs=(0.2, 0.5), turns=2)
+    monkeypatch.setitem(frontier.SCALES, "small", family)
     yield str(write_cifar10(tmp_path / "data", per_class=6))
 
 
-def test_permutation_runs_to_its_page(tiny: str, tmp_path: Path) -> None:
+def test_permutation_writes_its_page(tiny: str, tmp_path: Path) -> None:
     page, path = run("permutation", out=tmp_path / "out", data_dir=tiny, device="cpu")
     assert page.figures["identity"]["max_abs_difference"] < 1e-5
     assert {name: sorted(modes) for name, modes in page.figures["top1"].items()} == dict.fromkeys(
@@ -143,7 +142,7 @@ def test_permutation_runs_to_its_page(tiny: str, tmp_path: Path) -> None:
     assert "about 45 %" in path.read_text() and "(an end of what was tried)" in path.read_text()
 
 
-def test_data_scaling_runs_to_its_page(tiny: str, tmp_path: Path) -> None:
+def test_data_scaling_writes_its_page(tiny: str, tmp_path: Path) -> None:
     page, path = run("data-scaling", out=tmp_path / "out", data_dir=tiny, device="cpu")
     cells = page.figures["cells"]
     assert [cell["images"] for cell in cells["ViT"].values()] == [[10], [30], [90], [285]]
@@ -153,7 +152,7 @@ def test_data_scaling_runs_to_its_page(tiny: str, tmp_path: Path) -> None:
     assert "Linear 5-shot top-1" in path.read_text() and (tmp_path / "out" / "scaling.png").exists()
 
 
-def test_frontier_runs_to_its_page(tiny: str, tmp_path: Path) -> None:
+def test_frontier_writes_its_page(tiny: str, tmp_path: Path) -> None:
     page, path = run("frontier", out=tmp_path / "out", data_dir=tiny, device="cpu")
     points = page.figures["points"]
     assert len(points) == 4 and any(p["frontier_time"] for p in points) and all(p["images_per_s"] > 0 for p in points)

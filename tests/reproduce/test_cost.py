@@ -8,10 +8,10 @@ import torch
 
 from mlpmixer.models.configs import MixerConfig, ResNetConfig, ViTConfig
 from mlpmixer.reproduce import cost, run
-from mlpmixer.reproduce.cost import SCALES, Alive, Settings, bench_of, exponent, page_of, sizes
+from mlpmixer.reproduce.cost import NETWORKS, SCALES, Bench, CostSettings, LiveMemory, count_all, exponent, make_page
 
 CPU = torch.device("cpu")
-TINY = Settings(
+TINY = CostSettings(
     mixer=MixerConfig(
         image_size=16, patch_size=4, num_classes=10, num_blocks=2, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32
     ),
@@ -24,14 +24,14 @@ TINY = Settings(
 )
 
 
-def test_the_exponent_of_a_power_law_is_found() -> None:
+def test_exponent_of_a_power_law() -> None:
     patches = [49, 100, 196, 400]
     assert exponent(patches, [3.0 * s**1.5 for s in patches]) == pytest.approx(1.5)
     assert exponent(patches[-2:], [float(s**2) for s in patches[-2:]]) == pytest.approx(2)
 
 
-def test_the_most_bytes_that_were_alive_at_once_are_counted() -> None:
-    with Alive() as alive:
+def test_peak_of_live_bytes_is_counted() -> None:
+    with LiveMemory() as memory:
         a = torch.zeros(1000)
         b = a + 1  # 8,000 bytes
         b.view(10, 100).mul_(2)  # the same memory
@@ -39,14 +39,13 @@ def test_the_most_bytes_that_were_alive_at_once_are_counted() -> None:
         c = b + 1  # 8,000 again
         del b, c
         torch.ones(500)
-    assert (alive.peak, alive.now) == (8000, 0)
+    assert (memory.peak, memory.now) == (8000, 0)
 
 
-def test_flops_and_memory_are_those_of_the_networks() -> None:
+def test_flops_and_memory_fit_the_networks() -> None:
     pytest.importorskip("transformers", reason='pip install "mlpmixer[rivals]"')
-    counted = sizes(TINY, CPU, torch.float32)
-    cfg = TINY.config(8)
-    summary = cfg.layers()
+    counted = count_all(TINY, CPU, torch.float32)
+    summary = TINY.networks(8)["Mixer"].layers()
     assert counted["Mixer 8"]["one image flops"] == sum(layer.flops for layer in summary)
     assert counted["Mixer 8"]["mixing forward flops"] == next(
         x.flops for x in summary if x.name == "blocks.0.token_mixing"
@@ -60,19 +59,17 @@ def test_flops_and_memory_are_those_of_the_networks() -> None:
         assert counts["forward mib"] > weights_mib and counts["train mib"] > 4 * weights_mib  # gradients, two moments
 
 
-def test_the_networks_of_each_scale_have_one_size() -> None:
+def test_networks_of_a_scale_have_one_size() -> None:
     pytest.importorskip("transformers", reason='pip install "mlpmixer[rivals]"')
     from mlpmixer.models.architecture import count_params
 
     for settings in SCALES.values():
-        params = [
-            count_params(bench_of(settings, name, 14, torch.device("meta"), torch.float32).model)
-            for name in settings.networks
-        ]
+        benches = [Bench(settings, name, 14, torch.device("meta"), torch.float32) for name in NETWORKS]
+        params = [count_params(bench.model) for bench in benches]
         assert max(params) < 1.12 * min(params), params
 
 
-def test_linear_and_quadratic_times_are_told_apart_on_the_page() -> None:
+def test_page_tells_linear_from_quadratic() -> None:
     names, sides = ("Mixer", "ViT", "ResNet"), TINY.sides
     power = {"Mixer": 1.0, "ViT": 2.0, "ResNet": 1.0}
     rows = ("forward", "train", "one image", "mixing forward", "mixing train")
@@ -89,7 +86,7 @@ def test_linear_and_quadratic_times_are_told_apart_on_the_page() -> None:
         for n in names
         for side in sides
     }
-    page = page_of(TINY, counted, least, 1.01, "float32")
+    page = make_page(TINY, counted, least, 1.01, "float32")
     assert "Mixer 1.00, ViT 2.00, ResNet 1.00" in page.findings[0] and "from 36 to 64 patches" in page.findings[0]
     assert "token mixing 1.00, attention with its projections 2.00; in FLOPs 1.00 and 2.00" in page.findings[2]
     assert "16.00 times the Mixer's time at 16 patches and 64.00 times at 64" in page.findings[4]
@@ -98,7 +95,7 @@ def test_linear_and_quadratic_times_are_told_apart_on_the_page() -> None:
     )  # two blocks as dear as the whole: these are made-up times
 
 
-def test_a_short_run_writes_its_page_and_reads_its_turns_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_run_writes_its_page_and_reads_its_turns_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers", reason='pip install "mlpmixer[rivals]"')
     monkeypatch.setitem(SCALES, "small", TINY)
     page, path = run("cost", out=tmp_path, device="cpu")
@@ -106,5 +103,5 @@ def test_a_short_run_writes_its_page_and_reads_its_turns_again(tmp_path: Path, m
     assert "![Seconds an image over patches" in text and (tmp_path / "time.png").exists()
     assert "is a small part of a ViT at small S" in text and "Equal parameters at 64 patches: Mixer" in text
     assert all(value > 0 for values in page.figures["seconds_per_image"].values() for value in values)
-    monkeypatch.setattr(cost, "turn", lambda *_: pytest.fail("measured twice"))
+    monkeypatch.setattr(cost, "time_all", lambda *_: pytest.fail("measured twice"))
     assert run("cost", out=tmp_path, device="cpu")[0].figures == json.loads(json.dumps(page.figures))

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,9 @@ import torch
 from mlpmixer import cli
 from mlpmixer.data.config import Data
 from mlpmixer.models.names import MIXERS
-from mlpmixer.reproduce import EXPERIMENTS, Cells, Experiment, Lab, Page, Plot, run
+from mlpmixer.reproduce import EXPERIMENTS, ExperimentContext, run
+from mlpmixer.reproduce.experiment import Experiment
+from mlpmixer.reproduce.page import Page, Panel, Plot, Series, make_table
 from mlpmixer.training.recipe import Recipe, Run
 from mlpmixer.weights.model_file import read_tensors
 
@@ -28,47 +31,41 @@ TINY = Recipe(
 def trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An experiment "trial" that trains two networks and measures once, in an empty working directory."""
 
-    def work(lab: Lab) -> Page:
-        lab.parts = 3
+    def work(context: ExperimentContext) -> Page:
+        context.num_parts = 3
         recipes = [dataclasses.replace(TINY, run=dataclasses.replace(TINY.run, seed=seed)) for seed in (0, 1)]
-        top1 = [lab.train(f"seed-{recipe.run.seed}", recipe).summary["top1"] for recipe in recipes]
-        clock = lab.measure("clock", lambda: {"now": time.time()})
+        top1 = [context.train(f"seed-{recipe.run.seed}", recipe).summary["top1"] for recipe in recipes]
+        clock = context.measure("clock", lambda: {"now": time.time()})
         return Page(
-            claim="a claim.",
             findings=("a finding.",),
-            tables=(
-                Cells(
-                    title="Runs", header=("run", "top-1"), rows=tuple((str(i), f"{x:.3f}") for i, x in enumerate(top1))
-                ),
-            ),
-            plots=(Plot(name="bars", caption="Two bars", draw=lambda figure: figure.add_subplot().bar([0, 1], top1)),),
+            tables=(make_table("Runs", [{"run": i, "top-1": f"{x:.3f}"} for i, x in enumerate(top1)]),),
+            plots=(Plot("curve", "Two points", [Panel("run", "top-1", [Series(list(enumerate(top1)), "test")])]),),
             figures={"top1": top1, **clock},
         )
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "mlpmixer.reproduce.trial", SimpleNamespace(run=work))  # type: ignore[misc]
-    entry = Experiment(title="a trial", source="nowhere", scales={"small": "2 s"}, module="trial", data="digits")
+    monkeypatch.setitem(sys.modules, "mlpmixer.reproduce.trial", SimpleNamespace(work=work))  # type: ignore[misc]
+    entry = Experiment(title="a trial", source="nowhere", scales={"small": "2 s"}, function="trial:work", data="digits")
     monkeypatch.setitem(EXPERIMENTS, "trial", entry)
     return tmp_path
 
 
-def test_what_there_is_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_experiments_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["reproduce"]) == 0
     out = capsys.readouterr().out
     assert all(name in out and EXPERIMENTS[name].title in out for name in EXPERIMENTS)
+    assert cli.main(["reproduce", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [row["experiment"] for row in listed] == list(EXPERIMENTS) and "full" in listed[0]["scales"]
 
 
-def test_every_experiment_has_its_module_and_a_small_scale() -> None:
-    import importlib
-
+def test_every_experiment_has_a_function() -> None:
     for name, experiment in EXPERIMENTS.items():
-        assert callable(importlib.import_module(f"mlpmixer.reproduce.{experiment.module}").run), name
-        assert "small" in experiment.scales
+        assert callable(resolve_name(f"mlpmixer.reproduce.{experiment.function}")), name
+        assert "small" in experiment.scales or name == "cifar10-transfer"
 
 
-def test_a_page_has_command_hardware_tables_and_plots_and_finished_parts_are_not_run_again(
-    trial: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_page_is_complete_and_finished_parts_are_read(trial: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["reproduce", "trial", "--quiet", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     folder = trial / "results" / "trial" / "small"
@@ -77,9 +74,10 @@ def test_a_page_has_command_hardware_tables_and_plots_and_finished_parts_are_not
     assert (
         "mlpmixer reproduce trial --scale small --device cpu" in text
         and "threads; torch" in text
-        and "![Two bars](bars.png)" in text
+        and "![Two points](curve.png)" in text
+        and f"| 0 | {told['figures']['top1'][0]:.3f} |\n| 1 |" in text
     )
-    assert (folder / "bars.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"
     assert told["figures"]["top1"] == [
         json.loads((folder / "runs" / f"seed-{s}" / "summary.json").read_text())["top1"] for s in (0, 1)
     ]
@@ -88,12 +86,10 @@ def test_a_page_has_command_hardware_tables_and_plots_and_finished_parts_are_not
     assert [line["kind"] for line in lines] == ["end", "end", "page"] and lines[-1]["figures"] == told["figures"]
 
 
-def test_a_piece_that_runs_out_of_time_says_so_and_the_next_one_goes_on_exactly(
-    trial: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_next_piece_resumes_bit_for_bit(trial: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["reproduce", "trial", "--max-minutes", "0.0001", "--quiet"]) == 3
     err = capsys.readouterr().err
-    assert "the time is over; 0 of 3 parts are finished" in err and "the same command" in err
+    assert "time limit reached; 0 of 3 parts are finished" in err and "the same command" in err
 
     def stop_soon(line: dict[str, object]) -> None:
         if line["kind"] == "step":
@@ -121,19 +117,20 @@ def test_a_piece_that_runs_out_of_time_says_so_and_the_next_one_goes_on_exactly(
         (["tabel1"], "did you mean table1"),
         (["cifar10-transfr"], "did you mean cifar10-transfer"),
         (["trial", "--scale", "full"], "trial has no scale 'full'; it has: small"),
-        (["trial", "--row", "B/16:imagenet1k"], "trial is an experiment, and --row is for tables only"),
-        (["cifar10-transfer", "--scale", "full"], "cifar10-transfer is a table, and --scale is for experiments only"),
+        (["trial", "--row", "B/16:imagenet1k"], "--check are options of cifar10-transfer, not of trial"),
+        (["trial", "--check"], "--check are options of cifar10-transfer, not of trial"),
+        (["cifar10-transfer", "--scale", "small"], "cifar10-transfer has no scale 'small'; it has: full"),
         (["trial", "--max-minutes", "-1"], "must be positive"),
     ],
 )
-def test_a_mistake_is_answered_with_what_is_right(
+def test_mistake_gets_a_suggestion(
     trial: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["reproduce", *words]) == 2
     assert says in capsys.readouterr().err and not (trial / "results").exists()
 
 
-def test_runs_of_other_settings_are_not_taken_for_these(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_other_settings_are_refused(trial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("trial", out="here")
     monkeypatch.setattr(
         sys.modules[__name__], "TINY", dataclasses.replace(TINY, run=dataclasses.replace(TINY.run, steps=7))
@@ -142,7 +139,7 @@ def test_runs_of_other_settings_are_not_taken_for_these(trial: Path, monkeypatch
         run("trial", out="here")
 
 
-def test_table_1_is_the_papers(tmp_path: Path) -> None:
+def test_table1_equals_the_paper(tmp_path: Path) -> None:
     page, path = run("table1", out=tmp_path)
     assert (
         all(row["equal"] and row["as_configured"] for row in page.figures) and "all seven are equal" in page.findings[0]
@@ -159,7 +156,7 @@ def test_table_1_is_the_papers(tmp_path: Path) -> None:
     assert "| B/16 | 12 | 16 | 768 | 196 | 3072 | 384 | 59 M | 59,111,472 | 59,880,472 | 25.20 |" in path.read_text()
 
 
-def test_what_an_image_keeps_for_the_backward_pass_is_counted_exactly() -> None:
+def test_saved_activations_are_counted_exactly() -> None:
     from mlpmixer.models.configs import MixerConfig
     from mlpmixer.reproduce.table1 import measured
 

@@ -11,9 +11,9 @@ import torch
 from helpers.datasets import write_cifar10
 
 from mlpmixer.inference.classifier import load
-from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixing import hidden_units, opposite_pairs, stem_filters
-from mlpmixer.reproduce import Lab, comparison, run, weights
+from mlpmixer.reproduce import ExperimentContext, run, weights
+from mlpmixer.reproduce.comparison import COMPARISONS, cifar10, nano
 from mlpmixer.reproduce.weights import PLAIN, Look, look_at, untrained
 from mlpmixer.training.recipe import read_recipe
 
@@ -24,7 +24,7 @@ def waves(*cycles: int, size: int = 8) -> torch.Tensor:
     return torch.stack([torch.cos(2 * math.pi * c * x / size).expand(size, size) for c in cycles])
 
 
-def test_waves_and_their_opposites_are_measured_as_what_they_are() -> None:
+def test_waves_and_their_opposites_are_measured() -> None:
     look = look_at(torch.cat([waves(1, 2), -waves(1, 2)]))
     assert (
         look.frequency == pytest.approx((1 / 8 + 2 / 8) / 2)
@@ -40,7 +40,7 @@ def test_waves_and_their_opposites_are_measured_as_what_they_are() -> None:
     )  # a stem's filters, by their frequency alone
 
 
-def test_frequencies_within_their_errors_are_not_called_different() -> None:
+def test_frequencies_within_their_errors_are_equal() -> None:
     before, after = Look(frequency=0.30, error=0.003), Look(frequency=0.312, error=0.004)
     assert after.unlike(before) == ""
     assert dataclasses.replace(after, frequency=0.317).unlike(before) == "higher"
@@ -55,13 +55,13 @@ def test_random_units_have_no_opposites() -> None:
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """A stand-in for CIFAR-10, and networks that are soon trained."""
-    cfg: MixerConfig = comparison.nano(2, 16, 8)
-    small = dataclasses.replace(comparison.CONTESTS["small"], mixer=cfg, steps=3, batch_size=16, evaluations=1)
+    networks = {"Mixer": nano(2, 16, 8)}
+    small = dataclasses.replace(COMPARISONS["small"], networks=networks, steps=3, batch_size=16, evaluations=1)
     monkeypatch.setitem(weights.SCALES, "small", (small, (8,)))
     return str(write_cifar10(tmp_path / "data", per_class=2))
 
 
-def test_weights_runs_to_its_page(data: str, tmp_path: Path) -> None:
+def test_weights_writes_its_page(data: str, tmp_path: Path) -> None:
     page, path = run("weights", out=tmp_path / "out", data_dir=data, device="cpu")
     plain, augmented, coarse = (
         read_recipe(tmp_path / "out" / "runs" / name) for name in ("plain", "augmented", "patch-8")
@@ -90,12 +90,12 @@ def test_weights_runs_to_its_page(data: str, tmp_path: Path) -> None:
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000 and f"({name}.png)" in text
 
 
-def test_the_start_is_that_of_a_run(data: str, tmp_path: Path) -> None:
+def test_start_is_that_of_a_run(data: str, tmp_path: Path) -> None:
     small, _ = weights.SCALES["small"]
-    lab = Lab(name="weights", scale="small", out=tmp_path, data_dir=data, device="cpu")
-    recipe = small.recipe(small.data(lab), 90, 1e-9, seed=3)  # nothing moves
-    start, model = untrained(recipe), load(lab.train("still", recipe).path).network
+    context = ExperimentContext(name="weights", out=tmp_path, data_dir=data, device="cpu")
+    recipes = [small.recipe("Mixer", cifar10(context), 90, 1e-9, seed) for seed in (3, 4)]  # nothing moves
+    start, model = untrained(recipes[0]), load(context.train("still", recipes[0]).path).network
     assert model and all(
         torch.allclose(a, b, atol=1e-7) for a, b in zip(start.parameters(), model.parameters(), strict=True)
     )
-    assert not torch.equal(start.stem.weight, untrained(small.recipe(small.data(lab), 90, 1e-9, seed=4)).stem.weight)
+    assert not torch.equal(start.stem.weight, untrained(recipes[1]).stem.weight)

@@ -1,14 +1,11 @@
-"""The paper as commands: each experiment is a name in EXPERIMENTS, a file of its own, and a folder that holds its page.
+"""The paper as commands: each experiment is a name in EXPERIMENTS, a function in a file of its own, and a page.
 
-    reproduce.run("table1")                 writes results/table1/small/README.md, table.json and plots
-    reproduce.cifar10_transfer.reproduce("cifar10-transfer", ["B/16:imagenet21k"])
+    reproduce.run("table1")     writes results/table1/small/README.md, table.json and plots
 
-`experiment` is the frame: names, scales, runs that are resumed, the time that a piece may take. `page` writes what was
-found. To add an experiment, add its entry to EXPERIMENTS and a file with a function `run(lab: Lab) -> Page`.
+`experiment` is the frame: names, scales, runs that can be resumed, a time limit. `page` writes what was found. To add
+an experiment, add an entry to EXPERIMENTS and write its function, from an ExperimentContext to a Page.
 """
 
-from mlpmixer.reproduce.cifar10_transfer import TABLES
-from mlpmixer.reproduce.experiment import EXPERIMENTS, Experiment, Lab, OutOfTime, run
-from mlpmixer.reproduce.page import Cells, Page, Plot
+from mlpmixer.reproduce.experiment import EXPERIMENTS, ExperimentContext, OutOfTime, Overrides, run
 
-__all__ = ["EXPERIMENTS", "TABLES", "Cells", "Experiment", "Lab", "OutOfTime", "Page", "Plot", "run"]
+__all__ = ["EXPERIMENTS", "ExperimentContext", "OutOfTime", "Overrides", "run"]

@@ -1,139 +1,103 @@
-"""Figure 2, right: what a Mixer, a ViT and a ResNet make of 3, 10, 30 and 100 % of the images in an equal number of
-steps."""
+"""Figure 2, right: a Mixer, a ViT and a ResNet trained on 3, 10, 30 and 100 % of the images in equally many steps."""
 
 import dataclasses
+from functools import partial
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mlpmixer.data.datasets import open_data, stratified_share
 from mlpmixer.evaluation.probe import probe
 from mlpmixer.inference.classifier import load
-from mlpmixer.reproduce.comparison import COLOURS, CONTESTS, DRAW, against, best_rates, sizes, spread
-from mlpmixer.reproduce.experiment import Lab
-from mlpmixer.reproduce.page import Cells, Page, Plot
+from mlpmixer.reproduce.comparison import (
+    COLOURS,
+    COMPARISONS,
+    Trial,
+    cifar10,
+    describe_difference,
+    mean_and_range,
+)
+from mlpmixer.reproduce.experiment import ExperimentContext
+from mlpmixer.reproduce.page import Page, Panel, Plot, Series, make_table
 
 FRACTIONS = (0.03, 0.1, 0.3, 1.0)
-NAMES = ("Mixer", "ViT", "ResNet")
 SHOTS = 5
-DRAWN_FROM = 0.01  # of the training images, of which the shots are drawn: enough for them, and soon read
-
-Table = dict[str, dict[float, dict[str, list[Any]]]]
-"""Network -> share -> what was measured, a value for each seed."""
+SHOTS_FROM = 0.01  # share of the training images that the shots are drawn from: enough for them, and quick to read
 
 
-def run(lab: Lab) -> Page:
-    contest = CONTESTS[lab.scale]
-    data = contest.data(lab)
-    splits = open_data(data)
+def train_on_shares(context: ExperimentContext) -> Page:
+    comparison, data = COMPARISONS[context.scale], cifar10(context)
+    networks, splits = comparison.networks, open_data(data)
     assert splits.test is not None
-    drawn = stratified_share(
-        splits.train.labels, max(DRAWN_FROM, 2 * SHOTS * len(splits.classes) / len(splits.train)), lab.seed
-    )
-    few = dataclasses.replace(splits, train=splits.train.subset(drawn))
-    lab.parts = sum(len(contest.rates[name]) for name in NAMES) + 2 * len(NAMES) * len(FRACTIONS) * contest.seeds
-    rates, tried = best_rates(lab, contest, NAMES, data, len(splits.train))
+    n, rivals = len(splits.test), [name for name in networks if name != "Mixer"]
+    share = max(SHOTS_FROM, 2 * SHOTS * len(splits.classes) / len(splits.train))
+    drawn = splits.train.subset(stratified_share(splits.train.labels, share, context.seed))
+    few = dataclasses.replace(splits, train=drawn)
+    # a patience that never ends the run keeps the weights that are best on validation
+    patience = {"patience": comparison.evaluations + 1}
+    shares = {f: dataclasses.replace(data, train_fraction=f) for f in FRACTIONS}
+    trials = {f"{name}-{f:g}": Trial(name, part, changes=patience) for f, part in shares.items() for name in networks}
+    results, rates, tried = comparison.train(context, trials, len(trials) * comparison.seeds)
 
-    cells: Table = {name: {f: {"top1": [], "few": [], "best_step": []} for f in FRACTIONS} for name in NAMES}
-    for seed in range(lab.seed, lab.seed + contest.seeds):
-        for fraction in FRACTIONS:
-            for name in NAMES:
-                share = dataclasses.replace(data, train_fraction=fraction)
-                images = len(open_data(share).train)
-                recipe = contest.recipe(share, images, rates[name], seed)
-                best = dataclasses.replace(
-                    recipe.run, patience=contest.evaluations + 1
-                )  # never stops, and keeps the best on validation
-                network = contest.network(name)
-                result = lab.train(f"{name}-{fraction:g}-{seed}", dataclasses.replace(recipe, run=best), network)
+    def few_shot(run: Path) -> float:
+        return probe(load(run, device=context.device), few, shots=(SHOTS,)).few_shot[0].mean
 
-                def shots(path: Any = result.path, network: Any = network) -> float:
-                    return probe(load(path, device=lab.device, network=network), few, shots=(SHOTS,)).few_shot[0].mean
+    cells: dict[str, dict[float, dict[str, list[Any]]]] = {name: {} for name in networks}
+    for name in networks:
+        for f in FRACTIONS:
+            runs = results[f"{name}-{f:g}"]
+            probed = [context.measure(f"{SHOTS}-shot-{r.path.name}", partial(few_shot, r.path)) for r in runs]
+            cell = {what: [run.summary[what] for run in runs] for what in ("top1", "best_step", "train_images")}
+            cells[name][f] = {"top1": cell["top1"], "few": probed, "best_step": cell["best_step"]}
+            cells[name][f]["images"] = cell["train_images"][:1]
+    sizes = comparison.sizes()
+    mean = {name: {f: fmean(cell["top1"]) for f, cell in row.items()} for name, row in cells.items()}
 
-                cell = cells[name][fraction]
-                cell["top1"].append(result.summary["top1"])
-                cell["few"].append(lab.measure(f"{SHOTS}-shot-{name}-{fraction:g}-{seed}", shots))
-                cell["best_step"].append(result.summary["best_step"])
-                cell["images"] = [result.summary["train_images"]]
-    n = len(splits.test)
-    measured, size = sizes(contest, NAMES)
+    def against_rivals(f: float) -> str:
+        differences = [describe_difference("Mixer", mean["Mixer"][f], name, mean[name][f], n) for name in rivals]
+        return f"With {100 * f:g} % of the images: {'; '.join(differences)}."
 
-    def mean(name: str, fraction: float, what: str = "top1") -> float:
-        values = cells[name][fraction][what]
-        return float(sum(values) / len(values))
-
-    def meeting(fraction: float) -> str:
-        pairs = [against("Mixer", mean("Mixer", fraction), name, mean(name, fraction), n) for name in NAMES[1:]]
-        return f"With {100 * fraction:g} % of the images: {'; '.join(pairs)}."
-
-    def gap(name: str) -> str:
-        gaps = [100 * (mean(name, f) - mean("Mixer", f)) for f in FRACTIONS]
-        return f"{name} {', '.join(f'{g:+.1f}' for g in gaps)}"
-
+    leads = {n: ", ".join(f"{100 * (mean[n][f] - mean['Mixer'][f]):+.1f}" for f in FRACTIONS) for n in rivals}
+    titles = {"top1": "test top-1", "few": f"linear {SHOTS}-shot top-1"}
+    tables = [
+        make_table(
+            title[0].upper() + title[1:],
+            [
+                {"share": f"{100 * f:g} %", "training images": f"{cells['Mixer'][f]['images'][0]:,}"}
+                | {name: mean_and_range(row[f][what]) for name, row in cells.items()}
+                for f in FRACTIONS
+            ],
+        )
+        for what, title in titles.items()
+    ]
+    panels = [
+        Panel(
+            "share of the training images, %",
+            title,
+            [
+                Series([(100 * f, fmean(cell[what])) for f, cell in row.items()], name, "-o", COLOURS[name])
+                for name, row in cells.items()
+            ],
+            log="x",
+        )
+        for what, title in titles.items()
+    ]
+    epochs = [f"{comparison.steps * comparison.batch_size / len(splits.train) / f:.1f}" for f in FRACTIONS]
     return Page(
-        claim=(
-            "figure 2, right (JFT-300M and linear 5-shot ImageNet top-1, 233, 70, 23 and 7 epochs): with 3 % of the "
-            "images all Mixers "
-            "overfit strongly; Mixers gain more from more data than ResNets, which level off, and the gap to ViT "
-            "shrinks. The paper draws "
-            "curves and gives no figures."
-        ),
+        template="data_scaling.md",
+        values={"comparison": comparison, "epochs": epochs, "sizes": sizes, "shots": SHOTS, "n": n},
         findings=(
-            meeting(FRACTIONS[0]),
-            meeting(FRACTIONS[-1]),
-            f"Points above the Mixer at {', '.join(f'{100 * f:g}' for f in FRACTIONS)} %: "
-            f"{'; '.join(gap(name) for name in NAMES[1:])}.",
+            against_rivals(FRACTIONS[0]),
+            against_rivals(FRACTIONS[-1]),
+            f"Points above the Mixer with {', '.join(f'{100 * f:g}' for f in FRACTIONS)} % of the images: "
+            f"{'; '.join(f'{name} {points}' for name, points in leads.items())}.",
         ),
-        tables=(
-            *(
-                _cells(title, what, cells)
-                for title, what in (("Test top-1", "top1"), (f"Linear {SHOTS}-shot top-1", "few"))
-            ),
-            tried,
-        ),
-        plots=(
-            Plot(
-                name="scaling",
-                caption="Accuracy over the share of the training images",
-                draw=lambda f: _draw(f, cells),
-                size=(10, 4),
-            ),
-        ),
-        notes=(
-            f"CIFAR-10 at 32 px; {contest.steps:,} steps of {contest.batch_size} images for every run, n = "
-            f"{contest.seeds}: "
-            f"{', '.join(f'{contest.steps / (len(splits.train) * f / contest.batch_size):.1f}' for f in FRACTIONS)} "
-            f"epochs. Shares are "
-            "stratified, and each is part of the next.",
-            size,
-            "The learning rate of each network was chosen on validation images with all training images. Of each run "
-            "the best of "
-            f"{contest.evaluations} evaluations on validation images is taken, as in the paper.",
-            f"{SHOTS}-shot: ridge regression on frozen features (the official rule), {SHOTS} training images of each "
-            f"class, three draws, "
-            f"all {n:,} test images. Unlike in the paper they are of the classes that the network was trained on.",
-            DRAW,
-        ),
+        tables=(*tables, tried),
+        plots=(Plot("scaling", "Accuracy over the share of the training images", panels, size=(10, 4)),),
         figures={
-            "cells": {name: {f"{f:g}": cell for f, cell in of.items()} for name, of in cells.items()},
-            "sizes": measured,
+            "cells": {name: {f"{f:g}": cell for f, cell in row.items()} for name, row in cells.items()},
+            "sizes": sizes,
             "rates": rates,
             "n": n,
         },
     )
-
-
-def _cells(title: str, what: str, cells: Table) -> Cells:
-    rows = []
-    for fraction in FRACTIONS:
-        images = next(iter(cells.values()))[fraction]["images"][0]
-        rows.append((f"{100 * fraction:g} %", f"{images:,}", *(spread(cells[name][fraction][what]) for name in cells)))
-    return Cells(title=title, header=("share", "training images", *cells), rows=tuple(rows))
-
-
-def _draw(figure: Any, cells: Table) -> None:
-    for column, (what, title) in enumerate((("top1", "test top-1"), ("few", f"linear {SHOTS}-shot top-1")), 1):
-        axes = figure.add_subplot(1, 2, column, xscale="log", xlabel="share of the training images", ylabel=title)
-        for name, of in cells.items():
-            means = [sum(cell[what]) / len(cell[what]) for cell in of.values()]
-            axes.plot(list(of), means, marker="o", color=COLOURS[name], label=name)
-        axes.set_xticks(FRACTIONS, [f"{100 * f:g} %" for f in FRACTIONS], minor=False)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))

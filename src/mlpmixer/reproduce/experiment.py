@@ -1,18 +1,17 @@
-"""The frame of all experiments: their names and scales, where their files go, runs that are resumed, and the time a
-piece may take."""
+"""The frame that every experiment runs in: names and scales, folders, runs that can be resumed, and a time limit."""
 
 import dataclasses
 import json
 import math
-import os
 import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from mlpmixer.config import Config
 from mlpmixer.models.architecture import require_library
 from mlpmixer.models.configs import ViTConfig
 from mlpmixer.registry import Registry, suggest
@@ -28,25 +27,27 @@ if TYPE_CHECKING:
 Report = Callable[[dict[str, Any]], None]
 Scale = Literal["small", "long", "full"]
 """small: minutes on two CPU cores; long: an hour or more on them; full: one GPU, in pieces."""
-SAVE_S = 10.0  # of a piece's time: to save, and to end
+SAVE_S = 10.0  # kept back at the end of max_minutes, for saving
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A claim of the paper, or of notes on it, that can be tried. Its code is `run(lab)` in the module of that name
-    beside this one."""
+    """A claim that can be tested."""
 
     title: str
-    """What it shows, in a line."""
+    """What the experiment shows, in one line."""
     source: str
-    """Where the paper says so."""
+    """Where the claim is made."""
     scales: dict[Scale, str]
-    """How it can be run, and what that takes, in words."""
-    module: str
+    """The scales it can run at, each with what it takes. The first is the default."""
+    function: str
+    """What runs it: MODULE:FUNCTION of this room, from an ExperimentContext to a Page."""
     data: str = ""
     """The data set whose files it needs."""
-    rivals: bool = False
+    baselines: bool = False
     """Whether it needs the extra `rivals`."""
+    overrides: bool = False
+    """Whether it trains by published settings, of which `Overrides` can change some."""
 
 
 EXPERIMENTS: Registry[Experiment] = Registry("experiment")
@@ -54,141 +55,197 @@ EXPERIMENTS["table1"] = Experiment(
     title="the seven sizes: layers, widths, patches, parameters to the unit, FLOPs, memory",
     source="table 1",
     scales={"small": "seconds", "full": "the same"},
-    module="table1",
+    function="table1:count_sizes",
 )
 EXPERIMENTS["cost"] = Experiment(
-    title="what a Mixer, a ViT and a ResNet of one size cost from 49 to 3,136 patches: speed, FLOPs, memory, fitted exponents",
+    title="the cost of a Mixer, a ViT and a ResNet of one size from 49 to 3,136 patches: speed, FLOPs, memory, exponents",
     source="abstract and section 2: linear in the number of patches, unlike ViT's quadratic",
     scales={"small": "about 8 min", "full": "one GPU, minutes"},
-    module="cost",
-    rivals=True,
+    function="cost:measure_cost",
+    baselines=True,
 )
 EXPERIMENTS["permutation"] = Experiment(
-    title="a Mixer and a ResNet on images as they are, with patches and pixels in them shuffled, with all pixels shuffled",
+    title="a Mixer and a ResNet on original images, with patches and the pixels in them shuffled, with all pixels shuffled",
     source="figure 4",
     scales={"small": "about 22 min", "long": "about 40 min", "full": "one GPU, in pieces"},
-    module="permutation",
+    function="permutation:train_on_shuffled_pixels",
     data="cifar10",
-    rivals=True,
+    baselines=True,
 )
 EXPERIMENTS["data-scaling"] = Experiment(
     title="a Mixer, a ViT and a ResNet on 3, 10, 30 and 100 % of the images, in equally many steps: accuracy, 5-shot",
     source="figure 2, right",
     scales={"small": "about 22 min", "long": "about an hour", "full": "one GPU, in pieces"},
-    module="data_scaling",
+    function="data_scaling:train_on_shares",
     data="cifar10",
-    rivals=True,
+    baselines=True,
 )
 EXPERIMENTS["transfer"] = Experiment(
-    title="tables 2 and 3, the tasks of Avg5 and VTAB-1k, and what published weights allow to be run",
+    title="tables 2 and 3, the tasks of Avg5 and VTAB-1k, and which rows can be run from published weights",
     source="tables 2 and 3",
     scales={"small": "seconds, nothing is trained", "full": "the rows whose weight files are there, one GPU"},
-    module="transfer",
+    function="transfer:tabulate_transfer",
+)
+EXPERIMENTS["cifar10-transfer"] = Experiment(
+    title="CIFAR-10 after fine-tuning published weights at 224 px by the official rule",
+    source="google-research/vision_transformer @ c6de1e5, README.md; settings: vit_jax/configs/common.py",
+    scales={"full": "four rows, one GPU; --check says what they take"},
+    function="cifar10_transfer:fine_tune_published",
+    data="cifar10",
+    overrides=True,
 )
 EXPERIMENTS["frontier"] = Experiment(
     title="accuracy against training time and against throughput, over sizes of one family",
     source="figures 2 (left) and 3, table 3",
     scales={"small": "about 24 min", "long": "about 45 min", "full": "one GPU, in pieces"},
-    module="frontier",
+    function="frontier:trace_frontier",
     data="cifar10",
 )
 EXPERIMENTS["weights"] = Experiment(
-    title="what token mixing and the stem look for: hidden units and filters, trained with and without augmentation, beside their start",
+    title="hidden units of token mixing and filters of the stem, with and without augmentation, and before training",
     source="figures 5, 6 and 7, appendix D",
     scales={"small": "about 13 min", "long": "an hour or two", "full": "one GPU, in pieces"},
-    module="weights",
+    function="weights:inspect_weights",
     data="cifar10",
 )
 EXPERIMENTS["seed-cifar10"] = Experiment(
-    title="a small Mixer on CIFAR-10, 10 epochs, beside the run of the notes that this project is made from, epoch by epoch",
-    source="no part of the paper: a run in notes on it",
+    title="a small Mixer on CIFAR-10, 10 epochs, beside the run in the project's first notes, epoch by epoch",
+    source="not in the paper: a run in the project's first notes",
     scales={"small": "about 13 min, a smaller network than the recipe's", "long": "half an hour, the recipe cifar10"},
-    module="seed",
+    function="seed:train_plain_and_recipe",
     data="cifar10",
 )
 EXPERIMENTS["seed-mnist"] = Experiment(
-    title="a small Mixer on MNIST, epoch by epoch; the notes that this project is made from name such a demo, without figures",
-    source="no part of the paper: a link in notes on it",
+    title="a small Mixer on MNIST, epoch by epoch; the project's first notes name such a demo, without figures",
+    source="not in the paper: a link in the project's first notes",
     scales={"small": "about 13 min, a smaller network than the recipe's", "long": "half an hour, the recipe mnist"},
-    module="seed",
+    function="seed:train_plain_and_recipe",
     data="mnist",
 )
 EXPERIMENTS["ablation"] = Experiment(
     title="token mixing untied, over grouped channels, over learnt views, in a pyramid; what tying its weights saves",
     source="appendix A.1, section 2",
     scales={"small": "about 13 min", "long": "about an hour", "full": "one GPU, in pieces"},
-    module="ablation",
+    function="ablation:compare_variants",
     data="cifar10",
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Overrides(Config):
+    """Changes to published settings, for a trial or to save memory. The defaults change nothing."""
+
+    rows: tuple[str, ...] = ()
+    """Run these rows only."""
+    steps: int = 0
+    """Fewer steps."""
+    batch_size: int = 0
+    """Fewer images in a step."""
+    accumulate: int = 0
+    """Parts that a batch is computed in; 0: parts no larger than published."""
+
+    @property
+    def reduced(self) -> bool:
+        """Whether the result is not comparable with the published one."""
+        return bool(self.steps or self.batch_size)
+
+
 class OutOfTime(Exception):
-    """The time that was given is over. Everything is saved, and the same call goes on."""
+    """The time limit is reached. Everything is saved; the same call continues."""
 
     def __init__(self, finished: int, total: int, out: Path) -> None:
-        super().__init__(f"the time is over; {finished} of {total} parts are finished in {out}")
+        super().__init__(f"time limit reached; {finished} of {total} parts are finished in {out}")
 
 
 @dataclass(kw_only=True)
-class Lab:
-    """What an experiment works with. It trains and measures through `train` and `measure`, which find again what is
-    finished in `out`."""
+class ExperimentContext:
+    """What an experiment works with. `train` and `measure` find finished parts in `out` again.
+
+    Errors: UnknownName; ValueError for a scale or overrides that the experiment does not have, or a missing extra.
+    """
 
     name: str
-    scale: Scale
-    out: Path
+    scale: Any = ""
+    """A Scale; by default the first that the experiment has."""
+    out: Any = None
+    """Path of the folder of page, runs and measurements; by default results/NAME/SCALE, or results/NAME/SCALE-reduced
+    with fewer steps or smaller batches."""
     data_dir: str | None = None
     """Where the files of the data set are; None: the Hugging Face Hub."""
     weights_dir: str | None = None
-    """Where published weight files are, of experiments that take them; None: the cache."""
+    """Where published weight files are, as FOLDER/FILE of their addresses or side by side; None: the cache."""
     device: str = "auto"
     seed: int = 0
-    """Of the first run; others, where there are any, have the next ones."""
-    until: float = math.inf
-    """When to stop, by time.monotonic()."""
+    """Seed of the first run; further runs have the next ones."""
+    overrides: Overrides = Overrides()
+    max_minutes: float = 0.0
+    """Stop cleanly by then (what follows the last step of a run is not cut short); 0: no limit."""
     report: Report | None = None
     """Receives {"kind": "row", "row", "number", "of"} before each part, and what `train` reports."""
-    parts: int = 0
-    """How many calls of `train` and `measure` there will be, told by the experiment."""
+    num_parts: int = field(default=0, init=False)
+    """How many calls of `train` and `measure` there will be; the experiment sets it."""
     finished: int = field(default=0, init=False)
-    _kept: "Kept | None" = field(default=None, init=False)
+    _image_cache: "Kept | None" = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        experiment = EXPERIMENTS[self.name]
+        self.scale = self.scale or next(iter(experiment.scales))
+        if self.scale not in experiment.scales:
+            close = f" ({suggest(self.scale, get_args(Scale))})" if self.scale not in get_args(Scale) else ""
+            known = ", ".join(experiment.scales)
+            raise ValueError(f"{self.name} has no scale {self.scale!r}; it has: {known}{close}")
+        if self.max_minutes < 0:
+            raise ValueError(f"max_minutes must be positive, or 0 for no limit, got {self.max_minutes:g}")
+        if self.overrides != Overrides() and not experiment.overrides:
+            raise ValueError(f"{self.name} has no published settings: rows, steps, batch_size, accumulate do not apply")
+        if experiment.baselines:
+            require_library(ViTConfig())
+        folder = f"{self.scale}-reduced" if self.overrides.reduced else self.scale
+        self.out = Path("results", self.name, folder) if self.out is None else Path(self.out)
+        limit = max(60 * self.max_minutes - SAVE_S, 0.0) if self.max_minutes else math.inf
+        self._deadline = time.monotonic() + limit
 
     def train(self, name: str, recipe: Recipe, network: "Build | None" = None) -> "RunResult":
-        """Train in out/runs/NAME, or read what is finished there, or go on with it. `data_dir` and `device` become the
-        lab's.
+        """Train in out/runs/NAME, or read what is finished there, or resume it.
 
-        network: as in `train`, another network than a Mixer.
+        recipe: `data_dir` and `device` are replaced by the context's. network: as in `train`.
 
         Errors: OutOfTime, after saving; whatever `train` raises.
         """
         from mlpmixer.training.run import Interrupted, train
         from mlpmixer.training.step import Kept
 
-        self._kept = self._kept or Kept()
+        self._image_cache = self._image_cache or Kept()
+        data = dataclasses.replace(recipe.data, data_dir=self.data_dir)
         recipe = dataclasses.replace(
-            recipe,
-            name=name,
-            data=dataclasses.replace(recipe.data, data_dir=self.data_dir),
-            run=dataclasses.replace(recipe.run, device=self.device),
+            recipe, name=name, data=data, run=dataclasses.replace(recipe.run, device=self.device)
         )
         run = self.out / "runs" / name
         if not (run / "summary.json").exists():
             self._begin(name)
-        left = None if math.isinf(self.until) else self.until - time.monotonic()
+        left = None if math.isinf(self._deadline) else self._deadline - time.monotonic()
         try:
             result = train(
-                recipe, out=run, resume=True, report=self.report, stop_after_s=left, network=network, kept=self._kept
+                recipe,
+                out=run,
+                resume=True,
+                report=self.report,
+                stop_after_s=left,
+                network=network,
+                kept=self._image_cache,
             )
         except Interrupted as e:
-            if time.monotonic() < self.until:
+            if time.monotonic() < self._deadline:
                 raise
-            raise self.out_of_time() from e
+            raise self._out_of_time() from e
         self.finished += 1
         return result
 
     def measure(self, name: str, function: Callable[[], Any]) -> Any:
-        """What `function` gave (plain JSON values), now or when it was last called for this name in `out`. Errors:
-        OutOfTime."""
+        """The plain JSON value of `function`, from out/measured if it has been called for this name before.
+
+        Errors: OutOfTime.
+        """
         path = self.out / "measured" / f"{name}.json"
         if not path.exists():
             self._begin(name)
@@ -198,67 +255,43 @@ class Lab:
         self.finished += 1
         return json.loads(path.read_text(encoding="utf-8"))
 
-    def _begin(self, name: str) -> None:
-        if time.monotonic() >= self.until:
-            raise self.out_of_time()
-        if self.report:
-            self.report({"kind": "row", "row": name, "number": self.finished + 1, "of": self.parts})
+    def seeds(self, number: int) -> range:
+        """The seeds of so many runs."""
+        return range(self.seed, self.seed + number)
 
-    def out_of_time(self) -> OutOfTime:
-        return OutOfTime(self.finished, self.parts, self.out)
+    def write(self, page: Page) -> Path:
+        """Write the page into `out`; the path of README.md."""
+        return write(page, EXPERIMENTS[self.name].title, self.out, self.command, self.device)
+
+    def _begin(self, name: str) -> None:
+        if time.monotonic() >= self._deadline:
+            raise self._out_of_time()
+        if self.report:
+            self.report({"kind": "row", "row": name, "number": self.finished + 1, "of": self.num_parts})
+
+    def _out_of_time(self) -> OutOfTime:
+        return OutOfTime(self.finished, self.num_parts, self.out)
 
     @property
     def command(self) -> str:
-        """What gives the page again; folders are called DIR."""
+        """What writes the page again; folders are called DIR."""
+        rows, changes = self.overrides.rows, dataclasses.asdict(self.overrides) | {"rows": ()}
+        folders = {name: "DIR" for name in ("data_dir", "weights_dir") if getattr(self, name) is not None}
+        options = changes | folders | {"device": "" if self.device == "auto" else self.device, "seed": self.seed}
         words = ["mlpmixer", "reproduce", self.name, "--scale", self.scale]
-        words += ["--data-dir", "DIR"] if self.data_dir is not None else []
-        words += ["--weights-dir", "DIR"] if self.weights_dir is not None else []
-        words += ["--device", self.device] if self.device != "auto" else []
-        words += ["--seed", str(self.seed)] if self.seed else []
+        words += [word for row in rows for word in ("--row", row)]
+        words += [w for name, v in options.items() if v for w in (f"--{name.replace('_', '-')}", str(v))]
         return shlex.join(words)
 
 
-def run(
-    name: str,
-    scale: str = "small",
-    *,
-    out: str | os.PathLike[str] | None = None,
-    data_dir: str | None = None,
-    weights_dir: str | None = None,
-    device: str = "auto",
-    seed: int = 0,
-    max_minutes: float = 0.0,
-    report: Report | None = None,
-) -> tuple[Page, Path]:
-    """Run the experiment `name` and write its page; the page, and the path of README.md.
+def run(name: str, scale: str = "", **settings: Any) -> tuple[Page, Path]:
+    """Run an experiment and write its page, or continue it; the page, and the path of its README.md.
 
-    out: default results/NAME/SCALE. Finished parts are found again there, so that the same call goes on.
-    max_minutes: stop cleanly by then, what comes after the last step of a run not cut short; 0: when everything is
-    done.
+    settings: further fields of ExperimentContext.
 
-    Errors: UnknownName; ValueError for a scale that the experiment does not have, a missing extra, data that are not
-    there, and an `out` that holds runs of other settings; OutOfTime; whatever `train` raises.
+    Errors: those of ExperimentContext; ValueError for data that are not there, and for an `out` that holds runs of
+    other settings; OutOfTime; whatever `train` raises.
     """
-    experiment = EXPERIMENTS[name]
-    if scale not in experiment.scales:
-        close = suggest(scale, get_args(Scale)) if scale not in get_args(Scale) else ""
-        raise ValueError(
-            f"{name} has no scale {scale!r}; it has: {', '.join(experiment.scales)}" + (f" ({close})" if close else "")
-        )
-    if max_minutes < 0:
-        raise ValueError(f"max_minutes must be positive, or 0 for no limit, got {max_minutes:g}")
-    if experiment.rivals:
-        require_library(ViTConfig())
-    lab = Lab(
-        name=name,
-        scale=scale,
-        out=Path(out) if out is not None else Path("results") / name / scale,
-        data_dir=data_dir,
-        weights_dir=weights_dir,
-        device=device,
-        seed=seed,
-        until=time.monotonic() + max(60 * max_minutes - SAVE_S, 0.0) if max_minutes else math.inf,
-        report=report,
-    )
-    page: Page = import_module(f"mlpmixer.reproduce.{experiment.module}").run(lab)
-    return page, write(page, experiment.title, lab.out, lab.command, lab.device)
+    context = ExperimentContext(name=name, scale=scale, **settings)
+    page: Page = resolve_name(f"mlpmixer.reproduce.{EXPERIMENTS[name].function}")(context)
+    return page, context.write(page)

@@ -1,59 +1,93 @@
-"""What an experiment leaves: README.md with its tables and plots, table.json with the figures, and what they come
-from."""
+"""The page of an experiment: README.md with tables and plots, and table.json with every figure.
 
+An experiment returns a `Page`: plain data, and the name of a template in templates/ that says what the paper claims and
+how it was done. The templates extend page.md, which writes everything else.
+"""
+
+import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mlpmixer.templates import render
 from mlpmixer.weights import run_folder
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 README, FIGURES_JSON = "README.md", "table.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cells:
-    """A table as text."""
+class Table:
+    """A table of text."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
-    def to_markdown(self) -> str:
-        lines = [self.header, ("---",) * len(self.header), *self.rows]
-        return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+def make_table(title: str, rows: Sequence[Mapping[str, object]]) -> Table:
+    """A table of rows that map each heading to a cell. All rows have the headings of the first one."""
+    header = tuple(rows[0])
+    return Table(title=title, header=header, rows=tuple(tuple(str(row[name]) for name in header) for row in rows))
 
 
-@dataclass(frozen=True, kw_only=True)
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points with one label in a panel; style, colour and error are matplotlib's fmt, color and yerr."""
+
+    points: Sequence[tuple[float, float]]
+    label: str = ""
+    style: str = "-"
+    colour: str | None = None
+    error: Any = None
+    names: Sequence[str] = ()
+    """Words beside the points."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes with series, or a picture."""
+
+    xlabel: str = ""
+    ylabel: str = ""
+    series: Sequence[Series] = ()
+    title: str = ""
+    log: str = ""
+    """Logarithmic axes: "", "x" or "xy"."""
+    picture: Any = None
+
+
+@dataclass(frozen=True)
 class Plot:
-    """A picture, drawn into an empty figure."""
+    """Panels in one file, row by row."""
 
     name: str
-    """Of the file, without .png."""
+    """File name without .png."""
     caption: str
-    draw: Callable[["Figure"], None]
-    size: tuple[float, float] = (6.4, 4.0)
-    """Inches."""
+    panels: Sequence[Panel]
+    num_rows: int = 1
+    share_y: bool = False
+    size: tuple[float, float] = (9, 4)
+    """Width and height in inches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
     """What an experiment has found."""
 
-    claim: str
-    """What the paper says, with its figures."""
-    claimed_by: str = "The paper"
-    """Who else says it."""
-    findings: tuple[str, ...]
-    """What was measured here, a sentence each; a draw is called a draw."""
-    tables: tuple[Cells, ...] = ()
-    plots: tuple[Plot, ...] = ()
-    notes: tuple[str, ...] = ()
-    """How it was done and how far it reaches: what was held equal, seeds, scale."""
+    template: str = "page.md"
+    """What the paper claims, and how it was measured here and how far it reaches."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """What the template mentions."""
+    findings: Sequence[str]
+    """What was measured here, one sentence each."""
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = ()
     figures: Any = None
     """All numbers, as plain JSON values."""
 
@@ -61,27 +95,22 @@ class Page:
 def write(page: Page, title: str, out: Path, command: str, device: str) -> Path:
     """Write the page into the folder `out`; the path of README.md."""
     out.mkdir(parents=True, exist_ok=True)
-    made = _made_with(device)
     for plot in page.plots:
         _draw(plot, out / f"{plot.name}.png")
-    run_folder.write_json(
-        out / FIGURES_JSON,
-        {"title": title, "command": command, **made, "findings": page.findings, "figures": page.figures},
+    made = _made_with(device)
+    figures = {"title": title, "command": command, **made, "findings": page.findings, "figures": page.figures}
+    run_folder.write_json(out / FIGURES_JSON, figures)
+    text = render(
+        Path(__file__).with_name("templates") / page.template,
+        filters={"commas": "{:,}".format},
+        **page.values,
+        page=page,
+        title=title[0].upper() + title[1:],
+        command=command,
+        made=made,
     )
-    hardware = f"{made['device']}; torch {made['torch']}, mlpmixer {made['mlpmixer']} at commit {made['commit']}, {made['date']}"
-    parts = [
-        f"# {title[0].upper()}{title[1:]}",
-        f"    {command}",
-        f"{page.claimed_by}: {page.claim}",
-        "Here:\n\n" + "\n".join(f"- {finding}" for finding in page.findings),
-        *(f"![{plot.caption}]({plot.name}.png)\n\n*{plot.caption}*" for plot in page.plots),
-        *(cells.to_markdown() for cells in page.tables),
-        "How it was done:\n\n"
-        + "\n".join(f"- {note}" for note in (*page.notes, f"Hardware and versions: {hardware}.")),
-    ]
-    path = out / README
-    part = path.with_name(f".{README}.part")
-    part.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    part, path = out / f".{README}.part", out / README
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)
     return path
 
@@ -101,5 +130,24 @@ def _draw(plot: Plot, path: Path) -> None:
 
     figure = Figure(figsize=plot.size, layout="constrained")
     FigureCanvasAgg(figure)
-    plot.draw(figure)
+    first, columns = None, math.ceil(len(plot.panels) / plot.num_rows)
+    for number, panel in enumerate(plot.panels, 1):
+        axis = figure.add_subplot(plot.num_rows, columns, number, sharey=first if plot.share_y else None)
+        first = first or axis
+        axis.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
+        if panel.picture is not None:
+            axis.imshow(panel.picture)
+            axis.set_axis_off()
+            continue
+        for letter in panel.log:
+            axis.set(**{f"{letter}scale": "log"})
+        axis.tick_params(which="both", labelsize="small")
+        for s in panel.series:
+            x, y = zip(*s.points, strict=True)
+            axis.errorbar(x, y, s.error, fmt=s.style, color=s.colour, label=s.label, markersize=4, capsize=2)
+            for point, name in zip(s.points, s.names, strict=False):
+                axis.annotate(name, point, textcoords="offset points", xytext=(6, -3))
+        axis.margins(x=0.1)
+        if any(s.label for s in panel.series):
+            axis.legend(fontsize="small")
     figure.savefig(path, format="png", dpi=120)

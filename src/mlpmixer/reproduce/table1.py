@@ -8,17 +8,17 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlpmixer.config import pair
-from mlpmixer.models.architecture import count_params, create_model
+from mlpmixer.models.architecture import build, count_params
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.names import MIXERS
-from mlpmixer.reproduce.experiment import Lab
-from mlpmixer.reproduce.page import Cells, Page, Plot
+from mlpmixer.reproduce.experiment import ExperimentContext
+from mlpmixer.reproduce.page import Page, Panel, Plot, Series, make_table
 
 MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Published:
+class Size:
     """A column of the paper's table 1."""
 
     layers: int
@@ -31,67 +31,50 @@ class Published:
     """Without the classifier."""
 
 
-#                      N   P   C     S    D_C   D_S  M
-PAPER = {
-    "S/32": Published(8, 32, 512, 49, 2048, 256, 19),
-    "S/16": Published(8, 16, 512, 196, 2048, 256, 18),
-    "B/32": Published(12, 32, 768, 49, 3072, 384, 60),
-    "B/16": Published(12, 16, 768, 196, 3072, 384, 59),
-    "L/32": Published(24, 32, 1024, 49, 4096, 512, 206),
-    "L/16": Published(24, 16, 1024, 196, 4096, 512, 207),
-    "H/14": Published(32, 14, 1280, 256, 5120, 640, 431),
+PAPER = {  #     N   P   C     S    D_C   D_S  M
+    "S/32": Size(8, 32, 512, 49, 2048, 256, 19),
+    "S/16": Size(8, 16, 512, 196, 2048, 256, 18),
+    "B/32": Size(12, 32, 768, 49, 3072, 384, 60),
+    "B/16": Size(12, 16, 768, 196, 3072, 384, 59),
+    "L/32": Size(24, 32, 1024, 49, 4096, 512, 206),
+    "L/16": Size(24, 16, 1024, 196, 4096, 512, 207),
+    "H/14": Size(32, 14, 1280, 256, 5120, 640, 431),
 }
-
-HEADER = (
-    *("size", "layers", "patch, px", "C", "S", "D_C", "D_S", "paper", "parameters"),
-    *("with 1000 classes", "GFLOPs", "weights, MiB", "kept, MiB", "equal"),
-)
 
 
 def measured(cfg: MixerConfig) -> dict[str, int]:
-    """Of the network as it is built, on torch's meta device, where nothing is computed: parameters, FLOPs and bytes of
-    one image."""
+    """Parameters, and FLOPs and bytes of one image, of the network as built (on the meta device: nothing is computed)."""
     with torch.device("meta"):
-        model, image = create_model(cfg), torch.zeros(1, cfg.in_channels, *pair(cfg.image_size))
+        model, image = build(cfg), torch.zeros(1, cfg.in_channels, *pair(cfg.image_size))
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, Tensor] = {}  # by storage, so that what several operations keep is counted once
+    saved: dict[int, Tensor] = {}  # by storage, so that what several operations keep is counted once
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         if (storage := tensor.untyped_storage()._cdata) not in weights:
-            kept[storage] = tensor
+            saved[storage] = tensor
         return tensor
 
-    with FlopCounterMode(display=False) as flops, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with FlopCounterMode(display=False) as flops, torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         model(image).sum()
-    return {
-        "params": count_params(model),
-        "flops": flops.get_total_flops(),
-        "kept_bytes": sum(t.untyped_storage().nbytes() for t in kept.values()),
-    }
+    kept_bytes = sum(t.untyped_storage().nbytes() for t in saved.values())
+    return {"params": count_params(model), "flops": flops.get_total_flops(), "kept_bytes": kept_bytes}
 
 
-def row_of(name: str) -> dict[str, Any]:
-    """A column of the paper's table and ours: what is configured, what is built, and whether the two agree."""
+def compare_size(name: str) -> dict[str, Any]:
+    """A column of the paper's table beside what is configured and what is built."""
     paper, cfg = PAPER[name], MIXERS[name]
-    ours = Published(
-        cfg.num_blocks,
-        pair(cfg.patch_size)[0],
-        cfg.hidden_dim,
-        cfg.num_patches,
-        cfg.channels_mlp_dim,
-        cfg.tokens_mlp_dim,
-        round(measured(without_head(cfg))["params"] / 1e6),
-    )
-    built = measured(cfg)
+    built, params = measured(cfg), measured(without_head(cfg))["params"]
+    widths = (cfg.hidden_dim, cfg.num_patches, cfg.channels_mlp_dim, cfg.tokens_mlp_dim)
+    ours = Size(cfg.num_blocks, pair(cfg.patch_size)[0], *widths, round(params / 1e6))
+    configured = cfg.num_params, sum(layer.flops for layer in cfg.layers())
     return {
         "size": name,
         "paper": vars(paper),
         "ours": vars(ours),
         "equal": ours == paper,
-        "params_without_head": measured(without_head(cfg))["params"],
+        "params_without_head": params,
         **built,
-        "as_configured": built["params"] == cfg.num_params
-        and built["flops"] == sum(layer.flops for layer in cfg.layers()),
+        "as_configured": (built["params"], built["flops"]) == configured,
     }
 
 
@@ -99,65 +82,46 @@ def without_head(cfg: MixerConfig) -> MixerConfig:
     return cfg.adapted(num_classes=0)
 
 
-def run(lab: Lab) -> Page:
-    lab.parts = 1
-    rows: list[dict[str, Any]] = lab.measure("sizes", lambda: [row_of(name) for name in PAPER])
-    unequal = [row["size"] for row in rows if not row["equal"]]
-    cells = tuple(
-        (
-            row["size"],
-            *(str(row["ours"][key]) for key in ("layers", "patch_px", "hidden", "patches", "channels", "tokens")),
-            f"{row['paper']['params_millions']} M",
-            f"{row['params_without_head']:,}",
-            f"{row['params']:,}",
-            f"{row['flops'] / 1e9:.2f}",
-            f"{4 * row['params'] / MIB:,.0f}",
-            f"{row['kept_bytes'] / MIB:,.0f}",
-            "yes" if row["equal"] else "NO",
-        )
-        for row in rows
-    )
+def count_sizes(context: ExperimentContext) -> Page:
+    context.num_parts = 1
+    sizes: list[dict[str, Any]] = context.measure("sizes", lambda: [compare_size(name) for name in PAPER])
+    unequal = [size["size"] for size in sizes if not size["equal"]]
     finding = f"unlike the paper's: {', '.join(unequal)}." if unequal else "all seven are equal to the paper's."
-    counted = all(row["as_configured"] for row in rows)
+    counted = "" if all(size["as_configured"] for size in sizes) else "NOT "
+    rows = [
+        {
+            "size": size["size"],
+            "layers": size["ours"]["layers"],
+            "patch, px": size["ours"]["patch_px"],
+            "C": size["ours"]["hidden"],
+            "S": size["ours"]["patches"],
+            "D_C": size["ours"]["channels"],
+            "D_S": size["ours"]["tokens"],
+            "paper": f"{size['paper']['params_millions']} M",
+            "parameters": f"{size['params_without_head']:,}",
+            "with 1000 classes": f"{size['params']:,}",
+            "GFLOPs": f"{size['flops'] / 1e9:.2f}",
+            "weights, MiB": f"{4 * size['params'] / MIB:,.0f}",
+            "activations, MiB": f"{size['kept_bytes'] / MIB:,.0f}",
+            "equal": "yes" if size["equal"] else "NO",
+        }
+        for size in sizes
+    ]
+    built = [(size["flops"] / 1e9, size["params_without_head"] / 1e6) for size in sizes]
+    paper = [(x, size["paper"]["params_millions"]) for (x, _), size in zip(built, sizes, strict=True)]
+    series = [
+        Series(built, "built", "o", "tab:blue", names=[size["size"] for size in sizes]),
+        Series(paper, "paper, rounded", "+", "tab:red"),
+    ]
+    panel = Panel("GFLOPs an image", "parameters, millions", series, log="xy")
     return Page(
-        claim="table 1 gives layers, widths, patches and parameters in millions, at 224 px and without the classifier.",
+        template="table1.md",
         findings=(
             f"Layers, widths, patches and parameters rounded to millions: {finding}",
-            "What torch counts in the networks as they are built is "
-            + ("" if counted else "NOT ")
-            + "what `mlpmixer summary` works out from their configurations, parameters and FLOPs.",
+            f"Parameters and FLOPs that torch counts in the networks as built are {counted}those that `mlpmixer summary` "
+            "works out from their configurations.",
         ),
-        tables=(
-            Cells(
-                title="Table 1",
-                header=HEADER,
-                rows=cells,
-            ),
-        ),
-        plots=(
-            Plot(
-                name="sizes", caption="Parameters and FLOPs of the seven sizes", draw=lambda figure: _draw(figure, rows)
-            ),
-        ),
-        notes=(
-            "Parameters are without the classifier, as in the paper; the next column has one for ImageNet-1k.",
-            "GFLOPs: of the forward pass of one image at 224 px, 2 for each multiply-add, matrix products only.",
-            "Memory is in float32: the weights, and what one image keeps from the forward to the backward pass of a "
-            "training step. "
-            "Gradients and Adam's moments are three times the weights.",
-        ),
-        figures=rows,
+        tables=(make_table("Table 1", rows),),
+        plots=(Plot("sizes", "Parameters and FLOPs of the seven sizes", [panel], size=(6.4, 4)),),
+        figures=sizes,
     )
-
-
-def _draw(figure: Any, rows: list[dict[str, Any]]) -> None:
-    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="GFLOPs an image", ylabel="parameters, millions")
-    axes.margins(x=0.1)  # room for the last name
-    for row in rows:
-        x, y = row["flops"] / 1e9, row["params_without_head"] / 1e6
-        axes.plot([x], [y], "o", color="tab:blue")
-        axes.plot([x], [row["paper"]["params_millions"]], "+", color="tab:red")
-        axes.annotate(row["size"], (x, y), textcoords="offset points", xytext=(6, -3))
-    axes.plot([], [], "o", color="tab:blue", label="built")
-    axes.plot([], [], "+", color="tab:red", label="paper, rounded")
-    axes.legend()
