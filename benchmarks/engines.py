@@ -155,8 +155,8 @@ def prepare(model: str, batch: int, folder: Path) -> None:
 
     from mlpmixer.config import pair
     from mlpmixer.data.preprocess import Preprocess
+    from mlpmixer.exporters.export import write_unchecked
     from mlpmixer.exporters.int8 import Quantiser
-    from mlpmixer.exporters.job import Job
     from mlpmixer.exporters.targets import onnx
     from mlpmixer.inference.classifier import from_network
     from mlpmixer.models.architecture import create_model
@@ -196,18 +196,7 @@ def prepare(model: str, batch: int, folder: Path) -> None:
         return
     logging.disable(logging.WARNING)
     classifier = from_network(network, meta)
-    made = {"mlpmixer": "benchmark"}
-    job = Job(
-        classifier=classifier,
-        meta=meta,
-        batch=None,
-        top_k=1,
-        any_size=False,
-        evidence=False,
-        page_runtime=None,
-        made=made,
-    )
-    onnx.write(job, folder / "model.onnx")
+    write_unchecked(classifier, "onnx", folder / "model.onnx")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         free = ({0: torch.export.Dim("batch")},)

@@ -42,9 +42,8 @@ def make_exports(model: str, folder: Path, precisions: tuple[str, ...] = ("float
     from mlpmixer import create_model
     from mlpmixer.config import pair
     from mlpmixer.data.preprocess import Preprocess
+    from mlpmixer.exporters.export import write_unchecked
     from mlpmixer.exporters.int8 import Quantiser
-    from mlpmixer.exporters.job import Job
-    from mlpmixer.exporters.targets import onnx
     from mlpmixer.inference.classifier import from_network
     from mlpmixer.models.names import MIXERS
     from mlpmixer.weights.model_file import ModelMeta
@@ -59,19 +58,8 @@ def make_exports(model: str, folder: Path, precisions: tuple[str, ...] = ("float
     pixels = Preprocess(image_size=size, in_channels=cfg.in_channels)
     meta = ModelMeta(config=cfg, classes=tuple(f"class {i}" for i in range(cfg.num_classes)), preprocess=pixels)
     classifier = from_network(network, meta)
-    made = {"mlpmixer": "0", "batch": None}
-    job = Job(
-        classifier=classifier,
-        meta=meta,
-        batch=None,
-        top_k=min(5, cfg.num_classes),
-        any_size=False,
-        evidence=False,
-        page_runtime=None,
-        made=made,
-    )
     files = {"float32": folder / "float32.onnx"}
-    onnx.write(job, files["float32"])
+    write_unchecked(classifier, "onnx", files["float32"])
     if "int8" in precisions:
         noise = np.random.default_rng(0).integers(0, 256, (16, *size, cfg.in_channels), np.uint8)
         files["int8"] = folder / "int8.onnx"

@@ -509,9 +509,9 @@ def test_a_model_without_a_head_or_of_another_kind_is_refused(tmp_path: Path, bu
         export(bare, out=tmp_path / "a.onnx", data="digits")
     with pytest.raises(ValueError, match="only a torch model can be exported"):
         export(load(bundle), out=tmp_path / "a.onnx", data="digits")
-    with pytest.raises(ValueError, match="knows no fit='bv_resmall_crop', only crop, pad, squash: export to onnx"):
+    with pytest.raises(ValueError, match="does not support fit='bv_resmall_crop', only crop, pad, squash: export to onnx"):
         export(classifier_of(GREY, fit="bv_resmall_crop"), "bundle", out=tmp_path / "a", data="digits")
-    with pytest.raises(ValueError, match="no run of its own"):
+    with pytest.raises(ValueError, match="not in a run, beside which an export goes"):
         export(classifier_of(GREY), data="digits")
 
 

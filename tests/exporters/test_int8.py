@@ -446,7 +446,7 @@ def test_a_plain_word_when_it_does_not_pay(
             "{run} --int8 --data {tmp}/others",
             "the classes of data and model differ: the model has 10 classes, the data 2",
         ),
-        ("{run} --int8 --to pt2", "there is no int8 in the form pt2: export to one of onnx, openvino, bundle, web"),
+        ("{run} --int8 --to pt2", "pt2 has no int8: export to one of onnx, openvino, bundle, web"),
         ("{run}/model.safetensors --int9", "int9"),
     ],
 )

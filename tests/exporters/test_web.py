@@ -265,15 +265,15 @@ def test_a_mistake_is_answered_in_one_line(
 
 def test_a_model_whose_preprocessing_the_page_does_not_have_is_refused(tmp_path: Path) -> None:
     for preprocess, says in (
-        ({"fit": "bv_resmall_crop"}, "the page knows no fit='bv_resmall_crop'"),
-        ({"interpolation": "bicubic"}, "the page knows fit=crop, pad, squash, bilinear; this model has crop, bicubic"),
+        ({"fit": "bv_resmall_crop"}, "the page does not support fit='bv_resmall_crop'"),
+        ({"interpolation": "bicubic"}, "the page supports fit=crop, pad, squash, bilinear; this model has crop, bicubic"),
     ):
         with pytest.raises(ValueError, match=says):
             export(classifier_of(GREY, **preprocess), "web", out=tmp_path / "out", data="digits", page_runtime=tmp_path)
     four = dataclasses.replace(GREY, in_channels=4)
-    with pytest.raises(ValueError, match="the page knows no images of 4 channels"):
+    with pytest.raises(ValueError, match="the page does not support images of 4 channels"):
         export(classifier_of(four), "web", out=tmp_path / "out", data="digits", page_runtime=tmp_path)
-    with pytest.raises(ValueError, match="is what a page computes with, for web, not for bundle"):
+    with pytest.raises(ValueError, match="is for a page .web., not for bundle"):
         export(classifier_of(GREY), "bundle", out=tmp_path / "out", data="digits", page_runtime=tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -498,7 +498,7 @@ def test_evaluate_compare_and_probe_take_each_form(made: Path, run: Path, capsys
         ),
         ("predict {made}/modle.xml x.png", "did you mean {made}/model.xml?"),
         ("predict {made}/model.pt2 x.png --image-size 16", "is an export, whose size is fixed"),
-        ("explain {made}/model.xml x.png", "or an exported one"),
+        ("explain {made}/model.xml x.png", "an export cannot be explained"),
         ("export {made}/model.xml", "is an export already: export the run that it was made from"),
         ("export {run} --to openvino --out {tmp}/model.onnx", "expected a file that ends in .xml"),
         ("export {run} --to pt2 --out {tmp}/model", "expected a file that ends in .pt2"),

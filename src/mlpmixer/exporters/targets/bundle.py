@@ -1,5 +1,4 @@
-"""A folder that classifies with onnxruntime, numpy and pillow alone: the model, its class names, a program, a
-Dockerfile, a README."""
+"""A folder that classifies with onnxruntime, numpy and pillow alone: model, class names, program, Dockerfile, README."""
 
 import json
 import shutil
@@ -12,18 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from mlpmixer.evaluation.significance import wilson
-from mlpmixer.exporters.check import Checked
 from mlpmixer.exporters.job import Job, require_program
+from mlpmixer.exporters.readme import readme
 from mlpmixer.exporters.targets import onnx
 from mlpmixer.hardware import cpu_name
 from mlpmixer.inference.exported import MANIFEST, MODEL, PROBABILITIES, Export, digest, open_export
-from mlpmixer.weights.model_file import FORMAT, ModelMeta
+from mlpmixer.weights.model_file import FORMAT
 from mlpmixer.weights.run_folder import write_json
 
 PACKAGES = ("onnxruntime", "numpy", "pillow")
 PROGRAM = Path(__file__).with_name("bundled") / "predict.py"
-MEASURING_S = 1.0  # each of the two figures; longer where three calls take longer
+MEASURING_S = 1.0  # for each of the two figures, and three calls at least
 
 
 def require(job: Job) -> None:
@@ -38,8 +36,8 @@ def write(job: Job, path: Path) -> None:
     write_manifest(path)
 
 
-def finish(job: Job, path: Path, checked: Checked) -> None:
-    onnx.finish(job, path / MODEL, checked)
+def finish(job: Job, path: Path) -> None:
+    onnx.finish(job, path / MODEL)
     write_manifest(path)
     shutil.copyfile(PROGRAM, path / "predict.py")
     labels = json.dumps(job.meta.classes, ensure_ascii=False, indent=0)
@@ -47,14 +45,14 @@ def finish(job: Job, path: Path, checked: Checked) -> None:
         "labels.json": labels + "\n",
         "requirements.txt": "".join(f"{name}=={metadata.version(name)}\n" for name in PACKAGES),
         "Dockerfile": DOCKERFILE.format(python=f"{sys.version_info.major}.{sys.version_info.minor}"),
-        "README.md": readme(job, checked, measure(open_export(path / MODEL))),
+        "README.md": readme("bundle.md", job, speed=measure(open_export(path / MODEL)), cpu=cpu_name()),
     }
     for name, text in texts.items():
         (path / name).write_text(text, encoding="utf-8")
 
 
 def write_manifest(path: Path) -> None:
-    """Makes a folder with a model one that `exported.open_export` opens, and only with that model."""
+    """Store the digest of the model, without which `exported.open_export` does not open the folder."""
     write_json(path / MANIFEST, {"format": FORMAT, "files": {MODEL: digest(path / MODEL)}})
 
 
@@ -86,87 +84,3 @@ COPY model.onnx bundle.json predict.py ./
 USER nobody
 ENTRYPOINT ["python", "predict.py"]
 """
-
-
-def readme(job: Job, checked: Checked, speed: dict[str, Any]) -> str:
-    """What the bundle is, how to use it, and what was measured when it was made."""
-    meta, pre = job.meta, job.meta.preprocess
-    height, width = pre.image_size
-    numbers = "in float32" if job.int8 is None else f"{job.int8.layers} layers in int8"
-    features = ", `features`" if checked.feature_max_diff is not None else ""
-    evidence = ", `logits`, `evidence`" if job.evidence else ""
-    taken = f"{job.batch or 'any number'}, {height}, {width}, {pre.in_channels}"
-    return f"""\
-# An image classifier without a framework
-
-{described(job)}
-This folder needs Python with onnxruntime, numpy and pillow, and nothing else; no torch.
-
-```
-pip install -r requirements.txt
-python predict.py photo.jpg more/*.png
-python predict.py --json --top 3 photo.jpg
-docker build -t classifier . && docker run --rm -v "$PWD:/images:ro" classifier /images/photo.jpg
-```
-
-```python
-from predict import Model
-
-model = Model()
-print(model.predict("photo.jpg"))  # [(class, probability), ...]
-```
-
-## Measured when it was made
-
-{measured(job, checked)}
-- Speed: {speed["one_ms"]:.2f} ms for one image, {speed["images_per_s"]:,.0f} images/s in batches of {speed["batch"]}, from pixels to
-  probabilities, on {cpu_name()} with all its cores, {numbers}. Other work on the machine counts in: measure on yours.
-
-## The files
-
-- `model.onnx`: `images`, {pre.dtype} ({taken}) in 0..255 -> `probabilities`, `top_probabilities`, `top_classes`{features}{evidence}.
-  Normalisation is inside. Class names, preprocessing and origin are in its metadata, as JSON under `mlpmixer`.
-- `predict.py`: brings an image of any size to {width}x{height} pixels as in training (fit: {pre.fit}, {pre.interpolation},
-  antialiased), and asks the model.
-- `labels.json`: the class names in the model's order. `bundle.json`: the SHA-256 of the model, without which it is not opened.
-- `requirements.txt`: the versions it was checked with. `Dockerfile`: a container that does the same.
-
-{origin(meta)}
-"""
-
-
-def described(job: Job) -> str:
-    """A sentence: what network it is, for which classes, and what exported it."""
-    meta = job.meta
-    params = "" if meta.network else f", {meta.config.num_params:,} parameters"
-    kind = f"A classifier ({meta.network or meta.config.architecture}{params})"
-    shown = ", ".join(meta.classes[:20]) + (f" and {len(meta.classes) - 20:,} more" if len(meta.classes) > 20 else "")
-    return f"{kind} for {len(meta.classes):,} classes ({shown}), exported by mlpmixer {job.made['mlpmixer']}."
-
-
-def measured(job: Job, checked: Checked) -> str:
-    """Items of a list: its accuracy, how it compares with the torch model, and what its layers in int8 are worth."""
-    accuracy = "The images it was checked on have other classes: accuracy was not measured."
-    if checked.right is not None and checked.n_test:
-        low, high = wilson(checked.right, checked.n_test)
-        share = f"{100 * checked.right / checked.n_test:.2f} % ({100 * low:.1f}-{100 * high:.1f}, 95 % interval from the number of images)"
-        accuracy = f"{share} of {checked.n_test:,} test images of {checked.data}, computed by this `{MODEL}`."
-    int8 = ""
-    if q := job.int8:
-        before, after = (f"{100 * right / q.n:.2f} %" for right in (q.right_float, q.right))
-        speed = f"on one thread it has {q.speed:.2f} times the speed."
-        int8 = f"\n- Int8: on {q.n:,} validation images top-1 is {after}, in float32 {before}; {speed}"
-    return f"""\
-- Accuracy: {accuracy}
-- Against the torch model: on {checked.n:,} images the likeliest class is the same for {100 * checked.agreement:.2f} %,
-  and the largest difference of a probability is {checked.probability_max_diff:.1e}.{int8}"""
-
-
-def origin(meta: ModelMeta) -> str:
-    """A line: where the model comes from, and its licence."""
-    provenance = meta.provenance
-    known = ", ".join(
-        f"{key} {provenance[key]}" for key in ("recipe", "data", "weights", "source", "date") if provenance.get(key)
-    )
-    licence = provenance.get("licence") or "none is stated"
-    return f"Origin: {known or 'nothing is recorded with the model'}. Licence of the model: {licence}."

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlpmixer.exporters.check import Checked
 from mlpmixer.exporters.job import Job, require_packages
 from mlpmixer.inference.engines.session import KEY
 from mlpmixer.inference.exported import INPUT, metadata
@@ -54,8 +53,7 @@ def write(job: Job, path: Path) -> None:
     _save(model, job, path)
 
 
-def finish(job: Job, path: Path, checked: Checked) -> None:
-    """`checked` is part of `job.made`, and so of the metadata."""
+def finish(job: Job, path: Path) -> None:
     import onnx
 
     _save(onnx.load(str(path)), job, path)

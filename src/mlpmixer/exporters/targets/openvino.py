@@ -4,7 +4,6 @@ two runtimes."""
 from pathlib import Path
 from xml.etree import ElementTree
 
-from mlpmixer.exporters.check import Checked
 from mlpmixer.exporters.job import Job, require_packages
 from mlpmixer.exporters.targets import onnx as to_onnx
 from mlpmixer.inference.engines.openvino import PLACE, import_openvino
@@ -26,8 +25,7 @@ def write(job: Job, path: Path) -> None:
     _store(job, path)
 
 
-def finish(job: Job, path: Path, checked: Checked) -> None:
-    """`checked` is part of `job.made`, and so of the metadata."""
+def finish(job: Job, path: Path) -> None:
     _store(job, path)
 
 

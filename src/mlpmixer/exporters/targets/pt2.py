@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlpmixer.exporters.check import Checked
 from mlpmixer.exporters.job import Job
 from mlpmixer.inference.engines.torch import METADATA
 from mlpmixer.inference.exported import metadata
@@ -25,8 +24,7 @@ def write(job: Job, path: Path) -> None:
     _save(program, job, path)
 
 
-def finish(job: Job, path: Path, checked: Checked) -> None:
-    """`checked` is part of `job.made`, and so of the metadata."""
+def finish(job: Job, path: Path) -> None:
     import torch
 
     _save(torch.export.load(path), job, path)
