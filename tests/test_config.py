@@ -155,6 +155,7 @@ def test_what_means_the_same_is_converted(values: dict[str, Any], right: dict[st
     ("make", "fields", "message"),
     [
         (Optim, {"name": "adam"}, "^optim.name='adam' is not one of adamw, sgd, muon; did you mean adamw"),
+        (Optim, {"name": "SGD"}, "did you mean sgd"),
         (Data, {"fit": "crap"}, "^data.fit='crap' is not one of .*; did you mean crop"),
         (Run, {"precision": "bf16"}, "^run.precision='bf16' is not one of .*; did you mean bfloat16"),
         (MixerConfig, {"hidden_dim": "768"}, "^model.hidden_dim='768': expected int, got str"),

@@ -1,16 +1,17 @@
-"""What every config shares: checks of its fields, and its way to and from JSON. No torch, nothing of ours.
+"""What every config shares: the check of its fields, and its way to and from JSON.
 
 Sizes are pixels, (height, width).
 """
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Literal, TypeVar
+
+from mlpmixer.registry import nearest
 
 T = TypeVar("T")
 
@@ -21,7 +22,7 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def one_if_square(height: int, width: int) -> int | tuple[int, int]:
-    """The other way round: the shortest form of a size."""
+    """The reverse of `pair`: one number if the size is square."""
     return height if height == width else (height, width)
 
 
@@ -31,9 +32,9 @@ def require(ok: bool, message: str) -> None:
 
 
 class Config:
-    """Base of the frozen dataclasses that a user fills in: the constructor checks every field against its type.
+    """Base of the frozen dataclasses that users fill in: the constructor checks every field against its type.
 
-    `owner` is what a user writes before the name of a field: `class Optim(Config, owner="optim")` has `optim.lr`.
+    `owner` is what users write before the name of a field: `class Optim(Config, owner="optim")` has `optim.lr`.
     """
 
     _owner: typing.ClassVar[str] = ""
@@ -51,7 +52,7 @@ class Config:
         self.validate()
 
     def validate(self) -> None:
-        """Ranges, and fields that must fit together. Raises ValueError; the types are right by then."""
+        """Check ranges and fields that must fit together; the types are right by then. Raises ValueError."""
 
     def tag(self) -> dict[str, str]:
         """What JSON says beside the fields, such as which of several kinds of config this is."""
@@ -67,7 +68,7 @@ _FIELD_TYPES: dict[type, dict[str, Any]] = {}
 
 
 def field_types(cls: type) -> dict[str, Any]:
-    """The type of each field of a dataclass, worked out once."""
+    """The type of each field of a dataclass, cached."""
     if cls not in _FIELD_TYPES:
         hints = typing.get_type_hints(cls)
         _FIELD_TYPES[cls] = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
@@ -119,8 +120,8 @@ def _shown(value: object) -> str:
 
 
 def did_you_mean(value: object, known: Iterable[str]) -> str:
-    """The end of a message: the nearest right word, if there is one."""
-    close = difflib.get_close_matches(value, known, 1, 0.5) if isinstance(value, str) else []
+    """The end of an error message: the nearest known word, if there is one."""
+    close = nearest(value, [k for k in known if isinstance(k, str)], 1) if isinstance(value, str) else []
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -7,24 +7,33 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+def nearest(name: str, known: Iterable[str], at_most: int = 3) -> list[str]:
+    """The known names that are most like `name`, whatever their case."""
+    folded = {k.casefold(): k for k in known}
+    return [folded[c] for c in difflib.get_close_matches(name.casefold(), folded, at_most, 0.5)]
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """The nearest known names as a sentence: "did you mean B/16, B/32?" or "known: ..."."""
     known = list(known)
-    folded = {k.casefold(): k for k in known}
-    close = [folded[c] for c in difflib.get_close_matches(name.casefold(), folded, 3, 0.5)]
+    close = nearest(name, known)
     return f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
 
 
 class UnknownName(ValueError):
-    """A name that is not in the registry; the message carries the nearest right ones."""
+    """A name that is not in the registry; the message suggests the nearest ones."""
 
 
 class Registry(dict[str, T], Generic[T]):
+    """Things of one kind by name."""
+
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
 
     def register(self, name: str) -> Callable[[T], T]:
+        """The decorator that adds a thing under this name."""
+
         def add(thing: T) -> T:
             assert name not in self, f"{self.kind} {name!r} is already registered"
             self[name] = thing

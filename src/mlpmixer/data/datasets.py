@@ -18,11 +18,11 @@ import numpy as np
 from mlpmixer.data.catalog import DATASETS, DatasetInfo
 from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet, RawSplits, Splits, chain
-from mlpmixer.data.paths import TEST, TRAIN, VAL, parquet_files, printable, similar_paths, split_from_path
+from mlpmixer.data.paths import TEST, TRAIN, VAL, find_files, printable, similar_paths, split_from_path
 from mlpmixer.data.readers.folder import read_folder
 from mlpmixer.data.readers.hub import download_parquet, read_hub
 from mlpmixer.data.readers.parquet import read_parquet
-from mlpmixer.data.streaming.datasets import is_streamed, open_streamed
+from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_streamed
 from mlpmixer.registry import suggest
 
 SplitName = Literal["train", "val", "test", "all"]
@@ -65,29 +65,26 @@ def open_images(data: Data, split: SplitName | str) -> ImageSet:
     if split not in (TRAIN, VAL, TEST, "all"):
         raise ValueError(f"no split {split!r}; expected train, val, test or all")
     if is_streamed(data) and split in (VAL, TEST):
-        streamed = open_streamed(data)
-        by_index = streamed.val if split == VAL else streamed.test
-        if by_index is None:
-            raise ValueError(f"{streamed.name} has no test shards and too few to cut some off")
-        return by_index
-    raw = open_raw(data)
-    if split == "all" or not {TRAIN, "all"} & set(raw.sets):
-        if split not in ("all", *raw.sets):
-            raise ValueError(f"{raw.name} has no {split} images, only {' and '.join(raw.sets)}")
-        images = chain(list(raw.sets.values())) if split == "all" else raw.sets[split]
-        return _relabelled(images, [c for c, n in zip(images.classes, images.counts(), strict=True) if n])
-    chosen: ImageSet | None = getattr(open_data(data), split)
+        splits: Splits | StreamedSplits = open_streamed(data)
+    else:
+        raw = open_raw(data)
+        if split == "all" or not {TRAIN, "all"} & set(raw.sets):
+            if split not in ("all", *raw.sets):
+                raise ValueError(f"{raw.name} has no {split} images, only {' and '.join(raw.sets)}")
+            images = chain(list(raw.sets.values())) if split == "all" else raw.sets[split]
+            return _relabelled(images, images.used_classes())
+        splits = open_data(data)
+    chosen: ImageSet | None = getattr(splits, split)
     if chosen is None:
-        raise ValueError(f"{raw.name} has no test images and is too small to cut some off")
+        raise ValueError(f"{splits.name} has no test images and is too small to cut some off")
     return chosen
 
 
 def _used_classes(sets: dict[str, ImageSet], notes: list[str], name: str) -> list[str]:
     """The classes with images in train. ValueError when val or test has another one, or when there is only one."""
-    used = {split: [c for c, n in zip(s.classes, s.counts(), strict=True) if n] for split, s in sets.items()}
-    known = used.pop(TRAIN)
-    for split, classes in used.items():
-        if missing := sorted(set(classes) - set(known)):
+    known = sets[TRAIN].used_classes()
+    for split, images in sets.items():
+        if missing := sorted(set(images.used_classes()) - set(known)):
             near = len(known) <= 20 or difflib.get_close_matches(missing[0], known, 1)
             raise ValueError(
                 f"{name}: class {', '.join(map(repr, missing[:10]))} is in {split} but has no image in train"
@@ -95,7 +92,7 @@ def _used_classes(sets: dict[str, ImageSet], notes: list[str], name: str) -> lis
             )
     if len(known) < 2:
         raise ValueError(f"{name} has only one class with images, {known[0]!r}; a classifier needs at least two")
-    if empty := [c for c, n in zip(sets[TRAIN].classes, sets[TRAIN].counts(), strict=True) if not n]:
+    if empty := sorted(set(sets[TRAIN].classes) - set(known)):
         more = ", ..." if len(empty) > 10 else ""
         notes.append(f"{len(empty)} empty classes left out: {', '.join(empty[:10])}{more}")
     return known
@@ -200,12 +197,12 @@ def _open_path(path: str) -> RawSplits:
                 f"class, or Parquet"
             )
         return read_parquet([path], name, None)
-    if files := parquet_files(path, depth=0):
+    if files := find_files(path, ".parquet", depth=0):
         return read_parquet(files, name, None)
     try:
         return read_folder(path, name)
     except ValueError as e:
-        files = parquet_files(path)
+        files = find_files(path, ".parquet", depth=2)
         if not files:
             if named := [n for n, info in DATASETS.items() if info.files and info.files.find(path)]:
                 name = " or ".join(named)
@@ -241,7 +238,7 @@ def _open_named(name: str, info: DatasetInfo, data_dir: str | None) -> RawSplits
 
 
 def _read_named(folder: str, name: str, info: DatasetInfo) -> RawSplits | None:
-    if files := parquet_files(folder, depth=0):
+    if files := find_files(folder, ".parquet", depth=0):
         return read_parquet(files, name, info.classes, info.channels)
     if info.files and (original := info.files.find(folder)):
         try:

@@ -133,6 +133,10 @@ class ImageSet:
         """Images per class (K,)."""
         return np.bincount(self.labels, minlength=len(self.classes))
 
+    def used_classes(self) -> list[str]:
+        """The classes that have images."""
+        return [c for c, n in zip(self.classes, self.counts(), strict=True) if n]
+
 
 def chain(sets: Sequence[ImageSet]) -> ImageSet:
     """Several sets of the same classes as one."""

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLIT_WORDS = {
@@ -35,14 +35,17 @@ def similar_paths(path: str) -> list[str]:
     return [printable(os.path.join(parent, s)) for s in difflib.get_close_matches(base, siblings, 3, 0.6)]
 
 
-def parquet_files(folder: str, depth: int = 2) -> list[str]:
-    """The .parquet files of a folder; if it has none, of its subfolders, at most `depth` levels down."""
+def find_files(
+    folder: str, suffixes: str | tuple[str, ...], depth: int, into: Container[str] | None = None
+) -> list[str]:
+    """The files of a folder; if it has none, of its subfolders (named in `into`), at most `depth` levels down."""
     level = [folder]
     for _ in range(depth + 1):
         entries = [os.path.join(d, e) for d in level for e in sorted(os.listdir(d)) if not e.startswith(".")]
-        if files := [e for e in entries if e.lower().endswith(".parquet") and os.path.isfile(e)]:
+        if files := [e for e in entries if e.lower().endswith(suffixes) and os.path.isfile(e)]:
             return files
-        level = [e for e in entries if os.path.isdir(e)][:200]
+        folders = [e for e in entries if into is None or os.path.basename(e).lower() in into]
+        level = [f for f in folders if os.path.isdir(f)][:200]
     return []
 
 

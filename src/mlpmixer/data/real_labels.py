@@ -1,7 +1,6 @@
-"""ReaL: what else is in ImageNet's validation images, as people saw it (Beyer et al. 2020, "Are we done with
-ImageNet?").
+"""ReaL: all that people see in ImageNet's validation images (Beyer et al. 2020, "Are we done with ImageNet?").
 
-The file is real.json of google-research/reassessed-imagenet: 50,000 lists of class numbers 0..999. The first is of the
+The file is real.json of google-research/reassessed-imagenet: 50,000 lists of class numbers 0..999, the first for the
 image ILSVRC2012_val_00000001. An empty list means that people found none of the classes; such images are left out.
 """
 
@@ -30,10 +29,8 @@ def real_labels(file: str | os.PathLike[str], names: Sequence[str]) -> list[Labe
     if unknown:
         raise ValueError(
             f"ReaL labels belong to ImageNet's validation images, by the number in their file names: expected "
-            f"ILSVRC2012_val_00000001 to "
-            f"ILSVRC2012_val_00050000, got {unknown[0]!r}"
-            + (f" and {len(unknown) - 1:,} more" if len(unknown) > 1 else "")
-            + f" of {len(names):,} images"
+            f"ILSVRC2012_val_00000001 to ILSVRC2012_val_00050000, got {unknown[0]!r}"
+            f"{f' and {len(unknown) - 1:,} more' if len(unknown) > 1 else ''} of {len(names):,} images"
         )
     return [labels[number - 1] for number in numbers]
 
@@ -49,10 +46,8 @@ def read_real(file: str | os.PathLike[str]) -> list[Labels]:
         raise ValueError(f"{path} is not the ReaL labels: {e}") from e
     if not isinstance(lists, list) or len(lists) != NUM_IMAGES or not all(map(_is_labels, lists)):
         got = f"{len(lists):,} of something" if isinstance(lists, list) else f"a {type(lists).__name__}"
-        raise ValueError(
-            f"{path} is not the ReaL labels: expected {NUM_IMAGES:,} lists of class numbers 0..{NUM_CLASSES - 1}, got "
-            f"{got}"
-        )
+        expected = f"{NUM_IMAGES:,} lists of class numbers 0..{NUM_CLASSES - 1}"
+        raise ValueError(f"{path} is not the ReaL labels: expected {expected}, got {got}")
     return [frozenset(numbers) for numbers in lists]
 
 

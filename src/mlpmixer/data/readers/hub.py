@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from mlpmixer.data.image_set import RawSplits
-from mlpmixer.data.paths import parquet_files, split_from_path
+from mlpmixer.data.paths import find_files, split_from_path
 from mlpmixer.data.readers.parquet import Table, raw_splits, read_parquet
 from mlpmixer.download import first_line, import_hub
 
@@ -26,7 +26,7 @@ def download_parquet(repo: str, name: str, classes: Sequence[str], channels: int
             folder = fetch()
     except Exception as e:  # no network, refused, switched off: the Hub has many ways to say so
         raise ValueError(f"{name} could not be downloaded ({first_line(e)}). Without a network, {otherwise}") from e
-    files = parquet_files(folder)
+    files = find_files(folder, ".parquet", depth=2)
     for path in files:
         _verify(path)
     raw = read_parquet(files, name, classes, channels)

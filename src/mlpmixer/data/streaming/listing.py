@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
-from mlpmixer.data.paths import SPLIT_WORDS, printable, require_all_shards, similar_paths, split_from_path
+from mlpmixer.data.paths import SPLIT_WORDS, find_files, printable, require_all_shards, similar_paths, split_from_path
 from mlpmixer.data.readers.parquet import LABEL_COLUMNS
 from mlpmixer.data.streaming.shards import SUFFIXES, Shard, ShardError
 from mlpmixer.download import CHUNK_BYTES, Connection, NetworkError, first_line, import_hub
@@ -101,16 +101,7 @@ def _expand(pattern: str) -> list[str]:
 
 def shards_in(folder: str) -> list[str]:
     """The shards in a folder, else in its subfolders that are named after a split."""
-
-    def visible(path: str) -> list[str]:
-        return [os.path.join(path, e) for e in sorted(os.listdir(path)) if not e.startswith(".")]
-
-    def shards(entries: list[str]) -> list[str]:
-        return [e for e in entries if e.lower().endswith(SUFFIXES) and os.path.isfile(e)]
-
-    entries = visible(folder)
-    splits = [e for e in entries if os.path.basename(e).lower() in SPLIT_WORDS and os.path.isdir(e)]
-    return shards(entries) or shards([e for split in splits for e in visible(split)])
+    return find_files(folder, SUFFIXES, depth=1, into=SPLIT_WORDS)
 
 
 def read_classes(given: str) -> tuple[str, ...]:
