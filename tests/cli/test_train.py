@@ -132,7 +132,7 @@ def test_resume_beside_out_needs_no_init_file(digits_run: Path, run: RunLine, tm
 
 def test_a_command_that_torchrun_repeats_must_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
-    with pytest.raises(ValueError, match="needs --out DIR --resume"):
+    with pytest.raises(ValueError, match="give --out DIR --resume"):
         cli.parse(["train", "digits", "--out", "runs/x"])
 
 

@@ -390,7 +390,7 @@ def test_the_command_says_what_was_done_and_evaluate_agrees(
     out = str(tmp_path / "model.onnx")
     assert cli.main(["export", str(run), "--int8", "--out", out, "--images", "50"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("calibrating int8 and measuring it on validation images; this takes minutes")
+    assert said.startswith("calibrating and measuring int8 on validation images: minutes for a large model\n")
     assert (
         "\nint8 in 10 of 10 layers, calibrated on 256 training images\n" in said
         and "\ncompared on 50 images of digits" in said

@@ -123,8 +123,8 @@ def _run(args: Sequence[str]) -> int:
         if e.name not in DEPENDENCIES:
             raise
         print_error(
-            f"this command needs {e.name}, which is not installed here: pip install mlpmixer, with its dependencies. Without "
-            "it, mlpmixer predict runs on an .onnx or .xml file or a bundle that mlpmixer export wrote"
+            f"this command needs {e.name}, which is not installed here: pip install mlpmixer, with its dependencies. "
+            "What works without: mlpmixer predict on an .onnx or .xml file or a bundle that mlpmixer export wrote"
         )
         return 2
     except (ValueError, OSError) as e:

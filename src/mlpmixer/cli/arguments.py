@@ -1,8 +1,8 @@
 """A command line, as the fields of its command describe it.
 
 A command is a frozen dataclass. Each of its fields is a positional argument or an option, and the fields of a config in
-it are options too (`--optim.lr`). `read` gives each word of a line to its argument; `build` converts the words and makes
-the command. In between a command looks at the line and chooses the configs that the options override.
+it are options too (`--optim.lr`). `read` gives each word of a line to its argument; `build` converts the words and
+makes the command. In between a command looks at the line and chooses the configs that the options override.
 """
 
 import dataclasses
@@ -176,8 +176,8 @@ def spellings_of(command: type[Command]) -> dict[str, tuple[Argument, tuple[str,
 def read(command: type[Command], prog: str, args: Sequence[str]) -> Line:
     """Give each word to its argument. ValueError for an option that the command does not have.
 
-    An option takes as many words as its type needs, and further ones only if they are numbers: in
-    `--image-size 64 32 photos/` the last word is DATA.
+    An option takes as many words as its type needs, and further ones only if they are numbers: the last word of
+    `--image-size 64 32 photos/` is DATA.
     """
     spellings = spellings_of(command)
     words: list[str] = []

@@ -1,6 +1,5 @@
 """mlpmixer bench."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,29 +13,14 @@ if TYPE_CHECKING:
     from mlpmixer.exporters.benchmark import Bench as Measured
     from mlpmixer.exporters.benchmark import Row
 
-HEADER = (
-    "engine",
-    "computes in",
-    "threads",
-    "batch",
-    "p50 ms",
-    "p90 ms",
-    "p99 ms",
-    "images/s",
-    "MiB",
-    "start s",
-    "same top-1",
-    "off by",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Command):
     """Measure how fast each engine runs a model on this machine.
 
-    Times are from pixels to probabilities. For an export, the last line names the fastest engine in float32 that gives the same answers, as the --engine option
-    of `predict`, `evaluate`, `probe`, `compare` and `serve`. A run is computed by torch; it is measured beside its
-    export.
+    Times are from pixels to probabilities. For an export, the last line names the fastest engine in float32 that gives
+    the same answers, as the --engine option of `predict`, `evaluate`, `probe`, `compare` and `serve`. A run is computed
+    by torch; it is measured beside its export.
     """
 
     run: Annotated[str, Arg("RUN", MODEL, positional=True)]
@@ -66,10 +50,8 @@ class Bench(Command):
                 from mlpmixer.weights.load import locate
 
                 locate(self.run, report=report)
-            print_error(
-                f"measuring {self.run} for {self.seconds:g} s, or longer if it is large; other work on this machine "
-                f"affects the result"
-            )
+            slower = "longer if it is large; other work on this machine affects the result"
+            print_error(f"measuring {self.run} for {self.seconds:g} s, or {slower}")
             found = bench(self.run, batches=batches, threads=threads, seconds=self.seconds, report=report)
         if self.csv:
             Path(self.csv).write_text(found.to_csv(), encoding="utf-8")
@@ -81,15 +63,14 @@ class Bench(Command):
 
 
 def print_bench(b: "Measured") -> None:
-    print_table(HEADER, [_cells(row) for row in b.rows])
-    calls = sorted({row.calls for row in b.rows})
+    rows = [_cells(row) for row in b.rows]
+    print_table([*rows[0]], [[*row.values()] for row in rows])
+    fewest, most = min(row.calls for row in b.rows), max(row.calls for row in b.rows)
+    calls = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
+    machine = f"{b.environment['cpu']}, {b.environment['cores']} cores"
+    print(f"{machine}; interleaved, {calls} calls each; MiB: peak memory of the process")
     print(
-        f"{b.environment['cpu']}, {b.environment['cores']} cores; interleaved, {_range(calls)} calls each; MiB: peak memory of "
-        f"the process"
-    )
-    print(
-        f"same top-1, off by (the largest difference of a probability): against {b.reference}, on {b.images} random "
-        f"images"
+        f"same top-1, off by (largest difference of a probability): against {b.reference}, on {b.images} random images"
     )
     for failed in b.failed:
         what = f"{failed.engine} in {failed.precision}" if failed.precision else failed.engine
@@ -98,25 +79,22 @@ def print_bench(b: "Measured") -> None:
         print(f"recommended: --engine {b.choice.engine} ({b.choice.why})")
     elif b.exported:
         engine, times = b.exported
-        print(
-            f"a run is computed by torch; exported, {engine} has {times:.2f} times its speed: mlpmixer export {b.model}"
-        )
+        print(f"torch computes a run; its export is {times:.2f} times as fast with {engine}: mlpmixer export {b.model}")
 
 
-def _cells(row: "Row") -> Sequence[str]:
-    return (
-        f"{row.engine} {row.version}",
-        row.precision,
-        str(row.threads or "auto"),
-        f"{row.batch:,}",
-        *(f"{ms:,.2f}" for ms in (row.p50_ms, row.p90_ms, row.p99_ms)),
-        f"{row.images_per_s:,.1f}",
-        "" if row.peak_mib is None else f"{row.peak_mib:,.0f}",
-        f"{row.start_s:.2f}",
-        percent(row.agreement),
-        f"{row.probability_max_diff:.0e}",
-    )
-
-
-def _range(numbers: Sequence[int]) -> str:
-    return f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
+def _cells(row: "Row") -> dict[str, str]:
+    """A row of the table, by the headings of its columns."""
+    return {
+        "engine": f"{row.engine} {row.version}",
+        "computes in": row.precision,
+        "threads": str(row.threads or "auto"),
+        "batch": f"{row.batch:,}",
+        "p50 ms": f"{row.p50_ms:,.2f}",
+        "p90 ms": f"{row.p90_ms:,.2f}",
+        "p99 ms": f"{row.p99_ms:,.2f}",
+        "images/s": f"{row.images_per_s:,.1f}",
+        "MiB": "" if row.peak_mib is None else f"{row.peak_mib:,.0f}",
+        "start s": f"{row.start_s:.2f}",
+        "same top-1": percent(row.agreement),
+        "off by": f"{row.probability_max_diff:.0e}",
+    }

@@ -65,10 +65,8 @@ def print_comparison(c: "Comparison") -> None:
         ("B", c.b, percent(c.top1_b), between(c.top1_b_interval)),
     ]
     print_table(("", "", "top-1", "95 %"), rows)
-    print(
-        f"{c.n:,} images: {c.both_right:,} both right, {c.only_a:,} only A, {c.only_b:,} only B, {c.both_wrong:,} "
-        f"neither\n"
-    )
+    counts = f"{c.both_right:,} both right, {c.only_a:,} only A, {c.only_b:,} only B, {c.both_wrong:,} neither"
+    print(f"{c.n:,} images: {counts}\n")
     print(c.verdict)
     if c.seeds_apart:
         print("The two are one recipe with two seeds: this compares the networks and says nothing about the recipe")

@@ -39,9 +39,8 @@ def print_check(report: "CheckReport") -> None:
     classes = list(dict.fromkeys(name for counts in report.counts.values() for name in counts))
     rows = [(name, *(f"{report.counts[split].get(name, 0):,}" for split in splits)) for name in classes]
     shown = rows if len(rows) <= MAX_ROWS else rows[: MAX_ROWS // 2]
-    print_table(
-        ("class", *splits), [*shown, ("all", *(f"{sum(counts.values()):,}" for counts in report.counts.values()))]
-    )
+    total = ("all", *(f"{sum(counts.values()):,}" for counts in report.counts.values()))
+    print_table(("class", *splits), [*shown, total])
     if len(shown) < len(rows):
         print(f"(the first {len(shown)} of {len(rows)} classes; all of them: --json)")
     print(f"\nsizes  {', '.join(f'{size} ({n:,})' for size, n in list(report.sizes.items())[:5])}")

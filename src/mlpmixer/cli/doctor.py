@@ -13,18 +13,13 @@ from mlpmixer.cli.arguments import Command
 if TYPE_CHECKING:
     import torch
 
-NEEDED = ("torch", "numpy", "pillow", "safetensors", "rich", "scikit-learn", "matplotlib")
-OPTIONAL = {  # and its extra
-    "datasets": "hf",
-    "pyarrow": "hf",
-    "huggingface-hub": "hf",
-    "tensorboard": "tensorboard",
-    "onnx": "onnx",
-    "onnxruntime": "onnx",
-    "onnxscript": "onnx",
-    "openvino": "openvino",
-    "fastapi": "serve",
-    "uvicorn": "serve",
+NEEDED = ("torch", "numpy", "pillow", "safetensors", "rich", "scikit-learn", "matplotlib", "jinja2")
+EXTRAS = {
+    "hf": ("datasets", "pyarrow", "huggingface-hub"),
+    "tensorboard": ("tensorboard",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("openvino",),
+    "serve": ("fastapi", "uvicorn"),
 }
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16")
 
@@ -65,17 +60,18 @@ def diagnose() -> list[Finding]:
     return [
         Finding("mlpmixer", f"{__version__} at {Path(__file__).parents[1]}"),
         Finding("python", f"{platform.python_version()} on {platform.platform()}"),
-        *(_package(name) for name in (*NEEDED, *OPTIONAL)),
+        *(_package(name) for name in NEEDED),
+        *(_package(name, extra) for extra, names in EXTRAS.items() for name in names),
         Finding("cpu", cpu_name()),
         Finding(
-            "cpu features", ", ".join(sorted(cpu_flags() & set(CPU_FEATURES))) or "none of " + ", ".join(CPU_FEATURES)
+            "cpu features", ", ".join(sorted(cpu_flags() & set(CPU_FEATURES))) or f"none of {', '.join(CPU_FEATURES)}"
         ),
         Finding("threads", f"{torch.get_num_threads()} for operations, {torch.get_num_interop_threads()} between them"),
         Finding("matrix products", _matrix_path()),
         Finding("bfloat16 on cpu", _bf16(cpu)),
         Finding("kernels", f"torch's operations ({reason})" if (reason := kernels.missing()) else "compiled"),
         Finding(
-            "device", f"{best} ({device_name(best)})" + ("" if best.type == "cpu" else f"; bfloat16 {_bf16(best)}")
+            "device", f"{best} ({device_name(best)})" + (f"; bfloat16 {_bf16(best)}" if best.type != "cpu" else "")
         ),
         *torchvision_findings(),
     ]
@@ -87,12 +83,8 @@ def cpu_flags() -> set[str]:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return set()
-    return {
-        flag
-        for line in text.splitlines()
-        if line.startswith(("flags", "Features"))
-        for flag in line.split(":", 1)[1].split()
-    }
+    lines = [line for line in text.splitlines() if line.startswith(("flags", "Features"))]
+    return {flag for line in lines for flag in line.partition(":")[2].split()}
 
 
 def torchvision_findings() -> list[Finding]:
@@ -110,26 +102,21 @@ def torchvision_findings() -> list[Finding]:
     return [Finding("torchvision", f"{version} (not used)")]
 
 
-def _package(name: str) -> Finding:
+def _package(name: str, extra: str = "") -> Finding:
     try:
         return Finding(name, metadata.version(name))
     except metadata.PackageNotFoundError:
-        if name in OPTIONAL:
-            return Finding(name, f"not installed (optional: pip install 'mlpmixer[{OPTIONAL[name]}]')")
+        if extra:
+            return Finding(name, f"not installed (optional: pip install 'mlpmixer[{extra}]')")
         return Finding(name, "missing", f"needed: pip install {name}")
 
 
 def _matrix_path() -> str:
-    import torch
+    from torch import backends
 
-    libraries = [
-        name
-        for name, backend in (("MKL", torch.backends.mkl), ("oneDNN", torch.backends.mkldnn))
-        if backend.is_available()
-    ]
-    return (
-        f"{' + '.join(libraries) or 'neither MKL nor oneDNN'}, CPU capability {torch.backends.cpu.get_cpu_capability()}"
-    )
+    libraries = (("MKL", backends.mkl), ("oneDNN", backends.mkldnn))
+    found = " + ".join(name for name, backend in libraries if backend.is_available()) or "neither MKL nor oneDNN"
+    return f"{found}, CPU capability {backends.cpu.get_cpu_capability()}"
 
 
 def _bf16(device: "torch.device") -> str:

@@ -38,7 +38,7 @@ class Evaluate(EvaluationCommand):
         tta_views(kinds)  # refuses a wrong one before anything is loaded
         if self.temperature and self.split in ("val", "all"):
             raise ValueError(
-                f"--temperature is fitted on validation images, so --split {self.split} cannot judge it; use test or train"
+                f"--temperature is fitted on validation images: --split {self.split} cannot judge it; use test"
             )
         if self.real:
             read_real(self.real)
@@ -70,23 +70,15 @@ class Evaluate(EvaluationCommand):
 
 def print_metrics(m: "Metrics") -> None:
     print(f"{m.n:,} images  {score_text(m)}")
-    if m.tta:
-        print(
-            f"with test-time augmentation ({', '.join(m.tta.kinds)}: the mean of {m.tta.views} views)  "
-            f"{score_text(m.tta)}"
-        )
-    if m.tempered:
-        fitted = f"fitted on {m.tempered.n:,} validation images"
-        print(
-            f"with all logits divided by the temperature {m.tempered.temperature:.4g} ({fitted})  "
-            f"{calibration_text(m.tempered)}"
-        )
-    if m.real:
-        print(
-            f"by ReaL labels  top-1 {percent(m.real.top1)} {between(m.real.top1_interval)} of {m.real.n:,} images; ",
-            end="",
-        )
-        print(f"{m.real.skipped:,} have no label and are excluded")
+    if t := m.tta:
+        views = f"{', '.join(t.kinds)}: the mean of {t.views} views"
+        print(f"with test-time augmentation ({views})  {score_text(t)}")
+    if c := m.tempered:
+        fitted = f"{c.temperature:.4g} (fitted on {c.n:,} validation images)"
+        print(f"with all logits divided by the temperature {fitted}  {calibration_text(c)}")
+    if r := m.real:
+        top1 = f"{percent(r.top1)} {between(r.top1_interval)}"
+        print(f"by ReaL labels  top-1 {top1} of {r.n:,} images; {r.skipped:,} have no label and are excluded")
     print("in brackets: 95 % intervals (Wilson), which reflect the number of images only\n")
     shown = m.per_class if len(m.per_class) <= MAX_ROWS else sorted(m.per_class, key=lambda c: c.f1)[: MAX_ROWS // 2]
     rows = [

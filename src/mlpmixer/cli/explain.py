@@ -21,7 +21,8 @@ MOST = 100  # a page of more images is too large to open
 class Explain(Command):
     """Show which patches of an image contribute to its class.
 
-    Writes pictures and a page, and measures on request which method is most faithful. Unreadable files are named on standard error and the rest is done; the exit code is then 1.
+    Writes pictures and a page, and measures on request which method is most faithful. Unreadable files are named on
+    standard error and the rest is done; the exit code is then 1.
     """
 
     run: WeightsArg
@@ -119,8 +120,6 @@ def print_explained(one: "Explanation") -> None:
 
 
 def print_faithfulness(f: "Faithfulness") -> None:
-    print(
-        f"\n{f.n:,} images: area under the deletion curve (lower is more faithful) and the insertion curve (higher is), "
-        f"against random order\n"
-    )
+    curves = "the deletion curve (lower is more faithful) and the insertion curve (higher is)"
+    print(f"\n{f.n:,} images: area under {curves}, against random order\n")
     print_table(("method", "deletion", "- random", "insertion", "- random"), f.table())

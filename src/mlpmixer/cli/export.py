@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 class Export(Command):
     """Export a model to ONNX, OpenVINO, PT2, a bundle or a web page.
 
-    Preprocessing is included. The export is compared with torch on real images, from the same pixels: the same top class for all of them and probabilities within
-    1e-4, or nothing is written (exit code 1); --int8 has a rule of its own. `mlpmixer predict`, `evaluate`, `probe`,
-    `compare` and `serve` take an export like a run, without torch; a .pt2 needs it.
+    Preprocessing is included. The export is compared with torch on real images, from the same pixels: the same top
+    class for all of them and probabilities within 1e-4, or nothing is written (exit code 1); --int8 has a rule of its
+    own. `mlpmixer predict`, `evaluate`, `probe`, `compare` and `serve` take an export like a run, without torch; a .pt2
+    needs it.
     """
 
     run: WeightsArg
     to: Literal["onnx", "openvino", "pt2", "bundle", "web"] = "onnx"
-    """onnx, openvino, pt2, bundle or web. onnx: one file; openvino: an .xml and a .bin; pt2: a file for torch; bundle: a
-    folder that needs only onnxruntime, numpy and pillow, with a program, a Dockerfile and a README; web: a folder with
-    a page that classifies in the browser, for any static file server."""
+    """onnx, openvino, pt2, bundle or web. onnx: one file; openvino: an .xml and a .bin; pt2: a file for torch; bundle:
+    a folder that needs only onnxruntime, numpy and pillow, with a program, a Dockerfile and a README; web: a folder
+    with a page that classifies in the browser, for any static file server."""
     out: Annotated[str, Arg("PATH")] = ""
     """What to write; default: model.onnx, .xml, .pt2, bundle/ or web/ in the run's folder."""
     int8: bool = False
@@ -67,7 +68,7 @@ class Export(Command):
         classifier = load_model(self.run, "cpu", self.inputs)
         if self.int8 and not self.json:
             print(
-                "calibrating int8 and measuring it on validation images; this takes minutes for a large model",
+                "calibrating and measuring int8 on validation images: minutes for a large model",
                 flush=True,
             )
         try:
@@ -93,10 +94,8 @@ class Export(Command):
         else:
             print_written(written)
             if self.to == "web":
-                print(
-                    f"look at it   python -m http.server --bind 127.0.0.1 --directory {written.path}   and open "
-                    f"http://127.0.0.1:8000/"
-                )
+                server = f"python -m http.server --bind 127.0.0.1 --directory {written.path}"
+                print(f"look at it   {server}   and open http://127.0.0.1:8000/")
         return 0
 
 
@@ -106,52 +105,32 @@ def print_written(w: "Written") -> None:
     c = w.checked
     if w.int8:
         print_int8(w.int8)
-    print(
-        f"compared on {c.n:,} images of {c.data}, by {c.runtime}: the likeliest class is the same for "
-        f"{percent(c.agreement)}, ",
-        end="",
-    )
-    print(f"the largest difference of a probability is {c.probability_max_diff:.1e}")
-    if c.fit:
-        print(
-            f"resize and fit against Pillow's, {c.fit.n:,} images: {percent(c.fit.pixels_different)} of the values are "
-            f"off, ",
-            end="",
-        )
-        print(
-            f"by {c.fit.pixel_max_diff} of 255 at most, and probabilities by {c.fit.probability_max_diff:.1e} at most"
-        )
+    same = f"the likeliest class is the same for {percent(c.agreement)}"
+    largest = f"the largest difference of a probability is {c.probability_max_diff:.1e}"
+    print(f"compared on {c.n:,} images of {c.data}, by {c.runtime}: {same}, {largest}")
+    if f := c.fit:
+        off = f"{percent(f.pixels_different)} of the values differ, by at most {f.pixel_max_diff} of 255"
+        print(f"resized like Pillow, {f.n:,} images: {off}, and probabilities by at most {f.probability_max_diff:.1e}")
     if c.right is not None and c.n_test:
-        print(
-            f"top-1 {percent(c.right / c.n_test)} {between(wilson(c.right, c.n_test))} on the {c.n_test:,} test images "
-            f"among them"
-        )
+        top1 = f"top-1 {percent(c.right / c.n_test)} {between(wilson(c.right, c.n_test))}"
+        print(f"{top1} on the {c.n_test:,} test images among them")
     if c.unreadable:
         print_error(f"{c.unreadable} images could not be read; they are excluded from the numbers above")
-    print(
-        f"written  {' and '.join(map(str, (w.path, *w.beside)))}, {megabytes(w.num_bytes)}\nuse it   mlpmixer predict "
-        f"{w.path} IMAGE..."
-    )
+    print(f"written  {' and '.join(map(str, (w.path, *w.beside)))}, {megabytes(w.num_bytes)}")
+    print(f"use it   mlpmixer predict {w.path} IMAGE...")
 
 
 def print_int8(q: "Int8") -> None:
     from mlpmixer.evaluation.significance import wilson
 
     left = f"; left in float32, the worst first: {', '.join(q.float_layers)}" if q.float_layers else ""
-    print(
-        f"int8 in {q.layers} of {q.layers + len(q.float_layers)} layers, calibrated on {q.calibrated_on:,} training "
-        f"images{left}"
-    )
+    layers = f"{q.layers} of {q.layers + len(q.float_layers)} layers"
+    print(f"int8 in {layers}, calibrated on {q.calibrated_on:,} training images{left}")
     before, after = (f"{percent(right / q.n)} {between(wilson(right, q.n))}" for right in (q.right_float, q.right))
     print(f"top-1 on {q.n:,} validation images: float32 {before}, int8 {after}")
-    print(
-        f"images/s on one thread, {q.batch} at a time: float32 {q.images_per_s_float:,.1f}, int8 "
-        f"{q.images_per_s:,.1f}: ",
-        end="",
-    )
-    print(f"{q.speed:.2f} times; model {megabytes(q.num_bytes_float)} in float32, {megabytes(q.num_bytes)} in int8")
+    speeds = f"float32 {q.images_per_s_float:,.1f}, int8 {q.images_per_s:,.1f}: {q.speed:.2f} times"
+    sizes = f"{megabytes(q.num_bytes_float)} in float32, {megabytes(q.num_bytes)} in int8"
+    print(f"images/s on one thread, {q.batch} at a time: {speeds}; model {sizes}")
     if not q.pays:
-        print(
-            f"int8 brings no speed-up here: it is {'slower than' if q.speed < 1 else 'hardly faster than'} float32. Only the "
-            f"file is smaller"
-        )
+        slow = "slower than" if q.speed < 1 else "hardly faster than"
+        print(f"int8 brings no speed-up here: it is {slow} float32. Only the file is smaller")

@@ -90,7 +90,7 @@ def _most_needed(command: type[Command], arguments: list[Argument]) -> Iterator[
 
 
 def _place(argument: Argument) -> tuple[bool, bool, bool]:
-    """Positional arguments come first, the configs of a command last, and before them the options that commands share."""
+    """Positional arguments come first; the options that commands share come last, before those of configs."""
     return len(argument.path) > 1, not argument.arg.positional, bool(argument.arg.help) and not argument.arg.positional
 
 

@@ -1,5 +1,6 @@
 """mlpmixer list."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -16,43 +17,53 @@ class List(Command):
     """models, weights, datasets or recipes"""
 
     def __call__(self) -> int:
-        if self.what == "models":
-            from mlpmixer.models.names import MODELS
-
-            models = [
-                (
-                    name,
-                    c.architecture,
-                    *("x".join(map(str, pair(size))) for size in (c.image_size, c.grid)),
-                    f"{c.num_params:,}",
-                )
-                for name, c in MODELS.items()
-            ]
-            print_table(("model", "architecture", "image px", "grid", "params"), models)
-            print("\nmlpmixer summary MODEL lists its layers")
-        elif self.what == "weights":
-            from mlpmixer.weights.published import WEIGHTS
-
-            rows = []
-            for name, w in WEIGHTS.items():
-                size, top1 = f"{w.num_bytes:,}" if w.num_bytes else "", percent(w.top1) if w.top1 else ""
-                rows.append((name, f"{w.num_classes:,}", top1, size, w.preprocess, w.url))
-            print_table(("weights", "classes", "top-1", "bytes", "preprocess", "address"), rows)
-            print(
-                "\ntop-1: on ImageNet-1k, as others report it; weights.published says who, and under which licence the "
-                "weights are"
-            )
-        elif self.what == "datasets":
-            from mlpmixer.data.catalog import DATASETS
-
-            known = [
-                (name, named.title, "x".join(map(str, named.image_size)), str(len(named.classes)))
-                for name, named in DATASETS.items()
-            ]
-            print_table(("dataset", "", "image px", "classes"), known)
-            print("\nor a folder with a folder for each class, a Parquet file or folder, or hf:owner/name")
-        else:
-            from mlpmixer.training.recipes import RECIPES
-
-            print_table(("recipe", ""), [(name, first_line(recipe)) for name, recipe in RECIPES.items()])
+        header, rows, note = {"models": models, "weights": weights, "datasets": datasets, "recipes": recipes}[
+            self.what
+        ]()
+        print_table(header, rows)
+        if note:
+            print(f"\n{note}")
         return 0
+
+
+Table = tuple[Sequence[str], list[Sequence[str]], str]
+"""Header, rows, and a note below them."""
+
+
+def models() -> Table:
+    from mlpmixer.models.names import MODELS
+
+    rows = [
+        (name, c.architecture, size_text(c.image_size), size_text(c.grid), f"{c.num_params:,}")
+        for name, c in MODELS.items()
+    ]
+    return ("model", "architecture", "image px", "grid", "params"), [*rows], "mlpmixer summary MODEL lists its layers"
+
+
+def weights() -> Table:
+    from mlpmixer.weights.published import WEIGHTS
+
+    rows = []
+    for name, w in WEIGHTS.items():
+        size, top1 = f"{w.num_bytes:,}" if w.num_bytes else "", percent(w.top1) if w.top1 else ""
+        rows.append((name, f"{w.num_classes:,}", top1, size, w.preprocess, w.url))
+    note = "top-1: on ImageNet-1k, as reported by others; weights.published has sources and licences"
+    return ("weights", "classes", "top-1", "bytes", "preprocess", "address"), [*rows], note
+
+
+def datasets() -> Table:
+    from mlpmixer.data.catalog import DATASETS
+
+    rows = [(name, d.title, size_text(d.image_size), str(len(d.classes))) for name, d in DATASETS.items()]
+    note = "or a folder with a subfolder for each class, a Parquet file or folder, or hf:owner/name"
+    return ("dataset", "", "image px", "classes"), [*rows], note
+
+
+def recipes() -> Table:
+    from mlpmixer.training.recipes import RECIPES
+
+    return ("recipe", ""), [(name, first_line(recipe)) for name, recipe in RECIPES.items()], ""
+
+
+def size_text(size: int | tuple[int, int]) -> str:
+    return "x".join(map(str, pair(size)))

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class Probe(EvaluationCommand):
     """Measure how well the features of a model transfer to DATA.
 
-    The features stay as they are; on them: few-shot accuracy, nearest neighbours, a linear probe. The classes of DATA may differ from the model's. Few-shot accuracy is that of the official evaluation: ridge
-    regression on a few training images of each class, drawn three times, measured on all test images.
+    The features stay as they are; on them: few-shot accuracy, nearest neighbours, a linear probe. The classes of DATA
+    may differ from the model's. Few-shot accuracy is that of the official evaluation: ridge regression on a few
+    training images of each class, drawn three times, measured on all test images.
     """
 
     shots: Annotated[str, Arg("K,K,...")] = "1,5,10,25"
@@ -53,10 +54,8 @@ class Probe(EvaluationCommand):
 
 
 def print_probe(p: "ProbeResult") -> None:
-    print(
-        f"{p.n_train:,} training and {p.n_test:,} test images of {len(p.classes)} classes, {p.num_features:,} "
-        f"features\n"
-    )
+    images = f"{p.n_train:,} training and {p.n_test:,} test images of {len(p.classes)} classes"
+    print(f"{images}, {p.num_features:,} features\n")
     rows = []
     for row in p.few_shot:
         low, high = row.range

@@ -1,5 +1,4 @@
-"""What one sees while waiting for a training or a download: a live line on a terminal, plain lines elsewhere, or
-JSON."""
+"""Progress of a training or a download: a live line on a terminal, plain lines elsewhere, or JSON."""
 
 import sys
 import time
@@ -11,10 +10,8 @@ from mlpmixer.cli.printing import Event, duration, percent, print_error, print_j
 
 @contextmanager
 def reporter(*, quiet: bool = False, as_json: bool = False) -> Iterator[Callable[[Event], None]]:
-    """What is told while one waits: JSON lines, or live on a terminal and plain lines elsewhere, or nothing.
-
-    Training goes to standard output, a download to standard error: it never stands between results.
-    """
+    """A function that shows events as they happen. Training goes to standard output, a download to standard error, so
+    that it never stands between results."""
     if as_json or quiet:
         yield print_json if as_json else lambda event: None
         return
@@ -26,12 +23,11 @@ def reporter(*, quiet: bool = False, as_json: bool = False) -> Iterator[Callable
             now = "fetch" if event["kind"] == "fetch" else "train"
             if show is None or now != phase:
                 shown.close()
-                stream, live, plain = (
-                    (sys.stderr, live_fetch, plain_fetch)
-                    if now == "fetch"
-                    else (sys.stdout, live_training, plain_training)
-                )
-                phase, show = now, shown.enter_context(live()) if stream.isatty() else plain()
+                phase = now
+                if now == "fetch":
+                    show = shown.enter_context(live_fetch()) if sys.stderr.isatty() else plain_fetch()
+                else:
+                    show = shown.enter_context(live_training()) if sys.stdout.isatty() else plain_training()
             show(event)
 
         yield report
@@ -44,19 +40,15 @@ def plain_fetch(every_s: float = 10.0) -> Callable[[Event], None]:
         nonlocal url, last, last_bytes
         now, done, total = time.monotonic(), event["done_bytes"], event["total_bytes"]
         if event["url"] != url:
-            url, last, last_bytes = event["url"], now, done
-            print_error(
-                f"fetching {url}"
-                + (f", {megabytes(total)}" if total else "")
-                + (f", {megabytes(done)} of it are here" if done else "")
-            )
+            size = f", {megabytes(total)}" if total else ""
+            print_error(f"fetching {event['url']}{size}" + (f", {megabytes(done)} of it are here" if done else ""))
         elif now - last >= every_s:
             speed = max(done - last_bytes, 0) / (now - last)
-            left = (
-                f" of {megabytes(total)}, {duration((total - done) / speed if speed else None)} left" if total else ""
-            )
-            print_error(f"fetched {megabytes(done)}{left}")
-            last, last_bytes = now, done
+            left = duration((total - done) / speed if speed else None)
+            print_error(f"fetched {megabytes(done)}" + (f" of {megabytes(total)}, {left} left" if total else ""))
+        else:
+            return
+        url, last, last_bytes = event["url"], now, done
 
     return report
 
@@ -71,13 +63,8 @@ def live_fetch() -> Iterator[Callable[[Event], None]]:
     from rich.markup import escape
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    name, speed, left = TextColumn("{task.description}"), TransferSpeedColumn(), TimeRemainingColumn()
+    columns = (name, BarColumn(), DownloadColumn(), speed, left)
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
 
@@ -93,18 +80,13 @@ def plain_training(every_s: float = 10.0) -> Callable[[Event], None]:
 
     def report(event: Event) -> None:
         nonlocal last, total
+        for line in lines_of(event):
+            print(line, flush=True)
         if event["kind"] == "start":
             total = event.get("steps", 0)
-            print("\n".join(start_lines(event)), flush=True)
-        elif event["kind"] == "eval":
-            print(eval_line(event), flush=True)
-        elif event["kind"] == "row":
-            print(row_line(event), flush=True)
         elif event["kind"] == "step" and time.monotonic() - last >= every_s:
             last = time.monotonic()
-            print(
-                f"step {event['step']:,}/{total:,}  {step_text(event)}  {duration(event.get('eta_s'))} left", flush=True
-            )
+            print(f"step {event['step']:,}/{total:,}  {step_text(event)}", flush=True)
 
     return report
 
@@ -118,45 +100,37 @@ def live_training() -> Iterator[Callable[[Event], None]]:
         task = progress.add_task("step", total=None, now="")
 
         def report(event: Event) -> None:
+            for line in lines_of(event):
+                progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
             if event["kind"] == "start":
                 progress.update(task, total=event.get("steps"), completed=event.get("step", 0))
-                progress.console.print("\n".join(start_lines(event)), markup=False, highlight=False, soft_wrap=True)
-            elif event["kind"] == "row":
-                progress.console.print(row_line(event), markup=False, highlight=False, soft_wrap=True)
             elif event["kind"] == "step":
-                progress.update(
-                    task, completed=event["step"], now=f"{step_text(event)}  {duration(event.get('eta_s'))} left"
-                )
-            elif event["kind"] == "eval":
-                progress.console.print(eval_line(event), markup=False, highlight=False, soft_wrap=True)
+                progress.update(task, completed=event["step"], now=step_text(event))
 
         yield report
 
 
-def start_lines(e: Event) -> list[str]:
+def lines_of(e: Event) -> list[str]:
+    """What stays on the screen."""
+    if e["kind"] == "row":
+        return [f"row {e['number']} of {e['of']}: {e['row']}"]
+    if e["kind"] == "eval":
+        scores = f"{e['split']}: top-1 {percent(e['top1'])}, loss {e['nll']:.4f}"
+        return [f"epoch {e['epoch']:.4g}  step {e['step']:,}  {scores}"]
+    if e["kind"] != "start":
+        return []
+    each = f" in each of {e['processes']} processes" if e.get("processes", 1) > 1 else ""
     return [
         f"{e['train_images']:,} training images, {e['val_images']:,} for validation, {e['classes']} classes",
-        f"{e['params']:,} parameters, {e['steps']:,} steps, {e['precision']} on {e['device']}"
-        + (f" in each of {e['processes']} processes" if e.get("processes", 1) > 1 else "")
-        + f"; kernels: {e['kernels']}",
+        f"{e['params']:,} parameters, {e['steps']:,} steps, {e['precision']} on {e['device']}{each}; "
+        f"kernels: {e['kernels']}",
         f"run: {e['out']}",
         *(f"note: {note}" for note in e.get("notes", ())),
     ]
 
 
-def row_line(e: Event) -> str:
-    return f"row {e['number']} of {e['of']}: {e['row']}"
-
-
 def step_text(e: Event) -> str:
+    """The state of a training in a line; without the memory where the system does not tell."""
     top1 = f"  train {percent(e['top1'])}" if e.get("top1") is not None else ""
-    return f"loss {e['loss']:.4f}{top1}  {e['images_per_s']:,.0f} images/s{mib(e)}"
-
-
-def mib(e: Event) -> str:
-    """The most memory held so far; nothing where the system does not tell."""
-    return f"  {e['peak_mib']:,.0f} MiB" if e.get("peak_mib") else ""
-
-
-def eval_line(e: Event) -> str:
-    return f"epoch {e['epoch']:.4g}  step {e['step']:,}  {e['split']}: top-1 {percent(e['top1'])}, loss {e['nll']:.4f}"
+    memory = f"  {e['peak_mib']:,.0f} MiB" if e.get("peak_mib") else ""
+    return f"loss {e['loss']:.4f}{top1}  {e['images_per_s']:,.0f} images/s{memory}  {duration(e.get('eta_s'))} left"

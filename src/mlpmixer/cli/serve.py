@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Serve(ModelCommand):
     """Serve a model over HTTP.
 
-    A page at /, the API's description at /docs, POST /predict, /features and /evidence. SIGTERM or Ctrl-C stops it when all accepted requests are answered. The limits are explained in docs/serving.md.
+    A page at /, the API's description at /docs, POST /predict, /features and /evidence. SIGTERM or Ctrl-C stops it when
+    all accepted requests are answered. The limits are explained in docs/serving.md.
     """
 
     host: str = "127.0.0.1"

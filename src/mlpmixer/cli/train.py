@@ -49,9 +49,7 @@ class Train(RecipeCommand):
     def of(cls, line: Line) -> Self:
         resume, out = line.value("--resume"), line.value("--out")
         if restarts_by_itself() and not resume:
-            raise ValueError(
-                "torchrun --max-restarts repeats the command after a failure; to resume then, it needs --out DIR --resume"
-            )
+            raise ValueError("torchrun --max-restarts repeats the command after a failure: give --out DIR --resume")
         if resume == LATEST and out:
             resume = out
         started = bool(out) and resume == out and (Path(out) / "recipe.json").exists()
@@ -61,7 +59,7 @@ class Train(RecipeCommand):
         run = latest_unfinished() if resume == LATEST else Path(resume)
         recipe = read_recipe(run)
         command = build(cls, dataclasses.replace(line, words=line.words or (recipe.data.name,)), config=recipe)
-        command = dataclasses.replace(command, resume=str(run), out=command.out.removeprefix(str(run)))
+        command = dataclasses.replace(command, resume=str(run), out="" if command.out == resume else command.out)
         free = {name: getattr(command, name) for name in FREE}
         if command != cls(data=recipe.data.name, config=recipe, resume=str(run), **free):
             raise ValueError(
