@@ -164,6 +164,8 @@ def test_option_that_the_architecture_lacks(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(MODELS, "conv", ConvMixerConfig())
     with pytest.raises(ValueError, match=r"--model.kernel-size is not an option of MixerConfig; it has --model\."):
         train("photos/", "--model", "S/16", "--model.kernel-size", "9")
+    with pytest.raises(ValueError, match=r"--kernel-size is not an option of MixerConfig; it has --image-size, "):
+        cli.parse(["summary", "S/16", "--kernel-size", "9"])
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,11 @@ def test_defaults_are_those_of_the_recipe_that_is_named(run: RunLine) -> None:
     assert "Batch size. (default: 256)" in run("evaluate", "--help")[1]
 
 
+def test_help_of_another_architecture(run: RunLine) -> None:
+    page = run("train", "digits", "--model", "resnet-18", "--help-all")[1]
+    assert "--image-size, --model.image-size N [N]" in page and "tokens-mlp-dim" not in page
+
+
 def imported(*args: str) -> set[str]:
     """The modules that a line imports."""
     code = f"import sys, mlpmixer.cli; mlpmixer.cli.main({list(args)}); print(*sys.modules, file=sys.stderr)"

@@ -59,8 +59,14 @@ class Argument:
         return f"{owner}.no-{leaf}" if dot and self.type is bool else ""
 
     @property
+    def num_words(self) -> tuple[float, float]:
+        """The fewest and the most words that it takes."""
+        counts = [math.inf if Ellipsis in form else 0 if form == (bool,) else len(form) for form in forms(self.type)]
+        return (1 if math.inf in counts else min(counts)), max(counts)
+
+    @property
     def is_variadic(self) -> bool:
-        return Ellipsis in typing.get_args(self.type)
+        return self.num_words[1] == math.inf
 
 
 @dataclass(frozen=True)
@@ -151,18 +157,12 @@ def forms(hint: Any) -> list[tuple[Any, ...]]:
     return [typing.get_args(hint)] if typing.get_origin(hint) is tuple else [(hint,)]
 
 
-def number_of_words(hint: Any) -> tuple[float, float]:
-    """The fewest and the most words that an option of this type takes."""
-    counts = [math.inf if Ellipsis in form else 0 if form == (bool,) else len(form) for form in forms(hint)]
-    return (1 if math.inf in counts else min(counts)), max(counts)
-
-
 def spellings_of(command: type[Command]) -> dict[str, tuple[Argument, tuple[str, ...]]]:
     """Every name of an option, short ones too: the option, and the words that the name alone stands for."""
     spellings: dict[str, tuple[Argument, tuple[str, ...]]] = {}
     for option in arguments_of(command):
         known = spellings.get(option.name, (option, ()))[0]
-        if not option.arg.positional and number_of_words(option.type)[1] >= number_of_words(known.type)[1]:
+        if not option.arg.positional and option.num_words[1] >= known.num_words[1]:
             spellings[option.name] = option, ("True",) if option.type is bool else ()
             if option.off:
                 spellings[option.off] = option, ("False",)
@@ -204,7 +204,7 @@ def read(command: type[Command], prog: str, args: Sequence[str]) -> Line:
         if equals and implied:
             raise ValueError(f"{word}: {spelling} takes no value")
         values = [value] if equals else [*implied]
-        fewest, most = number_of_words(option.type)
+        fewest, most = option.num_words
         while rest and not is_option(rest[0]) and len(values) < (most if is_number(rest[0]) else fewest):
             values.append(rest.popleft())
         if not values and option.arg.bare:
@@ -276,10 +276,11 @@ def build(command: type[C], line: Line, **configs: Any) -> C:
             values[a.path] = converted(a.type, options.pop(a.name))
         elif a.default is MISSING:
             raise ValueError(f"which {a.arg.metavar}? {usage_of(line.prog, command)}")
-    for name, (spelling, *_) in options.items():  # of another architecture
-        others = [a for a in arguments if a.name.startswith(name.rpartition(".")[0] + ".")]
-        has = ", ".join(a.name for a in others)
-        raise ValueError(f"{spelling} is not an option of {others[0].owner.__name__}; it has {has}")
+    for option in arguments_of(command):
+        if option.name in options:  # of another architecture
+            others = [a for a in arguments if a.path[:-1] == option.path[:-1]]
+            spelling, kind, has = options[option.name][0], others[0].owner.__name__, ", ".join(a.name for a in others)
+            raise ValueError(f"{spelling} is not an option of {kind}; it has {has}")
     own = {path[0]: value for path, value in values.items() if len(path) == 1}
     return command(**own, **{name: _overridden(config, _below(values, name)) for name, config in configs.items()})
 
