@@ -23,7 +23,7 @@ from mlpmixer.weights.model_file import read_tensors
 TINY = Recipe(
     model=dataclasses.replace(MIXERS["Pico/2"], num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8),
     data=Data(name="digits"),
-    run=Run(steps=6, batch_size=32, log_every=1),
+    run=Run(steps=3, batch_size=32, log_every=1),
 )
 
 

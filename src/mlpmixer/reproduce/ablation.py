@@ -1,4 +1,4 @@
-"""Appendix A.1: a Mixer with other ways to mix tokens. Section 2: what sharing token-mixing weights over channels saves."""
+"""Appendix A.1: other ways to mix tokens. Section 2: what sharing token-mixing weights over the channels saves."""
 
 import dataclasses
 from statistics import fmean
@@ -96,7 +96,7 @@ def compare_variants(context: ExperimentContext) -> Page:
 
     def cost(name: str) -> str:
         params, flops, train_s = (rows[name][what] / tied[what] for what in ("params", "flops", "train_s"))
-        return f"{name} {params:.2f} times the parameters, {flops:.2f} times the FLOPs, {train_s:.2f} times the training time"
+        return f"{name} {params:.2f} times the parameters, {flops:.2f} the FLOPs, {train_s:.2f} the training time"
 
     return Page(
         template="ablation.md",
@@ -104,9 +104,9 @@ def compare_variants(context: ExperimentContext) -> Page:
         findings=(
             *(f"{describe_difference(name, rows[name]['top1'], 'tied', tied['top1'], n)}." for name in others),
             f"Compared with tied: {'; '.join(cost(name) for name in ('untied', 'pyramid'))}.",
-            "In the paper's seven sizes a token-mixing MLP for each channel multiplies the parameters of token mixing by "
-            f"{min(mixing):,g} to {max(mixing):,g}, which is C, and those of the whole network by {times[least]:.1f} "
-            f"({least}) to {times[most]:.1f} ({most}); the FLOPs stay.",
+            "In the paper's seven sizes a token-mixing MLP for each channel multiplies the parameters of token mixing "
+            f"by {min(mixing):,g} to {max(mixing):,g}, which is C, and those of the whole network by "
+            f"{times[least]:.1f} ({least}) to {times[most]:.1f} ({most}); the FLOPs stay.",
         ),
         tables=(
             make_table(

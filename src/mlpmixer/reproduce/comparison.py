@@ -1,4 +1,4 @@
-"""Networks of one size trained alike on CIFAR-10: same images, steps and augmentation, each at its own learning rate."""
+"""Networks of one size trained alike on CIFAR-10: same images, steps and augmentation, each at its best rate."""
 
 import dataclasses
 import math

@@ -296,13 +296,11 @@ def make_page(
     quadratic = ratio(squares, flops["ViT"])
     vit_over_mixer = ratio(curves["ViT, forward"], curves["Mixer, forward"])
 
-    def exponents(row: str, scope: str) -> str:
-        return ", ".join(f"{name} {fits[f'{name}, {row}'][scope]:.2f}" for name in networks)
-
-    def of_operators(found: dict[str, dict[str, float]], row: str) -> list[str]:
-        return [f"{found[f'{operator}{row}']['last_octave']:.2f}" for operator, _ in OPERATORS.values()]
-
-    (mixing, attention), (mixing_flops, attention_flops) = of_operators(fits, ", forward"), of_operators(flop_fits, "")
+    last = {what: f"{fit['last_octave']:.2f}" for what, fit in (fits | flop_fits).items()}
+    forward, train = (
+        ", ".join(f"{name} {last[f'{name}, {row}']}" for name in networks) for row in ("forward", "train")
+    )
+    forward_all = ", ".join(f"{name} {fits[f'{name}, forward']['all']:.2f}" for name in networks)
     base = min(sides, key=lambda side: abs(side - 14))
     params = {name: counted[f"{name} {base}"]["params"] for name in networks}
     panels = []
@@ -319,10 +317,11 @@ def make_page(
         values={"settings": settings, "side": base, "params": params, "precision": precision, "spread": spread},
         findings=(
             f"Forward, whole network, from {low:,} to {high:,} patches, time grows with the exponent: "
-            f"{exponents('forward', 'last_octave')}. Over all sizes: {exponents('forward', 'all')}.",
-            f"A training step, from {low:,} to {high:,} patches: {exponents('train', 'last_octave')}.",
-            f"The operator alone, forward, from {low:,} to {high:,}: token mixing {mixing}, attention with its "
-            f"projections {attention}; in FLOPs {mixing_flops} and {attention_flops}.",
+            f"{forward}. Over all sizes: {forward_all}.",
+            f"A training step, from {low:,} to {high:,} patches: {train}.",
+            f"The operator alone, forward, from {low:,} to {high:,}: token mixing {last['token mixing, forward']}, "
+            f"attention with its projections {last['attention, forward']}; in FLOPs {last['token mixing']} and "
+            f"{last['attention']}.",
             f"What grows with the square of S is a small part of a ViT at small S: {percent(quadratic[0])} of its "
             f"FLOPs at {patches[0]} patches, {percent(quadratic[-1])} at {high:,}. Attention with its linear "
             f"projections takes {percent(vit_time[0], 0)} and {percent(vit_time[-1], 0)} of its time.",

@@ -58,14 +58,14 @@ EXPERIMENTS["table1"] = Experiment(
     function="table1:count_sizes",
 )
 EXPERIMENTS["cost"] = Experiment(
-    title="the cost of a Mixer, a ViT and a ResNet of one size from 49 to 3,136 patches: speed, FLOPs, memory, exponents",
+    title="the cost of a Mixer, a ViT and a ResNet from 49 to 3,136 patches: speed, FLOPs, memory, exponents",
     source="abstract and section 2: linear in the number of patches, unlike ViT's quadratic",
     scales={"small": "about 8 min", "full": "one GPU, minutes"},
     function="cost:measure_cost",
     baselines=True,
 )
 EXPERIMENTS["permutation"] = Experiment(
-    title="a Mixer and a ResNet on original images, with patches and the pixels in them shuffled, with all pixels shuffled",
+    title="a Mixer and a ResNet on original images, with patches and their pixels shuffled, with all pixels shuffled",
     source="figure 4",
     scales={"small": "about 22 min", "long": "about 40 min", "full": "one GPU, in pieces"},
     function="permutation:train_on_shuffled_pixels",

@@ -51,7 +51,7 @@ SCALES: dict[Scale, Family] = {
 
 
 def frontier(cost: Sequence[float], gain: Sequence[float]) -> list[int]:
-    """The points that no other beats (by less cost and at least their gain, or by more gain at no more cost), by cost."""
+    """The points that no other beats, by cost: none has more gain at no more cost, or as much at less."""
     order = sorted(range(len(cost)), key=lambda i: (cost[i], -gain[i]))
     return [i for k, i in enumerate(order) if all(gain[i] > gain[j] for j in order[:k])]
 
@@ -114,7 +114,7 @@ def trace_frontier(context: ExperimentContext) -> Page:
                 ],
             ),
         ),
-        figures={"points": points, "paper": [dataclasses.asdict(row) for row in PAPER]},
+        figures={"points": points, "paper": [row._asdict() for row in PAPER]},
     )
 
 

@@ -1,78 +1,60 @@
 """The paper's tables 2 and 3 (arXiv:2105.01601), and the tasks behind their columns. Accuracies are fractions."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 from mlpmixer.training.recipes import bit_hyperrule
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(NamedTuple):
     """A line of table 2 or 3."""
 
-    table: Literal[2, 3]
-    upstream: str
-    """The data of pre-training."""
+    table: int
+    upstream: str  # the data of pre-training
     model: str
     image_px: int | None
-    epochs: int | None
-    """Epochs of pre-training."""
+    epochs: int | None  # of pre-training
     imagenet: float
     real: float | None
     avg5: float | None
     vtab: float | None
-    images_per_s_core: int | None
-    """Throughput on a TPUv3."""
-    kilo_core_days: float
-    """Thousand TPUv3 core-days of pre-training."""
-    extrapolated: bool
-    """Whether the core-days are extrapolated."""
-    weights: str
-    """The published file that the row starts from, a name in WEIGHTS; or nothing."""
+    images_per_s_core: int | None  # on a TPUv3
+    kilo_core_days: float  # thousand TPUv3 core-days of pre-training
+    extrapolated: bool  # whether the core-days are
+    weights: str  # the published file that the row starts from, a name in WEIGHTS; or nothing
 
     @property
     def is_mixer(self) -> bool:
         return self.model.startswith("Mixer-")
 
 
-def _rows(table: Literal[2, 3], text: str) -> list[Row]:
+def _rows(table: int, text: str) -> list[Row]:
     rows = []
     for line in text.strip().splitlines():
-        upstream, model, px, epochs, *shares, speed, days, weights = (cell.strip() for cell in line.split("|"))
-        imagenet, real, avg5, vtab = (round(float(share) / 100, 6) if share else None for share in shares)
-        assert imagenet
-        rows.append(
-            Row(
-                table=table,
-                upstream=upstream,
-                model=model,
-                image_px=int(px) if px else None,
-                epochs=int(epochs) if epochs else None,
-                imagenet=imagenet,
-                real=real,
-                avg5=avg5,
-                vtab=vtab,
-                images_per_s_core=int(speed) if speed else None,
-                kilo_core_days=float(days),
-                extrapolated=table == 3 and upstream != "JFT-300M",
-                weights=weights,
-            )
-        )
+        upstream, model, px, epochs, imagenet, *shares, speed, days, weights = (c.strip() for c in line.split("|"))
+        px_, epochs_, speed_ = (int(number) if number else None for number in (px, epochs, speed))
+        top1, (real, avg5, vtab) = _share(imagenet), (_share(share) if share else None for share in shares)
+        scores = (top1, real, avg5, vtab)
+        extrapolated = table == 3 and upstream != "JFT-300M"
+        rows.append(Row(table, upstream, model, px_, epochs_, *scores, speed_, float(days), extrapolated, weights))
     return rows
+
+
+def _share(percent: str) -> float:
+    return round(float(percent) / 100, 6)
 
 
 # upstream | model | px | epochs | ImageNet | ReaL | Avg5 | VTAB-1k | images/s/core | thousand core-days | weights
 TABLE2 = _rows(2, """
-ImageNet-21k                  | HaloNet (H4 base128 Conv-12) |     | | 85.8  |       |       |       | 120 |  0.10 |
-ImageNet-21k                  | Mixer-L/16                   | 448 | | 84.15 | 87.86 | 93.91 | 74.95 | 105 |  0.41 | L/16:imagenet21k
-ImageNet-21k                  | ViT-L/16                     |     | | 85.30 | 88.62 | 94.39 | 72.72 |  32 |  0.18 |
-ImageNet-21k                  | BiT-R152x4                   |     | | 85.39 |       | 94.04 | 70.64 |  26 |  0.94 |
-JFT-300M                      | NFNet-F4+                    |     | | 89.2  |       |       |       |  46 |  1.86 |
-JFT-300M                      | Mixer-H/14                   | 448 | | 87.94 | 90.18 | 95.71 | 75.33 |  40 |  1.01 |
-JFT-300M                      | BiT-R152x4                   |     | | 87.54 | 90.54 | 95.33 | 76.29 |  26 |  9.90 |
-JFT-300M                      | ViT-H/14                     |     | | 88.55 | 90.72 | 95.97 | 77.63 |  15 |  2.30 |
-unlabelled or weakly labelled | MPL (EffNet-B6-Wide)         |     | | 90.0  | 91.12 |       |       |     | 20.48 |
-unlabelled or weakly labelled | ALIGN (EffNet-L2)            |     | | 88.64 |       |       | 79.99 |  15 | 14.82 |
+ImageNet-21k | HaloNet (H4 base128 Conv-12) |     | | 85.8  |       |       |       | 120 |  0.10 |
+ImageNet-21k | Mixer-L/16   | 448 | | 84.15 | 87.86 | 93.91 | 74.95 | 105 |  0.41 | L/16:imagenet21k
+ImageNet-21k | ViT-L/16     |     | | 85.30 | 88.62 | 94.39 | 72.72 |  32 |  0.18 |
+ImageNet-21k | BiT-R152x4   |     | | 85.39 |       | 94.04 | 70.64 |  26 |  0.94 |
+JFT-300M     | NFNet-F4+    |     | | 89.2  |       |       |       |  46 |  1.86 |
+JFT-300M     | Mixer-H/14   | 448 | | 87.94 | 90.18 | 95.71 | 75.33 |  40 |  1.01 |
+JFT-300M     | BiT-R152x4   |     | | 87.54 | 90.54 | 95.33 | 76.29 |  26 |  9.90 |
+JFT-300M     | ViT-H/14     |     | | 88.55 | 90.72 | 95.97 | 77.63 |  15 |  2.30 |
+unlabelled or weakly labelled | MPL (EffNet-B6-Wide) |     | | 90.0  | 91.12 |       |       |     | 20.48 |
+unlabelled or weakly labelled | ALIGN (EffNet-L2) |     | | 88.64 |       |       | 79.99 |  15 | 14.82 |
 """)  # fmt: skip
 TABLE3 = _rows(3, """
 ImageNet     | Mixer-B/16 | 224 | 300 | 76.44 | 82.36 | 88.33 | |  1384 | 0.01 | B/16:imagenet1k
@@ -104,27 +86,21 @@ JFT-300M     | ViT-L/16   | 512 |  14 | 87.76 | 90.54 | 95.63 | |    32 | 0.65 |
 """)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """A task of Avg5 or VTAB-1k: top-1 on the whole test split. A suite's score is the mean over its tasks."""
 
     name: str
     group: str
     classes: int
-    splits: str
-    """Images to train on and to choose by, and what is tested on."""
-    recipe: str
-    """The paper's fine-tuning, a name in RECIPES; `recipes.grid` has its learning rates."""
+    splits: str  # images to train on and to choose by, and what is tested on
+    recipe: str  # the paper's fine-tuning, a name in RECIPES; `recipes.grid` has its learning rates
     steps: int
-    image_px: int
-    """What the network sees."""
+    image_px: int  # what the network sees
 
 
-_CIFAR, _PETS, _FLOWERS = (
-    "50,000, 2 % of them to choose by; 10,000",
-    "3,680, 10 % of them to choose by; 3,669",
-    "2,040, 10 % of them to choose by; 6,149",
-)
+_CIFAR = "50,000, 2 % of them to choose by; 10,000"
+_PETS = "3,680, 10 % of them to choose by; 3,669"
+_FLOWERS = "2,040, 10 % of them to choose by; 6,149"
 _IMAGENET = "1,281,167, 1 % of them to choose by; 50,000 of validation"
 AVG5 = [
     Task("ImageNet", "Avg5", 1000, _IMAGENET, "finetune-imagenet", 20_000, 224),

@@ -1,7 +1,6 @@
 """Table 1: the seven sizes, each built, counted and compared with the paper's."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +16,7 @@ from mlpmixer.reproduce.page import Page, Panel, Plot, Series, make_table
 MIB = 2**20
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """A column of the paper's table 1."""
 
     layers: int
@@ -27,8 +25,7 @@ class Size:
     patches: int
     channels: int
     tokens: int
-    params_millions: int
-    """Without the classifier."""
+    params_millions: int  # without the classifier
 
 
 PAPER = {  #     N   P   C     S    D_C   D_S  M
@@ -43,7 +40,7 @@ PAPER = {  #     N   P   C     S    D_C   D_S  M
 
 
 def measured(cfg: MixerConfig) -> dict[str, int]:
-    """Parameters, and FLOPs and bytes of one image, of the network as built (on the meta device: nothing is computed)."""
+    """Parameters of the network as built, FLOPs and bytes of one image, all on the meta device, where nothing runs."""
     with torch.device("meta"):
         model, image = build(cfg), torch.zeros(1, cfg.in_channels, *pair(cfg.image_size))
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -63,14 +60,16 @@ def measured(cfg: MixerConfig) -> dict[str, int]:
 def compare_size(name: str) -> dict[str, Any]:
     """A column of the paper's table beside what is configured and what is built."""
     paper, cfg = PAPER[name], MIXERS[name]
-    built, params = measured(cfg), measured(without_head(cfg))["params"]
+    built = measured(cfg)
+    with torch.device("meta"):
+        params = count_params(build(without_head(cfg)))
     widths = (cfg.hidden_dim, cfg.num_patches, cfg.channels_mlp_dim, cfg.tokens_mlp_dim)
     ours = Size(cfg.num_blocks, pair(cfg.patch_size)[0], *widths, round(params / 1e6))
     configured = cfg.num_params, sum(layer.flops for layer in cfg.layers())
     return {
         "size": name,
-        "paper": vars(paper),
-        "ours": vars(ours),
+        "paper": paper._asdict(),
+        "ours": ours._asdict(),
         "equal": ours == paper,
         "params_without_head": params,
         **built,
@@ -118,8 +117,8 @@ def count_sizes(context: ExperimentContext) -> Page:
         template="table1.md",
         findings=(
             f"Layers, widths, patches and parameters rounded to millions: {finding}",
-            f"Parameters and FLOPs that torch counts in the networks as built are {counted}those that `mlpmixer summary` "
-            "works out from their configurations.",
+            f"Parameters and FLOPs that torch counts in the networks as built are {counted}those that `mlpmixer "
+            "summary` works out from their configurations.",
         ),
         tables=(make_table("Table 1", rows),),
         plots=(Plot("sizes", "Parameters and FLOPs of the seven sizes", [panel], size=(6.4, 4)),),

@@ -1,7 +1,5 @@
 """Tables 2 and 3, transfer: every row as published, the tasks behind the columns, and what published weights allow."""
 
-import dataclasses
-
 from mlpmixer.reproduce import cifar10_transfer
 from mlpmixer.reproduce.experiment import ExperimentContext
 from mlpmixer.reproduce.page import Page, Table, make_table, percent
@@ -40,10 +38,10 @@ def tabulate_transfer(context: ExperimentContext) -> Page:
             _tasks("VTAB-1k: 19 tasks", VTAB),
         ),
         figures={
-            "table2": [dataclasses.asdict(row) for row in TABLE2],
-            "table3": [dataclasses.asdict(row) for row in TABLE3],
-            "avg5": [dataclasses.asdict(task) for task in AVG5],
-            "vtab": [dataclasses.asdict(task) for task in VTAB],
+            "table2": [row._asdict() for row in TABLE2],
+            "table3": [row._asdict() for row in TABLE3],
+            "avg5": [task._asdict() for task in AVG5],
+            "vtab": [task._asdict() for task in VTAB],
             "ours": results,
         },
     )

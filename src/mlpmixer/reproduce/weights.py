@@ -67,7 +67,7 @@ class Look:
     """Median cosine of the pairs."""
 
     def unlike(self, other: "Look") -> str:
-        """ "lower", "higher", or "" when the frequencies are within ERRORS standard errors of their difference."""
+        """The word lower or higher, or nothing within ERRORS standard errors of the difference."""
         apart = self.frequency - other.frequency
         return "" if abs(apart) <= ERRORS * math.hypot(self.error, other.error) else "lower" if apart < 0 else "higher"
 
@@ -119,20 +119,14 @@ def inspect_weights(context: ExperimentContext) -> Page:
     difference = describe_difference(AUGMENTED, top1["augmented"], PLAIN, top1["plain"], n)
     return Page(
         template="weights.md",
-        values={
-            "comparison": comparison,
-            "coarser": coarser,
-            "train_images": train_images,
-            "rate": RATE,
-            "errors": ERRORS,
-        },
+        values={"comparison": comparison, "coarser": coarser, "images": train_images, "rate": RATE, "errors": ERRORS},
         findings=(
             "Mean frequency of the hidden units, cycles a patch, from the first block to the last: "
             f"{'; '.join(frequencies)}. Different from the start: {'; '.join(changed)}.",
             f"Hidden units in a pair of opposite phase (cosine below {OPPOSITE[0]}): "
             f"{'; '.join(f'{name} {_opposites(looks)}' for name, looks in units.items())}.",
-            f"Frequency with augmentation, different from without: {_different_blocks(units[AUGMENTED], units[PLAIN])}. "
-            f"Test top-1: {difference}.",
+            "Frequency with augmentation, different from without: "
+            f"{_different_blocks(units[AUGMENTED], units[PLAIN])}. Test top-1: {difference}.",
             f"Stem, mean frequency in cycles a pixel: {'; '.join(_stem(px, looks) for px, looks in filters.items())}.",
         ),
         tables=(
@@ -176,10 +170,9 @@ def _different_blocks(looks: Sequence[Look], others: Sequence[Look]) -> str:
 
 def _opposites(looks: list[Look]) -> str:
     shares, nearly = [look.opposite[0] for look in looks], fmean(look.opposite[1] for look in looks)
-    most = (
-        f"most in block {shares.index(max(shares)) + 1}: {percent(max(shares))}" if any(shares) else "none in any block"
-    )
-    return f"{percent(fmean(shares))} ({most}; below {OPPOSITE[1]}: {percent(nearly)})"
+    most = max(shares)
+    where = f"most in block {shares.index(most) + 1}: {percent(most)}" if most else "none in any block"
+    return f"{percent(fmean(shares))} ({where}; below {OPPOSITE[1]}: {percent(nearly)})"
 
 
 def _stem(px: int, looks: dict[str, Look]) -> str:
@@ -196,9 +189,7 @@ def _units_plot(file: str, name: str, networks: dict[str, Mixer]) -> Plot:
     for title, network, block in shown:
         units = hidden_units(networks[network], block)
         panels.append(Panel(title=title, picture=units_picture(units[opposite_pairs(units)[0]].numpy())))
-    caption = (
-        f"Figures 5 and 6, {name}: hidden units from low to high frequency, each before the one nearest its inverse"
-    )
+    caption = f"Figures 5 and 6, {name}: hidden units by frequency, each before the one that is nearest its inverse"
     return Plot(file, caption, panels, num_rows=2, size=(12, 8.4))
 
 
