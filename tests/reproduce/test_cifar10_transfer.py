@@ -249,8 +249,8 @@ def test_reduced_rows_are_marked_and_kept_apart(small: Path, capsys: pytest.Capt
     assert reproduce("--row", NAMES[1], "--steps", "2", "--batch-size", "6", "--quiet", *HERE) == 0
     out, text = capsys.readouterr().out, (REDUCED / "README.md").read_text()
     differs = "run.steps 2 instead of 4; run.batch_size 6 instead of 16."
-    assert f"REDUCED is not the published setting and reproduces nothing: {differs}" in text
-    assert "REDUCED" in out and "not run" in out  # the other row
+    sentence = f"REDUCED is not the published setting and reproduces nothing: {differs}"
+    assert sentence in text and sentence in out and "not run" in out  # the other row
     first, second = read_results(REDUCED)
     assert first["top1"] is None and second["reduced"]
     options = f"--row {NAMES[1]} --steps 2 --batch-size 6 --data-dir DIR --weights-dir DIR --device cpu"
