@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +19,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from mlpmixer import cli
 from mlpmixer.config import pair
@@ -29,6 +26,7 @@ from mlpmixer.models import kernels
 from mlpmixer.models.architecture import create_model
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.models.names import MIXERS
+from mlpmixer.reproduce.cost import LiveMemory
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
@@ -110,31 +108,13 @@ def test_compiled_kernels_keep_each_hidden_layer_once(scale: ModuleType) -> None
     assert for_an_image(lambda n: saved_bytes(model, n)) == scale.kept_bytes(MODEL, 2) - 2 * MODEL.num_blocks * hidden
 
 
-class Alive(TorchDispatchMode):
-    """The most bytes of tensors made within that were there at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for t in tree_leaves(out):
-            if isinstance(t, Tensor) and (key := t.untyped_storage()._cdata) not in self.sizes:
-                self.sizes[key] = t.untyped_storage().nbytes()
-                weakref.finalize(t.untyped_storage(), self.sizes.pop, key)
-        self.peak = max(self.peak, sum(self.sizes.values()))
-        return out
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_needs_no_more_than_the_formula_says_and_not_much_less(scale: ModuleType, checkpointing: bool) -> None:
     def peak(n: int) -> int:
         model = network("checkpointing, float32 norms" if checkpointing else "plain, float32 norms")
-        with Alive() as alive:
+        with LiveMemory() as memory:
             logits_of(model, n).logsumexp(1).sum().backward()
-        return alive.peak
+        return memory.peak
 
     assert 0.7 < for_an_image(peak) / scale.image_bytes(MODEL, checkpointing) < 1
 
