@@ -24,9 +24,9 @@ import torch
 
 from mlpmixer.hardware import device_name
 from mlpmixer.training import recipes
-from mlpmixer.training.batches import batches
+from mlpmixer.training.inputs import batches
 from mlpmixer.training.recipe import Recipe
-from mlpmixer.training.run import first_step
+from mlpmixer.training.run import make_training_step
 
 RUNS = Path("runs/ablation")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -70,13 +70,13 @@ def step_costs(variants: dict[str, Recipe], rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in variants}
     runs = {}
     for name, recipe in variants.items():
-        step_of = first_step(recipe, None, None)
-        runs[name] = step_of, batches(step_of.stores.train, recipe.run, 1, rounds + 1)
+        step = make_training_step(recipe, None, None)
+        runs[name] = step, batches(step.stores.train, recipe.run, 1, rounds + 1)
     for _ in range(rounds + 1):
-        for name, (step_of, source) in runs.items():
-            step, indices, images = next(source)
+        for name, (step, source) in runs.items():
+            batch = next(source)
             start = time.process_time()
-            step_of(step, 0.1, indices, images)
+            step(batch, 0.1)
             times[name].append(time.process_time() - start)
     return {name: min(t[1:]) for name, t in times.items()}
 

@@ -23,11 +23,11 @@ from mlpmixer.data.image_set import ImageSet, Splits, array_images
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.store import Store
 from mlpmixer.hardware import choose_device, choose_precision, device_name
-from mlpmixer.training import optimizers
-from mlpmixer.training.batches import batches
+from mlpmixer.training.averaging import average_weight
+from mlpmixer.training.inputs import Stores, batches
 from mlpmixer.training.recipe import Augment, Optim, Recipe
 from mlpmixer.training.recipes import cifar10
-from mlpmixer.training.step import Step, Stores
+from mlpmixer.training.step import TrainingStep
 
 PLAIN = dataclasses.replace(cifar10(), augment=Augment(), optim=Optim(name="adamw"))
 TORCHS_MUON = "Muon, a matrix at a time (torch.optim.Muon)"
@@ -60,7 +60,7 @@ RECIPES = {
 
 
 def noise(recipe: Recipe, images: int = 1024) -> Stores:
-    """Images that nothing can be learned from, ready for a Step."""
+    """Images that nothing can be learned from, ready for a TrainingStep."""
     size, classes = pair(recipe.model.image_size), [str(i) for i in range(recipe.model.num_classes)]
     pixels = np.random.default_rng(0).integers(0, 256, (images, *size, 3), np.uint8)
     found = ImageSet(classes, np.arange(images) % len(classes), [str(i) for i in range(images)], array_images(pixels))
@@ -74,17 +74,17 @@ def seconds_of_steps(
 ) -> Iterator[float]:
     """What `steps` updates took, one after the other, as `train` takes them."""
     stores = noise(recipe)
-    step_of = Step(recipe, stores, device, dtype)
+    step = TrainingStep(recipe, stores, device, dtype)
     if name == TORCHS_MUON:
-        ours = step_of.optimizers[1]
-        step_of.optimizers[1] = torch.optim.Muon(
+        ours = step.optimizers[1]
+        step.optimizers[1] = torch.optim.Muon(
             [dict(group) for group in ours.param_groups], adjust_lr_fn="match_rms_adamw"
         )
-    for step, indices, images in batches(stores.train, recipe.run, 1, steps):
+    for batch in batches(stores.train, recipe.run, 1, steps):
         wait(device)
         start = clock()
-        step_of(step, 1.0, indices, images)
-        step_of.average_in(optimizers.average_weight(step, steps, recipe.optim))
+        step(batch, 1.0)
+        step.average_in(average_weight(batch.step, steps, recipe.optim))
         wait(device)
         yield clock() - start
 

@@ -34,9 +34,9 @@ from mlpmixer.hardware import choose_device, device_name, peak_mib
 from mlpmixer.models import names
 from mlpmixer.models.architecture import create_model
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.training.batches import batches
+from mlpmixer.training.inputs import batches, load_images
 from mlpmixer.training.recipes import RECIPES
-from mlpmixer.training.run import Step, load_images
+from mlpmixer.training.step import TrainingStep
 
 FIELDS = [
     "section",
@@ -240,24 +240,21 @@ def step_row(name: str, mode: str, args: argparse.Namespace, device: torch.devic
         recipe = dataclasses.replace(
             recipe, model=model, run=run, data=dataclasses.replace(recipe.data, name="cifar10", data_dir=folder)
         )
-        step_of = Step(recipe, load_images(recipe.data, recipe.model), device, torch.bfloat16)
-        given = batches(step_of.images, run, 1, 1 << 40)
+        step = TrainingStep(recipe, load_images(recipe.data, recipe.model), device, torch.bfloat16)
+        given = batches(step.images, run, 1, 1 << 40)
 
         def whole() -> None:
-            step, indices, images = next(given)
-            step_of(step, 0.1, indices, images)
-            step_of.average_in(1e-3)
+            step(next(given), 0.1)
+            step.average_in(1e-3)
 
-        seen: list[tuple[torch.Tensor, torch.Tensor, int, int]] = []
-        network = step_of.gradients
-        step_of.gradients = lambda *batch: seen.append(batch) or network(*batch)  # type: ignore[func-returns-value]
         whole()
-        step_of.gradients = network
+        images, targets = step.prepare(next(given))
 
         def inside() -> None:
-            step_of.begin()
-            network(*seen[0])
-            step_of.model.zero_grad(set_to_none=True)
+            if step.compiles_augmentation:
+                torch.compiler.cudagraph_mark_step_begin()
+            step.compute_gradients(images, targets, 1)
+            step.model.zero_grad(set_to_none=True)
 
         seconds, first = seconds_of(whole, device, args.seconds)
         alone, _ = seconds_of(inside, device, args.seconds)

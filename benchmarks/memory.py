@@ -29,8 +29,8 @@ def measure(case: str, checkpointing: bool, steps: int, device_name: str, clock:
 
     from mlpmixer.hardware import choose_device, choose_precision, peak_mib
     from mlpmixer.models.names import MIXERS
-    from mlpmixer.training.batches import batches
-    from mlpmixer.training.step import Step
+    from mlpmixer.training.inputs import batches
+    from mlpmixer.training.step import TrainingStep
 
     name, batch = case.split(":")
     run = dataclasses.replace(PLAIN.run, batch_size=int(batch), checkpointing=checkpointing)
@@ -38,12 +38,12 @@ def measure(case: str, checkpointing: bool, steps: int, device_name: str, clock:
     device = choose_device(device_name)
     dtype = choose_precision("auto", device)
     stores = noise(recipe, 2 * int(batch))
-    step_of = Step(recipe, stores, device, dtype)
+    step = TrainingStep(recipe, stores, device, dtype)
     start_mib, times = peak_mib(device), []
-    for step, indices, images in batches(stores.train, recipe.run, 1, steps + 1):
+    for batch in batches(stores.train, recipe.run, 1, steps + 1):
         wait(device)
         start = clock()
-        step_of(step, 1.0, indices, images)
+        step(batch, 1.0)
         wait(device)
         times.append(clock() - start)
     speed = int(batch) / statistics.median(times[1:])  # the first step warms up

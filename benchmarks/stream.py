@@ -63,9 +63,9 @@ def main() -> None:
     run = Run(batch_size=args.batch_size)
     start = clocks()
     first = 0.0
-    for step, _, _ in stream.stream(run, 1, steps):
+    for batch in stream.batches(run, 1, steps):
         first = first or time.perf_counter() - start[0]
-        last = step
+        last = batch.step
     row("the stream", last * args.batch_size, size_mb * last * args.batch_size / args.images, start)
     print(
         f"{first:7.2f} s to its first batch; peak memory "

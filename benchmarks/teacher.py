@@ -24,12 +24,14 @@ from torch import Tensor, nn
 from mlpmixer.data.preprocess import standardise
 from mlpmixer.hardware import choose_device, choose_precision
 from mlpmixer.training import optimizers
-from mlpmixer.training.augment import alter, mix, prepare_eval, statistics
-from mlpmixer.training.batches import batches, steps_per_epoch
-from mlpmixer.training.device_store import resident, send, works_alone
+from mlpmixer.training.augment import augment, mix, prepare_eval, statistics
+from mlpmixer.training.batches import steps_per_epoch
+from mlpmixer.training.device_store import is_async, on_device, to_device
+from mlpmixer.training.inputs import Stores, batches, load_images
+from mlpmixer.training.loop import Interrupted
 from mlpmixer.training.loss import cross_entropy, soft_targets
 from mlpmixer.training.recipe import Augment, Optim, Recipe, Run
-from mlpmixer.training.run import Interrupted, Stores, load_images
+from mlpmixer.training.schedule import lr_factor
 from mlpmixer.weights import model_file
 
 FILE, STATE, EVAL_BATCH = "teacher.safetensors", "teacher-state.safetensors", 500
@@ -118,7 +120,7 @@ def train_teacher(
         model.load_state_dict(model_file.read_tensors(out / FILE)[0])
         return answer_of(model, mean, std, dtype)
 
-    forward, change = (torch.compile(model), torch.compile(alter)) if compiled else (model, alter)
+    forward, change = (torch.compile(model), torch.compile(augment)) if compiled else (model, augment)
     run = Run(batch_size=settings.batch_size, seed=seed)
     per_epoch = steps_per_epoch(len(stores.train), settings.batch_size)
     total, size = max(round(settings.epochs * per_epoch), 1), stores.preprocess.image_size
@@ -134,18 +136,18 @@ def train_teacher(
         optimizers.load_state_tensors([sgd], tensors)
         first = meta["step"] + 1
 
-    labels_of, losses = torch.from_numpy(stores.train.labels).to(device), []
-    for step, indices, pixels in batches(resident(stores.train, device), run, first, total):
+    losses: list[Tensor] = []
+    for step, pixels, labels, _ in batches(on_device(stores.train, device), run, first, total):
         draw = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
         torch.manual_seed(draw)
         generator = torch.Generator().manual_seed(draw)
-        images = pixels if isinstance(pixels, Tensor) else send(torch.from_numpy(pixels), device)
-        images = change(images, settings.augment, size, device if works_alone(device) else generator)
-        labels = labels_of.index_select(0, send(torch.from_numpy(indices), device))
-        images, targets = mix(images, soft_targets(labels, num_classes), settings.augment, generator)
+        images = pixels if isinstance(pixels, Tensor) else to_device(torch.from_numpy(pixels), device)
+        images = change(images, settings.augment, size, device if is_async(device) else generator)
+        targets = soft_targets(to_device(torch.from_numpy(labels), device), num_classes)
+        images, targets = mix(images, targets, settings.augment, generator)
         images = standardise(images, mean, std).contiguous(memory_format=torch.channels_last)
         for group in sgd.param_groups:
-            group["lr"] = settings.lr * optimizers.lr_factor(step, total, rule)
+            group["lr"] = settings.lr * lr_factor(step, total, rule)
         model.train()
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = forward(images)

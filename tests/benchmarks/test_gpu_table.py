@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from mlpmixer.training.loop import Interrupted
 from mlpmixer.training.recipes import RECIPES
-from mlpmixer.training.run import Interrupted
 from mlpmixer.weights.model_file import load_model, read_tensors
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

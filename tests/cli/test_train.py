@@ -12,6 +12,7 @@ from helpers.lines import RunLine
 from mlpmixer import cli
 from mlpmixer.cli import train
 from mlpmixer.training import run as training
+from mlpmixer.training.loop import Diverged, Interrupted
 from mlpmixer.training.recipe import Recipe, read_recipe
 
 
@@ -51,7 +52,7 @@ def test_fine_tuned_evaluated_at_another_size_and_converted(run: RunLine, digits
 
 def test_ctrl_c_tells_how_to_resume(monkeypatch: pytest.MonkeyPatch, run: RunLine, tmp_path: Path) -> None:
     def stopped(recipe: Recipe, **kwargs: Any) -> None:
-        raise training.Interrupted(1234, kwargs["out"])
+        raise Interrupted(1234, kwargs["out"])
 
     monkeypatch.setattr(training, "train", stopped)
     code, _, err = run("train", "digits", "--out", str(tmp_path / "run"))
@@ -61,7 +62,7 @@ def test_ctrl_c_tells_how_to_resume(monkeypatch: pytest.MonkeyPatch, run: RunLin
 
 def test_diverged_run_is_a_failure(monkeypatch: pytest.MonkeyPatch, run: RunLine, tmp_path: Path) -> None:
     def diverged(recipe: Recipe, **kwargs: Any) -> None:
-        raise training.Diverged("the loss is nan at step 7")
+        raise Diverged("the loss is nan at step 7")
 
     monkeypatch.setattr(training, "train", diverged)
     code, _, err = run("train", "digits", "--out", str(tmp_path / "run"))

@@ -36,7 +36,8 @@ from mlpmixer.download import Retry
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.models.names import MIXERS
 from mlpmixer.training import stream as stream_module
-from mlpmixer.training.batches import batches
+from mlpmixer.training.batches import RowRange, row_range
+from mlpmixer.training.inputs import batches
 from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run
 from mlpmixer.training.run import train
 from mlpmixer.training.stream import Order, Stream
@@ -83,14 +84,13 @@ def opened(folder: Path | str, retry: Retry = QUICK, **data: Any) -> Stream:
 
 
 def drawn(
-    stream: Stream, run: Run, first: int, last: int, rows: range | None = None
+    stream: Stream, run: Run, first: int, last: int, rows: RowRange | None = None
 ) -> list[tuple[int, list[int], list[int], list[int]]]:
-    """(step, numbers, labels of the rows, grey values of the rows) of each batch."""
-    out = []
-    for step, numbers, images in stream.stream(run, first, last, rows):
-        labels = stream.labels_of(numbers if rows is None else numbers[list(rows)])
-        out.append((step, numbers.tolist(), labels.tolist(), images[:, 0, 0, 0].tolist()))
-    return out
+    """(step, numbers, labels, grey values) of each batch."""
+    return [
+        (batch.step, batch.numbers.tolist(), batch.labels.tolist(), batch.images[:, 0, 0, 0].tolist())
+        for batch in stream.batches(run, first, last, rows)
+    ]
 
 
 # --- the order ----------------------------------------------------------------------------------------------------
@@ -139,14 +139,7 @@ def test_the_stream_is_the_order_and_image_and_label_belong_together(shards: Pat
         assert greys == [values[n] for n in numbers] and labels == [g % 3 for g in greys]
     assert len({n for _, numbers, *_ in seen[:5] for n in numbers}) == 100 == 5 * 20
     assert drawn(opened(shards, workers=1), run, 1, 10) == seen
-    assert [(s, n.tolist()) for s, n, _ in batches(stream, run, 1, 3)] == [(s, n) for s, n, *_ in seen[:3]]
-
-
-def test_who_reads_some_rows_knows_the_numbers_of_all(shards: Path) -> None:
-    stream, run = opened(shards), Run(batch_size=20, seed=5)
-    order = stream.order(run)
-    for step, numbers, images in stream.stream(run, 3, 12, range(5, 10)):  # into the third epoch
-        assert len(images) == 5 and numbers.tolist() == order.numbers(step).tolist()
+    assert [(b.step, b.numbers.tolist()) for b in batches(stream, run, 1, 3)] == [(s, n) for s, n, *_ in seen[:3]]
 
 
 def test_both_kinds_of_shards_give_the_same_batches(tmp_path: Path) -> None:
@@ -191,16 +184,15 @@ def test_ranks_together_are_one_and_none_reads_anothers_images(
     per_epoch, of_rank = 103 // batch_size, []
     reads, rows_read = Reads(monkeypatch), []
     for rank in range(world_size):
-        rows = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        rows = row_range(batch_size, rank, world_size)
         of_rank.append(drawn(opened(shards), run, 1, 8, rows))
         reads.rows.clear()
         drawn(opened(shards), run, 1, per_epoch, rows)
         rows_read.append(set(reads.rows))
         assert len(rows_read[-1]) == len(reads.rows)
     for i, (step, numbers, labels, greys) in enumerate(whole):
-        assert all(part[i][:2] == (step, numbers) for part in of_rank), (
-            "every rank knows the numbers of the whole batch"
-        )
+        assert all(part[i][0] == step for part in of_rank)
+        assert [v for part in of_rank for v in part[i][1]] == numbers
         assert [v for part in of_rank for v in part[i][2]] == labels
         assert [v for part in of_rank for v in part[i][3]] == greys
     assert sum(map(len, rows_read)) == len(set.union(*rows_read)) == per_epoch * batch_size
@@ -210,10 +202,9 @@ def test_a_rank_may_borrow_rows_of_the_next(shards: Path) -> None:
     run = Run(batch_size=12, seed=2)
     whole = drawn(opened(shards), run, 1, 5)
     rows = [6, 7, 8, 9, 10, 11, 0]
-    for (_, numbers, _, greys), (_, all_numbers, images) in zip(
-        whole, opened(shards).stream(run, 1, 5, rows), strict=True
-    ):
-        assert all_numbers.tolist() == numbers and images[:, 0, 0, 0].tolist() == [greys[r] for r in rows]
+    part = drawn(opened(shards), run, 1, 5, row_range(12, 1, 2, overlap=1))
+    for everything, some in zip(whole, part, strict=True):
+        assert some == (everything[0], *([values[row] for row in rows] for values in everything[1:]))
 
 
 def test_repeats_show_each_image_several_times_in_a_batch(shards: Path) -> None:
@@ -244,7 +235,7 @@ def test_memory_holds_the_buffer_and_no_more(tmp_path: Path, monkeypatch: pytest
 
     stream, run = opened(write(tmp_path / "shards", n=250, per_shard=50), buffer=32), Run(batch_size=8)
     monkeypatch.setattr(stream_module, "read_rows", counted)
-    for _ in stream.stream(run, 1, 60):
+    for _ in stream.batches(run, 1, 60):
         pass
     assert 16 < most <= 32 + 2 * 8, "and what is being decoded"
 
@@ -291,9 +282,7 @@ def test_a_bad_image_is_named_and_replaced_and_all_others_stay_where_they_are(tm
     assert sorted(name for name, _ in stream.bad) == ["train-0.tar/a/003", "train-0.tar/a/007", "train-0.tar/a/011"]
     assert "no label" in dict(stream.bad)["train-0.tar/a/007"]
     assert drawn(opened(tmp_path / "shards", max_bad_share=0.1), run, 4, 6) == drawn(stream, run, 4, 6)
-    ranks = [
-        drawn(opened(tmp_path / "shards", max_bad_share=0.1), run, 1, 6, range(10 * r, 10 * r + 10)) for r in (0, 1)
-    ]
+    ranks = [drawn(opened(tmp_path / "shards", max_bad_share=0.1), run, 1, 6, row_range(20, r, 2)) for r in (0, 1)]
     assert [a[3] + b[3] for a, b in zip(*ranks, strict=True)] == [greys for *_, greys in drawn(stream, run, 1, 6)]
 
 
@@ -704,9 +693,7 @@ def test_a_broken_shard_ends_the_run_with_a_line_and_the_run_goes_on_when_it_is_
     assert cli.main(["train", "--resume", str(out), "--quiet"]) == 1
     message = capsys.readouterr().err
     assert (
-        str(victim) in message
-        and f"to resume: mlpmixer train --resume {out}" in message
-        and message.count("\n") == 1
+        str(victim) in message and f"to resume: mlpmixer train --resume {out}" in message and message.count("\n") == 1
     )
     victim.write_bytes(sound)
     assert cli.main(["train", "--resume", str(out), "--quiet"]) == 0
@@ -745,13 +732,13 @@ def test_bad_images_are_in_the_summary_even_those_from_before_a_restart(tmp_path
 
 def test_what_needs_all_labels_first_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "shards")
-    with pytest.raises(ValueError, match="class_weights=balanced needs the labels before training"):
+    with pytest.raises(ValueError, match="class_weights=balanced counts the labels before training"):
         train(recipe(folder, class_weights="balanced"), out=tmp_path / "run")
     np.save(tmp_path / "logits.npy", np.zeros((103, 3), np.float32))
     taught = dataclasses.replace(
         recipe(folder), distill=dataclasses.replace(Recipe().distill, teacher=str(tmp_path / "logits.npy"))
     )
-    with pytest.raises(ValueError, match="these images are streamed: let a network be the teacher"):
+    with pytest.raises(ValueError, match="these images are streamed: use a network as the teacher"):
         train(taught, out=tmp_path / "run")
     with pytest.raises(ValueError, match="103 training images do not fill a batch of 200"):
         train(dataclasses.replace(recipe(folder), run=Run(batch_size=200)), out=tmp_path / "run")

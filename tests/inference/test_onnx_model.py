@@ -20,9 +20,9 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.onnx_model import open_onnx
 from mlpmixer.models.names import MIXERS
 from mlpmixer.training.distillation import make_teacher, open_teacher
+from mlpmixer.training.inputs import load_images
 from mlpmixer.training.recipe import Augment, Distill, Optim, Recipe, Run
 from mlpmixer.training.run import train
-from mlpmixer.training.step import load_images
 from mlpmixer.weights import run_folder
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
@@ -99,7 +99,7 @@ def images() -> Tensor:
 
 def answer_of(path: Path, store: Any, classes: tuple[str, ...] = DIGITS, **cfg: Any) -> Callable[[Tensor], Tensor]:
     distill = Distill(teacher=str(path), **cfg)
-    return make_teacher(open_teacher(distill.teacher), distill, store, classes, CPU, FLOAT).after
+    return make_teacher(open_teacher(distill.teacher), distill, store, classes, CPU, FLOAT).targets
 
 
 def assert_close(found: Tensor, logits: Tensor, temperature: float = 1.0) -> None:
@@ -171,7 +171,9 @@ def test_a_run_goes_on_without_the_file(beside: bool, tmp_path: Path) -> None:
         file.unlink()
     resumed = train(recipe, out=tmp_path / "stopped", resume=True)
     assert (whole.path / run_folder.MODEL_FILE).read_bytes() == (resumed.path / run_folder.MODEL_FILE).read_bytes()
-    assert whole.summary["notes"] == resumed.summary["notes"] and f"{path} says nothing" in resumed.summary["notes"][-1]
+    assert (
+        whole.summary["notes"] == resumed.summary["notes"] and f"{path} has no metadata" in resumed.summary["notes"][-1]
+    )
     assert not list((resumed.path / "checkpoints").glob("teacher.*"))
 
 
@@ -197,14 +199,14 @@ def test_a_run_learns_from_the_file_as_from_the_function(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"weight": WEIGHT[:7]}, "model.onnx answers with 7 classes, the data has 10"),
-        ({"weight": WEIGHT[:7], "known": False}, "model.onnx answers with 7 classes, the data has 10"),
+        ({"weight": WEIGHT[:7]}, "model.onnx has 7 classes, but the data has 10"),
+        ({"weight": WEIGHT[:7], "known": False}, "model.onnx has 7 classes, but the data has 10"),
         ({"says": about(DIGITS[:3])}, "model.onnx has 10 classes, but its metadata name 3"),
         ({"says": {"format": 1, "model": {"classes": DIGITS}}}, "the metadata 'mlpmixer' of"),
         ({"says": about() | {"format": 7}}, "format 7; this version reads format 1"),
         (
             {"shape": ("batch", 3, 8, 8), "weight": np.tile(WEIGHT, 3)},
-            "images of 3 channels, those of this run have 1; try --in-channels 3",
+            "images of 3 channels, but this run's have 1; try --in-channels 3",
         ),
         ({"shape": (4, 64)}, "takes 'images', float32 (4, 64); expected one float32 input (B, C, H, W)"),
         ({"dtype": onnx.TensorProto.DOUBLE}, "takes 'images', float64 (any, 1, 8, 8); expected one float32"),

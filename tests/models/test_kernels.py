@@ -19,7 +19,7 @@ from mlpmixer.models.kernels import block, native
 from mlpmixer.models.kernels.block import gelu, gelu_backward
 from mlpmixer.models.mixer import Mixer, MixerBlock
 from mlpmixer.training.recipe import Recipe, Run
-from mlpmixer.training.step import choose_kernels
+from mlpmixer.training.start import choose_kernels
 from mlpmixer.weights.model_file import ModelMeta
 
 SMALL = MixerConfig(

@@ -21,10 +21,11 @@ from mlpmixer.inference.classifier import load
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.models.names import MIXERS
+from mlpmixer.training.loop import Interrupted
 from mlpmixer.training.lr_finder import find_lr
 from mlpmixer.training.optimizers import make_optimizers
 from mlpmixer.training.recipe import Augment, Optim, Recipe, Run, read_recipe
-from mlpmixer.training.run import Interrupted, train
+from mlpmixer.training.run import train
 from mlpmixer.weights import model_file, run_folder
 
 RECIPE = Recipe(
@@ -136,15 +137,17 @@ def test_weight_decay_is_for_kernels_alone() -> None:
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        ({"optim": {"locality": 3, "layer_decay": 0.5}}, "optim.layer_decay=0.5, optim.locality=3"),
-        ({"init": {"stem": "whitened"}}, "init.stem=whitened"),
-        ({"init": {"weights": "runs/x"}}, "init.weights=runs/x"),
-        ({"run": {"progressive": "4:0.5"}}, "run.progressive=4:0.5"),
-        ({"optim": {"name": "muon"}}, "optim.name=muon"),
-        ({"run": {"kernels": "compiled"}}, "the network is no Mixer; leave it at auto"),
+        ({"optim": {"layer_decay": 0.5}}, "Conv has no order of its layers, which optim.layer_decay needs"),
+        ({"optim": {"frozen_layers": 1}}, "Conv has no order of its layers, which optim.frozen_layers needs"),
+        ({"optim": {"locality": 3}}, "Conv has no locality that folds away, which optim.locality needs"),
+        ({"init": {"stem": "whitened"}}, "Conv has no linear stem over patches, which init.stem=whitened needs"),
+        ({"init": {"weights": "runs/x"}}, "init.weights=runs/x is not for a network of your own"),
+        ({"run": {"progressive": "4:0.5"}}, "which run.progressive needs"),
+        ({"optim": {"name": "muon"}}, "Conv has no hidden matrices for Muon, which optim.name=muon needs"),
+        ({"run": {"kernels": "compiled"}}, "run.kernels=compiled is unavailable: Conv has none; use auto or torch"),
     ],
 )
-def test_what_only_a_mixer_has_is_refused(parts: dict[str, Any], says: str, tmp_path: Path) -> None:
+def test_what_it_does_not_declare_is_refused(parts: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=says):
         train(change(**parts), out=tmp_path / "run", network=Conv)
     assert not (tmp_path / "run").exists()
@@ -161,9 +164,9 @@ def test_logits_of_another_shape_are_told_before_the_first_step(tmp_path: Path) 
 def test_its_run_is_not_taken_for_a_mixers(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (started := tmp_path / "started").mkdir()
     run_folder.write_recipe(started, read_recipe(whole))
-    with pytest.raises(ValueError, match=r"another network than a Mixer, Conv: train it from Python"):
+    with pytest.raises(ValueError, match="a network that a function builds, Conv: train it from Python"):
         train(read_recipe(started), out=started, resume=True)
-    with pytest.raises(ValueError, match="two networks: the recipe says Conv"):
+    with pytest.raises(ValueError, match="two networks are given: the recipe says Conv"):
         train(read_recipe(started), out=started, resume=True, network=Wide(8))
     with pytest.raises(ValueError, match="train it from Python"):
         find_lr(read_recipe(started))

@@ -23,9 +23,9 @@ from mlpmixer.registry import Registry
 from mlpmixer.reproduce import ExperimentContext, OutOfTime, Overrides, cifar10_transfer, run
 from mlpmixer.reproduce.cifar10_transfer import ROWS, Plan, make_plan, published_recipe, read_results
 from mlpmixer.reproduce.published import AVG5, VTAB
+from mlpmixer.training.loop import Interrupted
 from mlpmixer.training.recipe import read_recipe
 from mlpmixer.training.recipes import RECIPES
-from mlpmixer.training.run import Interrupted
 from mlpmixer.weights import run_folder
 from mlpmixer.weights.formats import read_npz
 from mlpmixer.weights.model_file import read_tensors

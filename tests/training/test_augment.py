@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.training import augmented
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.training import augment as ops
-from mlpmixer.training.augment import augment, normalise, prepare_eval
+from mlpmixer.training.augment import normalise, prepare_eval
 from mlpmixer.training.recipe import Augment
 
 ALL = Augment(
@@ -64,7 +65,7 @@ def worst(a: Tensor, b: Tensor) -> float:
 def test_with_everything_off_the_images_pass_exactly_and_nothing_is_drawn() -> None:
     images, targets, generator = photos(3, 7, 9), one_hot(3), seeded()
     before = generator.get_state()
-    out, out_targets = augment(images, targets, Augment(), (7, 9), generator)
+    out, out_targets = augmented(images, targets, Augment(), (7, 9), generator)
     assert torch.equal(out, planar(images).float()) and torch.equal(out_targets, targets)
     assert torch.equal(generator.get_state(), before)
     assert out.is_contiguous() and out.dtype == torch.float32
@@ -73,7 +74,7 @@ def test_with_everything_off_the_images_pass_exactly_and_nothing_is_drawn() -> N
 
 def test_float_images_do_not_share_memory_with_the_result() -> None:
     images = photos(2, 6, 6, 1).float()
-    out, _ = augment(images, one_hot(2), Augment(), (6, 6), seeded())
+    out, _ = augmented(images, one_hot(2), Augment(), (6, 6), seeded())
     out.zero_()
     assert images.any()
 
@@ -103,7 +104,7 @@ def test_pad_crop_is_a_slice_of_numpys_pad(mode: Any, pad: int) -> None:
 
 def test_pad_crop_reaches_every_place_and_flip_is_a_fair_coin() -> None:
     ramp = torch.arange(36, dtype=torch.uint8).view(1, 6, 6, 1).expand(2000, 6, 6, 1)
-    out, _ = augment(ramp, one_hot(2000), Augment(pad_crop_px=2, pad_mode="constant", flip=True), (6, 6), seeded())
+    out, _ = augmented(ramp, one_hot(2000), Augment(pad_crop_px=2, pad_mode="constant", flip=True), (6, 6), seeded())
     rows = out.flatten(1)
     assert len(torch.unique(rows, dim=0)) == 2 * 5 * 5
     ascending = (out[:, 0, 3].diff(dim=-1).clamp(-1, 1).sum(-1) > 0).float().mean()  # the sign of most steps in a row
@@ -112,7 +113,7 @@ def test_pad_crop_reaches_every_place_and_flip_is_a_fair_coin() -> None:
 
 def test_a_larger_store_is_cut_at_random_without_resampling() -> None:
     images = photos(64, 9, 8)
-    out, _ = augment(images, one_hot(64), Augment(), (6, 6), seeded())
+    out, _ = augmented(images, one_hot(64), Augment(), (6, 6), seeded())
     places = set()
     for i in range(64):
         hits = [
@@ -128,10 +129,10 @@ def test_a_larger_store_is_cut_at_random_without_resampling() -> None:
 
 def test_a_smaller_store_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"5x5 px are smaller than the model's 6x6 px.*train_scale.*inception_crop"):
-        augment(photos(2, 5, 5), one_hot(2), Augment(pad_crop_px=4), (6, 6), seeded())
-    augment(photos(2, 5, 5), one_hot(2), Augment(inception_crop=0.5), (6, 6), seeded())
-    with pytest.raises(ValueError, match="expected images"):
-        augment(photos(2, 5, 5), one_hot(3), Augment(), (5, 5), seeded())
+        augmented(photos(2, 5, 5), one_hot(2), Augment(pad_crop_px=4), (6, 6), seeded())
+    augmented(photos(2, 5, 5), one_hot(2), Augment(inception_crop=0.5), (6, 6), seeded())
+    with pytest.raises(ValueError, match="expected as many images as targets"):
+        augmented(photos(2, 5, 5), one_hot(3), Augment(), (5, 5), seeded())
 
 
 @pytest.mark.parametrize("size", [(32, 32), (11, 17), (64, 48)])
@@ -247,9 +248,9 @@ def test_saturation_leaves_grey_and_multispectral_images_alone() -> None:
 
 def test_noise_has_its_deviation_and_stays_in_range() -> None:
     grey = torch.full((8, 32, 32, 3), 128, dtype=torch.uint8)
-    out, _ = augment(grey, one_hot(8), Augment(noise=0.1), (32, 32), seeded())
+    out, _ = augmented(grey, one_hot(8), Augment(noise=0.1), (32, 32), seeded())
     assert abs(float(out.std()) / 25.5 - 1) < 0.03 and abs(float(out.mean()) - 128) < 0.6
-    white = augment(grey * 0 + 255, one_hot(8), Augment(noise=0.1), (32, 32), seeded())[0]
+    white = augmented(grey * 0 + 255, one_hot(8), Augment(noise=0.1), (32, 32), seeded())[0]
     assert white.max() == 255
 
 
@@ -275,7 +276,7 @@ def test_erasing_takes_one_rectangle_of_2_to_33_percent(size: tuple[int, int]) -
 
 def test_erasing_touches_its_share_of_the_images() -> None:
     images = torch.zeros(1000, 16, 16, 3, dtype=torch.uint8)
-    out, _ = augment(images, one_hot(1000), Augment(erasing=0.25), (16, 16), seeded())
+    out, _ = augmented(images, one_hot(1000), Augment(erasing=0.25), (16, 16), seeded())
     touched = out.flatten(1).any(1)
     assert 0.2 < touched.float().mean() < 0.3
     assert out.max() == 255 and abs(float(out[out > 0].mean()) - 128) < 5  # random values, as in the paper
@@ -314,7 +315,7 @@ def test_mixup_and_cutmix_take_turns_with_mix_probability() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 8, 8, 1)
     seen = {"nothing": 0, "mixup": 0, "cutmix": 0}
     for seed in range(400):
-        out, targets = augment(
+        out, targets = augmented(
             images, torch.eye(2), Augment(mixup=1, cutmix=1, mix_probability=0.6), (8, 8), seeded(seed)
         )
         if torch.equal(targets, torch.eye(2)):
@@ -346,7 +347,7 @@ def test_each_field_alone_changes_the_batch_and_nothing_else_does(field: str) ->
     values = {"flip": True, "trivialaugment": True, "pad_crop_px": 2, "randaugment_layers": 2, "rotate_deg": 20.0}
     value = values.get(field, 0.5)
     images, targets = photos(8, 12, 12), one_hot(8)
-    out, out_targets = augment(images, targets, Augment(**{field: value}), (12, 12), seeded())
+    out, out_targets = augmented(images, targets, Augment(**{field: value}), (12, 12), seeded())
     assert not torch.equal(out, prepare_eval(images)) and out.is_contiguous()
     assert torch.equal(out_targets, targets) == (field not in ("mixup", "cutmix"))
 
@@ -357,7 +358,7 @@ def test_a_batch_is_a_function_of_the_seed() -> None:
     for seed in (5, 5, 6):
         torch.manual_seed(len(runs))  # the global generator plays no part
         np.random.seed(len(runs))
-        runs.append(augment(images, targets, ALL, (12, 12), seeded(seed)))
+        runs.append(augmented(images, targets, ALL, (12, 12), seeded(seed)))
     assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1])
     assert not torch.equal(runs[0][0], runs[2][0])
 
@@ -365,7 +366,7 @@ def test_a_batch_is_a_function_of_the_seed() -> None:
 def test_the_input_is_left_alone() -> None:
     images, targets = photos(4, 12, 12), one_hot(4)
     kept = images.clone(), targets.clone()
-    augment(images, targets, ALL, (12, 12), seeded())
+    augmented(images, targets, ALL, (12, 12), seeded())
     assert torch.equal(images, kept[0]) and torch.equal(targets, kept[1])
 
 
@@ -387,7 +388,7 @@ def test_any_size_gives_finite_pixels_in_range_and_targets_that_sum_to_one(
     if not cfg.inception_crop:
         stored = (max(stored[0], size[0]), max(stored[1], size[1]))
     images = torch.randint(256, (n, *stored, channels), dtype=torch.uint8, generator=seeded(seed))
-    out, targets = augment(images, one_hot(n), cfg, size, seeded(seed))
+    out, targets = augmented(images, one_hot(n), cfg, size, seeded(seed))
     assert out.shape == (n, channels, *size) and out.is_contiguous() and out.dtype == torch.float32
     assert out.isfinite().all() and out.min() >= -1e-3 and out.max() <= 255.001
     assert torch.allclose(targets.sum(1), torch.ones(n), atol=1e-6) and (targets >= 0).all()
@@ -415,6 +416,6 @@ def test_normalised_evaluation_equals_the_stored_preprocessing() -> None:
 @pytest.mark.gpu
 def test_an_accelerator_gives_the_same_batch() -> None:
     images, targets = photos(8, 40, 40), one_hot(8)
-    here = augment(images, targets, ALL, (32, 32), seeded())
-    there = augment(images.cuda(), targets.cuda(), ALL, (32, 32), seeded())
+    here = augmented(images, targets, ALL, (32, 32), seeded())
+    there = augmented(images.cuda(), targets.cuda(), ALL, (32, 32), seeded())
     assert there[0].is_cuda and worst(here[0], there[0].cpu()) < 0.1 and worst(here[1], there[1].cpu()) < 1e-6

@@ -4,18 +4,19 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpmixer.training.batches import batch_indices, batches, steps_per_epoch
+from mlpmixer.training.batches import batch_indices, steps_per_epoch
+from mlpmixer.training.inputs import batches
 from mlpmixer.training.recipe import Run
 
 
 class Numbers:
-    """A store whose images are their own numbers."""
+    """A store whose images are their own numbers, and whose labels are twice that."""
 
     def __init__(self, n: int) -> None:
-        self.n = n
+        self.labels = 2 * np.arange(n)
 
     def __len__(self) -> int:
-        return self.n
+        return len(self.labels)
 
     def array(self, indices: np.ndarray) -> np.ndarray:
         return indices.astype(np.uint8)
@@ -33,8 +34,10 @@ def test_an_epoch_shows_each_image_at_most_once_in_whole_batches(n: int, batch: 
 def test_a_resumed_sequence_is_the_tail_of_the_whole() -> None:
     whole = list(batches(Numbers(23), Run(batch_size=4, seed=7), 1, 17))
     tail = list(batches(Numbers(23), Run(batch_size=4, seed=7), 9, 17))
-    assert [s for s, _, _ in tail] == list(range(9, 18))
-    assert all(np.array_equal(a[1], b[1]) and np.array_equal(a[2], b[2]) for a, b in zip(whole[8:], tail, strict=True))
+    assert [batch.step for batch in tail] == list(range(9, 18))
+    for a, b in zip(whole[8:], tail, strict=True):
+        assert np.array_equal(a.numbers, b.numbers) and np.array_equal(a.images, b.images)
+        assert np.array_equal(b.labels, 2 * b.images)
 
 
 def test_epochs_and_seeds_differ() -> None:
@@ -48,5 +51,5 @@ def test_with_repeats_an_image_comes_several_times_in_a_batch_and_once_in_a_long
         assert [len(part), len(set(part.tolist()))] == [12, 4] and (np.bincount(part)[part] == 3).all()
     assert sorted(np.concatenate(parts).tolist()) == sorted([*range(24)] * 3)
     assert (batch_indices(24, 12, 0, 7, repeats=3) != parts[0]).any()
-    (_, numbers, images), *_ = batches(Numbers(24), Run(batch_size=12, repeats=3), 1, 2)
-    assert (numbers == parts[0]).all() and (images == parts[0]).all()
+    batch, *_ = batches(Numbers(24), Run(batch_size=12, repeats=3), 1, 2)
+    assert (batch.numbers == parts[0]).all() and (batch.images == parts[0]).all()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.training import Stopped, assert_same_run, batch_of, stop_at
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,14 +17,14 @@ from mlpmixer.data.config import Data
 from mlpmixer.models.architecture import create_model
 from mlpmixer.models.names import MIXERS
 from mlpmixer.training import device_store, randaugment, step
-from mlpmixer.training.augment import alter, augment
-from mlpmixer.training.batches import batches
-from mlpmixer.training.device_store import Resident, resident, send
+from mlpmixer.training.augment import augment
+from mlpmixer.training.device_store import DeviceStore, on_device, to_device
 from mlpmixer.training.distillation import make_teacher
+from mlpmixer.training.inputs import batches, load_images
 from mlpmixer.training.recipe import Augment, Distill, Optim, Recipe, Run
 from mlpmixer.training.run import train
-from mlpmixer.training.step import Step, load_images
-from mlpmixer.weights.model_file import ModelMeta, read_tensors
+from mlpmixer.training.step import TrainingStep
+from mlpmixer.weights.model_file import ModelMeta
 
 CPU, DEVICE = torch.device("cpu"), torch.device("meta")
 SMALL = dataclasses.replace(
@@ -67,18 +68,18 @@ class NeverWaits(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def pretended(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Step:
+def pretended(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> TrainingStep:
     """A Step on a device that works alone, before the first batch: meta, whose tensors have shapes and no numbers,
     treated like CUDA."""
     for module in (device_store, step):
-        monkeypatch.setattr(module, "works_alone", lambda device: device == DEVICE)
+        monkeypatch.setattr(module, "is_async", lambda device: device == DEVICE)
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 1 << 30))
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     monkeypatch.setattr(
         import_module("torch.optim.optimizer"), "_get_fused_kernels_supported_devices", lambda: ["meta"]
     )
-    return Step(recipe, load_images(recipe.data, recipe.model), DEVICE, torch.float32)
+    return TrainingStep(recipe, load_images(recipe.data, recipe.model), DEVICE, torch.float32)
 
 
 RULES: dict[str, dict[str, Any]] = {
@@ -95,13 +96,13 @@ RULES: dict[str, dict[str, Any]] = {
 def test_a_step_on_a_device_never_waits_for_it(name: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = dataclasses.replace(BASE, augment=AUGMENTS[name], optim=dataclasses.replace(BASE.optim, **RULES[rule]))
     step = pretended(recipe, monkeypatch)
-    assert isinstance(step.images, Resident) and step.images.pixels.device == DEVICE
+    assert isinstance(step.images, DeviceStore) and step.images.pixels.device == DEVICE
     with NeverWaits() as watch:
-        for number, indices, images in batches(step.images, recipe.run, 1, 3):
-            loss, right = step(number, 1.0, indices, images)
+        for batch in batches(step.images, recipe.run, 1, 3):
+            loss, right = step(batch, 1.0)
             step.average_in(0.1)
-            assert images.device == loss.device == right.device == DEVICE
-    assert watch.sent <= 3 * 5  # image numbers for images and labels, partners, shares, boxes; never the images
+            assert batch.images.device == loss.device == right.device == DEVICE
+    assert watch.sent <= 3 * 5  # image numbers, labels, partners, shares, boxes; never the images
 
 
 def test_neither_does_a_step_with_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,38 +113,39 @@ def test_neither_does_a_step_with_a_teacher(monkeypatch: pytest.MonkeyPatch) -> 
     for source in ((create_model(recipe.model), meta), np.zeros((len(train.images), 10), np.float32)):
         step.teacher = make_teacher(source, recipe.distill, train, classes, DEVICE, torch.float32)
         with NeverWaits():
-            for number, indices, images in batches(step.images, recipe.run, 1, 2):
-                step(number, 1.0, indices, images)
+            for batch in batches(step.images, recipe.run, 1, 2):
+                step(batch, 1.0)
 
 
 def test_the_pretended_device_notices_a_host_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     step = pretended(BASE, monkeypatch)
-    batch = np.arange(8)
+    batch = batch_of(step.images, 1, np.arange(32))
     for ask in (lambda x: x.sum().item(), lambda x: x.cpu(), lambda x: x[x > 0], lambda x: (x > 0).nonzero()):
-        step.gradients = lambda images, *_, ask=ask: ask(images)  # type: ignore[misc]
+        monkeypatch.setattr(step, "compute_gradients", lambda images, *_, ask=ask: ask(images))
         with pytest.raises((RuntimeError, NotImplementedError)):
-            step(1, 1.0, batch, step.images.array(batch))
+            step(batch, 1.0)
     with NeverWaits(), pytest.raises(AssertionError, match="the host waits"):
         torch.zeros(3).to(DEVICE)
 
 
 def test_small_sets_move_to_the_device_and_large_ones_and_those_of_a_cpu_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     store = load_images(BASE.data, BASE.model).train
-    assert resident(store, CPU) is store
-    monkeypatch.setattr(device_store, "works_alone", lambda device: True)
+    assert on_device(store, CPU) is store
+    monkeypatch.setattr(device_store, "is_async", lambda device: True)
     for free, moves in ((4 * store.nbytes, True), (4 * store.nbytes - 1, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
-        assert isinstance(resident(store, DEVICE), Resident) == moves
+        assert isinstance(on_device(store, DEVICE), DeviceStore) == moves
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
     store.in_memory = False
-    assert resident(store, DEVICE) is store
+    assert on_device(store, DEVICE) is store
 
 
 def test_batches_of_images_on_a_device_are_those_of_the_store() -> None:
     store = load_images(BASE.data, BASE.model).train
-    there = batches(Resident(store, CPU), BASE.run, 3, 5)
-    for (number, indices, pixels), (other, others, images) in zip(batches(store, BASE.run, 3, 5), there, strict=True):
-        assert number == other and np.array_equal(indices, others) and np.array_equal(pixels, images.numpy())
+    there = batches(DeviceStore(store, CPU), BASE.run, 3, 5)
+    for stored, moved in zip(batches(store, BASE.run, 3, 5), there, strict=True):
+        assert stored.step == moved.step and np.array_equal(stored.numbers, moved.numbers)
+        assert np.array_equal(stored.images, moved.images.numpy()) and np.array_equal(stored.labels, moved.labels)
 
 
 def operations(form: str) -> tuple[Tensor, dict[str, randaugment.Op], tuple[Tensor, ...]]:
@@ -170,14 +172,13 @@ def test_operations_on_all_images_are_those_on_the_images_that_drew_them(form: s
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_drawing_from_the_device_does_what_drawing_from_a_generator_does(name: str) -> None:
     images = torch.randint(256, (512, 16, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    targets = torch.zeros(512, 2)
-    cfg = dataclasses.replace(AUGMENTS[name], mixup=0.0, cutmix=0.0)
-    drawn = augment(images, targets, cfg, (16, 12), torch.Generator().manual_seed(1))[0]
+    cfg = AUGMENTS[name]
+    drawn = augment(images, cfg, (16, 12), torch.Generator().manual_seed(1))
     torch.manual_seed(1)
-    there = alter(images, cfg, (16, 12), CPU)
+    there = augment(images, cfg, (16, 12), CPU)
     assert there.shape == drawn.shape and there.dtype == torch.float32 and there.min() >= 0 and there.max() <= 255
     torch.manual_seed(1)
-    assert torch.equal(there, alter(images, cfg, (16, 12), CPU))
+    assert torch.equal(there, augment(images, cfg, (16, 12), CPU))
     for of in (torch.mean, torch.std):  # the same distribution, by its first moments
         torch.testing.assert_close(of(there), of(drawn), rtol=0.02, atol=0)
 
@@ -186,16 +187,16 @@ def test_drawing_from_the_device_does_what_drawing_from_a_generator_does(name: s
 def test_augmentation_on_the_device_compiles_as_a_whole(name: str) -> None:
     images = torch.randint(256, (8, 16, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     torch._dynamo.reset()
-    whole = torch.compile(alter, backend="eager", fullgraph=True)
+    whole = torch.compile(augment, backend="eager", fullgraph=True)
     torch.manual_seed(1)
-    plain = alter(images, AUGMENTS[name], (16, 12), CPU)
+    plain = augment(images, AUGMENTS[name], (16, 12), CPU)
     torch.manual_seed(1)
     assert torch.equal(whole(images, AUGMENTS[name], (16, 12), CPU), plain)
 
 
 def test_sending_to_a_cpu_is_nothing() -> None:
     tensor = torch.arange(3)
-    assert send(tensor, CPU) is tensor
+    assert to_device(tensor, CPU) is tensor
 
 
 @pytest.mark.gpu
@@ -204,13 +205,11 @@ def test_sending_to_a_cpu_is_nothing() -> None:
 def test_a_step_on_cuda_never_waits(name: str, compiled: bool) -> None:
     run = dataclasses.replace(BASE.run, compile=compiled, precision="bfloat16")
     recipe = dataclasses.replace(BASE, augment=AUGMENTS[name], run=run)
-    step = Step(recipe, load_images(recipe.data, recipe.model), torch.device("cuda"), torch.bfloat16)
-    for number, indices, images in batches(step.images, recipe.run, 1, 20):
-        torch.cuda.set_sync_debug_mode(
-            "error" if number > 8 else "default"
-        )  # before: kernels are compiled, states are made
+    step = TrainingStep(recipe, load_images(recipe.data, recipe.model), torch.device("cuda"), torch.bfloat16)
+    for batch in batches(step.images, recipe.run, 1, 20):  # at first kernels are compiled and states are made
+        torch.cuda.set_sync_debug_mode("error" if batch.step > 8 else "default")
         try:
-            loss, _ = step(number, 1.0, indices, images)
+            loss, _ = step(batch, 1.0)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert loss.isfinite()
@@ -242,13 +241,8 @@ def test_a_run_on_cuda_that_is_stopped_goes_on_with_the_same_bits(mode: str, tmp
     run = dataclasses.replace(run, compile_mode=mode or "default")
     recipe = dataclasses.replace(BASE, augment=AUGMENTS["shifts" if mode else "all"], run=run)
 
-    def stop(line: dict[str, Any]) -> None:
-        if line["kind"] == "save" and line["step"] == 5:
-            raise RuntimeError("stop")
-
     whole = train(recipe, out=tmp_path / "whole").path
-    with pytest.raises(RuntimeError, match="stop"):
-        train(recipe, out=tmp_path / "stopped", report=stop)
+    with pytest.raises(Stopped):
+        train(recipe, out=tmp_path / "stopped", report=stop_at(5))
     train(recipe, out=tmp_path / "stopped", resume=True)
-    weights = [read_tensors(path / "model.safetensors")[0] for path in (whole, tmp_path / "stopped")]
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert_same_run(whole, tmp_path / "stopped")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.training import Stopped, batch_of, stop_at
 from torch import Tensor
 
 from mlpmixer.data.config import Data
@@ -16,9 +17,10 @@ from mlpmixer.inference.classifier import load
 from mlpmixer.models.names import MIXERS
 from mlpmixer.training.augment import prepare_eval
 from mlpmixer.training.distillation import FUNCTION, make_teacher, open_teacher, store_teacher, stored_teacher
+from mlpmixer.training.inputs import load_images
 from mlpmixer.training.recipe import Augment, Distill, Init, Optim, Recipe, Run, read_recipe
 from mlpmixer.training.run import train
-from mlpmixer.training.step import Step, load_images
+from mlpmixer.training.step import TrainingStep
 from mlpmixer.weights import model_file, run_folder
 
 SMALL = dataclasses.replace(MIXERS["Pico/2"], num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32)
@@ -57,7 +59,7 @@ def test_a_function_is_asked_about_the_augmented_images_and_believed(tmp_path: P
     assert (model.probabilities(images.array(np.arange(len(images)))).argmax(1) == 3).all()
     stored = read_recipe(result.path)
     assert stored.distill.teacher == FUNCTION
-    with pytest.raises(ValueError, match="this run learns from a function"):
+    with pytest.raises(ValueError, match="this run's teacher is a Python function"):
         train(stored, out=tmp_path / "other")
 
 
@@ -65,15 +67,11 @@ def test_a_function_that_draws_random_numbers_goes_on_exactly(tmp_path: Path) ->
     def moody(images: Tensor) -> Tensor:
         return torch.randn(len(images), 10)
 
-    def stop(line: dict[str, Any]) -> None:
-        if line["kind"] == "save" and line["step"] == 3:
-            raise RuntimeError("stop")
-
     recipe = distilled(temperature=2.0)
     recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=5, save_every_s=0))
     whole = train(recipe, out=tmp_path / "whole", teacher=moody).path
-    with pytest.raises(RuntimeError, match="stop"):
-        train(recipe, out=tmp_path / "stopped", teacher=moody, report=stop)
+    with pytest.raises(Stopped):
+        train(recipe, out=tmp_path / "stopped", teacher=moody, report=stop_at(3))
     train(recipe, out=tmp_path / "stopped", teacher=moody, resume=True)
     assert (whole / run_folder.MODEL_FILE).read_bytes() == (tmp_path / "stopped" / run_folder.MODEL_FILE).read_bytes()
 
@@ -94,13 +92,9 @@ def test_a_run_goes_on_without_the_file_of_its_teacher(
     recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=6, save_every_s=0))
     whole = train(recipe, out=tmp_path / "whole").path
 
-    def stop(line: dict[str, Any]) -> None:
-        if line["kind"] == "save" and line["step"] == 3:
-            raise RuntimeError("stop")
-
     run = tmp_path / "stopped"
-    with pytest.raises(RuntimeError, match="stop"):
-        train(recipe, out=run, report=stop)
+    with pytest.raises(Stopped):
+        train(recipe, out=run, report=stop_at(3))
     Path(teacher).unlink()
     if not saved:  # as if it had been killed before the first state
         for state in model_file.states(run):
@@ -131,19 +125,18 @@ def test_a_network_answers_as_it_does_alone_in_the_order_of_the_data(teacher_run
     cfg = Distill(teacher=str(teacher_run))
     images = prepare_eval(torch.from_numpy(pixels))
     answer = make_teacher(open_teacher(cfg.teacher), cfg, store, DIGITS, CPU, FLOAT)
-    np.testing.assert_allclose(answer.after(images).numpy(), wanted, atol=1e-6)
-    assert answer.before(np.arange(20)).shape == (20, 0)
-    turned = make_teacher(open_teacher(cfg.teacher), cfg, store, DIGITS[::-1], CPU, FLOAT).after(images)
+    np.testing.assert_allclose(answer.targets(images).numpy(), wanted, atol=1e-6)
+    turned = make_teacher(open_teacher(cfg.teacher), cfg, store, DIGITS[::-1], CPU, FLOAT).targets(images)
     np.testing.assert_allclose(turned.numpy(), wanted[:, ::-1], atol=1e-6)
     hard = make_teacher(
         open_teacher(cfg.teacher), dataclasses.replace(cfg, hard=True), store, DIGITS, CPU, FLOAT
-    ).after(images)
+    ).targets(images)
     assert torch.equal(hard, torch.nn.functional.one_hot(torch.from_numpy(wanted.argmax(1)), 10).float())
     steps = (
         torch.linspace(0, 255, 8).view(1, 1, 1, 8).expand(1, 1, 8, 8)
     )  # a ramp of 16 px stays a ramp: the teacher sees 8
     ramp = torch.nn.functional.interpolate(steps, (16, 16), mode="bilinear")
-    torch.testing.assert_close(answer.after(ramp), answer.after(steps), atol=0.05, rtol=0)
+    torch.testing.assert_close(answer.targets(ramp), answer.targets(steps), atol=0.05, rtol=0)
     with pytest.raises(ValueError, match="classes of data and model differ"):
         make_teacher(open_teacher(cfg.teacher), cfg, store, DIGITS[:9], CPU, FLOAT)
 
@@ -156,23 +149,24 @@ def test_stored_logits_follow_their_images_through_order_and_mixing(file: str, t
     )  # log-probabilities of one who knows the labels
     np.save(tmp_path / file, logits) if file.endswith("npy") else np.savez(tmp_path / file, logits=logits)
     recipe = dataclasses.replace(
-        distilled(teacher=str(tmp_path / file), temperature=3.0), augment=Augment(mixup=0.5, cutmix=0.5)
+        distilled(teacher=str(tmp_path / file), temperature=3.0),
+        augment=Augment(mixup=0.5, cutmix=0.5),
+        run=dataclasses.replace(BASE.run, batch_size=6),
     )
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=10))
     teacher = make_teacher(open_teacher(recipe.distill.teacher), recipe.distill, stores.train, DIGITS, CPU, FLOAT)
-    step, seen = Step(recipe, stores, CPU, FLOAT, None, teacher), []
-    step.gradients = lambda *batch: seen.append(batch[1]) or step.backward(*batch)  # type: ignore[func-returns-value]
-    batch = np.array([7, 700, 77, 1, 2, 3])
-    step(1, 1.0, batch, stores.train.array(batch))
-    assert seen[0].shape == (6, 20) and torch.equal(seen[0][:, :10], seen[0][:, 10:])
-    assert seen[0].max(1).values.min() < 1, "some are mixed"
+    step = TrainingStep(recipe, stores, CPU, FLOAT, None, teacher)
+    batch = batch_of(stores.train, 1, np.array([7, 700, 77, 1, 2, 3]))
+    _, targets = step.prepare(batch)
+    assert targets.shape == (6, 20) and torch.equal(targets[:, :10], targets[:, 10:])
+    assert targets.max(1).values.min() < 1, "some are mixed"
 
 
 def test_stored_logits_are_counted_with_the_images_that_cannot_be_read() -> None:
     store: Any = SimpleNamespace(images=range(5), indices=np.array([0, 2, 4]))
     logits = np.log(np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4], [0.4, 0.6]]))
     teacher = make_teacher(logits, Distill(teacher="logits.npy"), store, ("a", "b"), CPU, FLOAT)
-    torch.testing.assert_close(teacher.before(np.array([2, 1])), torch.tensor([[0.4, 0.6], [0.7, 0.3]]))
+    torch.testing.assert_close(teacher.targets(np.array([2, 1])), torch.tensor([[0.4, 0.6], [0.7, 0.3]]))
     with pytest.raises(ValueError, match=r"shape \(4, 2\); this run has 5 training images.*of 2 classes"):
         make_teacher(logits[:4], Distill(teacher="logits.npy"), store, ("a", "b"), CPU, FLOAT)
 
@@ -185,7 +179,7 @@ def test_what_is_no_teacher_is_refused(tmp_path: Path) -> None:
         open_teacher(str(tmp_path / "none.npy"))
     with pytest.raises(ValueError, match="no/such/run does not exist"):
         train(distilled(teacher="no/such/run"), out=tmp_path / "run")
-    with pytest.raises(ValueError, match="two teachers"):
+    with pytest.raises(ValueError, match="two teachers are given"):
         train(distilled(teacher="runs/x"), out=tmp_path / "run", teacher=lambda images: images)
     with pytest.raises(ValueError, match=r"answer has shape \(64, 1, 8, 8\); expected logits \(64, 10\)"):
         train(BASE, out=tmp_path / "run", teacher=lambda images: images)

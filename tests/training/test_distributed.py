@@ -22,9 +22,9 @@ from PIL import Image
 from mlpmixer.config import to_json
 from mlpmixer.data.config import Data
 from mlpmixer.models.names import MIXERS
-from mlpmixer.training.augment import augment
-from mlpmixer.training.batches import rows_of
-from mlpmixer.training.distributed import Ranks
+from mlpmixer.training.augment import augment, mix
+from mlpmixer.training.batches import row_range
+from mlpmixer.training.distributed import ProcessGroup
 from mlpmixer.training.recipe import Augment, Optim, Recipe, Run
 from mlpmixer.training.stream import Order
 from mlpmixer.weights import model_file, run_folder
@@ -59,32 +59,32 @@ JOBS = (
     f"    LOST, STOPPED = {LOST}, {STOPPED}"
     + """
     import json, os, shutil, signal, sys, traceback
-    from mlpmixer.training import run as train, step
+    from mlpmixer.training import run, step
     from mlpmixer.training.recipe import Recipe
     from mlpmixer.config import from_json
-    from mlpmixer.training.distributed import Lost, Ranks, joined
-    from mlpmixer.training.run import Interrupted
+    from mlpmixer.training.distributed import PeerLostError, ProcessGroup, connected
+    from mlpmixer.training.loop import Interrupted
 
-    update = step.Step.__call__
+    update = step.TrainingStep.__call__
 
     def work(job, rank, meeting):
-        def disturbed(self, number, *batch):
-            if [rank, number] == job.get("at"):
+        def disturbed(self, batch, lr_factor):
+            if [rank, batch.step] == job.get("at"):
                 os.kill(os.getpid(), job["signal"])
-            return update(self, number, *batch)
+            return update(self, batch, lr_factor)
 
-        step.Step.__call__ = disturbed
-        ranks = Ranks(rank, job["ranks"], rank)
+        step.TrainingStep.__call__ = disturbed
+        group = ProcessGroup(rank, job["ranks"], rank)
         try:
-            with joined(ranks, 4.0, "file://" + meeting):
-                train.train(from_json(Recipe, job["recipe"]), out=job["out"], resume=True, ranks=ranks)
+            with connected(group, 4.0, "file://" + meeting):
+                run.train(from_json(Recipe, job["recipe"]), out=job["out"], resume=True, group=group)
         except Interrupted as stop:
             return STOPPED + stop.step
-        except Lost:
+        except PeerLostError:
             return LOST
         return 0
 
-    train.write_report = lambda *_: None
+    run.write_report = lambda *_: None
     for number, job in enumerate(json.load(sys.stdin)):
         if "after" in job:
             shutil.copytree(job["after"], job["out"])
@@ -253,36 +253,33 @@ def test_a_part_of_a_batch_is_augmented_as_it_is_within_the_whole(parts: int) ->
     images = torch.randint(256, (10, 14, 14, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     targets = torch.eye(10)
     for seed in range(8):
-        whole = augment(images, targets, everything, (12, 12), torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        whole = mix(augment(images, everything, (12, 12), generator), targets, everything, generator)
         pieces = []
         for part in range(parts):
-            rows = rows_of(10, part, parts, lent=1)
-            here = torch.from_numpy(rows.numbers)
-            pieces.append(
-                augment(images[here], targets[here], everything, (12, 12), torch.Generator().manual_seed(seed), rows)
-            )
+            rows, generator = row_range(10, part, parts, overlap=1), torch.Generator().manual_seed(seed)
+            here = torch.from_numpy(rows.indices)
+            altered = augment(images[here], everything, (12, 12), generator, rows)
+            pieces.append(mix(altered, targets[here], everything, generator, rows))
         for got, wanted in zip(map(torch.cat, zip(*pieces, strict=True)), whole, strict=True):
             torch.testing.assert_close(got, wanted, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("n", "parts"), [(7, 1), (7, 2), (8, 4), (130, 4), (5, 5)])
 def test_every_row_belongs_to_one_part_and_borrows_its_successor(n: int, parts: int) -> None:
-    pieces = [rows_of(n, part, parts, lent=1) for part in range(parts)]
-    assert [i for p in pieces for i in p.numbers[: p.own]] == list(range(n)) and all(p.of == n for p in pieces)
-    assert max(p.own for p in pieces) - min(p.own for p in pieces) <= 1
-    assert all(p.numbers[p.own :].tolist() == ([] if parts == 1 else [(p.numbers[p.own - 1] + 1) % n]) for p in pieces)
+    pieces = [row_range(n, part, parts, overlap=1) for part in range(parts)]
+    assert [i for p in pieces for i in p.indices[: p.num_local]] == list(range(n))
+    assert all(p.batch_size == n for p in pieces)
+    assert max(p.num_local for p in pieces) - min(p.num_local for p in pieces) <= 1
+    for p in pieces:
+        following = [] if parts == 1 else [(p.indices[p.num_local - 1] + 1) % n]
+        assert p.indices[p.num_local :].tolist() == following
 
 
 def test_one_alone_needs_no_others() -> None:
-    alone = Ranks()
-    assert (
-        alone.leads
-        and alone.sum([1.5]) == [1.5]
-        and alone.same("x") == "x"
-        and alone.gather(2) == [2]
-        and alone.lead(lambda: 3) == 3
-    )
-    assert alone.agree(False, True, False) == (True, False)
+    alone = ProcessGroup()
+    assert alone.is_main and alone.all_reduce([1.5]) == [1.5] and alone.broadcast("x") == "x"
+    assert alone.gather(2) == [2] and alone.on_main(lambda: 3) == 3 and alone.any(True, False) == (True, False)
 
 
 def torchrun(*args: str, ranks: int = 2, restarts: int = 0) -> "subprocess.Popen[str]":

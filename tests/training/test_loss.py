@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mlpmixer.training.loss import cross_entropy, loss_of, smooth, soft_targets
+from mlpmixer.training.loss import cross_entropy, smooth, soft_targets, training_loss
 from mlpmixer.training.recipe import Distill, Optim
 
 LOGITS, LABELS = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 4, 0, 1])
@@ -33,7 +33,8 @@ def test_the_teachers_share_is_hintons() -> None:
     labels, teacher = soft_targets(LABELS, 5), torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
     student = LOGITS.clone().requires_grad_()
     cfg = Distill(teacher="t", alpha=0.3, temperature=4.0)
-    ours = loss_of(Optim(label_smoothing=0.1), cfg)(student, torch.cat([labels, (teacher / 4).softmax(1)], 1)).sum()
+    targets = torch.cat([labels, (teacher / 4).softmax(1)], 1)
+    ours = training_loss(student, targets, Optim(label_smoothing=0.1), cfg).sum()
     divergence = F.kl_div((student / 4).log_softmax(1), (teacher / 4).log_softmax(1), log_target=True, reduction="sum")
     wanted = 0.7 * F.cross_entropy(student, LABELS, label_smoothing=0.1, reduction="sum") + 0.3 * 16 * divergence
     torch.testing.assert_close(
@@ -43,9 +44,8 @@ def test_the_teachers_share_is_hintons() -> None:
 
 def test_hard_distillation_is_cross_entropy_with_the_teachers_class() -> None:
     theirs = LABELS.flip(0)
-    ours = loss_of(Optim(), Distill(teacher="t", alpha=0.5, hard=True))(
-        LOGITS, torch.cat([soft_targets(y, 5) for y in (LABELS, theirs)], 1)
-    )
+    targets = torch.cat([soft_targets(y, 5) for y in (LABELS, theirs)], 1)
+    ours = training_loss(LOGITS, targets, Optim(), Distill(teacher="t", alpha=0.5, hard=True))
     torch.testing.assert_close(
         ours,
         (F.cross_entropy(LOGITS, LABELS, reduction="none") + F.cross_entropy(LOGITS, theirs, reduction="none")) / 2,
@@ -53,5 +53,5 @@ def test_hard_distillation_is_cross_entropy_with_the_teachers_class() -> None:
 
 
 def test_without_a_teacher_the_loss_is_the_one_of_the_labels() -> None:
-    ours = loss_of(Optim(label_smoothing=0.1), Distill())(LOGITS, soft_targets(LABELS, 5))
+    ours = training_loss(LOGITS, soft_targets(LABELS, 5), Optim(label_smoothing=0.1), Distill())
     torch.testing.assert_close(ours, F.cross_entropy(LOGITS, LABELS, label_smoothing=0.1, reduction="none"))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures import seeded
+from helpers.training import batch_of
 from torch import Tensor
 
 from mlpmixer.data.image_set import ImageSet, Splits, array_images, numbered
@@ -23,10 +24,11 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.store import Store
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.initialization import set_head_bias
-from mlpmixer.training.optimizers import lr_factor
+from mlpmixer.training.inputs import Stores
 from mlpmixer.training.recipe import Recipe, Run
 from mlpmixer.training.recipes import RECIPES
-from mlpmixer.training.step import Step, Stores
+from mlpmixer.training.schedule import lr_factor
+from mlpmixer.training.step import TrainingStep
 from mlpmixer.weights import model_file
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -64,7 +66,7 @@ def to_official(name: str, value: Tensor) -> np.ndarray:
     return value.numpy()
 
 
-def official_step(rule: str) -> Step:
+def official_step(rule: str) -> TrainingStep:
     """The loop's step with the recipe of the rule, the official weights, and a warm-up of 2 of 10 steps."""
     name, changed = RULES[rule]
     recipe = RECIPES[name]()
@@ -78,7 +80,7 @@ def official_step(rule: str) -> Step:
     preprocess = Preprocess(image_size=(32, 32))
     store = Store(images, preprocess, cache_mib=1, workers=1)
     stores = Stores(Splits("seeded", images, images, None, images.classes, ()), preprocess, store, store)
-    step = Step(recipe, stores, torch.device("cpu"), torch.float32)
+    step = TrainingStep(recipe, stores, torch.device("cpu"), torch.float32)
     flat = np.load(FIXTURES / "tiny_weights.npz")
     step.model.load_state_dict({k: from_official(k, flat[official_name(k)]) for k in step.model.state_dict()})
     if recipe.init.head_bias:
@@ -86,10 +88,10 @@ def official_step(rule: str) -> Step:
     return step
 
 
-def take(step: Step, number: int) -> float:
+def take(step: TrainingStep, number: int) -> float:
     """Take step `number` as the loop does; its loss."""
-    indices = np.arange(BATCH * (number - 1), BATCH * number)
-    loss, _ = step(number, lr_factor(number, STEPS, step.recipe.optim), indices, step.stores.train.array(indices))
+    batch = batch_of(step.images, number, np.arange(BATCH * (number - 1), BATCH * number))
+    loss, _ = step(batch, lr_factor(number, STEPS, step.recipe.optim))
     return loss.item()
 
 

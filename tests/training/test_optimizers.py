@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from mlpmixer.models.architecture import create_model
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.training import optimizers as optim
+from mlpmixer.training.averaging import average_weight, update_average
 from mlpmixer.training.recipe import Optim
+from mlpmixer.training.schedule import lr_factor
 
 
 def small() -> Mixer:
@@ -44,7 +46,7 @@ def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else() -> None:
 )
 def test_the_rate_is_a_share_of_the_peak_that_rises_then_falls(total: int, warmup: int, schedule: str) -> None:
     cfg = Optim(warmup_steps=warmup, schedule=schedule)  # type: ignore[arg-type]
-    rates = [optim.lr_factor(step, total, cfg) for step in range(1, total + 1)]
+    rates = [lr_factor(step, total, cfg) for step in range(1, total + 1)]
     peak = min(warmup, total // 2)
     assert all(0 < r <= 1 for r in rates)
     assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)
@@ -53,16 +55,16 @@ def test_the_rate_is_a_share_of_the_peak_that_rises_then_falls(total: int, warmu
 
 def test_linear_warmup_and_decay_by_hand() -> None:
     cfg = Optim(warmup_steps=2, schedule="linear")
-    assert [round(optim.lr_factor(s, 6, cfg), 4) for s in range(1, 7)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert [round(lr_factor(s, 6, cfg), 4) for s in range(1, 7)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
 
 
 def test_the_moving_average_follows_its_formula() -> None:
     model, average = small(), small()
     before = [p.clone() for p in average.parameters()]
-    optim.update_average(average, model, optim.average_weight(1000, 2000, Optim(ema_decay=0.9)))
+    update_average(average, model, average_weight(1000, 2000, Optim(ema_decay=0.9)))
     for old, new, p in zip(before, average.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * p)
-    assert optim.average_weight(2, 2000, Optim(ema_decay=0.9)) == 1 - 3 / 12, "its memory is short at the start"
+    assert average_weight(2, 2000, Optim(ema_decay=0.9)) == 1 - 3 / 12, "its memory is short at the start"
 
 
 @pytest.mark.parametrize(("share", "steps"), [(0.4, 4), (1.0, 10), (0.0, 0), (0.04, 0)])
@@ -75,7 +77,7 @@ def test_the_average_of_the_last_steps_is_their_mean_and_before_them_the_weights
     for step in range(1, total + 1):
         with torch.no_grad():
             model["w"].copy_(values[step - 1])
-        optim.update_average(average, model, optim.average_weight(step, total, cfg))
+        update_average(average, model, average_weight(step, total, cfg))
         tail = values[min(total - steps, step - 1) : step]
         torch.testing.assert_close(average["w"].detach(), tail.mean(0))
 
@@ -89,9 +91,9 @@ def test_two_averages_and_more_than_the_whole_run_are_refused() -> None:
 
 def test_a_warmup_from_zero_is_one_step_later_and_a_schedule_may_end_above_zero() -> None:
     cfg = Optim(warmup_steps=2, schedule="linear", warmup_from="zero")
-    assert [round(optim.lr_factor(s, 6, cfg), 4) for s in range(1, 7)] == [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]
+    assert [round(lr_factor(s, 6, cfg), 4) for s in range(1, 7)] == [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]
     cfg = dataclasses.replace(cfg, lr_end=0.2)
-    assert [round(optim.lr_factor(s, 6, cfg), 4) for s in range(3, 7)] == [1.0, 0.8, 0.6, 0.4]
+    assert [round(lr_factor(s, 6, cfg), 4) for s in range(3, 7)] == [1.0, 0.8, 0.6, 0.4]
 
 
 def test_up_the_slope_of_a_bowl_the_gradient_is_the_one_a_step_of_length_rho_away() -> None:
@@ -100,7 +102,7 @@ def test_up_the_slope_of_a_bowl_the_gradient_is_the_one_a_step_of_length_rho_awa
     before = {k: v.detach().clone() for k, v in model.items()}
     for _ in range(2):  # of w.w / 2 the gradient is w: norm 5
         (model["w"].square().sum() / 2).backward()
-        with optim.up_the_slope(model, 0.5):
+        with optim.sam_perturbation(model, 0.5):
             assert model["w"].grad is None and torch.equal(model["frozen"], before["frozen"])
             (model["w"].square().sum() / 2).backward()
         torch.testing.assert_close(model["w"].grad, torch.tensor([3.3, 4.4]))
@@ -111,7 +113,7 @@ def test_up_the_slope_of_a_bowl_the_gradient_is_the_one_a_step_of_length_rho_awa
 def test_up_a_slope_that_is_flat_is_where_one_stands() -> None:
     model = torch.nn.ParameterDict({"w": torch.zeros(2)})
     (model["w"].square().sum() / 2).backward()
-    with optim.up_the_slope(model, 0.5):
+    with optim.sam_perturbation(model, 0.5):
         assert torch.equal(model["w"], torch.zeros(2))
 
 
@@ -119,7 +121,7 @@ def learn(model: Mixer, cfg: Optim, steps: int) -> None:
     """Steps 1..steps of the rule on a loss that reaches every weight but the dead biases."""
     optimizers = optim.make_optimizers(model, cfg)
     for step in range(1, steps + 1):
-        optim.prepare(optimizers, step, 1.0)
+        optim.set_learning_rates(optimizers, step, 1.0)
         images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(step))
         torch.nn.functional.cross_entropy(model(images), torch.arange(4)).backward()
         for o in optimizers:
@@ -158,7 +160,7 @@ def test_frozen_layers_keep_their_weights_under_weight_decay_too(
 
 
 def test_more_layers_than_there_are_cannot_be_frozen() -> None:
-    with pytest.raises(ValueError, match="a stem and 2 blocks: at most 3"):
+    with pytest.raises(ValueError, match="4 layers, of which the last learns in any case: at most 3"):
         optim.make_optimizers(small(), Optim(frozen_layers=4))
 
 
@@ -178,7 +180,7 @@ def test_layer_decay_halves_the_rate_from_each_layer_to_the_one_below(name: str)
     model = small()
     cfg = Optim(name=name, lr=0.8, muon_lr=0.8, layer_decay=0.5)  # type: ignore[arg-type]
     optimizers = optim.make_optimizers(model, cfg)
-    optim.prepare(optimizers, 1, 0.1)
+    optim.set_learning_rates(optimizers, 1, 0.1)
     rates = {id(p): g["lr"] for o in optimizers for g in o.param_groups for p in g["params"]}
     wanted = {"stem": 0.01, "blocks.0": 0.02, "blocks.1": 0.04, "norm": 0.08, "head": 0.08}
     for key, p in model.named_parameters():

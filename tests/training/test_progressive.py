@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.training import Stopped, batch_of, stop_at, weights
 
 from mlpmixer.data.config import Data
 from mlpmixer.models import locality
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.training import optimizers, progressive
-from mlpmixer.training.augment import augment, normalise, resize
+from mlpmixer.training.augment import augment, mix, normalise, resize
+from mlpmixer.training.inputs import load_images
 from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run, read_recipe
 from mlpmixer.training.run import train
-from mlpmixer.training.step import Step, load_images
+from mlpmixer.training.step import TrainingStep
 from mlpmixer.weights import model_file, run_folder
 from mlpmixer.weights.adapt import adapt
 
@@ -43,10 +45,6 @@ BASE = Recipe(
 
 def recipe(**run: Any) -> Recipe:
     return dataclasses.replace(BASE, run=dataclasses.replace(BASE.run, **run))
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return model_file.read_tensors(run / run_folder.MODEL_FILE)[0]
 
 
 def noisy(model: Mixer, seed: int) -> Mixer:
@@ -126,7 +124,7 @@ def test_the_optimizers_forget_what_has_another_shape_and_nothing_else(name: str
         o.step()
     large = progressive.resized(small, 8)
     after = optimizers.make_optimizers(large, cfg)
-    optimizers.carry_over(before, after)
+    optimizers.transfer_optimizer_state(before, after)
     new, old = (dict(model.named_parameters()) for model in (large, small))
     with_state = {k for k, p in new.items() if any(p in o.state for o in after)}
     tokens = {f"blocks.{i}.token_mixing.{k}" for i in range(2) for k in ("fc1.weight", "fc2.weight", "fc2.bias")}
@@ -138,16 +136,16 @@ def test_the_optimizers_forget_what_has_another_shape_and_nothing_else(name: str
 
 def test_a_step_sees_the_batch_as_augmented_at_the_full_size_and_then_made_small() -> None:
     stores = load_images(BASE.data, BASE.model)
-    step, seen, indices = Step(BASE, stores, torch.device("cpu"), torch.float32), [], np.arange(64)
-    step.gradients = lambda *batch: seen.append(batch) or step.backward(*batch)  # type: ignore[func-returns-value]
-    pixels = stores.train.array(indices)
+    step = TrainingStep(BASE, stores, torch.device("cpu"), torch.float32)
+    batch = batch_of(stores.train, 1, np.arange(64))
     assert step.image_size == (4, 4)
-    step(1, 1.0, indices, pixels)
+    small, targets = step.prepare(batch)
     step.resize(8)
-    step(1, 1.0, indices, pixels)
-    (small, targets, seed, _), (large, same, _, _) = seen
+    large, same = step.prepare(batch)
     assert small.shape[2:] == (4, 4) and torch.equal(targets, same)
-    images, _ = augment(torch.from_numpy(pixels), targets, BASE.augment, (8, 8), torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(step.seed(1, 0))
+    images = augment(torch.from_numpy(batch.images), BASE.augment, (8, 8), generator)
+    images, _ = mix(images, targets, BASE.augment, generator)
     torch.testing.assert_close(large, normalise(images, stores.preprocess))
     torch.testing.assert_close(small, normalise(resize(images, (4, 4)), stores.preprocess))
     assert torch.equal(resize(images, (8, 8)), images)
@@ -171,12 +169,8 @@ def test_a_run_ends_at_its_own_size_and_leaves_a_plain_mixer(grown: Path) -> Non
 def test_a_run_stopped_on_either_side_of_a_growth_ends_with_the_same_bits(
     last: int, grown: Path, tmp_path: Path
 ) -> None:
-    def stop(line: dict[str, Any]) -> None:
-        if line["kind"] == "save" and line["step"] == last:
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        train(BASE, out=tmp_path / "run", report=stop)
+    with pytest.raises(Stopped):
+        train(BASE, out=tmp_path / "run", report=stop_at(last))
     train(BASE, out=tmp_path / "run", resume=True)
     whole, resumed = weights(grown), weights(tmp_path / "run")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[k], resumed[k]) for k in whole)

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.training import augmented
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from mlpmixer.training import randaugment as ops
-from mlpmixer.training.augment import augment, prepare_eval
+from mlpmixer.training.augment import prepare_eval
 from mlpmixer.training.randaugment import Op, big_vision_ops, one_of, randaugment, torchvision_ops, trivialaugment
 from mlpmixer.training.recipe import Augment
 
@@ -249,12 +250,14 @@ def test_it_comes_after_crop_and_flip_in_whole_levels_and_repeats(on: dict[str, 
     images, targets = photos(64, 16, 16).permute(0, 2, 3, 1), torch.eye(2)[torch.arange(64) % 2]
     kept = images.clone()
     cfg = Augment(inception_crop=0.3, flip=True, **on)
-    runs = [augment(images, targets, cfg, (16, 16), seeded(seed))[0] for seed in (1, 1, 2)]
+    runs = [augmented(images, targets, cfg, (16, 16), seeded(seed))[0] for seed in (1, 1, 2)]
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2]) and torch.equal(images, kept)
     assert torch.equal(runs[0], runs[0].round()) and runs[0].dtype == torch.float32 and runs[0].is_contiguous()
     generator = seeded(1)
     before = (
-        augment(images, targets, Augment(inception_crop=0.3, flip=True), (16, 16), generator)[0].round().to(torch.uint8)
+        augmented(images, targets, Augment(inception_crop=0.3, flip=True), (16, 16), generator)[0]
+        .round()
+        .to(torch.uint8)
     )
     after = (
         randaugment(before, 2, 9, "torchvision", generator)
@@ -262,8 +265,8 @@ def test_it_comes_after_crop_and_flip_in_whole_levels_and_repeats(on: dict[str, 
         else trivialaugment(before, generator)
     )
     assert torch.equal(runs[0], after.float())
-    floats = augment(images.float(), targets, Augment(**on), (16, 16), seeded())[0]
-    assert torch.equal(floats, augment(images, targets, Augment(**on), (16, 16), seeded())[0])
+    floats = augmented(images.float(), targets, Augment(**on), (16, 16), seeded())[0]
+    assert torch.equal(floats, augmented(images, targets, Augment(**on), (16, 16), seeded())[0])
 
 
 def test_layers_of_magnitude_zero_change_nothing_in_the_clean_form_but_tables() -> None:
@@ -289,7 +292,7 @@ def test_any_size_and_number_of_channels(
 ) -> None:
     images = torch.randint(256, (n, *size, channels), dtype=torch.uint8, generator=seeded(seed))
     cfg = Augment(randaugment_layers=3, randaugment_magnitude=magnitude, randaugment_form=form, trivialaugment=True)
-    out, _ = augment(images, torch.ones(n, 1), cfg, size, seeded(seed))
+    out, _ = augmented(images, torch.ones(n, 1), cfg, size, seeded(seed))
     assert out.shape == (n, channels, *size) and out.min() >= 0 and out.max() <= 255 and torch.equal(out, out.round())
 
 
@@ -320,7 +323,7 @@ def test_magnitudes_beyond_the_scale_are_an_error(wrong: dict[str, Any], said: s
 def test_off_draws_nothing() -> None:
     generator, images = seeded(), photos(2, 5, 5).permute(0, 2, 3, 1)
     before = generator.get_state()
-    out, _ = augment(
+    out, _ = augmented(
         images, torch.ones(2, 1), dataclasses.replace(Augment(), randaugment_magnitude=20), (5, 5), generator
     )
     assert torch.equal(out, prepare_eval(images)) and torch.equal(generator.get_state(), before)
@@ -330,6 +333,6 @@ def test_off_draws_nothing() -> None:
 @pytest.mark.parametrize("on", [{"randaugment_layers": 2}, {"trivialaugment": True}])
 def test_an_accelerator_gives_the_same_batch(on: dict[str, Any]) -> None:
     images, targets = photos(256, 32, 32).permute(0, 2, 3, 1).contiguous(), torch.ones(256, 1)
-    here = augment(images, targets, Augment(**on), (32, 32), seeded())[0]
-    there = augment(images.cuda(), targets.cuda(), Augment(**on), (32, 32), seeded())[0]
+    here = augmented(images, targets, Augment(**on), (32, 32), seeded())[0]
+    there = augmented(images.cuda(), targets.cuda(), Augment(**on), (32, 32), seeded())[0]
     assert there.is_cuda and ((here - there.cpu()).abs() > 1).float().mean() < 0.01

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.processes import Forks
+from helpers.training import Stopped, assert_same_run, batch_of, change, stop_at, weights
 from PIL import Image
 from torch import Tensor, nn
 
@@ -25,9 +25,11 @@ from mlpmixer.models.architecture import count_params
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.names import MIXERS
 from mlpmixer.training.augment import normalise, prepare_eval
+from mlpmixer.training.inputs import ImageCache, load_images
+from mlpmixer.training.loop import Diverged, Interrupted, validate
 from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run, read_recipe
-from mlpmixer.training.run import Diverged, Interrupted, restore, train, validate
-from mlpmixer.training.step import Kept, Step, load_images
+from mlpmixer.training.run import restore, train
+from mlpmixer.training.step import TrainingStep
 from mlpmixer.weights import model_file, run_folder
 
 SMALL = dataclasses.replace(MIXERS["Pico/2"], num_blocks=2, hidden_dim=24, tokens_mlp_dim=16, channels_mlp_dim=48)
@@ -42,35 +44,12 @@ BASE = Recipe(
 )
 
 
-def change(recipe: Recipe, **parts: dict[str, Any]) -> Recipe:
-    """The recipe with fields replaced: change(r, run={"steps": 3})."""
-    return dataclasses.replace(recipe, **{k: dataclasses.replace(getattr(recipe, k), **v) for k, v in parts.items()})
-
-
 LOCAL = change(BASE, optim={"locality": 3, "lr": 0.01, "muon_lr": 0.02})
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(BASE, out=tmp_path_factory.mktemp("runs") / "whole").path
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return model_file.read_tensors(run / run_folder.MODEL_FILE)[0]
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    first, second = weights(a), weights(b)
-    assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-    def lines(run: Path) -> list[tuple[Any, ...]]:
-        return [
-            (x["kind"], x["step"], x["top1"])
-            for x in run_folder.read_metrics(run / "metrics.jsonl")
-            if x["kind"] == "eval"
-        ]
-
-    assert lines(a) == lines(b)
 
 
 def test_runs_one_after_the_other_decode_their_images_once_and_are_the_runs_they_were(
@@ -82,14 +61,14 @@ def test_runs_one_after_the_other_decode_their_images_once_and_are_the_runs_they
         decoded.append(data)
         return load_images(data, *rest)
 
-    monkeypatch.setattr("mlpmixer.training.step.load_images", counted)
-    kept, short = Kept(), change(BASE, run={"steps": 2})
-    train(short, out=tmp_path / "first", kept=kept)
-    assert_same_run(train(BASE, out=tmp_path / "second", kept=kept).path, undisturbed)
+    monkeypatch.setattr("mlpmixer.training.inputs.load_images", counted)
+    images, short = ImageCache(), change(BASE, run={"steps": 2})
+    train(short, out=tmp_path / "first", image_cache=images)
+    assert_same_run(train(BASE, out=tmp_path / "second", image_cache=images).path, undisturbed)
     assert decoded == [BASE.data]
-    few = train(change(short, data={"train_fraction": 0.5}), out=tmp_path / "few", kept=kept)
+    few = train(change(short, data={"train_fraction": 0.5}), out=tmp_path / "few", image_cache=images)
     larger = change(short, model={"image_size": 16})
-    train(larger, out=tmp_path / "larger", kept=kept)
+    train(larger, out=tmp_path / "larger", image_cache=images)
     assert len(decoded) == 3 and few.summary["train_images"] < 700
 
 
@@ -165,6 +144,16 @@ def test_a_run_killed_and_resumed_ends_with_the_same_bits(
     assert_same_run(undisturbed, tmp_path / "killed")
 
 
+def test_a_report_that_fails_leaves_no_file_open(tmp_path: Path) -> None:
+    def fail(event: dict[str, Any]) -> None:
+        raise RuntimeError(event["kind"])
+
+    with pytest.raises(RuntimeError, match="start") as error:  # which keeps the frames of train alive
+        train(BASE, out=tmp_path / "run", report=fail)
+    held = [os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    assert str(tmp_path / "run" / "metrics.jsonl") not in held, error
+
+
 def test_ctrl_c_saves_and_the_run_goes_on_exactly(undisturbed: Path, tmp_path: Path) -> None:
     def press(line: dict[str, Any]) -> None:
         if line["kind"] == "step" and line["step"] == 9:
@@ -222,10 +211,10 @@ def test_a_run_with_locality_is_exact_after_a_kill(local: Path, tmp_path: Path, 
 
 def test_what_learned_through_kernels_is_saved_as_the_plain_mixer_that_it_was(local: Path) -> None:
     stores = load_images(LOCAL.data, LOCAL.model)
-    step_of = Step(read_recipe(local), stores, torch.device("cpu"), torch.float32)
+    step = TrainingStep(read_recipe(local), stores, torch.device("cpu"), torch.float32)
     saved = model_file.last_state(local)
-    assert saved is not None and restore(saved, step_of, 24).step == 24
-    trained = step_of.average.eval()
+    assert saved is not None and restore(saved, step, 24).step == 24
+    trained = step.average.eval()
     kernels = {name: p for name, p in trained.named_parameters() if name.endswith(".kernel")}
     assert len(kernels) == 4 and all(kernel.abs().max() > 1e-3 for kernel in kernels.values())
 
@@ -258,22 +247,12 @@ def test_trained_weights_start_with_locality_as_the_function_they_were(undisturb
         torch.testing.assert_close(after[name], start[name])
 
 
-def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
-    """A report that ends the run when the state after that step is saved."""
-
-    def stop(line: dict[str, Any]) -> None:
-        if line["kind"] == "save" and line["step"] == step:
-            raise RuntimeError("stop")
-
-    return stop
-
-
 @pytest.mark.parametrize("size", [8, 12])
 def test_a_run_goes_on_without_the_weights_that_it_started_from(size: int, undisturbed: Path, tmp_path: Path) -> None:
     start = shutil.copy(undisturbed / run_folder.MODEL_FILE, tmp_path / "start.safetensors")
     recipe = change(BASE, model={"image_size": size}, init={"stem": "lecun", "weights": str(start)}, run={"steps": 6})
     whole = train(recipe, out=tmp_path / "whole").path
-    with pytest.raises(RuntimeError, match="stop"):
+    with pytest.raises(Stopped):
         train(recipe, out=tmp_path / "stopped", report=stop_at(3))
     start.unlink()
     train(recipe, out=tmp_path / "stopped", resume=True)
@@ -288,19 +267,19 @@ def test_a_run_goes_on_without_the_weights_that_it_started_from(size: int, undis
 def test_a_run_that_goes_on_computes_no_statistics(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(RuntimeError, match="stop"):
+    with pytest.raises(Stopped):
         train(BASE, out=tmp_path / "run", report=stop_at(8))
 
     def sample_of(images: Any) -> Any:
         raise AssertionError("the mean, the deviation and the stem are stored")
 
-    monkeypatch.setattr("mlpmixer.training.step.sample_of", sample_of)
+    monkeypatch.setattr("mlpmixer.training.inputs.sample_of", sample_of)
     train(BASE, out=tmp_path / "run", resume=True)
     assert_same_run(undisturbed, tmp_path / "run")
 
 
 def test_a_state_of_before_the_preprocessing_was_stored_goes_on(undisturbed: Path, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="stop"):
+    with pytest.raises(Stopped):
         train(BASE, out=tmp_path / "run", report=stop_at(8))
     for state in model_file.states(tmp_path / "run"):
         tensors, meta = model_file.read_tensors(state)
@@ -310,7 +289,7 @@ def test_a_state_of_before_the_preprocessing_was_stored_goes_on(undisturbed: Pat
 
 
 def test_a_run_does_not_go_on_with_other_classes(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="stop"):
+    with pytest.raises(Stopped):
         train(BASE, out=tmp_path / "run", report=stop_at(2))
     for state in model_file.states(tmp_path / "run"):
         tensors, meta = model_file.read_tensors(state)
@@ -320,7 +299,7 @@ def test_a_run_does_not_go_on_with_other_classes(tmp_path: Path) -> None:
 
 
 def test_a_damaged_last_checkpoint_is_passed_over(undisturbed: Path, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="stop"):
+    with pytest.raises(Stopped):
         train(BASE, out=tmp_path / "run", report=stop_at(8))
     last = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
     last.write_bytes(last.read_bytes()[:-10])
@@ -364,26 +343,26 @@ def test_accumulation_gives_the_same_step(tmp_path: Path) -> None:
         torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-5)
 
 
-def first_step(recipe: Recipe) -> tuple[Step, Step]:
-    """Two equal steps of the loop on digits, in float32, before the first batch."""
+def training_step(recipe: Recipe) -> TrainingStep:
+    """The training step of a recipe on digits, in float32, before the first batch."""
     stores = load_images(recipe.data, recipe.model)
-    recipe = change(recipe, model={"num_classes": 10})
-    return Step(recipe, stores, torch.device("cpu"), torch.float32), Step(
-        recipe, stores, torch.device("cpu"), torch.float32
-    )
+    return TrainingStep(change(recipe, model={"num_classes": 10}), stores, torch.device("cpu"), torch.float32)
 
 
-@pytest.mark.parametrize("bias", [0.0, 1000.0])
-def test_a_validation_while_training_says_what_evaluate_says(bias: float, undisturbed: Path) -> None:
-    step_of, _ = first_step(change(BASE, run={"precision": "float32"}))
-    step_of.average.load_state_dict(weights(undisturbed))
+@pytest.mark.parametrize(("bias", "loss"), [(0.0, "softmax"), (1000.0, "softmax"), (0.0, "sigmoid")])
+def test_validation_while_training_equals_evaluate(bias: float, loss: str, undisturbed: Path) -> None:
+    step = training_step(change(BASE, run={"precision": "float32"}, optim={"loss": loss}))
+    step.average.load_state_dict(weights(undisturbed))
     with torch.no_grad():
-        step_of.average.head.bias[3] += bias  # so sure of one class that the others have a probability of 0
-    stores = step_of.stores
+        step.average.head.bias[3] += bias  # so sure of one class that the others have a probability of 0
+    stores = step.stores
     meta = model_file.ModelMeta(
-        config=step_of.recipe.model, classes=stores.splits.classes, preprocess=stores.preprocess
+        config=step.recipe.model,
+        classes=stores.splits.classes,
+        preprocess=stores.preprocess,
+        provenance={"loss": loss},
     )
-    logged, wanted = validate(step_of, stores.val), evaluate(from_network(step_of.average, meta), stores.splits.val)
+    logged, wanted = validate(step, stores.val), evaluate(from_network(step.average, meta), stores.splits.val)
     assert logged["top1"] == wanted.top1 and logged["nll"] == pytest.approx(wanted.nll, rel=1e-5)
     assert (wanted.nll > 50) == bool(bias)
 
@@ -397,36 +376,32 @@ def test_a_sharpness_aware_step_is_the_papers_two_passes_and_no_more() -> None:
     recipe = change(
         BASE, optim={**rule, "ema_decay": 0.0}, run={"batch_size": 32, "accumulate": 2}, init={"stem": "lecun"}
     )
-    ours, reference = first_step(recipe)
+    ours, reference = training_step(recipe), training_step(recipe)
     for step in (ours, reference):  # with a head of zeros nothing else would have a gradient
         torch.nn.init.normal_(step.model.head.weight, std=0.3, generator=torch.Generator().manual_seed(0))
     passes: list[int] = []
     ours.model.register_forward_hook(lambda *_: passes.append(1))
-    batch = np.arange(32)
-    loss, _ = ours(1, 1.0, batch, ours.stores.train.array(batch))
+    batch = batch_of(ours.images, 1, np.arange(32))
+    loss, _ = ours(batch, 1.0)
     assert len(passes) == 2 * 2
 
-    seen: list[
-        tuple[torch.Tensor, torch.Tensor, int, int]
-    ] = []  # the plain rule in the paper's words, on the batch that the loop makes
-    reference.gradients = lambda *batch: seen.append(batch) or reference.backward(*batch)  # type: ignore[func-returns-value]
-    reference(1, 0.0, batch, reference.stores.train.array(batch))
-    (images, targets, seed, _), model = seen[0], reference.model
-    weights = [p for p in model.parameters() if p.requires_grad]
+    images, targets = reference.prepare(batch)  # the plain rule in the paper's words, on the batch that the loop makes
+    model, seed = reference.model.train(), reference.seed(1, 0)
+    learning = [p for p in model.parameters() if p.requires_grad]
 
     def loss_and_gradient() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         torch.manual_seed(seed)
         logits = torch.cat([model(images[:16]), model(images[16:])])
         value = torch.nn.functional.cross_entropy(logits, targets)
-        return value, torch.autograd.grad(value, weights)
+        return value, torch.autograd.grad(value, learning)
 
     def norm(tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return torch.cat([t.flatten() for t in tensors]).norm()
 
     first, slope = loss_and_gradient()
-    start = [w.detach().clone() for w in weights]
+    start = [w.detach().clone() for w in learning]
     with torch.no_grad():
-        for w, g in zip(weights, slope, strict=True):
+        for w, g in zip(learning, slope, strict=True):
             w += 0.2 * g / norm(slope)
     gradient = loss_and_gradient()[1]
     torch.testing.assert_close(loss, first)
@@ -447,16 +422,12 @@ RULES: dict[str, dict[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("rule", RULES)
 def test_what_changes_a_step_goes_on_exactly(rule: str, undisturbed: Path, tmp_path: Path) -> None:
-    def stop(line: dict[str, Any]) -> None:
-        if line["kind"] == "save" and line["step"] == 4:
-            raise RuntimeError("stop")
-
     recipe = change(change(BASE, **RULES[rule]), run={"steps": 7, "test": False})
     if rule == "distilled":
         recipe = change(recipe, distill={"teacher": str(undisturbed)})
     whole = train(recipe, out=tmp_path / "whole").path
-    with pytest.raises(RuntimeError, match="stop"):
-        train(recipe, out=tmp_path / "stopped", report=stop)
+    with pytest.raises(Stopped):
+        train(recipe, out=tmp_path / "stopped", report=stop_at(4))
     train(recipe, out=tmp_path / "stopped", resume=True)
     assert_same_run(whole, tmp_path / "stopped")
     plain = train(change(BASE, run={"steps": 7, "test": False}), out=tmp_path / "plain").path
@@ -570,7 +541,7 @@ def test_a_fine_tuning_with_half_momentum_and_a_probing_head_first_goes_on_exact
     whole = train(recipe, out=tmp_path / "whole").path
     for step in (4, 8):  # while the head learns alone, and after
         out = tmp_path / f"stopped-{step}"
-        with pytest.raises(RuntimeError, match="stop"):
+        with pytest.raises(Stopped):
             train(recipe, out=out, report=stop_at(step))
         train(recipe, out=out, resume=True)
         assert_same_run(whole, out)

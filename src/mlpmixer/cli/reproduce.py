@@ -56,7 +56,7 @@ class Reproduce(Command):
 
         if not self.name:
             return print_experiments(as_json=self.json)
-        from mlpmixer.training.run import Diverged, Interrupted
+        from mlpmixer.training.loop import Diverged, Interrupted
 
         overrides = Overrides(rows=self.row, steps=self.steps, batch_size=self.batch_size, accumulate=self.accumulate)
         if (self.check or overrides != Overrides()) and not EXPERIMENTS[self.name].overrides:

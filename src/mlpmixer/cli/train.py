@@ -70,41 +70,42 @@ class Train(RecipeCommand):
     def __call__(self) -> int:
         from mlpmixer.clock import parse_duration
         from mlpmixer.data.streaming.shards import ShardError
-        from mlpmixer.training.distributed import FailedElsewhere, Lost, Ranks, joined
-        from mlpmixer.training.run import Diverged, Interrupted, train
+        from mlpmixer.training.distributed import PeerFailedError, PeerLostError, ProcessGroup, connected
+        from mlpmixer.training.loop import Diverged, Interrupted
+        from mlpmixer.training.run import train
         from mlpmixer.training.tensorboard import curves
         from mlpmixer.weights.model_file import last_state
         from mlpmixer.weights.run_folder import free_directory
 
-        ranks = Ranks(**ranks_here())
+        group = ProcessGroup(**ranks_here())
         out = self.resume or self.out
         try:
             with (
-                joined(ranks, parse_duration(self.peer_timeout)),
-                reporter(quiet=self.quiet or not ranks.leads, as_json=self.json and ranks.leads) as show,
+                connected(group, parse_duration(self.peer_timeout)),
+                reporter(quiet=self.quiet or not group.is_main, as_json=self.json and group.is_main) as show,
                 ExitStack() as stack,
             ):
-                out = out or str(ranks.lead(lambda: free_directory(RUNS / run_name(self.config))))
-                drawn = curves(out, show) if self.tensorboard and ranks.leads else nullcontext(show)
-                report = ranks.together(lambda: stack.enter_context(drawn))
-                result = train(self.config, out=out, resume=bool(self.resume), report=report, ranks=ranks)
-        except (Interrupted, Diverged) as e:  # on all ranks alike
-            if ranks.leads and isinstance(e, Interrupted):
+                out = out or str(group.on_main(lambda: free_directory(RUNS / run_name(self.config))))
+                drawn = curves(out, show) if self.tensorboard and group.is_main else nullcontext(show)
+                report = group.on_all(lambda: stack.enter_context(drawn))
+                result = train(self.config, out=out, resume=bool(self.resume), report=report, group=group)
+        except (Interrupted, Diverged) as e:  # on all processes alike
+            if group.is_main and isinstance(e, Interrupted):
                 print_error(f"stopped after step {e.step:,}, saved; to resume: mlpmixer train --resume {e.path}")
-            elif ranks.leads:
+            elif group.is_main:
                 print_error(str(e))
             return 130 if isinstance(e, Interrupted) else 1
         except ShardError as e:
             saved = last_state(Path(out)) is not None
             print_error(str(e) + (f"; the run is saved; to resume: mlpmixer train --resume {out}" if saved else ""))
             return 1
-        except Lost as e:
+        except PeerLostError as e:
             print_error(f"{e}; to resume from the last checkpoint: --resume {out}")
             return 1
-        except FailedElsewhere:
+        except PeerFailedError:
             let_another_speak()
             return 2
-        if ranks.leads and not self.json:
+        if group.is_main and not self.json:
             print_result(result.path, result.summary)
             if self.tensorboard:
                 print(f"curves  tensorboard --logdir {result.path}")
@@ -112,7 +113,7 @@ class Train(RecipeCommand):
 
 
 def ranks_here() -> dict[str, int]:
-    """The fields of `distributed.Ranks`, as torchrun passes them to each process that it starts; none without it."""
+    """The fields of `distributed.ProcessGroup`, as torchrun passes them to each process that it starts; none without it."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return {}
     if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:

@@ -21,8 +21,8 @@ from mlpmixer.weights import run_folder
 
 if TYPE_CHECKING:
     from mlpmixer.models.architecture import Build
+    from mlpmixer.training.inputs import ImageCache
     from mlpmixer.training.run import RunResult
-    from mlpmixer.training.step import Kept
 
 Report = Callable[[dict[str, Any]], None]
 Scale = Literal["small", "long", "full"]
@@ -185,7 +185,7 @@ class ExperimentContext:
     num_parts: int = field(default=0, init=False)
     """How many calls of `train` and `measure` there will be; the experiment sets it."""
     finished: int = field(default=0, init=False)
-    _image_cache: "Kept | None" = field(default=None, init=False)
+    _image_cache: "ImageCache | None" = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         experiment = EXPERIMENTS[self.name]
@@ -212,10 +212,11 @@ class ExperimentContext:
 
         Errors: OutOfTime, after saving; whatever `train` raises.
         """
-        from mlpmixer.training.run import Interrupted, train
-        from mlpmixer.training.step import Kept
+        from mlpmixer.training.inputs import ImageCache
+        from mlpmixer.training.loop import Interrupted
+        from mlpmixer.training.run import train
 
-        self._image_cache = self._image_cache or Kept()
+        self._image_cache = self._image_cache or ImageCache()
         data = dataclasses.replace(recipe.data, data_dir=self.data_dir)
         recipe = dataclasses.replace(
             recipe, name=name, data=data, run=dataclasses.replace(recipe.run, device=self.device)
@@ -232,7 +233,7 @@ class ExperimentContext:
                 report=self.report,
                 stop_after_s=left,
                 network=network,
-                kept=self._image_cache,
+                image_cache=self._image_cache,
             )
         except Interrupted as e:
             if time.monotonic() < self._deadline:

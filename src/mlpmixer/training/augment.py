@@ -1,10 +1,10 @@
-"""Augmentation of whole batches: small functions with explicit parameters, and `augment`, which draws the parameters.
+"""Augmentation of whole batches: `augment` for single images, `mix` for pairs, and the functions with explicit parameters
+that they draw for.
 
 Letters: B batch, H, W stored height, width, h, w the model's, C channels, K classes. Pixels are 0..255 throughout.
-Boxes are rows of (top, left, height, width) in pixels. Nothing loops over images, and pixels are worked on where they
-are. Random numbers come from one CPU generator: a batch is then a function of its seed and not of the device. On a CUDA
-device `alter` draws there, from the device's global generator: other numbers, but as many as pixels, and nothing that
-the host would have to wait for.
+Boxes are rows of (top, left, height, width) in pixels. Nothing loops over images, and pixels stay on their device.
+Random numbers come from a CPU generator, so that a batch is a function of its seed and not of the device. On CUDA,
+`augment` draws from the device's global generator instead: other numbers, and nothing that the host would wait for.
 """
 
 import math
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlpmixer.data.preprocess import Preprocess, standardise
-from mlpmixer.training.batches import Rows, rows_of
-from mlpmixer.training.device_store import send
+from mlpmixer.training.batches import RowRange, row_range
+from mlpmixer.training.device_store import to_device
 from mlpmixer.training.randaugment import Source, device_of, draw, randaugment, trivialaugment
 from mlpmixer.training.recipe import Augment
 
@@ -31,38 +31,25 @@ ERASING_ASPECT = (0.3, 1 / 0.3)  # Zhong et al. 2017, section 4
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, Pillow's convert("L")
 
 
-def augment(
-    images: Tensor, targets: Tensor, cfg: Augment, size: Size, generator: torch.Generator, rows: Rows | None = None
-) -> tuple[Tensor, Tensor]:
-    """A training batch: images (B,H,W,C) and targets (B,K) -> float32 images (B,C,h,w) in 0..255, and targets.
+def augment(images: Tensor, cfg: Augment, size: Size, source: Source, rows: RowRange | None = None) -> Tensor:
+    """Training images (B,H,W,C) -> float32 (B,C,h,w) in 0..255, by the fields of `cfg` in their order, mixing left out.
 
-    Images come as uint8, or as float32 in 0..255. Applies the fields of `cfg` in their order. A field that is off draws
-    nothing and does nothing. Stored images may be larger than `size`: an Inception crop is resampled from the whole of
-    them; otherwise a window of `size` is cut at a random place (`pad_crop_px` widens the range of places by that
-    border). RandAugment and TrivialAugment round to whole levels first. With everything off and images of `size`, the
-    result is exactly the images. Mixing draws a proportion for every image; its partner is the next of the batch, for
-    the last one the first.
-    rows: the images are those of a larger batch. All is drawn as for the whole of it, so each becomes what it is there;
-    with mixing, the rows must go on to the partner of the last of `own`. Those `own` are returned.
-    `generator` is on the CPU. Raises ValueError for other shapes, and for images smaller than `size` that no Inception
-    crop enlarges.
+    Images come as uint8, or as float32 in 0..255. A field that is off draws nothing and does nothing. Stored images may
+    be larger than `size`: an Inception crop is resampled from the whole of them; otherwise a window of `size` is cut at a
+    random place (`pad_crop_px` widens the range of places by that border). RandAugment and TrivialAugment round to whole
+    levels first. With everything off and images of `size`, the result is exactly the images.
+
+    source: a CPU generator, or the images' device. Drawing from a device makes the host wait for nothing, and can be
+    compiled as a whole.
+    rows: the images are those rows of a larger batch; each becomes what it is there.
+
+    Errors: ValueError for other shapes, and for images smaller than `size` that no Inception crop enlarges.
     """
-    if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
-        raise ValueError(
-            f"expected images (B,H,W,C) and targets (B,K), got {tuple(images.shape)} and {tuple(targets.shape)}"
-        )
-    return mix(alter(images, cfg, size, generator, rows), targets, cfg, generator, rows)
-
-
-def alter(images: Tensor, cfg: Augment, size: Size, source: Source, rows: Rows | None = None) -> Tensor:
-    """The part of `augment` that is about single images: (B,H,W,C) -> float32 (B,C,h,w). `source`: a CPU generator, or
-    the images' device.
-
-    Drawing from a device takes nothing from the host and asks the device for nothing, and can be compiled as a whole.
-    """
+    if images.ndim != 4:
+        raise ValueError(f"expected images (B,H,W,C), got {tuple(images.shape)}")
     images = images.permute(0, 3, 1, 2)  # (B,C,H,W), a view
-    rows = rows or rows_of(len(images))
-    n = rows.of
+    rows = rows or row_range(len(images))
+    n = rows.batch_size
 
     if cfg.inception_crop:
         images = resized_crop(
@@ -73,8 +60,7 @@ def alter(images: Tensor, cfg: Augment, size: Size, source: Source, rows: Rows |
     if min(larger) < 0:
         raise ValueError(
             f"stored images of {images.shape[2]}x{images.shape[3]} px are smaller than the model's {size[0]}x{size[1]} "
-            f"px; "
-            "store them at least that large (data.train_scale=1) or set augment.inception_crop"
+            "px; store them at least that large (data.train_scale=1) or set augment.inception_crop"
         )
     free = [px + 2 * cfg.pad_crop_px for px in larger]
     if any(free) or cfg.flip:
@@ -102,34 +88,40 @@ def alter(images: Tensor, cfg: Augment, size: Size, source: Source, rows: Rows |
         images = add_noise(images, rows.take(draw(torch.randn, (n, *images.shape[1:]), source)), cfg.noise)
     if cfg.erasing:
         struck = draw(torch.rand, (n,), source) < cfg.erasing
-        if isinstance(source, torch.device):  # how many were struck is not asked: that would be waiting for the device
+        if isinstance(source, torch.device):  # asking how many were struck would wait for the device
             boxes = draw_erasing_boxes(n, size, source) * struck[:, None]
             fill = draw(torch.randint, (0, 256, (n, *images.shape[1:])), source, dtype=torch.uint8)
             return erase(images, rows.take(boxes), rows.take(fill))
         boxes = draw_erasing_boxes(int(struck.sum()), size, source)
         fill = draw(torch.randint, (0, 256, (len(boxes), *images.shape[1:])), source, dtype=torch.uint8)
         chosen = rows.take(struck).nonzero()[:, 0]
-        drawn = rows.take(struck.cumsum(0) - 1)[chosen]  # of the boxes, those of the images here
+        drawn = rows.take(struck.cumsum(0) - 1)[chosen]  # the boxes of the images here
         chosen = chosen.to(images.device)
         images.index_copy_(0, chosen, erase(images[chosen], boxes[drawn], fill[drawn]))
     return images
 
 
 def mix(
-    images: Tensor, targets: Tensor, cfg: Augment, generator: torch.Generator, rows: Rows | None = None
+    images: Tensor, targets: Tensor, cfg: Augment, generator: torch.Generator, rows: RowRange | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The part of `augment` that is about pairs: images (B,C,h,w) and targets (B,K), mixed or as they are. `generator`
-    is on the CPU."""
-    rows = rows or rows_of(len(images))
+    """Mixup or CutMix of images (B,C,h,w) and targets (B,K), or the same; with `rows`, only the local ones are returned.
+
+    Every image draws a proportion; its partner is the next of the batch, and the first for the last. So `rows` must go on
+    to the partner of the last local row. `generator` is on the CPU.
+    """
+    if len(images) != len(targets):
+        raise ValueError(f"expected as many images as targets, got {len(images)} and {len(targets)}")
+    rows = rows or row_range(len(images))
+    local = rows.num_local
     if not ((cfg.mixup or cfg.cutmix) and float(torch.rand((), generator=generator)) < cfg.mix_probability):
-        return images[: rows.own], targets[: rows.own]
-    first = not cfg.cutmix or bool(cfg.mixup and float(torch.rand((), generator=generator)) < 0.5)
-    partner = torch.arange(1, rows.own + 1, device=images.device) % len(images)
-    share = _beta(rows.of, cfg.mixup if first else cfg.cutmix, generator)
-    if first:
-        return mixup(images, targets, send(rows.take(share)[: rows.own], images.device), partner)
+        return images[:local], targets[:local]
+    takes_mixup = not cfg.cutmix or bool(cfg.mixup and float(torch.rand((), generator=generator)) < 0.5)
+    partner = torch.arange(1, local + 1, device=images.device) % len(images)
+    share = _beta(rows.batch_size, cfg.mixup if takes_mixup else cfg.cutmix, generator)
+    if takes_mixup:
+        return mixup(images, targets, to_device(rows.take(share)[:local], images.device), partner)
     boxes = draw_cutmix_boxes(share, _size(images), generator)
-    return cutmix(images, targets, send(rows.take(boxes)[: rows.own], images.device), partner)
+    return cutmix(images, targets, to_device(rows.take(boxes)[:local], images.device), partner)
 
 
 def prepare_eval(images: Tensor) -> Tensor:
@@ -138,24 +130,23 @@ def prepare_eval(images: Tensor) -> Tensor:
 
 
 def resize(images: Tensor, size: Size) -> Tensor:
-    """(B,C,H,W) float -> (B,C,h,w), antialiased bilinear, as Pillow's but for its rounding; images of that size stay as
-    they are."""
+    """(B,C,H,W) float -> (B,C,h,w), antialiased bilinear as in Pillow, without its rounding; the same if of that size."""
     return images if _size(images) == size else F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
 def normalise(images: Tensor, preprocess: Preprocess) -> Tensor:
     """(B,C,h,w) in 0..255 -> (x / 255 - mean) / std per channel, a new tensor.
 
-    Raises ValueError when `preprocess` is of another number of channels, and not of one for all.
+    Errors: ValueError when `preprocess` has another number of channels, and more than one.
     """
     return standardise(images, *statistics(preprocess, images.shape[1], images.device))
 
 
 def statistics(preprocess: Preprocess, channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(mean, std) of `preprocess` as `standardise` takes them, on the device. ValueError as in `normalise`."""
+    """(mean, std) of `preprocess` as `standardise` takes them, on the device. Errors as in `normalise`."""
     if preprocess.in_channels not in (1, channels):
         raise ValueError(f"the preprocessing is for {preprocess.in_channels} channels, but the images have {channels}")
-    mean, std = (send(torch.from_numpy(values), device) for values in preprocess.statistics)
+    mean, std = (to_device(torch.from_numpy(values), device) for values in preprocess.statistics)
     return mean, std
 
 
@@ -171,8 +162,8 @@ def crop(
 ) -> Tensor:
     """(B,C,H,W) -> windows (B,C,h,w), any dtype: pad by `pad_px`, cut at (top, left) of the padded image, mirror some.
 
-    Padding is numpy.pad's: reflect, or constant 0 (black). `top`, `left` are (B,) integers, `mirror` is (B,) bool. One
-    gather.
+    Padding is numpy.pad's reflect, or constant 0 (black). `top`, `left` are (B,) integers, `mirror` is (B,) bool. One
+    gather does it all.
     """
     (h, w), device = size, images.device
     if pad_px and pad_mode == "constant":
@@ -180,12 +171,9 @@ def crop(
     n, channels, height, width = images.shape
     ys, xs = torch.arange(h, device=device), torch.arange(w, device=device)
     rows = _reflect(top[:, None].to(device) + ys - pad_px, height)  # (B,h)
-    columns = (
-        left[:, None].to(device)
-        + (xs if mirror is None else torch.where(mirror[:, None].to(device), w - 1 - xs, xs))
-        - pad_px
-    )
-    index = rows[:, :, None] * width + _reflect(columns, width)[:, None, :]  # (B,h,w)
+    xs = xs if mirror is None else torch.where(mirror[:, None].to(device), w - 1 - xs, xs)
+    columns = _reflect(left[:, None].to(device) + xs - pad_px, width)  # (B,w)
+    index = rows[:, :, None] * width + columns[:, None, :]  # (B,h,w)
     index = index.reshape(n, 1, h * w).expand(n, channels, h * w)
     return images.reshape(n, channels, height * width).gather(2, index).view(n, channels, h, w)
 
@@ -208,29 +196,26 @@ def resized_crop(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
 
 
 def affine(images: Tensor, matrices: Tensor, pad_mode: PadMode = "reflect") -> Tensor:
-    """(B,C,h,w) float -> the same shape, bilinear. `matrices` (B,2,2) take an output pixel's (x, y) offset from the
-    centre to the input's.
+    """(B,C,h,w) float -> the same shape, bilinear. Not antialiased: meant for mild zooms.
 
-    Outside the image: reflection about the border, or 0 for constant. Not antialiased: meant for mild zooms.
+    `matrices` (B,2,2) map an output pixel's (x, y) offset from the centre to the input's. What lies outside the image is
+    reflected about the border, or 0 for constant.
     """
     h, w = _size(images)
     (xx, xy), (yx, yy) = (row.unbind(1) for row in matrices.to(images.device, torch.float32).unbind(1))
-    theta = torch.stack([xx, xy * (h / w), yx * (w / h), yy], 1).view(
-        -1, 2, 2
-    )  # grid_sample counts half widths and half heights
-    theta = F.pad(theta, (0, 1))  # (B,2,3), no shift
+    theta = torch.stack([xx, xy * (h / w), yx * (w / h), yy], 1)  # grid_sample counts in half widths and half heights
+    theta = F.pad(theta.view(-1, 2, 2), (0, 1))  # (B,2,3), no shift
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     outside = "reflection" if pad_mode == "reflect" else "zeros"
     return F.grid_sample(images, grid, mode="bilinear", padding_mode=outside, align_corners=False)
 
 
 def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Brightness, then contrast, then saturation by factors (B,), each clipped to 0..255: Pillow's ImageEnhance without
-    its rounding.
+    """Brightness, then contrast, then saturation by factors (B,): Pillow's ImageEnhance without its rounding.
 
-    Contrast scales the distance to the image's mean grey level, saturation that to the pixel's grey level. Grey is
-    Pillow's L for 3 channels, else the mean of the channels. Saturation is a notion of RGB: with another number of
-    channels it does nothing.
+    Each is clipped to 0..255. Contrast scales the distance to the image's mean grey level, saturation that to the pixel's
+    grey level. Grey is Pillow's L for 3 channels, otherwise the mean of the channels. Saturation needs 3 channels, and
+    does nothing with another number.
     """
     b, c, s = (f.to(images.device, images.dtype)[:, None, None, None] for f in (brightness, contrast, saturation))
     images = (images * b).clamp_(0, 255)
@@ -247,8 +232,7 @@ def add_noise(images: Tensor, standard_normal: Tensor, deviation: float) -> Tens
 
 
 def erase(images: Tensor, boxes: Tensor, fill: Tensor) -> Tensor:
-    """(B,C,h,w) with each image's box (B,4) overwritten by that place of `fill` (B,C,h,w). An empty box erases
-    nothing."""
+    """(B,C,h,w) with each image's box (B,4) overwritten by that place of `fill` (B,C,h,w). An empty box erases nothing."""
     return torch.where(_inside(boxes, images)[:, None], fill.to(images.device, images.dtype), images)
 
 
@@ -262,8 +246,7 @@ def mixup(images: Tensor, targets: Tensor, share: Tensor, partner: Tensor) -> tu
 
 
 def cutmix(images: Tensor, targets: Tensor, boxes: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-    """Each image's box comes from its partner; targets are mixed by the pixels that really did. Yun et al. 2019,
-    equation (1).
+    """Each image with a box pasted from its partner, and targets mixed by the pixels pasted. Yun et al. 2019, equation (1).
 
     `boxes` are (b,4), `partner` is (b,): the first b of the B images are mixed and returned. Boxes that reach over the
     border are clipped, and the share is counted after that.
@@ -276,8 +259,8 @@ def cutmix(images: Tensor, targets: Tensor, boxes: Tensor, partner: Tensor) -> t
 def draw_crop_boxes(n: int, stored: Size, size: Size, min_share: float, source: Source) -> Tensor:
     """Boxes (n,4) in images of `stored` pixels: area share uniform in [min_share, 1], aspect log-uniform in 3/4 .. 4/3.
 
-    The aspect is relative to that of `size`: it is the distortion that the crop suffers. Where none of 10 draws fits,
-    the largest centred box of an allowed aspect.
+    The aspect is relative to that of `size`: it is the distortion of the crop. Where none of 10 draws fits, the box is
+    the largest centred one of an allowed aspect.
     """
     height, width = stored
     ratio = size[1] / size[0]
@@ -295,7 +278,7 @@ def draw_crop_boxes(n: int, stored: Size, size: Size, min_share: float, source: 
 
 
 def draw_affine(n: int, rotate_deg: float, zoom: float, shear: float, source: Source) -> Tensor:
-    """Matrices (n,2,2) for `affine`: the content is turned counter-clockwise, then zoomed, then sheared."""
+    """Matrices (n,2,2) for `affine` that turn the content counter-clockwise, then zoom it, then shear it."""
     eye = torch.eye(2, device=device_of(source))
     matrices = eye.expand(n, 2, 2)  # output -> input: the inverse steps, the last one applied to the output first
     if rotate_deg:
@@ -311,8 +294,7 @@ def draw_affine(n: int, rotate_deg: float, zoom: float, shear: float, source: So
 
 
 def draw_erasing_boxes(n: int, size: Size, source: Source) -> Tensor:
-    """Integer boxes (n,4), area share uniform in 2-33 %, aspect log-uniform in 0.3 .. 1/0.3; empty where none of 10
-    draws fits."""
+    """Integer boxes (n,4): area share uniform in 2-33 %, aspect log-uniform in 0.3 .. 1/0.3; empty if 10 draws do not fit."""
     h, w = size
     area = _uniform((n, ATTEMPTS), *ERASING_AREA, source) * h * w
     aspect = _log_uniform((n, ATTEMPTS), *ERASING_ASPECT, source)
@@ -327,8 +309,7 @@ def draw_erasing_boxes(n: int, size: Size, source: Source) -> Tensor:
 
 
 def draw_cutmix_boxes(share: Tensor, size: Size, generator: torch.Generator) -> Tensor:
-    """Integer boxes (n,4) of area share 1 - `share` and the images' aspect, centred anywhere; they may reach over the
-    border."""
+    """Integer boxes (n,4) of area share 1 - `share` and the images' aspect, centred anywhere, even across the border."""
     h, w = size
     side = (1 - share).sqrt()
     tall, wide = (side * h).round().long(), (side * w).round().long()
@@ -342,16 +323,14 @@ def _size(images: Tensor) -> Size:
 
 
 def _reflect(index: Tensor, length: int) -> Tensor:
-    """Any integer -> 0..length-1, mirrored about the first and the last pixel as often as needed (numpy.pad's
-    reflect)."""
+    """Any integer -> 0..length-1, mirrored about the first and last pixel as often as needed (numpy.pad's reflect)."""
     period = max(2 * length - 2, 1)
     index = index % period
     return torch.minimum(index, period - index) if length > 1 else torch.zeros_like(index)
 
 
 def _triangle(start: Tensor, extent: Tensor, stored: int, wanted: int) -> Tensor:
-    """Weights (B,wanted,stored) of an antialiased bilinear resize of [start, start + extent) along one axis; rows sum
-    to 1."""
+    """Weights (B,wanted,stored) of an antialiased bilinear resize of [start, start + extent) along one axis."""
     scale = (extent / wanted)[:, None, None]
     device = start.device
     centre = start[:, None, None] + (torch.arange(wanted, device=device) + 0.5)[None, :, None] * scale
@@ -369,7 +348,7 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _inside(boxes: Tensor, images: Tensor) -> Tensor:
-    """(b,h,w) bool: the pixels of (B,C,h,w) images that lie in the box (b,4) of the first b."""
+    """(b,h,w) bool: the pixels of the first b of (B,C,h,w) images that lie in their boxes (b,4)."""
     h, w = _size(images)
     top, left, tall, wide = boxes.to(images.device)[:, :, None].unbind(1)  # (B,1) each
     y, x = torch.arange(h, device=images.device), torch.arange(w, device=images.device)
@@ -394,7 +373,6 @@ def _integers(n: int, end: int, source: Source) -> Tensor:
 
 
 def _beta(n: int, a: float, generator: torch.Generator) -> Tensor:
-    """(n,) from Beta(a, a). Torch draws Beta only from its global generator: numpy's is seeded by one draw from
-    ours."""
+    """(n,) from Beta(a, a). Torch draws Beta from its global generator only, so numpy's is seeded by one draw from ours."""
     seed = int(torch.randint(2**62, (), generator=generator))
     return torch.from_numpy(np.random.default_rng(seed).beta(a, a, n)).float()

@@ -1,14 +1,14 @@
-"""A teacher's answers as targets beside the labels: distillation (Hinton et al. 2015, arXiv:1503.02531; hard: Touvron
-et al. 2021, DeiT).
+"""Distillation: a teacher's answers as targets beside the labels (Hinton et al. 2015, arXiv:1503.02531; hard: DeiT).
 
-B images of a batch, N training images, K classes in the order of the data. `loss.loss_of` says what is made of the
-answers.
+B images of a batch, N training images, K classes in the order of the data. `loss.training_loss` is what is made of the
+targets.
 """
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,61 +19,85 @@ from mlpmixer.data.preprocess import standardise
 from mlpmixer.data.store import Store
 from mlpmixer.evaluation.evaluate import match_classes
 from mlpmixer.inference.onnx_model import OnnxModel, copy_onnx, open_onnx
-from mlpmixer.models.mixer import Mixer
 from mlpmixer.training.augment import resize, statistics
-from mlpmixer.training.device_store import send
+from mlpmixer.training.device_store import to_device
 from mlpmixer.training.recipe import Distill, Recipe
 from mlpmixer.training.stream import Stream
 from mlpmixer.weights.adapt import adapt_trained
 from mlpmixer.weights.load import Report, load_weights
 from mlpmixer.weights.model_file import ModelMeta, replacing, save_model
 
-Answer = Callable[[Tensor], Tensor]
+TeacherFunction = Callable[[Tensor], Tensor]
 """Augmented images, float32 (B,C,h,w) in 0..255 on the device of the run -> logits (B,K). Called without gradients."""
-Source = Answer | np.ndarray | tuple[Mixer, ModelMeta] | OnnxModel | None
+TeacherSource = TeacherFunction | np.ndarray | tuple[Any, ModelMeta] | OnnxModel | None
 COPIES = ("teacher.npy", "teacher.onnx", "teacher.safetensors")  # logits, a graph, a network
-FUNCTION = "function"  # what the recipe of a run says whose teacher was given in Python
+FUNCTION = "function"  # distill.teacher of a run whose teacher was given in Python
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """Target distributions, (B,K) from one of the two, (B,0) from the other; from both without a teacher."""
+class StoredTeacher:
+    """Logits stored for every training image: targets for the images as they are, to be mixed as labels are."""
 
-    before: Callable[[np.ndarray], Tensor]
-    """Of training images by number, (B,) int64: stored answers. They are of the images as they are, and are mixed as
-    labels are."""
-    after: Answer
-    """Of images that have been augmented and mixed."""
+    logits: np.ndarray
+    """(N,K), one row for each training image, unreadable ones included."""
+    readable: np.ndarray
+    """The rows of the images that a run's numbers count."""
+    cfg: Distill
+    device: torch.device
+    notes: tuple[str, ...] = ()
+
+    def targets(self, numbers: np.ndarray) -> Tensor:
+        """Image numbers (B,) -> target distributions (B,K)."""
+        logits = self.logits[self.readable[numbers]].astype(np.float32)
+        return distribution(to_device(torch.from_numpy(logits), self.device), self.cfg)
+
+
+@dataclass(frozen=True)
+class OnlineTeacher:
+    """A network or function that answers every batch: targets for the images after augmentation and mixing."""
+
+    answer: TeacherFunction
+    num_classes: int
+    cfg: Distill
     notes: tuple[str, ...] = ()
     """What was assumed about it."""
 
+    @torch.no_grad()
+    def targets(self, images: Tensor) -> Tensor:
+        """Augmented images, float32 (B,C,h,w) in 0..255 -> target distributions (B,K)."""
+        logits, expected = self.answer(images), (len(images), self.num_classes)
+        if logits.shape != expected:
+            raise ValueError(f"the teacher's answer has shape {tuple(logits.shape)}; expected logits {expected}")
+        return distribution(logits.float(), self.cfg)
 
-def with_teacher(recipe: Recipe, function: Answer | None) -> Recipe:
-    """The recipe of a run that learns from `function`, if there is one.
 
-    ValueError when the recipe names another teacher, or needs a function and there is none.
+Teacher = StoredTeacher | OnlineTeacher
+
+
+def with_teacher(recipe: Recipe, function: TeacherFunction | None) -> Recipe:
+    """The recipe of a run that learns from `function`, if one is given.
+
+    Errors: ValueError when the recipe names another teacher, or needs a function that is not given.
     """
     named = recipe.distill.teacher
     if function is None and named == FUNCTION:
         raise ValueError(
-            "this run learns from a function: train it from Python, mlpmixer.train(recipe, ..., teacher=that function)"
+            "this run's teacher is a Python function: train it with mlpmixer.train(recipe, ..., teacher=that function)"
         )
     if function is not None and named not in ("", FUNCTION):
-        raise ValueError(f"two teachers: distill.teacher={named!r}, and a function; leave one of them out")
-    return (
-        recipe
-        if function is None
-        else dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, teacher=FUNCTION))
-    )
+        raise ValueError(f"two teachers are given, distill.teacher={named!r} and a function; leave one of them out")
+    if function is None:
+        return recipe
+    return dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, teacher=FUNCTION))
 
 
-def open_teacher(name: str, report: Report | None = None, copy: Path | None = None) -> Source:
-    """What `distill.teacher` names: logits (N,K) as an array, an ONNX model, or a trained network.
+def open_teacher(name: str, report: Report | None = None, copy: Path | None = None) -> TeacherSource:
+    """The teacher that `distill.teacher` names: logits (N,K) as an array, an ONNX model, or a trained network.
 
     report: receives the progress of a download.
-    copy: what `store_teacher` has made of it, to be read instead.
+    copy: the copy that `store_teacher` made, to be read instead.
 
-    Errors: ValueError, FileNotFoundError for what is none of them.
+    Errors: ValueError or FileNotFoundError when the name is none of these.
     """
     if copy is not None:
         source = open_teacher(str(copy))
@@ -85,7 +109,7 @@ def open_teacher(name: str, report: Report | None = None, copy: Path | None = No
         return _logits(np.load(path, mmap_mode="r"), name)
     if path.suffix == ".npz" and path.is_file():
         with np.load(path) as arrays:
-            if "logits" in arrays.files:  # else it may be an official weight file
+            if "logits" in arrays.files:  # otherwise it may be an official weight file
                 return _logits(arrays["logits"], name)
     if path.suffix == ".onnx":
         return open_onnx(name, threads=torch.get_num_threads())
@@ -99,9 +123,8 @@ def _logits(logits: np.ndarray, name: str) -> np.ndarray:
     return logits
 
 
-def store_teacher(run: Path, source: Source) -> None:
-    """Copy a teacher beside the states of its run, so that the run can go on without the original; of a function there
-    is no copy.
+def store_teacher(run: Path, source: TeacherSource) -> None:
+    """Copy a teacher beside the states of its run, so that the run resumes without the original. Functions have no copy.
 
     A kill at any moment leaves the whole copy or none. Errors: OSError.
     """
@@ -123,39 +146,30 @@ def stored_teacher(run: Path) -> Path | None:
 
 
 def drop_teacher(run: Path) -> None:
-    """Remove the copy: a run that is over needs it no more."""
+    """Remove the copy, which a finished run no longer needs."""
     for path in (run / "checkpoints").glob("teacher.*"):
         path.unlink()
 
 
 def make_teacher(
-    source: Source,
+    source: TeacherSource,
     cfg: Distill,
     train: Store | Stream,
     classes: tuple[str, ...],
     device: torch.device,
     dtype: torch.dtype,
-) -> Teacher:
+) -> Teacher | None:
     """The teacher of a run whose training images and classes are known.
 
     Errors: ValueError for stored logits of another number of images or classes, and for a network with other classes or
     channels.
     """
-
-    def nothing(batch: np.ndarray | Tensor) -> Tensor:
-        return torch.empty((len(batch), 0), device=device)
-
-    def stored(indices: np.ndarray) -> Tensor:
-        assert isinstance(source, np.ndarray) and not isinstance(train, Stream)
-        return distribution(send(torch.from_numpy(source[train.indices[indices]].astype(np.float32)), device), cfg)
-
     if source is None:
-        return Teacher(nothing, nothing)
+        return None
     if isinstance(source, np.ndarray):
         if isinstance(train, Stream):
             raise ValueError(
-                f"{cfg.teacher} holds logits by image number, but these images are streamed: let a network be the "
-                f"teacher"
+                f"{cfg.teacher} holds logits by image number, but these images are streamed: use a network as the teacher"
             )
         wanted = (len(train.images), len(classes))
         if source.shape != wanted:
@@ -163,39 +177,29 @@ def make_teacher(
                 f"{cfg.teacher} holds logits of shape {source.shape}; this run has {wanted[0]} training images, as "
                 f'data.datasets.open_images(recipe.data, "train") gives them, of {wanted[1]} classes'
             )
-        return Teacher(stored, nothing)
-    notes: tuple[str, ...] = ()
+        return StoredTeacher(source, train.indices, cfg, device)
     if isinstance(source, OnnxModel):
         answer, notes = _onnx_answer(source, train, classes, device)
-    else:
-        answer = _network_answer(*source, train, classes, device, dtype) if isinstance(source, tuple) else source
-
-    @torch.no_grad()
-    def after(images: Tensor) -> Tensor:
-        logits = answer(images)
-        if logits.shape != (len(images), len(classes)):
-            raise ValueError(
-                f"the teacher's answer has shape {tuple(logits.shape)}; expected logits ({len(images)}, {len(classes)})"
-            )
-        return distribution(logits.float(), cfg)
-
-    return Teacher(nothing, after, notes)
+        return OnlineTeacher(answer, len(classes), cfg, notes)
+    if isinstance(source, tuple):
+        source = _network_answer(*source, train, classes, device, dtype)
+    return OnlineTeacher(source, len(classes), cfg)
 
 
 def distribution(logits: Tensor, cfg: Distill) -> Tensor:
-    """Logits (B,K) -> targets (B,K): the likeliest class alone, or all of them at the temperature."""
+    """Logits (B,K) -> targets (B,K): the likeliest class alone, or all classes at the temperature."""
     return F.one_hot(logits.argmax(1), logits.shape[1]).float() if cfg.hard else (logits / cfg.temperature).softmax(1)
 
 
 def _network_answer(
-    network: Mixer,
+    network: Any,
     meta: ModelMeta,
     train: Store | Stream,
     classes: tuple[str, ...],
     device: torch.device,
     dtype: torch.dtype,
-) -> Answer:
-    """The same augmented images, brought to the network's size and channels and normalised as it has been trained."""
+) -> TeacherFunction:
+    """A network on the student's augmented images, in the size, channels and normalisation that it was trained with."""
     network, meta = adapt_trained(network, meta, in_channels=train.preprocess.in_channels)
     network = network.to(device).eval().requires_grad_(False)
     order = torch.from_numpy(match_classes(classes, meta.classes)).to(device)
@@ -212,18 +216,19 @@ def _network_answer(
 
 def _onnx_answer(
     model: OnnxModel, train: Store | Stream, classes: tuple[str, ...], device: torch.device
-) -> tuple[Answer, tuple[str, ...]]:
-    """The same augmented images, brought to the graph's size and normalised as its metadata say; without any as for the
-    student, noted."""
+) -> tuple[TeacherFunction, tuple[str, ...]]:
+    """An ONNX graph on the student's augmented images, in its size, normalised as its metadata say; and notes.
+
+    Without metadata, images are normalised as for the student, and a note says so.
+    """
     channels, said = train.preprocess.in_channels, model.metadata
     _, wanted, *sides = model.input_shape
     if wanted not in (None, channels):
         raise ValueError(
-            f"{model.name} takes images of {wanted} channels, those of this run have {channels}; try --in-channels "
-            f"{wanted}"
+            f"{model.name} takes images of {wanted} channels, but this run's have {channels}; try --in-channels {wanted}"
         )
     if said is None and model.num_classes not in (None, len(classes)):
-        raise ValueError(f"{model.name} answers with {model.num_classes} classes, the data has {len(classes)}")
+        raise ValueError(f"{model.name} has {model.num_classes} classes, but the data has {len(classes)}")
     order: slice | np.ndarray = slice(None) if said is None else match_classes(classes, said.classes)
     preprocess = train.preprocess if said is None else said.preprocess
     mean, std = statistics(preprocess, channels, device)
@@ -232,12 +237,12 @@ def _onnx_answer(
         given = tuple(images.shape[2:]) if said is None else said.preprocess.image_size
         height, width = (side or free for side, free in zip(sides, given, strict=True))
         images = standardise(resize(images, (height, width)), mean, std)
-        return send(torch.from_numpy(model(images.cpu().numpy())[:, order]), device)
+        return to_device(torch.from_numpy(model(images.cpu().numpy())[:, order]), device)
 
     if said is not None:
         return answer, ()
     rule = f"mean {', '.join(map(str, preprocess.mean))}, std {', '.join(map(str, preprocess.std))} of the 0..1 range"
     return answer, (
-        f"{model.name} says nothing of its images and classes: normalised as for the student ({rule}), in the data's "
-        f"order",
+        f"{model.name} has no metadata: its images are normalised as for the student ({rule}), its classes taken in the "
+        "data's order",
     )

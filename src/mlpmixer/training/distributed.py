@@ -1,7 +1,7 @@
-"""Several processes that train one network, by torch.distributed: who does what, and what they tell each other.
+"""Data-parallel training by torch.distributed: every process holds the whole network and computes some rows of every batch.
 
-Each holds the whole network, computes its rows of every batch and adds its gradients to the others' (data parallelism).
-One process alone is the trivial case of the same calls. Who calls them does so on all ranks, in the same order.
+The processes average their gradients. A single process makes the same calls, which then exchange nothing. All methods
+that exchange something are called on every process, in the same order.
 """
 
 import time
@@ -20,91 +20,85 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from mlpmixer.hardware import choose_device
-from mlpmixer.training.batches import Rows, rows_of
+from mlpmixer.training.batches import RowRange, row_range
 
 T = TypeVar("T")
-TIMEOUT_S = 600.0  # of one exchange; gloo's default is 30 minutes
-LOSSES = ("gloo", "by peer", "pair closure", "timed out")  # gloo raises plain RuntimeErrors that say one of these
+TIMEOUT_S = 600.0  # for one exchange; gloo's default is 30 minutes
+PEER_LOST = (
+    "gloo",
+    "by peer",
+    "pair closure",
+    "timed out",
+)  # gloo raises plain RuntimeErrors that contain one of these
 
 
-class Lost(RuntimeError):
+class PeerLostError(RuntimeError):
     """Another process has died, is stuck, or is far too slow."""
 
 
-class FailedElsewhere(ValueError):
-    """Another process could not do its part; it says why."""
+class PeerFailedError(ValueError):
+    """Another process failed, and reports why."""
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process among `size`: its number, and its number on its machine. More than one need `joined` around the
-    calls below."""
+class ProcessGroup:
+    """One process among `size` that train together: its rank, and its rank on its machine.
+
+    With more than one, the calls below need a surrounding `connected`.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the one that writes files and reports."""
+    def is_main(self) -> bool:
+        """Whether this process writes files and reports."""
         return self.rank == 0
 
-    def rows(self, n: int, lent: int = 0) -> Rows:
-        """The rows of n that are this rank's: contiguous, all of them somebody's once, at most one more here than
-        there."""
-        return rows_of(n, self.rank, self.size, lent)
+    def rows(self, batch_size: int, overlap: int = 0) -> RowRange:
+        """The rows of a batch that this process computes, as `row_range`."""
+        return row_range(batch_size, self.rank, self.size, overlap)
 
     def device(self, name: str) -> torch.device:
-        """As `choose_device`, but of several processes on a machine with GPUs each takes its own. ValueError when it
-        cannot."""
+        """The device to train on: `choose_device`, and with several processes on a machine a GPU for each.
+
+        Errors: ValueError when there is no such device, or no GPU is left for this process.
+        """
         device = choose_device(name)
         if self.size == 1 or device.type == "cpu":
             return device
         if device.type != "cuda" or device.index is not None:
+            raise ValueError(f"{self.size} processes cannot share {name!r}: use cuda (a GPU for each) or cpu")
+        if self.local_rank >= (gpus := torch.cuda.device_count()):
             raise ValueError(
-                f"{self.size} processes cannot train on {name!r}: choose cuda (each takes its own GPU) or cpu"
-            )
-        if self.local_rank >= torch.cuda.device_count():
-            raise ValueError(
-                f"process {self.local_rank + 1} on a machine with {torch.cuda.device_count()} GPUs: start one for each "
-                f"GPU "
+                f"process {self.local_rank + 1} on a machine with {gpus} GPUs: start one process for each GPU "
                 "(torchrun --nproc-per-node gpu)"
             )
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
-    def parallel(self, network: nn.Module) -> nn.Module:
-        """The same network, whose gradients after a backward pass are the mean over all ranks; it goes on from rank 0's
-        weights.
+    def data_parallel(self, network: nn.Module) -> nn.Module:
+        """The network with gradients averaged over the processes in each backward pass, starting from rank 0's weights.
 
-        All parameters that ask for a gradient now must get one in every pass.
+        All parameters that require a gradient now must get one in every pass.
         """
-        if self.size == 1:
-            return network
-        return DistributedDataParallel(network, gradient_as_bucket_view=True)
+        return network if self.size == 1 else DistributedDataParallel(network, gradient_as_bucket_view=True)
 
-    def sum(self, values: list[float]) -> list[float]:
-        """Each value added up over the ranks, in float64."""
+    def all_reduce(self, values: list[float]) -> list[float]:
+        """The sum of each value over the processes, in float64."""
         if self.size == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
         return total.tolist()
 
-    def agree(self, meeting: bool, *wishes: bool) -> tuple[bool, ...]:
-        """What any rank wishes, told to all, where they meet; `meeting` is the same on all, and elsewhere nothing is
-        granted.
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether each flag is set in any of the processes."""
+        return tuple(count > 0 for count in self.all_reduce([float(flag) for flag in flags]))
 
-        Who is alone need not meet.
-        """
-        if self.size == 1:
-            return wishes
-        if not meeting:
-            return (False,) * len(wishes)
-        return tuple(count > 0 for count in self.sum([float(wish) for wish in wishes]))
-
-    def same(self, value: T) -> T:
-        """Rank 0's value, on all."""
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -112,90 +106,92 @@ class Ranks:
         return box[0]
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks, in their order, on all."""
+        """The values of all processes by rank, on every process."""
         values = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
 
-    def together(self, work: Callable[[], T]) -> T:
-        """work() on every rank, which must not exchange anything. When it fails on some with a ValueError or OSError,
-        all end here.
+    def on_all(self, work: Callable[[], T]) -> T:
+        """work() on every process; it must not exchange anything.
 
-        The first of those raises what happened to it, the others FailedElsewhere: so it is told once.
+        When it fails with a ValueError or OSError on some, all of them stop: the first raises that error, the others
+        PeerFailedError, so that the user reads it once.
         """
         if self.size == 1:
             return work()
-        problem: Exception | None = None
+        error: Exception | None = None
         try:
             result = work()
         except (ValueError, OSError) as e:
-            problem = e
-        failed = self.gather(problem is not None)
+            error = e
+        failed = self.gather(error is not None)
         if any(failed):
-            if problem is not None and failed.index(True) == self.rank:
-                raise problem
-            raise FailedElsewhere(f"rank {failed.index(True)} could not go on")
+            if error is not None and failed.index(True) == self.rank:
+                raise error
+            raise PeerFailedError(f"rank {failed.index(True)} failed")
         return result
 
-    def lead(self, work: Callable[[], T]) -> T:
-        """work() on rank 0 alone, its result on all."""
-        return self.same(self.together(lambda: work() if self.leads else None))  # type: ignore[return-value]
+    def on_main(self, work: Callable[[], T]) -> T:
+        """work() on rank 0 alone, and its result on every process. Errors as in `on_all`."""
+        return self.broadcast(self.on_all(lambda: work() if self.is_main else None))  # type: ignore[return-value]
 
 
-def exchanging(network: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """Within, a pass through `network` (of `Ranks.parallel`) shares its gradients now, or leaves them to the next one
-    that does."""
+def gradient_exchange(network: nn.Module, now: bool) -> AbstractContextManager[None]:
+    """Within, backward passes through a `data_parallel` network average their gradients now, or leave that to a later one."""
     return nullcontext() if now or not isinstance(network, DistributedDataParallel) else network.no_sync()
 
 
-def _session(store: Store, ranks: Ranks, timeout_s: float) -> str:
-    """A new name that the ranks of this attempt agree on, and no process that died before.
-
-    torchrun keeps its store over restarts, and gloo would look in it for the addresses of the dead and wait for them
-    without end.
-    """
-    own = uuid.uuid4().hex
-    if ranks.leads:
-        store.set("session", own)
-        here = [store.get(f"{own}/{rank}").decode() for rank in range(1, ranks.size)]
-        store.set(f"{own}/all", " ".join(here))
-        return own
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        session = store.get("session").decode()  # the last attempt's, until rank 0 is here
-        store.set(f"{session}/{ranks.rank}", own)
-        if store.check([f"{session}/all"]) and own in store.get(f"{session}/all").decode().split():
-            return session
-        time.sleep(0.05)
-    raise dist.DistStoreError("timed out: the processes have not all been started")
-
-
 @contextmanager
-def joined(ranks: Ranks, timeout_s: float = TIMEOUT_S, meeting: str = "env://") -> Iterator[None]:
-    """Within, the ranks can talk: gloo on CPUs, NCCL between GPUs. Alone, nothing happens.
+def connected(group: ProcessGroup, timeout_s: float = TIMEOUT_S, init_method: str = "env://") -> Iterator[None]:
+    """Within, the processes can exchange values: by gloo between CPUs, by NCCL between GPUs. Nothing for a single one.
 
-    meeting: torch's init_method; env:// is what torchrun provides.
-    Errors: Lost when another process cannot be reached or keeps this one waiting for more than `timeout_s`. (Where that
-    happens between GPUs, NCCL ends the process itself.)
+    init_method: as in torch; env:// is what torchrun provides.
+    Errors: PeerLostError when another process cannot be reached or takes longer than `timeout_s`. (Between GPUs, NCCL
+    then ends the process itself.)
     """
-    if ranks.size == 1:
+    if group.size == 1:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         timeout = timedelta(seconds=timeout_s)
-        store, _, _ = next(rendezvous(meeting, ranks.rank, ranks.size, timeout=timeout))
-        store = PrefixStore(_session(store, ranks, timeout_s), store)
-        dist.init_process_group(backend, store=store, timeout=timeout, world_size=ranks.size, rank=ranks.rank)
+        store, _, _ = next(rendezvous(init_method, group.rank, group.size, timeout=timeout))
+        store = PrefixStore(_session(store, group, timeout_s), store)
+        dist.init_process_group(backend, store=store, timeout=timeout, world_size=group.size, rank=group.rank)
         try:
             yield
         finally:
             dist.destroy_process_group()
     except RuntimeError as e:
-        if not isinstance(e, dist.DistError) and not any(words in str(e).lower() for words in LOSSES):
+        if not isinstance(e, dist.DistError) and not any(words in str(e).lower() for words in PEER_LOST):
             raise
-        raise Lost(
-            f"rank {ranks.rank} of {ranks.size} has lost another: it died, or it has been stuck for {timeout_s:g} s "
-            f"({str(e).strip().splitlines()[0]})"
+        # gloo's thread takes the GIL to free the tensors of the failed exchange. Whoever drops this exception drops gloo,
+        # and waits for that thread with the GIL held: let it finish first
+        time.sleep(0.5)
+        raise PeerLostError(
+            f"rank {group.rank} of {group.size} has lost another process: it died, or it has been stuck for "
+            f"{timeout_s:g} s ({str(e).strip().splitlines()[0]})"
         ) from e
+
+
+def _session(store: Store, group: ProcessGroup, timeout_s: float) -> str:
+    """A new name for this attempt, the same on all processes that take part in it and unknown to those that died before.
+
+    torchrun keeps its store over restarts; without a new name gloo would find the addresses of dead processes there and
+    wait for them forever.
+    """
+    own = uuid.uuid4().hex
+    if group.is_main:
+        store.set("session", own)
+        here = [store.get(f"{own}/{rank}").decode() for rank in range(1, group.size)]
+        store.set(f"{own}/all", " ".join(here))
+        return own
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        session = store.get("session").decode()  # the last attempt's, until rank 0 is here
+        store.set(f"{session}/{group.rank}", own)
+        if store.check([f"{session}/all"]) and own in store.get(f"{session}/all").decode().split():
+            return session
+        time.sleep(0.05)
+    raise dist.DistStoreError("timed out: the processes have not all been started")

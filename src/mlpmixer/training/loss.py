@@ -1,7 +1,5 @@
 """Losses on logits (B, K) and soft targets (B, K)."""
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,8 +17,7 @@ def smooth(targets: Tensor, label_smoothing: float) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, kind: str, class_weights: Tensor | None = None) -> Tensor:
-    """Loss of each sample, (B,): softmax cross-entropy, or the sum over classes of sigmoid cross-entropies
-    (big_vision's sigmoid_xent).
+    """Loss of each sample, (B,): softmax cross-entropy, or the sum over classes of sigmoid cross-entropies (big_vision).
 
     `class_weights` (K,) multiplies each class's share of the targets.
     """
@@ -34,20 +31,18 @@ def cross_entropy(logits: Tensor, targets: Tensor, kind: str, class_weights: Ten
     return -(targets * positive + rest * negative).sum(dim=1)
 
 
-def loss_of(optim: Optim, distill: Distill, class_weights: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of each sample, (B,), as a function of logits (B, K) and targets: (B, K), or with a teacher (B, 2K), its
-    own behind.
+def training_loss(
+    logits: Tensor, targets: Tensor, optim: Optim, distill: Distill, class_weights: Tensor | None = None
+) -> Tensor:
+    """Loss of each sample, (B,), from logits (B, K) and targets: (B, K), or (B, 2K) with a teacher's behind the labels'.
 
-    (1 - alpha) * cross-entropy with the smoothed labels + alpha * temperature^2 * cross-entropy with the teacher, both
-    logits divided by the temperature (Hinton et al. 2015, section 2).
+    With a teacher (1 - alpha) * cross-entropy with the smoothed labels + alpha * temperature^2 * cross-entropy with the
+    teacher, both logits divided by the temperature (Hinton et al. 2015, section 2).
     """
-
-    def of_labels(logits: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(logits, smooth(targets, optim.label_smoothing), optim.loss, class_weights)
-
-    def of_both(logits: Tensor, targets: Tensor) -> Tensor:
-        labels, teacher = targets.chunk(2, dim=1)
-        soft = cross_entropy(logits.float() / distill.temperature, teacher, optim.loss, class_weights)
-        return (1 - distill.alpha) * of_labels(logits, labels) + distill.alpha * distill.temperature**2 * soft
-
-    return of_both if distill.teacher else of_labels
+    labels = targets[:, : logits.shape[1]]
+    loss = cross_entropy(logits, smooth(labels, optim.label_smoothing), optim.loss, class_weights)
+    if not distill.teacher:
+        return loss
+    teacher = targets[:, logits.shape[1] :]
+    soft = cross_entropy(logits.float() / distill.temperature, teacher, optim.loss, class_weights)
+    return (1 - distill.alpha) * loss + distill.alpha * distill.temperature**2 * soft

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlpmixer.training.batches import batches
-from mlpmixer.training.distillation import Answer
-from mlpmixer.training.networks import with_network
+from mlpmixer.training.distillation import TeacherFunction
+from mlpmixer.training.inputs import batches
 from mlpmixer.training.recipe import Recipe
-from mlpmixer.training.run import Report, first_step, trained_parts
+from mlpmixer.training.run import make_training_step
+from mlpmixer.training.start import load_networks, with_network
+from mlpmixer.weights.load import Report
 
 MEMORY = 0.9  # of the moving average that smooths the losses
-BLOWN_UP = 2.0  # times the lowest smoothed loss: the sweep has seen enough
-BELOW_THE_LOWEST = 10.0  # how far below the rate of the lowest loss the suggestion lies, as is customary
+DIVERGED = 2.0  # times the lowest smoothed loss: the sweep ends
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Sweep:
     @property
     def suggested(self) -> float:
         """A peak for `optim.lr`: a tenth of `lowest`, since a whole training stands less than one step does."""
-        return self.lowest / BELOW_THE_LOWEST
+        return self.lowest / 10
 
     def to_json(self) -> dict[str, Any]:
         muon = None if self.muon_per_lr is None else self.suggested * self.muon_per_lr
@@ -58,7 +58,7 @@ def find_lr(
     low: float = 1e-5,
     high: float = 10.0,
     report: Report | None = None,
-    teacher: Answer | None = None,
+    teacher: TeacherFunction | None = None,
 ) -> Sweep:
     """Train a throw-away copy for some steps while `optim.lr` grows from `low` to `high` by a constant factor; nothing
     is written.
@@ -76,19 +76,19 @@ def find_lr(
         )
     recipe = with_network(recipe, None)
     optim = dataclasses.replace(recipe.optim, head_steps=0, ema_decay=0.0, average_last=0.0)
-    start, source = trained_parts(recipe, report or (lambda line: None), teacher)
+    start, source = load_networks(recipe, report, teacher)
     rates, losses, smooth = np.geomspace(low, high, steps).tolist(), [], []
     with torch.random.fork_rng():
-        step_of = first_step(dataclasses.replace(recipe, optim=optim), start, source)
+        training_step = make_training_step(dataclasses.replace(recipe, optim=optim), start, source)
         mean = 0.0
-        for step, indices, images in batches(step_of.images, recipe.run, 1, steps):
-            loss = step_of(step, rates[step - 1] / optim.lr, indices, images)[0].item()
+        for batch in batches(training_step.images, recipe.run, 1, steps):
+            loss = training_step(batch, rates[batch.step - 1] / optim.lr)[0].item()
             if not math.isfinite(loss):
                 break
             mean = MEMORY * mean + (1 - MEMORY) * loss
             losses.append(loss)
-            smooth.append(mean / (1 - MEMORY**step))
-            if smooth[-1] > BLOWN_UP * min(smooth):
+            smooth.append(mean / (1 - MEMORY**batch.step))
+            if smooth[-1] > DIVERGED * min(smooth):
                 break
     if len(losses) < 10:
         raise ValueError(

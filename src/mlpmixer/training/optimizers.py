@@ -1,4 +1,4 @@
-"""The step rule: parameter groups, optimizers, the learning rate of a step, and the average of the weights."""
+"""The optimizers: parameter groups, Muon, gradient clipping, sharpness-aware minimisation, and their state on disk."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -8,18 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from mlpmixer.hardware import has_bf16
-from mlpmixer.models.mixer import Mixer
+from mlpmixer.models.architecture import capability
 from mlpmixer.training.recipe import Optim
 
 Group = dict[str, object]
 
 
 class Muon(torch.optim.Muon):
-    """torch.optim.Muon with the Newton-Schulz iterations of equally shaped matrices done in one batch: the same update,
-    sooner.
+    """torch.optim.Muon with the Newton-Schulz iterations of equally shaped matrices in one batch: the same update, faster.
 
-    They are in bfloat16, as torch's, where the device has it in hardware, else in float32: emulated they take 10 to 20
-    times as long.
+    They run in bfloat16, as in torch, where the device has it in hardware, otherwise in float32 (emulated bfloat16 takes
+    10 to 20 times as long).
     """
 
     @torch.no_grad()
@@ -36,16 +35,15 @@ class Muon(torch.optim.Muon):
                 buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in matrices]
                 torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
                 nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
-                lying = [update if update.shape[0] <= update.shape[1] else update.T for update in nesterov]
-                x = torch.stack(lying)  # (matrices of this shape, short side, long side)
+                wide = [update if update.shape[0] <= update.shape[1] else update.T for update in nesterov]
+                x = torch.stack(wide)  # (matrices of this shape, short side, long side)
                 x = x.bfloat16() if has_bf16(x.device) else x.float()
                 x /= x.flatten(1).norm(dim=1).clamp(min=group["eps"])[:, None, None]
                 for _ in range(group["ns_steps"]):
                     gram = x @ x.mT
                     x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-                scale = 0.2 * math.sqrt(
-                    max(matrices[0].shape)
-                )  # match_rms_adamw: Liu et al. 2025, "Muon is scalable", equation 4
+                # match_rms_adamw: Liu et al. 2025, "Muon is scalable", equation 4
+                scale = 0.2 * math.sqrt(max(matrices[0].shape))
                 updates = [
                     u if p.shape[0] <= p.shape[1] else u.T
                     for p, u in zip(matrices, x.to(matrices[0].dtype), strict=True)
@@ -55,19 +53,16 @@ class Muon(torch.optim.Muon):
 
 
 class HalfMomentumSGD(torch.optim.SGD):
-    """SGD that keeps its momentum in bfloat16: optax.sgd(momentum, accumulator_dtype=bfloat16), the official
-    fine-tuning rule.
+    """SGD with its momentum in bfloat16, as in official fine-tuning: optax.sgd(momentum, accumulator_dtype=bfloat16).
 
-    m <- gradient + bfloat16(momentum) * m, added up in float32; p <- p - lr * m; then m is rounded. Not Nesterov's.
+    m <- gradient + bfloat16(momentum) * m, added up in float32; p <- p - lr * m; then m is rounded. No Nesterov.
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
-            decay = torch.tensor(
-                group["momentum"], dtype=torch.bfloat16
-            )  # JAX takes 0.9 in the accumulator's type: 0.8984375
+            decay = torch.tensor(group["momentum"], dtype=torch.bfloat16)  # as in JAX: 0.9 becomes 0.8984375
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -79,54 +74,47 @@ class HalfMomentumSGD(torch.optim.SGD):
                 p.add_(update, alpha=-group["lr"])
 
 
-def layer_of(name: str, num_blocks: int) -> int:
-    """How deep the parameter of that name lies: 0 is the stem, 1..num_blocks the blocks, num_blocks + 1 the final norm
-    and the head."""
-    owner, *rest = name.split(".")
-    if owner == "blocks":
-        return 1 + int(rest[0])
-    return 0 if owner == "stem" else num_blocks + 1
-
-
 def make_optimizers(model: nn.Module, cfg: Optim) -> list[torch.optim.Optimizer]:
-    """One optimizer, or two for muon. Weight decay is for matrices only, of another network than a Mixer for
-    convolutions, too.
+    """The optimizer of a network, or the two of muon. Groups carry `peak_lr` and the `from_step` they learn from.
 
-    Groups carry `peak_lr` and the `from_step` they learn from.
+    Muon (orthogonalised momentum) gets the hidden matrices, AdamW everything else. Weight decay is for matrices and
+    convolutions, but not for a kernel that all channels share (`optim.locality`). Frozen layers are in no group and take
+    no gradient. `layer_decay` is ELECTRA's (Clark et al. 2020), which BEiT brought to images (Bao et al. 2022).
 
-    Muon (orthogonalised momentum) is made for hidden matrices: it gets the W1..W4 of the blocks, AdamW the stem, the
-    head, the biases and the LayerNorms. Frozen layers are in no group and take no gradient. `layer_decay` is ELECTRA's
-    (Clark et al. 2020), which BEiT brought to images (Bao et al. 2022).
-
-    Errors: ValueError when more layers are to be frozen than lie below the final norm.
+    Errors: ValueError when all layers or more are to be frozen, and when the network does not declare what it takes.
     """
-    # another network is one layer, the last; its parameters of three axes are position embeddings and class tokens
-    top, decayed = (model.cfg.num_blocks + 1, (2,)) if isinstance(model, Mixer) else (0, (2, 4))
-    if cfg.frozen_layers > top:
+    depth_of: dict[nn.Parameter, int] = {}
+    if cfg.frozen_layers or cfg.layer_decay != 1:
+        layers = capability(model, "layers", "optim.frozen_layers" if cfg.frozen_layers else "optim.layer_decay")()
+        depth_of = {p: depth for depth, modules in enumerate(layers) for m in modules for p in m.parameters()}
+    last = max(depth_of.values(), default=0)
+    if cfg.frozen_layers > last:
         raise ValueError(
-            f"optim.frozen_layers={cfg.frozen_layers}, but the model has a stem and {top - 1} blocks: at most {top}"
+            f"optim.frozen_layers={cfg.frozen_layers}, but the network has {last + 1} layers, of which the last learns "
+            f"in any case: at most {last}"
         )
+    hidden = set(capability(model, "hidden_matrices", "optim.name=muon")()) if cfg.name == "muon" else set()
     groups: dict[tuple[bool, bool, float, int], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
-        layer, matrix = layer_of(name, top - 1) if top else 0, p.ndim in decayed
-        p.requires_grad_(layer >= cfg.frozen_layers)
+        depth = depth_of.get(p, last)
+        p.requires_grad_(depth >= cfg.frozen_layers)
         if p.requires_grad:
-            for_muon = cfg.name == "muon" and matrix and name.startswith("blocks.")
-            peak_lr = (cfg.muon_lr if for_muon else cfg.lr) * cfg.layer_decay ** (top - layer)
+            decays = p.ndim == 2 or (p.ndim == 4 and len(p) > 1)
+            peak_lr = (cfg.muon_lr if p in hidden else cfg.lr) * cfg.layer_decay ** (last - depth)
             from_step = 1 if name.startswith("head.") else 1 + cfg.head_steps
-            groups.setdefault((for_muon, matrix, peak_lr, from_step), []).append(p)
+            groups.setdefault((p in hidden, decays, peak_lr, from_step), []).append(p)
 
     def groups_of(muon: bool) -> list[Group]:
         return [
             {
                 "params": params,
-                "weight_decay": cfg.weight_decay if matrix else 0.0,
+                "weight_decay": cfg.weight_decay if decays else 0.0,
                 "lr": peak_lr,
                 "peak_lr": peak_lr,
                 "from_step": from_step,
             }
-            for (for_muon, matrix, peak_lr, from_step), params in groups.items()
-            if for_muon == muon
+            for (in_muon, decays, peak_lr, from_step), params in groups.items()
+            if in_muon == muon
         ]
 
     optimizers: list[torch.optim.Optimizer] = []
@@ -135,24 +123,13 @@ def make_optimizers(model: nn.Module, cfg: Optim) -> list[torch.optim.Optimizer]
         optimizers.append(sgd(groups_of(muon=False), lr=cfg.lr, momentum=cfg.momentum))
     else:
         optimizers.append(torch.optim.AdamW(groups_of(muon=False), lr=cfg.lr, betas=cfg.betas, fused=True))
-    if hidden := groups_of(muon=True):
-        optimizers.append(Muon(hidden, momentum=cfg.muon_momentum, adjust_lr_fn="match_rms_adamw"))
+    if muon := groups_of(muon=True):
+        optimizers.append(Muon(muon, momentum=cfg.muon_momentum, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
-def lr_factor(step: int, total: int, cfg: Optim) -> float:
-    """Share of the peak learning rate at `step` (1..total): linear warm-up, then cosine, linear or no decay to `lr_end`
-    after the last."""
-    warmup = min(cfg.warmup_steps, total // 2)
-    if step <= warmup:
-        return (step if cfg.warmup_from == "one" else step - 1) / warmup
-    progress = (step - 1 - warmup) / max(total - warmup, 1)
-    fall = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}[cfg.schedule]
-    return cfg.lr_end + (1 - cfg.lr_end) * fall
-
-
-def prepare(optimizers: Iterable[torch.optim.Optimizer], step: int, factor: float) -> None:
-    """Before the forward pass of `step`: set the rates; parameters whose first step has not come take no gradient."""
+def set_learning_rates(optimizers: Iterable[torch.optim.Optimizer], step: int, factor: float) -> None:
+    """Set the rates of `step` to `factor` times their peaks; parameters that learn from a later step on take no gradient."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
@@ -161,12 +138,11 @@ def prepare(optimizers: Iterable[torch.optim.Optimizer], step: int, factor: floa
 
 
 @contextmanager
-def up_the_slope(model: nn.Module, rho: float) -> Iterator[None]:
-    """Within: the weights are w + rho g / |g|, with g their gradient and |g| its global norm; the gradients are
-    cleared. After: exactly w.
+def sam_perturbation(model: nn.Module, rho: float) -> Iterator[None]:
+    """Within, the weights w are w + rho g / |g|, where g is their gradient; afterwards they are exactly w again.
 
-    Sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412, equation 2 with p = 2). Weights without a
-    gradient, such as frozen ones, stay where they are.
+    |g| is the global norm; the gradients are cleared on entry. Sharpness-aware minimisation (Foret et al. 2021,
+    arXiv:2010.01412, equation 2 with p = 2). Weights without a gradient, such as frozen ones, do not move.
     """
     moved = [(p.detach(), p.grad) for p in model.parameters() if p.grad is not None]
     weights, grads = [w for w, _ in moved], [g for _, g in moved]
@@ -183,38 +159,15 @@ def up_the_slope(model: nn.Module, rho: float) -> Iterator[None]:
 
 @torch.no_grad()
 def clip_gradients(model: nn.Module, max_norm: float) -> None:
-    """Scale the gradients so that their global norm is at most `max_norm`: optax.clip_by_global_norm, which adds no
-    1e-6 to the norm."""
+    """Scale the gradients to a global norm of at most `max_norm`: optax.clip_by_global_norm, without torch's 1e-6."""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     torch._foreach_mul_(grads, (max_norm / nn.utils.get_total_norm(grads)).clamp(max=1.0))
 
 
-def average_weight(step: int, total: int, cfg: Optim) -> float:
-    """Share of the weights after `step` (1..total) in their average, the rest being the average before it.
+def transfer_optimizer_state(old: Iterable[torch.optim.Optimizer], new: Iterable[torch.optim.Optimizer]) -> None:
+    """Give `new` the state of `old`, parameter by parameter in their order, except for parameters of another shape.
 
-    Moving: 1 - min(decay, (1 + t) / (10 + t)), a shorter memory at the start. Mean of the last steps: 1 until then,
-    1/2, 1/3...
-    """
-    if cfg.ema_decay:
-        return 1 - min(cfg.ema_decay, (1 + step) / (10 + step))
-    return 1 / max(step - total + round(cfg.average_last * total), 1)
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, weight: float) -> None:
-    """average <- (1 - weight) * average + weight * model. Statistics of batches, which a Mixer has none of, are the
-    model's."""
-    torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in model.parameters()], weight)
-    for own, of_model in zip(average.buffers(), model.buffers(), strict=True):
-        own.copy_(of_model)
-
-
-def carry_over(old: Iterable[torch.optim.Optimizer], new: Iterable[torch.optim.Optimizer]) -> None:
-    """Give `new` the state of `old`, parameter by parameter in their order, but for parameters that have got another
-    shape.
-
-    Those start as at the first step: what was gathered of their gradients is of sums over other patches, and a second
-    moment has no resize.
+    Those start without state: their moments are of sums over other patches, and a second moment cannot be resized.
     """
     for before, after in zip(old, new, strict=True):
         pairs = zip(before.param_groups, after.param_groups, strict=True)
@@ -224,7 +177,7 @@ def carry_over(old: Iterable[torch.optim.Optimizer], new: Iterable[torch.optim.O
 
 
 def state_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The state of the optimizers as named tensors ("optim.0.17.exp_avg")."""
+    """The state of the optimizers as named tensors, such as "optim.0.17.exp_avg"."""
     return {
         f"optim.{i}.{index}.{key}": value
         for i, optimizer in enumerate(optimizers)
@@ -245,7 +198,5 @@ def load_state_tensors(optimizers: list[torch.optim.Optimizer], tensors: dict[st
                 state.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({**whole, "state": state})
         for number, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-            for key, value in state.get(number, {}).items():
-                optimizer.state[p][key] = optimizer.state[p][key].to(
-                    value.dtype
-                )  # torch makes it the parameter's: bfloat16 stays so
+            for key, value in state.get(number, {}).items():  # torch has cast it to the parameter's dtype
+                optimizer.state[p][key] = optimizer.state[p][key].to(value.dtype)

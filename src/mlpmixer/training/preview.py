@@ -78,14 +78,15 @@ def contact_sheet(
     """
     import torch
 
-    from mlpmixer.training.augment import augment
+    from mlpmixer.training.augment import augment, mix
 
     size = (plain.shape[1], plain.shape[2])
     targets = torch.eye(len(classes))[torch.tensor(labels)]
     generator = torch.Generator().manual_seed(seed)
     columns = [(plain.round().astype(np.uint8), [[classes[label]] for label in labels])]
     for _ in range(draws):
-        images, mixed = augment(torch.from_numpy(stored), targets, cfg, size, generator)
+        images = augment(torch.from_numpy(stored), cfg, size, generator)
+        images, mixed = mix(images, targets, cfg, generator)
         pixels = images.permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
         columns.append((pixels, [_mixture(t.tolist(), classes) for t in mixed]))
 

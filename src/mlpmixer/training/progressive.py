@@ -6,12 +6,12 @@ Where the images grow, token mixing is resampled over the finer grid as `transfe
 stays what it was.
 """
 
-from mlpmixer.models import locality
-from mlpmixer.models.mixer import Mixer
+from typing import Any
+
+from mlpmixer.models.architecture import capability
+from mlpmixer.models.configs import Size
 from mlpmixer.training.recipe import Recipe
 from mlpmixer.weights.adapt import adapt
-
-Size = int | tuple[int, int]
 
 
 def stages(recipe: Recipe) -> tuple[tuple[Size, float], ...]:
@@ -25,14 +25,16 @@ def image_size(step: int, total: int, recipe: Recipe) -> Size:
     return next(size for size, end in stages(recipe) if step <= int(end * total))
 
 
-def resized(model: Mixer, size: Size, kernel_size: int = 0) -> Mixer:
+def resized(model: Any, size: Size, locality_kernel: int = 0) -> Any:
     """A new network for images of `size`, from the weights of `model`, which stays as it is.
 
-    A resize is linear in the weights, so the resized average is the average of resized weights. With kernels (of
-    `kernel_size`, see `locality`), what they have learned is folded into W1 and W2 first, and they start again from
-    zero: what is resized is then the function, and not two summands one of which knows no grid.
+    A resize is linear in the weights, so the resized average is the average of resized weights. With `optim.locality`
+    (of this kernel size), what the kernels have learned is folded into W1 and W2 first, and they start again from zero:
+    so what is resized is the function, and not two summands one of which knows no grid.
     """
-    new: Mixer = adapt(locality.folded(model), image_size=size)
-    if kernel_size:
-        locality.inject(new, kernel_size)
+    if not locality_kernel:
+        return adapt(model, image_size=size)
+    locality = capability(model, "locality", "optim.locality")
+    new = adapt(locality.folded(model), image_size=size)
+    locality.inject(new, locality_kernel)
     return new

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mlpmixer.training.batches import Rows, rows_of
+from mlpmixer.training.batches import RowRange, row_range
 
 Form = Literal["torchvision", "big_vision"]
 Source = torch.Generator | torch.device
@@ -56,7 +56,7 @@ def draw(function: Callable[..., Tensor], args: tuple[object, ...], source: Sour
 
 
 def randaugment(
-    images: Tensor, layers: int, magnitude: int, form: Form, source: Source, rows: Rows | None = None
+    images: Tensor, layers: int, magnitude: int, form: Form, source: Source, rows: RowRange | None = None
 ) -> Tensor:
     """`layers` operations on each image, one after the other, all of the same magnitude: 0..30 (torchvision) or 0..20
     (big_vision).
@@ -77,24 +77,24 @@ def randaugment(
     return images
 
 
-def trivialaugment(images: Tensor, source: Source, rows: Rows | None = None) -> Tensor:
+def trivialaugment(images: Tensor, source: Source, rows: RowRange | None = None) -> Tensor:
     """One operation on each image, its strength drawn evenly: the paper's Wide space, with shifts of up to 32 px at any
     size."""
     ops = torchvision_ops(
         shear=0.99, down_px=32, right_px=32, rotate_deg=135, enhance=0.99, bits=2
     )  # torchvision's TrivialAugmentWide
-    rows = rows or rows_of(len(images))
-    levels = rows.take(draw(torch.randint, (BINS + 1, (rows.of,)), source)).double() / BINS
+    rows = rows or row_range(len(images))
+    levels = rows.take(draw(torch.randint, (BINS + 1, (rows.batch_size,)), source)).double() / BINS
     return one_of(ops, images, levels, source, rows)
 
 
-def one_of(ops: dict[str, Op], images: Tensor, levels: Tensor, source: Source, rows: Rows | None = None) -> Tensor:
+def one_of(ops: dict[str, Op], images: Tensor, levels: Tensor, source: Source, rows: RowRange | None = None) -> Tensor:
     """Each image after one of `ops`, drawn evenly, at its level (n,). Every image draws the same numbers whatever the
     others draw."""
-    rows = rows or rows_of(len(images))
-    which = rows.take(draw(torch.randint, (len(ops), (rows.of,)), source))
-    sign = 2 * rows.take(draw(torch.randint, (2, (rows.of,)), source)) - 1
-    place = rows.take(draw(torch.rand, ((rows.of, 2),), source))
+    rows = rows or row_range(len(images))
+    which = rows.take(draw(torch.randint, (len(ops), (rows.batch_size,)), source))
+    sign = 2 * rows.take(draw(torch.randint, (2, (rows.batch_size,)), source)) - 1
+    place = rows.take(draw(torch.rand, ((rows.batch_size, 2),), source))
     return (for_all if isinstance(source, torch.device) else for_some)(ops, images, which, levels, sign, place)
 
 

@@ -1,22 +1,20 @@
-"""Training images from shards, read as they are needed, in an order that is ours: a function of (seed, step), for any
-number of ranks.
+"""Training images streamed from shards, in an order that is a function of (seed, step) for any number of processes.
 
 An epoch puts the shards in an order drawn from (seed, epoch) and cuts the row of samples that they make into `lanes`.
 Each lane reads its part from front to back and deals it in blocks, each block in an order of its own. A batch takes its
-rows from the lanes side by side: lane 0 fills the first rows of every batch, and so on. A rank that takes a slice of
-the rows reads the lanes of that slice and no others.
+rows from the lanes side by side: lane 0 fills the first rows of every batch, and so on. A process that computes some
+rows of a batch reads the lanes of those rows and no others.
 
 N samples, B rows of a batch, L lanes.
 """
 
 import functools
 import hashlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +26,7 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.store import worker_count
 from mlpmixer.data.streaming.shards import Sample, Shard, read_rows
 from mlpmixer.download import Retry
-from mlpmixer.training.batches import Indices, ahead, repeated, steps_per_epoch
+from mlpmixer.training.batches import Batch, Indices, RowRange, prefetch, repeated, steps_per_epoch
 from mlpmixer.training.recipe import Run
 
 ENOUGH_TO_JUDGE = 256  # images decoded before max_bad_share is applied
@@ -40,18 +38,18 @@ class Order:
     """Which sample comes where. Samples are numbered in the order of the shards as given."""
 
     samples: tuple[int, ...]
-    """Of each shard."""
+    """The number of samples in each shard."""
     rows: int
-    """B."""
+    """B, rows of a batch."""
     lanes: int
-    """L."""
+    """L, the number of lanes."""
     block: int
     """Samples of a lane that are shuffled together."""
     seed: int
 
     @property
     def steps(self) -> int:
-        """Of an epoch: whole batches. The fewer than B samples that are left over are others in each epoch."""
+        """Whole batches in an epoch. The fewer than B samples that are left over are others in each epoch."""
         return steps_per_epoch(sum(self.samples), self.rows)
 
     def lane_rows(self, lane: int) -> range:
@@ -89,24 +87,16 @@ class Order:
                 yield shard, start - begin, stop - begin
             start, at = stop, at + 1
 
-    def dealt(self, lane: int, first_step: int, last_step: int) -> Iterator[int]:
-        """The sample numbers that a lane deals from one step to another, and then the rest of the block."""
-        starts = np.cumsum([0, *self.samples])
-        for epoch, places, order, skip in self.blocks(lane, first_step, last_step):
-            numbers = np.concatenate([np.arange(a, b) + starts[s] for s, a, b in self.pieces(epoch, places)])
-            yield from numbers[order[skip:]].tolist()
-
     def numbers(self, step: int) -> Indices:
         """(B,) sample numbers of a step, without reading anything."""
-        return self.row_of([self.dealt(lane, step, step) for lane in range(self.lanes)])
-
-    def row_of(self, lanes: Sequence[Iterator[int]]) -> Indices:
-        """(B,) the next sample numbers of all lanes, side by side."""
-        return np.fromiter(
-            chain.from_iterable(islice(dealt, len(self.lane_rows(i))) for i, dealt in enumerate(lanes)),
-            np.int64,
-            self.rows,
-        )
+        starts, row = np.cumsum([0, *self.samples]), []
+        for lane in range(self.lanes):
+            dealt: list[int] = []
+            for epoch, places, order, skip in self.blocks(lane, step, step):
+                numbers = np.concatenate([np.arange(a, b) + starts[s] for s, a, b in self.pieces(epoch, places)])
+                dealt += numbers[order[skip:]].tolist()
+            row += dealt[: len(self.lane_rows(lane))]
+        return np.asarray(row, np.int64)
 
 
 @functools.lru_cache(maxsize=4)
@@ -117,8 +107,7 @@ def _epoch(samples: tuple[int, ...], seed: int, epoch: int) -> tuple[Indices, In
 
 
 class _Dealt(NamedTuple):
-    """A sample, as place `at` of the order of its block: should it be broken, one that follows there takes its
-    place."""
+    """A sample at place `at` of the order of its block; if it is broken, one that follows there replaces it."""
 
     block: list[tuple[int, Sample]]
     order: Indices
@@ -126,11 +115,11 @@ class _Dealt(NamedTuple):
 
 
 class Stream:
-    """Shards as training images, to stand where a Store does: batches in order instead of access by index.
+    """Training images in shards: like a Store, with batches in order instead of access by index.
 
-    `bad` lists (name, reason) of the images that could not be read so far. The place of such an image in a batch is
-    taken by one that is dealt later from the same block, so that the order of all others stays. ShardError when a shard
-    cannot be read; ValueError when the share of bad images among those decoded is above `max_bad_share`.
+    `bad` lists (name, reason) of the images that could not be read so far. Such an image is replaced by one that is
+    dealt later from the same block, so that the order of all others stays. ShardError when a shard cannot be read;
+    ValueError when the share of bad images among those decoded is above `max_bad_share`.
 
     Memory: at most data.buffer images as they are stored (half of them being dealt, half being read), and two decoded
     batches.
@@ -148,9 +137,6 @@ class Stream:
         self.retry = retry or Retry()
         self._bad: dict[tuple[str, str], None] = {}  # in the order they came
         self._decoded, self._failed = 0, 0
-        self._labels: deque[dict[int, int]] = deque(
-            maxlen=3
-        )  # of the batch in use, the one fetched ahead, and one to spare
 
     def __len__(self) -> int:
         return sum(s.samples for s in self.shards)
@@ -165,7 +151,7 @@ class Stream:
 
     @property
     def fingerprint(self) -> str:
-        """Of the names and sizes of the shards: as long as it is the same, so is the order."""
+        """A hash of the names and sizes of the shards: as long as it is the same, so is the order."""
         return hashlib.sha256("\n".join(f"{s.name} {s.samples}" for s in self.shards).encode()).hexdigest()[:16]
 
     def order(self, run: Run) -> Order:
@@ -177,23 +163,19 @@ class Stream:
         block = max(self.data.buffer // (2 * lanes), 1)
         return Order(samples=tuple(s.samples for s in self.shards), rows=rows, lanes=lanes, block=block, seed=run.seed)
 
-    def stream(
-        self, run: Run, first: int, last: int, rows: Sequence[int] | Indices | None = None
-    ) -> Iterator[tuple[int, Indices, Pixels]]:
-        """(step, sample numbers (B,), images (b,H,W,C)) of steps first..last; the next batch is fetched while one is
-        used.
+    def batches(self, run: Run, first: int, last: int, rows: RowRange | None = None) -> Iterator[Batch]:
+        """The batches of steps first..last; the next one is fetched while one is used.
 
-        rows: which b of the B rows to fetch, all by default; only the lanes that fill them are read. Of the others the
-        numbers are given as the order has them, before any broken image is replaced. The shares of several ranks, one
-        after the other, are the batch of one.
+        rows: the rows to fetch, all by default; only the lanes that fill them are read. The shares of several processes,
+        one after the other, are the batch of one.
         """
         order = self.order(run)
         distinct = repeated(
             np.arange(order.rows), run.repeats
-        )  # (B,): where the image of a row is among the different ones
-        asked = distinct if rows is None else distinct[np.asarray(rows, np.int64)]
-        wanted = np.unique(asked)
+        )  # (B,) the place of each row's image among the images read
+        wanted, pick = np.unique(distinct if rows is None else distinct[rows.indices], return_inverse=True)
         lanes = [lane for lane in range(order.lanes) if np.isin(order.lane_rows(lane), wanted).any()]
+        is_wanted = np.isin(np.arange(order.rows), wanted).tolist()
         with ExitStack() as stack:
 
             def pool(threads: int, name: str) -> ThreadPoolExecutor:
@@ -203,36 +185,21 @@ class Stream:
 
             readers, decoders = pool(min(len(lanes), READERS), "read"), pool(worker_count(self.data.workers), "decode")
             dealers = [(order.lane_rows(lane), self._deal(order, lane, first, last, readers)) for lane in lanes]
-            is_wanted = np.isin(np.arange(order.rows), wanted).tolist()
-            all_lanes = [order.dealt(lane, first, last) for lane in range(order.lanes)]
 
-            def fetch(step: int) -> tuple[int, Indices, Pixels]:
+            def fetch(step: int) -> Batch:
                 dealt = []
                 for share, dealer in dealers:
                     dealt += [d for row, d in zip(share, islice(dealer, len(share)), strict=True) if is_wanted[row]]
                 numbers, labels, images = self._arrays(list(decoders.map(self._decode, dealt)))
-                self._labels.append(dict(zip(numbers.tolist(), labels.tolist(), strict=True)))
-                everyone = order.row_of(all_lanes) if len(wanted) < order.rows else np.empty(order.rows, np.int64)
-                everyone[wanted] = numbers
-                at = np.searchsorted(wanted, asked)
-                return step, everyone[distinct], images if np.array_equal(at, np.arange(len(images))) else images[at]
+                return Batch(step, images[pick], labels[pick], numbers[pick])
 
-            yield from ahead(pool(1, "batch"), fetch, first, last)
-
-    def labels_of(self, numbers: Indices) -> Indices:
-        """(b,) class numbers of images of the batch that was given last. They come with the images: nothing else knows
-        them."""
-        known: dict[int, int] = {}
-        for labels in list(self._labels):
-            known |= labels
-        return np.asarray([known[n] for n in numbers.tolist()], np.int64)
+            yield from prefetch(pool(1, "batch"), fetch, first, last)
 
     def sample(self, n: int) -> Pixels:
-        """(n, H, W, C): for statistics, the first images of the parts that the row of all shards is cut into by
-        `data.lanes`."""
+        """(n, H, W, C) images for statistics: the first ones of `data.lanes` equal parts of the row of all shards."""
         return self._sample(n).copy()
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019  a stream lives as long as its run
+    @functools.lru_cache(maxsize=1)  # noqa: B019 (a stream lives as long as its run)
     def _sample(self, n: int) -> Pixels:
         ends = np.cumsum([s.samples for s in self.shards])
         parts = min(self.data.lanes, n)

@@ -107,16 +107,6 @@ class MetricsFile:
         self._file.close()
 
 
-class Unwritten:
-    """The metrics file of a process that writes none."""
-
-    def write(self, line: dict[str, Any]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a half-written last line (a killed run) is left out."""
     lines = []

@@ -1,0 +1,161 @@
+"""What a run starts from: fresh weights, trained weights or a network of one's own, on the kernels that compute it fastest."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlpmixer.config import from_json, pair
+from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.models.architecture import Build, build, build_custom, capability, has, name_of
+from mlpmixer.models.initialization import set_head_bias, whiten_stem
+from mlpmixer.training import progressive
+from mlpmixer.training.augment import resize
+from mlpmixer.training.distillation import TeacherFunction, TeacherSource, open_teacher, stored_teacher
+from mlpmixer.training.inputs import Stores, augmented_sample
+from mlpmixer.training.recipe import Recipe
+from mlpmixer.weights import model_file, run_folder
+from mlpmixer.weights.adapt import adapt_to, adapt_trained, reset_head
+from mlpmixer.weights.load import Report, load_weights
+
+Pretrained = tuple[Any, model_file.ModelMeta]
+Start = Pretrained | Build
+"""A trained network, or a function that builds a fresh one."""
+
+
+def with_network(recipe: Recipe, network: Build | None) -> Recipe:
+    """The recipe of a run that trains what `network` builds, if it is given.
+
+    Errors: ValueError when the run was started with another network, or from trained weights.
+    """
+    if network is None:
+        if recipe.network:
+            raise ValueError(
+                f"this run trains a network that a function builds, {recipe.network}: train it from Python, "
+                "mlpmixer.train(recipe, ..., network=that function)"
+            )
+        return recipe
+    name = name_of(network)
+    if recipe.network not in ("", name):
+        raise ValueError(f"two networks are given: the recipe says {recipe.network}, and network is {name}")
+    if recipe.init.weights:
+        raise ValueError(f"init.weights={recipe.init.weights} is not for a network of your own ({name}); leave it out")
+    return dataclasses.replace(recipe, network=name)
+
+
+def require_capabilities(model: nn.Module, recipe: Recipe) -> None:
+    """ValueError in one sentence when the recipe has an option that the network cannot follow."""
+    init, optim, run = recipe.init, recipe.optim, recipe.run
+    options = {
+        "init.stem=whitened": ("patches", init.stem == "whitened"),
+        "optim.name=muon": ("hidden_matrices", optim.name == "muon"),
+        "optim.layer_decay": ("layers", optim.layer_decay != 1),
+        "optim.frozen_layers": ("layers", optim.frozen_layers > 0),
+        "optim.locality": ("locality", optim.locality > 0),
+        "optim.mirror": ("mirror", optim.mirror),
+        "run.progressive": ("resize", bool(run.progressive)),
+        "run.checkpointing": ("checkpointing", run.checkpointing),
+    }
+    for option, (name, is_on) in options.items():
+        if is_on:
+            capability(model, name, option)
+    if not hasattr(model, "head") and (optim.head_steps or init.head_bias):
+        option = "optim.head_steps" if optim.head_steps else "init.head_bias"
+        raise ValueError(f"{name_of(model)} has no module named head, which {option} needs")
+
+
+def load_networks(
+    recipe: Recipe,
+    report: Report | None = None,
+    teacher: TeacherFunction | None = None,
+    run: Path | None = None,
+    saved: Path | None = None,
+) -> tuple[Pretrained | None, TeacherSource]:
+    """The trained networks of a recipe, to start from and to learn from; `report` receives the progress of downloads.
+
+    A run resumed from the state `saved` starts from nothing else, and its teacher is the copy in the folder `run`.
+    """
+    start: Pretrained | None = None
+    if recipe.init.weights and stored_preprocess(saved) is None:
+        start = adapt_trained(*load_weights(recipe.init.weights, report=report), in_channels=recipe.model.in_channels)
+    if teacher is not None:
+        return start, teacher
+    copy = stored_teacher(run) if run is not None and run_folder.is_run(run) else None
+    return start, open_teacher(recipe.distill.teacher, report, copy)
+
+
+def stored_preprocess(saved: Path | None) -> Preprocess | None:
+    """The preprocessing in a training state; None without a state, and for old ones, which do not hold it."""
+    stored = model_file.read_header(saved).get("preprocess") if saved is not None else None
+    return from_json(Preprocess, stored) if stored is not None else None
+
+
+def initial_model(recipe: Recipe, stores: Stores, start: Start | None, resumed: bool = False) -> Any:
+    """The network before the first step: fresh, or from trained weights, with their head if the classes are the same.
+
+    resumed: its weights will be loaded, so they may be any.
+
+    Errors: ValueError when the network cannot follow the recipe.
+    """
+    cfg = recipe.model.adapted(image_size=progressive.image_size(0, 1, recipe))
+    model: Any
+    if start is None:
+        model = build(cfg)
+    elif isinstance(start, tuple):
+        model = adapt_to(start[0], cfg, recipe.init.resize, recipe.init.magnified)
+    else:
+        model = build_custom(start, recipe.model)
+    require_capabilities(model, recipe)
+    if isinstance(start, tuple):
+        _prepare_pretrained(model, recipe, new_head=start[1].classes != stores.splits.classes)
+    elif not resumed:
+        _prepare_fresh(model, recipe, stores)
+    if recipe.optim.locality:
+        capability(model, "locality", "optim.locality").inject(model, recipe.optim.locality)
+    if recipe.run.checkpointing:
+        model.checkpointing = True
+    return model
+
+
+def _prepare_fresh(model: Any, recipe: Recipe, stores: Stores) -> None:
+    if recipe.init.stem == "whitened":
+        whiten_stem(model, resize(augmented_sample(recipe, stores), pair(model.cfg.image_size)))
+    if recipe.init.head_bias:
+        set_head_bias(model, recipe.init.head_bias)
+    if recipe.optim.mirror:
+        capability(model, "mirror", "optim.mirror").begin(model)
+
+
+def _prepare_pretrained(model: Any, recipe: Recipe, new_head: bool) -> None:
+    if new_head:
+        reset_head(model)
+        set_head_bias(model, recipe.init.head_bias)
+    if recipe.optim.mirror and (share := capability(model, "mirror", "optim.mirror").asymmetry(model)) > 1e-3:
+        raise ValueError(
+            f"optim.mirror keeps a symmetric network symmetric, but {100 * share:.0f} % of a layer of "
+            f"{recipe.init.weights} is not; leave it out, or start from a run that was trained with it"
+        )
+
+
+def choose_kernels(model: nn.Module, recipe: Recipe, device: torch.device) -> str:
+    """Make `model` run on what `recipe.run.kernels` says, in place; the name of what it is.
+
+    Errors: ValueError when compiled kernels are required and unavailable.
+    """
+    if recipe.run.kernels == "torch" or device.type != "cpu":
+        return "torch"
+    if recipe.run.compile:
+        reason = "the network is left to torch.compile"
+    elif not has(model, "kernels"):
+        reason = f"{name_of(model)} has none"
+    else:
+        kernels = capability(model, "kernels", "run.kernels")
+        reason = kernels.unsupported_reason(model)
+        if not reason:
+            kernels.install(model)
+            return "compiled"
+    if recipe.run.kernels == "compiled":
+        raise ValueError(f"run.kernels=compiled is unavailable: {reason}; use auto or torch")
+    return f"torch ({reason})"
