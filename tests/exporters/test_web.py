@@ -273,7 +273,7 @@ def test_a_model_whose_preprocessing_the_page_does_not_have_is_refused(tmp_path:
     four = dataclasses.replace(GREY, in_channels=4)
     with pytest.raises(ValueError, match="the page does not support images of 4 channels"):
         export(classifier_of(four), "web", out=tmp_path / "out", data="digits", page_runtime=tmp_path)
-    with pytest.raises(ValueError, match="is for a page .web., not for bundle"):
+    with pytest.raises(ValueError, match=r"is for a page .web., not for bundle"):
         export(classifier_of(GREY), "bundle", out=tmp_path / "out", data="digits", page_runtime=tmp_path)
     assert not list(tmp_path.iterdir())
 
