@@ -39,13 +39,13 @@ class Export(Command):
     by 1 of 255."""
     evidence: bool = False
     """Let the graph also return what each patch adds to each class. `mlpmixer serve` shows it; --to web always has it.
-    Mixers only."""
+    For networks with exact patch evidence, such as Mixers."""
     top_k: int = 5
     """Number of top classes that the graph returns beside all probabilities."""
     runtime: Annotated[str, Arg("FOLDER")] = ""
     """For --to web: path to onnxruntime-web, such as node_modules/onnxruntime-web; default: npm fetches it."""
     licence: Annotated[str, Arg("NAME")] = ""
-    """The model's licence, stored with it; default: what its own file says. apache-2.0, mit, ..."""
+    """The model's licence, such as apache-2.0 or mit; default: what its own file says."""
     data: Annotated[str, Arg("DATA")] = ""
     """Data to check on, named as for train; default: the data RUN was trained on."""
     images: int = 1000

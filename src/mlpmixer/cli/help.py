@@ -65,7 +65,7 @@ def _all(command: type[Command], arguments: list[Argument]) -> Iterator[tuple[st
         for a in group:
             names = ", ".join(filter(None, [short.get(a.name), a.name, a.off]))
             rows.append((f"{names} {_metavar(a)}", help_of(a) + _default(a)))
-        yield heading.rstrip("."), rows
+        yield heading.partition(":")[0].rstrip("."), rows
 
 
 def _most_needed(command: type[Command], arguments: list[Argument]) -> Iterator[tuple[str, Rows]]:

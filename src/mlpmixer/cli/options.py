@@ -65,7 +65,7 @@ class RuntimeOptions:
     """Data type of the computation. bfloat16 is faster on processors that have it, at about three digits, with openvino
     and torch; int8 layers stay int8."""
     threads: int = 0
-    """CPU threads, for each of several --streams. 0: the engine's default."""
+    """CPU threads; with several --streams, of each. 0: the engine's default."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ class Push(Command):
     target: Annotated[str, Arg("TARGET", positional=True)]
     """a new folder, or hf:owner/name (log in first: hf auth login)"""
     licence: Annotated[str, Arg("NAME")] = ""
-    """The model's licence as the Hub writes it; default: the card says that none is stated. apache-2.0, mit, ..."""
+    """The model's licence, such as apache-2.0 or mit; default: the card says that none is stated."""
     private: bool = False
     """Make the repository private, if it is new."""
 
