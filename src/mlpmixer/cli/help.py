@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import re
 import shutil
 import sys
 import textwrap
@@ -65,7 +66,7 @@ def _all(command: type[Command], arguments: list[Argument]) -> Iterator[tuple[st
         for a in group:
             names = ", ".join(filter(None, [short.get(a.name), a.name, a.off]))
             rows.append((f"{names} {_metavar(a)}", help_of(a) + _default(a)))
-        yield heading.partition(":")[0].rstrip("."), rows
+        yield re.split(r" \(|:|\.$", heading)[0], rows
 
 
 def _most_needed(command: type[Command], arguments: list[Argument]) -> Iterator[tuple[str, Rows]]:
@@ -124,8 +125,7 @@ def help_of(argument: Argument) -> str:
 
 
 def first_sentence(text: str) -> str:
-    sentence, stop, _ = " ".join(text.split()).partition(". ")
-    return sentence + stop.strip()
+    return re.split(r"(?<=\.)(?<! al\.) ", " ".join(text.split()))[0]
 
 
 @cache

@@ -7,20 +7,20 @@ from typing import Annotated, Any
 from mlpmixer.cli.arguments import Arg, Command, Line, require_words
 from mlpmixer.cli.printing import print_json, print_table
 from mlpmixer.cli.recipe_options import architecture_of
-from mlpmixer.models.configs import MixerConfig, NetworkConfig
+from mlpmixer.models.configs import NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(Command):
     """Print a network layer by layer: shapes, parameters, FLOPs.
 
-    Options change it: mlpmixer summary B/16 --image-size 384
+    Options change it: mlpmixer summary B/16 --image-size 384. Those of a model: mlpmixer summary MODEL --help
     """
 
     model: Annotated[str, Arg("MODEL|RUN", positional=True)]
     """an architecture's name (mlpmixer list models), a run's folder, or its model.safetensors"""
     json: Annotated[bool, Arg(help="Print as JSON.")] = False
-    config: NetworkConfig = field(default_factory=MixerConfig)
+    config: NetworkConfig = field(default_factory=NetworkConfig)
 
     @classmethod
     def configs(cls, line: Line) -> dict[str, Any]:
