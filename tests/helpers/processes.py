@@ -40,18 +40,20 @@ class Forks:
 
     SERVER = """
         import io, json, os, sys, tempfile, traceback
+        from mlpmixer.models.configs import MixerConfig
         from mlpmixer.training.recipe import Recipe, Run
         from mlpmixer.training.run import train
 
+        tiny = MixerConfig(image_size=8, patch_size=4, num_blocks=1, hidden_dim=8, tokens_mlp_dim=4, channels_mlp_dim=8)
         with tempfile.TemporaryDirectory() as folder:
-            train(Recipe(name="digits", run=Run(steps=1, batch_size=2, device="cpu")), out=folder + "/run")
+            train(Recipe(name="digits", model=tiny, run=Run(steps=1, batch_size=2, device="cpu")), out=folder + "/run")
         for line in sys.stdin:
             job, code = json.loads(line), 0
             if pid := os.fork():
-                print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+                print(job["folder"], os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
                 continue
             for fd, name in enumerate(("out", "err"), start=1):
-                os.dup2(os.open(os.path.join(job["folder"], name), os.O_WRONLY | os.O_CREAT), fd)
+                os.dup2(os.open(os.path.join(job["folder"], name), os.O_WRONLY), fd)
             sys.argv, sys.stdin = ["-c", *job["args"]], io.StringIO(job["input"])
             try:
                 exec(job["code"], {"__name__": "__main__"})
@@ -71,12 +73,17 @@ class Forks:
         """As `python -c code args`, with this on its standard input."""
         assert self._server.stdin and self._server.stdout
         with tempfile.TemporaryDirectory() as folder:
+            for name in ("out", "err"):
+                (Path(folder) / name).touch()
             job = {"code": textwrap.dedent(code), "args": [str(arg) for arg in args], "input": input, "folder": folder}
             print(json.dumps(job), file=self._server.stdin, flush=True)
-            answer = self._server.stdout.readline()
-            assert answer, "the process that forks has ended"
+            named = ""
+            while named != folder:  # one who was interrupted has left his answer
+                answer = self._server.stdout.readline()
+                assert answer, "the process that forks has ended"
+                named, _, status = answer.rpartition(" ")
             out, err = ((Path(folder) / name).read_text(encoding="utf-8") for name in ("out", "err"))
-        return subprocess.CompletedProcess(["-c", *job["args"]], int(answer), out, err)
+        return subprocess.CompletedProcess(["-c", *job["args"]], int(status), out, err)
 
     def close(self) -> None:
         assert self._server.stdin and self._server.stdout
