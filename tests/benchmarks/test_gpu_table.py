@@ -45,7 +45,9 @@ def in_pieces(piece: Callable[[], object]) -> int:
     raise AssertionError("it makes no progress")
 
 
-@pytest.mark.parametrize("name", ["1m", "wide", "distilled", "90", "94"])
+@pytest.mark.parametrize(
+    "name", ["1m", "distilled", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wide", "90", "94"))]
+)
 def test_every_row_trains_a_step_at_a_time_to_the_end(name: str, table: ModuleType, args: argparse.Namespace) -> None:
     assert table.line_of(name, args)["n"] == 0
     assert in_pieces(lambda: table.work(name, 0, args, 0.0)) >= 3

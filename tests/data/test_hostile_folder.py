@@ -124,7 +124,7 @@ TRAIN = """
 """
 
 
-@pytest.mark.parametrize("cache_mib", [4096, 0])
+@pytest.mark.parametrize("cache_mib", [4096, pytest.param(0, marks=pytest.mark.slow)])
 def test_it_is_trained_through_and_every_file_is_accounted_for(
     folder: Path, tmp_path: Path, cache_mib: int, forked: Forks
 ) -> None:

@@ -114,7 +114,7 @@ def test_every_engine_that_opens_an_export_has_rows(digits_bundle: Path) -> None
     assert (lines[0]["engine"], lines[0]["batch"], lines[0]["cpu"]) == ("onnxruntime", "1", hardware.cpu_name())
 
 
-@pytest.mark.processes
+@pytest.mark.slow
 def test_a_run_is_measured_beside_its_export(digits_run: Path) -> None:
     found = bench(digits_run, batches=(1,), threads=(1,), seconds=0.3)
     assert [r.engine for r in found.rows if r.precision == "float32"] == ["torch", "onnxruntime", "openvino"]
