@@ -509,7 +509,9 @@ def test_a_model_without_a_head_or_of_another_kind_is_refused(tmp_path: Path, bu
         export(bare, out=tmp_path / "a.onnx", data="digits")
     with pytest.raises(ValueError, match="only a torch model can be exported"):
         export(load(bundle), out=tmp_path / "a.onnx", data="digits")
-    with pytest.raises(ValueError, match="does not support fit='bv_resmall_crop', only crop, pad, squash: export to onnx"):
+    with pytest.raises(
+        ValueError, match="does not support fit='bv_resmall_crop', only crop, pad, squash: export to onnx"
+    ):
         export(classifier_of(GREY, fit="bv_resmall_crop"), "bundle", out=tmp_path / "a", data="digits")
     with pytest.raises(ValueError, match="not in a run, beside which an export goes"):
         export(classifier_of(GREY), data="digits")
@@ -532,7 +534,7 @@ def test_a_swapped_model_or_a_damaged_bundle_is_refused(bundle: Path, tmp_path: 
     with pytest.raises(ValueError, match="is not the file that this bundle was made with"):
         program(swapped).Model()
     (damaged("gone") / "model.onnx").unlink()
-    with pytest.raises(ValueError, match="the bundle is not whole"):
+    with pytest.raises(ValueError, match="the bundle is incomplete"):
         load(tmp_path / "gone")
     for i, text in enumerate(("", "[]", "{}", '{"format": 7, "files": {}}', '{"format": 1, "files": []}')):
         (damaged(str(i)) / "bundle.json").write_text(text)
@@ -546,15 +548,15 @@ def test_metadata_that_are_not_those_of_an_export_are_refused(bundle: Path, tmp_
     good = json.loads(metadata(meta, made))
     larger = dataclasses.replace(meta.preprocess, image_size=(16, 16))
     cases = [
-        (None, "no export of this package: its metadata have no entry 'format'"),
+        (None, "not an export of this package: its metadata has no entry 'format'"),
         ("{", "its metadata cannot be read"),
         ("[]", "its metadata cannot be read"),
         (json.dumps(good | {"format": 2}), "this version reads format 1"),
         (json.dumps({k: v for k, v in good.items() if k != "export"}), "no entry 'export'"),
         (json.dumps(good | {"model": good["model"] | {"run": "rm"}}), "has no field 'run'"),
         (json.dumps(good | {"model": {}}), "its metadata cannot be read"),
-        (metadata(dataclasses.replace(meta, classes=DIGITS[:3]), made), "name 3 classes"),
-        (metadata(dataclasses.replace(meta, preprocess=larger), made), r"speak of images \[16, 16, 1\]"),
+        (metadata(dataclasses.replace(meta, classes=DIGITS[:3]), made), "names 3 classes"),
+        (metadata(dataclasses.replace(meta, preprocess=larger), made), r"says images \[16, 16, 1\]"),
     ]
     for text, says in cases:
         del model.metadata_props[:]
@@ -635,17 +637,17 @@ def test_a_graph_that_is_not_what_its_metadata_say_is_refused(
     )
     assert load(graph_with(path, meta, "b", p)).probabilities(np.zeros((1, 8, 8, 1), np.uint8)).shape == (1, 10)
     for outputs, says in (
-        ([("probability", ["b", 10], np.ones((1, 10)))], "name 10 classes, its graph gives 'probability'"),
-        ([p, ("features", ["b", 17], np.ones((1, 17)))], r"speak of features of shape \(16,\), its graph gives"),
-        ([p, ("logits", ["b", 3], np.ones((1, 3)))], r"speak of logits of shape \(10,\)"),
-        ([p, ("evidence", ["b", 9, 10], np.ones((1, 9, 10)))], r"speak of evidence of shape \(16, 10\)"),
+        ([("probability", ["b", 10], np.ones((1, 10)))], "names 10 classes, its graph gives 'probability'"),
+        ([p, ("features", ["b", 17], np.ones((1, 17)))], r"says features of shape \(16,\), its graph gives"),
+        ([p, ("logits", ["b", 3], np.ones((1, 3)))], r"says logits of shape \(10,\)"),
+        ([p, ("evidence", ["b", 9, 10], np.ones((1, 9, 10)))], r"says evidence of shape \(16, 10\)"),
     ):
         with pytest.raises(ValueError, match=says):
             load(graph_with(path, meta, "b", *outputs))
     with pytest.raises(ValueError, match=r"takes 1,000,000,000 images at a time, more than fit into 2 GiB"):
         load(graph_with(path, meta, 10**9, p))
     larger = dataclasses.replace(meta, preprocess=dataclasses.replace(meta.preprocess, image_size=(10**9, 10**9)))
-    with pytest.raises(ValueError, match="speak of images"):
+    with pytest.raises(ValueError, match="says images"):
         load(graph_with(path, larger, "b", p))
     session, runtime = open_session(graph_with(path, meta, "b", p), None, "float32", 1, 1)
     lying = dataclasses.replace(session, compute=lambda images, outputs: [np.ones((1, 3), np.float32)])

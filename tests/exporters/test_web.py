@@ -266,7 +266,10 @@ def test_a_mistake_is_answered_in_one_line(
 def test_a_model_whose_preprocessing_the_page_does_not_have_is_refused(tmp_path: Path) -> None:
     for preprocess, says in (
         ({"fit": "bv_resmall_crop"}, "the page does not support fit='bv_resmall_crop'"),
-        ({"interpolation": "bicubic"}, "the page supports fit=crop, pad, squash, bilinear; this model has crop, bicubic"),
+        (
+            {"interpolation": "bicubic"},
+            "the page supports fit=crop, pad, squash, bilinear; this model has crop, bicubic",
+        ),
     ):
         with pytest.raises(ValueError, match=says):
             export(classifier_of(GREY, **preprocess), "web", out=tmp_path / "out", data="digits", page_runtime=tmp_path)

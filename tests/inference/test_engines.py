@@ -328,8 +328,8 @@ def test_metadata_that_are_not_those_of_an_export_are_refused(name: str, write: 
         return metadata(dataclasses.replace(found.meta, **meta), found.made, weights)
 
     cases = [
-        (None, "no export of this package: its metadata have no entry 'format'"),
-        ("", "no export of this package"),
+        (None, "not an export of this package: its metadata has no entry 'format'"),
+        ("", "not an export of this package"),
         ("{", "its metadata cannot be read"),
         ("[]", "its metadata cannot be read"),
         ("[" * 100_000, "its metadata cannot be read"),
@@ -337,8 +337,8 @@ def test_metadata_that_are_not_those_of_an_export_are_refused(name: str, write: 
         (json.dumps({k: v for k, v in good.items() if k != "export"}), "no entry 'export'"),
         (json.dumps(good | {"model": good["model"] | {"run": "rm"}}), "has no field 'run'"),
         (json.dumps(good | {"model": {}}), "its metadata cannot be read"),
-        (text(classes=DIGITS[:3]), "name 3 classes"),
-        (text(preprocess=larger), r"speak of images \[16, 16, 1\]"),
+        (text(classes=DIGITS[:3]), "names 3 classes"),
+        (text(preprocess=larger), r"says images \[16, 16, 1\]"),
     ]
     for content, says in cases:
         write(path, whole, content)
@@ -395,7 +395,7 @@ def test_what_openvino_or_torch_have_written_without_us_is_refused(
 
     torch.export.save(torch.export.export(Other(), (torch.zeros(2, 3),)), tmp_path / "other.pt2")
     with pytest.raises(
-        ValueError, match=r"other.pt2 is no export of this package: its metadata have no entry 'format'"
+        ValueError, match=r"other.pt2 is not an export of this package: its metadata has no entry 'format'"
     ):
         load(tmp_path / "other.pt2")
     pt2 = copied / "model.pt2"

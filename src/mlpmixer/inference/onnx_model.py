@@ -3,7 +3,6 @@
 B images, K classes.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from mlpmixer.config import from_json
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.engines import open_session
 from mlpmixer.inference.engines.session import KEY, Session
+from mlpmixer.inference.exported import parse_metadata
 from mlpmixer.weights.model_file import FORMAT
 
 if TYPE_CHECKING:
@@ -112,10 +112,8 @@ def _metadata(text: str | None, name: str) -> Metadata | None:
     if text is None:
         return None
     try:
-        stored = json.loads(text)
-        if stored["format"] != FORMAT:
-            raise ValueError(f"format {stored['format']!r}; this version reads format {FORMAT}")
-        return from_json(Metadata, {field: stored["model"][field] for field in ("classes", "preprocess")})
+        stored = parse_metadata(text)["model"]
+        return from_json(Metadata, {field: stored[field] for field in ("classes", "preprocess")})
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(
             f"the metadata {KEY!r} of {name} cannot be read ({type(e).__name__}: {e}); expected "
