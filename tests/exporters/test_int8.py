@@ -299,7 +299,7 @@ def test_layers_are_ranked_once_and_only_where_that_is_needed() -> None:
     assert int8.choose("abc", good_at(0), never) == [] and asked == [[]]
     asked.clear()
     assert int8.choose("abc", good_at(2), lambda: ["c", "a", "b"]) == ["c", "a"] and asked == [[], ["c"], ["c", "a"]]
-    with pytest.raises(ExportMismatch, match="no layer of this model can be int8: whichever of the 3 it is"):
+    with pytest.raises(ExportMismatch, match="no layer of this model can be int8: even with only one of the 3"):
         int8.choose("abc", good_at(3), lambda: ["c", "a", "b"])
 
 
@@ -307,7 +307,7 @@ def test_a_model_that_loses_too_much_whatever_is_done_is_refused(
     model: Classifier, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(int8, "MAX_LOSS", -2.0)
-    with pytest.raises(ExportMismatch, match="no layer of this model can be int8: whichever of the 10 it is"):
+    with pytest.raises(ExportMismatch, match="no layer of this model can be int8: even with only one of the 10"):
         int8.quantise(whole, tmp_path / "model.onnx", int8.images_for(model, Data(name="digits")))
 
 
@@ -360,7 +360,7 @@ def test_images_of_shards_and_unreadable_ones(model: Classifier, tmp_path: Path)
         (tmp_path / "photos" / "train" / label).mkdir(parents=True)
         for i in range(3):
             (tmp_path / "photos" / "train" / label / f"{i}.png").write_bytes(b"broken")
-    with pytest.raises(ValueError, match=r"none of 10 training images of .* could be read; the first: "):
+    with pytest.raises(ValueError, match=r"none of the 10 images could be read \("):
         int8.images_for(model, Data(name=str(tmp_path / "photos"), val_fraction=0.34, test_fraction=0.34))
 
 
@@ -372,7 +372,7 @@ def test_a_network_without_products_is_told_so(tmp_path: Path) -> None:
     meta = learned().meta
     assert meta
     bare = from_network(Bare(), dataclasses.replace(meta, network="Bare"))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="int8 is for matrix products with weights, and this network has none"):
+    with pytest.raises(ValueError, match="int8 needs matrix products with weights, and this network has none"):
         to_int8(bare, tmp_path / "model.onnx")
 
 

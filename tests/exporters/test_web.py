@@ -185,7 +185,7 @@ def test_npm_brings_the_runtime_if_it_is_the_one_that_was_tested(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     line = ["export", str(run), "--to", "web", "--out", str(tmp_path / "out"), "--images", "20"]
     assert cli.main(line) == 2
-    assert "npm brought another onnxruntime-web" in capsys.readouterr().err
+    assert "npm fetched another onnxruntime-web" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     integrity = "sha512-" + base64.b64encode(hashlib.sha512((tmp_path / "made.tgz").read_bytes()).digest()).decode()
     monkeypatch.setattr(onnxruntime_web, "INTEGRITY", integrity)
@@ -200,10 +200,10 @@ def test_npm_brings_the_runtime_if_it_is_the_one_that_was_tested(
 @pytest.mark.parametrize(
     ("script", "says"),
     [
-        (None, "npm, which fetches it, is not installed. Or elsewhere: npm pack onnxruntime-web@"),
+        (None, "which npm fetches, and npm is not installed. Or elsewhere: npm pack onnxruntime-web@"),
         (
             "echo 'npm error code E404' >&2; echo 'npm error 404 Not Found.' >&2; exit 1",
-            "could not bring onnxruntime-web .*: 404 Not Found. ",
+            "could not fetch onnxruntime-web .*: 404 Not Found. ",
         ),
         ("exit 1", "it did not say why. Or"),
         ("exit 0", "it did not say why. Or"),

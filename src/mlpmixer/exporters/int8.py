@@ -1,12 +1,10 @@
-"""An export whose matrix products compute in whole numbers of 8 bits: static, calibrated on training images, judged on
-validation images.
+"""Exports whose matrix products compute in 8-bit integers: calibrated on training images, judged on validation images.
 
-Weights are s8, with a scale for each output, and do not go beyond 64: processors without VNNI add two products in 16
-bits, where 2 * 255 * 127 has no room and becomes another number without a word. What a layer receives is u8, in a range
-that is fixed when the export is made, so that an answer does not depend on the other images of its batch. The product
-is summed in 32 bits and goes on in float32: biases, GELU, layer norms, residual additions and preprocessing stay what
-they are. The form is ONNX's own, QuantizeLinear and DequantizeLinear before a MatMul or a Gemm, which runtimes turn
-into products of whole numbers.
+Weights are s8, with a scale for each output, and at most 64 in size: processors without VNNI add two products in 16
+bits, where 2 * 255 * 127 overflows silently. The input of a layer is u8, in a range that is fixed when the export is
+made ("static"), so that an answer does not depend on the other images of its batch. Products are summed in 32 bits;
+biases, GELU, layer norms, residual additions and preprocessing stay float32. The form is ONNX's own, QuantizeLinear and
+DequantizeLinear before a MatMul or a Gemm, which runtimes turn into integer products.
 
 N images of H x W pixels with C channels, K classes.
 """
@@ -29,29 +27,29 @@ from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Pixels
-from mlpmixer.data.store import Store
 from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_streamed
 from mlpmixer.evaluation.evaluate import evaluate, match_classes
 from mlpmixer.exporters.check import ExportMismatch
 from mlpmixer.inference.classifier import Classifier, Exported
 from mlpmixer.inference.exported import INPUT, PROBABILITIES, open_export
+from mlpmixer.inference.files import map_images
 
 if TYPE_CHECKING:
     import onnx
 
 MAX_LOSS = 0.005  # of top-1 on validation images
 CALIBRATION = 256  # training images that fix the ranges
-RANKING = 64  # of them, those that the layers are ranked on
-VALIDATION = 5000  # at most
-BATCH = 32  # images at a time, where a graph takes any number
-SPEED_BATCH, SPEED_ROUNDS, SPEED_S = 4, 10, 3.0  # images at a time; at least so many rounds, and so long for all
-MIN_SPEEDUP = 1.1  # times the speed of float32; less is not worth another model
+RANKING = 64  # of them, to rank the layers on
+VALIDATION = 5000  # images, at most
+BATCH = 32  # where a graph takes any number
+SPEED_BATCH, SPEED_ROUNDS, SPEED_S = 4, 10, 3.0  # images at a time; at least so many rounds, and seconds for all
+MIN_SPEEDUP = 1.1  # over float32; less is not worth another model
 KINDS = ["MatMul", "Gemm"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationImages:
-    """Real images to calibrate and to judge with."""
+    """Images to calibrate and to judge with."""
 
     train: Pixels
     """(n, H, W, C), evenly spread over the training images."""
@@ -60,20 +58,20 @@ class CalibrationImages:
 
 @dataclass(frozen=True, kw_only=True)
 class Int8:
-    """What became of the layers, and what it costs and saves. `_float`: of the same export before."""
+    """The layers in int8, and their cost and gain. `_float`: of the same export in float32."""
 
     layers: int
-    """That compute in whole numbers."""
+    """Number of layers in int8."""
     float_layers: list[str]
-    """Those left in float32, the worst one first."""
+    """Layers left in float32, the worst one first."""
     calibrated_on: int
-    """Training images."""
+    """Number of training images."""
     n: int
-    """Validation images; of them `right`, and `right_float` before."""
+    """Number of validation images, of which `right` are classified correctly."""
     right: int
     right_float: int
     batch: int
-    """Images at a time for `images_per_s`, in a second of processor time, on one thread."""
+    """Images at a time for `images_per_s`, per second of processor time on one thread."""
     images_per_s: float
     images_per_s_float: float
     num_bytes: int
@@ -81,12 +79,12 @@ class Int8:
 
     @property
     def speed(self) -> float:
-        """Times that of float32."""
+        """Relative to float32."""
         return self.images_per_s / self.images_per_s_float
 
     @property
     def pays(self) -> bool:
-        """Whether it is faster by more than MIN_SPEEDUP says."""
+        """Whether it is faster by MIN_SPEEDUP."""
         return self.speed >= MIN_SPEEDUP
 
 
@@ -95,7 +93,6 @@ def images_for(classifier: Classifier, data: Data) -> CalibrationImages:
 
     Errors: ValueError when it cannot be opened, has no such images, or other classes than the model.
     """
-    pre = classifier.preprocess
     try:
         splits = open_streamed(data) if is_streamed(data) else open_data(data)
         match_classes(splits.val.classes, classifier.classes)
@@ -106,23 +103,19 @@ def images_for(classifier: Classifier, data: Data) -> CalibrationImages:
     if isinstance(splits, StreamedSplits):
         from mlpmixer.training.stream import Stream  # which imports torch
 
-        stream = Stream(splits.train, splits.labels, pre, data)
-        return CalibrationImages(train=stream.sample(min(CALIBRATION, len(stream))), val=splits.val.spread(VALIDATION))
-    store = Store(splits.train.spread(CALIBRATION), pre, cache_mib=data.cache_mib, workers=data.workers)
-    if not len(store):
-        raise ValueError(
-            f"none of {len(store.bad)} training images of {data.name} could be read; the first: "
-            f"{': '.join(store.bad[0])}"
-        )
-    return CalibrationImages(train=store.array(np.arange(len(store))), val=splits.val.spread(VALIDATION))
+        stream = Stream(splits.train, splits.labels, classifier.preprocess, data)
+        train = stream.sample(min(CALIBRATION, len(stream)))
+    else:
+        _, train, _ = map_images(classifier, splits.train.spread(CALIBRATION), lambda pixels: pixels, BATCH)
+    return CalibrationImages(train=train, val=splits.val.spread(VALIDATION))
 
 
 def quantise(file: Path, out: Path, given: CalibrationImages, *, engine: str | None = None) -> Int8:
     """Write the float export in `file` to `out`, with as many layers in int8 as validation images allow.
 
-    All of them, if that costs at most MAX_LOSS of top-1. Else each layer is tried alone, and those that move the
-    answers most on training images return to float32 one after the other, until the rest keeps to it. `engine` computes
-    them, as in `open_export`.
+    All of them, if that costs at most MAX_LOSS of top-1. Otherwise each layer is tried alone, and those that change the
+    answers to training images most return to float32 one by one, until the loss is small enough. engine: see
+    `open_export`.
 
     Errors: ExportMismatch when no layer can be int8, ValueError for a graph without layers and when onnxruntime's tools
     cannot be imported.
@@ -159,8 +152,8 @@ def quantise(file: Path, out: Path, given: CalibrationImages, *, engine: str | N
 def choose(
     layers: Sequence[str], good_enough: Callable[[Sequence[str]], bool], worst_first: Callable[[], list[str]]
 ) -> list[str]:
-    """The fewest layers, in the order of `worst_first`, without which the others are good enough. ExportMismatch when none
-    would be left."""
+    """The fewest layers, in the order of `worst_first`, without which the others are good enough. ExportMismatch when
+    none is left."""
     order: list[str] = []
     for n in range(len(layers)):
         if n == 1:
@@ -168,22 +161,19 @@ def choose(
         if good_enough(order[:n]):
             return order[:n]
     raise ExportMismatch(
-        f"no layer of this model can be int8: whichever of the {len(layers)} it is, top-1 on validation images falls "
-        f"by more than "
-        f"{100 * MAX_LOSS:g} points. Nothing was written"
+        f"no layer of this model can be int8: even with only one of the {len(layers)}, top-1 on validation images "
+        f"falls by more than {100 * MAX_LOSS:g} points. Nothing was written"
     )
 
 
 class Quantiser:
-    """A float export and the ranges of what its layers receive, from which a file with any choice of int8 layers is
-    written.
+    """Writes a float export with any choice of layers in int8.
 
-    file: the export. scratch: a folder for what is in between. images: (n, H, W, C), to calibrate on. engine: to rank
-    layers with.
+    scratch: a folder for intermediate files. images: (n, H, W, C), to calibrate on. engine: to rank layers with.
     """
 
     layers: dict[str, list[str]]
-    """By the name that the network has for a layer, the nodes of the graph with its weights."""
+    """The network's name of a layer -> the nodes of the graph with its weights."""
 
     def __init__(self, file: Path, scratch: Path, images: Pixels, engine: str | None = None) -> None:
         import onnx
@@ -193,19 +183,19 @@ class Quantiser:
         model = onnx.load(str(file))
         layers = layers_of(model.graph)
         if not layers:
-            raise ValueError("int8 is for matrix products with weights, and this network has none: export it without")
+            raise ValueError("int8 needs matrix products with weights, and this network has none: leave int8 out")
         self.layers = {layer: [node.name for node in nodes] for layer, nodes in layers.items()}
         _keep_outputs(model.graph, list(chain.from_iterable(layers.values())))
-        del model.graph.value_info[:]  # shapes by torch.onnx, which the quantiser's own would contradict
-        onnx.helper.set_model_props(
-            model, _props(model) | {"onnx.quant.pre_process": "onnxruntime.quant"}
-        )  # it need not be done again
+        del model.graph.value_info[:]  # shapes from torch.onnx, which the quantiser's own would contradict
+        props = {entry.key: entry.value for entry in model.metadata_props}
+        done = {"onnx.quant.pre_process": "onnxruntime.quant"}  # the quantiser need not prepare it again
+        onnx.helper.set_model_props(model, props | done)
         self.prepared = scratch / "prepared.onnx"
         onnx.save(model, str(self.prepared))
 
     def write(self, out: Path, layers: Sequence[str]) -> None:
-        """A file with these layers in int8. The first call computes the ranges. Errors: ValueError when the tools
-        cannot be imported."""
+        """A file with these layers in int8. The first call computes the ranges. ValueError without onnxruntime's
+        tools."""
         try:
             from onnxruntime.quantization import QuantType, quantize_static
         except ModuleNotFoundError as e:
@@ -228,7 +218,7 @@ class Quantiser:
             )
 
     def _batches(self) -> Iterator[dict[str, Pixels] | None]:
-        """What the graph takes, and None. A fixed batch is filled up with the same images again."""
+        """Inputs of the graph, and None at the end. A fixed batch is filled up by repetition."""
         size = self.batch or BATCH
         for start in range(0, len(self.images), size):
             part = self.images[start : start + size]
@@ -236,7 +226,7 @@ class Quantiser:
         yield None
 
     def worst_first(self) -> list[str]:
-        """The layers by how much the answers to some training images move when that layer alone is int8."""
+        """Layers by how much the answers to some training images change when that layer alone is int8."""
         alone = self.scratch / "alone.onnx"
 
         def probabilities(file: Path) -> NDArray[np.float32]:
@@ -252,11 +242,8 @@ class Quantiser:
 
 
 def layers_of(graph: "onnx.GraphProto") -> "dict[str, list[onnx.NodeProto]]":
-    """The network's products with constant weights, by its name for where they belong, which `to_onnx` has put before
-    their own.
-
-    What the graph has beside the network, to resize images and to say what patches add, is not among them.
-    """
+    """The network's products with constant weights, by the name of their layer, which `targets.onnx` puts before their
+    own. Products outside the network, to resize images and for evidence, are not among them."""
     weights = {value.name for value in graph.initializer}
     layers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -267,8 +254,8 @@ def layers_of(graph: "onnx.GraphProto") -> "dict[str, list[onnx.NodeProto]]":
 
 
 def _keep_outputs(graph: "onnx.GraphProto", nodes: "Sequence[onnx.NodeProto]") -> None:
-    """What a layer receives may be an output of the graph, such as the features: a name of its own, so that the output
-    stays unrounded."""
+    """Give the input of a layer a name of its own where it is an output of the graph, such as the features, which must
+    stay unrounded."""
     from onnx import helper
 
     outputs = {value.name for value in graph.output}
@@ -279,13 +266,9 @@ def _keep_outputs(graph: "onnx.GraphProto", nodes: "Sequence[onnx.NodeProto]") -
             graph.node.insert(at, helper.make_node("Identity", [name], [node.input[0]], f"{node.name}_keep"))
 
 
-def _props(model: "onnx.ModelProto") -> dict[str, str]:
-    return {entry.key: entry.value for entry in model.metadata_props}
-
-
 @contextmanager
 def _own_log() -> Iterator[None]:
-    """The quantiser writes to the root logger, which would set that up for the whole process."""
+    """Keep the quantiser, which logs to the root logger, from setting that up for the whole process."""
     nowhere = logging.NullHandler()
     logging.root.addHandler(nowhere)
     try:
@@ -295,10 +278,9 @@ def _own_log() -> Iterator[None]:
 
 
 def images_per_s(*files: Path, engine: str | None = None) -> tuple[int, *tuple[float, ...]]:
-    """Images at a time, and for each file how many it answers in a second on one thread, from pixels to probabilities.
+    """The batch size, and images/s of each file on one thread, from pixels to probabilities.
 
-    The files take turns, and it is the time of the processor that counts: neither falls behind by what else the machine
-    does.
+    The files take turns, and processor time counts, so that other work on the machine favours neither.
     """
     exports = [open_export(file, engine=engine, threads=1) for file in files]
     pre, batch = exports[0].meta.preprocess, exports[0].batch or SPEED_BATCH
