@@ -367,7 +367,7 @@ def test_an_xml_and_its_bin_belong_together(copied: Path, capfd: pytest.CaptureF
     np.testing.assert_array_equal(opened.probabilities(pixels), before)  # what was opened stays as it was
     weights.unlink()
     with pytest.raises(
-        ValueError, match=r"model.bin does not exist: an .xml keeps its weights in the .bin of the same name"
+        ValueError, match=r"model.bin does not exist: an .xml needs its weights, in the .bin of the same name"
     ):
         load(xml)
     renamed = [xml.rename(copied / "other.xml"), weights.with_name("other.bin")]
@@ -381,8 +381,8 @@ def test_what_openvino_or_torch_have_written_without_us_is_refused(
 ) -> None:
     xml = copied / "model.xml"
     for content, says in (
-        (b"", "is no model of OpenVINO"),
-        (b"<annotation><object/></annotation>", "is no model of OpenVINO"),
+        (b"", "is not a model of OpenVINO"),
+        (b"<annotation><object/></annotation>", "is not a model of OpenVINO"),
         (xml.read_bytes()[:5000], "openvino cannot open .*model.xml"),
     ):
         xml.write_bytes(content)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ import numpy as np
 from mlpmixer import __version__
 from mlpmixer.hardware import cores, cpu_name
 from mlpmixer.inference.classifier import load
-from mlpmixer.inference.engines import ENGINES, Precision, engines_for, installed, require_file, require_threads
+from mlpmixer.inference.engines import ENGINES, Precision, engines_for, require_file, threads_each
 from mlpmixer.inference.exported import export_at
 from mlpmixer.inference.measure import IMAGES
 
@@ -155,7 +156,7 @@ def bench(
     if not threads:
         raise ValueError("threads: expected at least one number, 0 for the engine's default")
     for number in threads:
-        require_threads(number)
+        threads_each(1, number)
     if not 0 < seconds < 1e6:
         raise ValueError(f"seconds must be positive, got {seconds:g}")
     name, file = os.fspath(model), export_at(model)
@@ -166,7 +167,7 @@ def bench(
             paths = dict.fromkeys(engines_for(file), str(file))
         else:
             paths = _of_run(name, Path(scratch) / "model.onnx", report, failed)
-        for engine in [engine for engine in paths if installed(engine) is None]:
+        for engine in [engine for engine in paths if find_spec(engine) is None]:
             reason = f'{engine} is not installed: pip install "{ENGINES[engine].package}"'
             failed.append(Failed(engine=engine, precision="", reason=reason))
             del paths[engine]

@@ -4,7 +4,6 @@ import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +13,28 @@ from numpy.typing import NDArray
 from mlpmixer.data.images import Pixels
 from mlpmixer.hardware import cores
 from mlpmixer.inference.engines import onnxruntime, openvino, torch
-from mlpmixer.inference.engines.session import Precision, Runtime, Session, Value
+from mlpmixer.inference.engines.session import Precision, Runtime, Session
 from mlpmixer.registry import Registry
 
-__all__ = [
-    "ENGINES",
-    "SUFFIXES",
-    "Engine",
-    "Precision",
-    "Runtime",
-    "Session",
-    "Value",
-    "engines_for",
-    "installed",
-    "open_session",
-    "threads_each",
-]
+__all__ = ["ENGINES", "SUFFIXES", "Precision", "Runtime", "Session", "engines_for", "open_session", "threads_each"]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A library that computes graphs on the CPU."""
+    """A library that runs graphs on the CPU."""
 
     suffixes: tuple[str, ...]
     """Of the files it opens."""
     precisions: tuple[Precision, ...]
     package: str
-    """What pip installs it by."""
+    """Its name for pip."""
     open: Callable[[Path, Precision, int, int], Session]
-    """A file that exists, a precision of these, streams, threads of each (0: as it chooses). ValueError for what is
-    known to go wrong; whatever else is raised is the engine's word that it cannot open the file."""
+    """(file, precision, streams, threads of each; 0: its default). ValueError for a known mistake; any other exception
+    means that the library cannot open the file."""
 
 
 ENGINES: Registry[Engine] = Registry("engine")
-"""Of several that open a file, the first one does where none is named."""
+"""The first one that opens a file is its default."""
 ENGINES["onnxruntime"] = Engine((".onnx",), ("float32",), "mlpmixer[onnx]", onnxruntime.open_file)
 ENGINES["openvino"] = Engine((".xml", ".onnx"), ("float32", "bfloat16"), "mlpmixer[openvino]", openvino.open_file)
 ENGINES["torch"] = Engine((".pt2",), ("float32", "bfloat16"), "torch", torch.open_file)
@@ -56,22 +43,8 @@ SUFFIXES = tuple(dict.fromkeys(suffix for engine in ENGINES.values() for suffix 
 
 
 def engines_for(file: Path) -> list[str]:
-    """Those that open such files, the one first that does where none is named."""
+    """The engines that open such files, the default first."""
     return [name for name, engine in ENGINES.items() if file.suffix in engine.suffixes]
-
-
-def installed(name: str) -> str | None:
-    """The version of the engine that is installed, "" where it is not known; None: it is not. Imports no engine."""
-    from importlib import metadata  # itself slow to import
-
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        pass
-    try:
-        return "" if find_spec(name) else None
-    except ModuleNotFoundError:
-        return None
 
 
 def open_session(
@@ -139,20 +112,15 @@ def require_file(path: Path) -> None:
 
 
 def threads_each(streams: int, threads: int) -> int:
-    """Of each of several streams: `threads`, or with 0 their share of the cores; of one with 0 what the engine chooses,
-    0.
+    """Threads of each stream: `threads`; with 0 an equal share of the cores, or for one stream 0, the engine's default.
 
-    Errors: ValueError for numbers that cannot be.
+    A stream is a call that computes while others do. Errors: ValueError for numbers out of range.
     """
     if streams < 1:
         raise ValueError(f"streams must be at least 1, got {streams}")
-    require_threads(threads)
-    return threads or (math.ceil(cores() / streams) if streams > 1 else 0)
-
-
-def require_threads(threads: int) -> None:
     if threads < 0:
-        raise ValueError(f"threads must be at least 0 (as many as the engine chooses), got {threads}")
+        raise ValueError(f"threads must be at least 0 (the engine's default), got {threads}")
+    return threads or (math.ceil(cores() / streams) if streams > 1 else 0)
 
 
 def reason(error: Exception) -> str:

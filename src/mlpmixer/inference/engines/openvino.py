@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: its own .xml with the weights in a .bin beside it, and .onnx files."""
+"""OpenVINO on the CPU: .xml files, with their weights in a .bin beside them, and .onnx files."""
 
 import sys
 from collections.abc import Sequence
@@ -11,36 +11,26 @@ from numpy.typing import NDArray
 from mlpmixer.data.images import Pixels
 from mlpmixer.inference.engines.session import KEY, Precision, Session, Value
 
-PLACE = (
-    "framework",
-    KEY,
-)  # where OpenVINO keeps what metadata_props of an ONNX file say, also in the rt_info of an .xml
+PLACE = ("framework", KEY)  # in rt_info, where OpenVINO keeps the metadata_props of an ONNX file
 HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def open_file(file: Path, precision: Precision, streams: int, threads: int) -> Session:
-    """Errors: ValueError for an .xml without weights or of another kind, and for bfloat16 where the processor has
-    none."""
+    """Errors: ValueError for an .xml without weights or of another kind, and for bfloat16 on a processor without it."""
     weights = file.with_suffix(".bin") if file.suffix == ".xml" else None
     if weights:
         with open(file, "rb") as f:
-            if b"<net" not in f.read(1000):  # OpenVINO would try all its readers, which print what they think of it
-                raise ValueError(f"{file} is no model of OpenVINO: expected an .xml that begins with <net")
+            if b"<net" not in f.read(1000):  # OpenVINO would try all its readers, and they print their errors
+                raise ValueError(f"{file} is not a model of OpenVINO: expected an .xml that begins with <net")
         if not weights.is_file():
-            raise ValueError(
-                f"{weights} does not exist: an .xml keeps its weights in the .bin of the same name; the two belong "
-                f"together"
-            )
+            raise ValueError(f"{weights} does not exist: an .xml needs its weights, in the .bin of the same name")
     openvino = import_openvino()
     core = openvino.Core()
-    core.set_property(
-        {"ENABLE_MMAP": False}
-    )  # a file that is overwritten later must not change, or end, what was read from it
+    core.set_property({"ENABLE_MMAP": False})  # overwriting the file later must not change what was read from it
     model = core.read_model(file)
-    # by itself it computes in bfloat16 where the processor can, and leaves a wish for bfloat16 unfulfilled where it
-    # cannot
+    # its default is bfloat16 on processors that have it; on others it ignores the hint
     if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise ValueError("this processor has no bfloat16 that OpenVINO would use: take float32")
+        raise ValueError("this processor has no bfloat16 for OpenVINO: use float32")
     config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[precision]}
     if streams > 1:
         config["NUM_STREAMS"] = streams
@@ -52,7 +42,7 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
         requests.put(compiled.create_infer_request())
 
     def compute(images: Pixels, outputs: Sequence[str]) -> list[NDArray[Any]]:
-        request = requests.get()  # which computes one thing at a time
+        request = requests.get()  # each computes one call at a time
         try:
             request.infer([images], share_outputs=True)
             return [request.get_tensor(name).data.copy() for name in outputs]
@@ -70,12 +60,12 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
 
 
 def import_openvino() -> Any:
-    """The package without its telemetry: it would report each import over the network, and keep a number of this user
-    in their home."""
+    """Import openvino without its telemetry, which reports each import over the network and stores an id in the user's
+    home."""
     telemetry = "openvino_telemetry"
     absent = telemetry not in sys.modules
     if absent:
-        sys.modules[telemetry] = None  # type: ignore[assignment]  # then it takes a stub of its own
+        sys.modules[telemetry] = None  # type: ignore[assignment]  # it falls back to a stub of its own
     try:
         import openvino
     finally:
@@ -85,7 +75,7 @@ def import_openvino() -> Any:
 
 
 def _values(port: Any) -> list[Value]:
-    """A port has a name for each that the tensor had; none in a graph that was never named."""
+    """A tensor may have several names, or none."""
     shape = port.partial_shape
     sizes = tuple(None if n.is_dynamic else n.get_length() for n in shape) if shape.rank.is_static else ()
     return [Value(name, port.element_type.to_dtype().name, sizes) for name in sorted(port.get_names()) or [""]]

@@ -1,4 +1,4 @@
-"""What an engine makes of a file: a graph that is ready to compute. Imports no runtime."""
+"""What an engine makes of a file: a graph that is ready to run. Imports no engine."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,29 +10,28 @@ from numpy.typing import NDArray
 from mlpmixer.data.images import Pixels
 
 Precision = Literal["float32", "bfloat16"]
-KEY = "mlpmixer"  # of the metadata stored in an exported file
+KEY = "mlpmixer"  # of the metadata in an exported file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """What computes a model, and how."""
+    """What runs a model, and how."""
 
     engine: str
     version: str
     precision: Precision
-    """Of what is float in the model; layers in int8 stay what they are."""
+    """Of the layers that are not in int8."""
     threads: int
-    """Of each stream; 0: as many as the engine chooses."""
+    """Of each stream; 0: the engine's default."""
     streams: int = 1
-    """Calls that are computed at the same time."""
+    """Calls that compute at the same time."""
     int8: bool = False
     """Whether there are layers in int8."""
     kernels: str = ""
-    """compiled: of a Mixer in torch on a CPU, with what `kernels` has; empty: the engine's own operations."""
+    """compiled: those of `models.kernels`, in torch on a CPU; empty: the engine's own operations."""
 
     @property
     def precision_label(self) -> str:
-        """What it computes in."""
         return f"int8 and {self.precision}" if self.int8 else self.precision
 
     def __str__(self) -> str:
@@ -48,9 +47,9 @@ class Value:
 
     name: str
     dtype: str
-    """As numpy calls it."""
+    """numpy's name."""
     shape: tuple[int | None, ...]
-    """None where it takes any number."""
+    """None: any number."""
 
     def __str__(self) -> str:
         return f"{self.name!r}, {self.dtype} ({', '.join('any' if n is None else str(n) for n in self.shape)})"
@@ -63,7 +62,7 @@ class Session:
     version: str
     """Of the engine."""
     metadata: str | None
-    """The text stored in the file under KEY; None where there is none."""
+    """The text stored in the file under KEY."""
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     compute: Callable[[Pixels, Sequence[str]], list[NDArray[Any]]]

@@ -1,4 +1,4 @@
-"""torch on the CPU: .pt2 files, which torch.export writes. Opening one runs what is in it, as a pickle does."""
+"""torch on the CPU: .pt2 files, written by torch.export. Opening one runs the code in it, as with a pickle."""
 
 import logging
 import threading
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mlpmixer.data.images import Pixels
 from mlpmixer.inference.engines.session import KEY, Precision, Session, Value
 
-METADATA = f"{KEY}.json"  # of the extra files in a .pt2
+METADATA = f"{KEY}.json"  # an extra file in a .pt2
 
 
 def open_file(file: Path, precision: Precision, streams: int, threads: int) -> Session:
@@ -23,7 +23,7 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
     extra = {METADATA: ""}
     logger = logging.getLogger("torch.export")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)  # what goes wrong is raised, too
+    logger.setLevel(logging.CRITICAL)  # errors are raised as well
     try:
         program = torch.export.load(file, extra_files=extra)
     finally:
@@ -32,9 +32,7 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
     signature = program.graph_signature
     known = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
     names = program.call_spec.out_spec.context if program.call_spec.out_spec else None
-    if not isinstance(names, list) or len(names) != len(
-        signature.user_outputs
-    ):  # not a dict of outputs, so none of ours
+    if not isinstance(names, list) or len(names) != len(signature.user_outputs):  # outputs without names: not ours
         names = [str(name) for name in signature.user_outputs]
 
     def compute(images: Pixels, outputs: Sequence[str]) -> list[NDArray[Any]]:
@@ -55,8 +53,7 @@ _threads = threading.Lock()
 
 
 def limit_threads(streams: int, threads: int) -> None:
-    """For several streams torch keeps to their number of threads from now on, in the whole process: within `computing`
-    nothing changes."""
+    """Let torch use the threads of one stream from now on, in the whole process, if there are several streams."""
     import torch
 
     if streams > 1:
@@ -65,8 +62,8 @@ def limit_threads(streams: int, threads: int) -> None:
 
 @contextmanager
 def computing(device: str, precision: Precision, threads: int) -> Iterator[None]:
-    """torch's operations within, in `precision` (bfloat16 is autocast) and on so many threads (0: as they are), which
-    are the process's."""
+    """A context for torch's operations: in `precision` (bfloat16 is autocast), on so many threads of the process (0:
+    unchanged)."""
     import torch
 
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -83,6 +80,6 @@ def computing(device: str, precision: Precision, threads: int) -> Iterator[None]
 
 
 def _value(name: str, value: Any) -> Value:
-    """`value` is an example without numbers; a size that is free is a symbol in it."""
+    """`value`: a tensor without data; its free sizes are symbols."""
     shape = tuple(n if isinstance(n, int) else None for n in getattr(value, "shape", ()))
     return Value(name, str(getattr(value, "dtype", "")).removeprefix("torch."), shape)
