@@ -31,6 +31,7 @@ from mlpmixer.exporters.check import PIXEL_TOLERANCE, check, check_evidence, che
 from mlpmixer.exporters.export import TARGETS, ExportMismatch, export
 from mlpmixer.exporters.graph import Graph, plain
 from mlpmixer.exporters.graph_resize import Fitted
+from mlpmixer.exporters.job import new_job
 from mlpmixer.inference.classifier import Classifier, Exported, from_network, load
 from mlpmixer.inference.engines import Runtime, open_session
 from mlpmixer.inference.exported import Export, digest, metadata, open_export
@@ -182,14 +183,14 @@ def test_images_at_two_thirds_of_the_models_size_pass_the_check(tmp_path: Path) 
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (32, 32), np.uint8)).save(folder / f"{i}.png")
     model = classifier_of(dataclasses.replace(GREY, image_size=48, patch_size=12))
-    graph = Graph(model.network, model.preprocess, multi_label=False, top_k=2, any_size=True)  # type: ignore[arg-type]
+    graph = Graph(new_job(model, top_k=2, any_size=True))
 
     def compute(images: Any, outputs: tuple[str, ...]) -> list[Any]:
         with torch.inference_mode():
-            found = dict(zip(graph.outputs, graph(torch.tensor(images)), strict=True))
+            found = graph(torch.tensor(images))
         return [found[name].numpy() for name in outputs]
 
-    exported = dataclasses.replace(answering(model), outputs=graph.outputs, compute=compute)
+    exported = dataclasses.replace(answering(model), outputs=("pixels", "probabilities"), compute=compute)
     assert check_fit(model, exported, sample(Data(name=str(tmp_path / "photos")), 6)).pixel_max_diff == 2
 
 
@@ -292,7 +293,7 @@ def test_an_export_that_disagrees_leaves_nothing(
     to: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Brighter(Graph):
-        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
             return super().forward((images // 2 * 2 + 1).to(images.dtype))
 
     monkeypatch.setattr(graph_module, "Graph", Brighter)

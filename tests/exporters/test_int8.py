@@ -318,7 +318,7 @@ def test_the_float_form_is_checked_before_anything_is_rounded(
     from mlpmixer.exporters import graph
 
     class Brighter(graph.Graph):
-        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
             return super().forward((images // 2 * 2 + 1).to(images.dtype))
 
     monkeypatch.setattr(graph, "Graph", Brighter)

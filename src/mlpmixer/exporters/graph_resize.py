@@ -1,4 +1,4 @@
-"""Resize and fit inside the graph: Pillow's antialiased resize as two matrix products, whatever the size of the images.
+"""Resize and fit inside the graph: Pillow's antialiased resize as two matrix products, for images of any size.
 
 N images of h x w pixels with C channels -> H x W. A resize is linear in the pixels along each axis, so it is a matrix
 (W,w) and then a matrix (H,h), each row of which holds the filter around one new pixel: the rule of Pillow's

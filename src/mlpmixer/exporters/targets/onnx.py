@@ -1,5 +1,4 @@
-"""One .onnx file, through torch.onnx: operations of the standard alone, and all that belongs to the model in its
-metadata."""
+"""One .onnx file, written by torch.onnx: only operations of the standard, with all about the model in its metadata."""
 
 import ast
 import logging
@@ -20,8 +19,8 @@ OPSET = 20  # the first in which GELU is one operation (onnx.ai/onnx/operators/o
 
 
 def require(job: Job) -> None:
-    """ValueError unless what writes it and what checks it is installed."""
-    require_packages("ONNX", "onnx", "onnx", "onnxscript", "onnxruntime")  # torch.onnx works with the first two
+    """ValueError unless the packages that write and check it are installed."""
+    require_packages("ONNX", "onnx", "onnx", "onnxscript", "onnxruntime")  # torch.onnx needs the first two
 
 
 def write(job: Job, path: Path) -> None:
@@ -32,9 +31,9 @@ def write(job: Job, path: Path) -> None:
         return
     import torch
 
-    from mlpmixer.exporters.graph import example_of, graph_of
+    from mlpmixer.exporters.graph import Graph, example_of
 
-    graph = graph_of(job)
+    graph = Graph(job).eval()
     example, free = example_of(job)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -44,7 +43,7 @@ def write(job: Job, path: Path) -> None:
             opset_version=OPSET,
             dynamic_shapes=(free,),
             input_names=[INPUT],
-            output_names=list(graph.outputs),
+            output_names=list(graph(example)),
             verbose=False,
         )
     assert program is not None
@@ -61,7 +60,7 @@ def finish(job: Job, path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Deprecations between torch and onnxscript, and what it says of a missing torchvision, are not the user's."""
+    """Hide deprecations between torch and onnxscript, and a warning about torchvision, which is not needed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -83,26 +82,16 @@ def _save(model: "onnx.ModelProto", job: Job, path: Path) -> None:
 
 
 def _without_traces(model: "onnx.ModelProto") -> None:
-    """torch.onnx keeps for each operation the lines of Python it comes from, with the paths of this machine.
+    """Drop the lines of Python, with the paths of this machine, that torch.onnx stores with each operation.
 
-    The module of the network stays, as the first part of a node's name:
-    network.blocks.0.token_mixing.fc1/node_MatMul_12.
+    The module stays, as the first part of a node's name: network.blocks.0.token_mixing.fc1/node_MatMul_12.
     """
-    graph = model.graph
+    graph, values = model.graph, ("initializer", "input", "output", "value_info")
     for node in graph.node:
-        scopes = [
-            ast.literal_eval(entry.value) for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"
-        ]
-        module = scopes[0][-2] if scopes and len(scopes[0]) > 1 else ""
-        node.name = f"{module}/{node.name}" if module else node.name
-    for thing in (
-        graph,
-        *graph.node,
-        *graph.initializer,
-        *graph.input,
-        *graph.output,
-        *graph.value_info,
-        *model.functions,
-    ):
-        del thing.metadata_props[:]
-        thing.doc_string = ""
+        props = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(props.get("pkg.torch.onnx.name_scopes", "[]"))
+        if len(scopes) > 1 and scopes[-2]:
+            node.name = f"{scopes[-2]}/{node.name}"
+    for item in (graph, *graph.node, *model.functions, *(value for name in values for value in getattr(graph, name))):
+        del item.metadata_props[:]
+        item.doc_string = ""

@@ -1,5 +1,4 @@
-"""OpenVINO's own form, an .xml and its weights in a .bin, made from the .onnx file that `to_onnx` writes: one graph,
-two runtimes."""
+"""OpenVINO's own form, an .xml with its weights in a .bin, made from the .onnx file of the target onnx."""
 
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,7 +10,7 @@ from mlpmixer.inference.exported import digest, metadata
 
 
 def require(job: Job) -> None:
-    """ValueError unless what writes it is installed."""
+    """ValueError unless the packages that write it are installed."""
     require_packages("OpenVINO", "openvino", "openvino")
     require_packages("ONNX, on the way to OpenVINO,", "onnx", "onnx", "onnxscript")
 
@@ -30,7 +29,7 @@ def finish(job: Job, path: Path) -> None:
 
 
 def _store(job: Job, path: Path) -> None:
-    """What the .onnx file said of itself, anew and with the digest of the weights."""
+    """Replace the metadata of the .onnx file, with the digest of the weights added."""
     tree = ElementTree.parse(path)
     entry = tree.find("/".join(("rt_info", *PLACE)))
     assert entry is not None

@@ -1,4 +1,4 @@
-"""A .pt2 file, through torch.export: for programs that have torch, and need nothing of this package."""
+"""A .pt2 file, written by torch.export, for programs that have torch and not this package."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 def write(job: Job, path: Path) -> None:
     import torch
 
-    from mlpmixer.exporters.graph import Named, example_of, graph_of
+    from mlpmixer.exporters.graph import Graph, example_of
 
     example, free = example_of(job)
     with torch.no_grad():
-        program = torch.export.export(Named(graph_of(job)).eval(), (example,), dynamic_shapes=(free,))
-    for node in program.graph.nodes:  # the lines of Python it comes from, with the paths of this machine
+        program = torch.export.export(Graph(job).eval(), (example,), dynamic_shapes=(free,))
+    for node in program.graph.nodes:  # drop the lines of Python, with the paths of this machine
         node.meta.pop("stack_trace", None)
     _save(program, job, path)
 
