@@ -4,24 +4,22 @@ import json
 import shutil
 import statistics
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from mlpmixer.exporters.job import Job, require_program
-from mlpmixer.exporters.readme import readme
 from mlpmixer.exporters.targets import onnx
+from mlpmixer.exporters.texts import fill
 from mlpmixer.hardware import cpu_name
-from mlpmixer.inference.exported import MANIFEST, MODEL, PROBABILITIES, Export, digest, open_export
+from mlpmixer.inference.classifier import Exported
+from mlpmixer.inference.exported import MANIFEST, MODEL, digest, open_export
+from mlpmixer.inference.measure import sample_images, time_calls
 from mlpmixer.weights.model_file import FORMAT
 from mlpmixer.weights.run_folder import write_json
 
 PACKAGES = ("onnxruntime", "numpy", "pillow")
 PROGRAM = Path(__file__).with_name("bundled") / "predict.py"
-MEASURING_S = 1.0  # for each of the two figures, and three calls at least
+TURNS = 10  # of measure.TURN_S, for each of the two speeds
 
 
 def require(job: Job) -> None:
@@ -40,12 +38,13 @@ def finish(job: Job, path: Path) -> None:
     onnx.finish(job, path / MODEL)
     write_manifest(path)
     shutil.copyfile(PROGRAM, path / "predict.py")
-    labels = json.dumps(job.meta.classes, ensure_ascii=False, indent=0)
+    batch, one_s, batch_s = measure(path)
+    speed = {"cpu": cpu_name(), "batch": batch, "one_ms": 1e3 * one_s, "images_per_s": batch / batch_s}
     texts = {
-        "labels.json": labels + "\n",
+        "labels.json": json.dumps(job.meta.classes, ensure_ascii=False, indent=0) + "\n",
         "requirements.txt": "".join(f"{name}=={metadata.version(name)}\n" for name in PACKAGES),
-        "Dockerfile": DOCKERFILE.format(python=f"{sys.version_info.major}.{sys.version_info.minor}"),
-        "README.md": readme("bundle.md", job, speed=measure(open_export(path / MODEL)), cpu=cpu_name()),
+        "Dockerfile": fill("Dockerfile", job, python=f"{sys.version_info.major}.{sys.version_info.minor}"),
+        "README.md": fill("bundle.md", job, **speed),
     }
     for name, text in texts.items():
         (path / name).write_text(text, encoding="utf-8")
@@ -56,31 +55,13 @@ def write_manifest(path: Path) -> None:
     write_json(path / MANIFEST, {"format": FORMAT, "files": {MODEL: digest(path / MODEL)}})
 
 
-def measure(export: Export) -> dict[str, Any]:
-    """Milliseconds for one image (median), and images/s in batches, from pixels to probabilities on all cores."""
-    pre, size = export.meta.preprocess, export.batch or 32
-    images = np.random.default_rng(0).integers(0, 256, (size, *pre.image_size, pre.in_channels)).astype(pre.dtype)
-    one, many = (_median_s(export, images[:n]) for n in (1, size))
-    return {"one_ms": 1e3 * one, "batch": size, "images_per_s": size / many}
-
-
-def _median_s(export: Export, images: Any) -> float:
-    export(images, PROBABILITIES)  # the first call allocates
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < MEASURING_S:
-        start = time.perf_counter()
-        export(images, PROBABILITIES)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-DOCKERFILE = """\
-# docker build -t classifier . && docker run --rm -v "$PWD:/images:ro" classifier /images/photo.jpg
-FROM python:{python}-slim
-WORKDIR /app
-COPY requirements.txt .
-RUN pip install --no-cache-dir -r requirements.txt
-COPY model.onnx bundle.json predict.py ./
-USER nobody
-ENTRYPOINT ["python", "predict.py"]
-"""
+def measure(path: Path) -> tuple[int, float, float]:
+    """A batch size, and median seconds for one image and for such a batch, from pixels to probabilities on all cores."""
+    export = open_export(path / MODEL)
+    batch, classifier = export.batch or 32, Exported(export)
+    images = sample_images(classifier.preprocess, batch)
+    one, many = (
+        statistics.median(second for _ in range(TURNS) for second in time_calls(classifier, images[:n]))
+        for n in (1, batch)
+    )
+    return batch, one, many

@@ -1,4 +1,4 @@
-"""The README of an exported folder: what the model is, how to use it, and what was measured when it was made."""
+"""The texts of an exported folder: what the model is, how to use it, and what was measured when it was made."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ TEMPLATES = Environment(
 )
 
 
-def readme(template: str, job: Job, **more: Any) -> str:
-    """The text of a file of `templates` for an export that has passed its check."""
+def fill(template: str, job: Job, **more: Any) -> str:
+    """A file of `templates`, filled for an export that has passed its check."""
     checked, pre = job.checked, job.meta.preprocess
     assert checked
     height, width = pre.image_size
