@@ -71,14 +71,14 @@ def test_every_config_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize(("config", "name"), WORDS)
-def test_a_wrong_word_is_answered_with_the_nearest(config: Any, name: str) -> None:
+def test_wrong_word_suggests_the_nearest(config: Any, name: str) -> None:
     for word in typing.get_args(field_types(type(config))[name]):
         with pytest.raises(ValueError, match=rf"{name}='{word}e' is not one of .*; did you mean {word}\?"):
             dataclasses.replace(config, **{name: f"{word}e"})
 
 
 @pytest.mark.parametrize(("config", "name"), FIELDS)
-def test_a_value_of_the_wrong_type_is_refused(config: Any, name: str) -> None:
+def test_wrong_type_is_refused(config: Any, name: str) -> None:
     for wrong in (object(), {1: 2}, b"", [None], (1, 2, 3, "x")):
         with pytest.raises(ValueError, match=name):
             dataclasses.replace(config, **{name: wrong})
@@ -122,7 +122,7 @@ def test_an_int_is_a_whole_number(config: Any, name: str) -> None:
         ({"count": "9" * 1000}, "count='9{79}[.]{3}: expected int, got str"),
     ],
 )
-def test_the_message_names_field_value_and_type(values: dict[str, Any], message: str) -> None:
+def test_message_names_field_value_and_type(values: dict[str, Any], message: str) -> None:
     for make in (lambda: Outer(**values), lambda: from_json(Outer, values)):
         with pytest.raises(ValueError, match=rf"^{message}$"):
             make()
@@ -145,7 +145,7 @@ def test_the_message_names_field_value_and_type(values: dict[str, Any], message:
         ({"extra": {"a": [1, {"b": None}]}}, {"extra": {"a": [1, {"b": None}]}}),
     ],
 )
-def test_what_means_the_same_is_converted(values: dict[str, Any], right: dict[str, Any]) -> None:
+def test_equivalent_values_are_converted(values: dict[str, Any], right: dict[str, Any]) -> None:
     config, expected = Outer(**values), Outer(**right)
     assert repr(config) == repr(expected)
     assert from_json(Outer, values) == config
@@ -163,12 +163,12 @@ def test_what_means_the_same_is_converted(values: dict[str, Any], right: dict[st
         (MixerConfig().adapted, {"method": "block"}, "^method='block' is not one of .*; did you mean blocks"),
     ],
 )
-def test_a_field_is_called_what_a_user_writes(make: Any, fields: dict[str, Any], message: str) -> None:
+def test_message_names_the_option(make: Any, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**fields)
 
 
-def test_the_command_line_is_checked_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "digits", "--lr", "nan"]) == 2
     assert "--lr nan: expected a number" in capsys.readouterr().err
 
@@ -205,12 +205,12 @@ def test_a_recipe_survives_json(
         ([], "Recipe: expected an object, got list"),
     ],
 )
-def test_wrong_json_is_refused_with_the_field_named(values: dict[str, object], message: str) -> None:
+def test_wrong_json_names_the_field(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_json(Recipe, values)
 
 
-def test_a_missing_field_in_json_is_named() -> None:
+def test_missing_json_field() -> None:
     with pytest.raises(ValueError, match=r"^Preprocess: the field 'image_size' is missing$"):
         from_json(Preprocess, {"fit": "pad"})
     with pytest.raises(ValueError, match=r"^preprocess: the field 'image_size' is missing$"):

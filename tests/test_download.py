@@ -129,7 +129,7 @@ def only_file(cache: Path) -> Path:
 # --- when all is well ---------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_fetched_once_and_lies_at_its_host_and_path(serve: Serve, tmp_path: Path) -> None:
+def test_downloads_once_into_the_cache(serve: Serve, tmp_path: Path) -> None:
     server = serve()
     events: list[dict[str, Any]] = []
     path = fetch(server.url, num_bytes=len(CONTENT), cache_dir=tmp_path, report=events.append)
@@ -152,7 +152,7 @@ def test_the_cache_is_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_pa
     )
 
 
-def test_several_that_ask_at_once_share_one_download(serve: Serve, tmp_path: Path) -> None:
+def test_concurrent_calls_share_one_download(serve: Serve, tmp_path: Path) -> None:
     server = serve("half")
     with ThreadPoolExecutor(6) as pool:
         paths = list(pool.map(lambda _: fetch(server.url, cache_dir=tmp_path, retry=QUICK), range(6)))
@@ -163,7 +163,7 @@ def test_several_that_ask_at_once_share_one_download(serve: Serve, tmp_path: Pat
 # --- when the connection breaks -----------------------------------------------------------------------------------
 
 
-def test_a_broken_download_goes_on_where_it_stopped(serve: Serve, tmp_path: Path) -> None:
+def test_resumes_a_broken_download(serve: Serve, tmp_path: Path) -> None:
     server = serve("half")
     path = fetch(server.url, num_bytes=len(CONTENT), cache_dir=tmp_path, retry=QUICK)
     assert path.read_bytes() == CONTENT and only_file(tmp_path) == path
@@ -172,7 +172,7 @@ def test_a_broken_download_goes_on_where_it_stopped(serve: Serve, tmp_path: Path
     assert (second["Range"], second["If-Range"]) == (f"bytes={len(CONTENT) // 2}-", '"one"')
 
 
-def test_the_next_call_goes_on_too(serve: Serve, tmp_path: Path) -> None:
+def test_next_call_resumes(serve: Serve, tmp_path: Path) -> None:
     server = serve("half")
     with pytest.raises(ValueError, match=r"ended after 51,200 of 102,400 bytes"):
         fetch(server.url, cache_dir=tmp_path, retry=ONCE)
@@ -181,19 +181,19 @@ def test_the_next_call_goes_on_too(serve: Serve, tmp_path: Path) -> None:
     assert server.requests[1]["Range"] == "bytes=51200-"
 
 
-def test_as_long_as_something_new_comes_it_is_not_given_up(serve: Serve, tmp_path: Path) -> None:
+def test_progress_resets_the_attempts(serve: Serve, tmp_path: Path) -> None:
     server = serve(*["half"] * 10)
     assert fetch(server.url, cache_dir=tmp_path, retry=dataclasses.replace(QUICK, attempts=1)).read_bytes() == CONTENT
     assert len(server.requests) == 11
 
 
-def test_a_server_without_ranges_is_read_from_the_start(serve: Serve, tmp_path: Path) -> None:
+def test_server_without_ranges_restarts(serve: Serve, tmp_path: Path) -> None:
     server = serve("half", "no range")
     assert fetch(server.url, cache_dir=tmp_path, retry=QUICK).read_bytes() == CONTENT
     assert "Range" in server.requests[1]
 
 
-def test_a_server_without_ranges_that_always_breaks_is_given_up(serve: Serve, tmp_path: Path) -> None:
+def test_gives_up_without_ranges(serve: Serve, tmp_path: Path) -> None:
     server = serve(*["half"] * 9)
     server.version = {}
     with pytest.raises(ValueError, match="ended after"):
@@ -206,7 +206,7 @@ def test_a_server_without_ranges_that_always_breaks_is_given_up(serve: Serve, tm
 @pytest.mark.parametrize(
     "version", [{"ETag": '"two"'}, {"ETag": 'W/"one"'}, {"Last-Modified": "Sat, 21 Nov 2026 10:00:00 GMT"}, {}]
 )
-def test_a_file_that_changed_meanwhile_is_fetched_anew(version: dict[str, str], serve: Serve, tmp_path: Path) -> None:
+def test_changed_file_is_downloaded_again(version: dict[str, str], serve: Serve, tmp_path: Path) -> None:
     server = serve("half")
     with pytest.raises(ValueError, match="ended after"):
         fetch(server.url, cache_dir=tmp_path, retry=ONCE)
@@ -214,7 +214,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_anew(version: dict[str, str], 
     assert fetch(server.url, cache_dir=tmp_path, retry=QUICK).read_bytes() == CONTENT[::-1]
 
 
-def test_a_server_that_forgets_to_compare_does_not_mix_two_files(serve: Serve, tmp_path: Path) -> None:
+def test_careless_server_does_not_mix_files(serve: Serve, tmp_path: Path) -> None:
     server = serve("half", "careless")
     with pytest.raises(ValueError, match="ended after"):
         fetch(server.url, cache_dir=tmp_path, retry=ONCE)
@@ -223,20 +223,20 @@ def test_a_server_that_forgets_to_compare_does_not_mix_two_files(serve: Serve, t
     assert [("Range" in r) for r in server.requests] == [False, True, False]
 
 
-def test_the_date_of_the_file_serves_as_well_as_an_etag(serve: Serve, tmp_path: Path) -> None:
+def test_last_modified_serves_as_version(serve: Serve, tmp_path: Path) -> None:
     server = serve("half")
     server.version = {"ETag": 'W/"weak"', "Last-Modified": "Sat, 21 Nov 2026 10:00:00 GMT"}
     assert fetch(server.url, cache_dir=tmp_path, retry=QUICK).read_bytes() == CONTENT
     assert server.requests[1]["If-Range"] == "Sat, 21 Nov 2026 10:00:00 GMT"
 
 
-def test_a_part_that_was_not_asked_for_is_thrown_away(serve: Serve, tmp_path: Path) -> None:
+def test_discards_a_part_not_asked_for(serve: Serve, tmp_path: Path) -> None:
     server = serve("half", "other part")
     assert fetch(server.url, cache_dir=tmp_path, retry=QUICK).read_bytes() == CONTENT
     assert "Range" not in server.requests[2]
 
 
-def test_a_file_that_became_shorter_than_its_part_is_fetched_anew(serve: Serve, tmp_path: Path) -> None:
+def test_file_shorter_than_its_part(serve: Serve, tmp_path: Path) -> None:
     server = serve("half")
     with pytest.raises(ValueError, match="ended after"):
         fetch(server.url, cache_dir=tmp_path, retry=ONCE)
@@ -244,7 +244,7 @@ def test_a_file_that_became_shorter_than_its_part_is_fetched_anew(serve: Serve, 
     assert fetch(server.url, cache_dir=tmp_path, retry=QUICK).read_bytes() == CONTENT[:1000]
 
 
-def test_a_stalled_connection_is_broken_off_and_taken_up_again(serve: Serve, tmp_path: Path) -> None:
+def test_stalled_connection_resumes(serve: Serve, tmp_path: Path) -> None:
     server = serve("stall")
     start = time.monotonic()
     assert fetch(server.url, cache_dir=tmp_path, retry=QUICK).read_bytes() == CONTENT
@@ -252,7 +252,7 @@ def test_a_stalled_connection_is_broken_off_and_taken_up_again(serve: Serve, tmp
     assert server.requests[1]["Range"] == "bytes=51200-", "what came before the stall is kept"
 
 
-def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
+def test_silent_server_is_given_up(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ValueError, match=r"silent for 0\.1 s"):
         fetch(
             f"http://127.0.0.1:{silent.getsockname()[1]}/x",
@@ -264,7 +264,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
 # --- when the server lies or refuses ------------------------------------------------------------------------------
 
 
-def test_less_than_announced_is_never_taken_for_the_file(serve: Serve, tmp_path: Path) -> None:
+def test_short_answer_is_not_the_file(serve: Serve, tmp_path: Path) -> None:
     server = serve(*["claims +10"] * 9)
     with pytest.raises(ValueError, match=r"ended after 102,400 of 102,410 bytes|not longer than"):
         fetch(server.url, cache_dir=tmp_path, retry=QUICK)
@@ -273,7 +273,7 @@ def test_less_than_announced_is_never_taken_for_the_file(serve: Serve, tmp_path:
 
 
 @pytest.mark.parametrize("plan", ["well", "claims -10", "claims +10"])
-def test_a_file_of_another_size_is_refused_before_it_is_read(plan: str, serve: Serve, tmp_path: Path) -> None:
+def test_unexpected_size_is_refused_unread(plan: str, serve: Serve, tmp_path: Path) -> None:
     server = serve(plan)
     with pytest.raises(ValueError, match=r"has a file of 102,\d{3} bytes there, expected 99,999") as e:
         fetch(server.url, num_bytes=99_999, cache_dir=tmp_path, retry=QUICK)
@@ -282,14 +282,14 @@ def test_a_file_of_another_size_is_refused_before_it_is_read(plan: str, serve: S
     assert not any(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
 
 
-def test_a_flood_without_a_length_is_stopped_at_the_expected_size(serve: Serve, tmp_path: Path) -> None:
+def test_stops_at_the_expected_size(serve: Serve, tmp_path: Path) -> None:
     server = serve("no length")
     with pytest.raises(ValueError, match="sends more than the 50,000 bytes"):
         fetch(server.url, num_bytes=50_000, cache_dir=tmp_path, retry=QUICK)
     assert not any(p.stat().st_size > 100 for p in tmp_path.rglob("*") if p.is_file())
 
 
-def test_without_a_length_the_expected_size_tells_whether_all_came(serve: Serve, tmp_path: Path) -> None:
+def test_expected_size_detects_truncation(serve: Serve, tmp_path: Path) -> None:
     server = serve("no length")
     server.content = CONTENT[:-1]
     with pytest.raises(ValueError, match="ended after 102,399 of 102,400 bytes"):
@@ -297,14 +297,14 @@ def test_without_a_length_the_expected_size_tells_whether_all_came(serve: Serve,
 
 
 @pytest.mark.parametrize("status", ["404", "403"])
-def test_a_refusal_is_told_at_once(status: str, serve: Serve, tmp_path: Path) -> None:
+def test_refusal_is_not_retried(status: str, serve: Serve, tmp_path: Path) -> None:
     server = serve(status)
     with pytest.raises(ValueError, match=f"answers {status}"):
         fetch(server.url, cache_dir=tmp_path, retry=QUICK)
     assert len(server.requests) == 1
 
 
-def test_a_server_in_trouble_is_asked_again(serve: Serve, tmp_path: Path) -> None:
+def test_server_errors_are_retried(serve: Serve, tmp_path: Path) -> None:
     server = serve("500", "429")
     assert fetch(server.url, cache_dir=tmp_path, retry=QUICK).read_bytes() == CONTENT
     broken = serve(*["503"] * 9)
@@ -316,7 +316,7 @@ def test_a_server_in_trouble_is_asked_again(serve: Serve, tmp_path: Path) -> Non
 # --- without a network --------------------------------------------------------------------------------------------
 
 
-def test_without_a_network_the_error_says_what_to_put_where_and_that_works(tmp_path: Path) -> None:
+def test_offline_error_says_what_to_do(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/B_16.npz"
     with pytest.raises(ValueError) as e:
@@ -327,7 +327,7 @@ def test_without_a_network_the_error_says_what_to_put_where_and_that_works(tmp_p
     assert fetch(url, num_bytes=7, cache_dir=tmp_path).read_bytes() == b"by hand"
 
 
-def test_a_wrong_file_put_by_hand_is_named_with_both_sizes(tmp_path: Path) -> None:
+def test_wrong_size_of_a_cached_file(tmp_path: Path) -> None:
     path = cache_path("https://example.org/x.npz", tmp_path)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"cut o")
@@ -351,7 +351,7 @@ def test_a_wrong_file_put_by_hand_is_named_with_both_sizes(tmp_path: Path) -> No
         *("hf:owner/name", "hf:owner/../x", "hf:/name/x", "hf:owner/name/", "hf:owner/name/a b"),
     ],
 )
-def test_what_is_no_address_of_a_file_is_refused(url: str, tmp_path: Path) -> None:
+def test_wrong_addresses(url: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected the address of a file"):
         fetch(url, cache_dir=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -360,7 +360,7 @@ def test_what_is_no_address_of_a_file_is_refused(url: str, tmp_path: Path) -> No
 # --- the Hub ------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_of_the_hub_comes_through_huggingface_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     asked = []
@@ -381,9 +381,7 @@ def test_a_file_of_the_hub_comes_through_huggingface_hub(tmp_path: Path, monkeyp
     assert asked == [("timm/mixer", "model.safetensors"), ("timm/mixer", "sub/model.safetensors")], "each once"
 
 
-def test_a_hub_that_cannot_be_reached_is_answered_with_what_to_put_where(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_hub_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     def offline(*args: Any, **kwargs: Any) -> str:
@@ -402,15 +400,13 @@ def test_a_hub_that_cannot_be_reached_is_answered_with_what_to_put_where(
     assert str(cache_path(url, tmp_path)) in str(e.value)
 
 
-def test_without_huggingface_hub_the_error_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_huggingface_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match=r"pip install \"mlpmixer\[hf\]\".*put it at"):
         fetch("hf:timm/mixer/model.safetensors", cache_dir=tmp_path)
 
 
-def test_a_server_that_answers_is_left_to_huggingface_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_refusal_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx2
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
@@ -427,7 +423,7 @@ def test_a_server_that_answers_is_left_to_huggingface_hub(tmp_path: Path, monkey
         fetch("hf:timm/mixer/model.safetensors", cache_dir=tmp_path)
 
 
-def test_without_a_network_one_line_is_all_that_is_printed(tmp_path: Path) -> None:
+def test_offline_prints_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
     done = subprocess.run(
@@ -495,7 +491,7 @@ def command(what: str, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("what", ["convert", "predict", "train"])
-def test_a_download_is_told_on_standard_error_and_not_the_second_time(
+def test_download_is_announced_once(
     what: str, published: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(command(what, tmp_path)) == 0
@@ -506,7 +502,7 @@ def test_a_download_is_told_on_standard_error_and_not_the_second_time(
     assert capsys.readouterr().err == "" and len(published.requests) == 1
 
 
-def test_training_tells_of_a_download_in_json_or_not_at_all(
+def test_download_events_in_json_and_quiet(
     published: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([*command("train", tmp_path), "--json"]) == 0
@@ -536,7 +532,7 @@ def test_training_tells_of_a_download_in_json_or_not_at_all(
     assert capsys.readouterr().err == "" and len(published.requests) == 2
 
 
-def test_on_a_terminal_a_download_is_a_bar_that_goes_away_before_training_begins(
+def test_download_bar_on_a_terminal(
     published: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
@@ -548,7 +544,7 @@ def test_on_a_terminal_a_download_is_a_bar_that_goes_away_before_training_begins
     assert err.endswith("\x1b[1A\x1b[2K"), "the line is cleared"
 
 
-def test_a_long_download_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_download_prints_lines(capsys: pytest.CaptureFixture[str]) -> None:
     report = progress.plain_fetch(every_s=0)
     for done in (200_000_000, 700_000_000, 700_000_000):
         report(

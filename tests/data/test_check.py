@@ -29,7 +29,7 @@ def test_a_clean_set_is_ok() -> None:
     json.dumps(report.to_json())
 
 
-def test_everything_wrong_is_named(tmp_path: Path) -> None:
+def test_everything_wrong_is_reported(tmp_path: Path) -> None:
     seed = 0
     for split in ("train", "test"):
         for name in ("cat", "dog"):

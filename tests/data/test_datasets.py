@@ -63,7 +63,7 @@ def write_parquet(path: Path, labels, *, names=None, image="image", label="label
 # ---- by name
 
 
-def test_digits_is_the_default_and_works_offline() -> None:
+def test_digits_is_the_default() -> None:
     s = open_data(Data())
     assert (len(s.train), len(s.val), len(s.test)) == (1293, 144, 360)
     assert s.name == "digits" and s.classes == tuple("0123456789") and s.train.channels == 1
@@ -80,13 +80,13 @@ def test_digits_is_the_default_and_works_offline() -> None:
     assert any("360 images cut" in n for n in s.notes) and any("144 images cut" in n for n in s.notes)
 
 
-def test_another_split_seed_redraws_the_test_images() -> None:
+def test_split_seed_redraws_the_test_images() -> None:
     a, b, c = (open_data(Data(split_seed=seed)) for seed in (0, 0, 1))
     assert list(a.test.names) == list(b.test.names) != list(c.test.names)
     assert list(a.val.names) == list(b.val.names)
 
 
-def test_a_wrong_name_or_path_gets_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_name_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="did you mean digits"):
         open_data(Data(name="digts"))
     make_folder(tmp_path / "flowers", {"a": 3, "b": 3})
@@ -105,7 +105,7 @@ def test_a_wrong_name_or_path_gets_help(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("dot", "suffix"), [("-", ""), ("-", ".gz"), ("-", ".xz"), (".", ""), (".", ".gz")])
 @pytest.mark.parametrize("below", ["", "fashion-mnist", "FashionMNIST/raw"])
-def test_mnist_files_are_found_and_read(tmp_path: Path, dot: str, suffix: str, below: str) -> None:
+def test_mnist_files(tmp_path: Path, dot: str, suffix: str, below: str) -> None:
     write_idx(tmp_path / below, dot, suffix)
     s = open_data(Data(name="fashion_mnist", data_dir=str(tmp_path)))
     assert (len(s.train), len(s.val), len(s.test)) == (50, 10, 20) or len(s.train) + len(s.val) == 60
@@ -113,7 +113,7 @@ def test_mnist_files_are_found_and_read(tmp_path: Path, dot: str, suffix: str, b
     assert np.array_equal(np.asarray(s.test.source(3)), MNIST_IMAGES[3]) and s.test.names[3] == "test[3]"
 
 
-def test_damaged_mnist_files_are_named(tmp_path: Path) -> None:
+def test_damaged_mnist_files(tmp_path: Path) -> None:
     write_idx(tmp_path)
     good = (tmp_path / "train-images-idx3-ubyte").read_bytes()
     for content in (good[:-5], good + b"x", b"", b"\0\0\x08\x03" + b"\xff" * 12, b"GIF89a" + good):
@@ -148,7 +148,7 @@ def cifar_files(kind: str, protocol: int = 2) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("kind", "protocol"), [("binary", 0), ("python", 2), ("python", 4), ("python", 5)])
 @pytest.mark.parametrize("below", ["", "cifar10", "cifar-10-batches-py", "tar"])
-def test_cifar10_original_files_are_read(tmp_path: Path, kind: str, protocol: int, below: str) -> None:
+def test_cifar10_original_files(tmp_path: Path, kind: str, protocol: int, below: str) -> None:
     files = cifar_files(kind, protocol)
     if below == "tar":
         with tarfile.open(tmp_path / f"cifar-10-{kind}.tar.gz", "w:gz") as tar:
@@ -165,7 +165,7 @@ def test_cifar10_original_files_are_read(tmp_path: Path, kind: str, protocol: in
     assert np.array_equal(np.asarray(s.test.source(7)), CIFAR[7].reshape(3, 32, 32).transpose(1, 2, 0))
 
 
-def test_cifar100_takes_the_fine_labels(tmp_path: Path) -> None:
+def test_cifar100_fine_labels(tmp_path: Path) -> None:
     labels = np.repeat(np.arange(10), 2)
     for name in ("train", "test"):
         rows = np.concatenate([np.full((20, 1), 7, np.uint8), labels[:, None].astype(np.uint8), CIFAR], axis=1)
@@ -189,7 +189,7 @@ class EvilDtype:
 
 
 @pytest.mark.parametrize("what", ["system", "eval", "dtype", "truncated", "list", "shape", "labels", "wide"])
-def test_hostile_cifar_pickles_are_refused_and_run_nothing(tmp_path: Path, what: str) -> None:
+def test_hostile_cifar_pickles(tmp_path: Path, what: str) -> None:
     files = cifar_files("python")
     target = tmp_path / "ran"
     files["data_batch_2"] = {
@@ -209,7 +209,7 @@ def test_hostile_cifar_pickles_are_refused_and_run_nothing(tmp_path: Path, what:
     assert not target.exists()
 
 
-def test_missing_or_foreign_files_of_a_named_set_are_named(tmp_path: Path) -> None:
+def test_missing_or_foreign_files_of_a_named_set(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cifar-10-binary.tar.gz.*--data-dir"):
         open_data(Data(name="cifar10", data_dir=str(tmp_path)))
     files = cifar_files("binary")
@@ -223,7 +223,7 @@ def test_missing_or_foreign_files_of_a_named_set_are_named(tmp_path: Path) -> No
         open_data(Data(name="cifar10", data_dir=str(tmp_path / "other")))
 
 
-def test_one_folder_may_hold_several_named_sets(tmp_path: Path) -> None:
+def test_several_named_sets_in_a_folder(tmp_path: Path) -> None:
     write_idx(tmp_path / "mnist")
     names = list(DATASETS["cifar10"].classes)
     write_parquet(
@@ -244,7 +244,7 @@ def test_one_folder_may_hold_several_named_sets(tmp_path: Path) -> None:
 # ---- Parquet
 
 
-def test_parquet_shards_of_all_splits_are_read(tmp_path: Path) -> None:
+def test_parquet_shards_of_all_splits(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-00000-of-00002.parquet", [0, 1, 0, 1], names=["dog", "cat"])
     write_parquet(tmp_path / "train-00001-of-00002.parquet", [1, 0], names=["dog", "cat"])
     write_parquet(tmp_path / "validation-00000-of-00001.parquet", [1], names=["dog", "cat"])
@@ -258,7 +258,7 @@ def test_parquet_shards_of_all_splits_are_read(tmp_path: Path) -> None:
         open_data(Data(name=str(tmp_path)))
 
 
-def test_parquet_labels_may_be_text_or_bare_numbers(tmp_path: Path) -> None:
+def test_parquet_labels_as_text_or_numbers(tmp_path: Path) -> None:
     import pyarrow as pa
 
     for labels in (["b", "a", "b", "a"], pa.array(["b", "a", "b", "a"]).dictionary_encode()):
@@ -270,7 +270,7 @@ def test_parquet_labels_may_be_text_or_bare_numbers(tmp_path: Path) -> None:
     assert sorted(open_images(Data(name=str(tmp_path / "n.parquet")), "all").labels.tolist()) == [0, 0, 0, 1, 1, 1]
 
 
-def test_hostile_parquet_is_refused_or_bad_row_by_row(tmp_path: Path) -> None:
+def test_hostile_parquet(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ValueError, match="not a readable Parquet"):
         open_data(Data(name=str(tmp_path / "x.parquet")))
@@ -302,7 +302,7 @@ def test_hostile_parquet_is_refused_or_bad_row_by_row(tmp_path: Path) -> None:
     assert len(open_images(Data(name=str(tmp_path / "m.parquet")), "all")) == 4
 
 
-def test_a_lone_test_file_can_be_evaluated_but_not_trained_on(tmp_path: Path) -> None:
+def test_lone_test_split(tmp_path: Path) -> None:
     write_parquet(tmp_path / "cifar_test.parquet", [0, 1, 1], names=["a", "b"])
     assert len(open_images(Data(name=str(tmp_path / "cifar_test.parquet")), "test")) == 3
     with pytest.raises(ValueError, match="only test images"):
@@ -313,7 +313,7 @@ def test_a_lone_test_file_can_be_evaluated_but_not_trained_on(tmp_path: Path) ->
         open_images(Data(), "tset")
 
 
-def test_a_folder_of_several_parquet_sets_asks_which(tmp_path: Path) -> None:
+def test_several_parquet_sets_in_a_folder(tmp_path: Path) -> None:
     write_parquet(tmp_path / "one" / "train.parquet", [0, 1], names=["a", "b"])
     write_parquet(tmp_path / "two" / "train.parquet", [0, 1], names=["c", "d"])
     with pytest.raises(ValueError, match=r"several data sets; pass one of .*one, .*two"):
@@ -336,9 +336,7 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
 @pytest.mark.parametrize(
     ("package", "name"), [("pyarrow", "x.parquet"), ("huggingface_hub", "mnist"), ("datasets", "hf:a/b")]
 )
-def test_missing_extras_say_what_to_install(
-    package: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_extras(package: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     monkeypatch.chdir(tmp_path)
     without(monkeypatch, package)
@@ -395,7 +393,7 @@ def test_downloads_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         open_data(Data(name="cifar10"))
 
 
-def test_hf_data_comes_through_datasets_undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hf_data_stays_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat"])})
@@ -421,7 +419,7 @@ def test_hf_names_are_checked() -> None:
 # ---- folders
 
 
-def test_a_plain_folder_is_cut_into_three(tmp_path: Path) -> None:
+def test_plain_folder_is_cut_into_three(tmp_path: Path) -> None:
     make_folder(tmp_path, {"cat": 20, "dog": 10})
     s = open_data(Data(name=str(tmp_path)))
     assert s.classes == ("cat", "dog") and (len(s.train), len(s.val), len(s.test)) == (21, 3, 6)
@@ -441,24 +439,24 @@ def test_a_plain_folder_is_cut_into_three(tmp_path: Path) -> None:
         ("train", "dev", "test"),
     ],
 )
-def test_split_folders_of_any_usual_name_are_taken(tmp_path: Path, words: tuple[str, str, str]) -> None:
+def test_split_folder_names(tmp_path: Path, words: tuple[str, str, str]) -> None:
     make_folder(tmp_path, {f"{w}/{c}": n for w, n in zip(words, (4, 2, 3), strict=True) for c in "ab"})
     s = open_data(Data(name=str(tmp_path)))
     assert (len(s.train), len(s.val), len(s.test)) == (8, 4, 6) and s.test.names[0] == f"{words[2]}/a/0.png"
 
 
-def test_train_may_be_the_name_of_a_class(tmp_path: Path) -> None:
+def test_train_as_a_class_name(tmp_path: Path) -> None:
     make_folder(tmp_path, {"bus": 5, "train": 5, "test": 5})
     assert open_data(Data(name=str(tmp_path))).classes == ("bus", "test", "train")
 
 
-def test_a_class_only_in_test_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_class_only_in_test_is_refused(tmp_path: Path) -> None:
     make_folder(tmp_path, {"train/cat": 5, "train/dog": 5, "test/cat": 2, "test/Zebra": 2})
     with pytest.raises(ValueError, match="'Zebra' is in test"):
         open_data(Data(name=str(tmp_path)))
 
 
-def test_strange_files_and_names_are_taken_or_noted(tmp_path: Path) -> None:
+def test_strange_files_and_names(tmp_path: Path) -> None:
     make_folder(tmp_path, {"größe 1": 4, "日本": 4, "empty": 0, "deep/er": 4, ".hidden": 3})
     (tmp_path / "größe 1" / "UPPER.PNG").write_bytes(png(1))
     (tmp_path / "größe 1" / ".DS_Store").write_bytes(b"x")
@@ -487,7 +485,7 @@ def test_strange_files_and_names_are_taken_or_noted(tmp_path: Path) -> None:
             decode(images.source(i), "RGB")
 
 
-def test_folders_without_classes_say_what_is_expected(tmp_path: Path) -> None:
+def test_folder_without_classes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected .*/CLASS/image.jpg"):
         open_data(Data(name=str(tmp_path)))
     (tmp_path / "a.png").write_bytes(png(1))
@@ -513,9 +511,7 @@ def test_folders_without_classes_say_what_is_expected(tmp_path: Path) -> None:
     fraction=st.floats(0.01, 0.9),
     seed=st.integers(0, 2**31),
 )
-def test_a_cut_is_disjoint_complete_and_stratified_within_one_image(
-    sizes: list[int], fraction: float, seed: int
-) -> None:
+def test_stratified_cut(sizes: list[int], fraction: float, seed: int) -> None:
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
     keep, cut = stratified_cut(labels, fraction, seed)
     assert np.array_equal(np.sort(np.concatenate([keep, cut])), np.arange(len(labels)))
@@ -559,7 +555,7 @@ def test_no_torch_is_imported() -> None:
     )
 
 
-def test_a_fraction_of_train_leaves_val_and_test_as_they_are() -> None:
+def test_train_fraction_keeps_val_and_test() -> None:
     whole, tenth, third = (open_data(Data(name="digits", train_fraction=share)) for share in (1.0, 0.1, 0.3))
     assert tenth.test is not None and whole.test is not None
     assert list(tenth.val.names) == list(whole.val.names) and list(tenth.test.names) == list(whole.test.names)

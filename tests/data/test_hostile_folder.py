@@ -125,9 +125,7 @@ TRAIN = """
 
 
 @pytest.mark.parametrize("cache_mib", [4096, pytest.param(0, marks=pytest.mark.slow)])
-def test_it_is_trained_through_and_every_file_is_accounted_for(
-    folder: Path, tmp_path: Path, cache_mib: int, forked: Forks
-) -> None:
+def test_trains_and_accounts_for_every_file(folder: Path, tmp_path: Path, cache_mib: int, forked: Forks) -> None:
     base = photos()
     recipe = dataclasses.replace(
         base,

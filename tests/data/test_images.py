@@ -48,13 +48,13 @@ def test_lossless_files_come_back_exactly(kind: str, tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(decode(source, "RGB")), np.stack([GRADIENT] * 3, -1))
 
 
-def test_an_image_of_the_right_mode_is_passed_through() -> None:
+def test_image_of_the_right_mode_is_returned() -> None:
     image = Image.fromarray(COLOUR)
     assert decode(image, "RGB") is image
 
 
 @pytest.mark.parametrize("dtype", ["I;16", "I;16B", "I"])
-def test_16_bit_is_scaled_by_its_range_and_not_clipped(dtype: str) -> None:
+def test_16_bit_is_scaled_not_clipped(dtype: str) -> None:
     values = np.array([[0, 128, 129, 257, 32896, 65535]], dtype=np.uint16)
     image = Image.frombytes("I;16", (6, 1), values.astype("<u2").tobytes())
     if dtype == "I;16B":
@@ -73,7 +73,7 @@ def test_16_bit_is_scaled_by_its_range_and_not_clipped(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(("top", "expected"), [(1.0, 255), (255.0, 255), (65535.0, 255)])
-def test_float_images_are_scaled_by_the_range_that_holds_them(top: float, expected: int) -> None:
+def test_float_images_are_scaled_by_range(top: float, expected: int) -> None:
     image = Image.fromarray(np.array([[0, top / 2, top]], np.float32))
     assert np.asarray(decode(image, "L")).tolist() == [[0, 128, expected]]
     assert np.asarray(decode(Image.fromarray(np.array([[np.nan, -5, 5]], np.float32)), "L")).tolist() == [[128, 0, 255]]
@@ -148,7 +148,7 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
         assert np.asarray(decode(content, "RGB"))[4, 4].tolist() == [255, 0, 0], kind
 
 
-def test_a_hint_makes_large_jpegs_smaller_but_not_too_small() -> None:
+def test_max_px_shrinks_large_jpegs() -> None:
     content = encoded(Image.new("RGB", (1600, 1200)), "JPEG")
     assert decode(content, "RGB", max_px=64).size == (200, 150)
     assert decode(content, "RGB", max_px=512).size == (1600, 1200)
@@ -168,7 +168,7 @@ def test_truncated_files_are_refused(kind: str, share: float) -> None:
     "content",
     [b"", b"hello, this is text\n" * 50, b"<html></html>", b"\0" * 4096, b"\xff\xd8\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n"],
 )
-def test_what_is_no_image_is_refused_with_a_reason(content: bytes, tmp_path: Path) -> None:
+def test_refuses_what_is_not_an_image(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"
     path.write_bytes(content)
     for source in (content, path):
@@ -200,7 +200,7 @@ def test_a_bomb_is_refused_by_its_header(width: int, height: int) -> None:
     assert time.perf_counter() - start < 1 and peak < 10_000_000
 
 
-def test_large_images_below_the_limit_give_no_warning(tmp_path: Path) -> None:
+def test_large_image_gives_no_warning(tmp_path: Path) -> None:
     Image.new("1", (10_000, 10_000)).save(tmp_path / "x.png")  # 100 million pixels; Pillow warns from 89 million on
     code = "import sys; from mlpmixer.data.images import open_image\n"
     code += "with open_image(sys.argv[1]) as image: print(image.size)"

@@ -22,7 +22,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_an_image_of_the_models_size_passes_unchanged(fit: str, channels: int) -> None:
+def test_image_of_the_model_size_is_unchanged(fit: str, channels: int) -> None:
     pixels = RNG.integers(0, 256, (20, 30, channels), dtype=np.uint8)
     p = Preprocess(image_size=(20, 30), in_channels=channels, fit=fit)
     assert np.array_equal(p.array(pixels), pixels)
@@ -49,7 +49,7 @@ def test_every_shape_comes_out_at_the_models_size(size, target, fit, channels, i
         assert (out == 70).all()
 
 
-def test_crop_takes_the_centre_and_pad_keeps_everything() -> None:
+def test_crop_and_pad() -> None:
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 200
     assert (Preprocess(image_size=(10, 10)).array(wide) == 200).all()
@@ -63,7 +63,7 @@ def test_resizing_is_antialiased() -> None:
     assert np.abs(Preprocess(image_size=(8, 8), in_channels=1).array(board).astype(int) - 128).max() < 25
 
 
-def test_normalise_maps_0_and_255_to_minus_1_and_1_channels_first() -> None:
+def test_normalise_range_and_layout() -> None:
     images = np.stack([np.zeros((4, 6, 3), np.uint8), np.full((4, 6, 3), 255, np.uint8)])
     out = Preprocess(image_size=(4, 6)).normalise(images)
     assert out.shape == (2, 3, 4, 6) and out.dtype == np.float32 and out.flags.c_contiguous
@@ -94,7 +94,7 @@ def test_wrong_values_are_named() -> None:
         Preprocess(image_size=(4, 4)).array(np.zeros((4, 4, 3)))
 
 
-def test_the_default_is_pillows_antialiased_filter_and_nothing_else() -> None:
+def test_default_is_pillow_antialiased() -> None:
     image = Image.fromarray(RNG.integers(0, 256, (90, 120, 3), dtype=np.uint8))
     for name, resample in (("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)):
         cropped = Preprocess(image_size=(32, 32), interpolation=name).array(image)
@@ -109,12 +109,12 @@ def test_the_default_is_pillows_antialiased_filter_and_nothing_else() -> None:
         )
 
 
-def test_the_definition_makes_the_pixels_of_the_table() -> None:
+def test_pixels_equal_the_stored_table() -> None:
     stored, found = json.loads(preprocessing.STORED.read_text("utf-8")), preprocessing.checksums()
     assert [case for case in stored.keys() | found.keys() if stored.get(case) != found.get(case)] == []
 
 
-def test_decoded_pixels_are_fitted_as_their_file_is() -> None:
+def test_arrays_and_files_give_the_same_pixels() -> None:
     for case in preprocessing.cases(*preprocessing.MODELS, *preprocessing.BICUBIC):
         assert np.array_equal(case.preprocess.array(case.decoded), case.pixels), case
 
@@ -128,7 +128,7 @@ SIZES = ((375, 500), (600, 400), (256, 256), (200, 180), (32, 32))
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_the_official_rules_give_the_official_pixels(name: str, size: tuple[int, int]) -> None:
+def test_official_rules_give_official_pixels(name: str, size: tuple[int, int]) -> None:
     case = f"{name}/{size[0]}x{size[1]}"
     p = create_preprocess(name, image_size=224)
     out = p.normalise(p.array(preprocessing_image(*size))[None])[0].transpose(1, 2, 0)
@@ -177,7 +177,7 @@ def test_other_sizes_keep_the_margin_of_224() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(h=st.integers(1, 40), w=st.integers(1, 40), height=st.integers(1, 12), width=st.integers(1, 12))
-def test_the_area_filter_is_the_mean_over_the_rectangle_of_each_pixel(h: int, w: int, height: int, width: int) -> None:
+def test_area_filter_is_the_exact_mean(h: int, w: int, height: int, width: int) -> None:
     pixels = np.random.default_rng(h * w).integers(0, 256, (h, w), dtype=np.uint8)
     out = create_preprocess("bv_resmall_crop", image_size=(height, width), in_channels=1).array(pixels)[..., 0]
     ratio = max(Fraction(height * 8 // 7, h), Fraction(width * 8 // 7, w))
@@ -199,7 +199,7 @@ def test_the_area_filter_is_the_mean_over_the_rectangle_of_each_pixel(h: int, w:
 
 @pytest.mark.parametrize("name", PREPROCESSINGS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (5, 7), (48, 90)])
-def test_every_rule_keeps_a_flat_image_whatever_its_shape(name: str, size: tuple[int, int]) -> None:
+def test_flat_image_stays_flat(name: str, size: tuple[int, int]) -> None:
     for target in ((1, 1), (8, 8), (13, 30)):
         out = create_preprocess(name, image_size=target).array(np.full((*size, 3), 70, np.uint8))
         assert out.shape == (*target, 3) and out.flags.writeable
@@ -214,7 +214,7 @@ def test_every_rule_keeps_a_flat_image_whatever_its_shape(name: str, size: tuple
 
 
 @pytest.mark.parametrize("name", PREPROCESSINGS)
-def test_grey_and_many_channels_are_the_same_rule_plane_by_plane(name: str) -> None:
+def test_channels_are_resized_alike(name: str) -> None:
     pixels = preprocessing_image(60, 90)
     rgb = create_preprocess(name, image_size=28).array(pixels)
     grey = create_preprocess(name, image_size=28, in_channels=1)
@@ -228,7 +228,7 @@ def test_grey_and_many_channels_are_the_same_rule_plane_by_plane(name: str) -> N
 
 @pytest.mark.parametrize("size", ["32x32", "24x40"])
 @pytest.mark.parametrize("name", ["timm", "miil"])
-def test_timms_own_transforms_give_the_same_pixels_as_ours(name: str, size: str) -> None:
+def test_timm_transforms_give_the_same_pixels(name: str, size: str) -> None:
     """timm.npz: written by benchmarks/timm_parity.py --fixture with timm 1.0.31, from each tag's own configuration."""
     height, width = map(int, size.split("x"))
     p = create_preprocess(name, image_size=(height, width))
@@ -244,7 +244,7 @@ def test_timms_own_transforms_give_the_same_pixels_as_ours(name: str, size: str)
 
 
 @pytest.mark.parametrize("name", PREPROCESSINGS)
-def test_published_rules_see_every_pixel_of_a_large_jpeg(name: str) -> None:
+def test_published_rules_decode_jpeg_in_full(name: str) -> None:
     buffer = io.BytesIO()
     Image.fromarray(preprocessing_image(400, 500)).save(buffer, "JPEG")
     p = create_preprocess(name, image_size=14)
@@ -258,7 +258,7 @@ def test_a_published_rule_survives_json(name: str) -> None:
     assert p.scaled(0.5) == create_preprocess(name, image_size=(112, 56))
 
 
-def test_models_stored_before_these_rules_existed_read_as_ever() -> None:
+def test_older_preprocessing_still_loads() -> None:
     stored = '{"image_size": [32, 24], "in_channels": 1, "fit": "pad", "mean": [0.3], "std": [0.2]}'
     assert from_json(Preprocess, json.loads(stored) | {"interpolation": "bilinear"}) == Preprocess(
         image_size=(32, 24), in_channels=1, fit="pad", mean=(0.3,), std=(0.2,)
@@ -268,7 +268,7 @@ def test_models_stored_before_these_rules_existed_read_as_ever() -> None:
     )
 
 
-def test_normalise_takes_floats_and_leaves_them_alone() -> None:
+def test_normalise_does_not_modify_floats() -> None:
     p = create_preprocess("vit_jax_eval", image_size=8, in_channels=1)
     images = np.full((2, 8, 8, 1), 63.75, np.float32)
     assert (p.normalise(images) == -0.5).all() and (images == 63.75).all()

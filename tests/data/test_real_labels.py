@@ -30,7 +30,7 @@ def named(number):
     return f"val/n01440764/ILSVRC2012_val_{number:08d}.JPEG"
 
 
-def test_labels_are_found_by_the_number_in_the_name_whatever_the_order(file):
+def test_labels_by_number_in_the_name(file):
     got = real_labels(
         file, [named(2), "ILSVRC2012_val_00000001.JPEG", "a/n1_ILSVRC2012_val_00000003_n1.png", named(50_000)]
     )
@@ -48,7 +48,7 @@ def test_labels_are_found_by_the_number_in_the_name_whatever_the_order(file):
         "ILSVRC2012_val_123",
     ],
 )
-def test_a_name_without_such_a_number_is_refused_and_shown(file, name):
+def test_name_without_number_is_refused(file, name):
     with pytest.raises(ValueError, match=r"expected ILSVRC2012_val_00000001 to .* and 1 more of 3 images") as e:
         real_labels(file, [named(1), name, name])
     assert repr(name) in str(e.value)
@@ -74,7 +74,7 @@ def test_any_other_file_is_refused(tmp_path, content, says):
         read_real(tmp_path / "y.json")
 
 
-def test_an_answer_is_right_when_it_is_one_of_the_labels_and_images_without_any_are_left_out():
+def test_any_real_label_counts():
     got = real_metrics(np.array([7, 3, 5, 998]), [frozenset({7}), frozenset({1, 3}), frozenset(), frozenset({999})])
     assert (got.n, got.skipped, got.top1, got.top1_interval) == (3, 1, 2 / 3, wilson(2, 3))
     with pytest.raises(ValueError, match="none of the 2 images"):
@@ -101,7 +101,7 @@ def imagenet(numbers, labels, classes):
     [published.class_names("imagenet1k"), IDS, published.numbered(1000)],
     ids=["names", "ids", "numbers"],
 )
-def test_real_stands_beside_the_plain_top1_and_changes_nothing_else(file, model_classes):
+def test_real_top1_beside_top1(file, model_classes):
     images = imagenet([1, 2, 3, 4, 5], [7, 1, 2, 4, 5], IDS)
     model = always([7, 3, 2, 999, 5], model_classes)
     plain, both = evaluate(model, images), evaluate(model, images, real=file)
@@ -114,14 +114,14 @@ def test_real_stands_beside_the_plain_top1_and_changes_nothing_else(file, model_
     assert both.to_json()["real"] == {"n": 4, "top1": 0.75, "top1_interval": list(wilson(3, 4)), "skipped": 1}
 
 
-def test_the_order_of_folders_and_of_the_models_classes_does_not_matter(file):
+def test_order_of_folders_and_classes(file):
     turned = IDS[::-1]
     images = imagenet([1, 2], [999 - 7, 999 - 1], turned)
     assert evaluate(always([7, 3], published.class_names("imagenet1k")), images, real=file).real.top1 == 1
     assert evaluate(always([999 - 7, 999 - 3], turned), images, real=file).real.top1 == 1
 
 
-def test_other_classes_than_imagenets_are_refused_before_the_model_runs(file):
+def test_other_classes_are_refused_first(file):
     images = imagenet([1, 2], [0, 1], ("cat", "dog"))
     with pytest.raises(ValueError, match=r"ImageNet's 1000 classes; these images have 2 classes, such as 'cat', 'dog'"):
         evaluate(always([], ("cat", "dog")), images, real=file)

@@ -43,14 +43,14 @@ def test_memory_and_files_give_the_same_arrays(tmp_path: Path) -> None:
         assert store.array(picks).dtype == np.uint8 and store.array(np.array([], dtype=int)).shape == (0, 12, 10, 3)
 
 
-def test_too_many_bad_images_stop_at_the_start_and_are_named(tmp_path: Path) -> None:
+def test_too_many_bad_images(tmp_path: Path) -> None:
     images = image_set(tmp_path, 40, broken=tuple(range(20)))
     with pytest.raises(ValueError, match=r"20 of 40 images cannot be read.*train\[0\].*train\[9\][^\[]*$"):
         Store(images, PREPROCESS, cache_mib=1, workers=2, max_bad_share=0.25)
     assert len(Store(images, PREPROCESS, cache_mib=1, workers=2, max_bad_share=0.5)) == 20
 
 
-def test_an_image_that_goes_bad_later_is_replaced_by_its_neighbour_of_the_same_class(tmp_path: Path) -> None:
+def test_image_gone_bad_is_replaced(tmp_path: Path) -> None:
     store = Store(image_set(tmp_path, 20), PREPROCESS, cache_mib=0, workers=2)
     before = store.array(np.arange(20))
     (tmp_path / "6.png").write_bytes(b"")
@@ -70,7 +70,7 @@ def test_nothing_readable_gives_an_empty_store(tmp_path: Path) -> None:
     assert len(store) == 0 and len(store.bad) == 3 and len(store.labels) == 0
 
 
-def test_grey_arrays_of_the_right_size_come_back_exactly() -> None:
+def test_grey_arrays_are_exact() -> None:
     from mlpmixer.data.config import Data
     from mlpmixer.data.datasets import open_images
 
@@ -79,7 +79,7 @@ def test_grey_arrays_of_the_right_size_come_back_exactly() -> None:
     assert np.array_equal(store.array(np.array([3]))[0, :, :, 0], np.asarray(images.source(3)))
 
 
-def test_a_rule_that_never_rounds_is_stored_as_floats(tmp_path: Path) -> None:
+def test_unrounded_rule_is_stored_as_float(tmp_path: Path) -> None:
     images, rule = image_set(tmp_path, 6), create_preprocess("vit_jax_eval", image_size=(12, 10))
     in_memory, from_files = (Store(images, rule, cache_mib=mib, workers=2) for mib in (1, 0))
     picks = np.array([3, 0])

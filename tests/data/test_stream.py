@@ -107,7 +107,7 @@ ORDERS = st.builds(
 
 
 @given(order=ORDERS, epoch=st.integers(0, 3))
-def test_an_epoch_shows_each_sample_once_in_whole_batches(order: Order, epoch: int) -> None:
+def test_epoch_has_each_sample_once(order: Order, epoch: int) -> None:
     total, first = sum(order.samples), epoch * order.steps + 1
     batches = [order.numbers(step) for step in range(first, first + order.steps)]
     assert all(len(b) == order.rows for b in batches)
@@ -127,7 +127,7 @@ def test_epochs_and_seeds_differ_and_shuffle() -> None:
     assert all(len(set((o[:25] // 20).tolist())) >= 3 for o in orders), "a batch has images of several shards"
 
 
-def test_the_stream_is_the_order_and_image_and_label_belong_together(shards: Path) -> None:
+def test_stream_follows_the_order(shards: Path) -> None:
     stream, run = opened(shards), Run(batch_size=20, seed=5)
     assert len(stream) == 103
     content = [s for shard in stream.shards for s in read_rows(shard, 0, shard.samples, QUICK)]
@@ -142,7 +142,7 @@ def test_the_stream_is_the_order_and_image_and_label_belong_together(shards: Pat
     assert [(b.step, b.numbers.tolist()) for b in batches(stream, run, 1, 3)] == [(s, n) for s, n, *_ in seen[:3]]
 
 
-def test_both_kinds_of_shards_give_the_same_batches(tmp_path: Path) -> None:
+def test_tar_and_parquet_give_the_same_batches(tmp_path: Path) -> None:
     run = Run(batch_size=17)
     a, b = (drawn(opened(write(tmp_path / kind, kind)), run, 1, 8) for kind in ("tar", "parquet"))  # type: ignore[arg-type]
     assert a == b
@@ -163,7 +163,7 @@ class Reads:
 
 
 @pytest.mark.parametrize("first", [2, 3, 6, 7, 10])
-def test_a_resumed_stream_is_the_tail_of_the_whole_and_reads_a_buffer_again_at_most(
+def test_resumed_stream_is_the_tail(
     first: int, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream, run = opened(shards), Run(batch_size=20, seed=1)
@@ -176,7 +176,7 @@ def test_a_resumed_stream_is_the_tail_of_the_whole_and_reads_a_buffer_again_at_m
 
 @pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("batch_size", [24, 20])
-def test_ranks_together_are_one_and_none_reads_anothers_images(
+def test_ranks_split_the_batch_and_the_reading(
     world_size: int, batch_size: int, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(batch_size=batch_size, seed=2)
@@ -207,7 +207,7 @@ def test_a_rank_may_borrow_rows_of_the_next(shards: Path) -> None:
         assert some == (everything[0], *([values[row] for row in rows] for values in everything[1:]))
 
 
-def test_repeats_show_each_image_several_times_in_a_batch(shards: Path) -> None:
+def test_repeats_in_a_batch(shards: Path) -> None:
     once = drawn(opened(shards), Run(batch_size=10), 1, 3)
     for (_, numbers, _, greys), (_, several, _, twice) in zip(
         once, drawn(opened(shards), Run(batch_size=20, repeats=2), 1, 3), strict=True
@@ -270,7 +270,7 @@ def with_bad_images(folder: Path) -> Path:
     return folder
 
 
-def test_a_bad_image_is_named_and_replaced_and_all_others_stay_where_they_are(tmp_path: Path) -> None:
+def test_bad_image_is_replaced_in_place(tmp_path: Path) -> None:
     stream, run = opened(with_bad_images(tmp_path / "shards"), max_bad_share=0.1), Run(batch_size=20, seed=3)
     assert len(stream) == 60
     order = stream.order(run)
@@ -295,7 +295,7 @@ def test_too_many_bad_images_end_the_stream(tmp_path: Path) -> None:
 # --- what data there is -------------------------------------------------------------------------------------------
 
 
-def test_splits_are_what_the_names_say_and_val_and_test_are_read_by_index(shards: Path) -> None:
+def test_splits_from_names(shards: Path) -> None:
     assert is_streamed(Data(name=str(shards)))
     for split, values in (("val", range(200, 206)), ("test", range(206, 212))):
         images = open_images(Data(name=str(shards)), split)
@@ -318,7 +318,7 @@ def greys_of(splits: StreamedSplits) -> dict[str, set[int]]:
     return {"train": train} | by_index
 
 
-def test_without_split_names_whole_shards_are_cut_off_and_nothing_is_in_two_splits(tmp_path: Path) -> None:
+def test_unnamed_splits_are_cut_by_shards(tmp_path: Path) -> None:
     folder = write(tmp_path / "shards")
     (folder / "_info.json").unlink()
     for path in [*folder.glob("val*"), *folder.glob("test*")]:
@@ -339,7 +339,7 @@ def test_without_split_names_whole_shards_are_cut_off_and_nothing_is_in_two_spli
     assert greys_of(open_streamed(dataclasses.replace(data, split_seed=1))) != found
 
 
-def test_classes_come_from_the_shards_a_file_or_an_option(tmp_path: Path) -> None:
+def test_sources_of_class_names(tmp_path: Path) -> None:
     def shards(folder: Path, label: Callable[[int], tuple[str, bytes]]) -> Path:
         folder.mkdir(exist_ok=True)
         for split in ("train", "val", "test"):
@@ -392,14 +392,14 @@ def test_shards_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("hf:a/b/../c", r"expected hf:owner/name"),
     ],
 )
-def test_what_is_no_shards_is_answered_with_what_was_expected(name: str, message: str, tmp_path: Path) -> None:
+def test_wrong_shard_names(name: str, message: str, tmp_path: Path) -> None:
     write(tmp_path / "shards")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=message):
         open_streamed(Data(name=name if name.startswith("hf:") else str(tmp_path / name), stream=True))
 
 
-def test_shards_may_lie_in_a_folder_for_each_split(tmp_path: Path) -> None:
+def test_shards_in_split_folders(tmp_path: Path) -> None:
     flat = write(tmp_path / "shards")
     (flat / "_info.json").unlink()
     for path in list(flat.iterdir()):
@@ -425,7 +425,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 # --- broken shards ------------------------------------------------------------------------------------------------
 
 
-def test_a_shard_that_is_cut_short_while_training_is_named(shards: Path) -> None:
+def test_truncated_shard_while_training(shards: Path) -> None:
     stream = opened(shards)
     victim = next(shards.glob("train-00005*"))
     victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
@@ -433,7 +433,7 @@ def test_a_shard_that_is_cut_short_while_training_is_named(shards: Path) -> None
         drawn(stream, Run(batch_size=20), 1, 5)
 
 
-def test_a_tar_cut_between_two_samples_is_noticed_too(tmp_path: Path) -> None:
+def test_tar_cut_between_two_samples(tmp_path: Path) -> None:
     folder = write(tmp_path / "shards")
     stream = opened(folder)
     victim = next(folder.glob("train-00005*"))
@@ -446,7 +446,7 @@ def test_a_tar_cut_between_two_samples_is_noticed_too(tmp_path: Path) -> None:
         drawn(stream, Run(batch_size=20), 1, 5)
 
 
-def test_a_shard_that_is_gone_while_training_is_named(shards: Path) -> None:
+def test_missing_shard_while_training(shards: Path) -> None:
     stream = opened(shards)
     next(shards.glob("train-00005*")).unlink()
     with pytest.raises(ShardError, match=r"train-00005-of-00011\.(tar|parquet) cannot be read: No such file"):
@@ -535,7 +535,7 @@ def serve() -> Iterator[Callable[[Path], Server]]:
 Serve = Callable[[Path], Server]
 
 
-def test_shards_on_a_server_are_the_same_and_those_for_val_are_fetched_once(
+def test_remote_shards_equal_local_ones(
     shards: Path, serve: Serve, home: Path
 ) -> None:
     server, run = serve(shards), Run(batch_size=20)
@@ -548,7 +548,7 @@ def test_shards_on_a_server_are_the_same_and_those_for_val_are_fetched_once(
 
 
 @pytest.mark.parametrize("plan", [["500"], ["half"], ["stall"], ["500", "half"], ["half", "stall"]])
-def test_a_server_in_trouble_is_asked_again_and_nothing_is_lost(plan: list[str], shards: Path, serve: Serve) -> None:
+def test_failing_server_is_retried(plan: list[str], shards: Path, serve: Serve) -> None:
     server, run = serve(shards), Run(batch_size=20)
     stream = opened(server.url)
     train = [s.name for s in stream.shards]
@@ -561,7 +561,7 @@ def test_a_server_in_trouble_is_asked_again_and_nothing_is_lost(plan: list[str],
     ("fault", "message"),
     [("503", r"answers 503 .*tried 3 times"), ("silent", r"silent for 0\.1 s \(tried 3"), ("404", "answers 404")],
 )
-def test_a_server_that_stays_in_trouble_ends_it_with_the_name_of_the_shard(
+def test_lasting_failure_names_the_shard(
     fault: str, message: str, tmp_path: Path, serve: Serve
 ) -> None:
     folder = write(tmp_path / "shards")
@@ -575,7 +575,7 @@ def test_a_server_that_stays_in_trouble_ends_it_with_the_name_of_the_shard(
     assert time.monotonic() - began < 3
 
 
-def test_a_server_without_range_requests_is_told_as_such(tmp_path: Path, serve: Serve) -> None:
+def test_server_without_range_requests(tmp_path: Path, serve: Serve) -> None:
     server = serve(write(tmp_path / "shards", "parquet"))
     server.plan = {f"train-{k:05}-of-00011.parquet": ["no range"] * 99 for k in range(11)}
     with pytest.raises(ShardError, match="knows no Range requests"):
@@ -594,7 +594,7 @@ def test_a_pattern_names_shards_on_a_server(tmp_path: Path, serve: Serve) -> Non
         open_streamed(Data(name=f"{server.url}/nothing"), retry=QUICK)
 
 
-def test_a_data_set_of_the_hub_is_streamed_through_huggingface_hub(
+def test_streams_from_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub as hub
@@ -661,7 +661,7 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(shards: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes_to_the_same_bits(shards: Path, tmp_path: Path) -> None:
     whole = train(recipe(shards), out=tmp_path / "whole")
 
     def kill(line: dict[str, Any]) -> None:
@@ -677,7 +677,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(shards: Path, tmp_path: Path) -> 
     assert evaluate(str(again.path)).top1 == again.summary["top1"]
 
 
-def test_a_broken_shard_ends_the_run_with_a_line_and_the_run_goes_on_when_it_is_mended(
+def test_run_resumes_after_a_broken_shard(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = write(tmp_path / "shards"), tmp_path / "run"
@@ -716,7 +716,7 @@ def test_other_shards_do_not_continue_a_run(tmp_path: Path) -> None:
         train(recipe(folder), out=tmp_path / "run", resume=True)
 
 
-def test_bad_images_are_in_the_summary_even_those_from_before_a_restart(tmp_path: Path) -> None:
+def test_summary_has_bad_images_from_before_a_restart(tmp_path: Path) -> None:
     folder = with_bad_images(tmp_path / "shards")
 
     def kill(line: dict[str, Any]) -> None:
@@ -730,7 +730,7 @@ def test_bad_images_are_in_the_summary_even_those_from_before_a_restart(tmp_path
     assert {"train-0.tar/a/003", "train-0.tar/a/007", "train-0.tar/a/011"} <= named
 
 
-def test_what_needs_all_labels_first_is_refused(tmp_path: Path) -> None:
+def test_what_needs_all_labels_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "shards")
     with pytest.raises(ValueError, match="class_weights=balanced counts the labels before training"):
         train(recipe(folder, class_weights="balanced"), out=tmp_path / "run")
@@ -769,7 +769,7 @@ def test_data_shards_writes_what_train_reads(tmp_path: Path, capsys: pytest.Capt
         assert "not an empty folder" in capsys.readouterr().err
 
 
-def test_parquet_shards_open_without_streaming_too(tmp_path: Path) -> None:
+def test_parquet_shards_open_unstreamed(tmp_path: Path) -> None:
     folder = write(tmp_path / "shards", "parquet")
     (folder / "_info.json").unlink()
     splits = open_data(Data(name=str(folder)))
