@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
@@ -24,6 +24,7 @@ from mlpmixer.hardware import cache_folder
 if sys.platform != "win32":
     import fcntl
 
+T = TypeVar("T")
 Report = Callable[[dict[str, Any]], None]
 CHUNK_BYTES = 1 << 20
 REPORT_EVERY_S = 0.1
@@ -32,6 +33,26 @@ RETRYABLE_STATUS = {408, 425, 429}  # timeout, too early, too many requests; bes
 
 class FetchError(ValueError):
     """A file that could not be downloaded; the message says why."""
+
+
+class NetworkError(OSError):
+    """A failure that another attempt may not meet."""
+
+
+class Refused(NetworkError):
+    """A failure that every attempt will meet."""
+
+
+class PartMismatch(NetworkError):
+    """The server's file does not continue the part that is here."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type when it has none."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+# ---- one connection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,25 +70,20 @@ class Retry(Config):
         """Sleep after this many failures without progress."""
         time.sleep(self.backoff_s * 2 ** max(failures - 1, 0))
 
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type when it has none."""
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-
-
-# ---- one connection
-
-
-class NetworkError(OSError):
-    """A failure that another attempt may not meet."""
-
-
-class Refused(NetworkError):
-    """A failure that every attempt will meet."""
-
-
-class PartMismatch(NetworkError):
-    """The server's file does not continue the part that is here."""
+    def run(self, work: Callable[[], T]) -> T:
+        """The result of work(), called again after a NetworkError that is not Refused."""
+        failures = 0
+        while True:
+            try:
+                return work()
+            except Refused:
+                raise
+            except NetworkError as e:
+                failures += 1
+                if failures >= self.attempts:
+                    tried = f" (tried {failures} times)" if failures > 1 else ""
+                    raise NetworkError(f"{e}{tried}") from e
+                self.wait(failures)
 
 
 class Connection:

@@ -30,9 +30,10 @@ from mlpmixer.data.image_set import ImageSet, array_images, numbered
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.streaming import datasets as streamed_module
 from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_streamed
+from mlpmixer.data.streaming.remote import RemoteFile
 from mlpmixer.data.streaming.shards import Kind, Sample, Shard, ShardError, read_rows
 from mlpmixer.data.streaming.write import write_shards
-from mlpmixer.download import Retry
+from mlpmixer.download import Refused, Retry
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.models.names import MIXERS
 from mlpmixer.training import stream as stream_module
@@ -163,9 +164,7 @@ class Reads:
 
 
 @pytest.mark.parametrize("first", [2, 3, 6, 7, 10])
-def test_resumed_stream_is_the_tail(
-    first: int, shards: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_stream_is_the_tail(first: int, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream, run = opened(shards), Run(batch_size=20, seed=1)
     whole = drawn(stream, run, 1, 10)
     reads = Reads(monkeypatch)
@@ -535,9 +534,7 @@ def serve() -> Iterator[Callable[[Path], Server]]:
 Serve = Callable[[Path], Server]
 
 
-def test_remote_shards_equal_local_ones(
-    shards: Path, serve: Serve, home: Path
-) -> None:
+def test_remote_shards_equal_local_ones(shards: Path, serve: Serve, home: Path) -> None:
     server, run = serve(shards), Run(batch_size=20)
     remote = opened(server.url)
     assert drawn(remote, run, 1, 7) == drawn(opened(shards), run, 1, 7)
@@ -561,9 +558,7 @@ def test_failing_server_is_retried(plan: list[str], shards: Path, serve: Serve) 
     ("fault", "message"),
     [("503", r"answers 503 .*tried 3 times"), ("silent", r"silent for 0\.1 s \(tried 3"), ("404", "answers 404")],
 )
-def test_lasting_failure_names_the_shard(
-    fault: str, message: str, tmp_path: Path, serve: Serve
-) -> None:
+def test_lasting_failure_names_the_shard(fault: str, message: str, tmp_path: Path, serve: Serve) -> None:
     folder = write(tmp_path / "shards")
     server = serve(folder)
     stream = opened(server.url, Retry(timeout_s=0.1, backoff_s=0.0))
@@ -582,6 +577,16 @@ def test_server_without_range_requests(tmp_path: Path, serve: Serve) -> None:
         drawn(opened(server.url), Run(batch_size=20), 1, 5)
 
 
+def test_remote_file_that_changes_is_refused(tmp_path: Path, serve: Serve) -> None:
+    (tmp_path / "x").write_bytes(bytes(3 << 20))
+    with RemoteFile(f"{serve(tmp_path).url}/x", QUICK) as file:
+        assert file.read(10) == bytes(10)
+        (tmp_path / "x").write_bytes(bytes(4 << 20))
+        file.seek(2 << 20)
+        with pytest.raises(Refused, match="the file has changed since it was opened; it had 3,145,728 bytes then"):
+            file.read(10)
+
+
 def test_a_pattern_names_shards_on_a_server(tmp_path: Path, serve: Serve) -> None:
     server = serve(write(tmp_path / "shards"))
     name = f"{server.url}/train-{{00000..00003}}-of-00011.tar"
@@ -594,9 +599,7 @@ def test_a_pattern_names_shards_on_a_server(tmp_path: Path, serve: Serve) -> Non
         open_streamed(Data(name=f"{server.url}/nothing"), retry=QUICK)
 
 
-def test_streams_from_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_streams_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub as hub
 
     folder = write(tmp_path / "shards", "parquet")
@@ -677,9 +680,7 @@ def test_killed_run_resumes_to_the_same_bits(shards: Path, tmp_path: Path) -> No
     assert evaluate(str(again.path)).top1 == again.summary["top1"]
 
 
-def test_run_resumes_after_a_broken_shard(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_resumes_after_a_broken_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, out = write(tmp_path / "shards"), tmp_path / "run"
     victim = folder / "train-00005-of-00011.tar"
     sound = victim.read_bytes()

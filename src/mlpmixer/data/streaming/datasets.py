@@ -142,7 +142,7 @@ def _contents(
     with ThreadPoolExecutor(INSPECT_THREADS, thread_name_prefix="inspect") as pool:
         inspected = dict(zip(unknown, pool.map(lambda s: inspect_shard(s, retry), unknown), strict=True))
     if inspected:
-        cached |= {_identity(s): [c.samples, c.classes, c.labels] for s, c in inspected.items()}
+        cached |= {_identity(s): c for s, c in inspected.items()}
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(f".{os.getpid()}.part")

@@ -2,18 +2,21 @@
 
 import io
 
-from mlpmixer.download import Connection, NetworkError, Refused
+from mlpmixer.download import Connection, NetworkError, Refused, Retry
 
 MAX_SKIP_BYTES = 1 << 20  # up to here it is quicker to read on than to ask again
 
 
 class RemoteFile(io.RawIOBase):
-    """The bytes behind an http or https address; seekable, read-only. Failures are NetworkErrors."""
+    """The bytes behind an http or https address; seekable, read-only. Failures are NetworkErrors.
 
-    def __init__(self, url: str, timeout_s: float) -> None:
-        self.url, self.timeout_s = url, timeout_s
+    A connection that breaks is opened again where it stopped.
+    """
+
+    def __init__(self, url: str, retry: Retry) -> None:
+        self.url, self.retry = url, retry
         self._position = 0  # of the next byte to return
-        self._connection: Connection | None = Connection(url, timeout_s)
+        self._connection: Connection | None = retry.run(lambda: Connection(url, retry.timeout_s))
         self.size, self._version = self._connection.size, self._connection.version
         if not self.size:
             raise self._refused("the server does not say how long the file is")
@@ -38,24 +41,27 @@ class RemoteFile(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         if self._position >= self.size or not len(buffer):
             return 0
+        content = self.retry.run(lambda: self._read(len(buffer)))
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+    def _read(self, most: int) -> bytes:
         try:
             connection = self._connect()
             while connection.position < self._position:
                 connection.read(self._position - connection.position)
-            content = connection.read(len(buffer))
+            return connection.read(most)
         except NetworkError:
             self._disconnect()
             raise
-        buffer[: len(content)] = content
-        self._position = connection.position
-        return len(content)
 
     def _connect(self) -> Connection:
         """A connection at or shortly before the position: the present one, if possible."""
         if self._connection and 0 <= self._position - self._connection.position <= MAX_SKIP_BYTES:
             return self._connection
         self._disconnect()
-        self._connection = connection = Connection(self.url, self.timeout_s, self._position, self._version)
+        self._connection = connection = Connection(self.url, self.retry.timeout_s, self._position, self._version)
         if connection.size != self.size or connection.version not in ("", self._version):
             raise self._refused(f"the file has changed since it was opened; it had {self.size:,} bytes then")
         if connection.position != self._position:

@@ -13,9 +13,11 @@ import posixpath
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import IO, Any, Literal, NamedTuple, TypeVar, cast
+from itertools import islice
+from typing import IO, Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -24,9 +26,8 @@ from mlpmixer.data.images import IMAGE_SUFFIXES, Source
 from mlpmixer.data.labels import Label, used_labels
 from mlpmixer.data.readers.parquet import class_names, encoded_images, find_columns, import_pyarrow
 from mlpmixer.data.streaming.remote import RemoteFile
-from mlpmixer.download import Refused, Retry, first_line
+from mlpmixer.download import NetworkError, Retry, first_line
 
-T = TypeVar("T")
 Kind = Literal["tar", "parquet"]
 SUFFIXES = (".tar", ".parquet")
 READ_BYTES = 1 << 18  # per read from a server
@@ -37,12 +38,11 @@ class ShardError(ValueError):
 
 
 class Sample(NamedTuple):
-    """An image as it is stored, and its label. `start` is the byte of a tar where it begins."""
+    """An image as it is stored, and its label."""
 
     name: str
     content: bytes
     label: Label
-    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,26 @@ class Shard:
     def remote(self) -> bool:
         return "://" in self.address
 
-    def open(self, timeout_s: float) -> IO[bytes]:
-        """The file, seekable. OSError when it cannot be opened; from the Hub, anything."""
+    def open(self, retry: Retry) -> IO[bytes]:
+        """The file, seekable. OSError when it cannot be opened."""
         if self.address.startswith("hf://"):
-            from huggingface_hub import HfFileSystem
-
-            return cast(IO[bytes], HfFileSystem().open(self.address.removeprefix("hf://"), "rb"))
+            return retry.run(self._open_on_the_hub)
         if self.remote:
-            return io.BufferedReader(RemoteFile(self.address, timeout_s), READ_BYTES)
+            return io.BufferedReader(RemoteFile(self.address, retry), READ_BYTES)
         return open(self.address, "rb")
 
+    def _open_on_the_hub(self) -> IO[bytes]:
+        from huggingface_hub import HfFileSystem
 
-@dataclass(frozen=True)
-class Contents:
+        try:
+            return cast(IO[bytes], HfFileSystem().open(self.address.removeprefix("hf://"), "rb"))
+        except FileNotFoundError:
+            raise
+        except Exception as e:  # no network, refused, broken off: the Hub has many ways to say so
+            raise NetworkError(first_line(e)) from e
+
+
+class Contents(NamedTuple):
     """How many samples a shard holds, the names of its classes where it states them, else the labels that occur."""
 
     samples: int
@@ -86,16 +93,11 @@ class Contents:
 
 def read_rows(shard: Shard, first: int, last: int, retry: Retry) -> Iterator[Sample]:
     """Samples first..last-1 of a shard; ShardError when it cannot be read."""
-    row, known = first, (0, 0)  # known: sample known[0] begins at byte known[1] of a tar
-
-    def rows(file: IO[bytes]) -> Iterator[Sample]:
-        nonlocal row, known
-        is_tar = shard.kind == "tar"
-        for sample in _tar_rows(shard, file, row, last, known) if is_tar else _parquet_rows(shard, file, row, last):
-            known, row = (row, sample.start), row + 1
+    row = first
+    with _open(shard, retry) as file:
+        for sample in (_tar_rows if shard.kind == "tar" else _parquet_rows)(shard, file, first, last):
+            row += 1
             yield sample
-
-    yield from _with_retries(shard, retry, rows)
     if row < last:
         raise ShardError(
             f"{shard.address} holds {row} samples, expected at least {last}: it is cut short, or has changed"
@@ -108,44 +110,26 @@ def inspect_shard(shard: Shard, retry: Retry) -> Contents:
     Reads the end of a Parquet file, and the labels if it does not name the classes; of a local tar the names of the
     files and the labels; of a tar on a server everything.
     """
-
-    def read(file: IO[bytes]) -> Iterator[Contents]:
-        yield _inspect_tar(file) if shard.kind == "tar" else _inspect_parquet(shard, file)
-
-    return next(_with_retries(shard, retry, read))
+    with _open(shard, retry) as file:
+        return _inspect_tar(file) if shard.kind == "tar" else _inspect_parquet(shard, file)
 
 
-def _with_retries(shard: Shard, retry: Retry, read: Callable[[IO[bytes]], Iterator[T]]) -> Iterator[T]:
-    """The items of read(file). When a connection breaks it is called again, and has to continue where it was."""
-    failures = 0
-    while True:
-        try:
-            with shard.open(retry.timeout_s) as file:
-                for item in read(file):
-                    failures = 0
-                    yield item
-            return
-        except ShardError:
-            raise
-        except _failures(shard) as e:
-            failures += 1
-            if not shard.remote or isinstance(e, Refused | FileNotFoundError) or failures >= retry.attempts:
-                raise _unreadable(shard, e, f" (tried {failures} times)" if failures > 1 else "") from e
-            retry.wait(failures)
-
-
-def _failures(shard: Shard) -> tuple[type[Exception], ...]:
-    """What reading a broken file or connection can raise; the Hub has many ways to say so."""
+@contextmanager
+def _open(shard: Shard, retry: Retry) -> Iterator[IO[bytes]]:
+    """The file; what goes wrong with it is a ShardError."""
+    failures: tuple[type[Exception], ...] = (OSError, tarfile.TarError)
+    if shard.kind == "parquet":
+        failures = (OSError, import_pyarrow().ArrowException)
     if shard.address.startswith("hf://"):
-        return (Exception,)
-    if shard.kind == "tar":
-        return OSError, tarfile.TarError
-    return OSError, import_pyarrow().ArrowException
-
-
-def _unreadable(shard: Shard, error: Exception, more: str = "") -> ShardError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-    return ShardError(f"{shard.address} cannot be read: {reason}{more}")
+        failures = (Exception,)
+    try:
+        with shard.open(retry) as file:
+            yield file
+    except ShardError:
+        raise
+    except failures as e:
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else first_line(e)
+        raise ShardError(f"{shard.address} cannot be read: {reason}") from e
 
 
 # ---- tar
@@ -155,7 +139,6 @@ class _TarSample(NamedTuple):
     """The files of one sample by suffix: (first byte, length) of each, and the content of those that were wanted."""
 
     key: str
-    start: int
     content: dict[str, bytes]
     places: dict[str, tuple[int, int]]
 
@@ -175,23 +158,21 @@ class _TarSample(NamedTuple):
         return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
-def _tar_samples(file: IO[bytes], number: int, start: int, wanted: Callable[[int, str], bool]) -> Iterator[_TarSample]:
-    """The samples of a tar from `number` on, which begins at byte `start`; reads what wanted(number, suffix) says."""
-    file.seek(start)
-    sample: _TarSample | None = None
+def _tar_samples(file: IO[bytes], wanted: Callable[[int, str], bool]) -> Iterator[_TarSample]:
+    """The samples of a tar, with the content of the files for which wanted(number of the sample, suffix) is true."""
+    number, sample = 0, None
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             folder, base = posixpath.split(member.name)
             if not member.isfile() or base.startswith((".", "__")):  # macOS; WebDataset's notes about the shard
                 continue
             stem, _, suffix = base.partition(".")
-            key = posixpath.join(folder, stem)
+            key, suffix = posixpath.join(folder, stem), suffix.lower()
             if sample is None or key != sample.key:
                 if sample is not None:
                     yield sample
                     number += 1
-                sample = _TarSample(key, member.offset, {}, {})
-            suffix = suffix.lower()
+                sample = _TarSample(key, {}, {})
             sample.places[suffix] = (member.offset_data, member.size)
             if wanted(number, suffix):
                 file.seek(member.offset_data)
@@ -206,22 +187,17 @@ def _is_label(row: int, suffix: str) -> bool:
     return suffix in ("cls", "json")
 
 
-def _tar_rows(shard: Shard, file: IO[bytes], first: int, last: int, known: tuple[int, int]) -> Iterator[Sample]:
-    number, start = known
-
+def _tar_rows(shard: Shard, file: IO[bytes], first: int, last: int) -> Iterator[Sample]:
     def wanted(row: int, suffix: str) -> bool:
         return first <= row < last and (_is_label(row, suffix) or f".{suffix}" in IMAGE_SUFFIXES)
 
-    for row, sample in enumerate(_tar_samples(file, number, start, wanted), number):
-        if row >= first:
-            content = sample.content.get(sample.image_suffix, b"")
-            yield Sample(f"{shard.name}/{sample.key}", content, sample.label, sample.start)
-        if row == last - 1:
-            return
+    for sample in islice(_tar_samples(file, wanted), first, last):
+        content = sample.content.get(sample.image_suffix, b"")
+        yield Sample(f"{shard.name}/{sample.key}", content, sample.label)
 
 
 def _inspect_tar(file: IO[bytes]) -> Contents:
-    labels = [sample.label for sample in _tar_samples(file, 0, 0, _is_label)]
+    labels = [sample.label for sample in _tar_samples(file, _is_label)]
     return Contents(len(labels), None, used_labels(labels))
 
 
@@ -299,14 +275,11 @@ def _parquet_images(shard: Shard) -> Sequence[Source]:
 
 def index_shard(shard: Shard) -> tuple[list[str], list[Label], Sequence[Source]]:
     """(names, labels, images) of all samples of a local shard; images are read later. Raises ShardError."""
-    try:
+    with _open(shard, Retry()) as file:
         if shard.kind == "parquet":
-            parquet, _, label = _parquet(shard, shard.address)
+            parquet, _, label = _parquet(shard, file)
             labels = parquet.read(columns=[label], use_threads=False)[label].to_pylist()
             return [f"{shard.name}[{i}]" for i in range(len(labels))], labels, _parquet_images(shard)
-        with open(shard.address, "rb") as file:
-            samples = list(_tar_samples(file, 0, 0, _is_label))
-    except _failures(shard) as e:
-        raise _unreadable(shard, e) from e
+        samples = list(_tar_samples(file, _is_label))
     places = [s.places.get(s.image_suffix, (0, 0)) for s in samples]
     return [f"{shard.name}/{s.key}" for s in samples], [s.label for s in samples], _tar_images(shard.address, places)
