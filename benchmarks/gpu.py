@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from gpu_recipes import RECIPES
 from gpu_table import noise
 
 from mlpmixer.hardware import choose_device, device_name, peak_mib
@@ -35,7 +36,6 @@ from mlpmixer.models import names
 from mlpmixer.models.architecture import create_model
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.training.inputs import batches, load_images
-from mlpmixer.training.recipes import RECIPES
 from mlpmixer.training.step import TrainingStep
 
 FIELDS = [

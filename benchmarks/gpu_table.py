@@ -28,13 +28,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from gpu_recipes import RECIPES
 from teacher import Settings as TeacherSettings
 from teacher import train_teacher
 
 from mlpmixer.registry import Registry
 from mlpmixer.training.loop import Interrupted
 from mlpmixer.training.recipe import Recipe, read_recipe
-from mlpmixer.training.recipes import RECIPES
 from mlpmixer.training.run import train
 from mlpmixer.weights import run_folder as runlog
 from mlpmixer.weights.load import Report

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from mlpmixer.training.loop import Interrupted
-from mlpmixer.training.recipes import RECIPES
 from mlpmixer.weights.model_file import load_model, read_tensors
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -56,7 +55,7 @@ def test_every_row_trains_a_step_at_a_time_to_the_end(name: str, table: ModuleTy
     run = table.run_folder(Path(args.out), name, 0)
     network, meta = load_model(run / "model.safetensors")
     assert not [key for key in network.state_dict() if key.endswith("kernel")], "what is saved is a plain Mixer"
-    assert meta.config.patch_size == RECIPES[table.ROWS[name].recipe]().model.patch_size
+    assert meta.config.patch_size == table.RECIPES[table.ROWS[name].recipe]().model.patch_size
     assert f"1 of {table.ROWS[name].seeds}" in table.write_table(args)
     stored = json.loads((Path(args.out) / "table.json").read_text())
     assert stored["tiny"] and [row["row"] for row in stored["rows"]] == list(table.ROWS)
@@ -66,9 +65,9 @@ def test_the_rows_are_those_that_were_asked_for_in_their_order(table: ModuleType
     assert [(row.reach, row.seeds, row.within_s) for row in table.ROWS.values()] == [
         (0.925, 3, None), (0.95, 1, None), (0.965, 1, None), (0.90, 5, 30), (0.94, 5, 300)
     ]  # fmt: skip
-    assert RECIPES[table.ROWS["1m"].recipe]().model.num_params <= 1_200_000
+    assert table.RECIPES[table.ROWS["1m"].recipe]().model.num_params <= 1_200_000
     for row in table.ROWS.values():
-        recipe = RECIPES[row.recipe]()
+        recipe = table.RECIPES[row.recipe]()
         assert recipe.run.batch_size % 8 == 0 and recipe.optim.locality == 3 and recipe.run.test
 
 

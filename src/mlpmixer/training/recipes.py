@@ -1,8 +1,7 @@
-"""Every recipe by name: a function that returns a Recipe. Its docstring is its claim; `results/` holds what backs it.
-No torch.
+"""The recipes by name, each a function that returns a Recipe. Its docstring is its claim, backed by `results/`. No torch.
 
-A variant calls a recipe and replaces a field. The fully resolved recipes are kept as JSON in tests/golden, so a changed
-default shows up as a reviewed difference.
+A variant calls a recipe and replaces fields. The resolved recipes are stored as JSON in tests/golden, so that a changed
+default is a reviewed difference.
 """
 
 import dataclasses
@@ -70,21 +69,6 @@ def mnist() -> Recipe:
     )
 
 
-@RECIPES.register("fashion-mnist")
-def fashion_mnist() -> Recipe:
-    """Fashion-MNIST: the mnist recipe with shifts and flips instead of hand-writing's rotations.
-
-    Result: not run yet.
-    """
-    base = mnist()
-    return dataclasses.replace(
-        base,
-        name="fashion-mnist",
-        data=dataclasses.replace(base.data, name="fashion-mnist"),
-        augment=Augment(pad_crop_px=2, pad_mode="constant", flip=True),
-    )
-
-
 @RECIPES.register("cifar10")
 def cifar10() -> Recipe:
     """CIFAR-10 from scratch on a CPU, 10 epochs, 1.17 M parameters.
@@ -113,53 +97,6 @@ def cifar10() -> Recipe:
     )
 
 
-@RECIPES.register("cifar100")
-def cifar100() -> Recipe:
-    """CIFAR-100 from scratch: the cifar10 recipe for three times as long.
-
-    Result: not run yet.
-    """
-    base = cifar10()
-    return dataclasses.replace(
-        base,
-        name="cifar100",
-        data=dataclasses.replace(base.data, name="cifar100"),
-        run=dataclasses.replace(base.run, epochs=30),
-    )
-
-
-@RECIPES.register("small-images-1m")
-def small_images_1m() -> Recipe:
-    """Any small photos (32 px) at full strength with at most 1.2 M parameters: 300 epochs, made for one GPU.
-
-    Patches of 2 px, as fine as the budget allows; locality folds into the plain Mixer that is saved. A step is 1.36
-    GFLOPs an image, the whole run 20 PFLOPs on 49,000 images.
-    python benchmarks/gpu_table.py --data-dir DIR --row 1m
-    Result: not run yet.
-    """
-    return Recipe(
-        name="small-images-1m",
-        model=dataclasses.replace(
-            names.MIXERS["Nano/2"], num_blocks=9, hidden_dim=128, tokens_mlp_dim=128, channels_mlp_dim=256
-        ),
-        data=Data(name="folder", val_fraction=0.02),
-        init=Init(stem="whitened"),
-        augment=Augment(pad_crop_px=4, flip=True, trivialaugment=True, cutmix=1.0, mix_probability=0.5),
-        optim=Optim(
-            name="muon",
-            lr=4e-3,
-            muon_lr=1e-2,
-            weight_decay=0.1,
-            schedule="linear",
-            warmup_steps=1000,
-            locality=3,
-            label_smoothing=0.1,
-            ema_decay=0.999,
-        ),
-        run=Run(epochs=300, batch_size=512, eval_every=25, log_every=100),
-    )
-
-
 @RECIPES.register("small-images-2h")
 def small_images_2h() -> Recipe:
     """Any small photos (32 px) with at most 1.2 M parameters, as far as two hours on two CPU cores take: 4-px patches,
@@ -169,100 +106,14 @@ def small_images_2h() -> Recipe:
     Result: CIFAR-10 91.20 % on test (n = 1), 135 min of two cores of an AMD EPYC (family 26), bfloat16, 1,165,194
     parameters.
     """
-    base = small_images_1m()
+    base = cifar10()
     return dataclasses.replace(
         base,
         name="small-images-2h",
-        model=dataclasses.replace(names.MIXERS["Nano/4"], tokens_mlp_dim=96, channels_mlp_dim=512),
-        augment=dataclasses.replace(base.augment, mix_probability=0.25),
-        optim=dataclasses.replace(base.optim, lr=3e-3, muon_lr=8e-3, mirror=True, ema_decay=0.0),
+        data=Data(name="folder", val_fraction=0.02),
+        augment=dataclasses.replace(base.augment, trivialaugment=True),
+        optim=dataclasses.replace(base.optim, warmup_steps=1000),
         run=Run(epochs=84, batch_size=64, eval_every=5, log_every=200),
-    )
-
-
-@RECIPES.register("small-images-wide")
-def small_images_wide() -> Recipe:
-    """Any small photos (32 px), any size, nothing but these data: a wide Mixer, as many channels as patches, for 200
-    epochs on one GPU.
-
-    C = S is where a Mixer of given cost is widest (Hayase and Karakida 2024, arXiv:2306.01470). Strong augmentation and
-    stochastic depth, as pyramids of MLPs are trained that reach 95-97 % (arXiv:2305.17644). 12.1 GFLOPs an image, 118
-    PFLOPs on 49,000. python benchmarks/gpu_table.py --data-dir DIR --row wide
-    Result: not run yet.
-    """
-    base = small_images_1m()
-    return dataclasses.replace(
-        base,
-        name="small-images-wide",
-        model=configured(
-            base.model,
-            num_blocks=12,
-            hidden_dim=256,
-            tokens_mlp_dim=256,
-            channels_mlp_dim=1024,
-            drop_path=0.15,
-            drop_path_form="rescaled",
-        ),
-        augment=dataclasses.replace(base.augment, erasing=0.25, mixup=0.8, mix_probability=0.8),
-        optim=dataclasses.replace(base.optim, lr=2e-3, muon_lr=6e-3),
-        run=dataclasses.replace(base.run, epochs=200),
-    )
-
-
-@RECIPES.register("small-images-distilled")
-def small_images_distilled() -> Recipe:
-    """`small-images-wide` for 100 epochs with a teacher that was trained on the same images: to be given as --teacher,
-    or in Python.
-
-    python benchmarks/gpu_table.py --data-dir DIR --row distilled
-    Result: not run yet.
-    """
-    base = small_images_wide()
-    return dataclasses.replace(
-        base,
-        name="small-images-distilled",
-        distill=dataclasses.replace(base.distill, alpha=0.9, temperature=2.0),
-        run=dataclasses.replace(base.run, epochs=100),
-    )
-
-
-@RECIPES.register("small-images-30s")
-def small_images_30s() -> Recipe:
-    """Any small photos (32 px), as far as half a minute on one GPU takes: 4-px patches, 50 epochs, light augmentation.
-
-    0.76 GFLOPs an image, 1.9 PFLOPs on 49,000.
-    python benchmarks/gpu_table.py --data-dir DIR --row 90
-    Result: not run yet.
-    """
-    base = small_images_1m()
-    return dataclasses.replace(
-        base,
-        name="small-images-30s",
-        model=configured(
-            base.model, patch_size=4, num_blocks=6, hidden_dim=256, tokens_mlp_dim=128, channels_mlp_dim=512
-        ),
-        augment=dataclasses.replace(base.augment, trivialaugment=False),
-        optim=dataclasses.replace(base.optim, warmup_steps=200),
-        run=dataclasses.replace(base.run, epochs=50, eval_every=50, save_every_s=1e9),
-    )
-
-
-@RECIPES.register("small-images-5m")
-def small_images_5m() -> Recipe:
-    """Any small photos (32 px), as far as five minutes on one GPU take: `small-images-wide` with 10 narrower blocks,
-    for 60 epochs.
-
-    6.0 GFLOPs an image, 18 PFLOPs on 49,000.
-    python benchmarks/gpu_table.py --data-dir DIR --row 94
-    Result: not run yet.
-    """
-    base = small_images_wide()
-    return dataclasses.replace(
-        base,
-        name="small-images-5m",
-        model=configured(base.model, num_blocks=10, channels_mlp_dim=512, drop_path=0.05),
-        augment=small_images_1m().augment,
-        run=dataclasses.replace(base.run, epochs=60, eval_every=30),
     )
 
 
@@ -295,8 +146,7 @@ def photos() -> Recipe:
 
 
 def finetuned(base: Recipe) -> Recipe:
-    """`base` for weights that this package has trained on other data: a quarter of the epochs, at a rate that training
-    from scratch has.
+    """`base` for weights trained here on other data: a quarter of the epochs, at the rates of training from scratch.
 
     Chosen on validation, as `retuned` was: docs/LOG.md.
     """
@@ -311,7 +161,7 @@ def finetuned(base: Recipe) -> Recipe:
 
 @RECIPES.register("finetune")
 def finetune() -> Recipe:
-    """Photographs from the weights of a run on others, 10 epochs: what `--init RUN` takes when no recipe is named.
+    """Photographs from the weights of a run on others, 10 epochs: the default for `--init RUN`.
 
     mlpmixer train DIR/trashnet --init RUN
     Result: validation top-1 80.2 % on TrashNet from a run on CIFAR-10 or on flowers (n = 1 each), 57.0 from scratch in
@@ -321,15 +171,14 @@ def finetune() -> Recipe:
 
 
 def retuned(base: Recipe) -> Recipe:
-    """`base` for weights that were trained on the same data, as for another image size: `finetuned`, but gently."""
+    """`base` for weights trained on the same data, such as for another image size: `finetuned` at lower rates."""
     tuned = finetuned(base)
     return dataclasses.replace(tuned, name="retune", optim=dataclasses.replace(tuned.optim, lr=1e-3, muon_lr=1e-3))
 
 
 @RECIPES.register("retune")
 def retune() -> Recipe:
-    """Photographs from the weights of a run on the same ones, 10 epochs: what `--init RUN --patch-size N` takes when no
-    recipe is named.
+    """Photographs from the weights of a run on the same ones, 10 epochs: the default for `--init RUN --patch-size N`.
 
     mlpmixer train DIR/flowers89 --init RUN --patch-size 12; mlpmixer train DIR/flowers89 --init RUN --image-size 128
     Result: test top-1 61.8 % (60.8-62.6, n = 3) and 66.1 % (65.6-66.4, n = 3) on 89 flowers from runs at 64 px with
@@ -338,9 +187,8 @@ def retune() -> Recipe:
     return retuned(photos())
 
 
-def finetuned_gently(base: Recipe) -> Recipe:
-    """`base` for published weights: a quarter of the epochs, by the official rule (`finetune_official`), its rate
-    scaled to the batch."""
+def finetuned_published(base: Recipe) -> Recipe:
+    """`base` for published weights: a quarter of the epochs, by `finetune_official` with its rate scaled to the batch."""
     official = finetune_official()
     lr = official.optim.lr * base.run.batch_size / official.run.batch_size
     return dataclasses.replace(
@@ -354,12 +202,11 @@ def finetuned_gently(base: Recipe) -> Recipe:
 
 @RECIPES.register("finetune-published")
 def finetune_published() -> Recipe:
-    """Photographs from Google's or timm's weights, 10 epochs: what `--init NAME|FILE` takes for those when no recipe is
-    named.
+    """Photographs from Google's or timm's weights, 10 epochs: the default for `--init NAME|FILE` with those.
 
-    Result: not run yet.
+    The official rule for other batches; not run here.
     """
-    return finetuned_gently(photos())
+    return finetuned_published(photos())
 
 
 @RECIPES.register("finetune-official")
@@ -368,9 +215,8 @@ def finetune_official() -> Recipe:
     and CIFAR-100.
 
     vit_jax/configs/common.py: momentum in bfloat16, clipping at norm 1, no weight decay, a new zero head; 2 % held out.
-    Pixels are scaled as the weights of `--init` saw them (-1..1 for official files). Ours differs in the crop:
-    antialiased, of the image at 224 px.
-    Result: not run yet.
+    Pixels are scaled as the weights of `--init` saw them (-1..1 for official files). The crop differs: antialiased, of
+    the image at 224 px. As published; not run here.
     """
     return Recipe(
         name="finetune-official",
@@ -396,7 +242,7 @@ def finetune_official() -> Recipe:
 def finetune_flowers() -> Recipe:
     """The paper's fine-tuning on Oxford Flowers-102 and Pets: 500 steps, a tenth of train for validation.
 
-    Result: not run yet.
+    As published; not run here.
     """
     base = finetune_official()
     return dataclasses.replace(
@@ -410,10 +256,9 @@ def finetune_flowers() -> Recipe:
 
 @RECIPES.register("finetune-imagenet")
 def finetune_imagenet() -> Recipe:
-    """The paper's fine-tuning on ImageNet-1k: 20,000 steps, a hundredth of train for validation; its table 2 is at
-    --image-size 448.
+    """The paper's fine-tuning on ImageNet-1k: 20,000 steps, a hundredth of train for validation.
 
-    Result: not run yet.
+    The paper's table 2 is at --image-size 448. As published; not run here.
     """
     base = finetune_official()
     return dataclasses.replace(
@@ -426,19 +271,17 @@ def finetune_imagenet() -> Recipe:
 
 @RECIPES.register("finetune-vtab1k")
 def finetune_vtab1k() -> Recipe:
-    """The paper's fine-tuning on a VTAB-1k task, 1,000 images of at least 96 x 96 px; smaller ones want --image-size
-    224.
+    """The paper's fine-tuning on a VTAB-1k task, 1,000 images of at least 96 x 96 px.
 
-    800 images train and 200 validate. Where mirroring changes the label (orientation, position) add --augment.no-flip.
-    Result: not run yet.
+    800 images train and 200 validate. Smaller images need --image-size 224. Where mirroring changes the label
+    (orientation, position) add --augment.no-flip. As published; not run here.
     """
     base = bit_hyperrule(1000, 96 * 96)
     return dataclasses.replace(base, name="finetune-vtab1k", data=dataclasses.replace(base.data, val_fraction=0.2))
 
 
 def bit_hyperrule(num_images: int, image_area_px: int) -> Recipe:
-    """Fine-tuning on any data, by BiT-HyperRule (Kolesnikov et al. 2020, bit_hyperrule.py) as the MLP-Mixer paper uses
-    it for VTAB.
+    """Fine-tuning by BiT-HyperRule (Kolesnikov et al. 2020, bit_hyperrule.py), as the MLP-Mixer paper uses it for VTAB.
 
     num_images: training images, which decide steps, warm-up and mixup. image_area_px: height times width of a typical
     image; from 96 x 96 px on the network runs at 448 px, below at 224. The decay is the paper's cosine (BiT's own rule
@@ -469,9 +312,10 @@ LEARNING_RATES["finetune-vtab1k"] = (0.003, 0.01, 0.03)
 
 
 def grid(name: str) -> list[Recipe]:
-    """The runs of the paper's search around a fine-tuning recipe, "NAME-lr0.003" and so on; test is left out of them.
+    """The runs of the paper's search around a fine-tuning recipe, "NAME-lr0.003" and so on, without the test split.
 
-    Whatever is best on validation is run once more with `run.test`. Errors: UnknownName for a recipe without a grid.
+    The one that is best on validation is then run once more with `run.test`. Errors: UnknownName for a recipe without a
+    grid.
     """
     rates, recipe = LEARNING_RATES[name], RECIPES[name]()
     return [
@@ -489,7 +333,7 @@ def grid(name: str) -> list[Recipe]:
 # big_vision/configs/vit_i21k.py
 AUGREG: Registry[tuple[int, int, float]] = Registry("AugReg level")
 AUGREG["none"] = (0, 0, 0.0)
-AUGREG["light1"] = (2, 0, 0.0)  # not nothing: in big_vision's form magnitude 0 inverts, darkens and posterizes
+AUGREG["light1"] = (2, 0, 0.0)  # magnitude 0 does something in big_vision's form: it inverts, darkens, posterizes
 AUGREG["light2"] = (2, 10, 0.2)
 AUGREG["medium1"] = (2, 15, 0.2)
 AUGREG["medium2"] = (2, 15, 0.5)
@@ -518,11 +362,11 @@ def augreg(augment: Augment, level: str) -> Augment:
 def pretrain_imagenet1k() -> Recipe:
     """ImageNet-1k from scratch at 224 px, B/16, 300 epochs: big_vision's rule, the paper's table 4.
 
-    configs/mlp_mixer_i1k.py, 76.3 % reported there. Sigmoid losses from a head bias of -ln 1000; AdamW whose weight
-    decay of 1e-4 a step is 0.1 in units of the rate; RandAugment of 2 operations, magnitude 15, in big_vision's form
-    (AugReg's medium2). Different are the proportion of mixup (drawn for every image, there for every step) and the crop
-    (antialiased, of the middle square at 224 px).
-    Result: not run yet.
+    configs/mlp_mixer_i1k.py, which reports 76.3 %. Sigmoid losses from a head bias of -ln 1000; AdamW whose weight decay
+    of 1e-4 a step is 0.1 in units of the rate; RandAugment of 2 operations, magnitude 15, in big_vision's form (AugReg's
+    medium2). Two things differ: mixup draws its proportion for every image, not for every step, and the crop is
+    antialiased, of the middle square at 224 px. L/16 (the paper's table 3: 71.76 %) is the same with --model L/16
+    --model.drop-path 0.1. As published; not run here.
     """
     return Recipe(
         name="pretrain-imagenet1k",
@@ -546,30 +390,14 @@ def pretrain_imagenet1k() -> Recipe:
     )
 
 
-@RECIPES.register("pretrain-imagenet1k-l16")
-def pretrain_imagenet1k_l16() -> Recipe:
-    """ImageNet-1k from scratch, L/16: the settings of B/16, by the paper's table 4; its table 3 has 71.76 %.
-
-    Result: not run yet.
-    """
-    base = pretrain_imagenet1k()
-    return dataclasses.replace(
-        base,
-        name="pretrain-imagenet1k-l16",
-        model=dataclasses.replace(names.MIXERS["L/16"], drop_path=0.1),
-        run=dataclasses.replace(base.run, accumulate=64),
-    )
-
-
 @RECIPES.register("pretrain-imagenet21k")
 def pretrain_imagenet21k() -> Recipe:
-    """ImageNet-21k from scratch, B/16, 300 epochs: the paper's table 4 (AugReg's light2), and big_vision's rule where
-    it is silent.
+    """ImageNet-21k from scratch, B/16, 300 epochs: the paper's table 4 (AugReg's light2) and big_vision's rule.
 
     The loss, the head bias (-10, about -ln 21843) and the split (51,200 of 14,197,122 images held out, half of them as
-    test) are those of big_vision/configs/vit_i21k.py, the linear decay the paper's. Different is what differs in
-    `pretrain-imagenet1k`.
-    Result: not run yet.
+    test) are those of big_vision/configs/vit_i21k.py, the linear decay the paper's. What differs is what differs in
+    `pretrain-imagenet1k`. L/16 is the same with --model L/16 --model.drop-path 0.1 --augreg strong1. As published; not
+    run here.
     """
     base = pretrain_imagenet1k()
     return dataclasses.replace(
@@ -582,30 +410,29 @@ def pretrain_imagenet21k() -> Recipe:
     )
 
 
-@RECIPES.register("pretrain-imagenet21k-l16")
-def pretrain_imagenet21k_l16() -> Recipe:
-    """ImageNet-21k from scratch, L/16: the paper's table 4 (AugReg's strong1).
-
-    Result: not run yet.
-    """
-    base, large = pretrain_imagenet21k(), pretrain_imagenet1k_l16()
-    return dataclasses.replace(
-        base,
-        name="pretrain-imagenet21k-l16",
-        model=large.model,
-        augment=augreg(base.augment, "strong1"),
-        run=dataclasses.replace(base.run, accumulate=large.run.accumulate),
-    )
-
-
 def recipe_for(data_name: str, start: Literal["scratch", "same data", "other data", "published"] = "scratch") -> Recipe:
-    """The recipe a data set gets when none is named: its own, or `photos`; with the data's name filled in.
+    """The recipe for data when none is named, with the data's name filled in.
 
-    start: from scratch, from weights that this package has trained on the same or on other data, or from published ones
-    (official, timm).
+    A data set's own; for another named one that of a data set with images of the same size and channels (CIFAR-100:
+    `cifar10`); otherwise `photos`.
+
+    start: from scratch, from weights trained here on the same or on other data, or from published ones (official, timm).
     """
-    recipe = RECIPES[data_name]() if data_name in RECIPES else photos()
-    changes = {"same data": retuned, "other data": finetuned, "published": finetuned_gently}
+    recipe = _own_recipe(data_name)
+    changes = {"same data": retuned, "other data": finetuned, "published": finetuned_published}
     if start in changes:
         recipe = changes[start](recipe)
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=data_name))
+
+
+def _own_recipe(data_name: str) -> Recipe:
+    from mlpmixer.data.catalog import DATASETS
+
+    if data_name in RECIPES:
+        return RECIPES[data_name]()
+    if data_name in DATASETS:
+        form = DATASETS[data_name].image_size, DATASETS[data_name].channels
+        for name, info in DATASETS.items():
+            if name in RECIPES and (info.image_size, info.channels) == form:
+                return RECIPES[name]()
+    return photos()
