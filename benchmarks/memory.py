@@ -21,7 +21,7 @@ CASES = ["Nano/4:128", "S/16:16", "S/16:32"]
 
 
 def measure(case: str, checkpointing: bool, steps: int, device_name: str, clock: Callable[[], float]) -> dict[str, Any]:
-    """Of this process: take the steps and look."""
+    """Time and memory of some steps in this process."""
     import dataclasses
 
     from cost import PLAIN, noise, wait
@@ -32,12 +32,12 @@ def measure(case: str, checkpointing: bool, steps: int, device_name: str, clock:
     from mlpmixer.training.inputs import batches
     from mlpmixer.training.step import TrainingStep
 
-    name, batch = case.split(":")
-    run = dataclasses.replace(PLAIN.run, batch_size=int(batch), checkpointing=checkpointing)
+    name, size = case.split(":")
+    run = dataclasses.replace(PLAIN.run, batch_size=int(size), checkpointing=checkpointing)
     recipe = dataclasses.replace(PLAIN, model=dataclasses.replace(MIXERS[name], num_classes=10), run=run)
     device = choose_device(device_name)
     dtype = choose_precision("auto", device)
-    stores = noise(recipe, 2 * int(batch))
+    stores = noise(recipe, 2 * run.batch_size)
     step = TrainingStep(recipe, stores, device, dtype)
     start_mib, times = peak_mib(device), []
     for batch in batches(stores.train, recipe.run, 1, steps + 1):
@@ -46,7 +46,7 @@ def measure(case: str, checkpointing: bool, steps: int, device_name: str, clock:
         step(batch, 1.0)
         wait(device)
         times.append(clock() - start)
-    speed = int(batch) / statistics.median(times[1:])  # the first step warms up
+    speed = run.batch_size / statistics.median(times[1:])  # the first step warms up
     precision = str(dtype).removeprefix("torch.")
     path = str(path_of("memory", device))
     return {

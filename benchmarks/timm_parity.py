@@ -413,13 +413,14 @@ def main() -> None:
         found = photos(args.photos, args.count)
     except ValueError as e:
         parser.error(str(e))
-    env = run_folder.environment(device_name(torch.device("cpu")), "float32 and float64")
+    env = run_folder.environment(device_name(torch.device("cpu")), "float32 and float64", kernels="")
     env["packages"] |= {
         "mlpmixer": mlpmixer.__version__,
         "timm": timm.__version__,
         "torchvision": torchvision.__version__,
     }
-    del env["command"], env["packages"]["scikit-learn"]
+    del env["command"]
+    env["packages"].pop("scikit-learn", None)
     figures: Figures = {
         "command": f"python benchmarks/timm_parity.py --photos {' '.join(f'DIR/{Path(p).name}' for p in args.photos)}",
         "env": env,
