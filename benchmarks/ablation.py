@@ -155,10 +155,10 @@ def write(out: Path, figures: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", default=".")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of one core, for each variant")
+    parser.add_argument("--minutes", type=float, default=10.0, help="time of one core for each variant")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--rounds", type=int, default=15, help="of timing")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of timing")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="variants, by name")
     parser.add_argument("--out", type=Path, default=Path("results/ablation"))
     args = parser.parse_args()

@@ -57,7 +57,7 @@ def images_per_s(cfg: Augment, batch_size: int, stored: int, size: int, channels
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--step-images-per-s", type=float, default=600, help="of the training step that the batches feed"
+        "--step-images-per-s", type=float, default=600, help="speed of the training step that the batches feed"
     )
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--image-size", type=int, default=32, help="pixels")

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 2e-1}
-"""Of a probability; the first is what `mlpmixer export` holds its forms to."""
+"""Largest differences of a probability; the first is what `mlpmixer export` requires of its forms."""
 TIMM = {
     "S/32": "mixer_s32_224",
     "S/16": "mixer_s16_224",
@@ -325,14 +325,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["S/16"])
     parser.add_argument("--batch", type=int, nargs="+", default=[4], help="images at a time")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--seconds", type=float, default=8.0, help="for a row of a table, at least five turns")
+    parser.add_argument("--seconds", type=float, default=8.0, help="time for a row of a table, at least five turns")
     parser.add_argument("--timm-python", default="", metavar="PATH", help="a Python that has timm beside torch")
     args = parser.parse_args()
     import torch
     from table import path_of, write
 
     if args.timm_python and not shutil.which(args.timm_python):
-        parser.error(f"--timm-python {args.timm_python} is no program")
+        parser.error(f"--timm-python {args.timm_python} is not a program")
     rows: list[dict[str, Any]] = []
     for model in args.models:
         for batch in args.batch:

@@ -176,7 +176,7 @@ MUTATIONS: list[Callable[[bytearray, random.Random], None]] = [
 
 
 def mend_png(data: bytes) -> bytes:
-    """With the right checksum behind each chunk, as far as the lengths lead."""
+    """The same PNG with the right checksum behind each chunk, as far as the lengths lead."""
     out, at = bytearray(data), 8
     while at + 12 <= len(out):
         (length,) = struct.unpack(">I", out[at : at + 4])
@@ -331,8 +331,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--through-app", type=int, default=20, help="every so many-th goes through the whole app, too; 0: none"
     )
-    parser.add_argument("--seconds", type=float, default=5, help="for one input")
-    parser.add_argument("--memory-mib", type=int, default=512, help="of address space for one input; 0: no limit")
+    parser.add_argument("--seconds", type=float, default=5, help="limit for one input")
+    parser.add_argument("--memory-mib", type=int, default=512, help="address space for one input; 0: no limit")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", default="fuzz", metavar="DIR", help="where findings are saved")
     args = parser.parse_args(words)
@@ -349,7 +349,7 @@ def main(words: list[str] | None = None) -> int:
     counts: Counter[str] = Counter()
     slowest, findings, start = (0.0, -1), list[tuple[int, str]](), time.monotonic()
     workers: dict[Any, Any] = {}
-    """By pipe: the process, what it works on, the input it is at, since when."""
+    """Pipe -> process, the inputs it works on, the input it is at, and since when."""
 
     def hire() -> None:
         if todo:

@@ -64,7 +64,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", default=str(Path(__file__).parent), help="folder of the CSV files")
     parser.add_argument("--max-minutes", type=float, default=0.0, help="start no further row after that; 0: no limit")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each row")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time for each row")
     parser.add_argument(
         "--section", nargs="+", choices=["matrix", "train", "step"], default=["matrix", "train", "step"]
     )

@@ -60,7 +60,7 @@ class Row:
     within_s: float | None = None
     """The time to be kept, of a row about time."""
     mode: str = "default"
-    """Of torch.compile."""
+    """Mode of torch.compile."""
     teacher: bool = False
 
 

@@ -1,7 +1,7 @@
 """The same model behind LitServe, for load.py to measure beside `mlpmixer serve`: python benchmarks/litserve_rival.py
 EXPORT --port 8001
 
-Runs in an environment of its own, with LitServe, which is no dependency of this package, and mlpmixer without torch:
+Runs in an environment of its own, with LitServe, which is not a dependency of this package, and mlpmixer without torch:
 
     python -m venv .litserve && .litserve/bin/pip install litserve python-multipart onnxruntime numpy pillow
     .litserve/bin/pip install --no-deps .

@@ -295,16 +295,16 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser, "S/16")
     parser.add_argument(
-        "--precision", nargs="+", default=["float32", "int8"], choices=["float32", "int8"], help="of --model"
+        "--precision", nargs="+", default=["float32", "int8"], choices=["float32", "int8"], help="forms of --model"
     )
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=15, help="of a turn; a third of it for the bare engine")
-    parser.add_argument("--latency-seconds", type=float, default=60, help="of half load, for each kind of arrivals")
+    parser.add_argument("--seconds", type=float, default=15, help="length of a turn; the bare engine gets a third of it")
+    parser.add_argument("--latency-seconds", type=float, default=60, help="length of the run at half load, for each kind of arrivals")
     parser.add_argument("--photo", default="2048x1536", help="pixels of the larger file (2048x1536)")
     parser.add_argument("--images", type=int, default=8, help="different files")
-    parser.add_argument("--litserve", metavar="PYTHON", help="of an environment with LitServe, to measure it, too")
-    parser.add_argument("--litserve-options", default="--max-batch 8", help="for litserve_rival.py")
+    parser.add_argument("--litserve", metavar="PYTHON", help="python of an environment with LitServe, to measure it, too")
+    parser.add_argument("--litserve-options", default="--max-batch 8", help="options of litserve_rival.py")
     parser.add_argument("--out", help="a CSV file, instead of the one beside this script")
     args = parser.parse_args(words[:cut])
     args.options = words[cut + 1 :]
@@ -312,7 +312,7 @@ def main(words: list[str] | None = None) -> int:
         if args.export:
             file = export_at(args.export)
             if file is None:
-                raise SystemExit(f"{args.export} is no export")
+                raise SystemExit(f"{args.export} is not an export")
             exports = {Path(args.export).name: file}
         else:
             exports = make_exports(args.model, Path(folder), tuple(args.precision))

@@ -62,7 +62,7 @@ TOLERANCE = 1e-3  # of a probability: a batch of another size is summed in anoth
 HUNG_UP = (ConnectionError, asyncio.IncompleteReadError)
 GIGABYTE = 10**9
 OPTIONS = ("--upload-s", "5", "--client-requests", "24", "--requests", "48", "--queue", "64", "--answer-s", "20")
-"""Of the service under siege: all comes from one address, and slow bodies must end within a test."""
+"""Options of the service under siege: all requests come from one address, and slow bodies must end within a test."""
 
 
 class Findings:
@@ -609,7 +609,7 @@ def require_quiet(server: Server, findings: Findings) -> None:
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser, "S/16")
-    parser.add_argument("--minutes", type=float, default=10, help="of mixed requests")
+    parser.add_argument("--minutes", type=float, default=10, help="duration of the mixed requests")
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--images", type=int, default=12, help="different good files")
     parser.add_argument("--only", choices=["mixed", "workers"])
@@ -620,7 +620,7 @@ def main(words: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         file = export_at(args.export) if args.export else make_exports(args.model, Path(folder))["float32"]
         if file is None:
-            raise SystemExit(f"{args.export} is no export")
+            raise SystemExit(f"{args.export} is not an export")
         good = Good(load(file), args.images)
         if args.only != "workers":
             with serving(mlpmixer_serve(file, *OPTIONS)) as server:

@@ -94,7 +94,7 @@ def difference(a: Tensor, b: Tensor) -> Figures:
 
 @torch.no_grad()
 def logits(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """In `dtype`; the model is float32 before and after."""
+    """The outputs in `dtype`; the model is float32 before and after."""
     out: Tensor = model.to(dtype)(images.to(dtype))
     model.float()
     return out.double()

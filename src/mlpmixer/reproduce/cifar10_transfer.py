@@ -46,7 +46,7 @@ class Job:
 
     @property
     def conflicts(self) -> list[str]:
-        """In what a run that is in the folder differs from this one."""
+        """The differences of a run that is in the folder already."""
         started = (self.run / "recipe.json").exists()
         return _differences(self.recipe, read_recipe(self.run), SET_BY_DATA) if started else []
 

@@ -216,7 +216,7 @@ def time_all(settings: CostSettings, device: torch.device, dtype: torch.dtype) -
 
 
 def count_all(settings: CostSettings, device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, float]]:
-    """For "Mixer 7" and so on: parameters, FLOPs of one image as torch counts them, memory of a batch."""
+    """Parameters, FLOPs of one image as torch counts them, and memory of a batch, for "Mixer 7" and so on."""
     found: dict[str, dict[str, float]] = {}
     for side in settings.sides:
         batch = settings.batch(side)

@@ -56,7 +56,7 @@ def orders(grid: tuple[int, int], patch: tuple[int, int], seed: int) -> tuple[Te
 
 
 def pixel_order(mode: Mode, image_size: tuple[int, int], patch: tuple[int, int], seed: int) -> Tensor:
-    """For each position in the flattened image (H*W,) the position that its pixel comes from."""
+    """The position that each pixel of the flattened image (H*W,) comes from."""
     (h, w), (p, q) = image_size, patch
     positions, grid = torch.arange(h * w), (h // p, w // q)
     if mode == "original":

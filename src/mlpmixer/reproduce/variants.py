@@ -1,5 +1,5 @@
-"""Appendix A.1: other ways to mix tokens. Each is what builds a network for `train(recipe, network=...)`, a Mixer in
-all else.
+"""Appendix A.1: other ways to mix tokens. Each one builds a network for `train(recipe, network=...)`, which is a Mixer
+in everything else.
 
 Letters: B images, S patches, C hidden_dim, DS tokens_mlp_dim, G groups of channels, k the factor of a pyramid.
 """
@@ -64,8 +64,7 @@ class GroupedBlock(MixerBlock):
 
 
 class ViewsBlock(GroupedBlock):
-    """What token mixing sees at once is not G neighbours, but a feature of each of G learnt linear views C -> C / G of
-    a token."""
+    """Token mixing sees at once a feature of each of G learnt linear views C -> C / G of a token, not G neighbours."""
 
     def __init__(self, cfg: MixerConfig, drop_path: float, groups: int) -> None:
         super().__init__(cfg, drop_path, groups)
@@ -112,7 +111,7 @@ def untied(cfg: MixerConfig) -> Mixer:
 
 @dataclass(frozen=True)
 class Grouped(Config):
-    """G neighbouring channels mixed together, in every block. ValueError when G does not divide C."""
+    """G neighbouring channels mixed together in every block. ValueError when G does not divide C."""
 
     groups: int
     block: ClassVar[type[GroupedBlock]] = GroupedBlock
@@ -122,15 +121,16 @@ class Grouped(Config):
 
 
 class Views(Grouped):
-    """G learnt views of the channels mixed together, in every block. ValueError when G does not divide C."""
+    """G learnt views of the channels mixed together in every block. ValueError when G does not divide C."""
 
     block = ViewsBlock
 
 
 @dataclass(frozen=True)
 class Pyramid(Config):
-    """From the middle block on 1 / k^2 of the tokens. ValueError when k does not divide the grid of patches, or when
-    that is in parts."""
+    """1 / k^2 of the tokens, from the middle block on.
+
+    ValueError when k does not divide the grid of patches, or when the grid is in parts."""
 
     factor: int
 
@@ -141,8 +141,8 @@ class Pyramid(Config):
         small, middle = replace(cfg, image_size=(h // k, w // k)), cfg.num_blocks // 2
 
         def block(i: int, drop_path: float) -> MixerBlock:
-            return (
-                PyramidBlock(cfg, drop_path, k) if i == middle else MixerBlock(cfg if i < middle else small, drop_path)
-            )
+            if i == middle:
+                return PyramidBlock(cfg, drop_path, k)
+            return MixerBlock(cfg if i < middle else small, drop_path)
 
         return with_blocks(cfg, block)
