@@ -96,7 +96,9 @@ def wait(device: torch.device) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=15, help="turns of each row with the plain step, after two that warm up")
+    parser.add_argument(
+        "--turns", type=int, default=15, help="turns of each row with the plain step, after two that warm up"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--cpu-time", action="store_true", help="count the processor's seconds instead of the clock's")
     args = parser.parse_args()

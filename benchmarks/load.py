@@ -299,11 +299,17 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=15, help="length of a turn; the bare engine gets a third of it")
-    parser.add_argument("--latency-seconds", type=float, default=60, help="length of the run at half load, for each kind of arrivals")
+    parser.add_argument(
+        "--seconds", type=float, default=15, help="length of a turn; the bare engine gets a third of it"
+    )
+    parser.add_argument(
+        "--latency-seconds", type=float, default=60, help="length of the run at half load, for each kind of arrivals"
+    )
     parser.add_argument("--photo", default="2048x1536", help="pixels of the larger file (2048x1536)")
     parser.add_argument("--images", type=int, default=8, help="different files")
-    parser.add_argument("--litserve", metavar="PYTHON", help="python of an environment with LitServe, to measure it, too")
+    parser.add_argument(
+        "--litserve", metavar="PYTHON", help="python of an environment with LitServe, to measure it, too"
+    )
     parser.add_argument("--litserve-options", default="--max-batch 8", help="options of litserve_rival.py")
     parser.add_argument("--out", help="a CSV file, instead of the one beside this script")
     args = parser.parse_args(words[:cut])

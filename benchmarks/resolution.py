@@ -51,8 +51,8 @@ Row = dict[str, Any]
 
 
 def block_variances(classifier: Classifier, images: ImageSet) -> np.ndarray:
-    """Variance of every block's output over its channels, which is what a LayerNorm sees: (num_blocks), the mean over up
-    to 256 images."""
+    """Variance of every block's output over its channels, which is what a LayerNorm sees: (num_blocks), the mean over
+    up to 256 images."""
     assert classifier.network is not None
     pixels = np.stack([classifier.preprocess_image(images.source(i)) for i in range(min(len(images), 256))])
     variances: list[float] = []

@@ -334,11 +334,9 @@ def readme(f: Figures) -> str:
         f"# The same answers as timm {pack['timm']} for the same weights",
         "",
         f"{len(f['weights'])} Mixers of timm, random weights: logits within {max(rounds):.0e} of their largest in "
-        f"float32, both ways; "
-        "timm -> ours -> timm and ours -> timm -> ours bit for bit. "
+        f"float32, both ways; timm -> ours -> timm and ours -> timm -> ours bit for bit. "
         f"Preprocessing: {f'at most {worst} levels of 255 away' if worst else 'the same pixels'} (photos that EXIF "
-        f"turns, transparency and "
-        "16 bits left out: there we differ from timm on purpose). "
+        f"turns, transparency and 16 bits left out: there we differ from timm on purpose). "
         f"Table of weights: {'; '.join(wrong) or 'all ' + str(len(f['catalogue'])) + ' entries agree with timm'}.",
         f"timm {pack['timm']}, torchvision {pack['torchvision']}, torch {pack['torch']}, Pillow {pack['pillow']}, "
         f"Python {env['python']}, "

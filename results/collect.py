@@ -68,12 +68,10 @@ def add(claim: str, runs: list[Path]) -> Path:
     curve(runs[0], out / "curve.png")
     top1, train_s = summary["top1"], summary["train_s"]
     (out / "README.md").write_text(
-        f"# {claim}\n\n"
-        f"Test top-1 **{percent(top1)}** ({seeds(top1)}), {summary['test_images']:,} images. "
+        f"# {claim}\n\nTest top-1 **{percent(top1)}** ({seeds(top1)}), {summary['test_images']:,} images. "
         f"Validation {percent(summary['val_top1'])}. {summary['params']:,} parameters, {summary['steps']:,} steps, "
         f"{minutes(train_s['mean'])} of training at {summary['images_per_s']['mean']:.0f} images/s, peak "
-        f"{summary['peak_mib']:.0f} MiB.\n"
-        f"Hardware: {env['device']}, {first['precision']}.\n\n"
+        f"{summary['peak_mib']:.0f} MiB.\nHardware: {env['device']}, {first['precision']}.\n\n"
         f"    {summary['command']}\n\n"
         f"Seeds: {', '.join(map(str, summary['seeds']))}. The last step counts, not the best.\n\n![curve](curve.png)\n"
     )
@@ -130,8 +128,7 @@ def table() -> str:
         s = json.loads(path.read_text())
         rows.append(
             f"| [{s['data']}]({path.parent.relative_to(ROOT).as_posix()}) | {percent(s['top1'])} | {seeds(s['top1'])} "
-            f"| {s['params']:,} "
-            f"| {minutes(s['train_s']['mean'])} | {s['device']} | `{s['command']}` |"
+            f"| {s['params']:,} | {minutes(s['train_s']['mean'])} | {s['device']} | `{s['command']}` |"
         )
     return "\n".join(rows)
 

@@ -1,7 +1,7 @@
 """Files that version 0.1 wrote, when the only network was a Mixer, are read as they were meant.
 
-fixtures/version-0.1 holds a finished run of 60 steps, the same run stopped after step 30, and the logits of four images.
-The run has mirror symmetry, locality and an average of its weights, so that all of these are in its state.
+fixtures/version-0.1 holds a finished run of 60 steps, the same run stopped after step 30, and the logits of four
+images. The run has mirror symmetry, locality and an average of its weights, so that all of these are in its state.
 """
 
 import json

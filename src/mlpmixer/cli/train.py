@@ -113,7 +113,8 @@ class Train(RecipeCommand):
 
 
 def ranks_here() -> dict[str, int]:
-    """The fields of `distributed.ProcessGroup`, as torchrun passes them to each process that it starts; none without it."""
+    """The fields of `distributed.ProcessGroup`, as torchrun passes them to each process that it starts; none without
+    it."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return {}
     if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:

@@ -22,7 +22,8 @@ ELSEWHERE = f"Or elsewhere: npm pack {NAME}@{VERSION}, unpack it, and pass its f
 
 
 def require(source: Path | None) -> None:
-    """ValueError when the files are not in `source`, or npm cannot fetch them (`place` then finds them in its cache)."""
+    """ValueError when the files are not in `source`, or npm cannot fetch them (`place` then finds them in its
+    cache)."""
     with _package(source) as folder:
         _find_files(folder)
 

@@ -37,8 +37,8 @@ class Export:
 
     probabilities (B,K) float32; top_probabilities (B,k) float32, falling, and top_classes (B,k) int64, their classes;
     features (B,D) float32, the input of the head, but for a network of one's own. A graph with evidence also gives
-    logits (B,K) and evidence (B,S,K), both float32: what each patch adds to each logit, which is the head's bias and the
-    sum of it. A graph that takes images of any size also gives pixels (B,H,W,C) uint8, the resized images.
+    logits (B,K) and evidence (B,S,K), both float32: what each patch adds to each logit, which is the head's bias and
+    the sum of it. A graph that takes images of any size also gives pixels (B,H,W,C) uint8, the resized images.
     """
 
     path: Path

@@ -119,7 +119,8 @@ def decoded_batches(
 def map_batches(
     batches: Iterable[tuple[NDArray[np.int64], Pixels]], function: Callable[[Pixels], Floats]
 ) -> tuple[NDArray[np.int64], Floats]:
-    """The loop of every evaluation: batches of (indices (B,), images) -> indices (N,), values (N, ...) of `function`."""
+    """The loop of every evaluation: batches of (indices (B,), images) -> indices (N,), values (N, ...) of
+    `function`."""
     done = [(indices, function(images)) for indices, images in batches]
     if not done:
         return np.empty(0, np.int64), np.empty((0, 1), np.float32)

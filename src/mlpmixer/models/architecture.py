@@ -93,7 +93,8 @@ def _load(path: str) -> Any:
 
 
 def build(cfg: NetworkConfig) -> "nn.Module":
-    """A fresh network, its weights drawn from torch's global generator. ValueError when its library is not installed."""
+    """A fresh network, its weights drawn from torch's global generator. ValueError when its library is not
+    installed."""
     require_library(cfg)
     network: nn.Module = _load(ARCHITECTURES[cfg.architecture].network)(cfg)
     return network
@@ -183,7 +184,8 @@ def architecture_of(network: object) -> str:
 
 
 def has(network: object, name: str) -> bool:
-    """Whether a network, or the network of a config, declares a capability. A network of one's own declares its methods."""
+    """Whether a network, or the network of a config, declares a capability. A network of one's own declares its
+    methods."""
     assert name in CAPABILITIES
     known = architecture_of(network)
     return name in ARCHITECTURES[known].capabilities if known else hasattr(network, name)

@@ -228,8 +228,7 @@ class MixerConfig(PatchConfig):
         require(
             new_rows % rows == 0 and new_cols % cols == 0,
             f"method {method!r} makes grids that are a whole number of times {rows}x{cols} patches, got "
-            f"{new_rows}x{new_cols}; "
-            "for any other grid use method='bicubic'",
+            f"{new_rows}x{new_cols}; for any other grid use method='bicubic'",
         )
         down, across = down * new_rows // rows, across * new_cols // cols
         if method == "blocks":

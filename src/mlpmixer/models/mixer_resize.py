@@ -3,11 +3,11 @@
 Letters: S patches, S' patches of the new grid, C hidden_dim, DS tokens_mlp_dim, P patch_size.
 
 A resize is linear: tokens on the new grid are U x for tokens x on the old one, U (S', S), so whatever *writes* a grid
-(W2 and its bias) becomes U W2. W1, which *reads* a grid, becomes W1 U+, with the pseudo-inverse: then W1 U+ (U x) = W1 x
-on a finer grid, and the hidden layer sees what it saw before. Resampling the columns of W1 like pictures instead would
-make its sums S'/S times as large. The stem reads a grid of pixels. It takes the pseudo-inverse, too (Beyer et al. 2023,
-"FlexiViT", arXiv:2212.08013), but not where a larger patch shows new detail: there it becomes W R, with the resize R
-back to the old patch.
+(W2 and its bias) becomes U W2. W1, which *reads* a grid, becomes W1 U+, with the pseudo-inverse: then W1 U+ (U x) = W1
+x on a finer grid, and the hidden layer sees what it saw before. Resampling the columns of W1 like pictures instead
+would make its sums S'/S times as large. The stem reads a grid of pixels. It takes the pseudo-inverse, too (Beyer et al.
+2023, "FlexiViT", arXiv:2212.08013), but not where a larger patch shows new detail: there it becomes W R, with the
+resize R back to the old patch.
 """
 
 import dataclasses

@@ -1,4 +1,5 @@
-"""Names for architectures: the paper's Table 1, small-image sizes of our own, and the published sizes of the relatives. No torch."""
+"""Names for architectures: the paper's Table 1, small-image sizes of our own, and the published sizes of the relatives.
+No torch."""
 
 from mlpmixer.models.configs import MixerConfig, NetworkConfig, ResNetConfig, ViTConfig
 from mlpmixer.registry import Registry

@@ -47,8 +47,8 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: a branch (B, ...) is left out for a sample with probability `rate`, and scaled by 1 / (1 - rate)
-    otherwise. In evaluation nothing changes."""
+    """Stochastic depth: a branch (B, ...) is left out for a sample with probability `rate`, and scaled by 1 / (1 -
+    rate) otherwise. In evaluation nothing changes."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""Augmentation of whole batches: `augment` for single images, `mix` for pairs, and the functions with explicit parameters
-that they draw for.
+"""Augmentation of whole batches: `augment` for single images, `mix` for pairs, and the functions with explicit
+parameters that they draw for.
 
 Letters: B batch, H, W stored height, width, h, w the model's, C channels, K classes. Pixels are 0..255 throughout.
 Boxes are rows of (top, left, height, width) in pixels. Nothing loops over images, and pixels stay on their device.
@@ -35,9 +35,9 @@ def augment(images: Tensor, cfg: Augment, size: Size, source: Source, rows: RowR
     """Training images (B,H,W,C) -> float32 (B,C,h,w) in 0..255, by the fields of `cfg` in their order, mixing left out.
 
     Images come as uint8, or as float32 in 0..255. A field that is off draws nothing and does nothing. Stored images may
-    be larger than `size`: an Inception crop is resampled from the whole of them; otherwise a window of `size` is cut at a
-    random place (`pad_crop_px` widens the range of places by that border). RandAugment and TrivialAugment round to whole
-    levels first. With everything off and images of `size`, the result is exactly the images.
+    be larger than `size`: an Inception crop is resampled from the whole of them; otherwise a window of `size` is cut at
+    a random place (`pad_crop_px` widens the range of places by that border). RandAugment and TrivialAugment round to
+    whole levels first. With everything off and images of `size`, the result is exactly the images.
 
     source: a CPU generator, or the images' device. Drawing from a device makes the host wait for nothing, and can be
     compiled as a whole.
@@ -104,10 +104,11 @@ def augment(images: Tensor, cfg: Augment, size: Size, source: Source, rows: RowR
 def mix(
     images: Tensor, targets: Tensor, cfg: Augment, generator: torch.Generator, rows: RowRange | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mixup or CutMix of images (B,C,h,w) and targets (B,K), or the same; with `rows`, only the local ones are returned.
+    """Mixup or CutMix of images (B,C,h,w) and targets (B,K), or the same; with `rows`, only the local ones are
+    returned.
 
-    Every image draws a proportion; its partner is the next of the batch, and the first for the last. So `rows` must go on
-    to the partner of the last local row. `generator` is on the CPU.
+    Every image draws a proportion; its partner is the next of the batch, and the first for the last. So `rows` must go
+    on to the partner of the last local row. `generator` is on the CPU.
     """
     if len(images) != len(targets):
         raise ValueError(f"expected as many images as targets, got {len(images)} and {len(targets)}")
@@ -130,7 +131,8 @@ def prepare_eval(images: Tensor) -> Tensor:
 
 
 def resize(images: Tensor, size: Size) -> Tensor:
-    """(B,C,H,W) float -> (B,C,h,w), antialiased bilinear as in Pillow, without its rounding; the same if of that size."""
+    """(B,C,H,W) float -> (B,C,h,w), antialiased bilinear as in Pillow, without its rounding; the same if of that
+    size."""
     return images if _size(images) == size else F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
@@ -198,8 +200,8 @@ def resized_crop(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
 def affine(images: Tensor, matrices: Tensor, pad_mode: PadMode = "reflect") -> Tensor:
     """(B,C,h,w) float -> the same shape, bilinear. Not antialiased: meant for mild zooms.
 
-    `matrices` (B,2,2) map an output pixel's (x, y) offset from the centre to the input's. What lies outside the image is
-    reflected about the border, or 0 for constant.
+    `matrices` (B,2,2) map an output pixel's (x, y) offset from the centre to the input's. What lies outside the image
+    is reflected about the border, or 0 for constant.
     """
     h, w = _size(images)
     (xx, xy), (yx, yy) = (row.unbind(1) for row in matrices.to(images.device, torch.float32).unbind(1))
@@ -213,9 +215,9 @@ def affine(images: Tensor, matrices: Tensor, pad_mode: PadMode = "reflect") -> T
 def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
     """Brightness, then contrast, then saturation by factors (B,): Pillow's ImageEnhance without its rounding.
 
-    Each is clipped to 0..255. Contrast scales the distance to the image's mean grey level, saturation that to the pixel's
-    grey level. Grey is Pillow's L for 3 channels, otherwise the mean of the channels. Saturation needs 3 channels, and
-    does nothing with another number.
+    Each is clipped to 0..255. Contrast scales the distance to the image's mean grey level, saturation that to the
+    pixel's grey level. Grey is Pillow's L for 3 channels, otherwise the mean of the channels. Saturation needs 3
+    channels, and does nothing with another number.
     """
     b, c, s = (f.to(images.device, images.dtype)[:, None, None, None] for f in (brightness, contrast, saturation))
     images = (images * b).clamp_(0, 255)
@@ -232,7 +234,8 @@ def add_noise(images: Tensor, standard_normal: Tensor, deviation: float) -> Tens
 
 
 def erase(images: Tensor, boxes: Tensor, fill: Tensor) -> Tensor:
-    """(B,C,h,w) with each image's box (B,4) overwritten by that place of `fill` (B,C,h,w). An empty box erases nothing."""
+    """(B,C,h,w) with each image's box (B,4) overwritten by that place of `fill` (B,C,h,w). An empty box erases
+    nothing."""
     return torch.where(_inside(boxes, images)[:, None], fill.to(images.device, images.dtype), images)
 
 
@@ -246,7 +249,8 @@ def mixup(images: Tensor, targets: Tensor, share: Tensor, partner: Tensor) -> tu
 
 
 def cutmix(images: Tensor, targets: Tensor, boxes: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-    """Each image with a box pasted from its partner, and targets mixed by the pixels pasted. Yun et al. 2019, equation (1).
+    """Each image with a box pasted from its partner, and targets mixed by the pixels pasted. Yun et al. 2019, equation
+    (1).
 
     `boxes` are (b,4), `partner` is (b,): the first b of the B images are mixed and returned. Boxes that reach over the
     border are clipped, and the share is counted after that.
@@ -294,7 +298,8 @@ def draw_affine(n: int, rotate_deg: float, zoom: float, shear: float, source: So
 
 
 def draw_erasing_boxes(n: int, size: Size, source: Source) -> Tensor:
-    """Integer boxes (n,4): area share uniform in 2-33 %, aspect log-uniform in 0.3 .. 1/0.3; empty if 10 draws do not fit."""
+    """Integer boxes (n,4): area share uniform in 2-33 %, aspect log-uniform in 0.3 .. 1/0.3; empty if 10 draws do not
+    fit."""
     h, w = size
     area = _uniform((n, ATTEMPTS), *ERASING_AREA, source) * h * w
     aspect = _log_uniform((n, ATTEMPTS), *ERASING_ASPECT, source)
@@ -309,7 +314,8 @@ def draw_erasing_boxes(n: int, size: Size, source: Source) -> Tensor:
 
 
 def draw_cutmix_boxes(share: Tensor, size: Size, generator: torch.Generator) -> Tensor:
-    """Integer boxes (n,4) of area share 1 - `share` and the images' aspect, centred anywhere, even across the border."""
+    """Integer boxes (n,4) of area share 1 - `share` and the images' aspect, centred anywhere, even across the
+    border."""
     h, w = size
     side = (1 - share).sqrt()
     tall, wide = (side * h).round().long(), (side * w).round().long()
@@ -373,6 +379,7 @@ def _integers(n: int, end: int, source: Source) -> Tensor:
 
 
 def _beta(n: int, a: float, generator: torch.Generator) -> Tensor:
-    """(n,) from Beta(a, a). Torch draws Beta from its global generator only, so numpy's is seeded by one draw from ours."""
+    """(n,) from Beta(a, a). Torch draws Beta from its global generator only, so numpy's is seeded by one draw from
+    ours."""
     seed = int(torch.randint(2**62, (), generator=generator))
     return torch.from_numpy(np.random.default_rng(seed).beta(a, a, n)).float()

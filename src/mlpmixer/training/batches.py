@@ -34,7 +34,8 @@ class Batch(NamedTuple):
 class RowRange:
     """Rows of a batch that one process works on: `num_local` from `start` on are its own.
 
-    The others of the `count` rows follow them and are only mixed into them. Row 0 comes after the last row of the batch.
+    The others of the `count` rows follow them and are only mixed into them. Row 0 comes after the last row of the
+    batch.
     """
 
     start: int

@@ -124,7 +124,8 @@ def _logits(logits: np.ndarray, name: str) -> np.ndarray:
 
 
 def store_teacher(run: Path, source: TeacherSource) -> None:
-    """Copy a teacher beside the states of its run, so that the run resumes without the original. Functions have no copy.
+    """Copy a teacher beside the states of its run, so that the run resumes without the original. Functions have no
+    copy.
 
     A kill at any moment leaves the whole copy or none. Errors: OSError.
     """
@@ -169,7 +170,8 @@ def make_teacher(
     if isinstance(source, np.ndarray):
         if isinstance(train, Stream):
             raise ValueError(
-                f"{cfg.teacher} holds logits by image number, but these images are streamed: use a network as the teacher"
+                f"{cfg.teacher} holds logits by image number, but these images are streamed: use a network as the "
+                f"teacher"
             )
         wanted = (len(train.images), len(classes))
         if source.shape != wanted:
@@ -225,7 +227,8 @@ def _onnx_answer(
     _, wanted, *sides = model.input_shape
     if wanted not in (None, channels):
         raise ValueError(
-            f"{model.name} takes images of {wanted} channels, but this run's have {channels}; try --in-channels {wanted}"
+            f"{model.name} takes images of {wanted} channels, but this run's have {channels}; try --in-channels "
+            f"{wanted}"
         )
     if said is None and model.num_classes not in (None, len(classes)):
         raise ValueError(f"{model.name} has {model.num_classes} classes, but the data has {len(classes)}")
@@ -243,6 +246,7 @@ def _onnx_answer(
         return answer, ()
     rule = f"mean {', '.join(map(str, preprocess.mean))}, std {', '.join(map(str, preprocess.std))} of the 0..1 range"
     return answer, (
-        f"{model.name} has no metadata: its images are normalised as for the student ({rule}), its classes taken in the "
+        f"{model.name} has no metadata: its images are normalised as for the student ({rule}), its classes taken in "
+        f"the "
         "data's order",
     )

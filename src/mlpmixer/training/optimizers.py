@@ -15,10 +15,11 @@ Group = dict[str, object]
 
 
 class Muon(torch.optim.Muon):
-    """torch.optim.Muon with the Newton-Schulz iterations of equally shaped matrices in one batch: the same update, faster.
+    """torch.optim.Muon with the Newton-Schulz iterations of equally shaped matrices in one batch: the same update,
+    faster.
 
-    They run in bfloat16, as in torch, where the device has it in hardware, otherwise in float32 (emulated bfloat16 takes
-    10 to 20 times as long).
+    They run in bfloat16, as in torch, where the device has it in hardware, otherwise in float32 (emulated bfloat16
+    takes 10 to 20 times as long).
     """
 
     @torch.no_grad()
@@ -78,8 +79,8 @@ def make_optimizers(model: nn.Module, cfg: Optim) -> list[torch.optim.Optimizer]
     """The optimizer of a network, or the two of muon. Groups carry `peak_lr` and the `from_step` they learn from.
 
     Muon (orthogonalised momentum) gets the hidden matrices, AdamW everything else. Weight decay is for matrices and
-    convolutions, but not for a kernel that all channels share (`optim.locality`). Frozen layers are in no group and take
-    no gradient. `layer_decay` is ELECTRA's (Clark et al. 2020), which BEiT brought to images (Bao et al. 2022).
+    convolutions, but not for a kernel that all channels share (`optim.locality`). Frozen layers are in no group and
+    take no gradient. `layer_decay` is ELECTRA's (Clark et al. 2020), which BEiT brought to images (Bao et al. 2022).
 
     Errors: ValueError when all layers or more are to be frozen, and when the network does not declare what it takes.
     """
@@ -129,7 +130,8 @@ def make_optimizers(model: nn.Module, cfg: Optim) -> list[torch.optim.Optimizer]
 
 
 def set_learning_rates(optimizers: Iterable[torch.optim.Optimizer], step: int, factor: float) -> None:
-    """Set the rates of `step` to `factor` times their peaks; parameters that learn from a later step on take no gradient."""
+    """Set the rates of `step` to `factor` times their peaks; parameters that learn from a later step on take no
+    gradient."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor

@@ -265,8 +265,7 @@ class Run(Config, owner="run"):
         require(
             all(found) and all(a < b for a, b in itertools.pairwise(ends)),
             f"run.progressive={self.progressive!r}: expected sizes and the shares of the steps after which they end, "
-            f"growing and less than "
-            "1, such as 16:0.3,24:0.6",
+            f"growing and less than 1, such as 16:0.3,24:0.6",
         )
         return stages
 

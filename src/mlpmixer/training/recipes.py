@@ -1,4 +1,5 @@
-"""The recipes by name, each a function that returns a Recipe. Its docstring is its claim, backed by `results/`. No torch.
+"""The recipes by name, each a function that returns a Recipe. Its docstring is its claim, backed by `results/`. No
+torch.
 
 A variant calls a recipe and replaces fields. The resolved recipes are stored as JSON in tests/golden, so that a changed
 default is a reviewed difference.
@@ -188,7 +189,8 @@ def retune() -> Recipe:
 
 
 def finetuned_published(base: Recipe) -> Recipe:
-    """`base` for published weights: a quarter of the epochs, by `finetune_official` with its rate scaled to the batch."""
+    """`base` for published weights: a quarter of the epochs, by `finetune_official` with its rate scaled to the
+    batch."""
     official = finetune_official()
     lr = official.optim.lr * base.run.batch_size / official.run.batch_size
     return dataclasses.replace(
@@ -362,10 +364,10 @@ def augreg(augment: Augment, level: str) -> Augment:
 def pretrain_imagenet1k() -> Recipe:
     """ImageNet-1k from scratch at 224 px, B/16, 300 epochs: big_vision's rule, the paper's table 4.
 
-    configs/mlp_mixer_i1k.py, which reports 76.3 %. Sigmoid losses from a head bias of -ln 1000; AdamW whose weight decay
-    of 1e-4 a step is 0.1 in units of the rate; RandAugment of 2 operations, magnitude 15, in big_vision's form (AugReg's
-    medium2). Two things differ: mixup draws its proportion for every image, not for every step, and the crop is
-    antialiased, of the middle square at 224 px. L/16 (the paper's table 3: 71.76 %) is the same with --model L/16
+    configs/mlp_mixer_i1k.py, which reports 76.3 %. Sigmoid losses from a head bias of -ln 1000; AdamW whose weight
+    decay of 1e-4 a step is 0.1 in units of the rate; RandAugment of 2 operations, magnitude 15, in big_vision's form
+    (AugReg's medium2). Two things differ: mixup draws its proportion for every image, not for every step, and the crop
+    is antialiased, of the middle square at 224 px. L/16 (the paper's table 3: 71.76 %) is the same with --model L/16
     --model.drop-path 0.1. As published; not run here.
     """
     return Recipe(
@@ -416,7 +418,8 @@ def recipe_for(data_name: str, start: Literal["scratch", "same data", "other dat
     A data set's own; for another named one that of a data set with images of the same size and channels (CIFAR-100:
     `cifar10`); otherwise `photos`.
 
-    start: from scratch, from weights trained here on the same or on other data, or from published ones (official, timm).
+    start: from scratch, from weights trained here on the same or on other data, or from published ones (official,
+    timm).
     """
     recipe = _own_recipe(data_name)
     changes = {"same data": retuned, "other data": finetuned, "published": finetuned_published}

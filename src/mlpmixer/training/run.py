@@ -79,10 +79,10 @@ def train(
     teacher: a classifier to learn from as `recipe.distill` says: a function of augmented images, float32 (B,C,H,W) in
         0..255 on the device of the run, to logits (B,K) in the order of the data's classes. It is not stored with the
         run: give it again to resume.
-    network: another network than a Mixer: a function (or a dataclass that can be called) of the MixerConfig, whose sizes
-        of input and output it takes, to a module of images (B,C,H,W) -> logits (B,K). Give it again to resume, and to
-        `load`. What only a Mixer has (kernels, Muon, locality, sizes that grow, trained weights, rates by layer) is
-        refused.
+    network: another network than a Mixer: a function (or a dataclass that can be called) of the MixerConfig, whose
+        sizes of input and output it takes, to a module of images (B,C,H,W) -> logits (B,K). Give it again to resume,
+        and to `load`. What only a Mixer has (kernels, Muon, locality, sizes that grow, trained weights, rates by layer)
+        is refused.
     group: this process among several that train the run together, each of which calls this within
         `distributed.connected`. The batches are the same for any number of them, and a run may be resumed with another
         number. All of them must see `out`; rank 0 writes and reports. The others return without a summary, before the
@@ -309,7 +309,8 @@ def notes(step: TrainingStep) -> list[str]:
 
 
 def final_params(step: TrainingStep) -> int:
-    """Parameters of the model that a run leaves; while its images are small or it learns through kernels it has others."""
+    """Parameters of the model that a run leaves; while its images are small or it learns through kernels it has
+    others."""
     if step.recipe.network:
         return count_params(step.model)
     with torch.device("meta"):
@@ -317,7 +318,8 @@ def final_params(step: TrainingStep) -> int:
 
 
 def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
-    """Save the model, evaluate it on val and test (float32, as a user would load it), write summary.json and report.html."""
+    """Save the model, evaluate it on val and test (float32, as a user would load it), write summary.json and
+    report.html."""
     run, recipe, state, step, stores = (
         trainer.folder,
         trainer.recipe,

@@ -1,4 +1,5 @@
-"""What a run starts from: fresh weights, trained weights or a network of one's own, on the kernels that compute it fastest."""
+"""What a run starts from: fresh weights, trained weights or a network of one's own, on the kernels that compute it
+fastest."""
 
 import dataclasses
 from pathlib import Path

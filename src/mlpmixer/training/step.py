@@ -34,7 +34,8 @@ from mlpmixer.training.stream import Stream
 
 
 class TrainingStep:
-    """One update of the weights as a function of (batch, learning rate), and all that it changes: weights and optimizers.
+    """One update of the weights as a function of (batch, learning rate), and all that it changes: weights and
+    optimizers.
 
     B images of a batch, of which this process has b; K classes.
     """
@@ -71,7 +72,8 @@ class TrainingStep:
         self.augment = torch.compile(augment) if self.compiles_augmentation else augment
 
     def set_model(self, model: nn.Module, average: nn.Module) -> None:
-        """Train this network from now on, with fresh optimizers; `average` is the same object if nothing is averaged."""
+        """Train this network from now on, with fresh optimizers; `average` is the same object if nothing is
+        averaged."""
         self.model, self.average = model, average
         self.kernels = choose_kernels(model, self.recipe, self.device)
         if average is not model:
@@ -82,7 +84,8 @@ class TrainingStep:
         self.learning: list[bool] = []  # which parameters learn: not known before the first step
 
     def resize(self, size: Size) -> None:
-        """Continue with images of this size: weights and average are resized, and the optimizers keep the state that fits."""
+        """Continue with images of this size: weights and average are resized, and the optimizers keep the state that
+        fits."""
         if pair(size) == self.image_size:
             return
         old, locality_kernel, self.image_size = self.optimizers, self.recipe.optim.locality, pair(size)
@@ -162,14 +165,16 @@ class TrainingStep:
                     logits = self.network(part)
                 loss = training_loss(logits, wanted, self.recipe.optim, self.recipe.distill, self.class_weights)
                 loss = loss.sum() / self.rows.batch_size
-                (loss * self.group.size).backward()  # type: ignore[no-untyped-call]  # the processes' gradients are averaged
+                # the processes' gradients are averaged
+                (loss * self.group.size).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
             right += (logits.detach().argmax(1) == wanted[:, : logits.shape[1]].argmax(1)).sum() / self.rows.batch_size
         self.project_symmetric(gradients=True)
         return loss_sum, right
 
     def sam_backward(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """`backward` twice with the same dropout: the second pass's gradients, the first one's loss and right answers."""
+        """`backward` twice with the same dropout: the second pass's gradients, the first one's loss and right
+        answers."""
         result = self.backward(images, targets, step)
         with sam_perturbation(self.model, self.recipe.optim.sam_rho):
             self.backward(images, targets, step)

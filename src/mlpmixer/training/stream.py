@@ -166,8 +166,8 @@ class Stream:
     def batches(self, run: Run, first: int, last: int, rows: RowRange | None = None) -> Iterator[Batch]:
         """The batches of steps first..last; the next one is fetched while one is used.
 
-        rows: the rows to fetch, all by default; only the lanes that fill them are read. The shares of several processes,
-        one after the other, are the batch of one.
+        rows: the rows to fetch, all by default; only the lanes that fill them are read. The shares of several
+        processes, one after the other, are the batch of one.
         """
         order = self.order(run)
         distinct = repeated(

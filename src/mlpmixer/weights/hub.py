@@ -87,8 +87,7 @@ def _upload(folder: Path, repo: str, private: bool) -> str:
         reason = str(e).strip().partition("\n")[0].rstrip(".") or type(e).__name__
         raise ValueError(
             f"hf:{repo} could not be written: {reason}. Log in with a token that may write (hf auth login), or push to "
-            f"a folder "
-            f"and upload that"
+            f"a folder and upload that"
         ) from e
     return f"https://huggingface.co/{repo}"
 

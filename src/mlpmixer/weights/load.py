@@ -38,8 +38,7 @@ Head = Literal["keep", "reset", "drop"]
 TIMM_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 EXPECTED = (
     f"expected a run folder, written by `mlpmixer train` (it holds {MODEL_FILE}), that .safetensors file, an official "
-    f".npz, "
-    "timm's .safetensors or .pth, hf:owner/name, or a name of `mlpmixer list weights`"
+    f".npz, timm's .safetensors or .pth, hf:owner/name, or a name of `mlpmixer list weights`"
 )
 
 

@@ -160,8 +160,8 @@ def _meta_in(header: dict[str, Any], path: str | os.PathLike[str]) -> ModelMeta:
 
 
 def load_model(path: str | os.PathLike[str], network: "Build | None" = None) -> tuple[Any, ModelMeta]:
-    """The network in evaluation mode, on the CPU, and what travels with it. Strict: names and shapes must fit the stored
-    architecture.
+    """The network in evaluation mode, on the CPU, and what travels with it. Strict: names and shapes must fit the
+    stored architecture.
 
     network: what built it, where that is a function of one's own.
     """

@@ -1,4 +1,5 @@
-"""A folder that classifies with onnxruntime, numpy and pillow alone: model, class names, program, Dockerfile, README."""
+"""A folder that classifies with onnxruntime, numpy and pillow alone: model, class names, program, Dockerfile,
+README."""
 
 import json
 import shutil
@@ -56,7 +57,8 @@ def write_manifest(path: Path) -> None:
 
 
 def measure(path: Path) -> tuple[int, float, float]:
-    """A batch size, and median seconds for one image and for such a batch, from pixels to probabilities on all cores."""
+    """A batch size, and median seconds for one image and for such a batch, from pixels to probabilities on all
+    cores."""
     export = open_export(path / MODEL)
     batch, classifier = export.batch or 32, Exported(export)
     images = sample_images(classifier.preprocess, batch)

@@ -30,8 +30,7 @@ def policy(page: str, *scripts: str) -> str:
     }
     return (
         f"default-src 'none'; script-src {' '.join((allowed['script'], *scripts))}; style-src {allowed['style']}; "
-        f"img-src blob: data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'"
+        f"img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'"
     )
 
 
