@@ -34,7 +34,8 @@ RECIPES = {
     ),
     "flip, inception_crop, mixup": Augment(flip=True, inception_crop=0.08, mixup=0.5),
     "everything": Augment(
-        inception_crop=0.3, pad_crop_px=4, flip=True, randaugment_layers=2, trivialaugment=True, rotate_deg=15, zoom=0.1, shear=0.1,
+        inception_crop=0.3, pad_crop_px=4, flip=True, randaugment_layers=2, trivialaugment=True, rotate_deg=15,
+        zoom=0.1, shear=0.1,
         color_jitter=0.4, noise=0.05, erasing=0.25, mixup=0.2, cutmix=1.0,
     ),
 }  # fmt: skip

@@ -202,7 +202,8 @@ def prepare(model: str, batch: int, folder: Path) -> None:
         free = ({0: torch.export.Dim("batch")},)
         example = (torch.zeros(2, channels, *size),)
         torch.onnx.export(
-            network, example, folder / "plain.onnx", dynamo=True, dynamic_shapes=free, input_names=["images"], output_names=["logits"],
+            network, example, folder / "plain.onnx", dynamo=True, dynamic_shapes=free, input_names=["images"],
+            output_names=["logits"],
             opset_version=onnx.OPSET, verbose=False, external_data=False,
         )  # fmt: skip
     for engine in ("onnxruntime", "openvino"):
@@ -312,7 +313,7 @@ def measure(
                 "model": model, "engine": name_of(kind), "precision": precision, "batch": batch, "threads": threads,
                 "images_per_s": "void" if void else round(batch / median, 1), "median_ms": round(1000 * median, 2),
                 "p90_ms": round(1000 * float(np.quantile(times[row], 0.9)), 2),
-                f"ratio_to_{'timm' if timm_python else 'plain_torch'}_float32": "void" if void else round(yardstick / median, 2),
+                f"ratio_to_{'timm' if timm_python else 'plain_torch'}_float32": "void" if void else round(yardstick / median, 2),  # noqa: E501
                 "turns": len(times[row]), "max_abs_diff_vs_reference": f"{off:.1e}",
             }
         )  # fmt: skip

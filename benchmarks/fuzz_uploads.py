@@ -101,7 +101,7 @@ def seeds() -> list[tuple[str, bytes]]:
 
 SEEDS = seeds()
 CONTENT_TYPES = sorted({kind for kind, _ in SEEDS})
-EXTREMES = [struct.pack(f"{order}{code}", value) for order in "<>" for code, most in (("B", 255), ("H", 2**16 - 1), ("I", 2**32 - 1))
+EXTREMES = [struct.pack(f"{order}{code}", value) for order in "<>" for code, most in (("B", 255), ("H", 2**16 - 1), ("I", 2**32 - 1))  # noqa: E501
             for value in (0, 1, most // 2, most // 2 + 1, most - 1, most)]  # fmt: skip
 WORDS = b"IHDR IDAT PLTE tRNS iCCP zTXt acTL fcTL fdAT eXIf VP8X VP8L VP8\x20 ALPH ANIM ANMF ICCP".split(b" ")
 WORDS += [b"\xff" + bytes([marker]) for marker in (0xC0, 0xC2, 0xC4, 0xDA, 0xDB, 0xDD, 0xD8, 0xD9, 0xE1, 0xED, 0xFE)]

@@ -261,7 +261,7 @@ def step_row(name: str, mode: str, args: argparse.Namespace, device: torch.devic
         add_profile(profile, name, mode, whole, device)
     flops = 3 * run.batch_size * sum(layer.flops for layer in model.layers())
     return {
-        "ms": round(1e3 * seconds, 3), "images_per_s": round(run.batch_size / seconds, 1), "tflops": round(flops / seconds / 1e12, 3),
+        "ms": round(1e3 * seconds, 3), "images_per_s": round(run.batch_size / seconds, 1), "tflops": round(flops / seconds / 1e12, 3),  # noqa: E501
         "outside_network": round(1 - alone / seconds, 4), "first_s": round(first, 1),
     }  # fmt: skip
 

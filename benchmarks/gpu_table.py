@@ -161,7 +161,7 @@ def line_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
         values = [s[key] for s in done.values() if s[key] is not None]
         if values:
             line[split] = {
-                "mean": statistics.mean(values), "median": statistics.median(values), "range": [min(values), max(values)], "n": len(values)
+                "mean": statistics.mean(values), "median": statistics.median(values), "range": [min(values), max(values)], "n": len(values)  # noqa: E501
             }  # fmt: skip
     line["train_s"] = {
         "median": statistics.median(s["train_s"] for s in done.values()),

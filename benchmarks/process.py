@@ -122,7 +122,7 @@ def main() -> None:
         rows.append(
             {
                 "model": kind, "model_mib": round(size_mib, 1), "program": name, "turns": args.turns,
-                "median_s": round(statistics.median(wall), 3), "min_s": round(min(wall), 3), "max_s": round(max(wall), 3),
+                "median_s": round(statistics.median(wall), 3), "min_s": round(min(wall), 3), "max_s": round(max(wall), 3),  # noqa: E501
                 "cpu_s": round(statistics.median(cpu), 3), "peak_mib": round(statistics.median(peak), 1),
             }
         )  # fmt: skip

@@ -225,7 +225,7 @@ def request_of(body: bytes, kind: str, path: str = "/predict?top_k=5") -> bytes:
 
 def form_of(data: bytes, field: str = "file") -> tuple[bytes, str]:
     """A file as a form, and the form's Content-Type."""
-    head = f'--x--x\r\nContent-Disposition: form-data; name="{field}"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+    head = f'--x--x\r\nContent-Disposition: form-data; name="{field}"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'  # noqa: E501
     return head.encode() + data + b"\r\n--x--x--\r\n", "multipart/form-data; boundary=x--x"
 
 

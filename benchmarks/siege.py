@@ -234,12 +234,15 @@ class Hostile:
         await self.send("decompression bomb", (413, 422), request_of(body, kind))
 
     async def announced_gigabyte(self) -> None:
-        head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: {GIGABYTE}\r\n\r\n".encode()
+        head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: {GIGABYTE}\r\n\r\n".encode()  # noqa: E501
         block = bytes(2**18)
         await self.send("1 GB, announced", (413, 408, 0), head, *(block for _ in range(GIGABYTE // 2**18)))
 
     async def chunked_gigabyte(self) -> None:
-        head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\ntransfer-encoding: chunked\r\n\r\n"
+        head = (
+            b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; "
+            b"boundary=x\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
         block = b"40000\r\n" + bytes(2**18) + b"\r\n"
         await self.send("1 GB, chunked", (413, 408, 0), head, *(block for _ in range(GIGABYTE // 2**18)))
 

@@ -94,7 +94,7 @@ def main() -> None:
             median = statistics.median(values)
             row = {
                 "model": name, "batch": batch, "implementation": rival, "precision": mode, "what": what,
-                "images_per_s": round(int(batch) / median, 1), "median_ms": round(1000 * median, 1), "min_ms": round(1000 * min(values), 1),
+                "images_per_s": round(int(batch) / median, 1), "median_ms": round(1000 * median, 1), "min_ms": round(1000 * min(values), 1),  # noqa: E501
                 "max_abs_diff_vs_reference": f"{diffs[rival, mode]:.1e}",
             }  # fmt: skip
             rows.append(row)

@@ -402,7 +402,10 @@ def test_its_program_answers_as_the_model_with_three_packages(
 def test_the_command_predicts_where_there_is_no_torch(
     bundle: Path, run: Path, pictures: list[str], tmp_path: Path
 ) -> None:
-    code = "from mlpmixer.cli import main; code = main(['predict', {!r}, *{!r}, '--format', 'jsonl', '--features', {!r}]); "
+    code = (
+        "from mlpmixer.cli import main; code = main(['predict', {!r}, *{!r}, '--format', 'jsonl', "
+        "'--features', {!r}]); "
+    )
     code += "assert 'torch' not in sys.modules; sys.exit(code)"
     for of, features in ((bundle, "a.npz"), (bundle / "model.onnx", "b.npz")):
         done = alone(code.format(str(of), pictures, str(tmp_path / features)), OF_THE_COMMAND)
@@ -441,7 +444,10 @@ def test_what_needs_torch_says_so_where_there_is_none(run: Path) -> None:
 
 
 def test_predicting_from_python_imports_no_torch(bundle: Path, pictures: list[str]) -> None:
-    code = f"import sys, mlpmixer.inference.classifier; print(mlpmixer.inference.classifier.load({str(bundle)!r}).predict({pictures[0]!r})[0].label)\n"
+    code = (
+        f"import sys, mlpmixer.inference.classifier; "
+        f"print(mlpmixer.inference.classifier.load({str(bundle)!r}).predict({pictures[0]!r})[0].label)\n"
+    )
     code += "assert not {'torch', 'onnx', 'onnxscript', 'sklearn'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() in DIGITS, done.stderr

@@ -233,8 +233,14 @@ def test_callers_of_onnxruntime_and_its_threads_are_together_as_many_as_asked_fo
 
 def test_the_command_predicts_with_openvino_alone_and_reports_to_nobody(made: Path, run: Path, tmp_path: Path) -> None:
     Image.new("L", (20, 30), 90).save(tmp_path / "grey.png")
-    code = f"from mlpmixer.cli import main; code = main(['predict', {str(made / 'model.xml')!r}, {str(tmp_path / 'grey.png')!r}, "
-    code += "'--format', 'json']); assert not {'torch', 'onnxruntime', 'onnx', 'openvino_telemetry'} & set(sys.modules); sys.exit(code)"
+    code = (
+        f"from mlpmixer.cli import main; code = main(['predict', {str(made / 'model.xml')!r}, "
+        f"{str(tmp_path / 'grey.png')!r}, "
+    )
+    code += (
+        "'--format', 'json']); assert not {'torch', 'onnxruntime', 'onnx', 'openvino_telemetry'} & "
+        "set(sys.modules); sys.exit(code)"
+    )
     done = alone(code, (*OF_THE_COMMAND, "openvino"))
     assert done.returncode == 0, done.stderr
     assert f"{made / 'model.xml'} is computed by openvino 2" in done.stderr and len(done.stderr.splitlines()) == 1
@@ -243,7 +249,10 @@ def test_the_command_predicts_with_openvino_alone_and_reports_to_nobody(made: Pa
 
     home = tmp_path / "home"  # where its telemetry would leave the number of this user
     home.mkdir()
-    code = f"import sys, mlpmixer; mlpmixer.load({str(made / 'model.xml')!r}); import openvino.tools.ovc.telemetry_utils as t; "
+    code = (
+        f"import sys, mlpmixer; mlpmixer.load({str(made / 'model.xml')!r}); import "
+        f"openvino.tools.ovc.telemetry_utils as t; "
+    )
     code += "assert t.tm.__name__ == 'openvino.tools.ovc.telemetry_stub' and 'openvino_telemetry' not in sys.modules"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"HOME": str(home)}

@@ -273,7 +273,10 @@ def test_a_damaged_weights_file_is_a_clear_error(run, keep):
 
 
 def test_this_module_imports_no_torch():
-    code = "import sys, mlpmixer.inference.classifier, mlpmixer.evaluation.evaluate, mlpmixer.evaluation.report; print(*{'torch', 'sklearn', 'matplotlib'} & set(sys.modules))"
+    code = (
+        "import sys, mlpmixer.inference.classifier, mlpmixer.evaluation.evaluate, mlpmixer.evaluation.report; "
+        "print(*{'torch', 'sklearn', 'matplotlib'} & set(sys.modules))"
+    )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert (
         subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip()

@@ -19,7 +19,8 @@ from mlpmixer.training.augment import normalise, prepare_eval
 from mlpmixer.training.recipe import Augment
 
 ALL = Augment(
-    inception_crop=0.3, pad_crop_px=2, flip=True, rotate_deg=20, zoom=0.2, shear=0.2, color_jitter=0.4, noise=0.05, erasing=0.5,
+    inception_crop=0.3, pad_crop_px=2, flip=True, rotate_deg=20, zoom=0.2, shear=0.2, color_jitter=0.4, noise=0.05,
+    erasing=0.5,
     mixup=0.4, cutmix=1.0,
 )  # fmt: skip
 

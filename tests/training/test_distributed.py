@@ -247,7 +247,8 @@ def test_a_run_of_two_processes_goes_on_exactly(name: str, runs: tuple[Path, Cod
 @pytest.mark.parametrize("parts", [2, 3, 4])
 def test_a_part_of_a_batch_is_augmented_as_it_is_within_the_whole(parts: int) -> None:
     everything = Augment(
-        inception_crop=0.5, pad_crop_px=1, flip=True, randaugment_layers=1, trivialaugment=True, rotate_deg=10, zoom=0.1, shear=0.1,
+        inception_crop=0.5, pad_crop_px=1, flip=True, randaugment_layers=1, trivialaugment=True, rotate_deg=10,
+        zoom=0.1, shear=0.1,
         color_jitter=0.2, noise=0.05, erasing=0.5, mixup=0.4, cutmix=1.0, mix_probability=0.8,
     )  # fmt: skip
     images = torch.randint(256, (10, 14, 14, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -120,12 +120,14 @@ KILLED = """
         global writes
         writes += 1
         if where == "write" and writes == 2 * step - 1:  # a file and its folder for each checkpoint
-            os.truncate(next(p for p in os.scandir(os.path.join(out, "checkpoints")) if p.name.endswith(".part")).path, 5000)
+            states = os.scandir(os.path.join(out, "checkpoints"))
+            os.truncate(next(p for p in states if p.name.endswith(".part")).path, 5000)
             die()
         real(fd)
 
     os.fsync = fsync
-    train(from_json(Recipe, json.load(sys.stdin)), out=out, report=lambda x: die() if x["kind"] == where and x["step"] == step else None)
+    report = lambda x: die() if x["kind"] == where and x["step"] == step else None
+    train(from_json(Recipe, json.load(sys.stdin)), out=out, report=report)
 """
 
 

@@ -247,7 +247,8 @@ def trained() -> Trained:
         torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)),
     )
     cfg = MixerConfig(
-        image_size=16, patch_size=2, in_channels=1, num_classes=10, num_blocks=2, hidden_dim=24, tokens_mlp_dim=24, channels_mlp_dim=48,
+        image_size=16, patch_size=2, in_channels=1, num_classes=10, num_blocks=2, hidden_dim=24, tokens_mlp_dim=24,
+        channels_mlp_dim=48,
         activation="gelu_erf",
     )  # fmt: skip
     torch.manual_seed(0)

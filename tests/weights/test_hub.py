@@ -88,7 +88,10 @@ def test_the_card_has_the_figures_of_the_run(run: Path, tmp_path: Path) -> None:
     card = card_of(Path(hub.push(run, tmp_path / "digit-reader", licence="cc-by-4.0")))
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     test, val = summary["test"], summary["val"]
-    row = f"{test['n']} | {100 * test['top1']:.2f} % | {100 * test['top5']:.2f} % | {test['nll']:.4f} | {test['ece']:.4f} |"
+    row = (
+        f"{test['n']} | {100 * test['top1']:.2f} % | {100 * test['top5']:.2f} % | {test['nll']:.4f} | "
+        f"{test['ece']:.4f} |"
+    )
     assert f"| test | {row}" in card.text and f"| validation | {val['n']} | {100 * val['top1']:.2f} %" in card.text
     assert "# digit-reader" in card.text and "mlpmixer predict . IMAGE" in card.text
     assert f"training images: {summary['train_images']:,}" in card.text and "optimizer steps: 3" in card.text

@@ -65,7 +65,10 @@ def _official(name: str, num_bytes: int, top1: float | None, source: str) -> Non
         preprocess="bv_resmall_crop",
         top1=top1,
         source=source,
-        licence="Apache-2.0, the licence of google-research/vision_transformer, which publishes the files; the files name none",
+        licence=(
+            "Apache-2.0, the licence of google-research/vision_transformer, which publishes the files; the "
+            "files name none"
+        ),
     )
 
 
@@ -89,7 +92,10 @@ _FINE_TUNED = (
     "is of the model fine-tuned on ImageNet-1k, which was never published; fine-tuned on CIFAR-10 (vision_transformer)"
 )
 _SAM = "trained on ImageNet-1k with SAM (Chen et al. 2106.01548) and plain Inception crops"
-_GSAM = "trained on ImageNet-1k with GSAM (Zhuang et al. 2203.08065) and plain Inception crops; no accuracy of this file was seen"
+_GSAM = (
+    "trained on ImageNet-1k with GSAM (Zhuang et al. 2203.08065) and plain Inception crops; no accuracy of "
+    "this file was seen"
+)
 
 # Sizes: the arrays' names and shapes as numpy.savez writes them. Each agrees with the bucket's listing in
 # vit_jax.ipynb (MiB, two digits),
@@ -124,7 +130,10 @@ _official("S/8:gsam", 82_616_888, None, _GSAM)
 # timm's names say "in21k, fine-tuned on in1k", but these are the ImageNet-1k models: a paper author says so in timm's
 # pull request 651,
 # and the accuracies are those of training from scratch.
-_MISNAMED = "timm's results table; Google's ImageNet-1k model, whatever goog_in21k_ft_in1k says (a paper author in timm's PR 651)"
+_MISNAMED = (
+    "timm's results table; Google's ImageNet-1k model, whatever goog_in21k_ft_in1k says (a paper author in "
+    "timm's PR 651)"
+)
 _timm("B/16:timm-imagenet1k", "mixer_b16_224.goog_in21k_ft_in1k", "imagenet1k", "timm", 0.76616, _MISNAMED)
 _timm("L/16:timm-imagenet1k", "mixer_l16_224.goog_in21k_ft_in1k", "imagenet1k", "timm", 0.72084, _MISNAMED)
 _timm(

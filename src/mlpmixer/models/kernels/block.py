@@ -108,7 +108,8 @@ class Block(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, erf: bool, keep: Tensor | None, gamma1: Tensor, beta1: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
+        ctx: Any, x: Tensor, erf: bool, keep: Tensor | None, gamma1: Tensor, beta1: Tensor, w1: Tensor, b1: Tensor,
+        w2: Tensor, b2: Tensor,
         gamma2: Tensor, beta2: Tensor, w3: Tensor, b3: Tensor, w4: Tensor, b4: Tensor,
     ) -> Tensor:  # fmt: skip
         (b, s, c), dtype = x.shape, x.dtype
