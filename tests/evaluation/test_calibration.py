@@ -98,5 +98,5 @@ def test_no_best_temperature_is_explained():
     p = softmax(logits_and_labels(50)[0], axis=1)
     with pytest.raises(ValueError, match="all 50 validation answers are correct"):
         fit_temperature(p, p.argmax(axis=1))
-    with pytest.raises(ValueError, match="no better than chance"):
+    with pytest.raises(ValueError, match="not better than chance"):
         fit_temperature(p, p.argmin(axis=1))

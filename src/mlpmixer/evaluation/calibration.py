@@ -84,7 +84,7 @@ def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
 
     The likelihood is convex in b = 1 / temperature, so its slope, mean(E_b[log p] - log p_true), has one root, which
     bisection finds to nine digits. ValueError if there is none: every answer is correct, so more confidence is always
-    better, or the answers are no better than chance.
+    better, or the answers are not better than chance.
     """
     log_p = np.log(np.maximum(probabilities.astype(np.float64), TINY))
     log_p -= log_p.max(axis=1, keepdims=True)
@@ -101,7 +101,7 @@ def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
         )
     if slope(0.0) >= 0:
         raise ValueError(
-            f"no temperature is best: on these {len(labels)} validation images the answers are no better than chance"
+            f"no temperature is best: on these {len(labels)} validation images the answers are not better than chance"
         )
     low, high = 1.0, 1.0
     while slope(low) > 0:

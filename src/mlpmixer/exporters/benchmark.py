@@ -85,7 +85,7 @@ class Choice:
 
     engine: str
     images_per_s: dict[str, float]
-    """Of each engine in float32 whose answers are right: the geometric mean over the batches."""
+    """Speed of each float32 engine whose answers are right: the geometric mean over the batches."""
     wrong: tuple[str, ...]
     """Engines in float32 whose answers are not."""
     threads: int
@@ -271,7 +271,7 @@ def _measure(
     """Each engine in each of its precisions, in turns; those that cannot go to `failed`."""
 
     def working(workers: "Iterable[Worker]", step: "Callable[[Worker], None]") -> "list[Worker]":
-        """Those that take the step."""
+        """The engines that take the step."""
         able = []
         for worker in workers:
             try:

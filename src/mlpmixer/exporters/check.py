@@ -174,7 +174,7 @@ def check_fit(reference: Classifier, export: Export, given: Sample) -> FitChecke
         return image.reshape(*image.shape[:2], pre.in_channels)
 
     def compare(images: Pixels) -> Floats:
-        """Of one image, as it is and stretched: levels off, share of values off, probability off, same top-1."""
+        """Compare one image, as it is and stretched: levels off, share of values off, probability off, same top-1."""
         rows = []
         for image in (images[0], _stretched(images[0])):
             wanted = pre.array(image)

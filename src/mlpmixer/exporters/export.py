@@ -89,7 +89,7 @@ class Written:
     beside: tuple[Path, ...]
     """Further files that belong to it."""
     num_bytes: int
-    """Of all files."""
+    """Size of all files."""
     made: dict[str, Any]
     """How it was made, as it is stored in the export."""
     checked: Checked

@@ -60,7 +60,7 @@ class Architecture:
     network: str
     """module:class, made from the config."""
     capabilities: Mapping[str, str] = field(default_factory=dict)
-    """Of CAPABILITIES; each METHOD (of the network), or the module that has it."""
+    """Names in CAPABILITIES, each with METHOD (a method of the network) or the module that has it."""
     name_tables: str = ""
     """module:name of the `NameTable`s of its weights in other homes."""
     extra: str = ""

@@ -320,7 +320,7 @@ class ResNetConfig(NetworkConfig):
 
     @property
     def channels(self) -> list[int]:
-        """Of the output of each stage."""
+        """Channels of the output of each stage."""
         return [self.width * (4 if self.bottleneck else 1) * 2**i for i in range(len(self.depths))]
 
     @property

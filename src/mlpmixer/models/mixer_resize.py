@@ -107,7 +107,7 @@ def to_dense(model: Mixer) -> Mixer:
 def _stem(weight: Tensor, old: MixerConfig, new: MixerConfig, magnified: bool) -> Tensor:
     """(C, in*P*P) -> (C, in'*P'*P').
 
-    A pseudo-inverse on patches that grow undoes the blur of an enlargement. On photos, which are no enlargements, it
+    A pseudo-inverse on patches that grow undoes the blur of an enlargement. On photos, which are not enlargements, it
     sharpens what the network has never seen: 37 instead of 62 % on flowers from 8 to 12 px (docs/LOG.md).
     """
     w = weight.double().view(old.hidden_dim, old.in_channels, -1)  # (C, in, P*P)

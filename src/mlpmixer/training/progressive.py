@@ -21,7 +21,7 @@ def stages(recipe: Recipe) -> tuple[tuple[Size, float], ...]:
 
 
 def image_size(step: int, total: int, recipe: Recipe) -> Size:
-    """Of `step` (1..total); of step 0 what the network is first made for."""
+    """The image size at `step` (1..total); step 0 is the size that the network is built for."""
     return next(size for size, end in stages(recipe) if step <= int(end * total))
 
 

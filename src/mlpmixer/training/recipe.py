@@ -30,8 +30,8 @@ class Init(Config, owner="init"):
     """lecun is the official start; whitened fits the stem to the training patches, so that its outputs are
     uncorrelated."""
     head_bias: float = 0.0
-    """Of the classifier. big_vision's pre-training takes -6.9 = -ln 1000: with sigmoid losses every class starts out
-    improbable."""
+    """Initial bias of the classifier. big_vision's pre-training takes -6.9 = -ln 1000: with sigmoid losses every class
+    starts out improbable."""
 
     def validate(self) -> None:
         require(
@@ -113,14 +113,14 @@ class Optim(Config, owner="optim"):
     weight_decay: float = 0.05
     """Decoupled, times the learning rate, on matrices only (SGD: added to the gradient)."""
     momentum: float = 0.9
-    """Of SGD."""
+    """SGD momentum."""
     momentum_dtype: Literal["float32", "bfloat16"] = "float32"
     """How SGD keeps its momentum. bfloat16 is the official fine-tuning rule: half the memory, and 0.9 becomes
     0.8984375, as there."""
     muon_momentum: float = 0.95
-    """Of Muon."""
+    """Muon momentum."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of AdamW."""
+    """AdamW betas."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """After the warm-up, down to `lr_end`."""
     lr_end: float = 0.0
@@ -228,7 +228,7 @@ class Run(Config, owner="run"):
     accumulate: int = 1
     """Parts a batch is computed in, to save memory."""
     seed: int = 0
-    """Of initialisation, order and augmentation."""
+    """Random seed for initialisation, order and augmentation."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps. Of several processes each takes its own GPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

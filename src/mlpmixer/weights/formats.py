@@ -192,7 +192,7 @@ def _read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise
     except Exception as e:  # on garbage the unpickler of weights_only raises whatever its stack machine runs into
         reason = str(e).partition("\n")[0] or type(e).__name__
-        raise WeightsError(f"{path} is no file of plain tensors, and nothing else is unpickled: {reason}") from e
+        raise WeightsError(f"{path} is not a file of plain tensors, and nothing else is unpickled: {reason}") from e
     for key in ("state_dict", "model"):  # as training scripts wrap it
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

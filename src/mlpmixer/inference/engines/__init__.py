@@ -24,7 +24,7 @@ class Engine:
     """A library that runs graphs on the CPU."""
 
     suffixes: tuple[str, ...]
-    """Of the files it opens."""
+    """Suffixes of the files it opens."""
     precisions: tuple[Precision, ...]
     package: str
     """Its name for pip."""

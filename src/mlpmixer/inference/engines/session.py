@@ -20,9 +20,9 @@ class Runtime:
     engine: str
     version: str
     precision: Precision
-    """Of the layers that are not in int8."""
+    """Precision of the layers that are not in int8."""
     threads: int
-    """Of each stream; 0: the engine's default."""
+    """Threads of each stream; 0: the engine's default."""
     streams: int = 1
     """Calls that compute at the same time."""
     int8: bool = False
@@ -60,7 +60,7 @@ class Session:
     """One graph in one engine."""
 
     version: str
-    """Of the engine."""
+    """Version of the engine."""
     metadata: str | None
     """The text stored in the file under KEY."""
     inputs: tuple[Value, ...]
