@@ -43,7 +43,7 @@ FROM_DATA = [["train"], ["lr-find"], ["data", "preview", "--out", "x.png"], ["da
         ("train digits --teacher no/such/run --out x", "no/such/run does not exist"),
         ("train digits --run.repeats 3", "run.repeats=3 must divide run.batch_size"),
         ("train digits --distill.alpha 2", "distill.alpha must be in (0, 1]"),
-        ("train digits --magnified", "are about init.weights (--init), and there are none"),
+        ("train digits --magnified", "need init.weights (--init)"),
         ("train digits --init runs/nope", "runs/nope does not exist: expected a run folder"),
         ("train digits --init B/16:imagenet21", "did you mean B/16:imagenet21k?"),
         ("train no/such/folder", "no/such/folder"),

@@ -739,7 +739,7 @@ def test_what_needs_all_labels_is_refused(tmp_path: Path) -> None:
     taught = dataclasses.replace(
         recipe(folder), distill=dataclasses.replace(Recipe().distill, teacher=str(tmp_path / "logits.npy"))
     )
-    with pytest.raises(ValueError, match="these images are streamed: use a network as the teacher"):
+    with pytest.raises(ValueError, match="these images are streamed: use a network as teacher"):
         train(taught, out=tmp_path / "run")
     with pytest.raises(ValueError, match="103 training images do not fill a batch of 200"):
         train(dataclasses.replace(recipe(folder), run=Run(batch_size=200)), out=tmp_path / "run")

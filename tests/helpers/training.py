@@ -1,6 +1,5 @@
 """Runs that are changed, stopped and compared, and batches by hand."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,8 @@ from mlpmixer.data.store import Store
 from mlpmixer.training.augment import augment, mix
 from mlpmixer.training.batches import Batch
 from mlpmixer.training.device_store import DeviceStore
-from mlpmixer.training.recipe import Augment, Recipe
+from mlpmixer.training.recipe import Augment
 from mlpmixer.weights import model_file, run_folder
-
-
-def change(recipe: Recipe, **parts: dict[str, Any]) -> Recipe:
-    """The recipe with fields replaced: change(r, run={"steps": 3})."""
-    return dataclasses.replace(recipe, **{k: dataclasses.replace(getattr(recipe, k), **v) for k, v in parts.items()})
 
 
 def batch_of(images: Store | DeviceStore, step: int, numbers: np.ndarray) -> Batch:

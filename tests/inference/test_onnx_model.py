@@ -206,7 +206,7 @@ def test_a_run_learns_from_the_file_as_from_the_function(tmp_path: Path) -> None
         ({"says": about() | {"format": 7}}, "format 7; this version reads format 1"),
         (
             {"shape": ("batch", 3, 8, 8), "weight": np.tile(WEIGHT, 3)},
-            "images of 3 channels, but this run's have 1; try --in-channels 3",
+            "images of 3 channels, but the run's have 1; try --in-channels 3",
         ),
         ({"shape": (4, 64)}, "takes 'images', float32 (4, 64); expected one float32 input (B, C, H, W)"),
         ({"dtype": onnx.TensorProto.DOUBLE}, "takes 'images', float64 (any, 1, 8, 8); expected one float32"),

@@ -79,8 +79,8 @@ def test_each_stage_ends_at_its_share_of_the_steps() -> None:
         ("4:0.6,6:0.3", "growing and less than 1"),
         ("4:1.0", "less than 1"),
         ("4:0", "expected sizes"),
-        ("6:0.3,4:0.6", "images grow, up to model.image_size: not 4x4 after 6x6 px"),
-        ("8:0.5", "not 8x8 after 8x8 px"),
+        ("6:0.3,4:0.6", "images must grow up to model.image_size, not be 4x4 after 6x6 px"),
+        ("8:0.5", "not be 8x8 after 8x8 px"),
         ("5:0.5", "5x5 px is not a multiple of patch_size 2x2 px; nearest that is: 4x4"),
     ],
 )

@@ -307,10 +307,10 @@ def test_no_operation_writes_into_its_input(name: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"randaugment_magnitude": 31}, "goes up to 30 in the form torchvision, got 31"),
+        ({"randaugment_magnitude": 31}, "at most 30 with randaugment_form=torchvision, got 31"),
         (
             {"randaugment_magnitude": 25, "randaugment_form": "big_vision"},
-            "goes up to 20 in the form big_vision, got 25",
+            "at most 20 with randaugment_form=big_vision, got 25",
         ),
         ({"randaugment_layers": -1}, "augment.randaugment_layers must not be negative, got -1"),
     ],

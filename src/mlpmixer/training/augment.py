@@ -1,5 +1,6 @@
-"""Augmentation of whole batches: `augment` for single images, `mix` for pairs, and the functions with explicit
-parameters that they draw for.
+"""Augmentation of whole batches: `augment` changes single images, `mix` mixes pairs.
+
+Both draw random parameters and pass them to functions that have no randomness of their own.
 
 Letters: B batch, H, W stored height, width, h, w the model's, C channels, K classes. Pixels are 0..255 throughout.
 Boxes are rows of (top, left, height, width) in pixels. Nothing loops over images, and pixels stay on their device.
@@ -104,8 +105,7 @@ def augment(images: Tensor, cfg: Augment, size: Size, source: Source, rows: RowR
 def mix(
     images: Tensor, targets: Tensor, cfg: Augment, generator: torch.Generator, rows: RowRange | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mixup or CutMix of images (B,C,h,w) and targets (B,K), or the same; with `rows`, only the local ones are
-    returned.
+    """Images (B,C,h,w) and targets (B,K) after mixup or CutMix, or as they are; with `rows`, only the local ones.
 
     Every image draws a proportion; its partner is the next of the batch, and the first for the last. So `rows` must go
     on to the partner of the last local row. `generator` is on the CPU.
@@ -131,8 +131,7 @@ def prepare_eval(images: Tensor) -> Tensor:
 
 
 def resize(images: Tensor, size: Size) -> Tensor:
-    """(B,C,H,W) float -> (B,C,h,w), antialiased bilinear as in Pillow, without its rounding; the same if of that
-    size."""
+    """(B,C,H,W) float -> (B,C,h,w), antialiased bilinear as in Pillow, but not rounded; unchanged if of that size."""
     return images if _size(images) == size else F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
@@ -234,8 +233,7 @@ def add_noise(images: Tensor, standard_normal: Tensor, deviation: float) -> Tens
 
 
 def erase(images: Tensor, boxes: Tensor, fill: Tensor) -> Tensor:
-    """(B,C,h,w) with each image's box (B,4) overwritten by that place of `fill` (B,C,h,w). An empty box erases
-    nothing."""
+    """(B,C,h,w) with each image's box (B,4) overwritten by that place of `fill` (B,C,h,w); an empty box erases none."""
     return torch.where(_inside(boxes, images)[:, None], fill.to(images.device, images.dtype), images)
 
 
@@ -249,8 +247,7 @@ def mixup(images: Tensor, targets: Tensor, share: Tensor, partner: Tensor) -> tu
 
 
 def cutmix(images: Tensor, targets: Tensor, boxes: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-    """Each image with a box pasted from its partner, and targets mixed by the pixels pasted. Yun et al. 2019, equation
-    (1).
+    """Each image with a box from its partner, and targets mixed by the pixels pasted. Yun et al. 2019, equation (1).
 
     `boxes` are (b,4), `partner` is (b,): the first b of the B images are mixed and returned. Boxes that reach over the
     border are clipped, and the share is counted after that.
@@ -298,8 +295,7 @@ def draw_affine(n: int, rotate_deg: float, zoom: float, shear: float, source: So
 
 
 def draw_erasing_boxes(n: int, size: Size, source: Source) -> Tensor:
-    """Integer boxes (n,4): area share uniform in 2-33 %, aspect log-uniform in 0.3 .. 1/0.3; empty if 10 draws do not
-    fit."""
+    """Integer boxes (n,4): area share uniform in 2-33 %, aspect log-uniform in 0.3 .. 1/0.3; empty if no draw fits."""
     h, w = size
     area = _uniform((n, ATTEMPTS), *ERASING_AREA, source) * h * w
     aspect = _log_uniform((n, ATTEMPTS), *ERASING_ASPECT, source)
@@ -314,8 +310,7 @@ def draw_erasing_boxes(n: int, size: Size, source: Source) -> Tensor:
 
 
 def draw_cutmix_boxes(share: Tensor, size: Size, generator: torch.Generator) -> Tensor:
-    """Integer boxes (n,4) of area share 1 - `share` and the images' aspect, centred anywhere, even across the
-    border."""
+    """Integer boxes (n,4) of area share 1 - `share` and the images' aspect, centred anywhere, across the border too."""
     h, w = size
     side = (1 - share).sqrt()
     tall, wide = (side * h).round().long(), (side * w).round().long()
@@ -379,7 +374,6 @@ def _integers(n: int, end: int, source: Source) -> Tensor:
 
 
 def _beta(n: int, a: float, generator: torch.Generator) -> Tensor:
-    """(n,) from Beta(a, a). Torch draws Beta from its global generator only, so numpy's is seeded by one draw from
-    ours."""
+    """(n,) from Beta(a, a). Torch draws it from its global generator only: numpy does, seeded by a draw of ours."""
     seed = int(torch.randint(2**62, (), generator=generator))
     return torch.from_numpy(np.random.default_rng(seed).beta(a, a, n)).float()

@@ -21,7 +21,7 @@ from mlpmixer.evaluation.evaluate import match_classes
 from mlpmixer.inference.onnx_model import OnnxModel, copy_onnx, open_onnx
 from mlpmixer.training.augment import resize, statistics
 from mlpmixer.training.device_store import to_device
-from mlpmixer.training.recipe import Distill, Recipe
+from mlpmixer.training.recipe import Distill, Recipe, variant
 from mlpmixer.training.stream import Stream
 from mlpmixer.weights.adapt import adapt_trained
 from mlpmixer.weights.load import Report, load_weights
@@ -88,7 +88,7 @@ def with_teacher(recipe: Recipe, function: TeacherFunction | None) -> Recipe:
         raise ValueError(f"two teachers are given, distill.teacher={named!r} and a function; leave one of them out")
     if function is None:
         return recipe
-    return dataclasses.replace(recipe, distill=dataclasses.replace(recipe.distill, teacher=FUNCTION))
+    return variant(recipe, distill={"teacher": FUNCTION})
 
 
 def open_teacher(name: str, report: Report | None = None, copy: Path | None = None) -> TeacherSource:
@@ -124,8 +124,7 @@ def _logits(logits: np.ndarray, name: str) -> np.ndarray:
 
 
 def store_teacher(run: Path, source: TeacherSource) -> None:
-    """Copy a teacher beside the states of its run, so that the run resumes without the original. Functions have no
-    copy.
+    """Copy a teacher (not a function) beside the states of its run, so that the run resumes without the original.
 
     A kill at any moment leaves the whole copy or none. Errors: OSError.
     """
@@ -170,8 +169,7 @@ def make_teacher(
     if isinstance(source, np.ndarray):
         if isinstance(train, Stream):
             raise ValueError(
-                f"{cfg.teacher} holds logits by image number, but these images are streamed: use a network as the "
-                f"teacher"
+                f"{cfg.teacher} holds logits by image number, but these images are streamed: use a network as teacher"
             )
         wanted = (len(train.images), len(classes))
         if source.shape != wanted:
@@ -227,8 +225,7 @@ def _onnx_answer(
     _, wanted, *sides = model.input_shape
     if wanted not in (None, channels):
         raise ValueError(
-            f"{model.name} takes images of {wanted} channels, but this run's have {channels}; try --in-channels "
-            f"{wanted}"
+            f"{model.name} takes images of {wanted} channels, but the run's have {channels}; try --in-channels {wanted}"
         )
     if said is None and model.num_classes not in (None, len(classes)):
         raise ValueError(f"{model.name} has {model.num_classes} classes, but the data has {len(classes)}")
@@ -247,6 +244,5 @@ def _onnx_answer(
     rule = f"mean {', '.join(map(str, preprocess.mean))}, std {', '.join(map(str, preprocess.std))} of the 0..1 range"
     return answer, (
         f"{model.name} has no metadata: its images are normalised as for the student ({rule}), its classes taken in "
-        f"the "
-        "data's order",
+        "the data's order",
     )

@@ -1,5 +1,4 @@
-"""Data-parallel training by torch.distributed: every process holds the whole network and computes some rows of every
-batch.
+"""Data-parallel training by torch.distributed: each process has the whole network and some rows of every batch.
 
 The processes average their gradients. A single process makes the same calls, which then exchange nothing. All methods
 that exchange something are called on every process, in the same order.
@@ -139,8 +138,7 @@ class ProcessGroup:
 
 
 def gradient_exchange(network: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """Within, backward passes through a `data_parallel` network average their gradients now, or leave that to a later
-    one."""
+    """Within, backward passes of a `data_parallel` network average their gradients now, or leave it to a later one."""
     return nullcontext() if now or not isinstance(network, DistributedDataParallel) else network.no_sync()
 
 
@@ -169,8 +167,7 @@ def connected(group: ProcessGroup, timeout_s: float = TIMEOUT_S, init_method: st
         if not isinstance(e, dist.DistError) and not any(words in str(e).lower() for words in PEER_LOST):
             raise
         # gloo's thread takes the GIL to free the tensors of the failed exchange. Whoever drops this exception drops
-        # gloo,
-        # and waits for that thread with the GIL held: let it finish first
+        # gloo, and waits for that thread with the GIL held: let it finish first
         time.sleep(0.5)
         raise PeerLostError(
             f"rank {group.rank} of {group.size} has lost another process: it died, or it has been stuck for "
@@ -179,8 +176,7 @@ def connected(group: ProcessGroup, timeout_s: float = TIMEOUT_S, init_method: st
 
 
 def _session(store: Store, group: ProcessGroup, timeout_s: float) -> str:
-    """A new name for this attempt, the same on all processes that take part in it and unknown to those that died
-    before.
+    """A new name for this attempt, the same on all processes of it and unknown to those that died before.
 
     torchrun keeps its store over restarts; without a new name gloo would find the addresses of dead processes there and
     wait for them forever.

@@ -166,8 +166,7 @@ class Trainer:
             model_file.save_model(self.folder / BEST_FILE, self.training_step.plain_model(), self.model_meta())
 
     def save(self) -> None:
-        """Save the training state, after the log line of the last steps. Errors: Diverged when a weight is not
-        finite."""
+        """Save the training state, after a log line of the last steps. Errors: Diverged when a weight is not finite."""
         if self.losses:
             self.log_steps()
         if not all(p.isfinite().all() for p in self.training_step.model.parameters()):

@@ -17,8 +17,7 @@ def smooth(targets: Tensor, label_smoothing: float) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, kind: str, class_weights: Tensor | None = None) -> Tensor:
-    """Loss of each sample, (B,): softmax cross-entropy, or the sum over classes of sigmoid cross-entropies
-    (big_vision).
+    """Loss of each sample, (B,): softmax cross-entropy, or the sum over classes of sigmoid cross-entropies.
 
     `class_weights` (K,) multiplies each class's share of the targets.
     """
@@ -35,8 +34,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, kind: str, class_weights: Ten
 def training_loss(
     logits: Tensor, targets: Tensor, optim: Optim, distill: Distill, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Loss of each sample, (B,), from logits (B, K) and targets: (B, K), or (B, 2K) with a teacher's behind the
-    labels'.
+    """Loss of each sample, (B,), from logits (B, K) and targets (B, K), or (B, 2K) with a teacher's behind the labels'.
 
     With a teacher (1 - alpha) * cross-entropy with the smoothed labels + alpha * temperature^2 * cross-entropy with the
     teacher, both logits divided by the temperature (Hinton et al. 2015, section 2).

@@ -13,7 +13,7 @@ import torch
 
 from mlpmixer.training.distillation import TeacherFunction
 from mlpmixer.training.inputs import batches
-from mlpmixer.training.recipe import Recipe
+from mlpmixer.training.recipe import Recipe, variant
 from mlpmixer.training.run import make_training_step
 from mlpmixer.training.start import load_networks, with_network
 from mlpmixer.weights.load import Report
@@ -75,11 +75,12 @@ def find_lr(
             f"expected 0 < low < high and at least 20 steps, got low={low:g}, high={high:g}, steps={steps}"
         )
     recipe = with_network(recipe, None)
-    optim = dataclasses.replace(recipe.optim, head_steps=0, ema_decay=0.0, average_last=0.0)
+    recipe = variant(recipe, optim={"head_steps": 0, "ema_decay": 0.0, "average_last": 0.0})
+    optim = recipe.optim
     start, source = load_networks(recipe, report, teacher)
     rates, losses, smooth = np.geomspace(low, high, steps).tolist(), [], []
     with torch.random.fork_rng():
-        training_step = make_training_step(dataclasses.replace(recipe, optim=optim), start, source)
+        training_step = make_training_step(recipe, start, source)
         mean = 0.0
         for batch in batches(training_step.images, recipe.run, 1, steps):
             loss = training_step(batch, rates[batch.step - 1] / optim.lr)[0].item()

@@ -15,11 +15,10 @@ Group = dict[str, object]
 
 
 class Muon(torch.optim.Muon):
-    """torch.optim.Muon with the Newton-Schulz iterations of equally shaped matrices in one batch: the same update,
-    faster.
+    """torch.optim.Muon with the Newton-Schulz iterations of equally shaped matrices in one batch.
 
-    They run in bfloat16, as in torch, where the device has it in hardware, otherwise in float32 (emulated bfloat16
-    takes 10 to 20 times as long).
+    The same update, faster. The iterations run in bfloat16, as in torch, where the device has it in hardware, otherwise
+    in float32 (emulated bfloat16 takes 10 to 20 times as long).
     """
 
     @torch.no_grad()
@@ -130,8 +129,7 @@ def make_optimizers(model: nn.Module, cfg: Optim) -> list[torch.optim.Optimizer]
 
 
 def set_learning_rates(optimizers: Iterable[torch.optim.Optimizer], step: int, factor: float) -> None:
-    """Set the rates of `step` to `factor` times their peaks; parameters that learn from a later step on take no
-    gradient."""
+    """Set the rates to `factor` times their peaks; parameters that learn only after `step` take no gradient."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor

@@ -1,4 +1,4 @@
-"""A recipe: everything but the architecture that a training run needs, nested by owner. No torch.
+"""A recipe: everything that a training run needs, nested by owner. No torch.
 
 Sizes are pixels, metrics are fractions.
 """
@@ -8,7 +8,7 @@ import itertools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mlpmixer.config import Config, from_json, one_if_square, pair, require
 from mlpmixer.data.config import Data
@@ -18,19 +18,20 @@ from mlpmixer.weights.run_folder import read_recipe_json
 
 @dataclass(frozen=True, kw_only=True)
 class Init(Config, owner="init"):
-    """Where the weights start."""
+    """The initial weights."""
 
     weights: str = ""
-    """Trained weights: a run, a file, hf:owner/name, or a name of `mlpmixer list weights`; without, from scratch."""
+    """Trained weights to start from: a run, a file, hf:owner/name, or a name in `mlpmixer list weights`. Empty: from
+    scratch."""
     resize: Method = "bicubic"
-    """How token mixing of trained weights comes to another grid of patches, see `transfer.adapt`."""
+    """How trained weights are brought to another grid of patches (docs/transfer.md)."""
     magnified: bool = False
-    """Images at the new size are enlargements and show no more than the old ones did; see `transfer.adapt`."""
+    """Images at the new size are enlargements that show no more detail than the old ones (docs/transfer.md)."""
     stem: Literal["lecun", "whitened"] = "lecun"
-    """lecun is the official start; whitened fits the stem to the training patches, so that its outputs are
+    """lecun is the official initialisation; whitened fits the stem to the training patches, so that its outputs are
     uncorrelated."""
     head_bias: float = 0.0
-    """Initial bias of the classifier. big_vision's pre-training takes -6.9 = -ln 1000: with sigmoid losses every class
+    """Initial bias of the classifier. -6.9 = -ln 1000 in big_vision's pre-training: with sigmoid losses every class
     starts out improbable."""
 
     def validate(self) -> None:
@@ -41,50 +42,49 @@ class Init(Config, owner="init"):
         plain = self.resize == "bicubic" and not self.magnified
         require(
             bool(self.weights) or plain,
-            "init.resize and init.magnified are about init.weights (--init), and there are none",
+            "init.resize and init.magnified need init.weights (--init)",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment(Config, owner="augment"):
-    """What training images go through, in the order of the fields. 0 means off."""
+    """Augmentation of the training images, in the order of the fields. 0 means off."""
 
     inception_crop: float = 0.0
-    """Smallest area share of a random resized crop (aspect 3/4 to 4/3); 0.08 or 0.05 are usual."""
+    """Smallest area of a random resized crop, as a share of the image (aspect 3/4 to 4/3); usually 0.08 or 0.05."""
     pad_crop_px: int = 0
     """Pad by this many pixels on each side, then crop at random (CIFAR: 4)."""
     pad_mode: Literal["reflect", "constant"] = "reflect"
-    """How pad_crop fills the border."""
+    """How pad_crop_px fills the border."""
     flip: bool = False
-    """Mirror left-right with probability 1/2."""
+    """Mirror left to right with probability 1/2."""
     randaugment_layers: int = 0
-    """RandAugment (Cubuk et al. 2020): operations on each image, one after the other, each drawn at random; 2 is
-    usual."""
+    """RandAugment (Cubuk et al. 2020): number of random operations on each image, one after the other; usually 2."""
     randaugment_magnitude: int = 9
-    """How strong they are: 0-30 (torchvision; 9 is usual), 0-20 (big_vision; published models have 10, 15 and 20)."""
+    """Strength of RandAugment: 0-30 (torchvision, usually 9) or 0-20 (big_vision, 10 to 20 in published models)."""
     randaugment_form: Literal["torchvision", "big_vision"] = "torchvision"
-    """torchvision is the clean form; big_vision's is what Google's Mixers saw, with its quirks, three times as strong
-    and more."""
+    """torchvision is the clean form; big_vision is what Google's Mixers were trained with, with its quirks and at least
+    three times as strong."""
     trivialaugment: bool = False
-    """TrivialAugment (Mueller and Hutter 2021, Wide): one operation on each image, its strength drawn too."""
+    """TrivialAugment (Mueller and Hutter 2021, Wide): one random operation of random strength on each image."""
     rotate_deg: float = 0.0
-    """Rotation, uniform in +- this many degrees."""
+    """Largest rotation, degrees."""
     zoom: float = 0.0
     """Log-uniform scaling of each axis by up to exp(+-zoom)."""
     shear: float = 0.0
-    """Horizontal shear, uniform in +- this tangent."""
+    """Largest horizontal shear, as a tangent."""
     color_jitter: float = 0.0
-    """Brightness, contrast and saturation factors, uniform in 1 +- this."""
+    """Largest change of brightness, contrast and saturation, as a factor 1 +- this."""
     noise: float = 0.0
     """Standard deviation of added Gaussian noise, as a share of the 0-255 range."""
     erasing: float = 0.0
     """Probability of random erasing (one rectangle, 2-33 % of the area, Zhong et al. 2017)."""
     mixup: float = 0.0
-    """Beta(a, a) of mixup (Zhang et al. 2018)."""
+    """Parameter a of mixup's Beta(a, a) (Zhang et al. 2018)."""
     cutmix: float = 0.0
-    """Beta(a, a) of CutMix (Yun et al. 2019); with mixup also on, each batch takes one of the two."""
+    """Parameter a of CutMix's Beta(a, a) (Yun et al. 2019); if mixup is also on, each batch uses one of the two."""
     mix_probability: float = 1.0
-    """Share of the batches that mixup or CutMix touch."""
+    """Share of the batches that mixup or CutMix change."""
 
     def validate(self) -> None:
         for name in ("inception_crop", "erasing", "mix_probability"):
@@ -95,71 +95,68 @@ class Augment(Config, owner="augment"):
         most = 20 if self.randaugment_form == "big_vision" else 30
         require(
             self.randaugment_magnitude <= most,
-            f"augment.randaugment_magnitude goes up to {most} in the form {self.randaugment_form}, got "
+            f"augment.randaugment_magnitude is at most {most} with randaugment_form={self.randaugment_form}, got "
             f"{self.randaugment_magnitude}",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optim(Config, owner="optim"):
-    """The step rule."""
+    """Optimizer, learning rate, loss and weight averaging."""
 
     name: Literal["adamw", "sgd", "muon"] = "adamw"
-    """muon: Muon on the matrices of the blocks, AdamW on everything else."""
+    """Optimizer. muon: Muon for the hidden matrices, AdamW for everything else."""
     lr: float = 1e-3
-    """Peak learning rate (of AdamW or SGD)."""
+    """Peak learning rate of AdamW or SGD."""
     muon_lr: float = 3e-3
-    """Peak learning rate of Muon's matrices, in AdamW's units (match_rms_adamw)."""
+    """Peak learning rate of Muon, in AdamW's units (match_rms_adamw)."""
     weight_decay: float = 0.05
-    """Decoupled, times the learning rate, on matrices only (SGD: added to the gradient)."""
+    """Weight decay of matrices and convolutions: decoupled, times the learning rate (SGD: added to the gradient)."""
     momentum: float = 0.9
     """SGD momentum."""
     momentum_dtype: Literal["float32", "bfloat16"] = "float32"
-    """How SGD keeps its momentum. bfloat16 is the official fine-tuning rule: half the memory, and 0.9 becomes
-    0.8984375, as there."""
+    """Precision of the SGD momentum. bfloat16 is the official fine-tuning rule: half the memory, and a momentum of 0.9
+    becomes 0.8984375."""
     muon_momentum: float = 0.95
     """Muon momentum."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW betas."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """After the warm-up, down to `lr_end`."""
+    """Learning-rate schedule after the warm-up, down to lr_end."""
     lr_end: float = 0.0
-    """Where the schedule ends, as a share of the peak (big_vision: 1e-5)."""
+    """Final learning rate, as a share of the peak (big_vision: 1e-5)."""
     warmup_steps: int = 0
-    """Linear warm-up; at most half of the run."""
+    """Steps of linear warm-up; at most half of the run."""
     warmup_from: Literal["one", "zero"] = "one"
-    """What the warm-up counts its first step as. zero is the official code's: its first step has the rate 0 and changes
-    no weight."""
+    """What the warm-up counts its first step as. zero is the official code's: the first step has rate 0 and changes no
+    weight."""
     layer_decay: float = 1.0
-    """Rate of each layer (the stem, every block) as a share of the next one's; the final norm and the head have the
-    full rate."""
+    """Learning rate of each layer (stem, blocks) as a share of the next layer's; the head has the full rate."""
     frozen_layers: int = 0
     """Layers that keep their weights, from the input: 1 is the stem, 1 + k the stem and the first k blocks."""
     head_steps: int = 0
-    """In this many first steps only the head learns: a linear probe, then fine-tuning (Kumar et al. 2022,
+    """Steps at the start in which only the head learns: linear probing, then fine-tuning (Kumar et al. 2022,
     arXiv:2202.10054)."""
     sam_rho: float = 0.0
-    """Sharpness-aware minimisation (Foret et al. 2021; of Mixers: Chen et al. 2022, arXiv:2106.01548): the gradient is
-    taken this far up the slope, at w + rho g / |g|. A step costs two passes and a copy of the weights. 0 means off."""
+    """Radius of sharpness-aware minimisation (Foret et al. 2021; Mixers: Chen et al. 2022, arXiv:2106.01548): the
+    gradient is taken at w + rho g / |g|. A step costs two passes and a copy of the weights. 0 means off."""
     locality: int = 0
-    """Size (odd) of the kernels over the patch grid that W1 and W2 learn through; the saved model has them folded in. 0
-    means off."""
+    """Size (odd) of the convolutions over the patch grid through which token mixing learns; they are folded into the
+    saved model. 0 means off."""
     mirror: bool = False
-    """Keep the network symmetric from its start: the logits of an image and of its mirror image are the same, by the
-    weights alone. For images whose class a mirror does not change: a step then learns from each image and its mirror
-    image."""
+    """Keep the network mirror-symmetric: an image and its mirror image have the same logits, by the weights alone, and
+    each step learns from both. For images whose class a mirror does not change."""
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 means no clipping."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """Cross-entropy; sigmoid sums over the classes."""
+    """Cross-entropy over the classes, or the sum of a sigmoid cross-entropy for each class."""
     ema_decay: float = 0.0
-    """Exponential moving average of the weights, used for evaluation and saved as the model; 0 means off."""
+    """Decay of an exponential moving average of the weights, which is evaluated and saved; 0 means off."""
     average_last: float = 0.0
-    """Instead, the plain mean of the weights after each step of this last share of the run (Izmailov et al. 2018,
-    "SWA", arXiv:1803.05407). They differ enough to be worth a mean where the rate stays up: schedule=constant, or an
-    lr_end. 0 means off."""
+    """Instead, evaluate and save the mean of the weights over this last share of the steps (SWA, Izmailov et al. 2018,
+    arXiv:1803.05407). Worth it where the rate stays up: schedule=constant, or an lr_end. 0 means off."""
 
     def validate(self) -> None:
         for name in ("lr", "muon_lr"):
@@ -185,54 +182,52 @@ class Optim(Config, owner="optim"):
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Config, owner="distill"):
-    """A teacher to learn from beside the labels."""
+    """Distillation: a teacher to learn from besides the labels."""
 
     teacher: str = ""
-    """A run, a weight file or name as for init.weights, a classifier FILE.onnx, or logits: FILE.npy, or FILE.npz with
-    an array "logits", a row for each training image. A network sees each image as the student does, augmented and
-    mixed; stored logits are of the image as it is, mixed as labels are. Empty: none."""
+    """Teacher: a run or weights as for init.weights, a classifier FILE.onnx, or logits with a row for each training
+    image (FILE.npy, or FILE.npz with an array "logits"). A network sees each image as the student does, augmented and
+    mixed; stored logits are of the original image, and are mixed as labels are. Empty: none."""
     alpha: float = 0.5
     """The teacher's share of the loss; the labels have the rest."""
     temperature: float = 1.0
     """Divides both logits in the teacher's share, which is multiplied by its square (Hinton et al. 2015)."""
     hard: bool = False
-    """Learn the teacher's likeliest class instead of all probabilities (DeiT's hard distillation, without its second
+    """Learn the teacher's most likely class instead of all probabilities (DeiT's hard distillation without its second
     token)."""
 
     def validate(self) -> None:
         require(0 < self.alpha <= 1, f"distill.alpha must be in (0, 1], got {self.alpha}")
         require(self.temperature > 0, f"distill.temperature must be positive, got {self.temperature}")
-        require(not self.hard or self.temperature == 1, "distill.hard has no temperature: leave one of the two out")
+        require(not self.hard or self.temperature == 1, "distill.hard has no temperature; leave one of the two out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Config, owner="run"):
-    """How long, how large, on what."""
+    """Duration, batches, device, and what is logged and saved."""
 
     epochs: float = 10.0
     """Passes over the training images."""
     steps: int = 0
-    """Optimizer steps instead of epochs; 0 means: epochs decide."""
+    """Optimizer steps instead of epochs; 0: epochs decide."""
     time: str = ""
-    """A budget such as 30m or 2h instead: a short measurement fixes the number of steps, which is saved."""
+    """Time budget such as 30m or 2h instead: a short measurement fixes the number of steps, which is saved."""
     progressive: str = ""
-    """Start with smaller images, and grow: 16:0.3,24:0.6 means 16 px until 0.3 of the steps, 24 px until 0.6, then
-    model.image_size. 16x24 is height x width. The patch stays, so the steps get cheaper; token mixing is resized as for
-    other data (docs/training.md)."""
+    """Start with smaller images and grow: 16:0.3,24:0.6 means 16 px until 0.3 of the steps, 24 px until 0.6, then
+    model.image_size. 16x24 is height x width. The patch size stays, so small images are cheaper (docs/training.md)."""
     batch_size: int = 128
     """Images per step, over all accumulation parts and processes."""
     repeats: int = 1
-    """Repeated augmentation (Hoffer et al. 2020, arXiv:1901.09335): each step takes batch_size / repeats images, and
-    augments each this many times. A step costs the same, and an epoch has as many, so that it sees so many times fewer
-    of the images."""
+    """Repeated augmentation (Hoffer et al. 2020, arXiv:1901.09335): a batch has batch_size / repeats images, each
+    augmented this many times. Steps cost the same, and an epoch has as many, so it sees fewer images."""
     accumulate: int = 1
-    """Parts a batch is computed in, to save memory."""
+    """Parts that a batch is computed in, to save memory."""
     seed: int = 0
     """Random seed for initialisation, order and augmentation."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps. Of several processes each takes its own GPU."""
+    """auto, cpu, cuda, cuda:1 or mps. With several processes, cuda gives each its own GPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16 is autocast; auto takes it where the hardware computes in it."""
+    """bfloat16 is autocast; auto uses it where the hardware multiplies in it."""
     eval_every: float = 1.0
     """Epochs between evaluations on the validation split."""
     patience: int = 0
@@ -242,18 +237,17 @@ class Run(Config, owner="run"):
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time (docs/training.md)."""
     compile: bool = False
-    """torch.compile the network, and on CUDA the augmentation."""
+    """Use torch.compile for the network, and on CUDA for the augmentation."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
-    """How: reduce-overhead replays the network as CUDA graphs, for small networks; the max-autotune pair looks for
-    faster kernels, for minutes, and may find others after a resume, which is then not bit-identical."""
+    """Mode of torch.compile. reduce-overhead replays small networks as CUDA graphs. The max-autotune modes search for
+    faster kernels, which takes minutes and may end differently after a resume, which is then not bit-identical."""
     kernels: Literal["auto", "compiled", "torch"] = "auto"
-    """What a block runs on, on a CPU: kernels that the C compiler makes here, or torch's operations alone; auto takes
-    the former where they can be had, and the run says which it took."""
+    """What computes the blocks on a CPU: kernels compiled on this machine, or torch's operations; auto uses the former
+    where they are available, and the run says which it used."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     test: bool = True
-    """Score the test split at the end; off while a recipe is being chosen, so that the choice rests on validation
-    alone."""
+    """Score the test split at the end. Switch it off while choosing a recipe, so that only validation decides."""
 
     @property
     def stages(self) -> tuple[tuple[int | tuple[int, int], float], ...]:
@@ -265,14 +259,14 @@ class Run(Config, owner="run"):
         require(
             all(found) and all(a < b for a, b in itertools.pairwise(ends)),
             f"run.progressive={self.progressive!r}: expected sizes and the shares of the steps after which they end, "
-            f"growing and less than 1, such as 16:0.3,24:0.6",
+            "growing and less than 1, such as 16:0.3,24:0.6",
         )
         return stages
 
     def validate(self) -> None:
         require(
             not (self.stages and self.patience),
-            "run.patience compares evaluations, and those of run.progressive are of images of different sizes; leave "
+            "run.patience compares evaluations, but with run.progressive they are of images of different sizes; leave "
             "one of the two out",
         )
         require(self.epochs > 0, f"run.epochs must be positive, got {self.epochs}")
@@ -291,7 +285,7 @@ class Run(Config, owner="run"):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
-    """One training run, whole. `model.num_classes` is set from the data when training starts."""
+    """A whole training run. `model.num_classes` is set from the data when training starts."""
 
     name: str = "custom"
     """What the run's folder and its report call it."""
@@ -311,10 +305,22 @@ class Recipe(Config):
         for (h, w), (next_h, next_w) in itertools.pairwise(map(pair, sizes)):
             require(
                 h <= next_h and w <= next_w and (h, w) != (next_h, next_w),
-                f"run.progressive={self.run.progressive!r}: images grow, up to model.image_size: not {next_h}x{next_w} "
-                f"after {h}x{w} px",
+                f"run.progressive={self.run.progressive!r}: images must grow up to model.image_size, not be "
+                f"{next_h}x{next_w} after {h}x{w} px",
             )
             self.model.adapted(image_size=(h, w))  # its patches must fit
+
+
+def variant(recipe: Recipe, name: str = "", **parts: Any) -> Recipe:
+    """The recipe with parts replaced, whole or field by field.
+
+    variant(cifar10(), "mine", augment=Augment(flip=True), optim={"lr": 1e-3}, run={"epochs": 5})
+    """
+    changed = {
+        owner: dataclasses.replace(getattr(recipe, owner), **part) if isinstance(part, dict) else part
+        for owner, part in parts.items()
+    }
+    return dataclasses.replace(recipe, name=name or recipe.name, **changed)
 
 
 def read_recipe(run: Path) -> Recipe:

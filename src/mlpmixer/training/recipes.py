@@ -1,8 +1,7 @@
-"""The recipes by name, each a function that returns a Recipe. Its docstring is its claim, backed by `results/`. No
-torch.
+"""The recipes by name, each a function that returns a Recipe. No torch.
 
-A variant calls a recipe and replaces fields. The resolved recipes are stored as JSON in tests/golden, so that a changed
-default is a reviewed difference.
+Its docstring is its claim, backed by `results/`. A variant calls a recipe and replaces fields. The resolved recipes are
+stored as JSON in tests/golden, so that a changed default is a reviewed difference.
 """
 
 import dataclasses
@@ -11,11 +10,11 @@ from typing import Literal
 
 from mlpmixer.data.config import Data
 from mlpmixer.models import names
-from mlpmixer.models.architecture import configured
 from mlpmixer.registry import Registry
-from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run
+from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run, variant
 
 RECIPES: Registry[Callable[[], Recipe]] = Registry("recipe")
+MUON = Optim(name="muon", schedule="linear", label_smoothing=0.1)  # what training from scratch has in common
 
 
 @RECIPES.register("digits")
@@ -30,16 +29,7 @@ def digits() -> Recipe:
         model=names.MIXERS["Pico/2"],
         data=Data(name="digits", val_fraction=0.05),
         augment=Augment(pad_crop_px=1, pad_mode="constant", rotate_deg=6, zoom=0.05, shear=0.05, noise=0.04),
-        optim=Optim(
-            name="muon",
-            lr=2e-3,
-            muon_lr=3e-3,
-            weight_decay=0.05,
-            schedule="linear",
-            warmup_steps=50,
-            label_smoothing=0.1,
-            ema_decay=0.99,
-        ),
+        optim=dataclasses.replace(MUON, lr=2e-3, muon_lr=3e-3, weight_decay=0.05, warmup_steps=50, ema_decay=0.99),
         run=Run(epochs=100, batch_size=64, eval_every=10),
     )
 
@@ -56,16 +46,7 @@ def mnist() -> Recipe:
         model=names.MIXERS["Mini/4"],
         data=Data(name="mnist", val_fraction=1 / 12),
         augment=Augment(pad_crop_px=2, pad_mode="constant", rotate_deg=10, zoom=0.12, shear=0.15),
-        optim=Optim(
-            name="muon",
-            lr=2e-3,
-            muon_lr=4e-3,
-            weight_decay=0.05,
-            schedule="linear",
-            warmup_steps=300,
-            label_smoothing=0.1,
-            ema_decay=0.998,
-        ),
+        optim=dataclasses.replace(MUON, lr=2e-3, muon_lr=4e-3, weight_decay=0.05, warmup_steps=300, ema_decay=0.998),
         run=Run(epochs=14, batch_size=128),
     )
 
@@ -83,16 +64,8 @@ def cifar10() -> Recipe:
         data=Data(name="cifar10", val_fraction=0.02),
         init=Init(stem="whitened"),
         augment=Augment(pad_crop_px=4, flip=True, cutmix=1.0, mix_probability=0.25),
-        optim=Optim(
-            name="muon",
-            lr=3e-3,
-            muon_lr=8e-3,
-            weight_decay=0.1,
-            schedule="linear",
-            warmup_steps=600,
-            locality=3,
-            mirror=True,
-            label_smoothing=0.1,
+        optim=dataclasses.replace(
+            MUON, lr=3e-3, muon_lr=8e-3, weight_decay=0.1, warmup_steps=600, locality=3, mirror=True
         ),
         run=Run(epochs=10, batch_size=64),
     )
@@ -100,21 +73,19 @@ def cifar10() -> Recipe:
 
 @RECIPES.register("small-images-2h")
 def small_images_2h() -> Recipe:
-    """Any small photos (32 px) with at most 1.2 M parameters, as far as two hours on two CPU cores take: 4-px patches,
-    84 epochs.
+    """Any small photos (32 px) with at most 1.2 M parameters, two hours on two CPU cores: 4-px patches, 84 epochs.
 
     mlpmixer train DATA --recipe small-images-2h
     Result: CIFAR-10 91.20 % on test (n = 1), 135 min of two cores of an AMD EPYC (family 26), bfloat16, 1,165,194
     parameters.
     """
-    base = cifar10()
-    return dataclasses.replace(
-        base,
-        name="small-images-2h",
-        data=Data(name="folder", val_fraction=0.02),
-        augment=dataclasses.replace(base.augment, trivialaugment=True),
-        optim=dataclasses.replace(base.optim, warmup_steps=1000),
-        run=Run(epochs=84, batch_size=64, eval_every=5, log_every=200),
+    return variant(
+        cifar10(),
+        "small-images-2h",
+        data={"name": "folder"},
+        augment={"trivialaugment": True},
+        optim={"warmup_steps": 1000},
+        run={"epochs": 84, "eval_every": 5, "log_every": 200},
     )
 
 
@@ -132,16 +103,7 @@ def photos() -> Recipe:
         data=Data(name="folder", class_weights="none", train_scale=1.25),
         init=Init(stem="whitened"),
         augment=Augment(inception_crop=0.3, flip=True, color_jitter=0.3, mixup=0.2, mix_probability=0.5),
-        optim=Optim(
-            name="muon",
-            lr=2e-3,
-            muon_lr=3e-3,
-            weight_decay=0.1,
-            schedule="linear",
-            warmup_steps=200,
-            label_smoothing=0.1,
-            ema_decay=0.995,
-        ),
+        optim=dataclasses.replace(MUON, lr=2e-3, muon_lr=3e-3, weight_decay=0.1, warmup_steps=200, ema_decay=0.995),
         run=Run(epochs=40, batch_size=64, eval_every=4),
     )
 
@@ -151,13 +113,8 @@ def finetuned(base: Recipe) -> Recipe:
 
     Chosen on validation, as `retuned` was: docs/LOG.md.
     """
-    return dataclasses.replace(
-        base,
-        name="finetune",
-        init=Init(),
-        optim=dataclasses.replace(base.optim, muon_lr=6e-3, warmup_steps=30),
-        run=dataclasses.replace(base.run, epochs=base.run.epochs / 4, eval_every=base.run.eval_every / 2),
-    )
+    shorter = {"epochs": base.run.epochs / 4, "eval_every": base.run.eval_every / 2}
+    return variant(base, "finetune", init=Init(), optim={"muon_lr": 6e-3, "warmup_steps": 30}, run=shorter)
 
 
 @RECIPES.register("finetune")
@@ -173,8 +130,7 @@ def finetune() -> Recipe:
 
 def retuned(base: Recipe) -> Recipe:
     """`base` for weights trained on the same data, such as for another image size: `finetuned` at lower rates."""
-    tuned = finetuned(base)
-    return dataclasses.replace(tuned, name="retune", optim=dataclasses.replace(tuned.optim, lr=1e-3, muon_lr=1e-3))
+    return variant(finetuned(base), "retune", optim={"lr": 1e-3, "muon_lr": 1e-3})
 
 
 @RECIPES.register("retune")
@@ -189,17 +145,11 @@ def retune() -> Recipe:
 
 
 def finetuned_published(base: Recipe) -> Recipe:
-    """`base` for published weights: a quarter of the epochs, by `finetune_official` with its rate scaled to the
-    batch."""
+    """`base` for published weights: a quarter of the epochs of `finetune_official`, its rate scaled to the batch."""
     official = finetune_official()
     lr = official.optim.lr * base.run.batch_size / official.run.batch_size
-    return dataclasses.replace(
-        base,
-        name="finetune-published",
-        init=Init(),
-        optim=dataclasses.replace(official.optim, lr=lr, warmup_steps=100),
-        run=dataclasses.replace(base.run, epochs=base.run.epochs / 4, eval_every=base.run.eval_every / 2),
-    )
+    optim = dataclasses.replace(official.optim, lr=lr, warmup_steps=100)
+    return variant(finetuned(base), "finetune-published", optim=optim)
 
 
 @RECIPES.register("finetune-published")
@@ -213,8 +163,7 @@ def finetune_published() -> Recipe:
 
 @RECIPES.register("finetune-official")
 def finetune_official() -> Recipe:
-    """Fine-tuning as in the official code: SGD on pretrained weights at 224 px; also the paper's setting for CIFAR-10
-    and CIFAR-100.
+    """Fine-tuning as in the official code: SGD at 224 px; also the paper's setting for CIFAR-10 and CIFAR-100.
 
     vit_jax/configs/common.py: momentum in bfloat16, clipping at norm 1, no weight decay, a new zero head; 2 % held out.
     Pixels are scaled as the weights of `--init` saw them (-1..1 for official files). The crop differs: antialiased, of
@@ -228,10 +177,8 @@ def finetune_official() -> Recipe:
         optim=Optim(
             name="sgd",
             lr=0.03,
-            momentum=0.9,
             momentum_dtype="bfloat16",
             weight_decay=0.0,
-            schedule="cosine",
             warmup_steps=500,
             warmup_from="zero",
             clip_norm=1.0,
@@ -246,13 +193,12 @@ def finetune_flowers() -> Recipe:
 
     As published; not run here.
     """
-    base = finetune_official()
-    return dataclasses.replace(
-        base,
-        name="finetune-flowers",
-        data=dataclasses.replace(base.data, name="folder", fit="crop", val_fraction=0.1),
-        optim=dataclasses.replace(base.optim, warmup_steps=100),  # big_vision/configs/transfer.py
-        run=dataclasses.replace(base.run, steps=500, eval_every=10),
+    return variant(
+        finetune_official(),
+        "finetune-flowers",
+        data={"name": "folder", "fit": "crop", "val_fraction": 0.1},
+        optim={"warmup_steps": 100},  # big_vision/configs/transfer.py
+        run={"steps": 500, "eval_every": 10},
     )
 
 
@@ -262,13 +208,8 @@ def finetune_imagenet() -> Recipe:
 
     The paper's table 2 is at --image-size 448. As published; not run here.
     """
-    base = finetune_official()
-    return dataclasses.replace(
-        base,
-        name="finetune-imagenet",
-        data=dataclasses.replace(base.data, name="folder", fit="crop", val_fraction=0.01),
-        run=dataclasses.replace(base.run, steps=20_000),
-    )
+    data = {"name": "folder", "fit": "crop", "val_fraction": 0.01}
+    return variant(finetune_official(), "finetune-imagenet", data=data, run={"steps": 20_000})
 
 
 @RECIPES.register("finetune-vtab1k")
@@ -278,8 +219,7 @@ def finetune_vtab1k() -> Recipe:
     800 images train and 200 validate. Smaller images need --image-size 224. Where mirroring changes the label
     (orientation, position) add --augment.no-flip. As published; not run here.
     """
-    base = bit_hyperrule(1000, 96 * 96)
-    return dataclasses.replace(base, name="finetune-vtab1k", data=dataclasses.replace(base.data, val_fraction=0.2))
+    return variant(bit_hyperrule(1000, 96 * 96), "finetune-vtab1k", data={"val_fraction": 0.2})
 
 
 def bit_hyperrule(num_images: int, image_area_px: int) -> Recipe:
@@ -290,18 +230,16 @@ def bit_hyperrule(num_images: int, image_area_px: int) -> Recipe:
     has three drops), the rate is 0.003, the smallest of the grid. Images are kept 8/7 of the network's size and cut at
     random (256 to 224, 512 to 448).
     """
-    steps, warmup_steps = (
-        (500, 100) if num_images < 20_000 else (10_000, 500) if num_images < 500_000 else (20_000, 500)
-    )
+    steps = 500 if num_images < 20_000 else 10_000 if num_images < 500_000 else 20_000
     base = finetune_official()
-    return dataclasses.replace(
+    return variant(
         base,
-        name="bit-hyperrule",
-        model=configured(base.model, image_size=224 if image_area_px < 96 * 96 else 448),
-        data=dataclasses.replace(base.data, name="folder", val_fraction=0.1, train_scale=8 / 7),
+        "bit-hyperrule",
+        model={"image_size": 224 if image_area_px < 96 * 96 else 448},
+        data={"name": "folder", "val_fraction": 0.1, "train_scale": 8 / 7},
         augment=Augment(flip=True, mixup=0.0 if num_images < 20_000 else 0.1),
-        optim=dataclasses.replace(base.optim, lr=0.003, warmup_steps=warmup_steps),
-        run=dataclasses.replace(base.run, steps=steps, eval_every=steps * base.run.batch_size / num_images / 10),
+        optim={"lr": 0.003, "warmup_steps": 100 if num_images < 20_000 else 500},
+        run={"steps": steps, "eval_every": steps * base.run.batch_size / num_images / 10},
     )
 
 
@@ -320,15 +258,7 @@ def grid(name: str) -> list[Recipe]:
     grid.
     """
     rates, recipe = LEARNING_RATES[name], RECIPES[name]()
-    return [
-        dataclasses.replace(
-            recipe,
-            name=f"{name}-lr{lr:g}",
-            optim=dataclasses.replace(recipe.optim, lr=lr),
-            run=dataclasses.replace(recipe.run, test=False),
-        )
-        for lr in rates
-    ]
+    return [variant(recipe, f"{name}-lr{lr:g}", optim={"lr": lr}, run={"test": False}) for lr in rates]
 
 
 # RandAugment (layers, magnitude) and mixup by name: Steiner et al. 2022, arXiv:2106.10270;
@@ -380,7 +310,6 @@ def pretrain_imagenet1k() -> Recipe:
             name="adamw",
             lr=1e-3,
             weight_decay=0.1,
-            betas=(0.9, 0.999),
             schedule="linear",
             lr_end=1e-5,
             warmup_steps=10_000,
@@ -402,13 +331,13 @@ def pretrain_imagenet21k() -> Recipe:
     run here.
     """
     base = pretrain_imagenet1k()
-    return dataclasses.replace(
+    return variant(
         base,
-        name="pretrain-imagenet21k",
-        data=dataclasses.replace(base.data, val_fraction=0.0018, test_fraction=0.0018),
-        init=Init(head_bias=-10.0),
+        "pretrain-imagenet21k",
+        data={"val_fraction": 0.0018, "test_fraction": 0.0018},
+        init={"head_bias": -10.0},
         augment=augreg(base.augment, "light2"),
-        run=dataclasses.replace(base.run, steps=1_036_078, eval_every=0.1),  # 300 epochs of 14,145,922 images
+        run={"steps": 1_036_078, "eval_every": 0.1},  # 300 epochs of 14,145,922 images
     )
 
 
@@ -425,7 +354,7 @@ def recipe_for(data_name: str, start: Literal["scratch", "same data", "other dat
     changes = {"same data": retuned, "other data": finetuned, "published": finetuned_published}
     if start in changes:
         recipe = changes[start](recipe)
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=data_name))
+    return variant(recipe, data={"name": data_name})
 
 
 def _own_recipe(data_name: str) -> Recipe:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from mlpmixer.training.distillation import (
 from mlpmixer.training.distributed import ProcessGroup
 from mlpmixer.training.inputs import ImageCache, batches
 from mlpmixer.training.loop import BEST_FILE, State, Trainer, validate
-from mlpmixer.training.recipe import Recipe, read_recipe
+from mlpmixer.training.recipe import Recipe, read_recipe, variant
 from mlpmixer.training.run_report import write_report
 from mlpmixer.training.start import Start, load_networks, stored_preprocess, with_network
 from mlpmixer.training.step import TrainingStep
@@ -112,35 +112,28 @@ def train(
             _require_a_readable_image(step.stores.splits.test, step.stores.preprocess)
         return step, start, source
 
-    with torch.random.fork_rng():
-        training_step, start, source = group.on_all(prepare)
-        with _stop_signal(None if stop_after_s is None else started + stop_after_s) as stop:
-            if recipe.run.time and not recipe.run.steps:
-                training_step.recipe = fix_steps(training_step, start, time.monotonic() - started)
-            recipe, total_steps = training_step.recipe, num_steps(training_step.recipe, len(training_step.stores.train))
-            state = restore(saved, training_step, total_steps) if saved is not None else State()
-            environment = run_folder.environment(
-                device_name(training_step.device),
-                str(training_step.dtype).removeprefix("torch."),
-                training_step.kernels,
-                group.size,
-            )
-            if group.is_main:
-                _write_start(folder, recipe, environment, source)
-            with (
-                closing(MetricsFile(folder / "metrics.jsonl", state.step))
-                if group.is_main
-                else nullcontext() as metrics
-            ):
-                trainer = Trainer(folder, training_step, total_steps, state, environment, report, metrics)
-                report(start_event(trainer))
-                trainer.train(stop)
-            trainer.stores.share_bad(group)
-            if not group.is_main:
-                return RunResult(folder, {})
-            summary = finish(trainer, network)
-            report({"kind": "end", "summary": summary, "out": str(folder)})
-            return RunResult(folder, summary)
+    with torch.random.fork_rng(), ExitStack() as stack:
+        step, start, source = group.on_all(prepare)
+        stop = stack.enter_context(_stop_signal(None if stop_after_s is None else started + stop_after_s))
+        if recipe.run.time and not recipe.run.steps:
+            step.recipe = fix_steps(step, start, time.monotonic() - started)
+        total_steps = num_steps(step.recipe, len(step.stores.train))
+        state = restore(saved, step, total_steps) if saved is not None else State()
+        precision = str(step.dtype).removeprefix("torch.")
+        environment = run_folder.environment(device_name(step.device), precision, step.kernels, group.size)
+        metrics = None
+        if group.is_main:
+            _write_start(folder, step.recipe, environment, source)
+            metrics = stack.enter_context(closing(MetricsFile(folder / "metrics.jsonl", state.step)))
+        trainer = Trainer(folder, step, total_steps, state, environment, report, metrics)
+        report(start_event(trainer))
+        trainer.train(stop)
+        step.stores.share_bad(group)
+        if not group.is_main:
+            return RunResult(folder, {})
+        summary = finish(trainer, network)
+        report({"kind": "end", "summary": summary, "out": str(folder)})
+        return RunResult(folder, summary)
 
 
 def _open_run(
@@ -159,12 +152,8 @@ def _open_run(
 
 def _same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
     """The stored recipe, if the given one differs in nothing but what training itself fills in."""
-    filled = dataclasses.replace(
-        asked,
-        model=dataclasses.replace(asked.model, num_classes=stored.model.num_classes),
-        run=dataclasses.replace(asked.run, steps=asked.run.steps or (stored.run.steps if asked.run.time else 0)),
-    )
-    if filled != stored:
+    steps = asked.run.steps or (stored.run.steps if asked.run.time else 0)
+    if variant(asked, model={"num_classes": stored.model.num_classes}, run={"steps": steps}) != stored:
         raise ValueError(
             "the run to resume was started with another recipe; resume it with its own "
             "(mlpmixer.training.recipe.read_recipe), or choose another out"
@@ -189,7 +178,7 @@ def make_training_step(
     known = start[1].preprocess if isinstance(start, tuple) else stored_preprocess(saved)
     stores = (images or ImageCache()).load(recipe.data, recipe.model, known)
     classes = stores.splits.classes
-    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_classes=len(classes)))
+    recipe = variant(recipe, model={"num_classes": len(classes)})
     rows = rows_per_batch(len(stores.train), recipe.run)
     if rows < group.size:
         raise ValueError(
@@ -224,8 +213,7 @@ def fix_steps(training_step: TrainingStep, start: Start | None, spent_s: float) 
     """The recipe with its time budget turned into a number of steps, by timing a few of each stage on a copy."""
     began, recipe, group = time.monotonic(), training_step.recipe, training_step.group
     budget = parse_duration(recipe.run.time)
-    # steps that train the head alone are cheaper
-    whole = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, head_steps=0))
+    whole = variant(recipe, optim={"head_steps": 0})  # steps that train the head alone are cheaper
     stores, teacher = training_step.stores, training_step.teacher
     trial = TrainingStep(whole, stores, training_step.device, training_step.dtype, start, teacher, group)
     seconds, before = 0.0, 0.0
@@ -239,7 +227,7 @@ def fix_steps(training_step: TrainingStep, start: Start | None, spent_s: float) 
     validation = (time.monotonic() - validation_start) / steps_between
     left = budget - spent_s - (time.monotonic() - began)
     steps = group.broadcast(max(int(left / (seconds + validation)), 1))
-    return dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=steps))
+    return variant(recipe, run={"steps": steps})
 
 
 def _seconds_per_step(step: TrainingStep, spend_s: float) -> float:
@@ -309,8 +297,7 @@ def notes(step: TrainingStep) -> list[str]:
 
 
 def final_params(step: TrainingStep) -> int:
-    """Parameters of the model that a run leaves; while its images are small or it learns through kernels it has
-    others."""
+    """Parameters of the model that a run leaves; with small images or locality it has others while it trains."""
     if step.recipe.network:
         return count_params(step.model)
     with torch.device("meta"):
@@ -318,8 +305,7 @@ def final_params(step: TrainingStep) -> int:
 
 
 def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
-    """Save the model, evaluate it on val and test (float32, as a user would load it), write summary.json and
-    report.html."""
+    """Save the model, evaluate it on val and test as a user would load it, write summary.json and report.html."""
     run, recipe, state, step, stores = (
         trainer.folder,
         trainer.recipe,

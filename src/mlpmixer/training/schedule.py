@@ -6,8 +6,7 @@ from mlpmixer.training.recipe import Optim
 
 
 def lr_factor(step: int, total: int, cfg: Optim) -> float:
-    """Share of the peak learning rate at `step` (1..total): linear warm-up, then a decay that ends after step
-    `total`."""
+    """Share of the peak learning rate at `step` (1..total): linear warm-up, then a decay to the end of `total`."""
     warmup = min(cfg.warmup_steps, total // 2)
     if step <= warmup:
         return (step if cfg.warmup_from == "one" else step - 1) / warmup

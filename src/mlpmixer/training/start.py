@@ -1,5 +1,4 @@
-"""What a run starts from: fresh weights, trained weights or a network of one's own, on the kernels that compute it
-fastest."""
+"""What a run starts from: fresh weights, trained weights or a network of one's own; and the kernels it runs on."""
 
 import dataclasses
 from pathlib import Path

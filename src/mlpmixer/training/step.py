@@ -34,8 +34,7 @@ from mlpmixer.training.stream import Stream
 
 
 class TrainingStep:
-    """One update of the weights as a function of (batch, learning rate), and all that it changes: weights and
-    optimizers.
+    """One update as a function of (batch, learning rate), and all that it changes: weights and optimizers.
 
     B images of a batch, of which this process has b; K classes.
     """
@@ -72,8 +71,7 @@ class TrainingStep:
         self.augment = torch.compile(augment) if self.compiles_augmentation else augment
 
     def set_model(self, model: nn.Module, average: nn.Module) -> None:
-        """Train this network from now on, with fresh optimizers; `average` is the same object if nothing is
-        averaged."""
+        """Train this network from now on, with fresh optimizers; `average` is the same one if nothing is averaged."""
         self.model, self.average = model, average
         self.kernels = choose_kernels(model, self.recipe, self.device)
         if average is not model:
@@ -84,8 +82,7 @@ class TrainingStep:
         self.learning: list[bool] = []  # which parameters learn: not known before the first step
 
     def resize(self, size: Size) -> None:
-        """Continue with images of this size: weights and average are resized, and the optimizers keep the state that
-        fits."""
+        """Continue with images of this size: weights and average are resized, optimizers keep the state that fits."""
         if pair(size) == self.image_size:
             return
         old, locality_kernel, self.image_size = self.optimizers, self.recipe.optim.locality, pair(size)
@@ -173,8 +170,7 @@ class TrainingStep:
         return loss_sum, right
 
     def sam_backward(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """`backward` twice with the same dropout: the second pass's gradients, the first one's loss and right
-        answers."""
+        """`backward` twice with the same dropout: gradients of the second pass, loss and right answers of the first."""
         result = self.backward(images, targets, step)
         with sam_perturbation(self.model, self.recipe.optim.sam_rho):
             self.backward(images, targets, step)
