@@ -8,7 +8,7 @@ training there.
 Two networks for every size: with patches `scaled` alike the grid of patches stays, with patches `kept` it changes.
 Top-1 on test:
 
-    nearest, bilinear, bicubic, parts    right after `transfer.adapt` by that method (scaled patches know but one)
+    nearest, bilinear, bicubic, parts    right after `weights.adapt.adapt` by that method (scaled patches know but one)
     fine-tuned      mlpmixer train DATA --init RUN --image-size PX [--patch-size P]
     from scratch    the base run's recipe at that size, in so many epochs that it costs the FLOPs of base run and
     fine-tuning together

@@ -2,8 +2,8 @@
 
 The patch stays the same, so small images are few patches, and their steps are cheap: a Mixer costs what its patches
 cost, not its pixels. (A patch that shrinks with the image would keep the grid, and with it nearly all of the cost.)
-Where the images grow, token mixing is resampled over the finer grid as `transfer.adapt` does it, and everything else
-stays what it was.
+Where the images grow, token mixing is resampled over the finer grid as `models.mixer_resize` does it, and everything
+else stays what it was.
 """
 
 from typing import Any

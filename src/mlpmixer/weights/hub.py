@@ -1,7 +1,7 @@
 """A trained model as a repository of the Hugging Face Hub: pushed from a run, to the Hub or to a folder, and fetched
 again. No torch.
 
-A repository holds model.safetensors, which is all that `predict.load` needs, config.json (the same description,
+A repository holds model.safetensors, which is all that `mlpmixer.load` needs, config.json (the same description,
 readable without this package) and README.md, a model card that says what the run's own files say and nothing else.
 """
 
