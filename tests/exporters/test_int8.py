@@ -97,7 +97,7 @@ def to_int8(model: Classifier, path: Path, **options: Any) -> Written:
 def quick() -> Any:
     """What depends on the machine is not judged here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(int8, "SPEED_S", 0.01)
+        patch.setattr(int8, "SPEED_TURNS", 1)
         yield
 
 

@@ -120,12 +120,11 @@ class Bench:
         names = ["model", *(f.name for f in dataclasses.fields(Row)), "reference", "failed", *self.environment]
         writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
         writer.writeheader()
-        for row in self.rows:
-            numbers = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in dataclasses.asdict(row).items()}
-            writer.writerow({"model": self.model, **numbers, "reference": self.reference, **self.environment})
-        for lost in self.failed:
-            known = {"engine": lost.engine, "precision": lost.precision, "failed": lost.reason}
-            writer.writerow({"model": self.model, **known, **self.environment})
+        records = [dataclasses.asdict(row) | {"reference": self.reference} for row in self.rows]
+        records += [{"engine": f.engine, "precision": f.precision, "failed": f.reason} for f in self.failed]
+        for record in records:
+            values = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in record.items()}
+            writer.writerow({"model": self.model, **values, **self.environment})
         return out.getvalue()
 
 
@@ -180,7 +179,13 @@ def bench(
     best = choose(rows, *tolerances(reference.about["made"]))
     return Bench(
         model=name,
-        environment=_environment(),
+        environment={
+            "cpu": cpu_name(),
+            "cores": cores(),
+            "python": platform.python_version(),
+            "mlpmixer": __version__,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
         reference=f"{reference.engine} {reference.about['version']} in {reference.about['precision']}",
         images=IMAGES,
         rows=tuple(rows),
@@ -311,16 +316,6 @@ def _row(worker: "Worker", batch: int, reference: "Worker") -> Row:
         agreement=float((answers.argmax(1) == wanted.argmax(1)).mean()),
         probability_max_diff=float(np.abs(answers - wanted).max()),
     )
-
-
-def _environment() -> dict[str, Any]:
-    return {
-        "cpu": cpu_name(),
-        "cores": cores(),
-        "python": platform.python_version(),
-        "mlpmixer": __version__,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 class Worker:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,9 @@ from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_s
 from mlpmixer.evaluation.evaluate import evaluate, match_classes
 from mlpmixer.exporters.check import ExportMismatch
 from mlpmixer.inference.classifier import Classifier, Exported
-from mlpmixer.inference.exported import INPUT, PROBABILITIES, open_export
+from mlpmixer.inference.exported import INPUT, open_export
 from mlpmixer.inference.files import map_images
+from mlpmixer.inference.measure import sample_images, time_calls
 
 if TYPE_CHECKING:
     import onnx
@@ -42,7 +43,7 @@ CALIBRATION = 256  # training images that fix the ranges
 RANKING = 64  # of them, to rank the layers on
 VALIDATION = 5000  # images, at most
 BATCH = 32  # where a graph takes any number
-SPEED_BATCH, SPEED_ROUNDS, SPEED_S = 4, 10, 3.0  # images at a time; at least so many rounds, and seconds for all
+SPEED_BATCH, SPEED_TURNS = 4, 15  # images at a time; turns of measure.TURN_S
 MIN_SPEEDUP = 1.1  # over float32; less is not worth another model
 KINDS = ["MatMul", "Gemm"]
 
@@ -283,15 +284,11 @@ def images_per_s(*files: Path, engine: str | None = None) -> tuple[int, *tuple[f
     The files take turns, and processor time counts, so that other work on the machine favours neither.
     """
     exports = [open_export(file, engine=engine, threads=1) for file in files]
-    pre, batch = exports[0].meta.preprocess, exports[0].batch or SPEED_BATCH
-    images: Any = np.random.default_rng(0).integers(0, 256, (batch, *pre.image_size, pre.in_channels)).astype(pre.dtype)
-    for export in exports:
-        export(images, PROBABILITIES)  # the first call allocates
-    rounds, seconds = 0, [0.0] * len(exports)
-    while rounds < SPEED_ROUNDS or sum(seconds) < SPEED_S:
-        for i, export in enumerate(exports):
-            start = time.process_time()
-            export(images, PROBABILITIES)
-            seconds[i] += time.process_time() - start
-        rounds += 1
-    return batch, *(batch * rounds / s for s in seconds)
+    classifiers, batch = [Exported(export) for export in exports], exports[0].batch or SPEED_BATCH
+    images, times = sample_images(exports[0].meta.preprocess, batch), [list[float]() for _ in files]
+    for classifier in classifiers:
+        classifier.probabilities(images)  # the first call allocates
+    for _ in range(SPEED_TURNS):
+        for classifier, own in zip(classifiers, times, strict=True):
+            own += time_calls(classifier, images, time.process_time)
+    return batch, *(batch * len(own) / sum(own) for own in times)

@@ -3,13 +3,11 @@
 import ast
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlpmixer.exporters.job import Job, require_packages
-from mlpmixer.inference.engines.session import KEY
+from mlpmixer.inference.engines.session import KEY, log_level
 from mlpmixer.inference.exported import INPUT, metadata
 
 if TYPE_CHECKING:
@@ -35,7 +33,8 @@ def write(job: Job, path: Path) -> None:
 
     graph = Graph(job).eval()
     example, free = example_of(job)
-    with _quiet(), torch.no_grad():
+    with log_level("torch.onnx", logging.ERROR), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # deprecations between torch and onnxscript
         program = torch.onnx.export(
             graph,
             (example,),
@@ -56,20 +55,6 @@ def finish(job: Job, path: Path) -> None:
     import onnx
 
     _save(onnx.load(str(path)), job, path)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide deprecations between torch and onnxscript, and a warning about torchvision, which is not needed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _save(model: "onnx.ModelProto", job: Job, path: Path) -> None:

@@ -1,6 +1,8 @@
 """What an engine makes of a file: a graph that is ready to run. Imports no engine."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -75,3 +77,15 @@ class Session:
     def batch(self) -> int | None:
         """Images that the graph takes at a time; None: any number."""
         return self.inputs[0].shape[0] if self.inputs and self.inputs[0].shape else None
+
+
+@contextmanager
+def log_level(name: str, level: int) -> Iterator[None]:
+    """Let a library's logger pass nothing below `level` for a while."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpmixer.data.images import Pixels
-from mlpmixer.inference.engines.session import KEY, Precision, Session, Value
+from mlpmixer.inference.engines.session import KEY, Precision, Session, Value, log_level
 
 METADATA = f"{KEY}.json"  # an extra file in a .pt2
 
@@ -21,13 +21,8 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
 
     limit_threads(streams, threads)
     extra = {METADATA: ""}
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # errors are raised as well
-    try:
+    with log_level("torch.export", logging.CRITICAL):  # errors are raised as well
         program = torch.export.load(file, extra_files=extra)
-    finally:
-        logger.setLevel(level)
     module = program.module()
     signature = program.graph_signature
     known = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
