@@ -149,7 +149,7 @@ def choose_kernels(model: nn.Module, recipe: Recipe, device: torch.device) -> st
     if recipe.run.compile:
         reason = "the network is left to torch.compile"
     elif not has(model, "kernels"):
-        reason = f"{name_of(model)} has none"
+        reason = f"{name_of(model)} has no compiled kernels"
     else:
         kernels = capability(model, "kernels", "run.kernels")
         reason = kernels.unsupported_reason(model)
