@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from mlpmixer.config import did_you_mean, pair
-from mlpmixer.models.configs import MixerConfig, NetworkConfig, ResNetConfig, ViTConfig
+from mlpmixer.models.configs import MixerConfig, NetworkConfig, ResMLPConfig, ResNetConfig, ViTConfig
 from mlpmixer.models.names import MODELS
 from mlpmixer.registry import Registry
 
@@ -30,12 +30,12 @@ other capability that is a method."""
 
 CAPABILITIES = {
     "tokens": "tokens whose mean a linear head reads",
-    "layers": "an order of its layers",
+    "layers": "order of layers",
     "hidden_matrices": "hidden matrices for Muon",
-    "checkpointing": "blocks that can be computed again in the backward pass",
-    "patches": "a linear stem over patches",
-    "resize": "trained weights for another size",
-    "locality": "a locality that folds away",
+    "checkpointing": "activation checkpointing",
+    "patches": "linear stem over patches",
+    "resize": "way to bring trained weights to another size",
+    "locality": "locality that folds into its weights",
     "mirror": "mirror symmetry",
     "kernels": "compiled kernels",
     "mixing": "token mixing that can be drawn",
@@ -80,6 +80,12 @@ ARCHITECTURES |= {
         | {"resize": _ours("mixer_resize"), "locality": _ours("locality"), "mirror": _ours("mirror")}
         | {"kernels": _ours("kernels"), "mixing": _ours("mixing")},
         name_tables=_ours("mixer_names:TABLES"),
+    ),
+    "resmlp": Architecture(
+        ResMLPConfig,
+        _ours("resmlp:ResMLP"),
+        dict.fromkeys(("tokens", "layers", "hidden_matrices", "checkpointing", "patches"), METHOD),
+        name_tables=_ours("resmlp:TABLES"),
     ),
     "vit": Architecture(ViTConfig, _ours("baselines:ViT"), extra="rivals"),
     "resnet": Architecture(ResNetConfig, _ours("baselines:ResNet"), extra="rivals"),
@@ -197,10 +203,10 @@ def capability(network: object, name: str, option: str) -> Any:
     ValueError in one sentence, which names network and option, where the network does not declare it.
     """
     if not has(network, name):
-        others = ", ".join(a for a, known in ARCHITECTURES.items() if name in known.capabilities)
+        others = [a for a, known in ARCHITECTURES.items() if name in known.capabilities]
         raise ValueError(
-            f"{name_of(network)} has no {CAPABILITIES[name].removeprefix('a ').removeprefix('an ')}, "
-            f"which {option} needs (networks that have: {others})"
+            f"{name_of(network)} has no {CAPABILITIES[name]}, which {option} needs; "
+            f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'} it"
         )
     known = architecture_of(network)
     where = ARCHITECTURES[known].capabilities[name] if known else METHOD

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlpmixer.config import one_if_square, pair
 
-Form = Literal["same", "transposed", "stem_hwio", "stem_oihw"]
+Form = Literal["same", "transposed", "stem_hwio", "stem_oihw", "flat"]
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -61,6 +61,8 @@ def to_ours(array: np.ndarray, form: Form) -> np.ndarray:
         return array.T
     if form == "stem_hwio":
         array = array.transpose(3, 2, 0, 1)
+    if form == "flat":
+        return array.reshape(-1)
     return array.reshape(len(array), -1) if form != "same" else array
 
 

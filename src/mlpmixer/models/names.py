@@ -1,7 +1,7 @@
 """Names for architectures: the paper's Table 1, small-image sizes of our own, and the published sizes of the relatives.
 No torch."""
 
-from mlpmixer.models.configs import MixerConfig, NetworkConfig, ResNetConfig, ViTConfig
+from mlpmixer.models.configs import MixerConfig, NetworkConfig, ResMLPConfig, ResNetConfig, ViTConfig
 from mlpmixer.registry import Registry
 
 MIXERS: Registry[MixerConfig] = Registry("Mixer")
@@ -62,6 +62,15 @@ _small("Mini/4", 28, 1, 8, 96, 64, 384)
 
 
 MODELS |= MIXERS
+
+# Paper, table 1; every released B24 has patches of 8 px.
+for _name, _dim, _blocks, _patch, _scale in (
+    ("s12", 384, 12, 16, 0.1), ("s24", 384, 24, 16, 1e-5), ("s36", 384, 36, 16, 1e-6),
+    ("b24/16", 768, 24, 16, 1e-6), ("b24/8", 768, 24, 8, 1e-6),
+):  # fmt: skip
+    MODELS[f"resmlp-{_name}"] = ResMLPConfig(
+        patch_size=_patch, num_blocks=_blocks, hidden_dim=_dim, channels_mlp_dim=4 * _dim, layer_scale=_scale
+    )
 
 # What the all-MLP networks are compared with (extra `rivals`).
 for _name, _patch, _dim, _heads in (
