@@ -144,7 +144,10 @@ def test_weight_decay_is_for_kernels_alone() -> None:
         ({"init": {"weights": "runs/x"}}, "init.weights=runs/x is not for a network of your own"),
         ({"run": {"progressive": "4:0.5"}}, "which run.progressive needs"),
         ({"optim": {"name": "muon"}}, "Conv has no hidden matrices for Muon, which optim.name=muon needs"),
-        ({"run": {"kernels": "compiled"}}, "run.kernels=compiled is unavailable: Conv has no compiled kernels; use auto or torch"),
+        (
+            {"run": {"kernels": "compiled"}},
+            "run.kernels=compiled is unavailable: Conv has no compiled kernels; use auto or torch",
+        ),
     ],
 )
 def test_what_it_does_not_declare_is_refused(parts: dict[str, Any], says: str, tmp_path: Path) -> None:
