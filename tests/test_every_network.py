@@ -26,7 +26,8 @@ from mlpmixer.weights.run_folder import MODEL_FILE
 
 PAGE = Path(__file__).parents[1] / "docs" / "networks.md"
 TINY = {  # a small one of each architecture, on the digits: the options of `train`
-    "mixer": "--model Pico/2 --model.num-blocks 2 --model.hidden-dim 16 --model.tokens-mlp-dim 8 --model.channels-mlp-dim 32",
+    "mixer": "--model Pico/2 --model.num-blocks 2 --model.hidden-dim 16 --model.tokens-mlp-dim 8 "
+    "--model.channels-mlp-dim 32",
     "resmlp": "--model resmlp-s12 --model.num-blocks 2 --model.hidden-dim 16 --model.channels-mlp-dim 32",
     "vit": "--model vit-ti/16 --model.num-blocks 1 --model.hidden-dim 16 --model.num-heads 2 --model.mlp-dim 32",
     "resnet": "--model resnet-18 --model.depths 1 1 --model.width 8 --model.small-images",
@@ -45,8 +46,10 @@ COMMANDS = {
     "`train --optim.mirror`": f"{TRAIN} --optim.mirror",
     "`train --progressive 4:0.5`": f"{TRAIN} --progressive 4:0.5",
     "`train --run.kernels compiled`": f"{TRAIN} --run.kernels compiled",
-    "`train --init RUN`": "train digits --init {run} --optim.name adamw --steps 4 --batch-size 64 --quiet --out {tmp}/new",
-    "`train --init RUN --image-size 16`": "train digits --init {run} --optim.name adamw --image-size 16 --steps 4 --quiet --out {tmp}/new",
+    "`train --init RUN`": "train digits --init {run} --optim.name adamw --steps 4 --batch-size 64 --quiet --out "
+    "{tmp}/new",
+    "`train --init RUN --image-size 16`": "train digits --init {run} --optim.name adamw --image-size 16 --steps 4 --quiet --out "
+    "{tmp}/new",
     "`train --teacher RUN`": f"{TRAIN} --teacher {{run}}",
     "lr-find": "lr-find digits {model} --optim.name adamw --steps 10 --out {tmp}/lr.png",
     "evaluate": "evaluate {run}",

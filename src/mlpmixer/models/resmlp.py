@@ -3,9 +3,9 @@
 Paper: Touvron et al., "ResMLP: Feedforward networks for image classification with data-efficient training",
 arXiv:2105.03404, section 2. Official code: facebookresearch/deit, resmlp_models.py.
 
-Letters: B batch, S num_patches, C hidden_dim, K num_classes. What differs from equation (1) of the Mixer: token mixing is
-one S x S matrix instead of an MLP, an affine map per channel stands in the place of LayerNorm, and each branch is scaled
-per channel before it is added.
+Letters: B batch, S num_patches, C hidden_dim, K num_classes. What differs from equation (1) of the Mixer: token mixing
+is one S x S matrix instead of an MLP, an affine map per channel stands in the place of LayerNorm, and each branch is
+scaled per channel before it is added.
 """
 
 import re
@@ -110,7 +110,8 @@ TIMM = (
 
 
 def _rows(cfg: ResMLPConfig, names: tuple[tuple[str, str], ...]) -> list[Row]:
-    """Every parameter, its name there and its shape: a convolution as stem, and in timm affine maps of shape (1, 1, C)."""
+    """Every parameter, its name there and its shape: a convolution as stem, and in timm affine maps of shape (1, 1,
+    C)."""
     with torch.device("meta"):
         ours = {name: tuple(p.shape) for name, p in ResMLP(cfg).named_parameters()}
     rows = []
