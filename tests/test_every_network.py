@@ -34,7 +34,8 @@ TINY = {  # a small one of each architecture, on the digits: the options of `tra
 }
 SIZES = {name: "--image-size 8 --in-channels 1" + " --patch-size 2" * (name != "resnet") for name in TINY}
 IMAGE = "{images}/0-0.png"
-TRAIN = "train digits {model} --optim.name adamw --steps 4 --batch-size 64 --quiet --out {tmp}/new"
+FOUR_STEPS = "--optim.name adamw --steps 4 --batch-size 64 --quiet --out {tmp}/new"
+TRAIN = f"train digits {{model}} {FOUR_STEPS}"
 COMMANDS = {
     "train, resume": "train --resume {run} --quiet",
     "`train --optim.name muon`": f"{TRAIN} --optim.name muon",
@@ -46,10 +47,8 @@ COMMANDS = {
     "`train --optim.mirror`": f"{TRAIN} --optim.mirror",
     "`train --progressive 4:0.5`": f"{TRAIN} --progressive 4:0.5",
     "`train --run.kernels compiled`": f"{TRAIN} --run.kernels compiled",
-    "`train --init RUN`": "train digits --init {run} --optim.name adamw --steps 4 --batch-size 64 --quiet --out "
-    "{tmp}/new",
-    "`train --init RUN --image-size 16`": "train digits --init {run} --optim.name adamw --image-size 16 --steps 4 --quiet --out "
-    "{tmp}/new",
+    "`train --init RUN`": f"train digits --init {{run}} {FOUR_STEPS}",
+    "`train --init RUN --image-size 16`": f"train digits --init {{run}} --image-size 16 {FOUR_STEPS}",
     "`train --teacher RUN`": f"{TRAIN} --teacher {{run}}",
     "lr-find": "lr-find digits {model} --optim.name adamw --steps 10 --out {tmp}/lr.png",
     "evaluate": "evaluate {run}",
