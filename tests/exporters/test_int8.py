@@ -124,7 +124,7 @@ def pixels(n: int, *, seed: int = 0) -> np.ndarray:
 # --- what is written ----------------------------------------------------------------------------------------------
 
 
-def test_it_answers_nearly_as_the_model_and_knows_what_it_is(model: Classifier, written: Written) -> None:
+def test_answers_are_close_to_the_models(model: Classifier, written: Written) -> None:
     q = written.int8
     assert q and (q.layers, q.float_layers, q.calibrated_on, q.n) == (10, [], 256, 144)
     assert q.right_float > 0.8 * q.n and q.right >= q.right_float - 0.005 * q.n
@@ -142,7 +142,7 @@ def test_it_answers_nearly_as_the_model_and_knows_what_it_is(model: Classifier, 
     )
 
 
-def test_only_what_products_receive_is_rounded(written: Written) -> None:
+def test_only_inputs_of_products_are_rounded(written: Written) -> None:
     graph = graph_of(written.path)
     made_by = {name: node for node in graph.node for name in node.output}
     weights = {value.name: onnx.numpy_helper.to_array(value) for value in graph.initializer}
@@ -165,9 +165,7 @@ def test_only_what_products_receive_is_rounded(written: Written) -> None:
     } == {""}
 
 
-def test_onnxruntime_makes_products_of_whole_numbers_of_it_and_nothing_stands_between(
-    written: Written, tmp_path: Path
-) -> None:
+def test_onnxruntime_computes_integer_products(written: Written, tmp_path: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 4  # it warns that such a file is for one machine
@@ -177,7 +175,7 @@ def test_onnxruntime_makes_products_of_whole_numbers_of_it_and_nothing_stands_be
     assert kinds["QuantizeLinear"] == 10 and not kinds["DequantizeLinear"] and not kinds["MatMul"] and not kinds["Gemm"]
 
 
-def test_an_answer_does_not_depend_on_the_others_of_its_batch(written: Written) -> None:
+def test_answers_do_not_depend_on_the_batch(written: Written) -> None:
     found, images = load(written.path), pixels(8)
     together = found.probabilities(images)
     for i in range(8):
@@ -190,7 +188,7 @@ def whole(model: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(model, out=tmp_path_factory.mktemp("float") / "model.onnx", data="digits", images=5).path
 
 
-def test_the_same_run_gives_the_same_file_and_nothing_is_said(
+def test_the_same_run_gives_the_same_file(
     model: Classifier, whole: Path, written: Written, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = list(logging.root.handlers)
@@ -201,7 +199,7 @@ def test_the_same_run_gives_the_same_file_and_nothing_is_said(
 
 
 @pytest.mark.exports
-def test_it_goes_with_a_fixed_batch_and_evidence(model: Classifier, tmp_path: Path) -> None:
+def test_with_a_fixed_batch_and_evidence(model: Classifier, tmp_path: Path) -> None:
     done = to_int8(model, tmp_path / "model.onnx", batch=5, top_k=3, evidence=True)
     q, found = done.int8, load(done.path)
     assert q and (q.layers, q.batch) == (10, 5) and isinstance(found, Exported) and found.export.batch == 5
@@ -214,7 +212,7 @@ def test_it_goes_with_a_fixed_batch_and_evidence(model: Classifier, tmp_path: Pa
 
 
 @pytest.mark.exports
-def test_it_goes_with_any_size_sigmoids_and_parts(tmp_path: Path) -> None:
+def test_with_any_size_sigmoids_and_parts(tmp_path: Path) -> None:
     model = learned(dataclasses.replace(CFG, parts=(2, 1), activation="gelu_erf"), loss="sigmoid")
     done = to_int8(model, tmp_path / "model.onnx", any_size=True, data=MANY)
     assert done.int8 and (done.int8.layers, done.int8.float_layers) == (10, [])  # not the products that resize
@@ -229,7 +227,7 @@ def test_it_goes_with_any_size_sigmoids_and_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.exports
-def test_openvino_judges_what_is_for_openvino(model: Classifier, tmp_path: Path) -> None:
+def test_openvino_judges_its_own_form(model: Classifier, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     done = to_int8(model, tmp_path / "model.xml", to="openvino")
     q, found = done.int8, load(done.path)
@@ -241,7 +239,7 @@ def test_openvino_judges_what_is_for_openvino(model: Classifier, tmp_path: Path)
 
 
 @pytest.mark.exports
-def test_a_bundle_answers_as_the_package_and_tells_of_it(model: Classifier, written: Written, tmp_path: Path) -> None:
+def test_bundle_readme_reports_int8(model: Classifier, written: Written, tmp_path: Path) -> None:
     done = to_int8(model, tmp_path / "bundle", to="bundle")
     q = done.int8
     assert q and re.fullmatch(r"onnxruntime [\d.]+ in int8 and float32", done.checked.runtime)
@@ -262,12 +260,12 @@ def test_a_bundle_answers_as_the_package_and_tells_of_it(model: Classifier, writ
 # --- which layers -------------------------------------------------------------------------------------------------
 
 
-def test_layers_have_the_names_that_the_network_has_for_them(whole: Path) -> None:
+def test_layers_are_named_as_in_the_network(whole: Path) -> None:
     layers = int8.layers_of(graph_of(whole))
     assert list(layers) == LAYERS and all(len(nodes) == 1 for nodes in layers.values())
 
 
-def test_the_worst_layer_goes_back_to_float_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_worst_layer_returns_to_float(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = save_run(learned(outlier=True), tmp_path / "run", MANY)
     assert cli.main(["export", str(run), "--int8", "--images", "9", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["int8"]
@@ -287,7 +285,7 @@ def test_the_worst_layer_goes_back_to_float_and_no_other(tmp_path: Path, capsys:
     assert sizes.count((64, 32)) == 1  # its weights stay as they were
 
 
-def test_layers_are_ranked_once_and_only_where_that_is_needed() -> None:
+def test_layers_are_ranked_once_if_needed() -> None:
     asked: list[list[str]] = []
 
     def good_at(n: int) -> Any:
@@ -303,7 +301,7 @@ def test_layers_are_ranked_once_and_only_where_that_is_needed() -> None:
         int8.choose("abc", good_at(3), lambda: ["c", "a", "b"])
 
 
-def test_a_model_that_loses_too_much_whatever_is_done_is_refused(
+def test_a_model_that_loses_too_much_is_refused(
     model: Classifier, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(int8, "MAX_LOSS", -2.0)
@@ -312,9 +310,7 @@ def test_a_model_that_loses_too_much_whatever_is_done_is_refused(
 
 
 @pytest.mark.exports
-def test_the_float_form_is_checked_before_anything_is_rounded(
-    model: Classifier, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_the_float_form_is_checked_first(model: Classifier, tmp_path: Path, monkeypatch: Any) -> None:
     from mlpmixer.exporters import graph
 
     class Brighter(graph.Graph):
@@ -329,7 +325,7 @@ def test_the_float_form_is_checked_before_anything_is_rounded(
 # --- which images -------------------------------------------------------------------------------------------------
 
 
-def test_it_never_looks_at_test_images(model: Classifier) -> None:
+def test_test_images_are_not_used(model: Classifier) -> None:
     splits = open_data(Data(name="digits"))
     given = int8.images_for(model, Data(name="digits"))
     assert (
@@ -342,7 +338,7 @@ def test_it_never_looks_at_test_images(model: Classifier) -> None:
     np.testing.assert_array_equal(given.train, int8.images_for(model, Data(name="digits")).train)
 
 
-def test_images_of_shards_and_unreadable_ones(model: Classifier, tmp_path: Path) -> None:
+def test_shards_and_unreadable_images(model: Classifier, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     folder.mkdir()
     for shard in range(4):
@@ -364,7 +360,7 @@ def test_images_of_shards_and_unreadable_ones(model: Classifier, tmp_path: Path)
         int8.images_for(model, Data(name=str(tmp_path / "photos"), val_fraction=0.34, test_fraction=0.34))
 
 
-def test_a_network_without_products_is_told_so(tmp_path: Path) -> None:
+def test_a_network_without_products_is_refused(tmp_path: Path) -> None:
     class Bare(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images.flatten(1)[:, :10]
@@ -384,9 +380,7 @@ def run(model: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_run(model, tmp_path_factory.mktemp("runs") / "digits", Data(name="digits"))
 
 
-def test_the_command_says_what_was_done_and_evaluate_agrees(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_layers_and_accuracy(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "model.onnx")
     assert cli.main(["export", str(run), "--int8", "--out", out, "--images", "50"]) == 0
     said = capsys.readouterr().out
@@ -406,7 +400,7 @@ def test_the_command_says_what_was_done_and_evaluate_agrees(
 @pytest.mark.parametrize(
     ("images_per_s", "says"), [(250.0, None), (104.0, "hardly faster than"), (50.0, "slower than")]
 )
-def test_a_plain_word_when_it_does_not_pay(
+def test_the_command_says_if_int8_is_not_faster(
     images_per_s: float, says: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     q = int8.Int8(
@@ -450,7 +444,7 @@ def test_a_plain_word_when_it_does_not_pay(
         ("{run}/model.safetensors --int9", "int9"),
     ],
 )
-def test_data_without_what_it_needs_is_refused_before_anything_is_computed(
+def test_unsuitable_data_is_refused_first(
     line: str, says: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i, part in enumerate(("tested/test/0", "tested/test/1", "others/a", "others/b")):

@@ -83,7 +83,7 @@ def known(web: Path) -> dict[str, Any]:
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def test_the_folder_is_a_page_and_all_that_it_needs(web: Path, run: Path) -> None:
+def test_the_folder_is_complete(web: Path, run: Path) -> None:
     assert web == run / "web"
     assert sorted(os.listdir(web)) == ["README.md", "bundle.json", "index.html", "model.onnx", "onnxruntime-web"]
     assert sorted(os.listdir(web / "onnxruntime-web")) == ["LICENSE", "ThirdPartyNotices.txt", "ort.js", "ort.wasm"]
@@ -103,7 +103,7 @@ def test_the_folder_is_a_page_and_all_that_it_needs(web: Path, run: Path) -> Non
     ]
 
 
-def test_the_page_allows_nothing_but_what_is_in_it_and_beside_it(web: Path) -> None:
+def test_the_policy_allows_only_the_folder(web: Path) -> None:
     content = (web / "index.html").read_text("utf-8")
     assert content.count("<script>") == content.count("</script>") == 1, "a class name does not end the script"
     rule = re.search(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', content)
@@ -115,7 +115,7 @@ def test_the_page_allows_nothing_but_what_is_in_it_and_beside_it(web: Path) -> N
     assert not re.findall(r"(?:src|href)=[\"']?(?:https?:)?//|url\(|@import", content)
 
 
-def test_both_pages_are_one(web: Path) -> None:
+def test_both_pages_share_one_source(web: Path) -> None:
     served, written = page("server"), (web / "index.html").read_text("utf-8")
     shared = page("server").split("// --- the page asks the service")
     assert (
@@ -125,7 +125,7 @@ def test_both_pages_are_one(web: Path) -> None:
     assert "onnxruntime" not in served and "authorization" not in written
 
 
-def test_the_folder_predicts_like_a_bundle_and_says_what_patches_add(web: Path, run: Path) -> None:
+def test_the_folder_loads_like_a_bundle(web: Path, run: Path) -> None:
     model, found = load(run), load(web)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
     np.testing.assert_allclose(found.probabilities(pixels), model.probabilities(pixels), atol=1e-5)
@@ -135,7 +135,7 @@ def test_the_folder_predicts_like_a_bundle_and_says_what_patches_add(web: Path, 
     np.testing.assert_allclose(ours.of(pixels), wanted.of(pixels), atol=1e-5)
 
 
-def test_another_network_has_a_page_without_evidence(tmp_path: Path) -> None:
+def test_a_network_without_tokens_has_no_evidence(tmp_path: Path) -> None:
     meta = classifier_of(GREY).meta
     assert meta is not None
     model = from_network(Flat(), dataclasses.replace(meta, network="Flat"))  # type: ignore[arg-type]
@@ -153,7 +153,7 @@ def test_another_network_has_a_page_without_evidence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inside", ["dist", "package/dist", "."])
-def test_the_runtime_is_found_in_an_unpacked_package_with_its_own_licence(inside: str, tmp_path: Path) -> None:
+def test_the_runtime_of_an_unpacked_package(inside: str, tmp_path: Path) -> None:
     place = tmp_path / "given" / inside
     place.mkdir(parents=True, exist_ok=True)
     for name in (*FILES, "LICENSE"):
@@ -172,7 +172,7 @@ def npm(folder: Path, script: str) -> None:
     (folder / "npm").chmod(0o755)
 
 
-def test_npm_brings_the_runtime_if_it_is_the_one_that_was_tested(
+def test_npm_must_fetch_the_tested_version(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = web_runtime(tmp_path / "source")
@@ -210,7 +210,7 @@ def test_npm_brings_the_runtime_if_it_is_the_one_that_was_tested(
         ("exec sleep 20", "within 0.5 s. Or"),
     ],
 )
-def test_an_npm_that_does_not_bring_it_is_said_in_one_line_and_nothing_is_left(
+def test_npm_failures_are_one_line(
     script: str | None,
     says: str,
     run: Path,
@@ -250,7 +250,7 @@ def test_an_npm_that_does_not_bring_it_is_said_in_one_line_and_nothing_is_left(
         ("--to web", "exists already: name another (--out)"),
     ],
 )
-def test_a_mistake_is_answered_in_one_line(
+def test_mistakes_are_one_line(
     line: str, says: str, run: Path, web: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     half = web_runtime(tmp_path / "half")
@@ -263,7 +263,7 @@ def test_a_mistake_is_answered_in_one_line(
     assert os.listdir(tmp_path) == ["half"]
 
 
-def test_a_model_whose_preprocessing_the_page_does_not_have_is_refused(tmp_path: Path) -> None:
+def test_unsupported_preprocessing_is_refused(tmp_path: Path) -> None:
     for preprocess, says in (
         ({"fit": "bv_resmall_crop"}, "the page does not support fit='bv_resmall_crop'"),
         (
@@ -311,7 +311,7 @@ def require_pixels(case: Case, found: np.ndarray) -> None:
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-def test_its_script_makes_the_pixels_of_the_definition() -> None:
+def test_the_script_equals_the_preprocessing() -> None:
     """Without a browser: of decoded images."""
     images, table = [], list(cases(*MODELS))
     for case in cases(Preprocess(image_size=(1, 1))):
@@ -407,9 +407,7 @@ def ready(browser: Chromium, address: str) -> None:
 
 
 @browser_test
-def test_a_picture_is_classified_and_explained_and_nobody_else_is_asked(
-    digits: Path, run: Path, hosted: Hosted, tmp_path: Path
-) -> None:
+def test_an_image_is_classified_and_explained(digits: Path, run: Path, hosted: Hosted, tmp_path: Path) -> None:
     picture = tmp_path / "<i>noise.png"
     picture.write_bytes(encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))))
     model = load(run)
@@ -455,7 +453,7 @@ def test_a_digit_is_drawn_on_a_phone(digits: Path, hosted: Hosted, tmp_path: Pat
 
 
 @browser_test
-def test_what_goes_wrong_is_said(digits: Path, hosted: Hosted, tmp_path: Path) -> None:
+def test_errors_are_shown(digits: Path, hosted: Hosted, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(encoded(Image.new("RGB", (90, 90), "red"))[:60])
     swapped = shutil.copytree(digits, tmp_path / "swapped")
     (swapped / "model.onnx").write_bytes((digits / "model.onnx").read_bytes() + b" ")
@@ -477,7 +475,7 @@ def test_what_goes_wrong_is_said(digits: Path, hosted: Hosted, tmp_path: Path) -
 
 
 @browser_test
-def test_the_page_makes_the_pixels_of_the_definition(digits: Path, hosted: Hosted) -> None:
+def test_the_page_equals_the_preprocessing(digits: Path, hosted: Hosted) -> None:
     with Chromium() as browser:
         ready(browser, hosted(digits))
         for case in cases(*MODELS):
@@ -485,7 +483,7 @@ def test_the_page_makes_the_pixels_of_the_definition(digits: Path, hosted: Hoste
 
 
 @browser_test
-def test_the_page_sees_files_as_the_package_does(digits: Path, hosted: Hosted) -> None:
+def test_the_page_decodes_files_alike(digits: Path, hosted: Hosted) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 4), np.uint8)
     rgb = Image.fromarray(noise[..., :3])
     smooth = rgb.resize((6, 4)).resize((200, 190))
@@ -514,7 +512,7 @@ def test_the_page_sees_files_as_the_package_does(digits: Path, hosted: Hosted) -
 
 
 @browser_test
-def test_photographs_are_answered_as_in_python(runtime: Path, hosted: Hosted, tmp_path: Path) -> None:
+def test_photographs_get_pythons_answers(runtime: Path, hosted: Hosted, tmp_path: Path) -> None:
     """Pillow decodes a large JPEG at a fraction of its size, the browser at its own: hence the tolerance."""
     import sklearn.datasets
 

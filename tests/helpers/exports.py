@@ -1,5 +1,6 @@
 """What exports are tried with."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,3 +30,22 @@ def web_runtime(folder: Path) -> Path:
     for name in FILES:
         (folder / "dist" / name).write_text(f"made up: {name}")
     return folder
+
+
+def program(bundle: Path) -> Any:
+    """The predict.py of a bundle, as a module."""
+    spec = importlib.util.spec_from_file_location("bundled_predict", bundle / "predict.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def with_metadata(model: Any, path: Path, text: str) -> Path:
+    """An ONNX model at `path`, whose metadata is `text`."""
+    import onnx
+
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {"mlpmixer": text})
+    onnx.save(model, str(path))
+    return path

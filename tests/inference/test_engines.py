@@ -82,7 +82,7 @@ def has_bfloat16() -> bool:
         if case != "digits"  # which `made` is
     ],
 )
-def test_each_form_answers_as_the_model_and_knows_all_that_belongs_to_it(case: str, to: str, tmp_path: Path) -> None:
+def test_each_form_gives_the_models_answers(case: str, to: str, tmp_path: Path) -> None:
     make, options = CASES[case]
     model = make()
     written = export(model, to, out=tmp_path / "new" / TARGETS[to].name, data="digits", images=20, **options)
@@ -130,7 +130,7 @@ def test_each_form_resizes_as_pillow_does(to: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(p, model.probabilities(pixels), atol=1e-5)
 
 
-def test_two_engines_compute_one_onnx_file_and_its_metadata_are_the_same(made: Path) -> None:
+def test_two_engines_agree_on_one_onnx_file(made: Path) -> None:
     one, other = (open_export(made / "model.onnx", engine=name) for name in ("onnxruntime", "openvino"))
     assert (one.meta, one.made, one.outputs) == (other.meta, other.made, other.outputs)
     assert (one.runtime.engine, other.runtime.engine) == ("onnxruntime", "openvino")
@@ -140,7 +140,7 @@ def test_two_engines_compute_one_onnx_file_and_its_metadata_are_the_same(made: P
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.xml", "model.pt2", "run"])
-def test_bfloat16_is_what_is_asked_for_and_float32_what_is_not(name: str, made: Path, run: Path) -> None:
+def test_bfloat16_only_if_asked(name: str, made: Path, run: Path) -> None:
     path = run if name == "run" else made / name
     engine = "openvino" if name == "model.onnx" else None
     if name in ("model.onnx", "model.xml") and not has_bfloat16():  # openvino's; torch emulates it
@@ -161,7 +161,7 @@ def test_bfloat16_is_what_is_asked_for_and_float32_what_is_not(name: str, made: 
     assert rough.features(pixels).dtype == np.float32
 
 
-def test_features_are_kept_for_each_precision(made: Path, tmp_path: Path) -> None:
+def test_cached_features_per_precision(made: Path, tmp_path: Path) -> None:
     if not has_bfloat16():
         pytest.skip("this processor has no bfloat16")
     from mlpmixer.data.datasets import open_images
@@ -174,7 +174,7 @@ def test_features_are_kept_for_each_precision(made: Path, tmp_path: Path) -> Non
     assert len(list(tmp_path.iterdir())) == 2 and np.abs(exact - rough).max() > 1e-5
 
 
-def test_threads_are_as_many_as_asked_for_and_afterwards_as_many_as_before(made: Path) -> None:
+def test_threads_are_limited_and_restored(made: Path) -> None:
     before = torch.get_num_threads()
     with computing("cpu", "float32", before + 1):
         assert torch.get_num_threads() == before + 1
@@ -195,7 +195,7 @@ def torch_threads() -> Iterator[None]:
 
 @pytest.mark.parametrize("streams", [1, 2])
 @pytest.mark.parametrize("name", ["model.onnx", "model.xml", "model.pt2", "run"])
-def test_several_threads_may_ask_at_once(name: str, streams: int, made: Path, run: Path, torch_threads: None) -> None:
+def test_concurrent_calls(name: str, streams: int, made: Path, run: Path, torch_threads: None) -> None:
     found = load(run if name == "run" else made / name, streams=streams)
     assert found.runtime and found.runtime.streams == streams
     assert (", 2 streams of " in str(found.runtime)) == (streams == 2) and bool(found.runtime.threads) == (streams == 2)
@@ -214,7 +214,7 @@ def test_several_threads_may_ask_at_once(name: str, streams: int, made: Path, ru
 
 
 @pytest.mark.parametrize(("streams", "threads", "of_the_session"), [(1, 0, 0), (1, 3, 3), (2, 1, 1), (2, 8, 15)])
-def test_callers_of_onnxruntime_and_its_threads_are_together_as_many_as_asked_for(
+def test_onnxruntime_counts_the_callers_threads(
     streams: int, threads: int, of_the_session: int, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, real = list[int](), onnxruntime.InferenceSession
@@ -231,7 +231,7 @@ def test_callers_of_onnxruntime_and_its_threads_are_together_as_many_as_asked_fo
 # --- OpenVINO: no torch, no network -----------------------------------------------------------------------------------
 
 
-def test_the_command_predicts_with_openvino_alone_and_reports_to_nobody(made: Path, run: Path, tmp_path: Path) -> None:
+def test_predict_needs_openvino_alone_and_no_telemetry(made: Path, run: Path, tmp_path: Path) -> None:
     Image.new("L", (20, 30), 90).save(tmp_path / "grey.png")
     code = (
         f"from mlpmixer.cli import main; code = main(['predict', {str(made / 'model.xml')!r}, "
@@ -260,7 +260,7 @@ def test_the_command_predicts_with_openvino_alone_and_reports_to_nobody(made: Pa
     assert done.returncode == 0 and not list(home.iterdir()), done.stderr
 
 
-def test_a_pt2_says_that_it_needs_torch(made: Path) -> None:
+def test_pt2_without_torch_is_one_line(made: Path) -> None:
     done = alone(
         f"from mlpmixer.cli import main; sys.exit(main(['predict', {str(made / 'model.pt2')!r}, 'x.png']))",
         OF_THE_COMMAND,
@@ -270,9 +270,7 @@ def test_a_pt2_says_that_it_needs_torch(made: Path) -> None:
 
 
 @pytest.mark.parametrize("package", ["openvino", "onnx"])
-def test_without_the_packages_the_answer_is_how_to_get_them(
-    package: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_packages_are_named(package: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=rf'no {package} here\): pip install "mlpmixer\[{package}\]"'):
         export(
@@ -286,7 +284,7 @@ def test_without_the_packages_the_answer_is_how_to_get_them(
             load(made / "model.xml")
 
 
-def test_the_service_says_what_computes_its_answers(made: Path) -> None:
+def test_service_names_its_engine(made: Path) -> None:
     pytest.importorskip("fastapi", reason="the extra serve is not installed")
     pytest.importorskip("httpx2", reason="the extra test is not installed")
     from starlette.testclient import TestClient
@@ -327,7 +325,7 @@ def pt2_with(path: Path, content: bytes, text: str | None) -> None:
 
 
 @pytest.mark.parametrize(("name", "write"), [("model.xml", xml_with), ("model.pt2", pt2_with)])
-def test_metadata_that_are_not_those_of_an_export_are_refused(name: str, write: Any, copied: Path) -> None:
+def test_foreign_metadata_is_refused(name: str, write: Any, copied: Path) -> None:
     path, found = copied / name, open_export(copied / name)
     whole, weights = path.read_bytes(), digest(copied / "model.bin") if name == "model.xml" else ""
     good = json.loads(metadata(found.meta, found.made))
@@ -357,7 +355,7 @@ def test_metadata_that_are_not_those_of_an_export_are_refused(name: str, write: 
     assert load(path).classes == DIGITS
 
 
-def test_an_xml_and_its_bin_belong_together(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_xml_refuses_another_bin(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
     xml, weights = copied / "model.xml", copied / "model.bin"
     content = weights.read_bytes()
     opened, pixels = load(xml), np.full((1, 8, 8, 1), 7, np.uint8)
@@ -385,9 +383,7 @@ def test_an_xml_and_its_bin_belong_together(copied: Path, capfd: pytest.CaptureF
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_openvino_or_torch_have_written_without_us_is_refused(
-    copied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_foreign_files_are_refused(copied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     xml = copied / "model.xml"
     for content, says in (
         (b"", "is not a model of OpenVINO"),
@@ -415,7 +411,7 @@ def test_what_openvino_or_torch_have_written_without_us_is_refused(
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_xml_brings_no_other_file_along_and_does_not_grow(copied: Path) -> None:
+def test_xml_entities_are_not_expanded(copied: Path) -> None:
     xml = copied / "model.xml"
     (copied / "secret").write_text("told")
     body = xml.read_text(encoding="utf-8").partition("?>")[2]
@@ -439,7 +435,7 @@ def test_class_names_survive_xml(tmp_path: Path) -> None:
         assert load(path).classes == names
 
 
-def test_a_pt2_is_a_program_of_torch_alone_and_holds_nothing_of_this_machine(made: Path, run: Path) -> None:
+def test_pt2_runs_in_torch_and_holds_no_paths(made: Path, run: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
     answers = torch.export.load(made / "model.pt2").module()(torch.from_numpy(pixels))
     assert list(answers) == ["probabilities", "top_probabilities", "top_classes", "features"]
@@ -460,13 +456,13 @@ def test_a_pt2_is_a_program_of_torch_alone_and_holds_nothing_of_this_machine(mad
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_knows_the_engines_there_are() -> None:
+def test_the_options_list_all_engines() -> None:
     hints = typing.get_type_hints(RuntimeOptions)
     assert set(typing.get_args(hints["engine"])) == {"auto", *ENGINES}
     assert set(typing.get_args(hints["precision"])) == {p for engine in ENGINES.values() for p in engine.precisions}
 
 
-def test_evaluate_compare_and_probe_take_each_form(made: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_take_each_form(made: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     xml, pt2 = str(made / "model.xml"), str(made / "model.pt2")
     tops = []
     for path in (str(run), xml, pt2):
@@ -518,7 +514,7 @@ def test_evaluate_compare_and_probe_take_each_form(made: Path, run: Path, capsys
         ),
     ],
 )
-def test_a_mistake_is_answered_in_one_line(
+def test_mistakes_are_one_line(
     line: str, says: str, run: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = {"run": run, "made": made, "tmp": tmp_path}

@@ -107,9 +107,7 @@ def assert_close(found: Tensor, logits: Tensor, temperature: float = 1.0) -> Non
 
 
 @pytest.mark.parametrize("batch", ["batch", 7, 3, 50])
-def test_it_answers_as_its_twin_in_torch_whatever_its_batch_size(
-    batch: int | str, tmp_path: Path, store: Any, images: Tensor
-) -> None:
+def test_equals_torch_with_any_batch(batch: int | str, tmp_path: Path, store: Any, images: Tensor) -> None:
     path = write(tmp_path / "model.onnx", shape=(batch, 1, 8, 8))
     logits = open_onnx(path, threads=1)(((images / 255 - 0.5) / 0.5).numpy())
     np.testing.assert_allclose(logits, twin(images).numpy(), atol=1e-5)
@@ -118,9 +116,7 @@ def test_it_answers_as_its_twin_in_torch_whatever_its_batch_size(
 
 
 @pytest.mark.parametrize("behind", [("Softmax",), ("Softmax", "Identity")])
-def test_the_logarithm_of_probabilities_is_taken(
-    behind: tuple[str, ...], tmp_path: Path, store: Any, images: Tensor
-) -> None:
+def test_softmax_outputs_become_logits(behind: tuple[str, ...], tmp_path: Path, store: Any, images: Tensor) -> None:
     path = write(tmp_path / "model.onnx", behind=behind)
     assert_close(answer_of(path, store, temperature=4.0)(images), twin(images), 4.0)
     found = answer_of(path, store)(images * 100)
@@ -128,7 +124,7 @@ def test_the_logarithm_of_probabilities_is_taken(
     assert (found == 0).any(), "never stays never"
 
 
-def test_its_metadata_say_how_it_sees_and_what_its_outputs_are(tmp_path: Path, store: Any, images: Tensor) -> None:
+def test_metadata_sets_preprocessing_and_classes(tmp_path: Path, store: Any, images: Tensor) -> None:
     path = write(tmp_path / "model.onnx", says=about(DIGITS[::-1], mean=(0.2,), std=(0.3,)))
     assert_close(answer_of(path, store)(images), twin(images, 0.2, 0.3).flip(1))
     assert_close(answer_of(path, store, DIGITS[::-1])(images), twin(images, 0.2, 0.3))
@@ -136,7 +132,7 @@ def test_its_metadata_say_how_it_sees_and_what_its_outputs_are(tmp_path: Path, s
         answer_of(path, store, DIGITS[:9])
 
 
-def test_images_are_brought_to_its_size(tmp_path: Path, store: Any) -> None:
+def test_images_are_resized_to_the_graph(tmp_path: Path, store: Any) -> None:
     steps = torch.linspace(0, 255, 8).view(1, 1, 1, 8).expand(1, 1, 8, 8)  # a ramp of 16 px stays a ramp
     ramp = F.interpolate(steps, (16, 16), mode="bilinear")
     wanted = F.interpolate(ramp, (8, 8), mode="bilinear", antialias=True)
@@ -152,7 +148,7 @@ def test_images_are_brought_to_its_size(tmp_path: Path, store: Any) -> None:
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_a_run_goes_on_without_the_file(beside: bool, tmp_path: Path) -> None:
+def test_a_run_resumes_without_the_file(beside: bool, tmp_path: Path) -> None:
     path = write(tmp_path / "model.onnx")
     if beside:
         onnx.save(onnx.load(path), path, save_as_external_data=True, location="model.data")
@@ -177,7 +173,7 @@ def test_a_run_goes_on_without_the_file(beside: bool, tmp_path: Path) -> None:
     assert not list((resumed.path / "checkpoints").glob("teacher.*"))
 
 
-def test_a_run_learns_from_the_file_as_from_the_function(tmp_path: Path) -> None:
+def test_the_file_teaches_like_a_function(tmp_path: Path) -> None:
     path, told = write(tmp_path / "model.onnx", shape=(16, 1, 8, 8)), []
     named = dataclasses.replace(RECIPE, distill=Distill(teacher=str(path), alpha=0.9, temperature=2.0))
     given = dataclasses.replace(RECIPE, distill=Distill(alpha=0.9, temperature=2.0))
@@ -213,13 +209,13 @@ def test_a_run_learns_from_the_file_as_from_the_function(tmp_path: Path) -> None
         ({"behind": ("Sigmoid",)}, "model.onnx ends in Sigmoid; expected logits, or a Softmax"),
     ],
 )
-def test_what_does_not_fit_is_one_line(
+def test_graphs_that_do_not_fit_are_one_line(
     options: dict[str, Any], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert_refused(write(tmp_path / "model.onnx", **options), says, capsys)
 
 
-def test_what_is_no_onnx_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_refused(tmp_path / "none.onnx", "none.onnx does not exist: expected a file", capsys)
     whole = write(tmp_path / "model.onnx").read_bytes()
     assert_refused(tmp_path / "modle.onnx", f"did you mean {tmp_path / 'model.onnx'}?", capsys)
@@ -229,7 +225,7 @@ def test_what_is_no_onnx_file_is_one_line(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
-def test_without_the_packages_the_answer_is_how_to_get_them(
+def test_missing_packages_are_named(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "model.onnx")

@@ -37,7 +37,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def test_a_bundle_is_used_and_served_where_torch_is_not_installed(programs: Path, tmp_path: Path) -> None:
+def test_a_bundle_without_torch(programs: Path, tmp_path: Path) -> None:
     run = save_run(classifier_of(GREY), tmp_path / "digits")
     bundle = export(run, "bundle", images=50).path
     picture = tmp_path / "grey.png"
