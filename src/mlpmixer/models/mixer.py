@@ -8,14 +8,11 @@ Letters (paper -> code), used as shape comments throughout this file:
   DS tokens_mlp_dim    DC channels_mlp_dim         N num_blocks       K num_classes
 """
 
-from typing import cast
-
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mlpmixer.config import pair
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.network import TRUNCATED_STD, Mlp, Network, cut_patches
+from mlpmixer.models.network import TRUNCATED_STD, Mlp, TokenNetwork
 
 EPS = 1e-6  # official Flax LayerNorm; PyTorch's default is 1e-5
 
@@ -71,11 +68,10 @@ class MixerBlock(nn.Module):
         return self.mix_channels(self.mix_tokens(x))
 
 
-class Mixer(Network):
+class Mixer(TokenNetwork):
     """Images to logits: (B, in_channels, H, W) -> (B, K), or pre-logits (B, C) when num_classes is 0.
 
     Weights start as in the official code: truncated LeCun normal, zero biases, zero head.
-    Set `checkpointing = True` to recompute each block in the backward pass instead of storing its activations.
     """
 
     cfg: MixerConfig
@@ -83,7 +79,6 @@ class Mixer(Network):
     def __init__(self, cfg: MixerConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.checkpointing = False
         (p, q), c = pair(cfg.patch_size), cfg.hidden_dim
         last = max(cfg.num_blocks - 1, 1)
         self.stem = nn.Linear(cfg.in_channels * p * q, c)  # "per-patch fully-connected", figure 1
@@ -101,29 +96,6 @@ class Mixer(Network):
                 nn.init.zeros_(layer.bias)
         if isinstance(self.head, nn.Linear):
             nn.init.zeros_(self.head.weight)
-
-    def patches(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, S, in_channels*P*P), what the stem reads."""
-        return cut_patches(images, self.cfg)
-
-    def tokens(self, images: Tensor) -> Tensor:
-        """Normalised tokens (B, S, C), before pooling."""
-        x = self.stem(self.patches(images))  # (B, S, C), contiguous, and so is every residual sum after it
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
-        return cast(Tensor, self.norm(x))
-
-    def pre_logits(self, images: Tensor) -> Tensor:
-        """Features for a linear classifier: (B, C), the mean over the patches."""
-        return self.tokens(images).mean(dim=1)
-
-    def layers(self) -> list[list[nn.Module]]:
-        """From the stem to the head, for rates that fall with depth and for layers that stay frozen."""
-        return [[self.stem], *([block] for block in self.blocks), [self.norm, self.head]]
-
-    def hidden_matrices(self) -> list[nn.Parameter]:
-        """W1 to W4 of every block."""
-        return [p for p in self.blocks.parameters() if p.ndim == 2]
 
     def intermediates(self, images: Tensor) -> dict[str, Tensor]:
         """Everything on the way: stem and block_0..block_{N-1} (B, S, C), pre_logits (B, C), logits (B, K)."""

@@ -7,6 +7,7 @@ from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mlpmixer.config import pair
 from mlpmixer.models.configs import Activation, NetworkConfig, PatchConfig
@@ -29,6 +30,42 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.head(self.pre_logits(images)))
+
+
+class TokenNetwork(Network):
+    """A linear stem over patches, blocks of one width, a norm, the mean over the tokens, and a linear head.
+
+    Set `checkpointing = True` to recompute each block in the backward pass instead of storing its activations.
+    """
+
+    cfg: PatchConfig
+    stem: nn.Linear
+    blocks: nn.ModuleList
+    norm: nn.Module
+    checkpointing = False
+
+    def patches(self, images: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, S, in_channels*P*P), what the stem reads."""
+        return cut_patches(images, self.cfg)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Normalised tokens (B, S, C), before pooling."""
+        x = self.stem(self.patches(images))  # (B, S, C), contiguous, and so is every residual sum after it
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+        return cast(Tensor, self.norm(x))
+
+    def pre_logits(self, images: Tensor) -> Tensor:
+        """Features for a linear classifier: (B, C), the mean over the patches."""
+        return self.tokens(images).mean(dim=1)
+
+    def layers(self) -> list[list[nn.Module]]:
+        """From the stem to the head, for rates that fall with depth and for layers that stay frozen."""
+        return [[self.stem], *([block] for block in self.blocks), [self.norm, self.head]]
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices of every block."""
+        return [p for p in self.blocks.parameters() if p.ndim == 2]
 
 
 class Mlp(nn.Module):

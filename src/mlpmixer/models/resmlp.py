@@ -14,11 +14,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mlpmixer.models.configs import ResMLPConfig, Size
 from mlpmixer.models.name_table import Arrays, NameTable, Row, image_size_of, shape_of
-from mlpmixer.models.network import DropPath, Mlp, Network, cut_patches
+from mlpmixer.models.network import DropPath, Mlp, TokenNetwork
 
 
 class Affine(nn.Module):
@@ -54,7 +53,7 @@ class ResMLPBlock(nn.Module):
         return cast(Tensor, z + self.drop_path(self.gamma_2 * self.channel_mixing(self.norm2(z))))
 
 
-class ResMLP(Network):
+class ResMLP(TokenNetwork):
     """Images to logits: (B, in_channels, H, W) -> (B, K), or pre-logits (B, C) when num_classes is 0.
 
     Weights start as in the official code: truncated normal of deviation 0.02, zero biases; the stem as a convolution of
@@ -66,7 +65,6 @@ class ResMLP(Network):
     def __init__(self, cfg: ResMLPConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.checkpointing = False
         (p, q), c = cfg.cell, cfg.hidden_dim
         self.stem = nn.Linear(cfg.in_channels * p * q, c)
         self.blocks = nn.ModuleList(ResMLPBlock(cfg) for _ in range(cfg.num_blocks))
@@ -76,29 +74,6 @@ class ResMLP(Network):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-
-    def patches(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, S, in_channels*P*P), what the stem reads."""
-        return cut_patches(images, self.cfg)
-
-    def tokens(self, images: Tensor) -> Tensor:
-        """Tokens (B, S, C) after the last affine map, before pooling."""
-        x = self.stem(self.patches(images))
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
-        return cast(Tensor, self.norm(x))
-
-    def pre_logits(self, images: Tensor) -> Tensor:
-        """Features for a linear classifier: (B, C), the mean over the patches."""
-        return self.tokens(images).mean(dim=1)
-
-    def layers(self) -> list[list[nn.Module]]:
-        """From the stem to the head."""
-        return [[self.stem], *([block] for block in self.blocks), [self.norm, self.head]]
-
-    def hidden_matrices(self) -> list[nn.Parameter]:
-        """The matrices of every block."""
-        return [p for p in self.blocks.parameters() if p.ndim == 2]
 
 
 # --- names in other homes ---------------------------------------------------------------------------------------------
