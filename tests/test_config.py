@@ -21,7 +21,8 @@ from mlpmixer.config import Config, field_types, from_json, to_json
 from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.download import Retry
-from mlpmixer.models.configs import MixerConfig, ResNetConfig, ViTConfig
+from mlpmixer.models.architecture import ARCHITECTURES
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.reproduce import Overrides, cost, frontier
 from mlpmixer.reproduce.variants import Grouped, Pyramid
 from mlpmixer.serve.settings import Settings
@@ -29,8 +30,17 @@ from mlpmixer.training.recipe import Augment, Distill, Init, Optim, Recipe, Run
 from mlpmixer.weights.model_file import ModelMeta
 
 PREPROCESS = Preprocess(image_size=(8, 8))
-CONFIGS = [MixerConfig(), Data(), Init(), Augment(), Optim(), Distill(), Run(), Recipe()]
-CONFIGS += [PREPROCESS, Settings(), Retry(), ViTConfig(), ResNetConfig()]
+CONFIGS = [
+    *(architecture.config() for architecture in ARCHITECTURES.values()),
+    Data(),
+    Init(),
+    Augment(),
+    Optim(),
+    Distill(),
+    Run(),
+    Recipe(),
+]
+CONFIGS += [PREPROCESS, Settings(), Retry()]
 CONFIGS += [ModelMeta(config=MixerConfig(), classes=("a", "b"), preprocess=PREPROCESS), Grouped(2), Pyramid(2)]
 CONFIGS += [Overrides(), cost.SCALES["small"], frontier.SCALES["small"]]
 TYPES = [

@@ -9,11 +9,11 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Once
 from helpers.processes import Forks
 
 from mlpmixer import cli
@@ -75,6 +75,7 @@ COMMANDS = {
 }
 SLOW = ("bench", "`export --to web`", "`export --to openvino`", "`export --to pt2`", "`export --to onnx --int8`")
 WORKS = "works"
+Once = Callable[[str, Callable[[Path], object]], Path]  # of conftest
 
 
 @pytest.fixture(

@@ -137,9 +137,9 @@ def test_weight_decay_is_for_kernels_alone() -> None:
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        ({"optim": {"layer_decay": 0.5}}, "Conv has no order of its layers, which optim.layer_decay needs"),
-        ({"optim": {"frozen_layers": 1}}, "Conv has no order of its layers, which optim.frozen_layers needs"),
-        ({"optim": {"locality": 3}}, "Conv has no locality that folds away, which optim.locality needs"),
+        ({"optim": {"layer_decay": 0.5}}, "Conv has no order of layers, which optim.layer_decay needs"),
+        ({"optim": {"frozen_layers": 1}}, "Conv has no order of layers, which optim.frozen_layers needs"),
+        ({"optim": {"locality": 3}}, "Conv has no locality that folds into its weights, which optim.locality needs"),
         ({"init": {"stem": "whitened"}}, "Conv has no linear stem over patches, which init.stem=whitened needs"),
         ({"init": {"weights": "runs/x"}}, "init.weights=runs/x is not for a network of your own"),
         ({"run": {"progressive": "4:0.5"}}, "which run.progressive needs"),

@@ -296,10 +296,10 @@ def test_two_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_a_hostile_pth_is_one_clear_error(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match="no file of plain tensors"):
+    with pytest.raises(WeightsError, match="not a file of plain tensors"):
         read_foreign(path)
     torch.save({"model": Bomb()}, path)
-    with pytest.raises(WeightsError, match="no file of plain tensors"):
+    with pytest.raises(WeightsError, match="not a file of plain tensors"):
         read_foreign(path)
 
 

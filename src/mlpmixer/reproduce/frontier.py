@@ -101,7 +101,7 @@ def trace_frontier(context: ExperimentContext) -> Page:
     )
     return Page(
         template="frontier.md",
-        values={"family": family},
+        values={"family": family, "recipe": "cifar10" + ", in batches of 512" * family.large_batches},
         findings=(
             f"On the frontier of training time: {'; '.join(label[i] for i in by_time)}.",
             f"On the frontier of throughput: {'; '.join(label[i] for i in by_throughput)}.",
