@@ -1,5 +1,4 @@
-"""The page that classifies images: one page, and two back ends that answer it, a service (server.js) or the browser
-itself (browser.js)."""
+"""The page that classifies images, with one of two back ends: a service (server.js) or the browser (browser.js)."""
 
 import base64
 import hashlib
@@ -10,20 +9,18 @@ from typing import Any, Literal
 
 
 def page(back_end: Literal["server", "browser"], model: dict[str, Any] | None = None) -> str:
-    """The page as one file. `model`: what browser.js calls MODEL."""
+    """The page as one file. model: MODEL of browser.js."""
     script = _text(f"{back_end}.js")
     if model is not None:
-        script = (
-            "const MODEL = " + json.dumps(model).replace("<", "\\u003c") + ";\n" + script
-        )  # no name ends the script
+        values = json.dumps(model).replace("<", "\\u003c")  # a class name cannot end the script
+        script = f"const MODEL = {values};\n{script}"
     return _text("page.html").replace("/* back end */", script)
 
 
 def policy(page: str, *scripts: str) -> str:
-    """What the page may do, a Content-Security-Policy: run and look as written in it, show pictures it was given, ask
-    where it comes from.
+    """Its Content-Security-Policy: its own script and style, images it was given, and requests to its own server only.
 
-    scripts: further sources of them. Nothing else is allowed.
+    scripts: further sources of scripts.
     """
     allowed = {
         kind: " ".join(map(_hash, re.findall(rf"<{kind}>(.*?)</{kind}>", page, re.S))) for kind in ("script", "style")
@@ -35,7 +32,7 @@ def policy(page: str, *scripts: str) -> str:
 
 
 def standing_alone(page: str, *scripts: str) -> str:
-    """The page with its policy in it, for servers that know nothing of it."""
+    """The page with its policy inside, for servers that send none."""
     head = '<meta charset="utf-8">'
     return page.replace(
         head, f'{head}\n<meta http-equiv="Content-Security-Policy" content="{policy(page, *scripts)}">', 1
@@ -43,7 +40,7 @@ def standing_alone(page: str, *scripts: str) -> str:
 
 
 def style(page: str) -> str:
-    """Its <style>, for other pages."""
+    """The <style> of the page, for other pages."""
     return page[page.index("<style>") : page.index("</style>") + len("</style>")]
 
 

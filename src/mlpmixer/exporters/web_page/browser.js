@@ -1,7 +1,7 @@
-// --- the page computes the model in MODEL itself, with onnxruntime-web; images go nowhere ---
+// --- back end in the browser: the page runs the model in MODEL with onnxruntime-web; no image leaves it ---
 
-// Fit and resize as Pillow's (src/libImaging/Resample.c): bilinear, antialiased, across and then down (Pillow takes tall images the other
-// way round, which may be one level off), weights in whole numbers, rounded after each axis.
+// Fit and resize as in Pillow's src/libImaging/Resample.c: bilinear, antialiased, across and then down (Pillow does tall images the other way
+// round, which may differ by one level), with integer weights, rounded after each axis.
 const ONE = 2 ** 22, HALF = 2 ** 21, STRIP_PX = 2 ** 22, GREY = 128;
 
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
@@ -11,7 +11,7 @@ function nearest(x) {  // as Python rounds: halves to the even number
   return r - x === 0.5 && r % 2 ? r - 1 : r;
 }
 
-function placed(w, h) {  // by the rule of the model: what is taken of an image (left, top, right, bottom), and where it goes (left, top, width, height)
+function placed(w, h) {  // by the model's rule: the part of an image (left, top, right, bottom), and where it goes (left, top, width, height)
   const {fit, image_size: [H, W]} = MODEL;
   let box = [0, 0, w, h], at = [0, 0, W, H];
   if (fit === "crop") {
@@ -24,7 +24,7 @@ function placed(w, h) {  // by the rule of the model: what is taken of an image 
   return [box.map(Math.fround), at];
 }
 
-function weights(old, from, to, size) {  // of each of `size` new pixels: the first old one, and their weights
+function weights(old, from, to, size) {  // for each of `size` new pixels: the first old one, and the weights from there on
   const scale = Math.fround(to - from) / size, wide = Math.max(scale, 1);
   return Array.from({length: size}, (_, i) => {
     const centre = from + (i + 0.5) * scale, first = Math.max(Math.trunc(centre - wide + 0.5), 0);
@@ -34,7 +34,7 @@ function weights(old, from, to, size) {  // of each of `size` new pixels: the fi
   });
 }
 
-function fitted(bitmap) {  // -> bytes of H x W x C, as the model saw images in training; an image passes in strips, which any phone has room for
+function fitted(bitmap) {  // -> H x W x C bytes, preprocessed as in training; the image is read in strips, so that any phone has the memory
   const {width: w, height: h} = bitmap, {image_size: [H, W], in_channels: C} = MODEL, [[x0, y0, x1, y1], [left, top, iw, ih]] = placed(w, h);
   const across = weights(w, x0, x1, iw), down = weights(h, y0, y1, ih);
   const first = down[0][0], end = down[ih - 1][0] + down[ih - 1][1].length, step = clamp(Math.floor(STRIP_PX / w), 1, end - first);
@@ -44,10 +44,10 @@ function fitted(bitmap) {  // -> bytes of H x W x C, as the model saw images in 
   const paint = canvas.getContext("2d", {willReadFrequently: true});
   paint.fillStyle = "#fff";
   for (let y = first; y < end; y += step) {
-    paint.fillRect(0, 0, w, step);  // transparency stands on white
+    paint.fillRect(0, 0, w, step);  // transparency is drawn on white
     paint.drawImage(bitmap, 0, -y);
     const count = Math.min(step, end - y), rgba = paint.getImageData(0, 0, w, count).data;
-    if (rgba[3] !== 255) throw new Error(`${w} x ${h} px are too many for this browser.`);
+    if (rgba[3] !== 255) throw new Error(`${w} x ${h} px is too large for this browser.`);
     if (C === 1) for (let i = 0; i < rgba.length; i += 4) rgba[i] = 19595 * rgba[i] + 38470 * rgba[i + 1] + 7471 * rgba[i + 2] + 32768 >> 16;
     for (let r = 0, to = (y - first) * iw * C; r < count; r++) for (const [start, row] of across) for (let c = 0; c < C; c++) {
       let sum = 0;
@@ -69,17 +69,17 @@ function fitted(bitmap) {  // -> bytes of H x W x C, as the model saw images in 
 async function pixelsOf(blob) {
   let bitmap;
   try { bitmap = await createImageBitmap(blob, {imageOrientation: "from-image", colorSpaceConversion: "none"}); }
-  catch { throw new Error("This browser cannot read it as an image."); }
+  catch { throw new Error("This browser cannot read the file as an image."); }
   try { return fitted(bitmap); } finally { bitmap.close(); }
 }
 
-function requireTrueCanvas() {  // some browsers change what a page reads from a canvas, against fingerprinting; answers would be wrong
+function requireTrueCanvas() {  // against fingerprinting, some browsers change what a page reads from a canvas, and answers would be wrong
   const canvas = document.createElement("canvas"), paint = canvas.getContext("2d", {willReadFrequently: true});
   const wanted = Uint8ClampedArray.from({length: 4096}, (_, i) => i % 4 === 3 ? 255 : 37 * i);
   canvas.width = canvas.height = 32;
   paint.putImageData(new ImageData(wanted, 32, 32), 0, 0);
   if (paint.getImageData(0, 0, 32, 32).data.some((v, i) => v !== wanted[i]))
-    throw new Error("This browser gives a page other pixels than are in its pictures (protection against fingerprinting): allow it for this page.");
+    throw new Error("This browser changes the pixels that a page reads (fingerprinting protection), so answers would be wrong. Allow this page to read canvas data.");
 }
 
 function png(pixels) {  // -> a data: address
@@ -91,7 +91,7 @@ function png(pixels) {  // -> a data: address
   return canvas.toDataURL();
 }
 
-async function file(name) {  // that this page was made with, or none
+async function file(name) {  // only the one that this page was made with
   let answer;
   try { answer = await fetch(name, {integrity: MODEL.files[name], cache: "no-cache"}); }
   catch { throw new Error(`${name} cannot be loaded, or is not the file that this page was made with.`); }
@@ -101,7 +101,7 @@ async function file(name) {  // that this page was made with, or none
 
 let runtime = null, session = null;
 
-async function run(pixels, ...outputs) {  // what the graph says of one image
+async function run(pixels, ...outputs) {  // outputs of the graph for one image
   const {image_size: [H, W], in_channels: C} = MODEL, batch = MODEL.batch || 1, images = new Uint8Array(batch * pixels.length);
   images.set(pixels);
   const said = await session.run({images: new runtime.Tensor("uint8", images, [batch, H, W, C])}, outputs);
@@ -110,19 +110,19 @@ async function run(pixels, ...outputs) {  // what the graph says of one image
 
 const backEnd = {
   computed: "in the network",
-  foot: ["Computed on this device: no image leaves it. By onnxruntime-web, ",
+  foot: ["Computed on this device; no image leaves it. Runs on onnxruntime-web, ",
     Object.assign(element("a", "its licence"), {href: "onnxruntime-web/LICENSE"}), "."],
   async open() {
-    if (location.protocol === "file:") throw new Error("A browser loads no network for a page that was opened as a file. In its folder run " +
+    if (location.protocol === "file:") throw new Error("A page opened as a file cannot load the network. In its folder, run " +
       "\"python -m http.server --bind 127.0.0.1\", then open http://127.0.0.1:8000/");
     requireTrueCanvas();
-    $("about").textContent = `Loading ${(MODEL.num_bytes / 1e6).toFixed(1)} MB: the network, and what computes it.`;
+    $("about").textContent = `Loading ${(MODEL.num_bytes / 1e6).toFixed(1)} MB: the network and its runtime.`;
     const [ort, wasm, model] = await Promise.all([import("./onnxruntime-web/ort.js"), file("onnxruntime-web/ort.wasm"), file("model.onnx")]);
     runtime = ort;
-    Object.assign(ort.env.wasm, {wasmBinary: wasm, numThreads: 1});  // more threads would need headers that few static servers send
+    Object.assign(ort.env.wasm, {wasmBinary: wasm, numThreads: 1});  // more threads need headers that few static servers send
     session = await ort.InferenceSession.create(new Uint8Array(model), {executionProviders: ["wasm"]});
     const [h, w] = MODEL.image_size;
-    await run(new Uint8Array(h * w * MODEL.in_channels), "probabilities");  // the first one takes longer
+    await run(new Uint8Array(h * w * MODEL.in_channels), "probabilities");  // the first run takes longer
     return {...MODEL, max_bytes: Infinity, max_images: Infinity};
   },
   async predict(blob, most) {

@@ -5,7 +5,7 @@ const door = $("about").parentNode.insertBefore(element("section"), $("pick"));
 door.id = "door";
 door.hidden = true;
 {
-  const form = door.appendChild(element("form")), label = form.appendChild(element("label", "This service wants a token."));
+  const form = door.appendChild(element("form")), label = form.appendChild(element("label", "This service needs a token."));
   const row = form.appendChild(element("p")), input = row.appendChild(element("input"));
   row.append(" ", element("button", "Use it"));
   form.id = "key";
@@ -27,7 +27,7 @@ async function ask(path, blob) {
 
 const backEnd = {
   computed: "in the service",
-  foot: [Object.assign(element("a", "For programs"), {href: "docs"})],
+  foot: [Object.assign(element("a", "API"), {href: "docs"})],
   async open() {
     const model = await ask("model");
     door.hidden = true;
