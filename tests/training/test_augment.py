@@ -63,7 +63,7 @@ def worst(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
 
 
-def test_with_everything_off_the_images_pass_exactly_and_nothing_is_drawn() -> None:
+def test_everything_off_draws_and_changes_nothing() -> None:
     images, targets, generator = photos(3, 7, 9), one_hot(3), seeded()
     before = generator.get_state()
     out, out_targets = augmented(images, targets, Augment(), (7, 9), generator)
@@ -73,14 +73,14 @@ def test_with_everything_off_the_images_pass_exactly_and_nothing_is_drawn() -> N
     assert torch.equal(prepare_eval(images), out) and prepare_eval(images).is_contiguous()
 
 
-def test_float_images_do_not_share_memory_with_the_result() -> None:
+def test_float_images_are_copied() -> None:
     images = photos(2, 6, 6, 1).float()
     out, _ = augmented(images, one_hot(2), Augment(), (6, 6), seeded())
     out.zero_()
     assert images.any()
 
 
-def test_mirror_is_pillows() -> None:
+def test_mirror_equals_pillow() -> None:
     images = photos(2, 6, 9)
     zero = torch.zeros(2, dtype=torch.int64)
     out = ops.crop(planar(images), zero, zero, (6, 9), mirror=torch.tensor([True, False]))
@@ -90,7 +90,7 @@ def test_mirror_is_pillows() -> None:
 
 @pytest.mark.parametrize("mode", ["reflect", "constant"])
 @pytest.mark.parametrize("pad", [0, 2, 13])
-def test_pad_crop_is_a_slice_of_numpys_pad(mode: Any, pad: int) -> None:
+def test_pad_crop_equals_numpy_pad(mode: Any, pad: int) -> None:
     images, (h, w) = photos(5, 7, 6, 2), (5, 6)
     top = torch.randint(7 + 2 * pad - h + 1, (5,), generator=seeded(1))
     left = torch.randint(6 + 2 * pad - w + 1, (5,), generator=seeded(2))
@@ -103,7 +103,7 @@ def test_pad_crop_is_a_slice_of_numpys_pad(mode: Any, pad: int) -> None:
         assert np.array_equal(out[i].permute(1, 2, 0), window[:, ::-1] if mirror[i] else window)
 
 
-def test_pad_crop_reaches_every_place_and_flip_is_a_fair_coin() -> None:
+def test_pad_crop_reaches_every_place_and_flip_half() -> None:
     ramp = torch.arange(36, dtype=torch.uint8).view(1, 6, 6, 1).expand(2000, 6, 6, 1)
     out, _ = augmented(ramp, one_hot(2000), Augment(pad_crop_px=2, pad_mode="constant", flip=True), (6, 6), seeded())
     rows = out.flatten(1)
@@ -112,7 +112,7 @@ def test_pad_crop_reaches_every_place_and_flip_is_a_fair_coin() -> None:
     assert 0.4 < ascending < 0.6
 
 
-def test_a_larger_store_is_cut_at_random_without_resampling() -> None:
+def test_larger_images_are_cut_not_resampled() -> None:
     images = photos(64, 9, 8)
     out, _ = augmented(images, one_hot(64), Augment(), (6, 6), seeded())
     places = set()
@@ -128,7 +128,7 @@ def test_a_larger_store_is_cut_at_random_without_resampling() -> None:
     assert len(places) == 12
 
 
-def test_a_smaller_store_is_an_error_that_says_what_to_do() -> None:
+def test_smaller_images_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"5x5 px are smaller than the model's 6x6 px.*train_scale.*inception_crop"):
         augmented(photos(2, 5, 5), one_hot(2), Augment(pad_crop_px=4), (6, 6), seeded())
     augmented(photos(2, 5, 5), one_hot(2), Augment(inception_crop=0.5), (6, 6), seeded())
@@ -137,7 +137,7 @@ def test_a_smaller_store_is_an_error_that_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (11, 17), (64, 48)])
-def test_inception_crop_is_pillows_antialiased_resize_of_the_box(size: tuple[int, int]) -> None:
+def test_inception_crop_equals_pillow_resize(size: tuple[int, int]) -> None:
     images = photos(4, 40, 36)
     boxes = torch.tensor([[0, 0, 40, 36], [3, 5, 20, 30], [2.5, 1.25, 33.3, 17.1], [35.5, 30, 4.5, 6]])
     out = ops.resized_crop(planar(images), boxes, size)
@@ -150,7 +150,7 @@ def test_inception_crop_is_pillows_antialiased_resize_of_the_box(size: tuple[int
 @pytest.mark.parametrize(
     ("stored", "size"), [((64, 64), (32, 32)), ((48, 96), (24, 48)), ((60, 90), (32, 32)), ((3, 5), (7, 7))]
 )
-def test_inception_boxes_keep_to_their_area_aspect_and_image(stored: tuple[int, int], size: tuple[int, int]) -> None:
+def test_inception_boxes_keep_area_and_aspect(stored: tuple[int, int], size: tuple[int, int]) -> None:
     boxes = ops.draw_crop_boxes(2000, stored, size, 0.08, seeded())
     top, left, h, w = boxes.unbind(1)
     assert (boxes >= 0).all() and (top + h <= stored[0] + 1e-4).all() and (left + w <= stored[1] + 1e-4).all()
@@ -162,13 +162,13 @@ def test_inception_boxes_keep_to_their_area_aspect_and_image(stored: tuple[int, 
         assert abs(float(aspect.log().mean())) < 0.02  # log-uniform: symmetric about 1
 
 
-def test_inception_box_of_a_very_long_image_is_the_largest_in_the_centre() -> None:
+def test_inception_box_of_a_long_image_is_centred() -> None:
     boxes = ops.draw_crop_boxes(5, (10, 1000), (32, 32), 0.5, seeded())
     assert torch.allclose(boxes, torch.tensor([[0.0, 500 - 40 / 6, 10, 40 / 3]]).expand(5, 4), atol=1e-3)
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_rotation_by_right_angles_is_numpys_rot90(turns: int) -> None:
+def test_right_angles_equal_rot90(turns: int) -> None:
     images = planar(photos(2, 9, 9)).float()
     matrices = ops.draw_affine(2, 0, 0, 0, seeded()) @ torch.tensor(
         [
@@ -180,7 +180,7 @@ def test_rotation_by_right_angles_is_numpys_rot90(turns: int) -> None:
     assert worst(ops.affine(images, matrices), torch.from_numpy(theirs)) < 0.01
 
 
-def test_affine_is_pillows_transform_on_a_rectangle() -> None:
+def test_affine_equals_pillow_on_a_rectangle() -> None:
     images = photos(6, 21, 30)
     matrices = ops.draw_affine(6, 30, 0.3, 0.2, seeded())
     out = ops.affine(planar(images).float(), matrices, "constant")
@@ -199,7 +199,7 @@ def test_affine_is_pillows_transform_on_a_rectangle() -> None:
         assert (out[i][:, outside] == 0).all()
 
 
-def test_affine_draws_lie_within_their_bounds_and_compose_in_order() -> None:
+def test_affine_draws_keep_bounds_and_order() -> None:
     n = 500
     rotation = ops.draw_affine(n, 25, 0, 0, seeded())
     assert torch.allclose(rotation @ rotation.transpose(1, 2), torch.eye(2).expand(n, 2, 2), atol=1e-6)
@@ -217,7 +217,7 @@ def test_affine_draws_lie_within_their_bounds_and_compose_in_order() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.3, 0.8, 1.0, 1.5, 2.0])
-def test_each_jitter_is_pillows_enhancement(factor: float) -> None:
+def test_jitter_equals_pillow_enhance(factor: float) -> None:
     images = photos(2, 12, 10)
     one = torch.ones(2)
     for place, theirs in enumerate((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)):
@@ -231,7 +231,7 @@ def test_each_jitter_is_pillows_enhancement(factor: float) -> None:
             assert worst(out[i], levels(theirs(pil(images[i])).enhance(factor))) < rounding + 0.01
 
 
-def test_jitter_goes_brightness_contrast_saturation() -> None:
+def test_jitter_order_is_brightness_contrast_saturation() -> None:
     images = photos(1, 12, 10)
     b, c, s = 1.4, 0.7, 1.3
     theirs = pil(images[0])
@@ -241,13 +241,13 @@ def test_jitter_goes_brightness_contrast_saturation() -> None:
     assert worst(out[0], levels(theirs)) < 4
 
 
-def test_saturation_leaves_grey_and_multispectral_images_alone() -> None:
+def test_saturation_needs_three_channels() -> None:
     for channels in (1, 5):
         images, one = planar(photos(2, 6, 6, channels)).float(), torch.ones(2)
         assert worst(ops.jitter(images, one, one, one * 0.2), images) < 1e-4
 
 
-def test_noise_has_its_deviation_and_stays_in_range() -> None:
+def test_noise_has_its_deviation() -> None:
     grey = torch.full((8, 32, 32, 3), 128, dtype=torch.uint8)
     out, _ = augmented(grey, one_hot(8), Augment(noise=0.1), (32, 32), seeded())
     assert abs(float(out.std()) / 25.5 - 1) < 0.03 and abs(float(out.mean()) - 128) < 0.6
@@ -256,7 +256,7 @@ def test_noise_has_its_deviation_and_stays_in_range() -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (8, 8), (28, 60), (5, 3), (1, 1)])
-def test_erasing_takes_one_rectangle_of_2_to_33_percent(size: tuple[int, int]) -> None:
+def test_erasing_takes_one_rectangle(size: tuple[int, int]) -> None:
     h, w = size
     boxes = ops.draw_erasing_boxes(2000, size, seeded())
     top, left, tall, wide = boxes.unbind(1)
@@ -275,7 +275,7 @@ def test_erasing_takes_one_rectangle_of_2_to_33_percent(size: tuple[int, int]) -
     assert (out[:, :, 0, 0][(top == 0) & (left == 0) & erased] == 7).all()
 
 
-def test_erasing_touches_its_share_of_the_images() -> None:
+def test_erasing_touches_its_share_of_images() -> None:
     images = torch.zeros(1000, 16, 16, 3, dtype=torch.uint8)
     out, _ = augmented(images, one_hot(1000), Augment(erasing=0.25), (16, 16), seeded())
     touched = out.flatten(1).any(1)
@@ -283,7 +283,7 @@ def test_erasing_touches_its_share_of_the_images() -> None:
     assert out.max() == 255 and abs(float(out[out > 0].mean()) - 128) < 5  # random values, as in the paper
 
 
-def test_mixup_is_the_papers_equation() -> None:
+def test_mixup_equals_the_paper() -> None:
     images, targets = planar(photos(4, 5, 6)).float(), one_hot(4)
     share, partner = torch.tensor([1.0, 0.0, 0.25, 0.9]), torch.tensor([1, 2, 3, 0])
     out, mixed = ops.mixup(images, targets, share, partner)
@@ -292,7 +292,7 @@ def test_mixup_is_the_papers_equation() -> None:
         assert worst(mixed[i], a * targets[i] + (1 - a) * targets[j]) < 1e-6
 
 
-def test_cutmix_targets_are_the_share_of_pixels_exactly_also_over_the_border() -> None:
+def test_cutmix_targets_count_pixels_exactly() -> None:
     n, h, w = 300, 11, 7
     images = (
         torch.arange(n).float()[:, None, None, None].expand(n, 1, h, w)
@@ -312,7 +312,7 @@ def test_cutmix_targets_are_the_share_of_pixels_exactly_also_over_the_border() -
     assert worst(area, 1 - share[~clipped]) < 0.5 / h + 0.5 / w + 0.25 / (h * w)  # whole pixels
 
 
-def test_mixup_and_cutmix_take_turns_with_mix_probability() -> None:
+def test_mixup_and_cutmix_take_turns() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 8, 8, 1)
     seen = {"nothing": 0, "mixup": 0, "cutmix": 0}
     for seed in range(400):
@@ -328,7 +328,7 @@ def test_mixup_and_cutmix_take_turns_with_mix_probability() -> None:
 
 
 @pytest.mark.parametrize("a", [1e-4, 0.2, 1.0, 50.0])
-def test_mixing_proportions_are_beta(a: float) -> None:
+def test_mixing_proportions_are_beta_distributed(a: float) -> None:
     share = ops._beta(4000, a, seeded())
     assert share.isfinite().all() and share.min() >= 0 and share.max() <= 1
     assert abs(float(share.mean()) - 0.5) < 0.04
@@ -344,7 +344,7 @@ HOW = (
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Augment) if f.name not in HOW])
-def test_each_field_alone_changes_the_batch_and_nothing_else_does(field: str) -> None:
+def test_each_field_alone_changes_the_batch(field: str) -> None:
     values = {"flip": True, "trivialaugment": True, "pad_crop_px": 2, "randaugment_layers": 2, "rotate_deg": 20.0}
     value = values.get(field, 0.5)
     images, targets = photos(8, 12, 12), one_hot(8)
@@ -353,7 +353,7 @@ def test_each_field_alone_changes_the_batch_and_nothing_else_does(field: str) ->
     assert torch.equal(out_targets, targets) == (field not in ("mixup", "cutmix"))
 
 
-def test_a_batch_is_a_function_of_the_seed() -> None:
+def test_batch_is_a_function_of_the_seed() -> None:
     images, targets = photos(6, 14, 14), one_hot(6)
     runs = []
     for seed in (5, 5, 6):
@@ -364,7 +364,7 @@ def test_a_batch_is_a_function_of_the_seed() -> None:
     assert not torch.equal(runs[0][0], runs[2][0])
 
 
-def test_the_input_is_left_alone() -> None:
+def test_input_is_not_modified() -> None:
     images, targets = photos(4, 12, 12), one_hot(4)
     kept = images.clone(), targets.clone()
     augmented(images, targets, ALL, (12, 12), seeded())
@@ -381,7 +381,7 @@ def test_the_input_is_left_alone() -> None:
     pad_mode=st.sampled_from(["reflect", "constant"]),
     seed=st.integers(0, 2**31),
 )
-def test_any_size_gives_finite_pixels_in_range_and_targets_that_sum_to_one(
+def test_any_size_gives_valid_pixels_and_targets(
     n: int, stored: tuple[int, int], size: tuple[int, int], channels: int, off: set[str], pad_mode: Any, seed: int
 ) -> None:
     defaults = Augment()
@@ -395,7 +395,7 @@ def test_any_size_gives_finite_pixels_in_range_and_targets_that_sum_to_one(
     assert torch.allclose(targets.sum(1), torch.ones(n), atol=1e-6) and (targets >= 0).all()
 
 
-def test_normalise_is_per_channel_and_checks_the_count() -> None:
+def test_normalise_is_per_channel() -> None:
     images = planar(photos(2, 4, 5, 5)).float()
     mean, std = (0.1, 0.2, 0.3, 0.4, 0.5), (0.5, 0.4, 0.3, 0.2, 0.1)
     out = normalise(images, Preprocess(image_size=(5, 5), in_channels=5, mean=mean, std=std))
@@ -407,7 +407,7 @@ def test_normalise_is_per_channel_and_checks_the_count() -> None:
         normalise(images, Preprocess(image_size=(5, 5)))
 
 
-def test_normalised_evaluation_equals_the_stored_preprocessing() -> None:
+def test_evaluation_equals_the_preprocessing() -> None:
     images = photos(3, 8, 8)
     preprocess = Preprocess(image_size=(8, 8), mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
     stored = torch.from_numpy(preprocess.normalise(images.numpy()))
@@ -415,7 +415,7 @@ def test_normalised_evaluation_equals_the_stored_preprocessing() -> None:
 
 
 @pytest.mark.gpu
-def test_an_accelerator_gives_the_same_batch() -> None:
+def test_cuda_gives_the_same_batch() -> None:
     images, targets = photos(8, 40, 40), one_hot(8)
     here = augmented(images, targets, ALL, (32, 32), seeded())
     there = augmented(images.cuda(), targets.cuda(), ALL, (32, 32), seeded())

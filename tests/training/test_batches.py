@@ -23,7 +23,7 @@ class Numbers:
 
 
 @given(n=st.integers(1, 200), batch=st.integers(1, 250), seed=st.integers(0, 5), epoch=st.integers(0, 4))
-def test_an_epoch_shows_each_image_at_most_once_in_whole_batches(n: int, batch: int, seed: int, epoch: int) -> None:
+def test_epoch_shows_each_image_at_most_once(n: int, batch: int, seed: int, epoch: int) -> None:
     per = steps_per_epoch(n, batch)
     parts = [batch_indices(n, batch, seed, epoch * per + i + 1) for i in range(per)]
     assert all(len(p) == min(batch, n) for p in parts)
@@ -31,7 +31,7 @@ def test_an_epoch_shows_each_image_at_most_once_in_whole_batches(n: int, batch: 
     assert len(set(seen.tolist())) == len(seen) > n - batch
 
 
-def test_a_resumed_sequence_is_the_tail_of_the_whole() -> None:
+def test_resumed_batches_are_the_tail_of_all() -> None:
     whole = list(batches(Numbers(23), Run(batch_size=4, seed=7), 1, 17))
     tail = list(batches(Numbers(23), Run(batch_size=4, seed=7), 9, 17))
     assert [batch.step for batch in tail] == list(range(9, 18))
@@ -45,7 +45,7 @@ def test_epochs_and_seeds_differ() -> None:
     assert len({tuple(o) for o in orders}) == 4
 
 
-def test_with_repeats_an_image_comes_several_times_in_a_batch_and_once_in_a_longer_pass() -> None:
+def test_repeats_lengthen_a_pass() -> None:
     parts = [batch_indices(24, 12, 0, step, repeats=3) for step in range(1, 7)]
     for part in parts:
         assert [len(part), len(set(part.tolist()))] == [12, 4] and (np.bincount(part)[part] == 3).all()

@@ -94,7 +94,7 @@ RULES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("name", "rule"), [*((name, "muon") for name in AUGMENTS), *(("shifts", rule) for rule in RULES if rule != "muon")]
 )
-def test_a_step_on_a_device_never_waits_for_it(name: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_never_waits_for_the_device(name: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = dataclasses.replace(BASE, augment=AUGMENTS[name], optim=dataclasses.replace(BASE.optim, **RULES[rule]))
     step = pretended(recipe, monkeypatch)
     assert isinstance(step.images, DeviceStore) and step.images.pixels.device == DEVICE
@@ -106,7 +106,7 @@ def test_a_step_on_a_device_never_waits_for_it(name: str, rule: str, monkeypatch
     assert watch.sent <= 3 * 5  # image numbers, labels, partners, shares, boxes; never the images
 
 
-def test_neither_does_a_step_with_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_teacher_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = dataclasses.replace(BASE, augment=AUGMENTS["shifts"], distill=Distill(teacher="function", temperature=2.0))
     step = pretended(recipe, monkeypatch)
     classes, train = step.stores.splits.classes, step.stores.train
@@ -118,7 +118,7 @@ def test_neither_does_a_step_with_a_teacher(monkeypatch: pytest.MonkeyPatch) -> 
                 step(batch, 1.0)
 
 
-def test_the_pretended_device_notices_a_host_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretended_device_notices_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     step = pretended(BASE, monkeypatch)
     batch = batch_of(step.images, 1, np.arange(32))
     for ask in (lambda x: x.sum().item(), lambda x: x.cpu(), lambda x: x[x > 0], lambda x: (x > 0).nonzero()):
@@ -129,7 +129,7 @@ def test_the_pretended_device_notices_a_host_that_waits(monkeypatch: pytest.Monk
         torch.zeros(3).to(DEVICE)
 
 
-def test_small_sets_move_to_the_device_and_large_ones_and_those_of_a_cpu_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_small_sets_move_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     store = load_images(BASE.data, BASE.model).train
     assert on_device(store, CPU) is store
     monkeypatch.setattr(device_store, "is_async", lambda device: True)
@@ -141,7 +141,7 @@ def test_small_sets_move_to_the_device_and_large_ones_and_those_of_a_cpu_stay(mo
     assert on_device(store, DEVICE) is store
 
 
-def test_batches_of_images_on_a_device_are_those_of_the_store() -> None:
+def test_device_batches_equal_store_batches() -> None:
     store = load_images(BASE.data, BASE.model).train
     there = batches(DeviceStore(store, CPU), BASE.run, 3, 5)
     for stored, moved in zip(batches(store, BASE.run, 3, 5), there, strict=True):
@@ -164,14 +164,14 @@ def operations(form: str) -> tuple[Tensor, dict[str, randaugment.Op], tuple[Tens
 
 
 @pytest.mark.parametrize("form", ["torchvision", "big_vision"])
-def test_operations_on_all_images_are_those_on_the_images_that_drew_them(form: str) -> None:
+def test_operations_on_all_equal_operations_on_some(form: str) -> None:
     images, ops, drawn = operations(form)
     some, everything = (way(ops, images, *drawn) for way in (randaugment.for_some, randaugment.for_all))
     assert torch.equal(some, everything) and not torch.equal(some, images)
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
-def test_drawing_from_the_device_does_what_drawing_from_a_generator_does(name: str) -> None:
+def test_device_draws_have_the_same_distribution(name: str) -> None:
     images = torch.randint(256, (512, 16, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     cfg = AUGMENTS[name]
     drawn = augment(images, cfg, (16, 12), torch.Generator().manual_seed(1))
@@ -185,7 +185,7 @@ def test_drawing_from_the_device_does_what_drawing_from_a_generator_does(name: s
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
-def test_augmentation_on_the_device_compiles_as_a_whole(name: str) -> None:
+def test_augmentation_compiles_as_a_whole(name: str) -> None:
     images = torch.randint(256, (8, 16, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     torch._dynamo.reset()
     whole = torch.compile(augment, backend="eager", fullgraph=True)
@@ -195,7 +195,7 @@ def test_augmentation_on_the_device_compiles_as_a_whole(name: str) -> None:
     assert torch.equal(whole(images, AUGMENTS[name], (16, 12), CPU), plain)
 
 
-def test_sending_to_a_cpu_is_nothing() -> None:
+def test_to_device_cpu_is_no_copy() -> None:
     tensor = torch.arange(3)
     assert to_device(tensor, CPU) is tensor
 
@@ -203,7 +203,7 @@ def test_sending_to_a_cpu_is_nothing() -> None:
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "compiled"), [*((name, False) for name in AUGMENTS), ("all", True)])
-def test_a_step_on_cuda_never_waits(name: str, compiled: bool) -> None:
+def test_cuda_step_never_waits(name: str, compiled: bool) -> None:
     run = dataclasses.replace(BASE.run, compile=compiled, precision="bfloat16")
     recipe = dataclasses.replace(BASE, augment=AUGMENTS[name], run=run)
     step = TrainingStep(recipe, load_images(recipe.data, recipe.model), torch.device("cuda"), torch.bfloat16)
@@ -221,7 +221,7 @@ def test_a_step_on_cuda_never_waits(name: str, compiled: bool) -> None:
     "where", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
 )
 @pytest.mark.parametrize("form", ["torchvision", "big_vision"])
-def test_compiled_operations_are_the_operations(form: str, where: str) -> None:
+def test_compiled_operations_equal_plain_ones(form: str, where: str) -> None:
     images, ops, drawn = operations(form)
     compiled = torch.compile(lambda images, *numbers: randaugment.for_all(ops, images, *numbers))
     there = compiled(images.to(where), *(numbers.to(where) for numbers in drawn)).cpu().int()
@@ -235,7 +235,7 @@ def test_compiled_operations_are_the_operations(form: str, where: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", ["", "default", "reduce-overhead"])
-def test_a_run_on_cuda_that_is_stopped_goes_on_with_the_same_bits(mode: str, tmp_path: Path) -> None:
+def test_cuda_run_resumes_bit_for_bit(mode: str, tmp_path: Path) -> None:
     run = dataclasses.replace(
         BASE.run, device="cuda", precision="bfloat16", save_every_s=0, steps=12, compile=bool(mode)
     )

@@ -45,7 +45,7 @@ def distilled(**fields: Any) -> Recipe:
     return dataclasses.replace(BASE, distill=Distill(**fields))
 
 
-def test_a_function_is_asked_about_the_augmented_images_and_believed(tmp_path: Path) -> None:
+def test_function_teaches_from_augmented_images(tmp_path: Path) -> None:
     asked: list[Tensor] = []
 
     def always_three(images: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def test_a_function_is_asked_about_the_augmented_images_and_believed(tmp_path: P
         train(stored, out=tmp_path / "other")
 
 
-def test_a_function_that_draws_random_numbers_goes_on_exactly(tmp_path: Path) -> None:
+def test_random_function_resumes_bit_for_bit(tmp_path: Path) -> None:
     def moody(images: Tensor) -> Tensor:
         return torch.randn(len(images), 10)
 
@@ -78,9 +78,7 @@ def test_a_function_that_draws_random_numbers_goes_on_exactly(tmp_path: Path) ->
 
 @pytest.mark.parametrize("saved", [True, False])
 @pytest.mark.parametrize("kind", ["network", "logits"])
-def test_a_run_goes_on_without_the_file_of_its_teacher(
-    kind: str, saved: bool, teacher_run: Path, tmp_path: Path
-) -> None:
+def test_run_resumes_without_the_teachers_file(kind: str, saved: bool, teacher_run: Path, tmp_path: Path) -> None:
     if kind == "network":
         teacher = shutil.copy(teacher_run / run_folder.MODEL_FILE, tmp_path / "teacher.safetensors")
     else:
@@ -108,7 +106,7 @@ def test_a_run_goes_on_without_the_file_of_its_teacher(
     assert not list((run / "checkpoints").glob("teacher.*")), "a run that is over needs it no more"
 
 
-def test_the_copy_of_an_earlier_teacher_teaches_no_new_run(teacher_run: Path, tmp_path: Path) -> None:
+def test_old_copy_of_a_teacher_is_not_used(teacher_run: Path, tmp_path: Path) -> None:
     logits = np.zeros((len(load_images(BASE.data, BASE.model).train), 10), np.float32)
     store_teacher(tmp_path / "run", logits)  # of a run that was killed before it wrote its recipe
     recipe = distilled(teacher=str(teacher_run))
@@ -118,7 +116,7 @@ def test_the_copy_of_an_earlier_teacher_teaches_no_new_run(teacher_run: Path, tm
     assert seen[0] == tmp_path / "run" / "checkpoints" / "teacher.safetensors"
 
 
-def test_a_network_answers_as_it_does_alone_in_the_order_of_the_data(teacher_run: Path) -> None:
+def test_network_answers_in_the_order_of_the_data(teacher_run: Path) -> None:
     store = load_images(BASE.data, BASE.model).train
     pixels = store.array(np.arange(20))
     wanted = load(teacher_run).probabilities(pixels)
@@ -142,7 +140,7 @@ def test_a_network_answers_as_it_does_alone_in_the_order_of_the_data(teacher_run
 
 
 @pytest.mark.parametrize("file", ["logits.npy", "logits.npz"])
-def test_stored_logits_follow_their_images_through_order_and_mixing(file: str, tmp_path: Path) -> None:
+def test_stored_logits_follow_order_and_mixing(file: str, tmp_path: Path) -> None:
     stores = load_images(BASE.data, BASE.model)
     logits = np.where(np.eye(10)[stores.train.labels], 0.0, -np.inf).astype(
         np.float32
@@ -162,7 +160,7 @@ def test_stored_logits_follow_their_images_through_order_and_mixing(file: str, t
     assert targets.max(1).values.min() < 1, "some are mixed"
 
 
-def test_stored_logits_are_counted_with_the_images_that_cannot_be_read() -> None:
+def test_stored_logits_count_unreadable_images() -> None:
     store: Any = SimpleNamespace(images=range(5), indices=np.array([0, 2, 4]))
     logits = np.log(np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4], [0.4, 0.6]]))
     teacher = make_teacher(logits, Distill(teacher="logits.npy"), store, ("a", "b"), CPU, FLOAT)
@@ -171,7 +169,7 @@ def test_stored_logits_are_counted_with_the_images_that_cannot_be_read() -> None
         make_teacher(logits[:4], Distill(teacher="logits.npy"), store, ("a", "b"), CPU, FLOAT)
 
 
-def test_what_is_no_teacher_is_refused(tmp_path: Path) -> None:
+def test_wrong_teachers_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", np.arange(5))
     with pytest.raises(ValueError, match=r"labels.npy holds int64 of shape \(5,\); expected logits"):
         open_teacher(str(tmp_path / "labels.npy"))

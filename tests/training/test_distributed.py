@@ -190,7 +190,7 @@ def lines(run: Path, kind: str, key: str) -> list[float]:
         ),  # Muon makes its matrices orthogonal in bfloat16: what rounds the other way is seen
     ],
 )
-def test_any_number_of_processes_also_a_changing_one_trains_the_same_weights(
+def test_any_number_of_processes_trains_the_same_weights(
     alone: str, several: str, atol: float, runs: tuple[Path, Codes]
 ) -> None:
     at, codes = runs
@@ -206,7 +206,7 @@ def test_any_number_of_processes_also_a_changing_one_trains_the_same_weights(
         np.testing.assert_allclose(lines(at / several, "eval", key), lines(at / alone, "eval", key), atol=1e-4)
 
 
-def test_what_one_process_could_not_read_of_a_stream_all_know(runs: tuple[Path, Codes]) -> None:
+def test_all_processes_know_unreadable_images(runs: tuple[Path, Codes]) -> None:
     torn = np.arange(60)[np.arange(60) % 20 % 7 == 3]
     order = Order(samples=(20, 20, 20), rows=20, lanes=4, block=4, seed=0)
     read = [
@@ -223,20 +223,20 @@ def test_what_one_process_could_not_read_of_a_stream_all_know(runs: tuple[Path, 
         )
 
 
-def test_a_process_that_dies_ends_the_others(runs: tuple[Path, Codes]) -> None:
+def test_dead_process_ends_the_others(runs: tuple[Path, Codes]) -> None:
     assert runs[1]["killed"] == runs[1]["noisy, killed"] == [LOST, -signal.SIGKILL]
 
 
-def test_a_stuck_process_ends_the_others_after_the_timeout(runs: tuple[Path, Codes]) -> None:
+def test_stuck_process_ends_the_others(runs: tuple[Path, Codes]) -> None:
     assert runs[1]["stuck"] == [LOST, -signal.SIGKILL]
 
 
-def test_a_signal_to_one_process_stops_all_after_the_same_step(runs: tuple[Path, Codes]) -> None:
+def test_signal_to_one_process_stops_all(runs: tuple[Path, Codes]) -> None:
     assert runs[1]["noisy, told to stop"] == [STOPPED + 6, STOPPED + 6]
 
 
 @pytest.mark.parametrize("name", ["noisy, killed, restarted", "noisy, told to stop, restarted"])
-def test_a_run_of_two_processes_goes_on_exactly(name: str, runs: tuple[Path, Codes]) -> None:
+def test_two_processes_resume_bit_for_bit(name: str, runs: tuple[Path, Codes]) -> None:
     at, codes = runs
     assert codes["noisy"] == codes[name] == [0, 0]
     whole, restarted = state(at / "noisy"), state(at / name)
@@ -245,7 +245,7 @@ def test_a_run_of_two_processes_goes_on_exactly(name: str, runs: tuple[Path, Cod
 
 
 @pytest.mark.parametrize("parts", [2, 3, 4])
-def test_a_part_of_a_batch_is_augmented_as_it_is_within_the_whole(parts: int) -> None:
+def test_part_of_a_batch_is_augmented_as_in_the_whole(parts: int) -> None:
     everything = Augment(
         inception_crop=0.5, pad_crop_px=1, flip=True, randaugment_layers=1, trivialaugment=True, rotate_deg=10,
         zoom=0.1, shear=0.1,
@@ -267,7 +267,7 @@ def test_a_part_of_a_batch_is_augmented_as_it_is_within_the_whole(parts: int) ->
 
 
 @pytest.mark.parametrize(("n", "parts"), [(7, 1), (7, 2), (8, 4), (130, 4), (5, 5)])
-def test_every_row_belongs_to_one_part_and_borrows_its_successor(n: int, parts: int) -> None:
+def test_rows_belong_to_one_part_and_overlap_by_one(n: int, parts: int) -> None:
     pieces = [row_range(n, part, parts, overlap=1) for part in range(parts)]
     assert [i for p in pieces for i in p.indices[: p.num_local]] == list(range(n))
     assert all(p.batch_size == n for p in pieces)
@@ -277,7 +277,7 @@ def test_every_row_belongs_to_one_part_and_borrows_its_successor(n: int, parts: 
         assert p.indices[p.num_local :].tolist() == following
 
 
-def test_one_alone_needs_no_others() -> None:
+def test_single_process_exchanges_nothing() -> None:
     alone = ProcessGroup()
     assert alone.is_main and alone.all_reduce([1.5]) == [1.5] and alone.broadcast("x") == "x"
     assert alone.gather(2) == [2] and alone.on_main(lambda: 3) == 3 and alone.any(True, False) == (True, False)
@@ -320,7 +320,7 @@ COMMAND = (
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # each process takes as long to import torch as all the rest
-def test_torchrun_restarts_a_killed_job_which_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_torchrun_restart_ends_with_the_same_bits(tmp_path: Path) -> None:
     with torchrun(*COMMAND, str(tmp_path / "whole")) as whole:
         out, _ = whole.communicate()
     assert whole.returncode == 0 and out.count("validation top-1") == 1
@@ -336,7 +336,7 @@ def test_torchrun_restarts_a_killed_job_which_ends_with_the_same_bits(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # each process takes as long to import torch as all the rest
-def test_ctrl_c_of_torchrun_saves_and_four_processes_go_on(tmp_path: Path) -> None:
+def test_torchrun_ctrl_c_saves_and_four_processes_resume(tmp_path: Path) -> None:
     with torchrun(*COMMAND, str(tmp_path / "run")) as running:
         wait_for_a_checkpoint(running, tmp_path / "run")
         running.send_signal(signal.SIGINT)
@@ -359,7 +359,7 @@ def test_ctrl_c_of_torchrun_saves_and_four_processes_go_on(tmp_path: Path) -> No
         (("train", "digits", "--batch-size", "1"), "2 processes cannot share a batch of 1"),
     ],
 )
-def test_what_is_wrong_is_said_once(args: tuple[str, ...], words: str, tmp_path: Path) -> None:
+def test_errors_are_printed_once(args: tuple[str, ...], words: str, tmp_path: Path) -> None:
     with torchrun(*args, "--out", str(tmp_path / "run")) as failed:
         _, err = failed.communicate()
     assert failed.returncode and err.count(words) == 1, err

@@ -16,20 +16,20 @@ def test_softmax_equals_torch(smoothing: float) -> None:
     torch.testing.assert_close(ours, F.cross_entropy(LOGITS, LABELS, label_smoothing=smoothing, reduction="none"))
 
 
-def test_softmax_weighs_classes_like_torch() -> None:
+def test_class_weights_equal_torch() -> None:
     weights = torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0])
     ours = cross_entropy(LOGITS, soft_targets(LABELS, 5), "softmax", weights)
     torch.testing.assert_close(ours, F.cross_entropy(LOGITS, LABELS, weight=weights, reduction="none"))
 
 
-def test_sigmoid_is_the_sum_over_classes() -> None:
+def test_sigmoid_sums_over_classes() -> None:
     targets = smooth(soft_targets(LABELS, 5), 0.1)
     wanted = F.binary_cross_entropy_with_logits(LOGITS, targets, reduction="none").sum(1)
     torch.testing.assert_close(cross_entropy(LOGITS, targets, "sigmoid"), wanted)
     torch.testing.assert_close(cross_entropy(LOGITS, targets, "sigmoid", torch.full((5,), 2.0)), 2 * wanted)
 
 
-def test_the_teachers_share_is_hintons() -> None:
+def test_teachers_share_is_hintons() -> None:
     labels, teacher = soft_targets(LABELS, 5), torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
     student = LOGITS.clone().requires_grad_()
     cfg = Distill(teacher="t", alpha=0.3, temperature=4.0)
@@ -42,7 +42,7 @@ def test_the_teachers_share_is_hintons() -> None:
     )  # they differ by the teacher's entropy
 
 
-def test_hard_distillation_is_cross_entropy_with_the_teachers_class() -> None:
+def test_hard_distillation_is_cross_entropy() -> None:
     theirs = LABELS.flip(0)
     targets = torch.cat([soft_targets(y, 5) for y in (LABELS, theirs)], 1)
     ours = training_loss(LOGITS, targets, Optim(), Distill(teacher="t", alpha=0.5, hard=True))
@@ -52,6 +52,6 @@ def test_hard_distillation_is_cross_entropy_with_the_teachers_class() -> None:
     )
 
 
-def test_without_a_teacher_the_loss_is_the_one_of_the_labels() -> None:
+def test_loss_without_teacher_is_of_the_labels() -> None:
     ours = training_loss(LOGITS, soft_targets(LABELS, 5), Optim(label_smoothing=0.1), Distill())
     torch.testing.assert_close(ours, F.cross_entropy(LOGITS, LABELS, label_smoothing=0.1, reduction="none"))

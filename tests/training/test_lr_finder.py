@@ -24,7 +24,7 @@ BASE = Recipe(
 )
 
 
-def test_the_loss_stays_then_falls_then_rises_and_the_suggestion_is_a_tenth_of_the_rate_at_the_bottom(
+def test_sweep_finds_where_the_loss_is_lowest(
     tmp_path: Path,
 ) -> None:
     sweep = find_lr(BASE, steps=60)
@@ -39,12 +39,12 @@ def test_the_loss_stays_then_falls_then_rises_and_the_suggestion_is_a_tenth_of_t
         assert picture.format == "PNG"
 
 
-def test_the_lowest_point_of_the_smoothed_curve_counts_not_one_lucky_batch() -> None:
+def test_smoothed_loss_decides() -> None:
     sweep = Sweep(lr=(0.1, 1.0, 10.0), loss=(2.0, 1.5, 0.1), smooth=(2.0, 1.0, 1.5), muon_per_lr=3.0)
     assert sweep.suggested == 0.1 and sweep.to_json()["suggested_muon_lr"] == pytest.approx(0.3)
 
 
-def test_a_range_that_is_none_is_refused() -> None:
+def test_wrong_ranges_are_refused() -> None:
     with pytest.raises(ValueError, match="0 < low < high"):
         find_lr(BASE, low=1.0, high=0.1)
     blown = dataclasses.replace(BASE, optim=Optim(name="sgd"))
@@ -54,7 +54,7 @@ def test_a_range_that_is_none_is_refused() -> None:
         find_lr(blown, low=1e25, high=1e30)
 
 
-def test_the_command_prints_what_to_type_and_writes_the_plot_and_nothing_else(
+def test_command_prints_options_and_writes_a_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -105,7 +105,7 @@ def assert_same_fingerprints(values: dict[str, Tensor], wanted: dict[str, list[f
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_named_recipe_takes_the_official_steps(rule: str) -> None:
+def test_recipe_takes_the_official_steps(rule: str) -> None:
     step, wanted = official_step(rule), EXPECTED[rule]
     first: dict[str, Tensor] = {}
     for name, p in step.model.named_parameters():
@@ -122,7 +122,7 @@ def test_a_named_recipe_takes_the_official_steps(rule: str) -> None:
     assert_same_fingerprints({k: p.detach() for k, p in step.model.named_parameters()}, wanted["params_after"])
 
 
-def test_momentum_in_bfloat16_is_told_from_momentum_in_float32() -> None:
+def test_bfloat16_momentum_differs_from_float32() -> None:
     step = official_step("vit_jax_finetune")
     for number in range(1, TAKEN + 1):
         take(step, number)
@@ -134,7 +134,7 @@ def test_momentum_in_bfloat16_is_told_from_momentum_in_float32() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_official_rules_resume_to_the_bit_through_a_file(rule: str, tmp_path: Path) -> None:
+def test_official_rules_resume_bit_for_bit(rule: str, tmp_path: Path) -> None:
     whole, stopped, resumed = (official_step(rule) for _ in range(3))
     for number in (1, 2):
         take(whole, number)
@@ -151,7 +151,7 @@ def test_the_official_rules_resume_to_the_bit_through_a_file(rule: str, tmp_path
     )
 
 
-def test_the_recipes_rates_are_the_official_ones_at_every_stored_step() -> None:
+def test_schedules_equal_the_official_ones() -> None:
     finetune, pretrain = RECIPES["finetune-official"](), RECIPES["pretrain-imagenet1k"]()
     for count, rate in EXPECTED["schedules"]["vit_jax_mixer_cifar10"].items():
         if int(count) < finetune.run.steps:  # the official count starts at 0

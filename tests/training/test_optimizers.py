@@ -1,19 +1,14 @@
-"""The step rule: who gets which optimizer, and at what rate."""
+"""Parameter groups, optimizers and their state."""
 
-import dataclasses
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mlpmixer.models.architecture import create_model
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.training import optimizers as optim
-from mlpmixer.training.averaging import average_weight, update_average
 from mlpmixer.training.recipe import Optim
-from mlpmixer.training.schedule import lr_factor
 
 
 def small() -> Mixer:
@@ -21,7 +16,7 @@ def small() -> Mixer:
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
-def test_every_parameter_is_in_one_group_and_only_matrices_decay(name: str) -> None:
+def test_only_matrices_decay(name: str) -> None:
     model = small()
     groups = [g for o in optim.make_optimizers(model, Optim(name=name, weight_decay=0.1)) for g in o.param_groups]  # type: ignore[arg-type]
     ids = [id(p) for g in groups for p in g["params"]]
@@ -31,7 +26,7 @@ def test_every_parameter_is_in_one_group_and_only_matrices_decay(name: str) -> N
         assert len({p.ndim for p in group["params"]}) == 1
 
 
-def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else() -> None:
+def test_muon_gets_hidden_matrices_only() -> None:
     model = small()
     muon = optim.make_optimizers(model, Optim(name="muon"))[1]
     assert isinstance(muon, torch.optim.Muon)
@@ -41,62 +36,7 @@ def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else() -> None:
     }
 
 
-@given(
-    total=st.integers(1, 500), warmup=st.integers(0, 600), schedule=st.sampled_from(["cosine", "linear", "constant"])
-)
-def test_the_rate_is_a_share_of_the_peak_that_rises_then_falls(total: int, warmup: int, schedule: str) -> None:
-    cfg = Optim(warmup_steps=warmup, schedule=schedule)  # type: ignore[arg-type]
-    rates = [lr_factor(step, total, cfg) for step in range(1, total + 1)]
-    peak = min(warmup, total // 2)
-    assert all(0 < r <= 1 for r in rates)
-    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert rates[peak] == 1 if peak < total else True
-
-
-def test_linear_warmup_and_decay_by_hand() -> None:
-    cfg = Optim(warmup_steps=2, schedule="linear")
-    assert [round(lr_factor(s, 6, cfg), 4) for s in range(1, 7)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
-
-
-def test_the_moving_average_follows_its_formula() -> None:
-    model, average = small(), small()
-    before = [p.clone() for p in average.parameters()]
-    update_average(average, model, average_weight(1000, 2000, Optim(ema_decay=0.9)))
-    for old, new, p in zip(before, average.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(new, 0.9 * old + 0.1 * p)
-    assert average_weight(2, 2000, Optim(ema_decay=0.9)) == 1 - 3 / 12, "its memory is short at the start"
-
-
-@pytest.mark.parametrize(("share", "steps"), [(0.4, 4), (1.0, 10), (0.0, 0), (0.04, 0)])
-def test_the_average_of_the_last_steps_is_their_mean_and_before_them_the_weights_themselves(
-    share: float, steps: int
-) -> None:
-    total, cfg = 10, Optim(average_last=share)
-    values = torch.randn(total, 3, generator=torch.Generator().manual_seed(0))
-    model, average = (torch.nn.ParameterDict({"w": torch.zeros(3)}) for _ in "ab")
-    for step in range(1, total + 1):
-        with torch.no_grad():
-            model["w"].copy_(values[step - 1])
-        update_average(average, model, average_weight(step, total, cfg))
-        tail = values[min(total - steps, step - 1) : step]
-        torch.testing.assert_close(average["w"].detach(), tail.mean(0))
-
-
-def test_two_averages_and_more_than_the_whole_run_are_refused() -> None:
-    with pytest.raises(ValueError, match="two averages; set one of them to 0"):
-        Optim(ema_decay=0.9, average_last=0.2)
-    with pytest.raises(ValueError, match="a share of the steps, from 0 to 1, got 20"):
-        Optim(average_last=20)
-
-
-def test_a_warmup_from_zero_is_one_step_later_and_a_schedule_may_end_above_zero() -> None:
-    cfg = Optim(warmup_steps=2, schedule="linear", warmup_from="zero")
-    assert [round(lr_factor(s, 6, cfg), 4) for s in range(1, 7)] == [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]
-    cfg = dataclasses.replace(cfg, lr_end=0.2)
-    assert [round(lr_factor(s, 6, cfg), 4) for s in range(3, 7)] == [1.0, 0.8, 0.6, 0.4]
-
-
-def test_up_the_slope_of_a_bowl_the_gradient_is_the_one_a_step_of_length_rho_away() -> None:
+def test_sam_gradient_in_a_bowl() -> None:
     model = torch.nn.ParameterDict({"w": torch.tensor([3.0, 4.0]), "frozen": torch.tensor([7.0])})
     model["frozen"].requires_grad_(False)
     before = {k: v.detach().clone() for k, v in model.items()}
@@ -110,7 +50,7 @@ def test_up_the_slope_of_a_bowl_the_gradient_is_the_one_a_step_of_length_rho_awa
         model.zero_grad()
 
 
-def test_up_a_slope_that_is_flat_is_where_one_stands() -> None:
+def test_sam_with_zero_gradient_moves_nothing() -> None:
     model = torch.nn.ParameterDict({"w": torch.zeros(2)})
     (model["w"].square().sum() / 2).backward()
     with optim.sam_perturbation(model, 0.5):
@@ -149,9 +89,7 @@ def with_a_head() -> tuple[Mixer, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize(
     ("frozen_layers", "kept"), [(1, ("stem",)), (2, ("stem", "blocks.0")), (3, ("stem", "blocks"))]
 )
-def test_frozen_layers_keep_their_weights_under_weight_decay_too(
-    name: str, frozen_layers: int, kept: tuple[str, ...]
-) -> None:
+def test_frozen_layers_keep_their_weights(name: str, frozen_layers: int, kept: tuple[str, ...]) -> None:
     model, before = with_a_head()
     learn(model, Optim(name=name, weight_decay=0.5, frozen_layers=frozen_layers), 3)  # type: ignore[arg-type]
     wanted = {k for k in before if not k.startswith(kept) and not k.endswith("token_mixing.fc2.bias")}
@@ -159,13 +97,13 @@ def test_frozen_layers_keep_their_weights_under_weight_decay_too(
     assert not any(p.requires_grad for k, p in model.named_parameters() if k.startswith(kept))
 
 
-def test_more_layers_than_there_are_cannot_be_frozen() -> None:
+def test_too_many_frozen_layers_are_refused() -> None:
     with pytest.raises(ValueError, match="4 layers, of which the last learns in any case: at most 3"):
         optim.make_optimizers(small(), Optim(frozen_layers=4))
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
-def test_only_the_head_learns_in_the_first_steps_and_then_everything(name: str) -> None:
+def test_head_learns_alone_at_first(name: str) -> None:
     cfg = Optim(name=name, weight_decay=0.5, head_steps=2)  # type: ignore[arg-type]
     for steps, wanted in ((2, "head"), (3, "")):
         model, before = with_a_head()
@@ -176,7 +114,7 @@ def test_only_the_head_learns_in_the_first_steps_and_then_everything(name: str) 
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
-def test_layer_decay_halves_the_rate_from_each_layer_to_the_one_below(name: str) -> None:
+def test_layer_decay_halves_the_rate_by_layer(name: str) -> None:
     model = small()
     cfg = Optim(name=name, lr=0.8, muon_lr=0.8, layer_decay=0.5)  # type: ignore[arg-type]
     optimizers = optim.make_optimizers(model, cfg)
@@ -187,7 +125,7 @@ def test_layer_decay_halves_the_rate_from_each_layer_to_the_one_below(name: str)
         assert rates[id(p)] == pytest.approx(next(rate for owner, rate in wanted.items() if key.startswith(owner)))
 
 
-def test_momentum_in_bfloat16_takes_the_steps_of_torchs_sgd_but_for_rounding() -> None:
+def test_bfloat16_momentum_equals_sgd_up_to_rounding() -> None:
     options = {"lr": 0.1, "momentum": 0.8984375, "weight_decay": 0.1}  # a momentum that bfloat16 holds exactly
     ours, theirs = (torch.nn.Parameter(torch.randn(50, 20, generator=torch.Generator().manual_seed(3))) for _ in "ab")
     half, full = optim.HalfMomentumSGD([ours], **options), torch.optim.SGD([theirs], **options)  # type: ignore[arg-type]
@@ -202,7 +140,7 @@ def test_momentum_in_bfloat16_takes_the_steps_of_torchs_sgd_but_for_rounding() -
 
 
 @pytest.mark.parametrize("norm", [0.5, 0.9999999, 5.0])
-def test_clipping_scales_to_exactly_the_norm_and_leaves_smaller_gradients_alone(norm: float) -> None:
+def test_clipping_scales_exactly_to_the_norm(norm: float) -> None:
     model = small()
     for p in model.parameters():
         p.grad = torch.randn_like(p)
@@ -226,7 +164,7 @@ def test_clipping_scales_to_exactly_the_norm_and_leaves_smaller_gradients_alone(
         {"name": "sgd", "momentum_dtype": "bfloat16", "layer_decay": 0.5},
     ],
 )
-def test_the_state_of_the_optimizers_survives_as_tensors(options: dict[str, Any]) -> None:
+def test_optimizer_state_round_trips_as_tensors(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     a, b = small(), small()
     b.load_state_dict(a.state_dict())
@@ -247,7 +185,7 @@ def test_the_state_of_the_optimizers_survives_as_tensors(options: dict[str, Any]
 
 
 @pytest.mark.parametrize(("in_hardware", "apart"), [(True, 2e-3), (False, 5e-3)])
-def test_batched_muon_takes_torchs_steps(in_hardware: bool, apart: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batched_muon_equals_torch(in_hardware: bool, apart: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optim, "has_bf16", lambda device: in_hardware)
     torch.manual_seed(0)
     shapes = [(12, 5), (5, 12), (5, 12), (7, 7), (7, 7)]

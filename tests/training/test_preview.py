@@ -47,7 +47,7 @@ def fake_splits() -> Any:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
-def test_a_sheet_is_a_png_with_the_plain_view_first(tmp_path: Path, channels: int) -> None:
+def test_sheet_shows_the_plain_view_first(tmp_path: Path, channels: int) -> None:
     images = squares(3, 16, channels)
     path = contact_sheet(
         images, images, [0, 1, 0], ["cat", "dog"], Augment(flip=True, mixup=0.5), tmp_path / "new" / "a.png", draws=2
@@ -59,7 +59,7 @@ def test_a_sheet_is_a_png_with_the_plain_view_first(tmp_path: Path, channels: in
     assert len(tops) == 1
 
 
-def test_a_preview_spreads_over_the_classes_passes_over_bad_images_and_repeats(tmp_path: Path) -> None:
+def test_preview_spreads_over_classes_and_repeats(tmp_path: Path) -> None:
     pages = [tmp_path / f"{i}.png" for i in range(3)]
     for page, seed in zip(pages, (0, 0, 1), strict=True):
         cfg = Augment(inception_crop=0.2, noise=0.1)
@@ -69,7 +69,7 @@ def test_a_preview_spreads_over_the_classes_passes_over_bad_images_and_repeats(t
     assert (sheet == 60).all(-1).any() and (sheet == 70).all(-1).any()  # the only images of the rarer classes
 
 
-def test_nothing_readable_or_no_room_is_an_error(tmp_path: Path) -> None:
+def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     splits = fake_splits()
     splits.train.source = lambda i: 1
     with pytest.raises(ValueError, match="no image of the training split of squares can be read"):
@@ -78,7 +78,7 @@ def test_nothing_readable_or_no_room_is_an_error(tmp_path: Path) -> None:
         preview(splits, Data(), Augment(), Plain(8), tmp_path / "a.png", cols=1)  # type: ignore[arg-type]
 
 
-def test_the_title_names_what_is_on() -> None:
+def test_title_names_what_is_on() -> None:
     assert describe(Augment()) == "no augmentation"
     assert describe(Augment(flip=True, pad_crop_px=4)) == "pad_crop_px=4, pad_mode=reflect, flip"
     assert (
@@ -88,7 +88,7 @@ def test_the_title_names_what_is_on() -> None:
     assert describe(Augment(cutmix=1.0)) == "cutmix=1.0, mix_probability=1.0"
 
 
-def test_images_kept_as_floats_are_shown_too(tmp_path: Path) -> None:
+def test_float_images_are_shown(tmp_path: Path) -> None:
     images = squares(2, 16, 3)
     kinds = (images, images.astype(np.float32))
     pages = [

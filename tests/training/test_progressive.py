@@ -54,7 +54,7 @@ def noisy(model: Mixer, seed: int) -> Mixer:
     return model
 
 
-def test_each_stage_ends_at_its_share_of_the_steps() -> None:
+def test_stages_end_at_their_share_of_steps() -> None:
     sizes = [progressive.image_size(step, 12, BASE) for step in range(13)]
     assert sizes == [4] * 4 + [6] * 4 + [8] * 5
     assert all(progressive.image_size(total, total, BASE) == 8 for total in range(1, 100)), (
@@ -84,17 +84,17 @@ def test_each_stage_ends_at_its_share_of_the_steps() -> None:
         ("5:0.5", "5x5 px is not a multiple of patch_size 2x2 px; nearest that is: 4x4"),
     ],
 )
-def test_what_is_no_growth_is_refused(text: str, message: str) -> None:
+def test_wrong_stages_are_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         recipe(progressive=text)
 
 
-def test_early_stopping_would_compare_what_cannot_be_compared() -> None:
+def test_early_stopping_is_refused() -> None:
     with pytest.raises(ValueError, match="images of different sizes; leave one of the two out"):
         recipe(patience=3)
 
 
-def test_a_network_with_kernels_is_resized_as_the_function_it_is() -> None:
+def test_locality_is_folded_before_resizing() -> None:
     small = Mixer(dataclasses.replace(MODEL, image_size=4))
     locality.inject(small, 3)
     noisy(small, 1)
@@ -105,7 +105,7 @@ def test_a_network_with_kernels_is_resized_as_the_function_it_is() -> None:
     assert len(kernels) == 4 and not any(kernel.any() for kernel in kernels)
 
 
-def test_the_resized_average_is_the_average_of_the_resized() -> None:
+def test_resized_average_is_average_of_resized() -> None:
     a, b = (noisy(Mixer(dataclasses.replace(MODEL, image_size=4)), seed) for seed in (1, 2))
     mean = Mixer(a.cfg)
     mean.load_state_dict({name: (p + b.state_dict()[name]) / 2 for name, p in a.state_dict().items()})
@@ -115,7 +115,7 @@ def test_the_resized_average_is_the_average_of_the_resized() -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
-def test_the_optimizers_forget_what_has_another_shape_and_nothing_else(name: str) -> None:
+def test_optimizers_forget_only_what_changed_shape(name: str) -> None:
     cfg = Optim(name=name)  # type: ignore[arg-type]
     small = noisy(Mixer(dataclasses.replace(MODEL, image_size=4)), 1)
     before = optimizers.make_optimizers(small, cfg)
@@ -134,7 +134,7 @@ def test_the_optimizers_forget_what_has_another_shape_and_nothing_else(name: str
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_a_step_sees_the_batch_as_augmented_at_the_full_size_and_then_made_small() -> None:
+def test_images_are_reduced_after_augmentation() -> None:
     stores = load_images(BASE.data, BASE.model)
     step = TrainingStep(BASE, stores, torch.device("cpu"), torch.float32)
     batch = batch_of(stores.train, 1, np.arange(64))
@@ -157,7 +157,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(BASE, out=tmp_path_factory.mktemp("runs") / "whole").path
 
 
-def test_a_run_ends_at_its_own_size_and_leaves_a_plain_mixer(grown: Path) -> None:
+def test_run_leaves_a_plain_mixer_of_full_size(grown: Path) -> None:
     model, meta = model_file.load_model(grown / run_folder.MODEL_FILE)
     assert meta.config == BASE.model and meta.preprocess.image_size == (8, 8)
     assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
@@ -166,9 +166,7 @@ def test_a_run_ends_at_its_own_size_and_leaves_a_plain_mixer(grown: Path) -> Non
 
 
 @pytest.mark.parametrize("last", [3, 4, 5, 7, 10])
-def test_a_run_stopped_on_either_side_of_a_growth_ends_with_the_same_bits(
-    last: int, grown: Path, tmp_path: Path
-) -> None:
+def test_run_resumes_bit_for_bit_around_a_growth(last: int, grown: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(BASE, out=tmp_path / "run", report=stop_at(last))
     train(BASE, out=tmp_path / "run", resume=True)
@@ -184,7 +182,7 @@ def test_a_run_stopped_on_either_side_of_a_growth_ends_with_the_same_bits(
     assert plain == again
 
 
-def test_a_run_learns_before_and_after_its_images_grow(tmp_path: Path) -> None:
+def test_run_learns_before_and_after_a_growth(tmp_path: Path) -> None:
     plain = dataclasses.replace(recipe(steps=150, batch_size=128, progressive="6:0.3"), model=MODEL, augment=Augment())
     result = train(dataclasses.replace(plain, optim=Optim(name="muon", lr=5e-3, muon_lr=1e-2)), out=tmp_path / "run")
     losses = {
@@ -195,7 +193,7 @@ def test_a_run_learns_before_and_after_its_images_grow(tmp_path: Path) -> None:
     assert result.summary["params"] == sum(p.numel() for p in Mixer(MODEL).parameters())
 
 
-def test_trained_weights_start_small_too(grown: Path, tmp_path: Path) -> None:
+def test_trained_weights_start_small(grown: Path, tmp_path: Path) -> None:
     still = Optim(name="sgd", lr=1e-12, weight_decay=0.0)
     start = dataclasses.replace(recipe(steps=2, progressive="4:0.5"), init=Init(weights=str(grown)), optim=still)
     after = weights(train(start, out=tmp_path / "run").path)
@@ -206,6 +204,6 @@ def test_trained_weights_start_small_too(grown: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(after[name], p)
 
 
-def test_a_time_budget_counts_the_cheap_steps_as_cheap(tmp_path: Path) -> None:
+def test_time_budget_counts_cheap_steps(tmp_path: Path) -> None:
     summary = train(recipe(steps=0, time="2s", save_every_s=1e9), out=tmp_path / "run").summary
     assert summary["steps"] == read_recipe(tmp_path / "run").run.steps >= 1

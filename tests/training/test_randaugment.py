@@ -67,7 +67,7 @@ def worst(a: Tensor, b: Tensor) -> int:
         (ops.sharpness, lambda image, f: ImageEnhance.Sharpness(image).enhance(f), [0.1, 0.73, 1.0, 1.9, 2.8]),
     ],
 )
-def test_what_pillow_defines_is_pillows_to_one_level(
+def test_operations_equal_pillow_to_one_level(
     ours: Callable[..., Tensor],
     theirs: Callable[..., Image.Image],
     values: list[float],
@@ -83,7 +83,7 @@ def test_what_pillow_defines_is_pillows_to_one_level(
         assert worst(out[i], pixels(theirs(pil(images[i]), value))) <= 1, value
 
 
-def test_the_tables_and_grey_levels_are_pillows_exactly() -> None:
+def test_tables_and_grey_levels_equal_pillow() -> None:
     images = photos(20, 32, 32, seed=3)
     assert torch.equal(
         ops.equalize(images, same([])), torch.stack([pixels(ImageOps.equalize(pil(image))) for image in images])
@@ -113,7 +113,7 @@ AFFINE = Image.Transform.AFFINE
         (ops.translate_y, lambda v: (1, 0, 0, 0, 1, int(v)), [3.0, -4.9, 40.0]),
     ],
 )
-def test_warps_are_pillows_with_the_nearest_pixel(ours: Any, theirs: Any, values: list[float], fill: int) -> None:
+def test_warps_equal_pillow_nearest(ours: Any, theirs: Any, values: list[float], fill: int) -> None:
     images = photos(len(values), 21, 30)
     out = ours(images, same(values), fill=fill)
     for i, v in enumerate(values):
@@ -125,7 +125,7 @@ def test_warps_are_pillows_with_the_nearest_pixel(ours: Any, theirs: Any, values
         )  # Pillow steps in 1/65536 px, and may fall on the other side of a border
 
 
-def test_rotation_is_pillows_and_quarter_turns_are_exact() -> None:
+def test_rotation_equals_pillow() -> None:
     images = photos(4, 24, 24)
     out = ops.rotate(images, same([20, -50, 90, 180]), fill=128)
     for i, degrees in enumerate((20, -50)):
@@ -134,7 +134,7 @@ def test_rotation_is_pillows_and_quarter_turns_are_exact() -> None:
     assert (out[0][:, 0, 0] == 128).all() and not (images[0][:, 0, 0] == 128).all()
 
 
-def test_cutout_is_a_square_that_the_border_cuts() -> None:
+def test_cutout_is_a_square_cut_at_the_border() -> None:
     images = torch.zeros(3, 2, 10, 12, dtype=torch.uint8)
     out = ops.cutout(images, same([3, 3, 0]), torch.tensor([[0.5, 0.5], [0.0, 0.99], [0.5, 0.5]]), fill=128)
     wanted = torch.zeros_like(images)
@@ -143,14 +143,14 @@ def test_cutout_is_a_square_that_the_border_cuts() -> None:
     assert torch.equal(out, wanted)
 
 
-def test_solarize_add_clips_and_leaves_the_light_half() -> None:
+def test_solarize_add_changes_the_dark_half() -> None:
     row = torch.tensor([0, 100, 127, 128, 250], dtype=torch.uint8).view(1, 1, 1, 5).expand(2, 1, 1, 5)
     out = ops.solarize_add(row, same([165, 0]))
     assert out.flatten(1).tolist() == [[165, 255, 255, 128, 250], [0, 100, 127, 128, 250]]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_images_without_three_channels_have_no_colour_to_change(channels: int) -> None:
+def test_color_needs_three_channels(channels: int) -> None:
     images = photos(2, 9, 9, channels)
     assert torch.equal(ops.color(images, same([0.1, 1.9])), images)
 
@@ -159,7 +159,7 @@ def value(op: Op, level: float) -> float:
     return op.start + level * (op.end - op.start)
 
 
-def test_the_clean_forms_ranges_are_torchvisions() -> None:
+def test_ranges_equal_torchvision() -> None:
     seen: list[dict[str, Op]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "one_of", lambda table, images, *_: (seen.append(table), images)[1])
@@ -177,7 +177,7 @@ def test_the_clean_forms_ranges_are_torchvisions() -> None:
     assert wide["posterize"] == (8, 2, False) and wide["color"] == (1, 1.99, True)
 
 
-def test_big_visions_quirks_at_the_magnitudes_that_were_used() -> None:
+def test_big_vision_quirks() -> None:
     table = big_vision_ops(224, 224)
     assert len(table) == 16 and "identity" not in table
     at_15 = {k: value(op, 1.5) for k, op in table.items()}
@@ -200,7 +200,7 @@ def test_big_visions_quirks_at_the_magnitudes_that_were_used() -> None:
     assert run("invert", 15).flatten()[0] == 255
 
 
-def test_contrasts_fixed_grey_is_the_published_example() -> None:
+def test_big_vision_contrast_is_the_published_example() -> None:
     """big_vision issue 109: (192, 64, 64) at factor 1.9 became (188, 0, 0), where Pillow's rule gives (249, 6, 6)."""
     tile = torch.tensor([192, 64, 64], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 8, 8)
     assert ops.contrast(tile, same([1.9]), grey=ops.BIG_VISION_GREY)[0, :, 0, 0].tolist() == [188, 0, 0]
@@ -211,7 +211,7 @@ def tables() -> list[Any]:
 
 
 @pytest.mark.parametrize("table", tables())
-def test_every_image_gets_one_operation_and_all_operations_come_up(table: dict[str, Op]) -> None:
+def test_every_image_gets_one_operation(table: dict[str, Op]) -> None:
     n = 640
     image = photos(1, 24, 24)
     out = one_of(table, image.expand(n, -1, -1, -1), torch.full((n,), 0.9, dtype=torch.float64), seeded())
@@ -231,7 +231,7 @@ def test_every_image_gets_one_operation_and_all_operations_come_up(table: dict[s
 
 
 @pytest.mark.parametrize("form", ["torchvision", "big_vision"])
-def test_an_image_comes_out_the_same_whatever_the_others_are(form: Any) -> None:
+def test_images_do_not_depend_on_each_other(form: Any) -> None:
     images, others = photos(12, 16, 16), photos(12, 16, 16, seed=9)
     mixed = torch.cat([images[:6], others[6:]])
     a, b = (randaugment(batch, 2, 15, form, seeded()) for batch in (images, mixed))
@@ -239,14 +239,14 @@ def test_an_image_comes_out_the_same_whatever_the_others_are(form: Any) -> None:
     assert torch.equal(trivialaugment(images, seeded())[:6], trivialaugment(mixed, seeded())[:6])
 
 
-def test_trivialaugments_strength_is_drawn_for_every_image() -> None:
+def test_trivialaugment_draws_strengths_per_image() -> None:
     flat = torch.full((400, 1, 4, 4), 100, dtype=torch.uint8)
     out = trivialaugment(flat, seeded())
     assert len(torch.unique(out[:, 0, 1, 1])) > 20  # most of them by brightness, which has 61 strengths
 
 
 @pytest.mark.parametrize("on", [{"randaugment_layers": 2}, {"trivialaugment": True}])
-def test_it_comes_after_crop_and_flip_in_whole_levels_and_repeats(on: dict[str, Any]) -> None:
+def test_randaugment_comes_after_crop_in_whole_levels(on: dict[str, Any]) -> None:
     images, targets = photos(64, 16, 16).permute(0, 2, 3, 1), torch.eye(2)[torch.arange(64) % 2]
     kept = images.clone()
     cfg = Augment(inception_crop=0.3, flip=True, **on)
@@ -269,7 +269,7 @@ def test_it_comes_after_crop_and_flip_in_whole_levels_and_repeats(on: dict[str, 
     assert torch.equal(floats, augmented(images, targets, Augment(**on), (16, 16), seeded())[0])
 
 
-def test_layers_of_magnitude_zero_change_nothing_in_the_clean_form_but_tables() -> None:
+def test_magnitude_zero_by_form() -> None:
     images = photos(300, 24, 24)
     out = randaugment(images, 1, 0, "torchvision", seeded())
     touched = (out != images).flatten(1).any(1).float().mean()
@@ -287,7 +287,7 @@ def test_layers_of_magnitude_zero_change_nothing_in_the_clean_form_but_tables() 
     magnitude=st.integers(0, 20),
     seed=st.integers(0, 2**31),
 )
-def test_any_size_and_number_of_channels(
+def test_any_size_and_channels(
     n: int, size: tuple[int, int], channels: int, form: Any, magnitude: int, seed: int
 ) -> None:
     images = torch.randint(256, (n, *size, channels), dtype=torch.uint8, generator=seeded(seed))
@@ -297,7 +297,7 @@ def test_any_size_and_number_of_channels(
 
 
 @pytest.mark.parametrize("name", sorted(CLEAN))
-def test_no_operation_writes_into_its_input(name: str) -> None:
+def test_operations_do_not_modify_input(name: str) -> None:
     images = photos(3, 8, 8)
     kept, op = images.clone(), CLEAN[name]
     op.apply(images, same([value(op, 0.7)] * 3))
@@ -315,7 +315,7 @@ def test_no_operation_writes_into_its_input(name: str) -> None:
         ({"randaugment_layers": -1}, "augment.randaugment_layers must not be negative, got -1"),
     ],
 )
-def test_magnitudes_beyond_the_scale_are_an_error(wrong: dict[str, Any], said: str) -> None:
+def test_magnitudes_beyond_the_scale_are_refused(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Augment(**wrong)
 
@@ -331,7 +331,7 @@ def test_off_draws_nothing() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("on", [{"randaugment_layers": 2}, {"trivialaugment": True}])
-def test_an_accelerator_gives_the_same_batch(on: dict[str, Any]) -> None:
+def test_cuda_gives_the_same_batch(on: dict[str, Any]) -> None:
     images, targets = photos(256, 32, 32).permute(0, 2, 3, 1).contiguous(), torch.ones(256, 1)
     here = augmented(images, targets, Augment(**on), (32, 32), seeded())[0]
     there = augmented(images.cuda(), targets.cuda(), Augment(**on), (32, 32), seeded())[0]

@@ -52,7 +52,7 @@ def assert_curves_are_the_metrics(run: Path) -> None:
     assert [step for step, _ in drawn["test/top1"]] == [8]
 
 
-def test_a_stopped_and_resumed_run_has_each_point_once(tmp_path: Path) -> None:
+def test_resumed_run_has_each_point_once(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stop"), curves(tmp_path) as draw:
 
         def stop(event: dict[str, Any]) -> None:
@@ -68,9 +68,7 @@ def test_a_stopped_and_resumed_run_has_each_point_once(tmp_path: Path) -> None:
     assert_curves_are_the_metrics(tmp_path)
 
 
-def test_a_run_that_is_over_gets_its_curves_from_the_command_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_run_gets_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(dataclasses.replace(RECIPE, name="before"), out=tmp_path)
     assert not (tmp_path / FOLDER).exists()
     for _ in "ab":
@@ -79,7 +77,7 @@ def test_a_run_that_is_over_gets_its_curves_from_the_command_line(
         assert_curves_are_the_metrics(tmp_path)
 
 
-def test_without_the_package_the_answer_is_how_to_get_it(
+def test_missing_package_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in [

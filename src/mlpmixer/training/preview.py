@@ -1,7 +1,8 @@
-"""What the network sees: a labelled contact sheet of augmented training images. Torch is imported when one is drawn."""
+"""A labelled contact sheet of augmented training images. Torch is imported when one is drawn."""
 
 import dataclasses
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +34,9 @@ def preview(
     cols: int = 8,
     seed: int = 0,
 ) -> Path:
-    """Writes a PNG of `rows` training images, spread over the classes: the plain evaluation view, then `cols` - 1
-    augmented draws.
+    """Write a PNG of `rows` training images of different classes: the evaluation view, then `cols` - 1 augmented ones.
 
-    Images that cannot be read are passed over. Raises ValueError when none can, or for rows < 1 or cols < 2.
+    Unreadable images are left out. Errors: ValueError when no image can be read, and for rows < 1 or cols < 2.
     """
     if rows < 1 or cols < 2:
         raise ValueError(f"a preview needs rows >= 1 and cols >= 2, got rows={rows}, cols={cols}")
@@ -71,10 +71,9 @@ def contact_sheet(
     draws: int = 7,
     seed: int = 0,
 ) -> Path:
-    """Writes one row per image: `plain` (N,h,w,C), then `draws` augmentations of `stored` (N,H,W,C), both in 0..255.
+    """Write a row for each image: `plain` (N,h,w,C), then `draws` augmentations of `stored` (N,H,W,C), both in 0..255.
 
-    Every column is one batch as training makes it, so mixing partners are among the rows; mixed tiles say what they are
-    made of.
+    Each column is a batch as in training, so images are mixed with those of other rows; captions say in what shares.
     """
     import torch
 
@@ -96,8 +95,9 @@ def contact_sheet(
     step_y, step_x = tile_h + lines * (FONT_PX + 2) + 2 * GAP_PX, tile_w + GAP_PX
     width = GAP_PX + step_x * len(columns)
     font = ImageFont.load_default(FONT_PX)
+    letter_px = font.getlength("abcdefghijklmnopqrstuvwxyz") / 26
     text = f"{stored.shape[1]}x{stored.shape[2]} px to {size[0]}x{size[1]} px, seed {seed}. {describe(cfg)}"
-    title = _wrap(text, font, width - 2 * GAP_PX)
+    title = textwrap.wrap(text, int((width - 2 * GAP_PX) / letter_px))
     top = GAP_PX + (len(title) + 1) * (FONT_PX + GAP_PX)
     canvas = Image.new("RGB", (width, top + step_y * len(labels)), "white")
     draw = ImageDraw.Draw(canvas)
@@ -110,12 +110,8 @@ def contact_sheet(
             tile = _picture(pixels[y]).resize((size[1] * factor, tile_h), Image.Resampling.NEAREST)
             canvas.paste(tile, (left, top + y * step_y))
             for i, line in enumerate(caption):
-                draw.text(
-                    (left, top + y * step_y + tile_h + 2 + i * (FONT_PX + 2)),
-                    _shorten(line, font, tile_w),
-                    "black",
-                    font,
-                )
+                short = textwrap.shorten(line, int(tile_w / letter_px), placeholder="...")
+                draw.text((left, top + y * step_y + tile_h + 2 + i * (FONT_PX + 2)), short, "black", font)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path, "PNG")
@@ -153,26 +149,5 @@ def _mixture(target: Sequence[float], classes: Sequence[str]) -> list[str]:
 
 def _picture(pixels: Pixels) -> Image.Image:
     """(H,W,C) -> RGB; one or two channels are shown as grey (the first), more than three as the first three."""
-    return Image.fromarray(np.ascontiguousarray(pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0])).convert(
-        "RGB"
-    )
-
-
-def _shorten(text: str, font: Any, width_px: int) -> str:
-    text = " ".join(text.split())
-    if font.getlength(text) <= width_px:
-        return text
-    while text and font.getlength(text + "...") > width_px:
-        text = text[:-1]
-    return text + "..."
-
-
-def _wrap(text: str, font: Any, width_px: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width_px:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
+    shown = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]
+    return Image.fromarray(np.ascontiguousarray(shown)).convert("RGB")

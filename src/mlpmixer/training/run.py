@@ -245,20 +245,23 @@ def restore(path: Path, training_step: TrainingStep, total_steps: int) -> State:
     """Load the training state at `path` into `training_step`. ValueError when the data has changed since."""
     tensors, meta = model_file.read_tensors(path)
     stores = training_step.stores
-    now = stores.identity
+    if problem := _data_has_changed(meta, stores.identity):
+        raise ValueError(f"{path} was trained {problem}; it cannot be resumed exactly")
+    stores.train.note_bad([(name, why) for name, why in meta.get("bad", []) if (name, why) not in stores.val.bad])
+    state = State.from_json(meta["state"])
+    training_step.resize(progressive.image_size(state.step, total_steps, training_step.recipe))
+    training_step.load_tensors(tensors)
+    return state
+
+
+def _data_has_changed(meta: dict[str, Any], now: dict[str, Any]) -> str:
+    """How the data of a state differs from `Stores.identity`; empty when it does not."""
     if meta["train_images"] != now["train_images"]:
-        problem = f"on {meta['train_images']} images, but the data now gives {now['train_images']}"
-    elif meta.get("shards", "") != now["shards"]:
-        problem = "on shards of other names or sizes than the data now has"
-    elif meta.get("classes", now["classes"]) != now["classes"]:
-        problem = "on other classes than the data now has"
-    else:
-        stores.train.note_bad([(name, why) for name, why in meta.get("bad", []) if (name, why) not in stores.val.bad])
-        state = State.from_json(meta["state"])
-        training_step.resize(progressive.image_size(state.step, total_steps, training_step.recipe))
-        training_step.load_tensors(tensors)
-        return state
-    raise ValueError(f"{path} was trained {problem}; it cannot be resumed exactly")
+        return f"on {meta['train_images']} images, but the data now gives {now['train_images']}"
+    if meta.get("shards", "") != now["shards"]:
+        return "on shards of other names or sizes than the data now has"
+    same_classes = meta.get("classes", now["classes"]) == now["classes"]
+    return "" if same_classes else "on other classes than the data now has"
 
 
 def _write_start(folder: Path, recipe: Recipe, environment: dict[str, Any], source: TeacherSource) -> None:
