@@ -462,7 +462,9 @@ def test_errors_are_shown(digits: Path, hosted: Hosted, tmp_path: Path) -> None:
     with Chromium() as browser:
         ready(browser, hosted(digits))
         browser.choose("#file", [tmp_path / "broken.png"])
-        assert "This browser cannot read the file as an image" in browser.wait(f"{CARD}?.querySelector('.bad')?.textContent")
+        assert "This browser cannot read the file as an image" in browser.wait(
+            f"{CARD}?.querySelector('.bad')?.textContent"
+        )
         for folder, says in (
             (swapped, "model.onnx cannot be loaded, or is not the file that this page was made with"),
             (lacking, "ort.wasm cannot be loaded"),
