@@ -106,7 +106,7 @@ class Bench:
     rows: tuple[Row, ...]
     failed: tuple[Failed, ...]
     choice: Choice | None
-    """None where there is no choice: torch runs a run, and one engine alone opens an .xml or a .pt2."""
+    """None for a run, which only torch runs, and for an .xml or .pt2, which only one engine opens."""
     exported: tuple[str, float] | None = None
     """For a run: the fastest engine in float32 for its export, and its speed relative to the run's."""
 
@@ -251,7 +251,7 @@ def _best_export(best: Choice | None) -> tuple[str, float] | None:
     return engine, speeds[engine] / of_run
 
 
-# --- what is measured ---------------------------------------------------------------------------------------------
+# --- measuring ---------------------------------------------------------------------------------------------
 
 
 def _of_run(name: str, file: Path, report: "Report | None", failed: list[Failed]) -> dict[str, str]:

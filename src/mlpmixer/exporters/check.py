@@ -1,4 +1,4 @@
-"""Whether an export gives the same answers as its model: on real images, from the same pixels."""
+"""Comparison of an export with its model on real images, from the same pixels."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -164,7 +164,7 @@ def check(reference: Classifier, export: Export, given: Sample) -> Checked:
 
 
 def check_fit(reference: Classifier, export: Export, given: Sample) -> FitChecked:
-    """The graph's resize and fit beside Pillow's. ValueError when no image can be read, ExportMismatch beyond
+    """The graph's resize and fit against Pillow's. ValueError when no image can be read, ExportMismatch beyond
     PIXEL_TOLERANCE."""
     pre = reference.preprocess
 

@@ -52,7 +52,7 @@ class Target:
     """A form to export to."""
 
     name: str
-    """Default name of the file or folder, beside a run."""
+    """Default name of the file or folder, in a run."""
     write: Callable[[Job, Path], None]
     """Writes what `exported.open_export` opens to a path that does not exist yet."""
     finish: Callable[[Job, Path], None]
@@ -116,7 +116,7 @@ def export(
     """Write the model to `out` and compare it there with the torch model on real images; on a mismatch nothing is left.
 
     model: a run, a weight file, a name of `mlpmixer list weights`, or a Classifier around a torch network on the CPU.
-    to: a name of TARGETS. out: a file or folder that does not exist; None: beside the run.
+    to: a name of TARGETS. out: a file or folder that does not exist; None: in the run's folder.
     data: the images to check on; None: those the run was trained on.
     batch: images at a time; None: any number, which each call chooses.
     any_size: let the graph resize and fit images of any size (a batch has one size), and compare that with Pillow.
@@ -183,7 +183,7 @@ def write_unchecked(classifier: Classifier, to: str, path: Path) -> None:
 
 
 def _checked(job: Job, path: Path, given: Sample, engine: str | None = None) -> Checked:
-    """The export at `path` beside the model. ExportMismatch when they differ, but for layers in int8."""
+    """The export at `path` against the model. ExportMismatch when they differ, but for layers in int8."""
     file = export_at(path)
     assert file
     opened = open_export(file, engine=engine)
@@ -215,7 +215,7 @@ def _require_run(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
 def _free_path(out: str | os.PathLike[str] | None, classifier: Classifier, target: Target) -> Path:
     if out is None:
         if classifier.path is None or not classifier.path.with_name("recipe.json").is_file():
-            raise ValueError("where to? This model is not in a run, beside which an export goes: name a path (--out)")
+            raise ValueError("where to? This model is not in a run, which is the default place: name a path (--out)")
         out = classifier.path.with_name(target.name)
     path = Path(out)
     suffix = Path(target.name).suffix

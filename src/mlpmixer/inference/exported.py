@@ -33,7 +33,7 @@ EXPECTED = "expected an .onnx, .xml or .pt2 file, or a bundle, that `mlpmixer ex
 
 @dataclass(frozen=True)
 class Export:
-    """Pixels (B,H,W,C) as `meta.preprocess.array` gives them -> what is asked for, by `open_export`.
+    """Pixels (B,H,W,C) from `meta.preprocess.array` -> outputs by name. Made by `open_export`.
 
     probabilities (B,K) float32; top_probabilities (B,k) float32, falling, and top_classes (B,k) int64, their classes;
     features (B,D) float32, the input of the head, but for a network of one's own. A graph with evidence also gives

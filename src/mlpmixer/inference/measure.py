@@ -40,7 +40,7 @@ def sample_images(preprocess: Preprocess, count: int) -> Pixels:
 def start(
     model: str, engine: str, precision: Precision, threads: int, batches: list[int]
 ) -> tuple[Classifier, dict[str, Any]]:
-    """The loaded model and what there is to say of it; `batches` in ascending order. Errors: ValueError."""
+    """The loaded model, and the first line about it; `batches` in ascending order. Errors: ValueError."""
     if engine == "torch" and precision == "bfloat16":
         _require_bfloat16()
     begin = time.perf_counter()

@@ -100,7 +100,7 @@ def open_onnx(path: str | os.PathLike[str], *, threads: int) -> OnnxModel:
 
 
 def copy_onnx(path: str | os.PathLike[str], to: Path, weights: str) -> None:
-    """Write the model at `path` to the file `to`, with its weights in another one beside it named `weights`."""
+    """Write the model at `path` to the file `to`, and its weights to a file `weights` in the same folder."""
     import onnx
 
     model = onnx.load(os.fspath(path))
