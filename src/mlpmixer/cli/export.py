@@ -36,7 +36,7 @@ class Export(Command):
     """Batch size of the graph. dynamic: any."""
     any_size: bool = False
     """Let the graph resize and crop images of any size, too. It is compared with Pillow, from which a pixel may differ
-    by 1 of 255."""
+    by at most 2 of 255."""
     evidence: bool = False
     """Let the graph also return what each patch adds to each class. `mlpmixer serve` shows it; --to web always has it.
     For networks with exact patch evidence, such as Mixers."""

@@ -16,6 +16,7 @@ from mlpmixer.models.architecture import capability
 from mlpmixer.weights.model_file import ModelMeta
 
 FITS = ("crop", "pad", "squash")  # those of training; the others are rules of published weights
+INSTEAD = "export to onnx, and predict with mlpmixer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +98,9 @@ def require_program(meta: ModelMeta, program: str) -> None:
     """ValueError for a model whose preprocessing a program inside the export does not have."""
     pre = meta.preprocess
     if pre.fit not in FITS:
-        raise ValueError(f"{program} does not support fit={pre.fit!r}, only {', '.join(FITS)}: {ELSE}")
+        raise ValueError(f"{program} does not support fit={pre.fit!r}, only {', '.join(FITS)}: {INSTEAD}")
     if pre.in_channels not in (1, 3):
-        raise ValueError(f"{program} does not support images of {pre.in_channels} channels, only 1 or 3: {ELSE}")
-
-
-ELSE = "export to onnx, and predict with mlpmixer"
+        raise ValueError(f"{program} does not support images of {pre.in_channels} channels, only 1 or 3: {INSTEAD}")
 
 
 def require_packages(form: str, extra: str, *names: str) -> None:
