@@ -21,7 +21,7 @@ pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 
 pytestmark = pytest.mark.network
 
-PACKAGES = ("onnxruntime", "numpy", "pillow", "fastapi", "uvicorn", "python-multipart", "prometheus-client")
+PACKAGES = ("onnxruntime", "numpy", "pillow", "jinja2", "fastapi", "uvicorn", "python-multipart", "prometheus-client")
 REPOSITORY = Path(__file__).parents[2]
 ENV = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
 
