@@ -41,7 +41,7 @@ demo: $(CORE) ## train on the digits (the recipe, cut to 40 epochs), evaluate on
 	@if [ -f $(DEMO)/summary.json ]; then \
 	  echo "$(DEMO) is already trained; to train again: rm -r $(DEMO) && make demo"; \
 	elif [ -d $(DEMO) ]; then $(BIN)/mlpmixer train --resume $(DEMO); \
-	else $(BIN)/mlpmixer train digits $(SHORT) --out $(DEMO); fi
+	else echo "== mlpmixer train digits $(SHORT) --out $(DEMO)"; $(BIN)/mlpmixer train digits $(SHORT) --out $(DEMO); fi
 	@echo; echo "== mlpmixer evaluate $(DEMO) digits"; $(BIN)/mlpmixer evaluate $(DEMO) digits
 	@$(BIN)/python examples/save_images.py digits $(DEMO)/images 5
 	@echo; echo "== mlpmixer predict $(DEMO) $(DEMO)/images"; $(BIN)/mlpmixer predict $(DEMO) $(DEMO)/images --top-k 3

@@ -3,21 +3,20 @@
 A shell that starts a command in the background lets it ignore Ctrl-C, and Python leaves that as it is.
 """
 
-import fcntl
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import chromium
+from helpers import chromium, shared
 from helpers.processes import Forks
+from helpers.shared import Once
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -30,22 +29,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("Chromium is not installed")
 
 
+@pytest.fixture(autouse=True)
+def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the page of a run takes longer than a tiny run, so only the runs of wider fixtures have a real one."""
+
+    def write(folder: Path, *_: object) -> None:
+        (folder / "report.html").touch()
+
+    if run := sys.modules.get("mlpmixer.training.run"):
+        monkeypatch.setattr(run, "write_report", write)
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
     """`once(name, make)` is a folder that `make` fills the first time that any worker of this test run asks for it."""
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-    def made(name: str, make: Callable[[Path], object]) -> Path:
-        folder, done = shared / name, shared / f"{name}.done"
-        with (shared / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not done.exists():
-                make(folder)
-                done.touch()
-        return folder
-
-    return made
+    return shared.once(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
 
 @pytest.fixture(scope="session")

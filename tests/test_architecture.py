@@ -4,6 +4,7 @@ The table is the one in CONTRIBUTING.md.
 """
 
 import ast
+import functools
 import re
 import types
 from pathlib import Path
@@ -58,6 +59,11 @@ def files() -> list[Path]:
     return sorted(path for path in ROOT.rglob("*.py") if path.parent.name != "bundled")  # a program of its own
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def module_of(path: Path) -> str:
     """ "data.readers.folder"; that of a package ends with __init__."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -77,7 +83,7 @@ def runtime_nodes(node: ast.AST) -> list[ast.AST]:
 def imported_rooms(path: Path) -> set[str]:
     """The rooms that a file imports from, anywhere in it."""
     names: set[str] = set()
-    for node in runtime_nodes(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in runtime_nodes(tree_of(path)):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative import; write the full name"
             parts = (node.module or "").split(".")
@@ -105,7 +111,7 @@ def test_only_edges_print_and_read_the_environment() -> None:
     for path in files():
         if room_of(path) in ("cli", "serve", "__main__"):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             used = ast.unparse(node.func if isinstance(node, ast.Call) else node) if isinstance(node, USES) else ""
             if used == "os.environ" or (
                 isinstance(node, ast.Call) and used in ("print", "input", "sys.exit", "os.getenv")

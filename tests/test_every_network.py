@@ -9,12 +9,12 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.processes import Forks
+from helpers.shared import Once
 
 from mlpmixer import cli
 from mlpmixer.config import to_json
@@ -75,7 +75,6 @@ COMMANDS = {
 }
 SLOW = ("bench", "`export --to web`", "`export --to openvino`", "`export --to pt2`", "`export --to onnx --int8`")
 WORKS = "works"
-Once = Callable[[str, Callable[[Path], object]], Path]  # of conftest
 
 
 @pytest.fixture(

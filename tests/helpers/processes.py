@@ -65,12 +65,14 @@ class Forks:
     """
 
     def __init__(self) -> None:
-        env = os.environ | {"PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-W", "error", "-c", textwrap.dedent(self.SERVER)]
-        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self._server: subprocess.Popen[str] | None = None
 
     def __call__(self, code: str, *args: object, input: str = "") -> "subprocess.CompletedProcess[str]":
         """As `python -c code args`, with this on its standard input."""
+        if self._server is None or self._server.poll() is not None:
+            env = os.environ | {"PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-W", "error", "-c", textwrap.dedent(self.SERVER)]
+            self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         assert self._server.stdin and self._server.stdout
         with tempfile.TemporaryDirectory() as folder:
             for name in ("out", "err"):
@@ -86,7 +88,5 @@ class Forks:
         return subprocess.CompletedProcess(["-c", *job["args"]], int(status), out, err)
 
     def close(self) -> None:
-        assert self._server.stdin and self._server.stdout
-        self._server.stdin.close()
-        self._server.wait()
-        self._server.stdout.close()
+        if self._server is not None:
+            self._server.communicate()
