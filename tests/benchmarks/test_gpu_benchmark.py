@@ -42,6 +42,7 @@ def test_rows_carry_their_environment_and_are_measured_once(
     assert run(gpu, tmp_path, "--section", "matrix") == 0 and path.read_text() == before
 
 
+@pytest.mark.slow
 def test_a_step_is_divided_into_network_and_the_rest(
     gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ def in_pieces(piece: Callable[[], object]) -> int:
     raise AssertionError("it makes no progress")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["1m", "distilled", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wide", "90", "94"))]
 )

@@ -265,6 +265,7 @@ def test_layers_are_named_as_in_the_network(whole: Path) -> None:
     assert list(layers) == LAYERS and all(len(nodes) == 1 for nodes in layers.values())
 
 
+@pytest.mark.exports
 def test_the_worst_layer_returns_to_float(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = save_run(learned(outlier=True), tmp_path / "run", MANY)
     assert cli.main(["export", str(run), "--int8", "--images", "9", "--json"]) == 0
@@ -380,6 +381,7 @@ def run(model: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_run(model, tmp_path_factory.mktemp("runs") / "digits", Data(name="digits"))
 
 
+@pytest.mark.exports
 def test_the_command_prints_layers_and_accuracy(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "model.onnx")
     assert cli.main(["export", str(run), "--int8", "--out", out, "--images", "50"]) == 0

@@ -172,6 +172,7 @@ def npm(folder: Path, script: str) -> None:
     (folder / "npm").chmod(0o755)
 
 
+@pytest.mark.exports
 def test_npm_must_fetch_the_tested_version(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,6 +154,7 @@ def test_tying_saves_what_arithmetic_says() -> None:
     }
 
 
+@pytest.mark.slow
 def test_ablation_writes_its_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names = ("tied", "untied", "grouped-2", "views-2", "pyramid")
     tiny = dataclasses.replace(

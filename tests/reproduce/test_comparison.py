@@ -130,6 +130,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     yield str(write_cifar10(tmp_path / "data", per_class=6))
 
 
+@pytest.mark.slow
 def test_permutation_writes_its_page(tiny: str, tmp_path: Path) -> None:
     page, path = run("permutation", out=tmp_path / "out", data_dir=tiny, device="cpu")
     assert page.figures["identity"]["max_abs_difference"] < 1e-5
@@ -142,6 +143,7 @@ def test_permutation_writes_its_page(tiny: str, tmp_path: Path) -> None:
     assert "about 45 %" in path.read_text() and "(an end of what was tried)" in path.read_text()
 
 
+@pytest.mark.slow
 def test_data_scaling_writes_its_page(tiny: str, tmp_path: Path) -> None:
     page, path = run("data-scaling", out=tmp_path / "out", data_dir=tiny, device="cpu")
     cells = page.figures["cells"]

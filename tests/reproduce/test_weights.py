@@ -61,6 +61,7 @@ def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     return str(write_cifar10(tmp_path / "data", per_class=2))
 
 
+@pytest.mark.slow
 def test_weights_writes_its_page(data: str, tmp_path: Path) -> None:
     page, path = run("weights", out=tmp_path / "out", data_dir=data, device="cpu")
     plain, augmented, coarse = (

@@ -184,7 +184,9 @@ def test_device_draws_have_the_same_distribution(name: str) -> None:
         torch.testing.assert_close(of(there), of(drawn), rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("name", AUGMENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "all" else [pytest.mark.slow]) for name in AUGMENTS]
+)
 def test_augmentation_compiles_as_a_whole(name: str) -> None:
     images = torch.randint(256, (8, 16, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     torch._dynamo.reset()

@@ -182,6 +182,7 @@ def test_run_resumes_bit_for_bit_around_a_growth(last: int, grown: Path, tmp_pat
     assert plain == again
 
 
+@pytest.mark.slow
 def test_run_learns_before_and_after_a_growth(tmp_path: Path) -> None:
     plain = dataclasses.replace(recipe(steps=150, batch_size=128, progressive="6:0.3"), model=MODEL, augment=Augment())
     result = train(dataclasses.replace(plain, optim=Optim(name="muon", lr=5e-3, muon_lr=1e-2)), out=tmp_path / "run")
