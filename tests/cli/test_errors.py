@@ -48,6 +48,10 @@ FROM_DATA = [["train"], ["lr-find"], ["data", "preview", "--out", "x.png"], ["da
         ("train digits --init B/16:imagenet21", "did you mean B/16:imagenet21k?"),
         ("train no/such/folder", "no/such/folder"),
         ("train digitz", "digits"),
+        ("train digits --seed -3 --out x", "run.seed must be in [0, 2^63), got -3"),
+        ("train digits --data.split-seed -1", "data.split_seed must not be negative"),
+        ("train digits --model=", "--model: expected a value"),
+        ("train digits --out=", "--out: expected a value"),
         ("train digits --resume no/such/run", "no/such/run"),
         ("train digits --device tpu --out x", "cpu"),
         ("evaluate no/such/run digits", "no/such/run"),
@@ -95,6 +99,8 @@ def test_without_data_nothing_starts(
 @pytest.mark.parametrize(
     ("line", "says"),
     [
+        ("train digits --model resmlp-s12 --init RUN", "is not the network of --init"),
+        ("train digits --model B/16 --init RUN", "a mixer with sizes of its own: leave --model out"),
         ("evaluate RUN --image-size 9", "nearest that is: 8x8"),
         ("evaluate RUN --image-size 12 --resize blocks", "for any other grid use method='bicubic'"),
         ("evaluate RUN --in-channels 0", "in_channels must be at least 1"),

@@ -300,6 +300,8 @@ def _below(values: Values, name: str) -> Values:
 def converted(hint: Any, given: Sequence[str]) -> Any:
     """An option as its type, from its spelling and its words. ValueError says what was expected."""
     spelling, *words = given
+    if words == [""]:  # an unset variable
+        raise ValueError(f"{spelling}: expected a value")
     for values in ([_literal(word) for word in words], words):  # 5 may be a number, or the name of a folder
         for value in (*values[: len(values) == 1], tuple(values)):
             with suppress(ValueError):

@@ -80,9 +80,24 @@ def start_from(line: Line, resumed: Recipe | None = None) -> Recipe:
     if weights:  # with --patch-size alone the image follows, with --resize blocks a width
         method = typing.cast(Method, line.value("--init.resize") or "bicubic")
         sizes = {name: _size(line, f"--model.{name.replace('_', '-')}") for name in ("image_size", "patch_size")}
-        trained = architecture_of_weights(weights).adapted(**sizes, method=method)
+        found = architecture_of_weights(weights)
+        if model and not _same_widths(recipe.model, found):
+            raise ValueError(
+                f"--model {model} is not the network of --init {weights}, a {found.architecture} with sizes of its "
+                f"own: "
+                "leave --model out"
+            )
+        trained = found.adapted(**sizes, method=method)
         recipe = dataclasses.replace(recipe, model=trained, init=Init(weights=weights))
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=data))
+
+
+def _same_widths(a: NetworkConfig, b: NetworkConfig) -> bool:
+    """Whether two networks differ in no more than what trained weights can adapt to."""
+    free = {"image_size", "patch_size", "in_channels", "num_classes", *a.weight_free}
+    return type(a) is type(b) and all(
+        getattr(a, f.name) == getattr(b, f.name) for f in dataclasses.fields(a) if f.name not in free
+    )
 
 
 def _size(line: Line, option: str) -> Any:

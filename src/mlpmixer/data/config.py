@@ -49,6 +49,8 @@ class Data(Config, owner="data"):
     """Class names of shards that do not state them: a file with one per line, or just the number of classes."""
 
     def validate(self) -> None:
+        require(self.name == self.name.strip(), f"data.name={self.name!r} must not begin or end with a space")
+        require(self.split_seed >= 0, f"data.split_seed must not be negative, got {self.split_seed}")
         require(1 <= self.lanes <= 1024, f"data.lanes must be in 1..1024, got {self.lanes}")
         require(self.buffer >= 1, f"data.buffer must be at least 1, got {self.buffer}")
         require(0 < self.val_fraction < 1, f"data.val_fraction must be in (0, 1), got {self.val_fraction}")

@@ -167,7 +167,7 @@ def stratified_share(labels: np.ndarray, fraction: float, seed: int) -> np.ndarr
 
 def open_raw(data: Data) -> RawSplits:
     """What the files hold: nothing is cut, and classes are not compared between splits."""
-    name = data.name.strip()
+    name = data.name
     if not name:
         raise ValueError(f"no data given: a path, hf:owner/name or one of {', '.join(DATASETS)}")
     if is_streamed(data):

@@ -197,7 +197,7 @@ def has(network: object, name: str) -> bool:
     return name in ARCHITECTURES[known].capabilities if known else hasattr(network, name)
 
 
-def capability(network: object, name: str, option: str) -> Any:
+def capability(network: object, name: str, option: str, instead: str = "") -> Any:
     """The method or module behind a capability, for the option or command that needs it.
 
     ValueError in one sentence, which names network and option, where the network does not declare it.
@@ -207,6 +207,7 @@ def capability(network: object, name: str, option: str) -> Any:
         raise ValueError(
             f"{name_of(network)} has no {CAPABILITIES[name]}, which {option} needs; "
             f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'} it"
+            + (f". Use {instead}" if instead else "")
         )
     known = architecture_of(network)
     where = ARCHITECTURES[known].capabilities[name] if known else METHOD

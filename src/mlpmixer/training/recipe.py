@@ -269,6 +269,7 @@ class Run(Config, owner="run"):
             "run.patience compares evaluations, but with run.progressive they are of images of different sizes; leave "
             "one of the two out",
         )
+        require(0 <= self.seed < 2**63, f"run.seed must be in [0, 2^63), got {self.seed}")
         require(self.epochs > 0, f"run.epochs must be positive, got {self.epochs}")
         require(self.batch_size >= 1, f"run.batch_size must be at least 1, got {self.batch_size}")
         require(

@@ -60,7 +60,7 @@ def require_capabilities(model: nn.Module, recipe: Recipe) -> None:
     }
     for option, (name, is_on) in options.items():
         if is_on:
-            capability(model, name, option)
+            capability(model, name, option, "--optim.name adamw" if option == "optim.name=muon" else "")
     if not hasattr(model, "head") and (optim.head_steps or init.head_bias):
         option = "optim.head_steps" if optim.head_steps else "init.head_bias"
         raise ValueError(f"{name_of(model)} has no module named head, which {option} needs")
