@@ -40,7 +40,7 @@ from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.training.augment import normalise, prepare_eval
 from mlpmixer.training.recipe import Init, Recipe, read_recipe
-from mlpmixer.training.recipes import retuned
+from mlpmixer.training.recipes import retune
 from mlpmixer.training.run import train
 from mlpmixer.weights.adapt import adapt
 
@@ -91,7 +91,7 @@ def flops(cfg: MixerConfig) -> int:
 def trainings(run: Path, model: MixerConfig) -> Iterator[tuple[str, Recipe]]:
     """(what, recipe) of the two trainings of that network."""
     base = read_recipe(run)
-    tuned = retuned(base)
+    tuned = retune(base)
     tuned = dataclasses.replace(
         tuned, model=model, init=Init(weights=str(run)), run=dataclasses.replace(tuned.run, seed=base.run.seed)
     )

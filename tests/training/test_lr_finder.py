@@ -24,9 +24,7 @@ BASE = Recipe(
 )
 
 
-def test_sweep_finds_where_the_loss_is_lowest(
-    tmp_path: Path,
-) -> None:
+def test_sweep_finds_where_the_loss_is_lowest(tmp_path: Path) -> None:
     sweep = find_lr(BASE, steps=60)
     assert len(sweep.lr) == len(sweep.loss) == len(sweep.smooth) <= 60 and sweep.muon_per_lr == 2.0
     ratios = [b / a for a, b in zip(sweep.lr, sweep.lr[1:], strict=False)]

@@ -354,10 +354,7 @@ def test_validation_while_training_equals_evaluate(bias: float, loss: str, undis
         step.average.head.bias[3] += bias  # so sure of one class that the others have a probability of 0
     stores = step.stores
     meta = model_file.ModelMeta(
-        config=step.recipe.model,
-        classes=stores.splits.classes,
-        preprocess=stores.preprocess,
-        provenance={"loss": loss},
+        config=step.recipe.model, classes=stores.splits.classes, preprocess=stores.preprocess, provenance={"loss": loss}
     )
     logged, wanted = validate(step, stores.val), evaluate(from_network(step.average, meta), stores.splits.val)
     assert logged["top1"] == wanted.top1 and logged["nll"] == pytest.approx(wanted.nll, rel=1e-5)

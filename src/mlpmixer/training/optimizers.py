@@ -188,15 +188,11 @@ def state_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
 
 
 def load_state_tensors(optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """The reverse of `state_tensors`; other names are ignored."""
+    """The reverse of `state_tensors`; other names are ignored. (torch's own way would cast bfloat16 to float32.)"""
     for i, optimizer in enumerate(optimizers):
-        whole = optimizer.state_dict()
-        state: dict[int, dict[str, Tensor]] = {}
+        params = [p for group in optimizer.param_groups for p in group["params"]]
         for name, value in tensors.items():
             if name.startswith(f"optim.{i}."):
                 _, _, index, key = name.split(".", 3)
-                state.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({**whole, "state": state})
-        for number, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-            for key, value in state.get(number, {}).items():  # torch has cast it to the parameter's dtype
-                optimizer.state[p][key] = optimizer.state[p][key].to(value.dtype)
+                p = params[int(index)]
+                optimizer.state[p][key] = value.to(p.device, copy=True)

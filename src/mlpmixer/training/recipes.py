@@ -13,7 +13,7 @@ from mlpmixer.models import names
 from mlpmixer.registry import Registry
 from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run, variant
 
-RECIPES: Registry[Callable[[], Recipe]] = Registry("recipe")
+RECIPES: Registry[Callable[..., Recipe]] = Registry("recipe")
 MUON = Optim(name="muon", schedule="linear", label_smoothing=0.1)  # what training from scratch has in common
 
 
@@ -108,57 +108,41 @@ def photos() -> Recipe:
     )
 
 
-def finetuned(base: Recipe) -> Recipe:
-    """`base` for weights trained here on other data: a quarter of the epochs, at the rates of training from scratch.
-
-    Chosen on validation, as `retuned` was: docs/LOG.md.
-    """
-    shorter = {"epochs": base.run.epochs / 4, "eval_every": base.run.eval_every / 2}
-    return variant(base, "finetune", init=Init(), optim={"muon_lr": 6e-3, "warmup_steps": 30}, run=shorter)
-
-
 @RECIPES.register("finetune")
-def finetune() -> Recipe:
+def finetune(base: Recipe | None = None) -> Recipe:
     """Photographs from the weights of a run on others, 10 epochs: the default for `--init RUN`.
 
     mlpmixer train DIR/trashnet --init RUN
     Result: validation top-1 80.2 % on TrashNet from a run on CIFAR-10 or on flowers (n = 1 each), 57.0 from scratch in
     the same 10 epochs; test not looked at.
+    Of another `base` it takes a quarter of the epochs. Chosen on validation, as `retune` was: docs/LOG.md.
     """
-    return finetuned(photos())
-
-
-def retuned(base: Recipe) -> Recipe:
-    """`base` for weights trained on the same data, such as for another image size: `finetuned` at lower rates."""
-    return variant(finetuned(base), "retune", optim={"lr": 1e-3, "muon_lr": 1e-3})
+    base = base or photos()
+    shorter = {"epochs": base.run.epochs / 4, "eval_every": base.run.eval_every / 2}
+    return variant(base, "finetune", init=Init(), optim={"muon_lr": 6e-3, "warmup_steps": 30}, run=shorter)
 
 
 @RECIPES.register("retune")
-def retune() -> Recipe:
+def retune(base: Recipe | None = None) -> Recipe:
     """Photographs from the weights of a run on the same ones, 10 epochs: the default for `--init RUN --patch-size N`.
 
     mlpmixer train DIR/flowers89 --init RUN --patch-size 12; mlpmixer train DIR/flowers89 --init RUN --image-size 128
     Result: test top-1 61.8 % (60.8-62.6, n = 3) and 66.1 % (65.6-66.4, n = 3) on 89 flowers from runs at 64 px with
     59.7 (58.6-61.2); 1.3-2.3 and 4.4-5.7 min on one busy core of an AMD EPYC (family 26), bfloat16.
     """
-    return retuned(photos())
-
-
-def finetuned_published(base: Recipe) -> Recipe:
-    """`base` for published weights: a quarter of the epochs of `finetune_official`, its rate scaled to the batch."""
-    official = finetune_official()
-    lr = official.optim.lr * base.run.batch_size / official.run.batch_size
-    optim = dataclasses.replace(official.optim, lr=lr, warmup_steps=100)
-    return variant(finetuned(base), "finetune-published", optim=optim)
+    return variant(finetune(base), "retune", optim={"lr": 1e-3, "muon_lr": 1e-3})
 
 
 @RECIPES.register("finetune-published")
-def finetune_published() -> Recipe:
+def finetune_published(base: Recipe | None = None) -> Recipe:
     """Photographs from Google's or timm's weights, 10 epochs: the default for `--init NAME|FILE` with those.
 
-    The official rule for other batches; not run here.
+    The official rule, its rate scaled to the batch of `base`; not run here.
     """
-    return finetuned_published(photos())
+    base, official = base or photos(), finetune_official()
+    lr = official.optim.lr * base.run.batch_size / official.run.batch_size
+    optim = dataclasses.replace(official.optim, lr=lr, warmup_steps=100)
+    return variant(finetune(base), "finetune-published", optim=optim)
 
 
 @RECIPES.register("finetune-official")
@@ -245,9 +229,9 @@ def bit_hyperrule(num_images: int, image_area_px: int) -> Recipe:
 
 # The paper's search, section 3 and appendix C: ViT's grids (Dosovitskiy et al. 2021, table 4) with 0.06 for 0.001
 LEARNING_RATES: Registry[tuple[float, ...]] = Registry("recipe with a grid")
-LEARNING_RATES["finetune-official"] = (0.003, 0.01, 0.03, 0.06)
-LEARNING_RATES["finetune-flowers"] = (0.003, 0.01, 0.03, 0.06)
-LEARNING_RATES["finetune-imagenet"] = (0.003, 0.01, 0.03, 0.06)
+LEARNING_RATES |= dict.fromkeys(
+    ("finetune-official", "finetune-flowers", "finetune-imagenet"), (0.003, 0.01, 0.03, 0.06)
+)
 LEARNING_RATES["finetune-vtab1k"] = (0.003, 0.01, 0.03)
 
 
@@ -264,17 +248,14 @@ def grid(name: str) -> list[Recipe]:
 # RandAugment (layers, magnitude) and mixup by name: Steiner et al. 2022, arXiv:2106.10270;
 # big_vision/configs/vit_i21k.py
 AUGREG: Registry[tuple[int, int, float]] = Registry("AugReg level")
-AUGREG["none"] = (0, 0, 0.0)
-AUGREG["light1"] = (2, 0, 0.0)  # magnitude 0 does something in big_vision's form: it inverts, darkens, posterizes
-AUGREG["light2"] = (2, 10, 0.2)
-AUGREG["medium1"] = (2, 15, 0.2)
-AUGREG["medium2"] = (2, 15, 0.5)
-AUGREG["strong1"] = (2, 20, 0.5)
-AUGREG["strong2"] = (2, 20, 0.8)
+AUGREG |= {"none": (0, 0, 0.0), "light1": (2, 0, 0.0), "light2": (2, 10, 0.2), "medium1": (2, 15, 0.2)}
+AUGREG |= {"medium2": (2, 15, 0.5), "strong1": (2, 20, 0.5), "strong2": (2, 20, 0.8)}
 
 
 def augreg(augment: Augment, level: str) -> Augment:
     """`augment` with RandAugment (big_vision's form) and the mixing of an AugReg level; crop, flip and the rest stay.
+
+    light1 is not nothing: in big_vision's form magnitude 0 inverts, darkens and posterizes.
 
     Errors: UnknownName for a level that is not in AUGREG.
     """
@@ -351,7 +332,7 @@ def recipe_for(data_name: str, start: Literal["scratch", "same data", "other dat
     timm).
     """
     recipe = _own_recipe(data_name)
-    changes = {"same data": retuned, "other data": finetuned, "published": finetuned_published}
+    changes = {"same data": retune, "other data": finetune, "published": finetune_published}
     if start in changes:
         recipe = changes[start](recipe)
     return variant(recipe, data={"name": data_name})
