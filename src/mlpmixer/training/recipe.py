@@ -161,14 +161,10 @@ class Optim(Config, owner="optim"):
         require(0 < self.layer_decay <= 1, f"optim.layer_decay must be in (0, 1], got {self.layer_decay}")
         for name in ("ema_decay", "label_smoothing", "momentum", "muon_momentum", "lr_end"):
             require(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), got {getattr(self, name)}")
-        require(
-            0 <= self.average_last <= 1,
-            f"optim.average_last is a share of the steps, from 0 to 1, got {self.average_last}",
-        )
-        require(
-            not (self.ema_decay and self.average_last),
-            "optim.ema_decay and optim.average_last are two averages; set one of them to 0",
-        )
+        share = self.average_last
+        require(0 <= share <= 1, f"optim.average_last is a share of the steps, from 0 to 1, got {share}")
+        both = bool(self.ema_decay and share)
+        require(not both, "optim.ema_decay and optim.average_last are two averages; set one of them to 0")
         for name in ("weight_decay", "warmup_steps", "sam_rho", "clip_norm", "frozen_layers", "head_steps"):
             require(getattr(self, name) >= 0, f"optim.{name} must not be negative, got {getattr(self, name)}")
         require(
@@ -269,14 +265,10 @@ class Run(Config, owner="run"):
         require(0 <= self.seed < 2**63, f"run.seed must be in [0, 2^63), got {self.seed}")
         require(self.epochs > 0, f"run.epochs must be positive, got {self.epochs}")
         require(self.batch_size >= 1, f"run.batch_size must be at least 1, got {self.batch_size}")
-        require(
-            self.accumulate >= 1 and self.batch_size % self.accumulate == 0,
-            f"run.accumulate={self.accumulate} must divide run.batch_size={self.batch_size}",
-        )
-        require(
-            self.repeats >= 1 and self.batch_size % self.repeats == 0,
-            f"run.repeats={self.repeats} must divide run.batch_size={self.batch_size}",
-        )
+        for name in ("accumulate", "repeats"):
+            parts = getattr(self, name)
+            divides = parts >= 1 and self.batch_size % parts == 0
+            require(divides, f"run.{name}={parts} must divide run.batch_size={self.batch_size}")
         require(self.eval_every > 0 and self.log_every >= 1, "run.eval_every and run.log_every must be positive")
         require(self.steps >= 0 and self.patience >= 0, "run.steps and run.patience must not be negative")
 

@@ -109,9 +109,18 @@ def initial_model(recipe: Recipe, stores: Stores, start: Start | None, resumed: 
         model = build_custom(start, recipe.model)
     require_capabilities(model, recipe)
     if isinstance(start, tuple):
-        _prepare_pretrained(model, recipe, new_head=start[1].classes != stores.splits.classes)
+        if start[1].classes != stores.splits.classes:
+            reset_head(model)
+            set_head_bias(model, recipe.init.head_bias)
+        if recipe.optim.mirror:
+            _require_symmetric(model, recipe.init.weights)
     elif not resumed:
-        _prepare_fresh(model, recipe, stores)
+        if recipe.init.stem == "whitened":
+            whiten_stem(model, resize(augmented_sample(recipe, stores), pair(model.cfg.image_size)))
+        if recipe.init.head_bias:
+            set_head_bias(model, recipe.init.head_bias)
+        if recipe.optim.mirror:
+            capability(model, "mirror", "optim.mirror").begin(model)
     if recipe.optim.locality:
         capability(model, "locality", "optim.locality").inject(model, recipe.optim.locality)
     if recipe.run.checkpointing:
@@ -119,23 +128,11 @@ def initial_model(recipe: Recipe, stores: Stores, start: Start | None, resumed: 
     return model
 
 
-def _prepare_fresh(model: Any, recipe: Recipe, stores: Stores) -> None:
-    if recipe.init.stem == "whitened":
-        whiten_stem(model, resize(augmented_sample(recipe, stores), pair(model.cfg.image_size)))
-    if recipe.init.head_bias:
-        set_head_bias(model, recipe.init.head_bias)
-    if recipe.optim.mirror:
-        capability(model, "mirror", "optim.mirror").begin(model)
-
-
-def _prepare_pretrained(model: Any, recipe: Recipe, new_head: bool) -> None:
-    if new_head:
-        reset_head(model)
-        set_head_bias(model, recipe.init.head_bias)
-    if recipe.optim.mirror and (share := capability(model, "mirror", "optim.mirror").asymmetry(model)) > 1e-3:
+def _require_symmetric(model: Any, weights: str) -> None:
+    if (share := capability(model, "mirror", "optim.mirror").asymmetry(model)) > 1e-3:
         raise ValueError(
-            f"optim.mirror keeps a symmetric network symmetric, but {100 * share:.0f} % of a layer of "
-            f"{recipe.init.weights} is not; leave it out, or start from a run that was trained with it"
+            f"optim.mirror keeps a symmetric network symmetric, but {100 * share:.0f} % of a layer of {weights} is not"
+            "; leave it out, or start from a run that was trained with it"
         )
 
 

@@ -60,10 +60,8 @@ class TrainingStep:
         self.set_model(model, copy.deepcopy(model).eval() if averaged else model)
 
         self.images = on_device(stores.train, device)
-        overlap = bool(
-            recipe.augment.mixup or recipe.augment.cutmix
-        )  # the last row is mixed with the next process's first
-        self.rows = group.rows(rows_per_batch(len(stores.train), recipe.run), overlap=overlap)
+        mixes = bool(recipe.augment.mixup or recipe.augment.cutmix)  # then the last row with the next process's first
+        self.rows = group.rows(rows_per_batch(len(stores.train), recipe.run), overlap=mixes)
         self.size = pair(recipe.model.image_size)  # of the augmented images, before they get the network's size
         self.statistics = statistics(stores.preprocess, recipe.model.in_channels, device)
         self.class_weights = class_weights(recipe, stores, device)

@@ -2,14 +2,13 @@
 `tensorboard`."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlpmixer.weights.load import Report
 from mlpmixer.weights.run_folder import read_metrics
-
-Report = Callable[[dict[str, Any]], None]
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -20,13 +19,11 @@ NO_CURVE = ("step", "epoch", "eta_s")
 
 @contextmanager
 def curves(run: str | os.PathLike[str], also: Report | None = None) -> Iterator[Report]:
-    """A `report` for `train` that writes RUN/tensorboard, and tells `also` everything, too.
+    """A `report` for `train` that writes RUN/tensorboard, and passes every event on to `also`.
 
-    `tensorboard --logdir RUN`, or on a folder of runs, shows the curves while they grow:
-
-    train/loss, train/top1, val/top1, ... over the step. When the run starts or goes on, the event files are made anew
-    from metrics.jsonl: so a resumed run has one history, and a run that began without them has its curves from its
-    first step.
+    `tensorboard --logdir RUN`, or a folder of runs, shows the curves while they grow: train/loss, train/top1, val/top1,
+    ... over the step. When the run starts or is resumed, the event files are rebuilt from metrics.jsonl: so a resumed
+    run has one history, and a run that began without them has its curves from its first step.
 
     Errors: ValueError when TensorBoard is not installed.
     """
@@ -43,9 +40,8 @@ def curves(run: str | os.PathLike[str], also: Report | None = None) -> Iterator[
         if writer is None and event["kind"] in ("start", "end"):
             for old in (run / FOLDER).glob("events.out.tfevents.*"):
                 old.unlink()
-            writer = SummaryWriter(
-                str(run / FOLDER), purge_step=0
-            )  # a TensorBoard that is open drops what it has read so far
+            # purge_step: an open TensorBoard drops what it has read so far
+            writer = SummaryWriter(str(run / FOLDER), purge_step=0)
             for line in read_metrics(run / "metrics.jsonl"):
                 add(writer, line)
         if writer is not None:
@@ -63,15 +59,11 @@ def curves(run: str | os.PathLike[str], also: Report | None = None) -> Iterator[
 
 def add(writer: "SummaryWriter", event: dict[str, Any]) -> None:
     """The numbers of a step, of an evaluation, or of the test split at the end; other events have none."""
-    if event["kind"] == "step":
-        split, step, values = "train", event["step"], event
-    elif event["kind"] == "eval":
-        split, step, values = event["split"], event["step"], event
-    elif event["kind"] == "end" and event["summary"].get("test"):
-        summary = event["summary"]
-        split, step, values = "test", summary["steps"], {name: summary["test"].get(name) for name in ("top1", "nll")}
-    else:
+    if event["kind"] == "end" and event["summary"].get("test"):
+        test = event["summary"]["test"]
+        event = {"split": "test", "step": event["summary"]["steps"], "top1": test["top1"], "nll": test["nll"]}
+    elif event["kind"] not in ("step", "eval"):
         return
-    for name, value in values.items():
+    for name, value in event.items():
         if isinstance(value, int | float) and name not in NO_CURVE:
-            writer.add_scalar(f"{split}/{name}", value, step)
+            writer.add_scalar(f"{event.get('split', 'train')}/{name}", value, event["step"])
