@@ -1,4 +1,4 @@
-"""Time: what a run took, how fast it is, and durations as people write them."""
+"""Time: the clock of a run, and durations as people write them."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Seconds of training (over all resumes) and images per second without evaluations."""
+    """Seconds of training over all resumes, and images per second without evaluations."""
 
     def __init__(self, before_s: float) -> None:
         self._start = time.monotonic() - before_s
@@ -19,7 +19,7 @@ class Clock:
         self._window_images += images
 
     def images_per_s(self) -> float:
-        """Since the last call."""
+        """Images per second since the last call."""
         now = time.monotonic()
         rate = self._window_images / max(now - self._window_start, 1e-9)
         self._window_images, self._window_start = 0, now

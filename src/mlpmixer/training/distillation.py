@@ -187,7 +187,7 @@ def make_teacher(
 
 
 def distribution(logits: Tensor, cfg: Distill) -> Tensor:
-    """Logits (B,K) -> targets (B,K): the likeliest class alone, or all classes at the temperature."""
+    """Logits (B,K) -> targets (B,K): the most likely class alone, or all classes at the temperature."""
     return F.one_hot(logits.argmax(1), logits.shape[1]).float() if cfg.hard else (logits / cfg.temperature).softmax(1)
 
 

@@ -102,7 +102,7 @@ class ImageCache:
         self._stores: Stores | None = None
 
     def load(self, data: Data, model: NetworkConfig, preprocess: Preprocess | None = None) -> Stores:
-        """As `load_images`."""
+        """The same as `load_images`."""
         key = (data, pair(model.image_size), model.in_channels, preprocess)
         if self._stores is None or key != self._key:
             self._stores = None  # frees the memory before the next ones take it

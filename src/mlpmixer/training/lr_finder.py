@@ -1,5 +1,4 @@
-"""The learning-rate range test (Smith 2017, arXiv:1506.01186): raise the rate from step to step, and see where the loss
-stops falling."""
+"""The learning-rate range test (Smith 2017, arXiv:1506.01186): raise the rate step by step until the loss diverges."""
 
 import dataclasses
 import math
@@ -24,13 +23,13 @@ DIVERGED = 2.0  # times the lowest smoothed loss: the sweep ends
 
 @dataclass(frozen=True)
 class Sweep:
-    """Step by step: the rate (`optim.lr`), the loss of the batch, and the moving average of the losses."""
+    """The learning rate (`optim.lr`), the loss of the batch and the moving average of the losses, for each step."""
 
     lr: tuple[float, ...]
     loss: tuple[float, ...]
     smooth: tuple[float, ...]
     muon_per_lr: float | None
-    """With Muon, `optim.muon_lr` is this many times the rate; both were raised alike."""
+    """`optim.muon_lr` as a multiple of the rate, if the optimizer is Muon: both were raised together."""
 
     @property
     def lowest(self) -> float:
@@ -39,7 +38,7 @@ class Sweep:
 
     @property
     def suggested(self) -> float:
-        """A peak for `optim.lr`: a tenth of `lowest`, since a whole training stands less than one step does."""
+        """A peak for `optim.lr`: a tenth of `lowest`, since a whole training tolerates less than a single step."""
         return self.lowest / 10
 
     def to_json(self) -> dict[str, Any]:
@@ -60,15 +59,13 @@ def find_lr(
     report: Report | None = None,
     teacher: TeacherFunction | None = None,
 ) -> Sweep:
-    """Train a throw-away copy for some steps while `optim.lr` grows from `low` to `high` by a constant factor; nothing
-    is written.
+    """Train for some steps while `optim.lr` grows from `low` to `high` by a constant factor; nothing is written.
 
-    Batches, augmentation, optimizer, clipping, distillation are the recipe's; its schedule and its first steps for the
-    head alone are not; images that grow (`run.progressive`) have their first size.
-    The sweep ends early when the loss has blown up. report, teacher: as in `train`.
+    Batches, augmentation, optimizer, clipping and distillation are the recipe's. Its schedule, `head_steps` and
+    averages are not used, and with `run.progressive` images have their first size. The sweep ends early when the loss
+    diverges. report, teacher: as in `train`.
 
-    Errors: ValueError as in `train`, for a range that is none, and when the loss is not finite within the first ten
-    steps.
+    Errors: ValueError as in `train`, for an invalid range, and when the loss is not finite within the first ten steps.
     """
     if not 0 < low < high or steps < 20:
         raise ValueError(

@@ -48,7 +48,7 @@ def preview(
             break
         try:
             views = [p.array(splits.train.source(int(i))) for p in (preprocess.scaled(data.train_scale), preprocess)]
-        except ValueError:  # ImageError: the run reports these, a picture goes on without them
+        except ValueError:  # ImageError: a run reports these, a preview leaves them out
             continue
         stored.append(views[0])
         plain.append(views[1])

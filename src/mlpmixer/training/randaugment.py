@@ -1,12 +1,11 @@
-"""RandAugment and TrivialAugment on batches: one operation for each image, each operation applied once, to all images
-that drew it.
+"""RandAugment and TrivialAugment on batches: each operation is applied once, to all images that drew it.
 
 Letters: n images, C channels, h, w pixels. Images are (n,C,h,w) uint8 on any device; values are (n,) float64 on the CPU
-or beside them, in the unit of the operation. What Pillow defines is Pillow's, to one grey level. Warps take the nearest
-pixel, as all the sources do.
+or on the images' device, in the unit of the operation. Operations that Pillow has equal Pillow's to one grey level.
+Warps take the nearest pixel, as all the sources do.
 
-RandAugment: Cubuk et al. 2020, arXiv:1909.13719. TrivialAugment: Mueller and Hutter 2021, arXiv:2103.10158. What an
-operation does at which magnitude is in neither paper in full: torchvision's transforms/autoaugment.py is one form,
+RandAugment: Cubuk et al. 2020, arXiv:1909.13719. TrivialAugment: Mueller and Hutter 2021, arXiv:2103.10158. Neither
+paper says in full what an operation does at which magnitude: torchvision's transforms/autoaugment.py is one form,
 big_vision's pp/autoaugment.py another.
 """
 
@@ -25,23 +24,21 @@ Source = torch.Generator | torch.device
 """Where random numbers come from: a generator, or the global generator of a device, which puts them there."""
 
 BINS = 30  # steps of magnitude: torchvision's num_magnitude_bins less one; TrivialAugment's 31 strengths
-BIG_VISION_SCALE = 10  # _MAX_LEVEL there, the unit and no maximum: the published runs have 10, 15 and 20
-BIG_VISION_PX = 224  # all of them ran at this size; what is in pixels there is that share of the side here
-BIG_VISION_GREY = (
-    196  # 224 * 224 / 256: contrast there divides the number of pixels, not their sum (big_vision issue 109)
-)
+BIG_VISION_SCALE = 10  # its _MAX_LEVEL, a unit and not a maximum: the published runs have 10, 15 and 20
+BIG_VISION_PX = 224  # the size of all of them; what is in pixels there is that share of the side here
+BIG_VISION_GREY = 196  # 224 * 224 / 256: its contrast divides the number of pixels, not their sum (its issue 109)
 
 
 @dataclass(frozen=True)
 class Op:
-    """An operation and its value: `start` at level 0, `end` at level 1, linear; signed goes either way from `start`."""
+    """An operation and its value: linear from `start` at level 0 to `end` at level 1; if signed, either way."""
 
     apply: Callable[..., Tensor]
     start: float = 0.0
     end: float = 0.0
     signed: bool = False
     placed: bool = False
-    """It has a place, too: (n,2) uniform in 0..1."""
+    """Whether it takes a place, (n,2) uniform in 0..1."""
 
 
 def device_of(source: Source) -> torch.device:
@@ -58,10 +55,9 @@ def draw(function: Callable[..., Tensor], args: tuple[object, ...], source: Sour
 def randaugment(
     images: Tensor, layers: int, magnitude: int, form: Form, source: Source, rows: RowRange | None = None
 ) -> Tensor:
-    """`layers` operations on each image, one after the other, all of the same magnitude: 0..30 (torchvision) or 0..20
-    (big_vision).
+    """`layers` operations on each image, one after the other, of magnitude 0..30 (torchvision) or 0..20 (big_vision).
 
-    rows: the images are those of a larger batch, each with the operations that it has there.
+    rows: the images are those rows of a larger batch, each with the operations that it has there.
     """
     h, w = images.shape[2:]
     if form == "big_vision":
@@ -78,19 +74,16 @@ def randaugment(
 
 
 def trivialaugment(images: Tensor, source: Source, rows: RowRange | None = None) -> Tensor:
-    """One operation on each image, its strength drawn evenly: the paper's Wide space, with shifts of up to 32 px at any
-    size."""
-    ops = torchvision_ops(
-        shear=0.99, down_px=32, right_px=32, rotate_deg=135, enhance=0.99, bits=2
-    )  # torchvision's TrivialAugmentWide
+    """One operation of random strength on each image: the paper's Wide space, with shifts of up to 32 px."""
+    # torchvision's TrivialAugmentWide
+    ops = torchvision_ops(shear=0.99, down_px=32, right_px=32, rotate_deg=135, enhance=0.99, bits=2)
     rows = rows or row_range(len(images))
     levels = rows.take(draw(torch.randint, (BINS + 1, (rows.batch_size,)), source)).double() / BINS
     return one_of(ops, images, levels, source, rows)
 
 
 def one_of(ops: dict[str, Op], images: Tensor, levels: Tensor, source: Source, rows: RowRange | None = None) -> Tensor:
-    """Each image after one of `ops`, drawn evenly, at its level (n,). Every image draws the same numbers whatever the
-    others draw."""
+    """Each image after one of `ops` at its level (n,). What an image draws does not depend on the others."""
     rows = rows or row_range(len(images))
     which = rows.take(draw(torch.randint, (len(ops), (rows.batch_size,)), source))
     sign = 2 * rows.take(draw(torch.randint, (2, (rows.batch_size,)), source)) - 1
@@ -99,8 +92,7 @@ def one_of(ops: dict[str, Op], images: Tensor, levels: Tensor, source: Source, r
 
 
 def for_some(ops: dict[str, Op], images: Tensor, which: Tensor, levels: Tensor, sign: Tensor, place: Tensor) -> Tensor:
-    """Each operation works on the images that drew it. The numbers (n,) are on the CPU, for it has to know how many
-    those are."""
+    """Apply each operation to the images that drew it. The numbers (n,) are on the CPU, which has to count them."""
     images = images.clone()
     for k, op in enumerate(ops.values()):
         at = (which == k).nonzero()[:, 0]
@@ -112,8 +104,7 @@ def for_some(ops: dict[str, Op], images: Tensor, which: Tensor, levels: Tensor, 
 
 
 def for_all(ops: dict[str, Op], images: Tensor, which: Tensor, levels: Tensor, sign: Tensor, place: Tensor) -> Tensor:
-    """The same, where waiting for numbers costs more than work that is thrown away: each operation works on all
-    images."""
+    """The same without waiting for the device: each operation is applied to all images, most results unused."""
     for k, op in enumerate(ops.values()):
         values = op.start + levels * (sign if op.signed else 1) * (op.end - op.start)
         changed = op.apply(images, values, *([place] if op.placed else []))
@@ -124,8 +115,7 @@ def for_all(ops: dict[str, Op], images: Tensor, which: Tensor, levels: Tensor, s
 def torchvision_ops(
     *, shear: float, down_px: float, right_px: float, rotate_deg: float, enhance: float, bits: int
 ) -> dict[str, Op]:
-    """The 14 operations of torchvision's RandAugment and TrivialAugmentWide by their largest values; what comes in is
-    black."""
+    """The 14 operations of torchvision's RandAugment and TrivialAugmentWide by their largest values; fill is black."""
     return {
         "identity": Op(lambda images, _: images),
         "shear_x": Op(shear_x, 0, shear, signed=True),
@@ -145,12 +135,11 @@ def torchvision_ops(
 
 
 def big_vision_ops(h: int, w: int) -> dict[str, Op]:
-    """The 16 operations of big_vision's RandAugment with their quirks; what comes in is grey.
+    """The 16 operations of big_vision's RandAugment with their quirks; fill is grey.
 
-    Posterize keeps more of the image the larger the magnitude (15: 6 bits), and one bit at magnitude 0. The threshold
-    of solarize grows, too, and wraps at 256: 128 at magnitude 15, and at 0, 10 and 20 the whole image is inverted.
-    Contrast pulls towards a constant. Enhancements go one way only: nearly all the way down at magnitude 0, unchanged
-    at 5, 2.8 times at 15. Shifts at 15: 150 of 224 px.
+    Posterize keeps more bits at larger magnitudes (one bit at 0, 6 bits at 15). The threshold of solarize grows as well
+    and wraps at 256: 128 at magnitude 15, while at 0, 10 and 20 the whole image is inverted. Contrast pulls towards a
+    constant. Enhancements are not signed: factor 0.1 at magnitude 0, 1 at 5, 2.8 at 15. Shifts at 15: 150 of 224 px.
     """
     grey = 128  # replace_value there; the 100 and 40 below are translate_const and cutout_const
     return {
@@ -158,12 +147,8 @@ def big_vision_ops(h: int, w: int) -> dict[str, Op]:
         "equalize": Op(equalize),
         "invert": Op(lambda images, _: 255 - images),
         "rotate": Op(partial(rotate, fill=grey), 0, 30, signed=True),
-        "posterize": Op(
-            lambda images, kept: posterize(images, kept.floor().clamp(min=1)), 0, 4
-        ),  # TensorFlow shifts by at most 7
-        "solarize": Op(
-            lambda images, threshold: solarize(images, threshold.floor() % 256), 0, 256
-        ),  # cast to uint8 there, issue 110
+        "posterize": Op(lambda images, bits: posterize(images, bits.floor().clamp(min=1)), 0, 4),  # TF shifts by <= 7
+        "solarize": Op(lambda images, limit: solarize(images, limit.floor() % 256), 0, 256),  # its issue 110
         "color": Op(color, 0.1, 1.9),
         "contrast": Op(partial(contrast, grey=BIG_VISION_GREY), 0.1, 1.9),
         "brightness": Op(brightness, 0.1, 1.9),
@@ -178,7 +163,7 @@ def big_vision_ops(h: int, w: int) -> dict[str, Op]:
 
 
 def autocontrast(images: Tensor, _: Tensor) -> Tensor:
-    """Each channel stretched so that its darkest pixel is 0 and its lightest 255: Pillow's ImageOps.autocontrast."""
+    """Stretch each channel so that its darkest pixel is 0 and its lightest 255: Pillow's ImageOps.autocontrast."""
     levels, flat = _levels(images), images.flatten(2).int()  # torch.compile has amin of uint8 wrong on a CPU (2.13)
     low, high = flat.amin(2, keepdim=True), flat.amax(2, keepdim=True)  # (n,C,1)
     stretched = (levels - low) * 255 // (high - low).clamp(min=1)
@@ -186,7 +171,7 @@ def autocontrast(images: Tensor, _: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor, _: Tensor) -> Tensor:
-    """Each channel's histogram made flat: Pillow's ImageOps.equalize."""
+    """Flatten each channel's histogram: Pillow's ImageOps.equalize."""
     n, channels = images.shape[:2]
     levels, index = _levels(images), images.flatten(2).long()
     counts = torch.zeros((n, channels, 256), dtype=torch.int32, device=images.device)
@@ -199,17 +184,17 @@ def equalize(images: Tensor, _: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """The highest `bits` (n,), whole numbers in 0..8, of every value are kept: Pillow's ImageOps.posterize."""
+    """Keep the highest `bits` (n,), whole numbers in 0..8, of every value: Pillow's ImageOps.posterize."""
     return images & _each(256 - 2 ** (8 - bits), images, torch.uint8)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Values from `threshold` (n,), in 0..255, on are inverted: Pillow's ImageOps.solarize."""
+    """Invert values from `threshold` (n,), in 0..255, on: Pillow's ImageOps.solarize."""
     return torch.where(images < _each(threshold.ceil(), images, torch.uint8), images, 255 - images)
 
 
 def solarize_add(images: Tensor, more: Tensor) -> Tensor:
-    """`more` (n,), in 0..255, is added to the dark half of the values, below 128."""
+    """Add `more` (n,), in 0..255, to the dark half of the values, below 128."""
     added = (_each(more, images, torch.int16) + images).clamp_(max=255).to(torch.uint8)
     return torch.where(images < 128, added, images)
 
@@ -226,20 +211,16 @@ def contrast(images: Tensor, factor: Tensor, grey: int | None = None) -> Tensor:
 
 
 def color(images: Tensor, factor: Tensor) -> Tensor:
-    """Pillow's ImageEnhance.Color by `factor` (n,): from the grey image. Images without three channels have no colour
-    and stay."""
+    """Pillow's ImageEnhance.Color by `factor` (n,): from the grey image. Only for three channels."""
     return _blend(_grey(images).float(), images, factor) if images.shape[1] == 3 else images
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Pillow's ImageEnhance.Sharpness by `factor` (n,): from the smoothed image, whose outermost pixels are the image's
-    own."""
+    """Pillow's ImageEnhance.Sharpness by `factor` (n,): from the smoothed image, whose border is not smoothed."""
     smooth = images.float()
     middle = smooth[:, :, 1:-1, 1:-1]
     rows = smooth[..., :-2] + smooth[..., 1:-1] + smooth[..., 2:]
-    box = (
-        rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * middle
-    )  # Pillow's ImageFilter.SMOOTH: ones around a five
+    box = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * middle  # Pillow's SMOOTH: ones around a five
     middle.copy_(box.div_(13).add_(0.5).floor_())
     return _blend(smooth, images, factor)
 
@@ -273,8 +254,7 @@ def rotate(images: Tensor, degrees: Tensor, fill: int = 0) -> Tensor:
 
 
 def cutout(images: Tensor, half_px: Tensor, place: Tensor, fill: int = 0) -> Tensor:
-    """A square of twice `half_px` (n,) is overwritten, centred at `place` (n,2) in 0..1 and cut at the border. DeVries
-    and Taylor 2017."""
+    """Overwrite a square of twice `half_px` (n,), centred at `place` (n,2) in 0..1 (DeVries and Taylor 2017)."""
     inside = torch.ones((), dtype=torch.bool, device=images.device)
     for axis, side in enumerate(images.shape[2:]):
         centre, pad = (place[:, axis] * side).floor(), half_px.floor()
@@ -285,8 +265,7 @@ def cutout(images: Tensor, half_px: Tensor, place: Tensor, fill: int = 0) -> Ten
 
 
 def _warp(images: Tensor, matrices: Tensor, fill: int) -> Tensor:
-    """Pillow's image.transform(AFFINE, NEAREST): matrices (n,2,3) take an output place (x, y, 1) to the input's,
-    centres at a half."""
+    """Pillow's image.transform(AFFINE, NEAREST): matrices (n,2,3) map an output place (x, y, 1) to the input's."""
     n, channels, h, w = images.shape
     device = images.device
     y, x = torch.arange(h, device=device)[:, None] + 0.5, torch.arange(w, device=device)[None, :] + 0.5

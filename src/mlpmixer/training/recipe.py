@@ -24,7 +24,7 @@ class Init(Config, owner="init"):
     """Trained weights to start from: a run, a file, hf:owner/name, or a name in `mlpmixer list weights`. Empty: from
     scratch."""
     resize: Method = "bicubic"
-    """How trained weights are brought to another grid of patches (docs/transfer.md)."""
+    """Method that brings trained weights to another grid of patches (docs/transfer.md)."""
     magnified: bool = False
     """Images at the new size are enlargements that show no more detail than the old ones (docs/transfer.md)."""
     stem: Literal["lecun", "whitened"] = "lecun"
@@ -52,7 +52,7 @@ class Augment(Config, owner="augment"):
     pad_crop_px: int = 0
     """Pad by this many pixels on each side, then crop at random (CIFAR: 4)."""
     pad_mode: Literal["reflect", "constant"] = "reflect"
-    """How pad_crop_px fills the border."""
+    """Filling of the border of pad_crop_px."""
     flip: bool = False
     """Mirror left to right with probability 1/2."""
     randaugment_layers: int = 0

@@ -104,7 +104,7 @@ class TrainingStep:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        self.project_symmetric(gradients=False)  # they have lost their symmetry to rounding
+        self.project_symmetric(gradients=False)  # rounding has broken their symmetry
         return loss, right
 
     def seed(self, step: int, rank: int) -> int:
@@ -133,7 +133,7 @@ class TrainingStep:
         return standardise(resize(images, self.image_size), *self.statistics), targets
 
     def set_learning_rates(self, step: int, factor: float) -> None:
-        """Set the rates of a step and the parameters that learn; when those change, the network is wrapped anew."""
+        """Set the rates of a step and the parameters that learn; when those change, wrap the network again."""
         set_learning_rates(self.optimizers, step, factor)
         learning = [p.requires_grad for p in self.model.parameters()]
         if learning != self.learning:
@@ -175,7 +175,7 @@ class TrainingStep:
         return result
 
     def project_symmetric(self, *, gradients: bool) -> None:
-        """With optim.mirror, replace the weights or their gradients by the nearest symmetric ones."""
+        """Replace the weights or their gradients by the nearest symmetric ones, if optim.mirror is on."""
         if self.mirror:
             self.mirror.keep(self.symmetric, gradients=gradients)
 

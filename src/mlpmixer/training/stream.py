@@ -240,7 +240,7 @@ class Stream:
     def _read(
         self, order: Order, lane: int, first: int, last: int
     ) -> Iterator[tuple[list[tuple[int, Sample]], Indices, int]]:
-        """The blocks of a lane, read. A shard that goes on into the next block stays open."""
+        """The blocks of a lane, read from the shards. A shard that continues in the next block stays open."""
         starts = np.cumsum([0, *order.samples])
         open_at: tuple[int, int, int] | None = None  # epoch, shard, next row
         rows: Iterator[Sample] = iter(())
