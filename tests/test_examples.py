@@ -25,7 +25,7 @@ EXAMPLES = ROOT / "examples"
         ("scale.py", ["--model", "L/16", "--images", "14e6", "--epochs", "300", "--gpus", "8", "16"], "| 16 | 55% |"),
     ],
 )
-def test_an_example_runs(
+def test_example_runs(
     script: str,
     args: list[str],
     says: str,
@@ -42,12 +42,12 @@ def test_an_example_runs(
     assert says in capsys.readouterr().out
 
 
-def test_every_example_is_run() -> None:
-    tested = {args[0] for args in test_an_example_runs.pytestmark[0].args[1]}
+def test_every_example_is_tested() -> None:
+    tested = {args[0] for args in test_example_runs.pytestmark[0].args[1]}
     assert tested == {p.name for p in EXAMPLES.glob("*.py")}
 
 
-def test_every_step_that_the_learners_page_explains_is_a_line_of_the_model_and_has_its_picture() -> None:
+def test_learning_page_quotes_the_model() -> None:
     page = (ROOT / "docs/learn.md").read_text(encoding="utf-8")
     model = "\n".join(
         (ROOT / f"src/mlpmixer/models/{name}.py").read_text(encoding="utf-8") for name in ("mixer", "network")

@@ -31,7 +31,7 @@ def test_weights_load_bit_for_bit() -> None:
         np.testing.assert_array_equal(tensor.numpy(), stored[name], err_msg=name)
 
 
-def test_logits_are_the_old_ones() -> None:
+def test_logits_equal_the_stored_ones() -> None:
     old = np.load(OLD / "logits.npz")
     with torch.no_grad():
         logits = load_model(MODEL)[0](torch.from_numpy(old["images"]))
@@ -45,7 +45,7 @@ def test_evaluation_gives_the_stored_result() -> None:
     assert metrics.nll == pytest.approx(summary["test"]["nll"], abs=1e-5)
 
 
-def test_predict_names_the_stored_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
     Image.new("L", (8, 8), 120).save(tmp_path / "grey.png")

@@ -31,12 +31,12 @@ def collect() -> object:
     return module
 
 
-def test_the_table_is_the_stored_results() -> None:
+def test_table_equals_stored_results() -> None:
     assert collect().readme_with_table(README) == README  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_readme_parses(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_parses(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     (tmp_path / "runs" / "photos").mkdir(parents=True)
@@ -49,5 +49,5 @@ def test_a_command_of_the_readme_parses(command: str, tmp_path: Path, monkeypatc
         cli.parse(words)
 
 
-def test_the_readme_shows_commands() -> None:
+def test_readme_shows_commands() -> None:
     assert len(COMMANDS) >= 10

@@ -28,7 +28,7 @@ def run(gpu: ModuleType, out: Path, *words: str) -> int:
     return code
 
 
-def test_rows_carry_their_environment_and_are_measured_once(
+def test_rows_are_measured_once_and_carry_their_environment(
     gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(gpu, tmp_path, "--section", "train", "--max-minutes", "1e-9") == 3
@@ -43,9 +43,7 @@ def test_rows_carry_their_environment_and_are_measured_once(
 
 
 @pytest.mark.slow
-def test_a_step_is_divided_into_network_and_the_rest(
-    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_step_is_split_into_network_and_rest(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "RECIPES", {"small-images-1m": gpu.RECIPES["small-images-30s"]})
     profile = gpu.Table(tmp_path / "profile.csv", gpu.PROFILE_FIELDS, keys=2)
     arguments = type("Arguments", (), {"tiny": True, "seconds": 0.01})
@@ -57,7 +55,7 @@ def test_a_step_is_divided_into_network_and_the_rest(
 
 
 @pytest.mark.parametrize("precision", ["autocast", "weights"])
-def test_the_plain_step_changes_the_weights(gpu: ModuleType, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_step_changes_weights(gpu: ModuleType, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = gpu.names.MIXERS["Pico/2"]
     model = gpu.create_model(cfg)
     start = {k: v.clone() for k, v in model.state_dict().items()}
@@ -67,7 +65,7 @@ def test_the_plain_step_changes_the_weights(gpu: ModuleType, precision: str, mon
     assert next(model.parameters()).dtype == (torch.bfloat16 if precision == "weights" else torch.float32)
 
 
-def test_what_cannot_be_run_is_a_row_that_says_so(gpu: ModuleType) -> None:
+def test_failure_is_a_row(gpu: ModuleType) -> None:
     def fails() -> dict[str, object]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -76,7 +74,7 @@ def test_what_cannot_be_run_is_a_row_that_says_so(gpu: ModuleType) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_the_whole_script_runs_at_tiny_size(gpu: ModuleType, tmp_path: Path) -> None:
+def test_script_runs_at_tiny_size(gpu: ModuleType, tmp_path: Path) -> None:
     assert run(gpu, tmp_path) == 0
     (path,) = tmp_path.glob("gpu_*.csv")
     assert {row["section"] for row in rows(path)} == {"matrix", "train", "step"}

@@ -48,7 +48,7 @@ def in_pieces(piece: Callable[[], object]) -> int:
 @pytest.mark.parametrize(
     "name", ["1m", "distilled", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wide", "90", "94"))]
 )
-def test_every_row_trains_a_step_at_a_time_to_the_end(name: str, table: ModuleType, args: argparse.Namespace) -> None:
+def test_row_trains_one_step_at_a_time(name: str, table: ModuleType, args: argparse.Namespace) -> None:
     assert table.line_of(name, args)["n"] == 0
     assert in_pieces(lambda: table.work(name, 0, args, 0.0)) >= 3
     line = table.line_of(name, args)
@@ -62,7 +62,7 @@ def test_every_row_trains_a_step_at_a_time_to_the_end(name: str, table: ModuleTy
     assert stored["tiny"] and [row["row"] for row in stored["rows"]] == list(table.ROWS)
 
 
-def test_the_rows_are_those_that_were_asked_for_in_their_order(table: ModuleType) -> None:
+def test_rows_and_their_order(table: ModuleType) -> None:
     assert [(row.reach, row.seeds, row.within_s) for row in table.ROWS.values()] == [
         (0.925, 3, None), (0.95, 1, None), (0.965, 1, None), (0.90, 5, 30), (0.94, 5, 300)
     ]  # fmt: skip
@@ -72,7 +72,7 @@ def test_the_rows_are_those_that_were_asked_for_in_their_order(table: ModuleType
         assert recipe.run.batch_size % 8 == 0 and recipe.optim.locality == 3 and recipe.run.test
 
 
-def test_a_started_run_keeps_its_way_of_compiling(table: ModuleType, tmp_path: Path) -> None:
+def test_started_run_keeps_its_compilation(table: ModuleType, tmp_path: Path) -> None:
     words = ["--data-dir", "DIR", "--out", str(tmp_path)]
     plain, other = (
         table.recipe_of(table.ROWS["1m"], 0, table.parse([*words, *more])) for more in ([], ["--compile", "none"])
@@ -80,9 +80,7 @@ def test_a_started_run_keeps_its_way_of_compiling(table: ModuleType, tmp_path: P
     assert (plain.run.compile, plain.run.compile_mode, other.run.compile) == (True, "reduce-overhead", False)
 
 
-def test_the_teacher_is_the_same_in_pieces_and_at_once_and_is_not_trained_again(
-    table: ModuleType, args: argparse.Namespace
-) -> None:
+def test_teacher_is_the_same_in_pieces(table: ModuleType, args: argparse.Namespace) -> None:
     import teacher
 
     recipe = table.recipe_of(table.ROWS["distilled"], 0, args)
@@ -106,7 +104,7 @@ def test_the_teacher_is_the_same_in_pieces_and_at_once_and_is_not_trained_again(
         teacher.WideResNet(3, 10, 12, 1)
 
 
-def test_a_wide_residual_network_has_the_papers_size(table: ModuleType) -> None:
+def test_wide_resnet_has_the_papers_size(table: ModuleType) -> None:
     import teacher
 
     with torch.device("meta"):
@@ -114,7 +112,7 @@ def test_a_wide_residual_network_has_the_papers_size(table: ModuleType) -> None:
     assert sum(p.numel() for p in network.parameters()) == 10_961_370  # WRN-16-8, "11.0 M" in table 4 of the paper
 
 
-def test_mistakes_are_answered(table: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_mistakes_get_an_answer(table: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert table.main(["--data-dir", "DIR", "--row", "wid"]) == 2
     assert "wide" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -131,7 +129,7 @@ def test_mistakes_are_answered(table: ModuleType, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.slow
-def test_the_script_runs_the_rows_in_pieces_and_says_what_is_left(tmp_path: Path) -> None:
+def test_script_runs_in_pieces(tmp_path: Path) -> None:
     import subprocess
 
     def piece(*words: str) -> "subprocess.CompletedProcess[str]":

@@ -44,13 +44,13 @@ def scale() -> ModuleType:
     return module
 
 
-def test_the_tables_of_the_page_are_what_the_script_prints(scale: ModuleType) -> None:
+def test_page_has_the_printed_tables(scale: ModuleType) -> None:
     wanted = {f"**{name}**\n\n{text}\n" for name, text in scale.tables(scale.Plan()).items()} | {scale.published()}
     assert len(wanted) == 8 and all(text in DOC for text in wanted), "paste what `python examples/scale.py` prints"
 
 
 @pytest.mark.parametrize("name", MIXERS)
-def test_the_formula_counts_the_products_of_the_summary(scale: ModuleType, name: str) -> None:
+def test_formula_counts_the_flops_of_summary(scale: ModuleType, name: str) -> None:
     assert scale.forward_flops(MIXERS[name]) == sum(layer.flops for layer in MIXERS[name].layers())
 
 
@@ -95,13 +95,13 @@ def saved_bytes(model: Mixer, n: int) -> int:
 
 
 @pytest.mark.parametrize("kind", ["plain", "plain, float32 norms", "checkpointing", "checkpointing, float32 norms"])
-def test_the_formula_counts_what_autograd_keeps_of_an_image(scale: ModuleType, kind: str) -> None:
+def test_formula_counts_saved_activations(scale: ModuleType, kind: str) -> None:
     formula = scale.kept_bytes(MODEL, 4 if kind.endswith("float32 norms") else 2, kind.startswith("checkpointing"))
     assert for_an_image(lambda n: saved_bytes(network(kind), n)) == formula
 
 
 @pytest.mark.skipif(bool(kernels.missing()), reason="no compiled kernels here")
-def test_compiled_kernels_keep_each_hidden_layer_once(scale: ModuleType) -> None:
+def test_compiled_kernels_save_hidden_layers_once(scale: ModuleType) -> None:
     model = network("plain")
     kernels.install(model)
     hidden = MODEL.hidden_dim * MODEL.tokens_mlp_dim + MODEL.num_patches * MODEL.channels_mlp_dim
@@ -109,7 +109,7 @@ def test_compiled_kernels_keep_each_hidden_layer_once(scale: ModuleType) -> None
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_step_needs_no_more_than_the_formula_says_and_not_much_less(scale: ModuleType, checkpointing: bool) -> None:
+def test_formula_bounds_the_memory_of_a_step(scale: ModuleType, checkpointing: bool) -> None:
     def peak(n: int) -> int:
         model = network("checkpointing, float32 norms" if checkpointing else "plain, float32 norms")
         with LiveMemory() as memory:
@@ -119,7 +119,7 @@ def test_a_step_needs_no_more_than_the_formula_says_and_not_much_less(scale: Mod
     assert 0.7 < for_an_image(peak) / scale.image_bytes(MODEL, checkpointing) < 1
 
 
-def test_a_plan_that_cannot_be_is_told(
+def test_impossible_plan_is_refused(
     scale: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match="gpus must be positive"):
@@ -133,7 +133,7 @@ def test_a_plan_that_cannot_be_is_told(
 # -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_of_the_slurm_script_is_known_to_torchrun_and_to_us() -> None:
+def test_slurm_command_parses() -> None:
     from torch.distributed.run import get_args_parser
 
     at = COMMAND.index("torchrun")
@@ -165,9 +165,7 @@ STUBS = {
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell script")
 @pytest.mark.parametrize("warned", [True, False])
-def test_the_slurm_script_saves_and_queues_again_when_its_time_ends_but_not_when_it_fails(
-    warned: bool, tmp_path: Path
-) -> None:
+def test_slurm_script_requeues_unless_it_fails(warned: bool, tmp_path: Path) -> None:
     (programs := tmp_path / "bin").mkdir()
     for name, text in STUBS.items():
         (programs / name).write_text(f"#!/bin/bash\n{text}\n")
