@@ -354,7 +354,7 @@ def test_torchrun_ctrl_c_saves_and_four_processes_resume(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("train", "digits", "--epoch", "3"), "--run.epochs FLOAT"),
+        (("train", "digits", "--epoch", "3"), "no option --epoch; did you mean --epochs"),
         (("train", "digitz"), "did you mean digits"),
         (("train", "digits", "--batch-size", "1"), "2 processes cannot share a batch of 1"),
     ],

@@ -24,12 +24,11 @@ from mlpmixer.training.batches import RowRange, row_range
 
 T = TypeVar("T")
 TIMEOUT_S = 600.0  # for one exchange; gloo's default is 30 minutes
-PEER_LOST = (
-    "gloo",
-    "by peer",
-    "pair closure",
-    "timed out",
-)  # gloo raises plain RuntimeErrors that contain one of these
+# gloo raises plain RuntimeErrors that contain one of these
+PEER_LOST = ("gloo", "by peer", "pair closure", "timed out")
+_lost: list[BaseException] = []
+"""Errors kept until the process ends. Through its traceback, such an error holds the network and gloo. Dropping gloo
+waits, with the GIL held, for gloo's thread, which may need the GIL to free the tensors of the failed exchange."""
 
 
 class PeerLostError(RuntimeError):
@@ -166,9 +165,7 @@ def connected(group: ProcessGroup, timeout_s: float = TIMEOUT_S, init_method: st
     except RuntimeError as e:
         if not isinstance(e, dist.DistError) and not any(words in str(e).lower() for words in PEER_LOST):
             raise
-        # gloo's thread takes the GIL to free the tensors of the failed exchange. Whoever drops this exception drops
-        # gloo, and waits for that thread with the GIL held: let it finish first
-        time.sleep(0.5)
+        _lost.append(e)
         raise PeerLostError(
             f"rank {group.rank} of {group.size} has lost another process: it died, or it has been stuck for "
             f"{timeout_s:g} s ({str(e).strip().splitlines()[0]})"
