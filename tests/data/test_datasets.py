@@ -96,7 +96,7 @@ def test_wrong_name_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ValueError, match=r"cifar10.*digits"):
         open_data(Data(name="zzzzzz"))
     with pytest.raises(ValueError, match="no data given"):
-        open_data(Data(name=" "))
+        open_data(Data(name=""))
     with pytest.raises(ValueError, match=r"no folder .*did you mean .*flowers"):
         open_data(Data(name="mnist", data_dir=str(tmp_path / "flower")))
     (tmp_path / "x.zip").write_bytes(b"PK")
