@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow  # scripts for a machine with a GPU, outside the package
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -42,7 +43,6 @@ def test_rows_are_measured_once_and_carry_their_environment(
     assert run(gpu, tmp_path, "--section", "matrix") == 0 and path.read_text() == before
 
 
-@pytest.mark.slow
 def test_step_is_split_into_network_and_rest(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "RECIPES", {"small-images-1m": gpu.RECIPES["small-images-30s"]})
     profile = gpu.Table(tmp_path / "profile.csv", gpu.PROFILE_FIELDS, keys=2)
@@ -72,7 +72,6 @@ def test_failure_is_a_row(gpu: ModuleType) -> None:
     assert gpu.measured(fails, torch.device("cpu")) == {"ms": "OutOfMemoryError"}
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_script_runs_at_tiny_size(gpu: ModuleType, tmp_path: Path) -> None:
     assert run(gpu, tmp_path) == 0

@@ -14,6 +14,7 @@ import torch
 from mlpmixer.training.loop import Interrupted
 from mlpmixer.weights.model_file import load_model, read_tensors
 
+pytestmark = pytest.mark.slow  # scripts for a machine with a GPU, outside the package
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -44,7 +45,6 @@ def in_pieces(piece: Callable[[], object]) -> int:
     raise AssertionError("it makes no progress")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["1m", "distilled", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wide", "90", "94"))]
 )
@@ -128,7 +128,6 @@ def test_mistakes_get_an_answer(table: ModuleType, capsys: pytest.CaptureFixture
     )
 
 
-@pytest.mark.slow
 def test_script_runs_in_pieces(tmp_path: Path) -> None:
     import subprocess
 
