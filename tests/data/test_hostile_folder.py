@@ -18,7 +18,7 @@ from mlpmixer.data.images import decode
 from mlpmixer.training.recipes import photos
 
 CLASSES = {"left bright": 0, "right bright": 1}
-GOOD, BROKEN = 2000, 200
+GOOD, BROKEN = 1000, 100
 KINDS = [
     "rgb.JPG",
     "cmyk.jpg",

@@ -89,4 +89,5 @@ class Forks:
 
     def close(self) -> None:
         if self._server is not None:
+            self._server.kill()
             self._server.communicate()
