@@ -1,15 +1,35 @@
 """Labels as files hold them, numbers or names, and the classes that they mean."""
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 Label = int | str | None
 """None and -1 mean that there is no label."""
+Meaning = Literal["numbers", "names"]
+"""What whole numbers mean: places in the list of classes from 0 on, or classes whose names are digits."""
+
+
+def class_name(text: str) -> str:
+    """The name in NFC (macOS writes accents as characters of their own). ValueError for one that no line can hold."""
+    name = unicodedata.normalize("NFC", text)
+    if not name.strip() or any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
+        raise ValueError(f"a class is named {text!r}; expected a name that can be printed in one line: rename it")
+    return name
+
+
+def read_label(text: bytes) -> Label:
+    """A label from a file of text: a number if it is spelt as Python prints it, else a name, as it is: 007, +1, 1_1."""
+    name = text.decode("utf-8-sig", "backslashreplace").removesuffix("\n").removesuffix("\r")
+    digits = name.removeprefix("-")
+    plain = digits.isascii() and digits.isdecimal() and len(digits) < 19
+    return int(name) if plain and str(int(name)) == name else name or None
 
 
 def used_labels(labels: Iterable[Label]) -> tuple[int | str, ...]:
     """The different labels, sorted, numbers first; without None and -1."""
-    different = {v for v in labels if v is not None and v != -1}
+    different = {class_name(v) if isinstance(v, str) else v for v in labels if v is not None and v != -1}
     return tuple(sorted(different, key=lambda v: (isinstance(v, str), v)))
 
 
@@ -21,23 +41,44 @@ class LabelEncoder:
     indices: dict[int | str, int]
 
     @classmethod
-    def of_classes(cls, names: Sequence[str]) -> "LabelEncoder":
-        """Labels are these names, or their positions from 0 on."""
-        return cls(tuple(names), {n: i for i, n in enumerate(names)} | {i: i for i in range(len(names))})
+    def of_classes(cls, names: Sequence[str], meaning: Meaning = "numbers") -> "LabelEncoder":
+        """Labels are these names, or whole numbers with that meaning."""
+        classes = tuple(map(class_name, names))
+        numbers = {i: i for i in range(len(classes))} if meaning == "numbers" else _spelt(classes)
+        return cls(classes, numbers | {name: i for i, name in enumerate(classes)})
 
     @classmethod
     def of_labels(cls, labels: Iterable[Label]) -> "LabelEncoder":
         """The labels that occur are the classes, in their order."""
         used = used_labels(labels)
-        return cls(tuple(map(str, used)), {v: i for i, v in enumerate(used)})
+        classes = tuple(dict.fromkeys(map(str, used)))
+        return cls(classes, {v: classes.index(str(v)) for v in used})
 
     def encode(self, label: Label, where: str) -> int:
         """The index of the class, -1 without a label. ValueError, which names `where`, for an unknown one."""
         if label is None or label == -1:
             return -1
-        if label not in self.indices:
+        index = self.indices.get(unicodedata.normalize("NFC", label) if isinstance(label, str) else label)
+        if index is None:
             names = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
             raise ValueError(
                 f"{where} has the label {label!r}, which is none of the {len(self.classes)} classes: {names}"
             )
-        return self.indices[label]
+        return index
+
+
+def meaning_of(labels: Iterable[int | str], classes: Sequence[str]) -> tuple[Meaning, bool]:
+    """What the whole numbers among `labels` (all that occur) mean, and whether they could as well mean the other.
+
+    Names where each label is the name of a class, or where some are no numbers; else numbers.
+    """
+    used, spelt = set(labels), _spelt(classes)
+    numbers, named = {v for v in used if isinstance(v, int)}, used <= {*spelt, *classes}
+    in_range = used == numbers and used <= set(range(len(classes)))
+    meaning: Meaning = "names" if named or used != numbers else "numbers"
+    return meaning, named and in_range and any(spelt[v] != v for v in numbers)
+
+
+def _spelt(classes: Sequence[str]) -> dict[int | str, int]:
+    """The classes whose names are digits, by the number that these spell."""
+    return {n: i for i, name in enumerate(classes) if isinstance(n := read_label(name.encode()), int)}

@@ -1,7 +1,6 @@
 """A folder with a subfolder of images for each class, with or without train, val and test folders above them."""
 
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from mlpmixer.data.image_set import ImageSet, RawSplits
 from mlpmixer.data.images import IMAGE_SUFFIXES
+from mlpmixer.data.labels import class_name
 from mlpmixer.data.paths import SPLIT_WORDS, printable
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
@@ -33,10 +33,16 @@ def read_folder(root: str, name: str) -> RawSplits:
             scan.note_loose(f"{folder}/", loose)
         above = frozenset({_inode(root), _inode(os.path.join(root, folder))})
         images = found[split] = []
+        by_class: dict[str, str] = {}
         for sub in folders:
-            path, name_of_class = os.path.join(folder, sub), _class_name(sub)
-            classes.add(name_of_class)
+            path, name_of_class = os.path.join(folder, sub), class_name(printable(sub))
+            if (other := by_class.setdefault(name_of_class, sub)) != sub:
+                raise ValueError(
+                    f"{printable(os.path.join(root, folder))}: the folders {other!a} and {sub!a} are the "
+                    f"same class {name_of_class!r}; put their images into one of them"
+                )
             images += [(name_of_class, *image) for image in scan.images(os.path.join(root, path), path, above)]
+        classes.update(by_class)
         images.sort(key=itemgetter(0))
     index = {c: i for i, c in enumerate(sorted(classes))}
     sets = {}
@@ -61,10 +67,6 @@ def read_folder(root: str, name: str) -> RawSplits:
             f"({scan.stray[0][1]})"
         )
     return RawSplits(name, sets, notes, scan.stray)
-
-
-def _class_name(folder: str) -> str:
-    return unicodedata.normalize("NFC", printable(folder))  # macOS writes accents as characters of their own
 
 
 def _split_folders(root: str, folders: Sequence[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlpmixer.data.image_set import ImageSet, LazySequence, RawSplits, chain, numbered
 from mlpmixer.data.images import Source
-from mlpmixer.data.labels import Label, LabelEncoder, used_labels
+from mlpmixer.data.labels import Label, LabelEncoder, class_name, used_labels
 from mlpmixer.data.paths import require_all_shards, split_from_path
 
 IMAGE_COLUMNS = ("image", "img")
@@ -41,7 +41,7 @@ def class_names(schema: Any, column: str) -> tuple[str, ...] | None:
         names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][column]["names"]
     except (KeyError, TypeError, ValueError):
         return None
-    return tuple(map(str, names)) if isinstance(names, list) and names else None
+    return tuple(class_name(str(name)) for name in names) if isinstance(names, list) and names else None
 
 
 def encoded_images(column: Any, path: str) -> tuple[Any, Any]:

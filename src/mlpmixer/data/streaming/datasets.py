@@ -13,14 +13,15 @@ import numpy as np
 
 from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet, chain
-from mlpmixer.data.labels import LabelEncoder
+from mlpmixer.data.labels import LabelEncoder, meaning_of, used_labels
 from mlpmixer.data.paths import TEST, TRAIN, VAL
-from mlpmixer.data.streaming.listing import INFO, find_shards, is_pattern, read_classes, shards_in
+from mlpmixer.data.streaming.listing import INFO, Listing, find_shards, is_pattern, read_classes, shards_in
 from mlpmixer.data.streaming.shards import Contents, Shard, ShardError, index_shard, inspect_shard
 from mlpmixer.download import Retry, fetch, first_line
 from mlpmixer.hardware import cache_folder
 
 INSPECT_THREADS = 16
+CACHE_FORMAT = 2  # 1 took 007 for 7
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def open_streamed(
             notes.append(_cut_off(shards, split, fraction, data.split_seed, name))
     classes = read_classes(data.classes) if data.classes else listing.classes
     contents = _contents(shards[TRAIN], classes is not None, cache, notes, retry)
-    labels = _label_encoder(contents, classes, name)
+    labels = _label_encoder(contents, classes, listing, notes)
     train = tuple(Shard(s.address, c.samples) for s, c in zip(shards[TRAIN], contents, strict=True) if c.samples)
     if not train:
         raise ValueError(f"{name}: the training shards hold no samples")
@@ -126,7 +127,7 @@ def _contents(
     shards: Sequence[Shard], classes_known: bool, cache: Path, notes: list[str], retry: Retry
 ) -> list[Contents]:
     """What each shard holds: from the listing or the cache where that is enough, else inspected now and cached."""
-    file = cache / "shards" / f"{hashlib.sha256(shards[0].address.encode()).hexdigest()[:16]}.json"
+    file = cache / "shards" / f"{CACHE_FORMAT}-{hashlib.sha256(shards[0].address.encode()).hexdigest()[:16]}.json"
     try:
         cached = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -164,15 +165,33 @@ def _identity(shard: Shard) -> str:
     return f"{os.path.abspath(shard.address)} {info.st_size} {info.st_mtime_ns}"
 
 
-def _label_encoder(contents: Sequence[Contents], classes: tuple[str, ...] | None, name: str) -> LabelEncoder:
+def _label_encoder(
+    contents: Sequence[Contents], classes: tuple[str, ...] | None, listing: Listing, notes: list[str]
+) -> LabelEncoder:
     stated = {c.classes for c in contents if c.classes}
+    used = used_labels(v for c in contents for v in c.labels)
     if classes is None and len(stated) > 1:
-        raise ValueError(f"{name}: the shards name different classes; give the names with --data.classes FILE")
-    if classes := classes or next(iter(stated), None):
+        raise ValueError(f"{listing.name}: the shards name different classes; give the names with --data.classes FILE")
+    if classes is None and not stated:
+        encoder = LabelEncoder.of_labels(used)
+        if len(encoder.classes) < 2:
+            count = len(encoder.classes)
+            raise ValueError(f"{listing.name} has {count} class with images; a classifier needs at least two")
+        return encoder
+    classes = classes or stated.pop()
+    if listing.kind == "parquet":  # there, numbers and text are different things
         return LabelEncoder.of_classes(classes)
-    encoder = LabelEncoder.of_labels(v for c in contents for v in c.labels)
-    if len(encoder.classes) < 2:
-        raise ValueError(f"{name} has {len(encoder.classes)} class with images; a classifier needs at least two")
+    meaning, doubtful = meaning_of(used or range(len(classes)), classes)
+    if doubtful and not listing.meaning and not used:
+        raise ValueError(
+            f'{listing.name}: labels such as 0 could be the names or the numbers of its classes: add "labels": '
+            f'"numbers" or "labels": "names" to {INFO} ("numbers" is what `mlpmixer data shards` writes)'
+        )
+    if doubtful and not listing.meaning:
+        notes.append("labels such as 0 are the names of classes, not their numbers, which they could be as well")
+    encoder = LabelEncoder.of_classes(classes, listing.meaning or meaning)
+    for label in used:
+        encoder.encode(label, listing.name)
     return encoder
 
 

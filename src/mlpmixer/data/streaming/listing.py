@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urljoin
 
+from mlpmixer.data.labels import Meaning, class_name, read_label
 from mlpmixer.data.paths import SPLIT_WORDS, find_files, printable, require_all_shards, similar_paths, split_from_path
 from mlpmixer.data.readers.parquet import LABEL_COLUMNS
-from mlpmixer.data.streaming.shards import SUFFIXES, Shard, ShardError
+from mlpmixer.data.streaming.shards import SUFFIXES, Kind, Shard, ShardError
 from mlpmixer.download import CHUNK_BYTES, Connection, NetworkError, first_line, import_hub
 
 INFO = "_info.json"  # as timm writes it beside its WebDataset shards
@@ -29,6 +30,12 @@ class Listing:
     shards: dict[str, list[Shard]]
     classes: tuple[str, ...] | None
     note: str
+    meaning: Meaning | None = None
+    """What whole numbers as labels mean, where it is stated."""
+
+    @property
+    def kind(self) -> Kind:
+        return next(iter(self.shards.values()))[0].kind
 
     @classmethod
     def of(cls, name: str, addresses: Sequence[str], classes: tuple[str, ...] | None, note: str) -> "Listing":
@@ -106,15 +113,15 @@ def shards_in(folder: str) -> list[str]:
 
 def read_classes(given: str) -> tuple[str, ...]:
     """data.classes: a number of classes, or a file with one name per line."""
-    if given.isdigit() and int(given) > 1:
-        return tuple(map(str, range(int(given))))
+    if isinstance(number := read_label(given.encode()), int) and number > 1:
+        return tuple(map(str, range(number)))
     try:
-        lines = Path(given).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(given).expanduser().read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(
             f"data.classes {given!r} is neither a number of classes nor a file with one class name per line: {e}"
         ) from e
-    names = [line.strip() for line in lines if line.strip()]
+    names = [class_name(line) for line in lines if line.strip()]
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(
             f"{given} has {len(names)} names, {len(set(names))} of them different; expected at least two, each once"
@@ -154,7 +161,10 @@ def _from_info(content: bytes, where: str, base: str) -> Listing:
             f"{where}: expected {{'splits': {{NAME: {{'filenames': [...], 'shard_lengths': [...]}}}}}}, got {e}"
         ) from e
     classes = tuple(map(str, info["classes"])) if info.get("classes") else None
-    return Listing(printable(base.rpartition("/")[2]) or "shards", shards, classes, f"from {where}")
+    meaning = info.get("labels")
+    if meaning not in (None, *get_args(Meaning)):
+        raise ValueError(f'{where}: expected "labels" to be {" or ".join(get_args(Meaning))}, got {meaning!r}')
+    return Listing(printable(base.rpartition("/")[2]) or "shards", shards, classes, f"from {where}", meaning)
 
 
 # ---- the Hugging Face Hub

@@ -23,7 +23,7 @@ import numpy as np
 
 from mlpmixer.data.image_set import LazySequence
 from mlpmixer.data.images import IMAGE_SUFFIXES, Source
-from mlpmixer.data.labels import Label, used_labels
+from mlpmixer.data.labels import Label, read_label, used_labels
 from mlpmixer.data.readers.parquet import class_names, encoded_images, find_columns, import_pyarrow
 from mlpmixer.data.streaming.remote import RemoteFile
 from mlpmixer.download import NetworkError, Retry, first_line
@@ -150,8 +150,7 @@ class _TarSample(NamedTuple):
     def label(self) -> Label:
         try:
             if "cls" in self.content:
-                text = self.content["cls"].decode("utf-8", "replace").strip()
-                return int(text) if text.removeprefix("-").isdecimal() else text or None
+                return read_label(self.content["cls"])
             value = json.loads(self.content["json"])["label"]
         except (KeyError, TypeError, ValueError):
             return None

@@ -57,7 +57,7 @@ def write_shards(
         lengths = counts[split]
         info[split] = {"name": split, "num_samples": sum(lengths), "filenames": names, "shard_lengths": lengths}
     with open(os.path.join(out, "_info.json"), "w", encoding="utf-8") as file:
-        json.dump({"classes": classes, "splits": info}, file, indent=1)
+        json.dump({"classes": classes, "labels": "numbers", "splits": info}, file, indent=1)
     return counts, bad
 
 
