@@ -28,7 +28,7 @@ class Data(Config, owner="data"):
     split_seed: int = 0
     """Random seed of these splits."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: weight the loss by inverse class frequency."""
+    """balanced: weight each image's loss by the inverse frequency of its class."""
     train_scale: float = 1.0
     """Size at which training images are stored, relative to the model's input, so that random crops stay sharp."""
     max_bad_share: float = 0.25

@@ -16,19 +16,12 @@ def smooth(targets: Tensor, label_smoothing: float) -> Tensor:
     return targets if label_smoothing == 0 else targets * (1 - label_smoothing) + label_smoothing / targets.shape[1]
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, kind: str, class_weights: Tensor | None = None) -> Tensor:
-    """Loss of each sample, (B,): softmax cross-entropy, or the sum over classes of sigmoid cross-entropies.
-
-    `class_weights` (K,) multiplies each class's share of the targets.
-    """
+def cross_entropy(logits: Tensor, targets: Tensor, kind: str) -> Tensor:
+    """Loss of each sample, (B,): softmax cross-entropy, or the sum over classes of sigmoid cross-entropies."""
     logits = logits.float()
-    if class_weights is not None:
-        targets = targets * class_weights
     if kind == "softmax":
         return -(targets * F.log_softmax(logits, dim=1)).sum(dim=1)
-    positive, negative = F.logsigmoid(logits), F.logsigmoid(-logits)
-    rest = (1 - targets) if class_weights is None else (class_weights - targets)
-    return -(targets * positive + rest * negative).sum(dim=1)
+    return -(targets * F.logsigmoid(logits) + (1 - targets) * F.logsigmoid(-logits)).sum(dim=1)
 
 
 def training_loss(
@@ -38,11 +31,15 @@ def training_loss(
 
     With a teacher (1 - alpha) * cross-entropy with the smoothed labels + alpha * temperature^2 * cross-entropy with the
     teacher, both logits divided by the temperature (Hinton et al. 2015, section 2).
+
+    `class_weights` (K,) weigh whole samples, a mixed one by its shares of the classes before smoothing. So they never
+    move the optimum of a sample from its target: multiplied into smoothed, mixed or taught targets, as torch's
+    cross_entropy does, the weight of a rare class makes it the answer to the samples of a frequent one.
     """
     labels = targets[:, : logits.shape[1]]
-    loss = cross_entropy(logits, smooth(labels, optim.label_smoothing), optim.loss, class_weights)
-    if not distill.teacher:
-        return loss
-    teacher = targets[:, logits.shape[1] :]
-    soft = cross_entropy(logits.float() / distill.temperature, teacher, optim.loss, class_weights)
-    return (1 - distill.alpha) * loss + distill.alpha * distill.temperature**2 * soft
+    loss = cross_entropy(logits, smooth(labels, optim.label_smoothing), optim.loss)
+    if distill.teacher:
+        teacher = targets[:, logits.shape[1] :]
+        soft = cross_entropy(logits.float() / distill.temperature, teacher, optim.loss)
+        loss = (1 - distill.alpha) * loss + distill.alpha * distill.temperature**2 * soft
+    return loss if class_weights is None else loss * (labels @ class_weights)
