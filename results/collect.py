@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mlpmixer.weights.privacy import without_folders
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 START, END = "<!-- results: written by results/collect.py -->", "<!-- end of results -->"
@@ -36,12 +38,9 @@ def add(claim: str, runs: list[Path]) -> Path:
     out = RESULTS / data / first["recipe"] / f"{env['date'][:10]}_{(env['commit'] or 'nogit').rstrip('+')}_{hardware}"
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(runs[0] / "metrics.jsonl", out / "metrics.jsonl")
-    recipe = json.loads((runs[0] / "recipe.json").read_text())
-    recipe["data"] |= {"name": portable(recipe["data"]["name"]), "data_dir": recipe["data"]["data_dir"] and "DIR"}
+    recipe = without_folders(json.loads((runs[0] / "recipe.json").read_text()))
     (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
-    words = env["command"]
-    folders = {"--data-dir": lambda word: "DIR", "--out": lambda word: f"runs/{Path(word).name}"}
-    command = [folders.get(before, portable)(word) for before, word in zip(["", *words], words, strict=False)]
+    command = without_folders(env["command"])
     env = env | {"command": command}
     (out / "env.json").write_text(json.dumps(env, indent=2) + "\n")
     summary = {
@@ -76,11 +75,6 @@ def add(claim: str, runs: list[Path]) -> Path:
         f"Seeds: {', '.join(map(str, summary['seeds']))}. The last step counts, not the best.\n\n![curve](curve.png)\n"
     )
     return out
-
-
-def portable(word: str) -> str:
-    """A path outside the project without what it says about one machine."""
-    return f"DIR/{Path(word).name}" if word.startswith(("/", "../")) else word
 
 
 def curve(run: Path, path: Path) -> None:

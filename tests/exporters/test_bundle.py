@@ -60,8 +60,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def test_a_bundle_is_complete(bundle: Path, run: Path) -> None:
     assert bundle == run / "bundle"
-    files = ["Dockerfile", "README.md", "bundle.json", "labels.json", "model.onnx", "predict.py", "requirements.txt"]
-    assert sorted(os.listdir(bundle)) == files
+    texts = ["Dockerfile", "LICENSE", "README.md", "bundle.json", "labels.json", "predict.py", "requirements.txt"]
+    assert sorted(os.listdir(bundle)) == sorted([*texts, "model.onnx"])
+    assert "Apache License" in (bundle / "LICENSE").read_text()
     assert json.loads((bundle / "labels.json").read_text()) == list(DIGITS)
     readme = (bundle / "README.md").read_text()
     assert re.search(r"Accuracy: [\d.]+ % \(.*\) of 50 test images of digits", readme)
@@ -71,7 +72,7 @@ def test_a_bundle_is_complete(bundle: Path, run: Path) -> None:
     assert re.search(r"Speed: [\d.]+ ms for one image, [\d,]+ images/s in batches of 32", readme)
     assert len((bundle / "predict.py").read_text().splitlines()) < 130
     assert re.fullmatch(r"(\w+==[\w.]+\n){3}", (bundle / "requirements.txt").read_text())
-    assert not [f for f in files if f != "model.onnx" and str(bundle) in (bundle / f).read_text()]
+    assert not [f for f in texts if str(bundle) in (bundle / f).read_text()]
 
 
 def test_the_program_equals_the_preprocessing(bundle: Path) -> None:

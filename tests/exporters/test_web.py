@@ -85,7 +85,8 @@ def known(web: Path) -> dict[str, Any]:
 
 def test_the_folder_is_complete(web: Path, run: Path) -> None:
     assert web == run / "web"
-    assert sorted(os.listdir(web)) == ["README.md", "bundle.json", "index.html", "model.onnx", "onnxruntime-web"]
+    files = ["LICENSE", "README.md", "bundle.json", "index.html", "model.onnx", "onnxruntime-web"]
+    assert sorted(os.listdir(web)) == files and "Apache License" in (web / "LICENSE").read_text()
     assert sorted(os.listdir(web / "onnxruntime-web")) == ["LICENSE", "ThirdPartyNotices.txt", "ort.js", "ort.wasm"]
     assert "MIT License" in (web / "onnxruntime-web" / "LICENSE").read_text()
     model = known(web)

@@ -14,7 +14,7 @@ from mlpmixer.training.run_report import write_report
 
 @pytest.fixture
 def run(tmp_path):
-    folder = tmp_path / "my runs" / "first"
+    folder = tmp_path / "runs" / "my first"
     folder.mkdir(parents=True)
     (folder / "recipe.json").write_text(json.dumps(to_json(Recipe(name="digits<i>"))))
     env = {"device": "a CPU, 2 threads", "command": ["mlpmixer", "train", "digits"], "packages": {"torch": "2"}}
@@ -45,7 +45,7 @@ def test_the_page_shows_the_run_and_how_to_use_it(run):
         assert text in page.text, text
     for text in ("digits<i>", "x<y.png", "empty file", "mlpmixer train digits"):
         assert text in page.text, text
-    assert f"mlpmixer predict '{run}' photo.jpg" in page.text  # quoted: the path has a space
+    assert f"mlpmixer predict '{run.name}' photo.jpg" in page.text  # quoted: the name has a space
     assert path.read_text(encoding="utf-8").count("<svg") == 4  # loss, accuracy, learning rate, reliability
 
 

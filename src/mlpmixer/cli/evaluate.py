@@ -59,9 +59,12 @@ class Evaluate(EvaluationCommand):
             print_metrics(metrics)
         if self.html:
             from mlpmixer.evaluation.report import evaluation_html, thumbnails_of
+            from mlpmixer.weights.privacy import without_folders
 
             pictures = thumbnails_of(images, [w.index for w in metrics.most_wrong])
-            page = evaluation_html(metrics, pictures, model=self.run, data=f"{data.name}, {self.split}")
+            page = evaluation_html(
+                metrics, pictures, model=self.run, data=f"{without_folders(data.name)}, {self.split}"
+            )
             Path(self.html).write_text(page, encoding="utf-8")
             if not self.json:
                 print(f"\npage    {self.html}")

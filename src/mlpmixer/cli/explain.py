@@ -54,6 +54,7 @@ class Explain(Command):
         from mlpmixer.explanation.page import write_explanations
         from mlpmixer.inference.classifier import Failure
         from mlpmixer.inference.files import find_images
+        from mlpmixer.weights.privacy import without_folders
 
         names = self.method.split(",") if self.method else []
         methods = [name for name in names if name != MIXING] if names else None
@@ -91,7 +92,7 @@ class Explain(Command):
             print_error(f"{name}: {reason}")
         page = None
         if found or measured:
-            data_text = f"{self.faithfulness}, test"
+            data_text = f"{without_folders(self.faithfulness)}, test"
             page = write_explanations(
                 Path(self.out), found, failed, model=self.run, fill=fill_text, measured=measured, data=data_text
             )

@@ -66,10 +66,11 @@ class Serve(ModelCommand):
     def app(self) -> "FastAPI":
         """The service, in the process that runs it."""
         from mlpmixer.serve.app import make_app
+        from mlpmixer.weights.privacy import without_folders
 
         warnings.filterwarnings("ignore", module="PIL")  # about damaged metadata: a client must not fill the log
         classifier = self.load(self.streams_of_a_worker())
-        return make_app(classifier, self.settings, token=self.token(), name=Path(self.run).name or self.run)
+        return make_app(classifier, self.settings, token=self.token(), name=without_folders(self.run))
 
     def streams_of_a_worker(self) -> int:
         """--streams, or the best number for this machine."""

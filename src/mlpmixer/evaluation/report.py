@@ -15,6 +15,7 @@ from mlpmixer.data.images import ImageError, decode
 from mlpmixer.evaluation.html import FIRST, INK, SECOND, TEMPLATES, data_uri, percent, ranged, render, svg
 from mlpmixer.evaluation.metrics import Metrics
 from mlpmixer.evaluation.significance import wilson
+from mlpmixer.weights.privacy import without_folders
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +41,7 @@ def evaluation_html(
     metrics: a Metrics, or its stored JSON. thumbnails: uint8 pictures (H,W), (H,W,1) or (H,W,3), or None, in the order
     of `metrics.most_wrong`. model, data: what was evaluated on what.
     """
-    details = [(name, value) for name, value in (("model", model), ("data", data)) if value]
+    details = [(name, value) for name, value in (("model", without_folders(model)), ("data", data)) if value]
     result = view(metrics, thumbnails)
     return render(TEMPLATES / "evaluation.html", title=title, details=details, result=result)
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mlpmixer.evaluation.html import data_uri, render, write_page
 from mlpmixer.explanation.pictures import curves_png, heat_map, input_picture, mixing_picture
+from mlpmixer.weights.privacy import without_folders
 
 if TYPE_CHECKING:
     from mlpmixer.explanation.attribution import Explanation
@@ -36,7 +37,7 @@ def write_explanations(
     model: what was explained. fill: a description of what patches were filled with. data: what `measured` is about.
     """
     out.mkdir(parents=True, exist_ok=True)
-    images = []
+    model, images = without_folders(model), []
     for i, one in enumerate(explained, start=1):
         stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(one.name).stem)[:60]
         images.append(_image(one, f"{out / f'{i:02d}-{stem}'}-"))
@@ -53,7 +54,7 @@ def write_explanations(
         curves=data_uri(curves),
         data=data,
         methods=list(explained[0].maps) if explained else [],
-        failures=[(failure.name, failure.reason) for failure in failures],
+        failures=[(without_folders(failure.name), failure.reason) for failure in failures],
     )
     write_page(out / "explanation.html", page)
     return out / "explanation.html"
@@ -64,7 +65,7 @@ def _image(one: "Explanation", prefix: str) -> dict[str, Any]:
     target = one.target
     height, width = one.pixels.shape[:2]
     return {
-        "name": one.name,
+        "name": without_folders(one.name),
         "target": target,
         "size": f"{height}x{width}",
         "seen": _saved(input_picture(one.pixels), f"{prefix}seen.png"),

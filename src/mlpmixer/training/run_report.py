@@ -14,6 +14,7 @@ from markupsafe import Markup
 from mlpmixer.evaluation.html import FIRST, SECOND, percent, render, svg, write_page
 from mlpmixer.evaluation.metrics import Metrics
 from mlpmixer.evaluation.report import Json, Thumbnail, view
+from mlpmixer.weights.privacy import without_folders
 from mlpmixer.weights.run_folder import read_metrics
 
 if TYPE_CHECKING:
@@ -34,20 +35,22 @@ def write_report(
     if not (run / "recipe.json").is_file():
         raise ValueError(f"{run} is not a run: it has no recipe.json; expected a folder that `mlpmixer train` wrote")
     recipe, env, summary = (_read(run / f"{name}.json") for name in ("recipe", "env", "summary"))
+    recipe, name = without_folders(recipe), run.resolve().name
+    env |= {key: without_folders(words) for key, words in env.items() if key == "command"}
     test = metrics or summary.get("test") or summary.get("val")
     result = view(test, thumbnails) if test else None
     bad = result["bad"] if result else []
     page = render(
         TEMPLATE,
-        title=f"{recipe.get('name', 'run')} · {run.resolve().name}",
+        title=f"{recipe.get('name', 'run')} · {name}",
         split="validation" if summary.get("val") and not summary.get("test") else "test",
         result=result,
         details=_details(summary, recipe, env),
         charts=_charts(read_metrics(run / "metrics.jsonl")),
         bad=bad,
         train_bad=[image for image in summary.get("bad_images") or [] if image not in bad],
-        command=f"mlpmixer predict {shlex.quote(str(run))} photo.jpg",
-        code=f"import mlpmixer\nmodel = mlpmixer.load({str(run)!r})\nprint(model.predict('photo.jpg'))",
+        command=f"mlpmixer predict {shlex.quote(name)} photo.jpg",
+        code=f"import mlpmixer\nmodel = mlpmixer.load({name!r})\nprint(model.predict('photo.jpg'))",
         recipe=list(_flat(recipe)),
         env=list(_flat(env)),
     )

@@ -1,6 +1,5 @@
 """The model card of a repository of the Hugging Face Hub: what the model file and its run say, and nothing else."""
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from mlpmixer.config import to_json
 from mlpmixer.data.catalog import DATASETS
 from mlpmixer.templates import render
 from mlpmixer.weights.model_file import ModelMeta
+from mlpmixer.weights.privacy import without_folders
 from mlpmixer.weights.run_folder import read_recipe_json
 
 TEMPLATE = Path(__file__).with_name("templates") / "card.md"
@@ -44,7 +44,7 @@ def model_card(run: Path, meta: ModelMeta, name: str, where: str, licence: str) 
         classes=meta.classes[:CLASSES_SHOWN],
         num_classes=len(meta.classes),
         training=[(key, value) for key, value in _training(meta, summary).items() if value],
-        recipe=json.dumps(_public(recipe), indent=2, ensure_ascii=False) if recipe else "",
+        recipe=json.dumps(without_folders(recipe), indent=2, ensure_ascii=False) if recipe else "",
         columns=[COLUMNS[key][0] for key in columns],
         rows=[(split, [_cell(key, score.get(key)) for key in columns]) for split, score in scores.items()],
     )
@@ -109,14 +109,6 @@ def _front_matter(
         "model-index": [{"name": name, "results": results}] if results else [],
     }
     return {key: value for key, value in fields.items() if value}
-
-
-def _public(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe without the folders of the machine it ran on."""
-    values = copy.deepcopy(recipe)
-    data = values["data"]
-    name = data["name"] if data["name"].startswith("hf:") else Path(data["name"]).name
-    return values | {"data": {k: v for k, v in data.items() if k != "data_dir"} | {"name": name}}
 
 
 def _code(text: str) -> str:

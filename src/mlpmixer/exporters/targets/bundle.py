@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mlpmixer.exporters.job import Job, require_program
 from mlpmixer.exporters.targets import onnx
-from mlpmixer.exporters.texts import fill
+from mlpmixer.exporters.texts import fill, write_licence
 from mlpmixer.hardware import cpu_name
 from mlpmixer.inference.classifier import Exported
 from mlpmixer.inference.exported import MANIFEST, MODEL, digest, open_export
@@ -39,6 +39,7 @@ def finish(job: Job, path: Path) -> None:
     onnx.finish(job, path / MODEL)
     write_manifest(path)
     shutil.copyfile(PROGRAM, path / "predict.py")
+    write_licence(path)
     batch, one_s, batch_s = measure(path)
     speed = {"cpu": cpu_name(), "batch": batch, "one_ms": 1e3 * one_s, "images_per_s": batch / batch_s}
     texts = {

@@ -8,7 +8,7 @@ from typing import Any
 from mlpmixer.exporters import onnxruntime_web
 from mlpmixer.exporters.job import Job, require_fit, require_program
 from mlpmixer.exporters.targets import bundle, onnx
-from mlpmixer.exporters.texts import fill
+from mlpmixer.exporters.texts import fill, write_licence
 from mlpmixer.exporters.web_page import page, standing_alone
 from mlpmixer.inference.exported import MODEL
 
@@ -36,6 +36,7 @@ def finish(job: Job, path: Path) -> None:
     bundle.write_manifest(path)
     (path / "index.html").write_text(standing_alone(page("browser", _model(job, path)), *SCRIPTS), encoding="utf-8")
     (path / "README.md").write_text(fill("web.md", job), encoding="utf-8")
+    write_licence(path)
 
 
 def _model(job: Job, path: Path) -> dict[str, Any]:
