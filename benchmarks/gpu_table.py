@@ -32,11 +32,11 @@ from gpu_recipes import RECIPES
 from teacher import Settings as TeacherSettings
 from teacher import train_teacher
 
+from mlpmixer.durable import write_json
 from mlpmixer.registry import Registry
 from mlpmixer.training.loop import Interrupted
 from mlpmixer.training.recipe import Recipe, read_recipe
 from mlpmixer.training.run import train
-from mlpmixer.weights import run_folder as runlog
 from mlpmixer.weights.load import Report
 
 WARM: set[str] = set()  # rows whose kernels this process has compiled
@@ -198,7 +198,7 @@ def write_table(args: argparse.Namespace) -> str:
     about = "Tiny networks, a few steps, noise: a trial of the machinery, no figures.\n\n" if args.tiny else ""
     text = f"{about}`{args.command}`\n\n" + "\n".join(rows) + "\n"
     out = Path(args.out)
-    runlog.write_json(out / "table.json", {"tiny": args.tiny, "command": args.command, "rows": lines})
+    write_json(out / "table.json", {"tiny": args.tiny, "command": args.command, "rows": lines})
     (out / "table.md").write_text(text, encoding="utf-8")
     return text
 

@@ -50,6 +50,7 @@ from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.preprocess import Preprocess, create_preprocess
 from mlpmixer.download import cache_path
+from mlpmixer.durable import write_json
 from mlpmixer.hardware import device_name
 from mlpmixer.models import names
 from mlpmixer.models.mixer import EPS, Mixer
@@ -447,7 +448,7 @@ def main() -> None:
             figures["end_to_end"].append(end_to_end(name, share, Path(folder)))
         print(json.dumps(figures["end_to_end"][-1]), flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(args.out / "parity.json", figures)
+    write_json(args.out / "parity.json", figures)
     (args.out / "README.md").write_text(readme(figures), encoding="utf-8")
     print(args.out)
 

@@ -18,7 +18,7 @@ ROOT = SOURCES / "mlpmixer"
 TESTS = Path(__file__).parent
 
 ROOMS: list[set[str]] = [  # each row may import the rows above it, and itself
-    {"registry", "config", "hardware", "clock", "download", "templates"},
+    {"registry", "config", "hardware", "clock", "durable", "download", "templates"},
     {"models"},
     {"data"},
     {"weights"},
@@ -32,7 +32,7 @@ ROOMS: list[set[str]] = [  # each row may import the rows above it, and itself
     {"cli", "__init__", "__main__"},
 ]
 TORCH_FREE = [  # rooms and modules that are imported without torch and other large libraries
-    *("__init__", "registry", "config", "hardware", "clock", "download"),
+    *("__init__", "registry", "config", "hardware", "clock", "durable", "download"),
     *("models.__init__", "models.configs", "models.names"),
     "data",
     *("weights.model_file", "weights.run_folder", "weights.load", "weights.hub"),

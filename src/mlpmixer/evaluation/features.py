@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from PIL import Image
 from mlpmixer.config import to_json
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Source
+from mlpmixer.durable import replacing
 from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.files import map_images
 
@@ -108,13 +108,8 @@ def _write(file: Path, outputs: Outputs) -> None:
     from safetensors.numpy import save_file
 
     kept, values, bad = outputs
-    part = file.with_name(f".{file.name}.part")
-    try:
+    with replacing(file) as part:
         save_file({"kept": kept, "features": values}, part, {"bad": json.dumps(bad)})
-        os.replace(part, file)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> Outputs:

@@ -5,7 +5,6 @@ A page needs no other file: no script, no request. matplotlib draws numbers only
 
 import base64
 import io
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -29,13 +28,6 @@ def render(template: Path, **values: object) -> str:
     """Fill in the template of a page, which finds those of this room beside its own: `base.html`, `parts.html`."""
     filters: templates.Filters = {"percent": percent, "ranged": ranged, "thousands": "{:,}".format}
     return templates.render(template, TEMPLATES, filters=filters, **values)
-
-
-def write_page(path: Path, page: str) -> None:
-    """Write a page atomically: the old file or the whole new one."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, path)
 
 
 def percent(share: float) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mlpmixer.evaluation.html import data_uri, render, write_page
+from mlpmixer.durable import write_text
+from mlpmixer.evaluation.html import data_uri, render
 from mlpmixer.explanation.pictures import curves_png, heat_map, input_picture, mixing_picture
 from mlpmixer.weights.privacy import without_folders
 
@@ -56,7 +57,7 @@ def write_explanations(
         methods=list(explained[0].maps) if explained else [],
         failures=[(without_folders(failure.name), failure.reason) for failure in failures],
     )
-    write_page(out / "explanation.html", page)
+    write_text(out / "explanation.html", page)
     return out / "explanation.html"
 
 

@@ -12,12 +12,12 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlpmixer.config import Config
+from mlpmixer.durable import write_json
 from mlpmixer.models.architecture import require_library
 from mlpmixer.models.configs import ViTConfig
 from mlpmixer.registry import Registry, suggest
 from mlpmixer.reproduce.page import Page, write
 from mlpmixer.training.recipe import Recipe
-from mlpmixer.weights import run_folder
 
 if TYPE_CHECKING:
     from mlpmixer.models.architecture import Build
@@ -251,8 +251,7 @@ class ExperimentContext:
         if not path.exists():
             self._begin(name)
             value = function()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            run_folder.write_json(path, value)
+            write_json(path, value)
         self.finished += 1
         return json.loads(path.read_text(encoding="utf-8"))
 

@@ -5,12 +5,12 @@ how it was done. The templates extend page.md, which writes everything else.
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlpmixer.durable import write_json, write_text
 from mlpmixer.templates import render
 from mlpmixer.weights import run_folder
 
@@ -99,7 +99,7 @@ def write(page: Page, title: str, out: Path, command: str, device: str) -> Path:
         _draw(plot, out / f"{plot.name}.png")
     made = _made_with(device)
     figures = {"title": title, "command": command, **made, "findings": page.findings, "figures": page.figures}
-    run_folder.write_json(out / FIGURES_JSON, figures)
+    write_json(out / FIGURES_JSON, figures)
     text = render(
         Path(__file__).with_name("templates") / page.template,
         filters={"commas": "{:,}".format},
@@ -109,10 +109,8 @@ def write(page: Page, title: str, out: Path, command: str, device: str) -> Path:
         command=command,
         made=made,
     )
-    part, path = out / f".{README}.part", out / README
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-    return path
+    write_text(out / README, text)
+    return out / README
 
 
 def _made_with(device: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mlpmixer.data.preprocess import standardise
 from mlpmixer.data.store import Store
+from mlpmixer.durable import replacing
 from mlpmixer.evaluation.evaluate import match_classes
 from mlpmixer.inference.onnx_model import OnnxModel, copy_onnx, open_onnx
 from mlpmixer.training.augment import resize, statistics
@@ -25,7 +26,7 @@ from mlpmixer.training.recipe import Distill, Recipe, variant
 from mlpmixer.training.stream import Stream
 from mlpmixer.weights.adapt import adapt_trained
 from mlpmixer.weights.load import Report, load_weights
-from mlpmixer.weights.model_file import ModelMeta, replacing, save_model
+from mlpmixer.weights.model_file import ModelMeta, save_model
 
 TeacherFunction = Callable[[Tensor], Tensor]
 """Augmented images, float32 (B,C,h,w) in 0..255 on the device of the run -> logits (B,K). Called without gradients."""

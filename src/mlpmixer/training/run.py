@@ -21,6 +21,7 @@ from mlpmixer.clock import parse_duration
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.durable import write_json
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.evaluation.report import thumbnails_of
 from mlpmixer.hardware import choose_precision, device_name, peak_mib
@@ -270,7 +271,7 @@ def _write_start(folder: Path, recipe: Recipe, environment: dict[str, Any], sour
     if not (run_folder.is_run(folder) and stored_teacher(folder)):
         store_teacher(folder, source)
     run_folder.write_recipe(folder, recipe)
-    run_folder.write_json(folder / "env.json", environment)
+    write_json(folder / "env.json", environment)
 
 
 def start_event(trainer: Trainer) -> dict[str, Any]:
@@ -350,7 +351,7 @@ def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
     model_file.rewrite_meta(
         model, lambda meta: dataclasses.replace(meta, provenance={**meta.provenance, "metrics": final})
     )
-    run_folder.write_json(run / "summary.json", summary)
+    write_json(run / "summary.json", summary)
     metrics, images = (test, test_images) if test and test_images else (val, stores.splits.val)
     write_report(run, metrics, thumbnails_of(images, [wrong.index for wrong in metrics.most_wrong]))
     drop_teacher(run)

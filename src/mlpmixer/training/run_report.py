@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from mlpmixer.evaluation.html import FIRST, SECOND, percent, render, svg, write_page
+from mlpmixer.durable import write_text
+from mlpmixer.evaluation.html import FIRST, SECOND, percent, render, svg
 from mlpmixer.evaluation.metrics import Metrics
 from mlpmixer.evaluation.report import Json, Thumbnail, view
 from mlpmixer.weights.privacy import without_folders
@@ -54,7 +55,7 @@ def write_report(
         recipe=list(_flat(recipe)),
         env=list(_flat(env)),
     )
-    write_page(run / "report.html", page)
+    write_text(run / "report.html", page)
     return run / "report.html"
 
 

@@ -8,8 +8,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlpmixer.durable import replacing
 from mlpmixer.models.architecture import name_tables
 from mlpmixer.models.configs import NetworkConfig
 from mlpmixer.models.name_table import NameTable, Row, WeightsError, printable, to_ours, to_theirs
@@ -105,17 +105,6 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str) -
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
 
 
-@contextmanager
-def _atomically(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place in the end or vanishes."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def read_foreign(
     path: str | os.PathLike[str], image_size: int | tuple[int, int] | None = None
 ) -> tuple[NetworkConfig, dict[str, Tensor], NameTable]:
@@ -149,7 +138,7 @@ def write_foreign(path: str | os.PathLike[str], cfg: NetworkConfig, state: Mappi
     """Write our weights in another form: as the official code does (np.savez, float32, today's names in order), or as
     safetensors with the other code's names. Atomic; OSError when the file cannot be written."""
     table = name_table(cfg, form)
-    with _atomically(Path(path)) as part:
+    with replacing(Path(path)) as part:
         if table.suffix == ".npz":
             rows = sorted(table.rows(cfg), key=lambda row: row.theirs.split("/"))
             arrays = {

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from mlpmixer.config import to_json
 from mlpmixer.download import FetchError, hub_file
+from mlpmixer.durable import write_json
 from mlpmixer.weights.card import model_card
 from mlpmixer.weights.model_file import FORMAT, ModelMeta, public, read_meta, require_network, rewrite_meta
-from mlpmixer.weights.run_folder import MODEL_FILE, write_json
+from mlpmixer.weights.run_folder import MODEL_FILE
 
 
 def push(

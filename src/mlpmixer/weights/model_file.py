@@ -6,8 +6,7 @@ A model file carries everything needed to use it: architecture, weights, class n
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mlpmixer.config import Config, from_json, to_json
 from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.durable import replacing
 from mlpmixer.models.configs import NetworkConfig
 
 if TYPE_CHECKING:
@@ -54,32 +54,6 @@ class ModelMeta(Config):
 def public(meta: ModelMeta) -> ModelMeta:
     """What may leave this machine: without the folders that the data lies in."""
     return replace(meta, data=None)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write within, which then takes the place of `path`: a crash at any moment leaves the old file or the
-    whole new one.
-
-    Errors: OSError when the disk is full or read-only.
-    """
-    part = path.with_name(f".{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield part
-        with open(part, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except OSError as e:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path}: {e}") from e
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: "Mapping[str, Tensor]", meta: Mapping[str, Any]) -> None:

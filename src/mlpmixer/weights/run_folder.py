@@ -11,15 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mlpmixer.config import Config, to_json
+from mlpmixer.durable import read_json, write_json
 
 MODEL_FILE = "model.safetensors"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Atomic: the old file or the whole new one."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 def is_run(path: Path) -> bool:
@@ -30,18 +24,12 @@ def is_run(path: Path) -> bool:
 def read_recipe_json(run: Path) -> dict[str, Any]:
     """The resolved recipe of a run as plain JSON; `training.recipe.read_recipe` makes a Recipe of it.
 
-    ValueError when `run` is not a run directory.
+    ValueError when `run` is not a run directory, and when the file is damaged.
     """
-    path = run / "recipe.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(run / "recipe.json")
     except FileNotFoundError:
         raise ValueError(f"{run} is not a run: it has no recipe.json") from None
-    except ValueError as e:
-        raise ValueError(f"{path}: {e}") from e
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected an object, got {type(values).__name__}")
-    return values
 
 
 def write_recipe(run: Path, recipe: Config) -> None:

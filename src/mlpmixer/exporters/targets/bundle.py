@@ -8,6 +8,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from mlpmixer.durable import write_json
 from mlpmixer.exporters.job import Job, require_program
 from mlpmixer.exporters.targets import onnx
 from mlpmixer.exporters.texts import fill, write_licence
@@ -16,7 +17,6 @@ from mlpmixer.inference.classifier import Exported
 from mlpmixer.inference.exported import MANIFEST, MODEL, digest, open_export
 from mlpmixer.inference.measure import sample_images, time_calls
 from mlpmixer.weights.model_file import FORMAT
-from mlpmixer.weights.run_folder import write_json
 
 PACKAGES = ("onnxruntime", "numpy", "pillow")
 PROGRAM = Path(__file__).with_name("bundled") / "predict.py"
