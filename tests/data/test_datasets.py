@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mlpmixer.config import from_json, to_json
 from mlpmixer.data.catalog import DATASETS
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data, open_images, stratified_cut
@@ -512,16 +513,67 @@ def test_folder_without_classes(tmp_path: Path) -> None:
     fraction=st.floats(0.01, 0.9),
     seed=st.integers(0, 2**31),
 )
-def test_stratified_cut(sizes: list[int], fraction: float, seed: int) -> None:
+@pytest.mark.parametrize("at_least", [0, 1])
+def test_stratified_cut(sizes: list[int], fraction: float, seed: int, at_least: int) -> None:
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    keep, cut = stratified_cut(labels, fraction, seed)
+    keep, cut = stratified_cut(labels, fraction, seed, at_least)
     assert np.array_equal(np.sort(np.concatenate([keep, cut])), np.arange(len(labels)))
     kept, taken = np.bincount(labels[keep], minlength=len(sizes)), np.bincount(labels[cut], minlength=len(sizes))
     assert (kept >= 1).all()
     assert (np.abs(taken - np.array(sizes) * fraction) <= 1 + 1e-9).all()
+    assert (taken >= np.minimum(at_least, np.array(sizes) - 1)).all()
     assert len(cut) >= 1 or max(sizes) == 1
-    again = stratified_cut(labels, fraction, seed)
+    again = stratified_cut(labels, fraction, seed, at_least)
     assert np.array_equal(again[0], keep) and np.array_equal(again[1], cut)
+    plain = stratified_cut(labels, fraction, seed)[1]
+    assert set(plain.tolist()) <= set(cut.tolist()), "nothing moves from test to train, so older models stay judged"
+    if (np.bincount(labels[plain], minlength=len(sizes)) >= np.minimum(at_least, np.array(sizes) - 1)).all():
+        assert np.array_equal(plain, cut)
+
+
+@pytest.mark.parametrize(
+    ("seed", "digests"),
+    [
+        (0, ("3a1cfa125d0a59a5", "a97ebe2b33110337", "3d30407f3ce4a8fa")),
+        (7, ("2b6be4f0b357a13c", "57840e4183bc8c80", "e2d66815335f97a9")),
+    ],
+)
+def test_cut_of_the_digits_stays_as_it_was(seed: int, digests: tuple[str, str, str]) -> None:
+    s = open_data(Data(split_seed=seed))
+    assert s.test is not None and s.doubt == ""
+    assert digests == tuple(
+        hashlib.sha256("\n".join(images.names).encode()).hexdigest()[:16] for images in (s.train, s.val, s.test)
+    )
+
+
+def test_each_class_that_can_has_an_image_in_val_and_test() -> None:
+    labels = np.repeat(np.arange(300), 4)
+    left, test = stratified_cut(labels, 0.2, 0, 1)
+    train, val = stratified_cut(labels[left], 0.1, 0, 1)
+    for part, expected in ((labels[test], 1), (labels[left][val], 1), (labels[left][train], 2)):
+        assert (np.bincount(part) == expected).all()
+    labels = np.repeat(np.arange(3), (1000, 1000, 3))  # where scikit-learn gives the third class none
+    assert np.bincount(labels[stratified_cut(labels, 0.05, 0)[1]], minlength=3).tolist() == [51, 50, 0]
+    assert np.bincount(labels[stratified_cut(labels, 0.05, 0, 1)[1]], minlength=3).tolist() == [51, 50, 1]
+
+
+def test_recipes_of_before_keep_their_cut(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"a": 40, "b": 40, "c": 4})
+    old = to_json(Data(name=str(tmp_path), val_fraction=0.05))
+    del old["min_per_class"]
+    before, now = open_data(from_json(Data, old)), open_data(from_json(Data, old | {"min_per_class": 1}))
+    assert before.val.counts().tolist() == [2, 2, 0] and now.val.counts().tolist() == [2, 2, 1]
+    assert any("1 of each class at least" in n for n in open_data(Data(name=str(tmp_path), val_fraction=0.01)).notes)
+
+
+def test_validation_that_cannot_judge_says_so(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"a": 8, "b": 8})
+    s = open_data(Data(name=str(tmp_path)))
+    assert len(s.val) == 2 and s.doubt in s.notes
+    assert s.doubt.startswith("val: 2 images cannot tell networks apart: an accuracy of 50 % on so few means 9 to 91 %")
+    assert open_data(Data(name=str(tmp_path), val_fraction=0.8, test_fraction=0.1)).doubt
+    make_folder(tmp_path / "one", {"a": 1, "b": 1})
+    assert "training images" in open_data(Data(name=str(tmp_path / "one"))).doubt
 
 
 def test_classes_of_one_image_do_not_crash(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
         write_as_published(tmp_path / "weights" / like.classes / "Mixer-Small_8.npz", WEIGHTS[name].config)
     rows: Registry[float] = Registry("row")
     rows |= {NAMES[0]: 0.25, NAMES[1]: 0.5}
-    for name, value in {"RECIPE": "small", "ROWS": rows, "TRAIN_IMAGES": 99, "TEST_IMAGES": 20}.items():
+    for name, value in {"RECIPE": "small", "ROWS": rows, "TRAIN_IMAGES": 90, "TEST_IMAGES": 20}.items():
         monkeypatch.setattr(cifar10_transfer, name, value)
     write_cifar10(tmp_path / "data")
     yield tmp_path
@@ -263,7 +263,7 @@ def test_reduced_rows_are_marked_and_kept_apart(small: Path, capsys: pytest.Capt
 def test_other_images_than_the_published_are_marked(small: Path) -> None:
     write_cifar10(small / "data", per_class=3)
     page, _ = run("cifar10-transfer", overrides=Overrides(rows=NAMES[:1]), **FILES)
-    differs = ["149 training images instead of 99", "30 test images instead of 20"]
+    differs = ["140 training images instead of 90", "30 test images instead of 20"]
     assert page.figures["rows"][0]["differs"] == differs
 
 

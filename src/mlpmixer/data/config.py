@@ -1,7 +1,7 @@
 """The settings of data."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 from mlpmixer.config import Config, require
 
@@ -23,6 +23,9 @@ class Data(Config, owner="data"):
     """Share of train that becomes validation, stratified, if the data has none."""
     test_fraction: float = 0.2
     """Share of train that becomes test, stratified, if the data has none (digits, plain folders)."""
+    min_per_class: int = 1
+    """Images that validation and test take of each class at least, where these shares are less and the class has
+    more."""
     train_fraction: float = 1.0
     """Share of each class of train to use, after val and test are cut off. A smaller share is part of a larger one."""
     split_seed: int = 0
@@ -48,6 +51,11 @@ class Data(Config, owner="data"):
     classes: str = ""
     """Class names of shards that do not state them: a file with one per line, or just the number of classes."""
 
+    @classmethod
+    def untagged(cls, values: dict[str, Any]) -> tuple[type[Self], dict[str, Any]]:
+        """Recipes and models from before there was `min_per_class` keep the cut that they were made with."""
+        return cls, {"min_per_class": 0} | values
+
     def validate(self) -> None:
         require(self.name == self.name.strip(), f"data.name={self.name!r} must not begin or end with a space")
         require(self.split_seed >= 0, f"data.split_seed must not be negative, got {self.split_seed}")
@@ -55,5 +63,6 @@ class Data(Config, owner="data"):
         require(self.buffer >= 1, f"data.buffer must be at least 1, got {self.buffer}")
         require(0 < self.val_fraction < 1, f"data.val_fraction must be in (0, 1), got {self.val_fraction}")
         require(0 < self.test_fraction < 1, f"data.test_fraction must be in (0, 1), got {self.test_fraction}")
+        require(self.min_per_class >= 0, f"data.min_per_class must not be negative, got {self.min_per_class}")
         require(0 < self.train_fraction <= 1, f"data.train_fraction must be in (0, 1], got {self.train_fraction}")
         require(self.train_scale >= 1, f"data.train_scale must be at least 1, got {self.train_scale}")

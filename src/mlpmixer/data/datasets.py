@@ -17,7 +17,7 @@ import numpy as np
 
 from mlpmixer.data.catalog import DATASETS, DatasetInfo
 from mlpmixer.data.config import Data
-from mlpmixer.data.image_set import ImageSet, RawSplits, Splits, chain
+from mlpmixer.data.image_set import ImageSet, RawSplits, Splits, chain, doubt_of
 from mlpmixer.data.paths import TEST, TRAIN, VAL, find_files, printable, similar_paths, split_from_path
 from mlpmixer.data.readers.folder import read_folder
 from mlpmixer.data.readers.hub import download_parquet, read_hub
@@ -46,7 +46,7 @@ def open_data(data: Data) -> Splits:
     notes.append(f"found: {sizes} images of {len(classes)} classes")
     for split, fraction in ((TEST, data.test_fraction), (VAL, data.val_fraction)):
         if split not in sets:
-            notes.append(_cut_off(sets, split, fraction, data.split_seed))
+            notes.append(_cut_off(sets, split, fraction, data))
     if data.train_fraction < 1:
         whole = sets[TRAIN]
         sets[TRAIN] = whole.subset(stratified_share(whole.labels, data.train_fraction, data.split_seed))
@@ -54,6 +54,8 @@ def open_data(data: Data) -> Splits:
             f"train: {len(sets[TRAIN])} of its {len(whole)} images, stratified "
             f"(fraction {data.train_fraction}, split_seed {data.split_seed})"
         )
+    if sets[VAL] is not sets[TRAIN] and (doubt := doubt_of(sets[VAL])):
+        notes.append(doubt)
     return Splits(raw.name, sets[TRAIN], sets[VAL], sets.get(TEST), tuple(classes), tuple(notes))
 
 
@@ -106,16 +108,18 @@ def _relabelled(images: ImageSet, classes: Sequence[str]) -> ImageSet:
     return ImageSet(classes, number[images.labels], images.names, images.sources, channels=images.channels)
 
 
-def _cut_off(sets: dict[str, ImageSet], split: str, fraction: float, seed: int) -> str:
+def _cut_off(sets: dict[str, ImageSet], split: str, fraction: float, data: Data) -> str:
     """Move a share of train to `split`; the note about it."""
     whole = sets[TRAIN]
-    keep, cut = stratified_cut(whole.labels, fraction, seed)
+    keep, cut = stratified_cut(whole.labels, fraction, data.split_seed, data.min_per_class)
     if len(cut):
         sets[TRAIN], sets[split] = whole.subset(keep), whole.subset(cut)
+        more = len(cut) > fraction * len(whole) + 1 and data.min_per_class
         small = int((sets[split].counts() == 0).sum())
         return (
             f"{split}: {len(cut)} images cut from the {len(whole)} of train, stratified (fraction {fraction}, "
-            f"split_seed {seed})" + (f"; {small} classes are too small to have one in it" if small else "")
+            f"split_seed {data.split_seed}{f', but {data.min_per_class} of each class at least' if more else ''})"
+            + (f"; {small} classes are too small to have one in it" if small else "")
         )
     if split == TEST:
         return "test: none, as no class has two images"
@@ -123,13 +127,27 @@ def _cut_off(sets: dict[str, ImageSet], split: str, fraction: float, seed: int) 
     return "val: no class has two images, so train itself is used"
 
 
-def stratified_cut(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(keep, cut): indices, sorted. Cut holds `fraction` of every class within one image; keep at least one of each.
+def stratified_cut(labels: np.ndarray, fraction: float, seed: int, at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(keep, cut): indices, sorted. Cut holds `fraction` of every class within one image, `at_least` of each that has
+    more; keep at least one of each.
 
-    It is scikit-learn's train_test_split(test_size=fraction, stratify=labels, random_state=seed) wherever that is
-    possible. Where it is not (a class of one image, more classes than images to cut) each class is cut by itself,
-    and small ones give nothing; when all are that small, the largest gives one image.
+    It begins with scikit-learn's train_test_split(test_size=fraction, stratify=labels, random_state=seed) wherever
+    that is possible. Where it is not (a class of one image, more classes than images to cut) each class is cut by
+    itself. If that cuts nothing, the largest class gives one image.
     """
+    cut = _share_of_each(labels, fraction, seed)
+    sizes, taken = np.bincount(labels), np.bincount(labels[cut], minlength=labels.max() + 1)
+    missing = np.minimum(at_least, sizes - 1) - taken
+    left = np.setdiff1d(np.arange(len(labels)), cut)
+    more = [
+        np.random.default_rng([seed % 2**32, int(k)]).choice(left[labels[left] == k], size=missing[k], replace=False)
+        for k in np.flatnonzero(missing > 0)
+    ]
+    cut = np.sort(np.concatenate([cut, *more]))
+    return np.setdiff1d(np.arange(len(labels)), cut), cut
+
+
+def _share_of_each(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     from sklearn.model_selection import train_test_split
 
     n = len(labels)
@@ -137,10 +155,10 @@ def stratified_cut(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.n
     sizes = np.bincount(labels)
     n_cut, n_classes = int(np.ceil(n * fraction)), int((sizes > 0).sum())
     if sizes[sizes > 0].min() >= 2 and n_classes <= n_cut <= n - n_classes:
-        keep, cut = train_test_split(indices, test_size=n_cut, stratify=labels, random_state=seed)
+        _, cut = train_test_split(indices, test_size=n_cut, stratify=labels, random_state=seed)
         taken = np.bincount(labels[cut], minlength=len(sizes))
         if (np.abs(taken - sizes * fraction) <= 1).all() and (taken < np.maximum(sizes, 1)).all():
-            return np.sort(keep), np.sort(cut)
+            return np.sort(cut)
     share = np.minimum((sizes * fraction + 0.5).astype(np.int64), np.maximum(sizes - 1, 0))
     if not share.any() and sizes.max() >= 2:
         share[sizes.argmax()] = 1
@@ -149,8 +167,7 @@ def stratified_cut(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.n
         for k, m in enumerate(share)
         if m
     ]
-    cut = np.sort(np.concatenate(picked)) if picked else np.zeros(0, np.int64)
-    return np.setdiff1d(indices, cut), cut
+    return np.sort(np.concatenate(picked)) if picked else np.zeros(0, np.int64)
 
 
 def stratified_share(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Labelled images that are decoded later: what every reader returns and every verb takes."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, overload
@@ -146,6 +147,25 @@ def chain(sets: Sequence[ImageSet]) -> ImageSet:
     return ImageSet(sets[0].classes, labels, names, sources, channels=sets[0].channels)
 
 
+ENOUGH_TO_JUDGE = 30  # validation images: the 95 % interval around 50 % is then +-17 %
+
+
+def doubt_of(val: ImageSet, train: ImageSet | None = None) -> str:
+    """Why the accuracy on these validation images says little; empty when it does not."""
+    if val is train:
+        return "val: these are the training images, so that its accuracy says nothing about others"
+    if len(val) >= ENOUGH_TO_JUDGE:
+        return ""
+    z = 1.96
+    half = z / 2 / math.sqrt(len(val) + z * z)  # Wilson's interval around one half
+    images = f"{len(val)} image{'s' * (len(val) != 1)}"
+    return (
+        f"val: {images} cannot tell networks apart: an accuracy of 50 % on so few means {50 - 100 * half:.0f} to "
+        f"{50 + 100 * half:.0f} %, and to stop or to choose by it is to choose by chance (raise data.val_fraction, or "
+        "give more images)"
+    )
+
+
 @dataclass
 class RawSplits:
     """What a reader found: "train", "val" and "test", as far as they exist, or "all" when nothing tells them apart."""
@@ -170,3 +190,8 @@ class Splits:
     test: ImageSet | None
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+
+    @property
+    def doubt(self) -> str:
+        """Why the accuracy on val says little, in a sentence; empty when it does not."""
+        return doubt_of(self.val, self.train)

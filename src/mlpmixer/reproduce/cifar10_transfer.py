@@ -30,7 +30,7 @@ TRAIN_IMAGES, TEST_IMAGES = 49_000, 10_000  # train[:98%], and the whole test sp
 
 SET_BY_DATA = {"model.num_classes"}
 # What may differ from the published settings: they fix neither seed nor order, and the parts of a batch add up to it.
-FREE = SET_BY_DATA | {"data.data_dir", "init.weights", "run.device", "run.seed", "run.accumulate"}
+FREE = SET_BY_DATA | {"data.data_dir", "data.min_per_class", "init.weights", "run.device", "run.seed", "run.accumulate"}
 
 
 @dataclass(frozen=True, kw_only=True)

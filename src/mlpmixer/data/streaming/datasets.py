@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mlpmixer.data.config import Data
-from mlpmixer.data.image_set import ImageSet, chain
+from mlpmixer.data.image_set import ImageSet, chain, doubt_of
 from mlpmixer.data.labels import LabelEncoder, meaning_of, used_labels
 from mlpmixer.data.paths import TEST, TRAIN, VAL
 from mlpmixer.data.streaming.listing import INFO, Listing, find_shards, is_pattern, read_classes, shards_in
@@ -38,6 +38,11 @@ class StreamedSplits:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.labels.classes
+
+    @property
+    def doubt(self) -> str:
+        """Why the accuracy on val says little, in a sentence; empty when it does not."""
+        return doubt_of(self.val)
 
 
 def is_streamed(data: Data) -> bool:
@@ -91,6 +96,8 @@ def open_streamed(
     val, test = (_image_set(split, shards.get(split, []), labels, cache, notes) for split in (VAL, TEST))
     if val is None:
         raise ValueError(f"{name}: the validation shards hold no labelled images")
+    if doubt := doubt_of(val):
+        notes.append(doubt)
     total = sum(s.samples for s in train)
     notes.append(f"streamed: {len(train)} training shards with {total:,} images of {len(labels.classes)} classes")
     if not any(s.remote for s in train):
