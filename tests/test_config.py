@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 import mlpmixer
 from mlpmixer.cli import main
-from mlpmixer.config import Config, field_types, from_json, to_json
+from mlpmixer.config import Config, field_types, from_json, parse_json, to_json
 from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.download import Retry
 from mlpmixer.models.architecture import ARCHITECTURES
 from mlpmixer.models.configs import MixerConfig
+from mlpmixer.registry import shortened, shown
 from mlpmixer.reproduce import Overrides, cost, frontier
 from mlpmixer.reproduce.variants import Grouped, Pyramid
 from mlpmixer.serve.settings import Settings
@@ -41,7 +42,11 @@ CONFIGS = [
     Recipe(),
 ]
 CONFIGS += [PREPROCESS, Settings(), Retry()]
-CONFIGS += [ModelMeta(config=MixerConfig(), classes=("a", "b"), preprocess=PREPROCESS), Grouped(2), Pyramid(2)]
+CONFIGS += [
+    ModelMeta(config=MixerConfig(image_size=8, patch_size=4, num_classes=2), classes=("a", "b"), preprocess=PREPROCESS),
+    Grouped(2),
+    Pyramid(2),
+]
 CONFIGS += [Overrides(), cost.SCALES["small"], frontier.SCALES["small"]]
 TYPES = [
     (pytest.param(config, name, id=f"{type(config).__module__}.{type(config).__name__}.{name}"), hint)
@@ -245,3 +250,33 @@ def test_missing_json_field() -> None:
 def test_impossible_values_are_refused(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[" * 10**6, "more than|deeper than 64"),
+        ("[" * 500 + "]" * 500, "deeper than 64 levels"),
+        ('{"a":' * 65 + "1" + "}" * 65, "deeper than 64 levels"),
+        ("[" + "1," * 10**6 + "1]", "more than 1,000,000 values"),
+        (r'["\uD800"]', "surrogates not allowed"),
+        (b"\xff", "decode"),
+        ("9" * 5000, "4300"),
+        ("{", "Expecting"),
+    ],
+    ids=str,
+)
+def test_hostile_json_is_a_value_error(text: str | bytes, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse_json(text)
+
+
+def test_foreign_json_is_read() -> None:
+    value = {"a": [1, {"b": None}], "ä": "\U0001f600 \\ud800"}
+    assert parse_json(json.dumps(value)) == parse_json(json.dumps(value, ensure_ascii=False).encode()) == value
+    assert parse_json("[" * 64 + "]" * 64)
+
+
+def test_error_quotes_no_more_than_a_line() -> None:
+    assert shown("x" * 1000) == "'" + "x" * 79 + "..."
+    assert shortened("a\n\n  b " * 1000, 5) == "a b a..."

@@ -1,5 +1,6 @@
 """What the README says is so: its commands parse, its table is the stored results."""
 
+import dataclasses
 import importlib.util
 import re
 import shlex
@@ -42,8 +43,9 @@ def test_command_parses(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "runs" / "photos").mkdir(parents=True)
     recipe = recipes.photos()
     run_folder.write_recipe(tmp_path / "runs" / "photos", recipe)
-    meta = model_file.ModelMeta(config=recipe.model, classes=("a", "b"), preprocess=Preprocess(image_size=(64, 64)))
-    model_file.save_model(tmp_path / "runs" / "other" / run_folder.MODEL_FILE, create_model(recipe.model), meta)
+    cfg = dataclasses.replace(recipe.model, num_classes=2)
+    meta = model_file.ModelMeta(config=cfg, classes=("a", "b"), preprocess=Preprocess(image_size=(64, 64)))
+    model_file.save_model(tmp_path / "runs" / "other" / run_folder.MODEL_FILE, create_model(cfg), meta)
     words = [word for word in shlex.split(command)[1:] if word != "--help"]
     if words != ["train"]:  # the help of a command that needs arguments
         cli.parse(words)

@@ -4,6 +4,7 @@ Sizes are pixels, (height, width).
 """
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -11,9 +12,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
-from mlpmixer.registry import nearest
+from mlpmixer.registry import nearest, shown
 
 T = TypeVar("T")
+
+MAX_JSON_ITEMS = 1_000_000  # 200 MB of Python objects at most, where a text of `[],` would take twenty times its size
+MAX_JSON_DEPTH = 64
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -91,38 +95,57 @@ def checked(hint: Any, value: Any, path: str) -> Any:
     if origin is Literal:
         if value in args:
             return value
-        raise ValueError(f"{path}={_shown(value)} is not one of {', '.join(map(str, args))}{did_you_mean(value, args)}")
+        raise ValueError(f"{path}={shown(value)} is not one of {', '.join(map(str, args))}{did_you_mean(value, args)}")
     if origin in (typing.Union, types.UnionType):
         for option in args:
             with suppress(ValueError):
                 return checked(option, value, path)
     elif origin is tuple and isinstance(value, list | tuple):
         hints = args[:1] * len(value) if args[-1] is Ellipsis else args
-        require(len(hints) == len(value), f"{path}={_shown(value)}: expected {len(hints)} values, got {len(value)}")
+        require(len(hints) == len(value), f"{path}={shown(value)}: expected {len(hints)} values, got {len(value)}")
         return tuple(checked(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True)))
     elif origin is dict and isinstance(value, dict):
         key, content = args
-        return {checked(key, k, f"a key of {path}"): checked(content, v, f"{path}[{k!r}]") for k, v in value.items()}
+        return {
+            checked(key, k, f"a key of {path}"): checked(content, v, f"{path}[{shown(k)}]") for k, v in value.items()
+        }
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         with suppress(OverflowError):
             if math.isfinite(value):
                 return float(value)
-        raise ValueError(f"{path}={_shown(value)}: expected a finite number")
+        raise ValueError(f"{path}={shown(value)}: expected a finite number")
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     expected = hint.__name__ if isinstance(hint, type) and origin is None else hint
-    raise ValueError(f"{path}={_shown(value)}: expected {expected}, got {type(value).__name__}")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+    raise ValueError(f"{path}={shown(value)}: expected {expected}, got {type(value).__name__}")
 
 
 def did_you_mean(value: object, known: Iterable[str]) -> str:
     """The end of an error message: the nearest known word, if there is one."""
     close = nearest(value, [k for k in known if isinstance(k, str)], 1) if isinstance(value, str) else []
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of JSON that anyone may have written, text or UTF-8.
+
+    ValueError for what is not JSON, is nested deeper than MAX_JSON_DEPTH, has more than MAX_JSON_ITEMS values, or holds
+    half a character (a lone surrogate), which could not be printed or stored.
+    """
+    text = text.decode("utf-8") if isinstance(text, bytes) else text
+    if text.count(",") + text.count("[") + text.count("{") > MAX_JSON_ITEMS:
+        raise ValueError(f"JSON of more than {MAX_JSON_ITEMS:,} values")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"JSON nested deeper than {MAX_JSON_DEPTH} levels") from None
+    level, depth = [value], 0
+    while level := [v for v in level if isinstance(v, dict | list)]:
+        level, depth = [c for v in level for c in (v.values() if isinstance(v, dict) else v)], depth + 1
+        require(depth <= MAX_JSON_DEPTH, f"JSON nested deeper than {MAX_JSON_DEPTH} levels")
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()  # UnicodeEncodeError is a ValueError
+    return value
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -143,7 +166,7 @@ def from_json(cls: type[T], values: Any, where: str = "") -> T:
     for name, value in values.items():
         path = f"{where}.{name}" if where else name
         if name not in hints:
-            raise ValueError(f"{cls.__name__} has no field {path!r}{did_you_mean(name, hints)}")
+            raise ValueError(f"{cls.__name__} has no field {shown(path)}{did_you_mean(name, hints)}")
         fields[name] = checked(hints[name], value, path)
     for f in dataclasses.fields(typing.cast(Any, cls)):
         optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING

@@ -7,6 +7,17 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+def shortened(text: object, most: int = 300) -> str:
+    """What others wrote, on one line and cut to `most` characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
+def shown(value: object) -> str:
+    """A value from a file or a command line, as an error quotes it."""
+    return shortened(repr(value), 80)
+
+
 def nearest(name: str, known: Iterable[str], at_most: int = 3) -> list[str]:
     """The known names that are most like `name`, whatever their case."""
     folded = {k.casefold(): k for k in known}
@@ -42,4 +53,4 @@ class Registry(dict[str, T], Generic[T]):
         return add
 
     def __missing__(self, name: str) -> T:
-        raise UnknownName(f"no {self.kind} named {name!r}; {suggest(name, self)}")
+        raise UnknownName(f"no {self.kind} named {shown(name)}; {suggest(name, self)}")

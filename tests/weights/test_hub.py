@@ -47,10 +47,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bare(tmp_path: Path) -> Path:
     """A model file on its own, which says nothing about its origin."""
     path = tmp_path / "bare" / "model.safetensors"
-    classes = tuple("0123456789")
-    model_file.save_model(
-        path, Mixer(TINY), model_file.ModelMeta(config=TINY, classes=classes, preprocess=Preprocess(image_size=(8, 8)))
-    )
+    preprocess = Preprocess(image_size=(8, 8), in_channels=1)
+    meta = model_file.ModelMeta(config=TINY, classes=tuple("0123456789"), preprocess=preprocess)
+    model_file.save_model(path, Mixer(TINY), meta)
     return path
 
 

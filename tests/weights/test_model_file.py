@@ -6,7 +6,10 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +81,86 @@ def test_hostile_files_are_refused_by_name(tmp_path: Path, content: bytes) -> No
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        model_file.load_model(path)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """The same file with another description of the model."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    stored = json.loads(header["__metadata__"]["mlpmixer"])
+    change(stored["model"])
+    header["__metadata__"]["mlpmixer"] = json.dumps(stored)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+
+HOSTILE: list[tuple[str, dict[str, Any], str]] = [
+    ("config", {"num_blocks": 10**9}, "num_blocks must be at most 10,000"),
+    ("config", {"num_blocks": 10**4}, r"bytes, too few for the [\d,]+ weights of the mixer"),
+    ("config", {"hidden_dim": 10**18}, "hidden_dim must be at most"),
+    ("config", {"hidden_dim": 10**6}, "bytes, too few for the"),
+    ("config", {"hidden_dim": -(10**4000)}, "hidden_dim must be at least 1"),
+    ("config", {"image_size": 10**9, "patch_size": 1}, "image_size must be at most"),
+    ("config", {"image_size": 10**9, "patch_size": 10**9}, "image_size must be at most"),
+    ("", {"config": {"architecture": "resnet", "depths": [1] * 10**5}}, "depths must be at most 16 stages"),
+    ("config", {"architecture": "x" * 10**6}, "no architecture named"),
+    ("config", {"x" * 10**6: 1}, "has no field"),
+    ("preprocess", {"image_size": [10**9, 8]}, "image_size must be at most"),
+    (
+        "preprocess",
+        {"image_size": [16, 16]},
+        r"preprocess makes images of \(16, 16, 1\), the network takes \(8, 8, 1\)",
+    ),
+    ("", {"classes": ["a"]}, "classes has 1 names for the 2 outputs"),
+    ("", {"classes": ["a", "a"]}, "classes has a name twice"),
+    ("", {"classes": ["a", 1]}, r"classes\[1\]=1: expected str"),
+    ("", {"classes": ["a", "\ud800"]}, "is not a file that mlpmixer wrote"),
+]
+
+
+@pytest.mark.parametrize(("place", "fields", "says"), HOSTILE, ids=[says for *_, says in HOSTILE])
+def test_description_that_cannot_be_true_is_refused_before_anything_is_built(
+    saved: tuple[Path, Mixer, ModelMeta], place: str, fields: dict[str, Any], says: str
+) -> None:
+    path = saved[0]
+    rewritten(path, lambda model: (model[place] if place else model).update(fields))
+    for read in (model_file.read_meta, model_file.load_model):
+        with pytest.raises(CheckpointError, match=says) as e:
+            read(path)
+        assert len(str(e.value)) < 600 and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("text", ["[" + "[]," * 10**7 + "[]]", "[" * 10**5, '{"a":' * 900 + "1" + "}" * 900])
+def test_header_that_would_fill_memory_or_stack_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text.encode())
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a file that mlpmixer wrote"):
+        model_file.read_header(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * len(text) + 10**6
+
+
+@pytest.mark.parametrize(
+    ("tensor", "says"),
+    [
+        (torch.full((2, 16), torch.nan), "is not finite"),
+        (torch.zeros(2, 16, dtype=torch.float8_e5m2), "is of torch.float8_e5m2; expected torch.float32"),
+        (torch.zeros(2, 16, dtype=torch.int64), "do not fit"),
+        (torch.zeros(2, 16, dtype=torch.complex64), "is of torch.complex64"),
+    ],
+    ids=str,
+)
+def test_weights_that_are_not_finite_floats_are_refused(
+    saved: tuple[Path, Mixer, ModelMeta], tensor: torch.Tensor, says: str
+) -> None:
+    path, model, meta = saved
+    state = model.state_dict() | {"head.weight": tensor.repeat(1, model.cfg.hidden_dim // 16)}
+    model_file.write_tensors(path, state, {"model": _json(meta)})
+    with pytest.raises(CheckpointError, match=says):
         model_file.load_model(path)
 
 

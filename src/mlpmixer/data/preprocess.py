@@ -14,6 +14,7 @@ from mlpmixer.config import Config, pair, require
 from mlpmixer.data.config import Fit
 from mlpmixer.data.images import Pixels, Source, decode
 from mlpmixer.data.tensorflow_resize import RULES, require_size_limit, size_before_crop
+from mlpmixer.models.configs import MAX_CHANNELS, MAX_INPUT_PIXELS
 from mlpmixer.registry import Registry
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 Values = TypeVar("Values", np.ndarray, "Tensor")
 
-MAX_CHANNELS = 10_000  # satellites have hundreds
 GREY = 128  # what "pad" fills with: close to the mean of the 0..255 range
 
 
@@ -47,6 +47,9 @@ class Preprocess(Config, owner="preprocess"):
 
     def validate(self) -> None:
         require(min(self.image_size) >= 1, f"image_size must be positive, got {self.image_size}")
+        height, width = self.image_size
+        most = f"image_size must be at most {MAX_INPUT_PIXELS:,} px in all, got {self.image_size}"
+        require(height * width <= MAX_INPUT_PIXELS, most)
         require(
             1 <= self.in_channels <= MAX_CHANNELS,
             f"in_channels must be in 1..{MAX_CHANNELS:,}, got {self.in_channels}",

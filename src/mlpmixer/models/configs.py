@@ -5,14 +5,22 @@ every model, and its JSON says which architecture it is of.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from mlpmixer.config import Config, checked, one_if_square, pair, require
+from mlpmixer.registry import shown
 
 Activation = Literal["gelu_tanh", "gelu_erf"]
 Method = Literal["bicubic", "bilinear", "nearest", "blocks", "parts"]  # of `mixer_resize.resize`, which explains them
 Size = int | tuple[int, int]
+
+MAX_INPUT_PIXELS = 2**26  # of the input, 8192 x 8192
+MAX_CHANNELS = 10_000  # satellites have hundreds
+MAX_CLASSES = 2**24
+MAX_BLOCKS = 10_000
+MAX_WIDTH = 2**20
 
 
 @dataclass(frozen=True)
@@ -100,19 +108,27 @@ class NetworkConfig(Config, owner="model"):
 
         fields = {key: value for key, value in values.items() if key != "architecture"}
         name = values.get("architecture", cls.architecture or "mixer")
-        require(isinstance(name, str), f"architecture: expected a name, got {name!r}")
+        require(isinstance(name, str), f"architecture: expected a name, got {shown(name)}")
         found = ARCHITECTURES[name].config
         require(issubclass(found, cls), f"architecture: expected {cls.architecture}, got {name}")
         return found, fields
 
     def validate(self) -> None:
         require(min(pair(self.image_size)) >= 1, f"image_size must be positive, got {self.image_size}")
-        require(self.in_channels >= 1, f"in_channels must be at least 1, got {self.in_channels}")
+        pixels = math.prod(pair(self.image_size))
+        require(
+            pixels <= MAX_INPUT_PIXELS,
+            f"image_size must be at most {MAX_INPUT_PIXELS:,} px in all, got {self.image_size}",
+        )
+        self.require_range(1, MAX_CHANNELS, "in_channels")
         require(self.num_classes >= 0, f"num_classes must be 0 (no head) or more, got {self.num_classes}")
+        self.require_range(0, MAX_CLASSES, "num_classes")
 
-    def require_at_least_1(self, *names: str) -> None:
+    def require_range(self, least: int, most: int, *names: str) -> None:
         for name in names:
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            require(value >= least, f"{name} must be at least {least}, got {value}")
+            require(value <= most, f"{name} must be at most {most:,}, got {value}")
 
     def require_rates(self, *names: str) -> None:
         for name in names:
@@ -250,7 +266,8 @@ class MixerConfig(PatchConfig):
 
     def validate(self) -> None:
         super().validate()
-        self.require_at_least_1("num_blocks", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
+        self.require_range(1, MAX_BLOCKS, "num_blocks")
+        self.require_range(1, MAX_WIDTH, "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
         self.require_rates("dropout", "drop_path")
         (rows, cols), (down, across) = self.grid, pair(self.parts)
         require(
@@ -296,7 +313,8 @@ class ResMLPConfig(PatchConfig):
 
     def validate(self) -> None:
         super().validate()
-        self.require_at_least_1("num_blocks", "hidden_dim", "channels_mlp_dim")
+        self.require_range(1, MAX_BLOCKS, "num_blocks")
+        self.require_range(1, MAX_WIDTH, "hidden_dim", "channels_mlp_dim")
         self.require_rates("drop_path")
         require(self.layer_scale > 0, f"layer_scale must be positive, got {self.layer_scale}")
 
@@ -335,7 +353,8 @@ class ViTConfig(PatchConfig):
 
     def validate(self) -> None:
         super().validate()
-        self.require_at_least_1("num_blocks", "hidden_dim", "num_heads", "mlp_dim")
+        self.require_range(1, MAX_BLOCKS, "num_blocks")
+        self.require_range(1, MAX_WIDTH, "hidden_dim", "num_heads", "mlp_dim")
         require(
             self.hidden_dim % self.num_heads == 0,
             f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}",
@@ -416,5 +435,7 @@ class ResNetConfig(NetworkConfig):
 
     def validate(self) -> None:
         super().validate()
-        self.require_at_least_1("width")
-        require(bool(self.depths) and min(self.depths) >= 1, f"depths must be positive, got {self.depths}")
+        self.require_range(1, MAX_WIDTH, "width")
+        require(bool(self.depths) and min(self.depths) >= 1, f"depths must be positive, got {shown(self.depths)}")
+        most = len(self.depths) <= 16 and sum(self.depths) <= MAX_BLOCKS
+        require(most, f"depths must be at most 16 stages of {MAX_BLOCKS:,} layers, got {shown(self.depths)}")

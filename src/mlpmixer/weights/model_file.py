@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlpmixer.config import Config, from_json, to_json
+from mlpmixer.config import Config, from_json, pair, parse_json, require, to_json
 from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.durable import replacing
 from mlpmixer.models.configs import NetworkConfig
+from mlpmixer.registry import shortened, shown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,6 +51,16 @@ class ModelMeta(Config):
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where it comes from: recipe, data, metrics, version, date, loss."""
 
+    def validate(self) -> None:
+        k, names = self.config.num_classes, len(self.classes)
+        require(names == k, f"classes has {names:,} names for the {k:,} outputs of the network")
+        require(len(set(self.classes)) == names, "classes has a name twice")
+        size = (*pair(self.config.image_size), self.config.in_channels)
+        given = (*self.preprocess.image_size, self.preprocess.in_channels)
+        require(
+            given == size, f"preprocess makes images of {given}, the network takes {size} (height, width, channels)"
+        )
+
 
 def public(meta: ModelMeta) -> ModelMeta:
     """What may leave this machine: without the folders that the data lies in."""
@@ -78,19 +89,21 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
             if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
                 raise CheckpointError(f"{path} is not a safetensors file, or it is cut off")
-            header = json.loads(f.read(length))
-        meta = json.loads(header["__metadata__"]["mlpmixer"])
+            header = parse_json(f.read(length))
+        meta = parse_json(header["__metadata__"]["mlpmixer"])
         end = 8 + length + max((t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"), default=0)
-    except (KeyError, TypeError, IndexError, UnicodeDecodeError, json.JSONDecodeError) as e:
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as e:
         raise ForeignFile(
             f"{path} is not a file that mlpmixer wrote: no readable 'mlpmixer' entry in its header"
         ) from e
     if end != size:
-        raise CheckpointError(f"{path} is cut off or damaged: {size} bytes where {end} are expected")
+        raise CheckpointError(f"{path} is cut off or damaged: {size} bytes where {shown(end)} are expected")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} has format {meta.get('format') if isinstance(meta, dict) else meta!r}; this version reads format "
-            f"{FORMAT}"
+            f"{path} has format {shown(meta.get('format') if isinstance(meta, dict) else meta)}; this version reads "
+            f"format {FORMAT}"
         )
     return meta
 
@@ -104,7 +117,7 @@ def read_tensors(path: str | os.PathLike[str]) -> "tuple[dict[str, Tensor], dict
     try:
         return load_file(path), meta
     except SafetensorError as e:
-        raise CheckpointError(f"{path} is damaged: {e}") from e
+        raise CheckpointError(f"{path} is damaged: {shortened(e)}") from e
 
 
 def save_model(path: str | os.PathLike[str], model: "nn.Module", meta: ModelMeta) -> None:
@@ -125,12 +138,19 @@ def read_meta(path: str | os.PathLike[str]) -> ModelMeta:
 
 
 def _meta_in(header: dict[str, Any], path: str | os.PathLike[str]) -> ModelMeta:
+    """CheckpointError, too, for a network that is larger than the file: what is built takes no more than it holds."""
     if "model" not in header:
         raise CheckpointError(f"{path} is not a model file")
     try:
-        return from_json(ModelMeta, header["model"])
+        meta = from_json(ModelMeta, header["model"])
     except (ValueError, TypeError) as e:
-        raise CheckpointError(f"{path}: {e}") from e
+        raise CheckpointError(f"{path}: {shortened(e)}") from e
+    if not meta.network and 4 * (values := meta.config.num_params) > (size := os.path.getsize(path)):
+        raise CheckpointError(
+            f"{path} has {size:,} bytes, too few for the {values:,} weights of the {meta.config.architecture} that it "
+            f"describes"
+        )
+    return meta
 
 
 def load_model(path: str | os.PathLike[str], network: "Build | None" = None) -> tuple[Any, ModelMeta]:
@@ -139,6 +159,8 @@ def load_model(path: str | os.PathLike[str], network: "Build | None" = None) -> 
 
     network: what built it, where that is a function of one's own.
     """
+    import torch
+
     from mlpmixer.models.architecture import build_with_weights, name_of
 
     tensors, header = read_tensors(path)
@@ -147,7 +169,13 @@ def load_model(path: str | os.PathLike[str], network: "Build | None" = None) -> 
     try:
         model = build_with_weights(meta.config, tensors, network)
     except RuntimeError as e:
-        raise CheckpointError(f"{path}: the weights do not fit the architecture stored with them: {e}") from e
+        problems = shortened(str(e).partition("\n")[2] or e)
+        raise CheckpointError(f"{path}: the weights do not fit the architecture stored with them: {problems}") from e
+    for name, tensor in tensors.items():
+        if not meta.network and tensor.dtype not in (torch.float32, torch.int64):  # int64: steps of batch norm
+            raise CheckpointError(f"{path}: {shown(name)} is of {tensor.dtype}; expected torch.float32")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {shown(name)} is not finite: training diverged, or the file is damaged")
     return model.eval(), meta
 
 
