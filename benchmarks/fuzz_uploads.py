@@ -1,13 +1,13 @@
 """What damaged bodies do to the upload path of `mlpmixer serve`: python benchmarks/fuzz_uploads.py --inputs 100000
 
-Bodies are JPEG, PNG and WebP files of many kinds, JSON and forms, mutated: bits and bytes changed, runs cut, doubled or
-replaced, lengths and sizes set to their extremes, files spliced, checksums of PNG chunks mended afterwards so that what
-is behind them is reached; and random ones. Each goes through what the service calls (serve.uploads: parse_uploads, then
-decode_uploads with the limits of serve.settings), in processes of their own with --memory-mib of address space beyond
-what they start with and a limit of time; every
---through-app-th one also through the whole ASGI app. Clear refusals are an `HTTPException` with a status of 413, 415,
-422 or 503, and from the app such a status; a good answer has pixels of the model's size. All else (another exception, a
-500, a crash, a hang beyond --seconds) is saved to --out as a file, and makes the exit code 1.
+Bodies are files of all formats that the service reads, JSON and forms, mutated: bits and bytes changed, runs cut,
+doubled or replaced, lengths and sizes set to extremes, files spliced, checksums of PNG chunks mended afterwards so
+that what is behind them is reached; and random ones. Each goes through what the service calls (serve.uploads:
+parse_uploads, check_headers and decode_upload with the limits of serve.settings), in processes of their own with
+--memory-mib of address space beyond what they start with and a limit of time; every --through-app-th one also through
+the whole ASGI app. Clear refusals are an `HTTPException` with a status of 413, 415, 422 or 503, and from the app such a
+status; a good answer has pixels of the model's size. All else (another exception, a 500, a crash, a hang beyond
+--seconds) is saved to --out as a file, and makes the exit code 1.
 
 Input i is made from --seed and i alone, so that a finding can be made again: --only I. The last line is JSON: counts by
 answer, and the slowest input.
@@ -43,7 +43,7 @@ from PIL import Image
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.classifier import Classifier
 from mlpmixer.serve.settings import Settings
-from mlpmixer.serve.uploads import decode_uploads, parse_uploads
+from mlpmixer.serve.uploads import check_headers, decode_upload, parse_uploads
 
 SETTINGS = Settings(max_pixels=4_000_000, max_bytes=2**20)  # as in the service, but that a large image costs less here
 REFUSALS = (413, 415, 422, 503)
@@ -80,11 +80,21 @@ def seeds() -> list[tuple[str, bytes]]:
         ("WEBP", rgb, {}),
         ("WEBP", rgba, {"lossless": True, "exif": exif}),
         ("WEBP", rgb, {"save_all": True, "append_images": [rgb.rotate(90)], "duration": 5}),
+        ("GIF", rgb, {}),
+        ("GIF", rgb.quantize(8), {"save_all": True, "append_images": [grey], "transparency": 2, "comment": b"x"}),
+        ("BMP", rgb, {}),
+        ("BMP", rgb.quantize(16), {}),
+        ("TIFF", rgb, {}),
+        ("TIFF", rgba, {"compression": "tiff_lzw"}),
+        ("TIFF", wide, {"compression": "tiff_adobe_deflate"}),
+        ("TIFF", rgb.convert("1"), {"compression": "packbits", "save_all": True, "append_images": [grey]}),
+        ("AVIF", rgb, {"speed": 10}),
+        ("AVIF", rgba, {"speed": 10, "exif": exif}),
     ]
     found: list[tuple[str, bytes]] = []
     for kind, image, options in made:
         file = io.BytesIO()
-        image.save(file, kind, **options)
+        image.copy().save(file, kind, **options)  # a JPEG leaves its options in the image
         found.append((f"image/{kind.lower()}", file.getvalue()))
     files = [data for _, data in found]
     texts = [base64.b64encode(data).decode() for data in files[:3]]
@@ -100,10 +110,12 @@ def seeds() -> list[tuple[str, bytes]]:
 
 
 SEEDS = seeds()
+FILES = [seed for seed in SEEDS if seed[0].startswith("image/")]
 CONTENT_TYPES = sorted({kind for kind, _ in SEEDS})
 EXTREMES = [struct.pack(f"{order}{code}", value) for order in "<>" for code, most in (("B", 255), ("H", 2**16 - 1), ("I", 2**32 - 1))  # noqa: E501
             for value in (0, 1, most // 2, most // 2 + 1, most - 1, most)]  # fmt: skip
 WORDS = b"IHDR IDAT PLTE tRNS iCCP zTXt acTL fcTL fdAT eXIf VP8X VP8L VP8\x20 ALPH ANIM ANMF ICCP".split(b" ")
+WORDS += [b"ftyp", b"meta", b"iloc", b"ispe"]
 WORDS += [b"\xff" + bytes([marker]) for marker in (0xC0, 0xC2, 0xC4, 0xDA, 0xDB, 0xDD, 0xD8, 0xD9, 0xE1, 0xED, 0xFE)]
 WORDS += [
     b'"',
@@ -195,7 +207,7 @@ def input_of(seed: int, i: int) -> tuple[str, bytes]:
     if rng.random() < 0.02:
         return rng.choice(CONTENT_TYPES), rng.randbytes(rng.choice((0, 1, 12, 100, 3000)))
     inner = kind in ("application/json", "multipart/form-data; boundary=edge") and rng.random() < 0.3
-    data = bytearray(rng.choice(SEEDS[:15])[1] if inner else good)
+    data = bytearray(rng.choice(FILES)[1] if inner else good)
     for _ in range(rng.choice((1, 1, 2, 3, 8))):
         if data:
             rng.choice(MUTATIONS)(data, rng)
@@ -241,7 +253,8 @@ class Way:
             assert status in (200, *REFUSALS), f"the app answers {status}"
         try:
             uploads = parse_uploads(kind, body, SETTINGS)
-            arrays = decode_uploads(uploads, self.classifier, SETTINGS, time.monotonic() + SETTINGS.answer_s)
+            check_headers(uploads, SETTINGS)
+            arrays = [decode_upload(upload, self.classifier) for upload in uploads]
         except HTTPException as refused:
             assert refused.status_code in REFUSALS, f"refused with {refused.status_code}"
             refused.detail.encode()  # it becomes JSON

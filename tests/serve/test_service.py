@@ -43,14 +43,16 @@ from mlpmixer.inference.classifier import Classifier
 from mlpmixer.serve import page, server
 from mlpmixer.serve.app import make_app
 from mlpmixer.serve.batcher import Batcher, QueueClosed, QueueFull
+from mlpmixer.serve.headers import MAX_PARTS, read_header
 from mlpmixer.serve.limits import LimitsMiddleware
 from mlpmixer.serve.schemas import EvidenceResponse, FeaturesResponse, PredictResponse
 from mlpmixer.serve.server import TimeoutProtocol, Workers, listen
 from mlpmixer.serve.settings import Settings
-from mlpmixer.serve.uploads import size_of
 
 JPEG = {"content-type": "image/jpeg"}
-SETTINGS = Settings(max_bytes=200_000, max_pixels=1_000_000, max_images=4, max_batch=8, queue=8)
+SETTINGS = Settings(
+    max_bytes=200_000, max_pixels=1_000_000, max_request_pixels=4_000_000, max_images=4, max_batch=8, queue=8
+)
 
 
 class TestClient(AnyClient):
@@ -138,7 +140,10 @@ def detail(answer: Any, status: int) -> str:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "value"), [("JPEG", 0), ("PNG", 255), ("WEBP", 255)])
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("JPEG", 0), ("PNG", 255), ("WEBP", 255), ("GIF", 0), ("BMP", 255), ("TIFF", 0), ("AVIF", 255)],
+)
 def test_predict_matches_the_model(client: TestClient, kind: str, value: int) -> None:
     data = picture(value, kind=kind)
     answer = client.post("/predict?top_k=2", content=data, headers={"content-type": f"image/{kind.lower()}"})
@@ -163,6 +168,40 @@ def test_forms_and_json_keep_image_order(client: TestClient) -> None:
     assert [r["image"] for r in form] == ["0.png", "1.png", "2.png", "3.png"] and said[2]["image"] == "images[2]"
     one = client.post("/predict", json={"image": base64.b64encode(picture(255)).decode()}).json()["results"]
     assert [r["label"] for r in one] == ["bright"] and len(one[0]["top"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["image/jpg", "image/x-ms-bmp", "application/octet-stream", "IMAGE/PNG; q=1"])
+def test_any_image_type_may_hold_any_image(client: TestClient, kind: str) -> None:
+    for data in (picture(255), picture(255, kind="JPEG")):
+        answer = client.post("/predict", content=data, headers={"content-type": kind})
+        assert answer.json()["results"][0]["label"] == "bright"
+
+
+def test_first_frame_counts(client: TestClient) -> None:
+    frames = [Image.new("L", (9, 7), value) for value in (255, 0, 0)]
+    for kind in ("GIF", "PNG", "WEBP", "TIFF"):
+        file = io.BytesIO()
+        frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+        (result,) = client.post("/predict", content=file.getvalue(), headers=JPEG).json()["results"]
+        assert result["label"] == "bright", kind
+
+
+def test_every_spelling_of_base64(client: TestClient) -> None:
+    data = picture(255, (31, 33), "JPEG", comment=bytes(range(248, 256)) * 9)
+    plain, url = base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()
+    assert "-" in url and "_" in url and "=" in plain
+    lines, crlf = base64.encodebytes(data).decode(), plain.replace("A", "A\r\n ")
+    texts = [plain, url, url.rstrip("="), lines, crlf, f"data:image/jpeg;base64,{plain}", f"DATA:;x=y;BASE64,{url}"]
+    for text in texts:
+        (result,) = client.post("/predict", json={"image": text}).json()["results"]
+        assert result["label"] == "bright", text[:40]
+    for text in (
+        "data:image/jpeg,abc",
+        plain + "!",
+        plain[:9] + "=" + plain[9:],
+        "\u00e9" * 4,
+    ):
+        assert "not base64" in detail(client.post("/predict", json={"image": text}), 422)
 
 
 def test_large_file_in_form(client: TestClient) -> None:
@@ -293,10 +332,68 @@ def test_pixel_limit_uses_header(client: TestClient, bomb: bytes) -> None:
 
 @pytest.mark.parametrize("size", [(9, 7), (300, 5)])
 def test_size_from_header(size: tuple[int, int]) -> None:
-    for kind in ("PNG", "JPEG", "WEBP"):
-        assert size_of(picture(9, size, kind), kind) == size
-    assert size_of(picture(9, size, "WEBP", lossless=True), "WEBP") == size
-    assert size_of(picture(9, size, "WEBP", exif=b"Exif\0\0" + b"x" * 20), "WEBP") == size
+    def found(data: bytes) -> tuple[int, int]:
+        header = read_header(data)
+        return header.width, header.height
+
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"):
+        assert found(picture(9, size, kind)) == size
+    assert found(picture(9, size, "WEBP", lossless=True)) == size
+    assert found(picture(9, size, "WEBP", exif=b"Exif\0\0" + b"x" * 20)) == size
+    assert (
+        found(picture(9, size, "JPEG", progressive=True, exif=b"Exif\0\0\xff\xc0" + bytes(60), comment=b"\xff")) == size
+    )
+
+
+def test_request_pixel_limit_comes_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = by_brightness()
+    decoded = list[bytes]()
+    preprocess = classifier.preprocess_image
+    monkeypatch.setattr(classifier, "preprocess_image", lambda data: [decoded.append(data), preprocess(data)][1])
+    images = [("file", (f"{i}.png", picture(0, (100, 50)))) for i in range(4)]
+    with TestClient(make_app(classifier, Settings(max_pixels=15_000, max_request_pixels=15_000))) as client:
+        assert "more than 15,000 px in one request" in detail(client.post("/predict", files=images), 413)
+        assert not decoded
+        assert client.post("/predict", files=images[:3]).status_code == 200 and len(decoded) == 3
+        assert client.get("/model").json()["max_request_pixels"] == 15_000
+
+
+def test_large_request_does_not_delay_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier, gate, inside = by_brightness(), threading.Event(), threading.Event()
+    preprocess = classifier.preprocess_image
+
+    def slow(data: bytes) -> Any:
+        if len(data) > 500:
+            inside.set()
+            assert gate.wait(10)
+        return preprocess(data)
+
+    monkeypatch.setattr(classifier, "preprocess_image", slow)
+    large = picture(255, (3000, 3000), "PNG")
+    with TestClient(make_app(classifier)) as client:
+        answers: list[Any] = []
+        asking = threading.Thread(
+            target=lambda: answers.append(client.post("/predict", files=[("f", (str(i), large)) for i in range(3)]))
+        )
+        asking.start()
+        assert inside.wait(10)
+        assert client.post("/predict", content=picture(0), headers=JPEG).json()["results"][0]["label"] == "dark"
+        assert not answers
+        gate.set()
+        asking.join(10)
+        assert [r["label"] for r in answers[0].json()["results"]] == ["bright"] * 3
+
+
+def test_files_of_endless_parts_are_refused(client: TestClient) -> None:
+    png, jpeg = picture(9), picture(9, kind="JPEG")
+    chunk = b"\0\0\0\0tEXu" + struct.pack(">I", zlib.crc32(b"tEXu"))
+    for data in (
+        png[:33] + (MAX_PARTS + 1) * chunk + png[33:],
+        jpeg[:2] + (MAX_PARTS + 1) * b"\xff\xfe\0\2" + jpeg[2:],
+    ):
+        assert f"more than {MAX_PARTS:,}" in detail(client.post("/predict", content=data, headers=JPEG), 422)
+    few = png[:33] + 100 * chunk + png[33:]
+    assert client.post("/predict", content=few, headers=JPEG).status_code == 200
 
 
 def test_jpeg_scan_limit() -> None:
@@ -311,10 +408,20 @@ def test_jpeg_scan_limit() -> None:
     ("data", "status", "says"),
     [
         (b"", 415, "got an empty file"),
-        (b"GIF89a" + bytes(20), 415, "expected a JPEG, PNG or WebP file"),
-        (b"<svg/>", 415, "expected a JPEG, PNG or WebP file"),
-        (b"\x80\x04cposix\nsystem\n", 415, "expected a JPEG, PNG or WebP file"),
-        (b"/etc/passwd", 415, "expected a JPEG, PNG or WebP file"),
+        (b"<svg/>", 415, "expected a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file"),
+        (b"\x80\x04cposix\nsystem\n", 415, "expected a JPEG, PNG, WebP"),
+        (b"/etc/passwd", 415, "expected a JPEG, PNG, WebP"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", 415, "expected a JPEG, PNG, WebP"),
+        (
+            picture(0, kind="TIFF", compression="tiff_lzw"),
+            415,
+            "a TIFF file with tiff_lzw compression: save it without",
+        ),
+        (picture(0, kind="TIFF", compression="jpeg"), 415, "jpeg compression"),
+        (b"GIF89a" + bytes(20), 422, "image: "),
+        (b"BM" + bytes(60), 422, "image: "),
+        (b"II*\0" + bytes(60), 422, "image: "),
+        (b"\0\0\0\x1cftypavif" + bytes(60), 422, "image: "),
         (picture(0, (64, 64), "JPEG")[:-20], 422, "image: cannot be decoded"),
         (picture(0, (64, 64), "JPEG")[:200], 422, "a damaged JPEG file"),
         (picture(0)[:40], 422, "image: "),
@@ -330,7 +437,7 @@ def test_invalid_images_are_refused(client: TestClient, data: bytes, status: int
 
 
 @pytest.mark.parametrize(
-    "kind", ["", "text/plain", "image/gif", "application/x-www-form-urlencoded", "application/octet-stream"]
+    "kind", ["", "text/plain", "application/x-www-form-urlencoded", "application/octet", "x" * 4000]
 )
 def test_unknown_content_type_is_415(client: TestClient, kind: str) -> None:
     assert "expected content-type image/jpeg" in detail(
@@ -351,7 +458,7 @@ def test_unknown_content_type_is_415(client: TestClient, kind: str) -> None:
         '{"images": []}',
         '{"image": "aGk="} x',
         '{"path": "/etc/passwd"}',
-        '{"image": "data:image/png;base64,aGk="}',
+        '{"image": "data:image/png,aGk="}',
         '{"image": "http://localhost/x.png"}',
         '{"images": ' + "[" * 50_000,
         '{"image": "\\ud800"}',
@@ -831,9 +938,8 @@ def test_openapi_lists_endpoints_and_statuses(client: TestClient) -> None:
     assert {"/predict", "/features", "/evidence", "/model", "/health", "/ready", "/metrics"} == set(paths)
     for path in ("/predict", "/features", "/evidence"):
         assert {"200", "401", "408", "413", "415", "422", "429", "503"} <= set(paths[path]["post"]["responses"])
-        assert {"image/jpeg", "image/png", "image/webp", "multipart/form-data", "application/json"} == set(
-            paths[path]["post"]["requestBody"]["content"]
-        )
+        content = paths[path]["post"]["requestBody"]["content"]
+        assert {"image/jpeg", "image/avif", "multipart/form-data", "application/json"} <= set(content)
     docs = client.get("/docs").text
     assert "POST /predict" in docs and "?top_k" in docs and "&lt;greys&gt;" in docs and "<greys>" not in docs
     assert page.docs({"info": {"title": "t", "version": "1"}, "paths": {}, "components": {"schemas": {}}}).endswith(
@@ -845,6 +951,7 @@ def test_openapi_lists_endpoints_and_statuses(client: TestClient) -> None:
     ("wrong", "says"),
     [
         ({"max_bytes": 0}, "--max-bytes must be more than 0"),
+        ({"max_request_pixels": 9}, "--max-request-pixels 9 is too small for one image"),
         ({"queue": 3}, "--queue 3 is too small"),
         ({"drain_s": -1}, "--drain-s"),
     ],

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from io import BytesIO
@@ -24,7 +23,7 @@ from mlpmixer.inference.output import to_record
 from mlpmixer.serve import page
 from mlpmixer.serve.batcher import Batcher, Compute, QueueClosed, QueueFull
 from mlpmixer.serve.evidence import evidence_of
-from mlpmixer.serve.limits import IMAGE_TYPES, RETRY, LimitsMiddleware
+from mlpmixer.serve.limits import FILE, FORM, JSON, RETRY, LimitsMiddleware
 from mlpmixer.serve.metrics import Metrics, MetricsMiddleware
 from mlpmixer.serve.schemas import (
     ErrorResponse,
@@ -37,8 +36,10 @@ from mlpmixer.serve.schemas import (
     PredictResponse,
 )
 from mlpmixer.serve.settings import Settings
-from mlpmixer.serve.uploads import Images, Upload, decode_uploads, parse_uploads
+from mlpmixer.serve.turns import Turn, Turns
+from mlpmixer.serve.uploads import Images, Upload, check_headers, decode_upload, parse_uploads
 
+IMAGE_TYPES = [f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif")]
 STUCK_S = 60.0  # a batch takes seconds at most; an engine that takes longer is not ready
 
 
@@ -48,7 +49,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         401: "The token is missing or wrong.",
         408: "The body took too long to arrive.",
         413: "Too many bytes, pixels or images.",
-        415: "Not a JPEG, PNG or WebP image, a form or JSON.",
+        415: "Neither an image of a format that the service reads nor a form nor JSON.",
         422: "A damaged image, malformed body or invalid parameter.",
         429: "Too many concurrent requests from this client; see Retry-After.",
         500: "Internal error; see the log of the service.",
@@ -66,15 +67,15 @@ BODY = {
     "requestBody": {
         "required": True,
         "description": "One image file, several files in a form, or one or several in JSON.",
-        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGE_TYPES}
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (*IMAGE_TYPES, FILE)}
         | {
-            "multipart/form-data": {
+            FORM: {
                 "schema": {
                     "type": "object",
                     "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
                 }
             },
-            "application/json": {"schema": Images.model_json_schema()},
+            JSON: {"schema": Images.model_json_schema()},
         },
     }
 }
@@ -94,7 +95,7 @@ class Service:
         self.classifier, self.settings, self.name = classifier, settings, name
         self.metrics = Metrics()
         self.evidence = evidence_of(classifier)
-        self.pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decoder")
+        self.turns = Turns(settings.decoders)
         self.compute: dict[str, Compute] = {"predict": classifier.probabilities}
         self._warm_up()
 
@@ -134,24 +135,23 @@ class Service:
         finally:
             self.draining = True
             await asyncio.to_thread(self.batcher.close, settings.answer_s)
-            self.pool.shutdown(wait=False, cancel_futures=True)
+            self.turns.pool.shutdown(wait=False, cancel_futures=True)
 
     async def handle(self, kind: str, request: Request) -> list[tuple[Upload, Pixels, Any]]:
         """Uploads, preprocessed pixels and model outputs, one tuple per image. Raises HTTPException."""
-        loop, settings = asyncio.get_running_loop(), self.settings
+        settings = self.settings
         if kind not in self.compute:
             raise HTTPException(404, f"this model does not provide {kind}")
-        deadline = loop.time() + settings.answer_s
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(settings.answer_s):
                 body = await request.body()
-                uploads = await loop.run_in_executor(
-                    self.pool, parse_uploads, request.headers["content-type"], body, settings
-                )
+                turn = Turn(self.turns)
+                uploads, costs = await turn.run(len(body), _read, request.headers["content-type"], body, settings)
                 with self.batcher.admit(len(uploads)), self.metrics.track_images(len(uploads)):
-                    pixels = await loop.run_in_executor(
-                        self.pool, decode_uploads, uploads, self.classifier, settings, deadline
-                    )
+                    pixels = [
+                        await turn.run(cost, decode_upload, upload, self.classifier)
+                        for upload, cost in zip(uploads, costs, strict=True)
+                    ]
                     return list(zip(uploads, pixels, await self.batcher.ask(kind, pixels), strict=True))
         except QueueFull:
             raise HTTPException(503, "too many images in the queue", RETRY) from None
@@ -168,6 +168,12 @@ class Service:
         if not self.batcher.alive or (busy_since is not None and time.monotonic() - busy_since > STUCK_S):
             return "the engine is stuck"
         return ""
+
+
+def _read(content_type: str, body: bytes, settings: Settings) -> tuple[list[Upload], list[int]]:
+    """The images of a body, and what decoding each costs."""
+    uploads = parse_uploads(content_type, body, settings)
+    return uploads, check_headers(uploads, settings)
 
 
 def make_app(classifier: Classifier, settings: Settings | None = None, *, token: str = "", name: str = "") -> FastAPI:
@@ -259,6 +265,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
             evidence="evidence" in service.compute,
             max_bytes=settings.max_bytes,
             max_pixels=settings.max_pixels,
+            max_request_pixels=settings.max_request_pixels,
             max_images=settings.max_images,
             runtime=str(c.runtime or ""),
             version=__version__,

@@ -14,8 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlpmixer.serve.schemas import ErrorResponse
 from mlpmixer.serve.settings import Settings
 
-IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp")
-CONTENT_TYPES = (*IMAGE_TYPES, "multipart/form-data", "application/json")
+FORM, JSON, FILE = "multipart/form-data", "application/json", "application/octet-stream"
 PUBLIC_PATHS = ("/", "/health", "/ready")  # need no token: the page asks for it, and probes have none
 RETRY = {"retry-after": "1"}  # seconds; sent where the same request may succeed later
 LINGER_S, LINGER_BYTES = 2.0, 64 * 2**20  # how long a refused body is still read: many clients read only after sending
@@ -86,11 +85,9 @@ class LimitsMiddleware:
             headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1"),
             self.settings.max_bytes,
         )
-        if kind not in CONTENT_TYPES:
-            raise HTTPException(
-                415,
-                f"expected content-type {', '.join(CONTENT_TYPES[:-1])} or {CONTENT_TYPES[-1]}, got {kind or 'none'}",
-            )
+        if not kind.startswith("image/") and kind not in (FORM, JSON, FILE):  # the first bytes say which kind of image
+            expected = f"expected content-type image/jpeg, image/png or another image, {FILE}, {FORM} or {JSON}"
+            raise HTTPException(415, f"{expected}, got {kind[:100] or 'none'}")
         too_large = HTTPException(413, f"the body has more than {most:,} bytes")
         if (said := headers.get(b"content-length", b"")).isdigit() and int(said) > most:
             raise too_large

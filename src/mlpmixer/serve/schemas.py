@@ -82,7 +82,8 @@ class ModelInfo(Answer):
     features: bool
     evidence: bool
     max_bytes: int
-    max_pixels: int
+    max_pixels: int = Field(description="per image")
+    max_request_pixels: int = Field(description="of all images of a request together")
     max_images: int
     runtime: str = Field(description="inference engine and precision")
     version: str

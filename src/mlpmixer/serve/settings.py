@@ -14,6 +14,8 @@ class Settings(Config):
     """Maximum request body in bytes (413)."""
     max_pixels: int = 50_000_000
     """Maximum pixels per image, read from the file header before decoding (413)."""
+    max_request_pixels: int = 200_000_000
+    """Maximum pixels of all images of a request together (413)."""
     max_images: int = 32
     """Maximum images per request (413)."""
     batch_s: float = 0.1
@@ -33,7 +35,7 @@ class Settings(Config):
     drain_s: float = 0.0
     """Grace period after SIGTERM in seconds: /ready returns 503, but requests are still accepted."""
     decoders: int = 2
-    """Number of image-decoding threads."""
+    """Number of image-decoding threads. Of two or more, one is left for images that decode fast."""
 
     def validate(self) -> None:
         for field in dataclasses.fields(self):
@@ -43,5 +45,10 @@ class Settings(Config):
                     f"--{field.name.replace('_', '-')} must be {'at least' if may_be_0 else 'more than'} 0, got "
                     f"{value:g}"
                 )
+        if self.max_request_pixels < self.max_pixels:
+            raise ValueError(
+                f"--max-request-pixels {self.max_request_pixels} is too small for one image of --max-pixels "
+                f"{self.max_pixels}"
+            )
         if self.queue < self.max_images:
             raise ValueError(f"--queue {self.queue} is too small for one request of --max-images {self.max_images}")
