@@ -73,6 +73,7 @@ def test_run_leaves_its_files(undisturbed: Path) -> None:
     names = {p.name for p in undisturbed.iterdir()}
     assert names == {
         "recipe.json",
+        "splits.json",
         "env.json",
         "metrics.jsonl",
         "summary.json",
@@ -89,6 +90,7 @@ def test_run_leaves_its_files(undisturbed: Path) -> None:
     )
     meta = model_file.read_meta(undisturbed / run_folder.MODEL_FILE)
     assert meta.classes == tuple("0123456789") and meta.provenance["metrics"]["top1"] == summary["top1"]
+    assert meta.splits == run_folder.read_splits(undisturbed) and meta.splits.counts == (1293, 144, 360, 0)
     assert read_recipe(undisturbed).model.num_classes == 10
     steps = [x["step"] for x in run_folder.read_metrics(undisturbed / "metrics.jsonl") if x["kind"] == "step"]
     assert steps == sorted(set(steps)) and steps[-1] == 24
@@ -289,6 +291,47 @@ def test_resume_with_other_classes_is_refused(tmp_path: Path) -> None:
         model_file.write_tensors(state, tensors, {**meta, "classes": ["zero", *meta["classes"][1:]]})
     with pytest.raises(ValueError, match="other classes than the data now has"):
         train(BASE, out=tmp_path / "run", resume=True)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stopped after two steps, in run/, and its images in shades/."""
+    folder = tmp_path_factory.mktemp("begun")
+    for name, first in (("dark", 0), ("bright", 130)):
+        (folder / "shades" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("L", (8, 8), first + i).save(folder / "shades" / name / f"{i}.png")
+    with pytest.raises(Stopped):
+        train(variant(BASE, data={"name": str(folder / "shades")}), out=folder / "run", report=stop_at(2))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda shades: Image.new("L", (8, 8), 99).save(shades / "dark/3.png"), r"1 changed: dark/3\.png\. Put"),
+        (lambda shades: Image.new("L", (8, 8), 99).save(shades / "dark/x.png"), r"1 new: dark/x\.png"),
+        (lambda shades: (shades / "bright/9.png").unlink(), r"1 missing: bright/9\.png"),
+        (
+            lambda shades: (shades / "bright/9.png").rename(shades / "bright/a.png"),
+            r"missing: .*9\.png; 1 new: .*a\.png",
+        ),
+    ],
+)
+def test_resume_with_other_images_is_refused(change: Any, says: str, begun: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(begun, tmp_path / "begun")
+    recipe = variant(read_recipe(folder / "run"), data={"name": str(folder / "shades")})
+    run_folder.write_recipe(folder / "run", recipe)
+    change(folder / "shades")
+    with pytest.raises(ValueError, match=says):
+        train(recipe, out=folder / "run", resume=True)
+
+
+def test_damaged_record_is_named(begun: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(begun / "run", tmp_path / "run")
+    (run / run_folder.SPLITS_FILE).write_text('{"counts": [1')
+    with pytest.raises(ValueError, match=r"splits\.json is damaged"):
+        train(read_recipe(run), out=run, resume=True)
 
 
 def test_damaged_last_checkpoint_is_skipped(undisturbed: Path, tmp_path: Path) -> None:

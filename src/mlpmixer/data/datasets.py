@@ -47,16 +47,18 @@ def open_data(data: Data) -> Splits:
     for split, fraction in ((TEST, data.test_fraction), (VAL, data.val_fraction)):
         if split not in sets:
             notes.append(_cut_off(sets, split, fraction, data))
+    unused = None
     if data.train_fraction < 1:
         whole = sets[TRAIN]
-        sets[TRAIN] = whole.subset(stratified_share(whole.labels, data.train_fraction, data.split_seed))
+        used = stratified_share(whole.labels, data.train_fraction, data.split_seed)
+        sets[TRAIN], unused = whole.subset(used), whole.subset(np.setdiff1d(np.arange(len(whole)), used))
         notes.append(
             f"train: {len(sets[TRAIN])} of its {len(whole)} images, stratified "
             f"(fraction {data.train_fraction}, split_seed {data.split_seed})"
         )
     if sets[VAL] is not sets[TRAIN] and (doubt := doubt_of(sets[VAL])):
         notes.append(doubt)
-    return Splits(raw.name, sets[TRAIN], sets[VAL], sets.get(TEST), tuple(classes), tuple(notes))
+    return Splits(raw.name, sets[TRAIN], sets[VAL], sets.get(TEST), tuple(classes), tuple(notes), unused)
 
 
 def open_images(data: Data, split: SplitName | str) -> ImageSet:

@@ -190,6 +190,8 @@ class Splits:
     test: ImageSet | None
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+    unused: ImageSet | None = None
+    """What data.train_fraction leaves out."""
 
     @property
     def doubt(self) -> str:

@@ -1,5 +1,6 @@
 """One image of any kind -> one 8-bit RGB or grey Pillow image, or an ImageError that says why not."""
 
+import hashlib
 import io
 import os
 import stat
@@ -46,6 +47,23 @@ def decode(source: Source, mode: Mode, *, max_px: int = 0) -> Image.Image:
             image.draft(None, (2 * max_px, 2 * max_px))
         image.load()
         return _eight_bit(_upright(image), mode)
+
+
+def content_hash(source: Source) -> int:
+    """64 bits of what is stored: the bytes of a file, or the pixels and size of an array; 0 when it cannot be read."""
+    digest = hashlib.blake2b(digest_size=8)
+    if isinstance(source, Image.Image):
+        digest.update(f"{source.mode} {source.size}".encode() + source.tobytes())
+    elif isinstance(source, bytes):
+        digest.update(source)
+    else:
+        try:
+            with open(_regular_file(source), "rb") as file:
+                while part := file.read(1 << 20):
+                    digest.update(part)
+        except (OSError, ValueError):
+            return 0
+    return int.from_bytes(digest.digest(), "little")
 
 
 @contextmanager

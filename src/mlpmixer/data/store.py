@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from mlpmixer.data.image_set import ImageSet
-from mlpmixer.data.images import ImageError, Pixels
+from mlpmixer.data.images import ImageError, Pixels, content_hash
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.hardware import cores
 
@@ -49,6 +49,8 @@ class Store:
         self.in_memory = self.nbytes <= cache_mib << 20
         self._pixels: Pixels | None = np.empty((n, *self._shape), preprocess.dtype) if self.in_memory else None
         self._threads: ThreadPoolExecutor | None = None
+        self.hashes = np.zeros(n, np.uint64)
+        """`content_hash` of each image of the set (N,), the unreadable ones included."""
         reasons = dict(enumerate(map_indices(self._check, n, workers)))
         self.bad = [(images.names[i], reason) for i, reason in reasons.items() if reason is not None]
         if n and len(self.bad) / n > max_bad_share:
@@ -62,9 +64,11 @@ class Store:
         self.labels, self.names = good.labels, good.names
 
     def _check(self, i: int) -> str | None:
-        """Decode image i of the set, into memory if there is room; the reason when it cannot be read."""
+        """Hash and decode image i of the set, into memory if there is room; the reason when it cannot be read."""
+        source = self.images.source(i)
+        self.hashes[i] = content_hash(source)
         try:
-            pixels = self.preprocess.array(self.images.source(i))
+            pixels = self.preprocess.array(source)
         except ImageError as e:
             return str(e)
         if self._pixels is not None:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.image_set import ImageSet, Splits
 from mlpmixer.data.images import Pixels
+from mlpmixer.data.paths import TEST, TRAIN, VAL
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.split_record import SplitRecord, content_hashes
 from mlpmixer.data.store import Store
 from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_streamed
 from mlpmixer.models.configs import NetworkConfig
@@ -54,6 +57,18 @@ class Stores:
         """What a resumed run must find unchanged: the classes, the number of training images, and their shards."""
         shards = self.train.fingerprint if isinstance(self.train, Stream) else ""
         return {"classes": list(self.splits.classes), "train_images": len(self.train), "shards": shards}
+
+    @cached_property
+    def record(self) -> SplitRecord:
+        """Which images these are, for those who meet the model later. Reads the files of test."""
+        splits, workers = self.splits, self.val.workers
+        parts = {VAL: (self.val.images.names, self.val.hashes)}
+        if isinstance(self.train, Store):
+            parts[TRAIN] = (self.train.images.names, self.train.hashes)
+        for part, images in ((TEST, splits.test), ("unused", getattr(splits, "unused", None))):
+            if images is not None:
+                parts[part] = (images.names, content_hashes(images, workers))
+        return SplitRecord.of(parts, shards=self.identity["shards"])
 
 
 def load_images(data: Data, model: NetworkConfig, preprocess: Preprocess | None = None) -> Stores:

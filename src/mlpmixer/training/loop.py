@@ -15,6 +15,7 @@ from torch import Tensor
 from mlpmixer.clock import Clock
 from mlpmixer.config import to_json
 from mlpmixer.data.images import Pixels
+from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.data.store import Store
 from mlpmixer.evaluation.metrics import score
 from mlpmixer.hardware import peak_mib
@@ -76,7 +77,8 @@ class State:
 class Trainer:
     """A run in progress: its folder, its training step, and how far it has come.
 
-    `metrics` is the open metrics.jsonl on the process that writes it, None on the others.
+    `metrics` is the open metrics.jsonl on the process that writes it, None on the others. `record` says which images
+    are trained on.
     """
 
     def __init__(
@@ -88,9 +90,11 @@ class Trainer:
         environment: dict[str, Any],
         report: Report,
         metrics: MetricsFile | None,
+        record: SplitRecord,
     ) -> None:
         self.folder, self.training_step, self.total_steps, self.state = folder, training_step, total_steps, state
         self.environment, self.report, self.metrics = environment, report, metrics
+        self.record = record
         self.recipe, self.stores, self.group = training_step.recipe, training_step.stores, training_step.group
         self.steps_per_epoch = steps_per_epoch(len(self.stores.train), self.recipe.run.batch_size)
         self.clock = Clock(state.train_s)
@@ -204,6 +208,7 @@ class Trainer:
             preprocess=self.stores.preprocess,
             network=self.recipe.network,
             data=self.recipe.data,
+            splits=self.record,
             provenance={
                 "recipe": self.recipe.name,
                 "data": self.stores.splits.name,

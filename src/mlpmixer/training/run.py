@@ -15,12 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mlpmixer.clock import parse_duration
+from mlpmixer.config import to_json
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError
+from mlpmixer.data.paths import TEST, VAL
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.durable import write_json
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.evaluation.report import thumbnails_of
@@ -39,7 +43,7 @@ from mlpmixer.training.distillation import (
     with_teacher,
 )
 from mlpmixer.training.distributed import ProcessGroup
-from mlpmixer.training.inputs import ImageCache, batches
+from mlpmixer.training.inputs import ImageCache, Stores, batches
 from mlpmixer.training.loop import BEST_FILE, State, Trainer, validate
 from mlpmixer.training.recipe import Recipe, read_recipe, variant
 from mlpmixer.training.run_report import write_report
@@ -119,14 +123,15 @@ def train(
         if recipe.run.time and not recipe.run.steps:
             step.recipe = fix_steps(step, start, time.monotonic() - started)
         total_steps = num_steps(step.recipe, len(step.stores.train))
+        record = group.on_main(lambda: _recorded(folder, saved, step.stores, start))
         state = restore(saved, step, total_steps) if saved is not None else State()
         precision = str(step.dtype).removeprefix("torch.")
         environment = run_folder.environment(device_name(step.device), precision, step.kernels, group.size)
         metrics = None
         if group.is_main:
-            _write_start(folder, step.recipe, environment, source)
+            _write_start(folder, step.recipe, environment, source, record)
             metrics = stack.enter_context(closing(MetricsFile(folder / "metrics.jsonl", state.step)))
-        trainer = Trainer(folder, step, total_steps, state, environment, report, metrics)
+        trainer = Trainer(folder, step, total_steps, state, environment, report, metrics, record)
         report(start_event(trainer))
         trainer.train(stop)
         step.stores.share_bad(group)
@@ -265,11 +270,28 @@ def _data_has_changed(meta: dict[str, Any], now: dict[str, Any]) -> str:
     return "" if same_classes else "on other classes than the data now has"
 
 
-def _write_start(folder: Path, recipe: Recipe, environment: dict[str, Any], source: TeacherSource) -> None:
+def _recorded(folder: Path, saved: Path | None, stores: Stores, start: Start | None) -> SplitRecord:
+    """The record of a run's images. ValueError when they are not those that the state `saved` was trained on."""
+    stored = run_folder.read_splits(folder) if saved is not None else None
+    if stored is None:
+        before = start[1].splits if isinstance(start, tuple) else None
+        return stores.record.after(before) if before else stores.record
+    if difference := stored.difference(stores.record):
+        raise ValueError(
+            f"{folder} cannot be resumed exactly, as its data has changed since it was started: {difference}. Put the "
+            "images back, or start a new run"
+        )
+    return stored
+
+
+def _write_start(
+    folder: Path, recipe: Recipe, environment: dict[str, Any], source: TeacherSource, record: SplitRecord
+) -> None:
     """The files that a run begins with, in the order in which a kill between them does no harm."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (run_folder.is_run(folder) and stored_teacher(folder)):
         store_teacher(folder, source)
+    write_json(folder / run_folder.SPLITS_FILE, to_json(record))
     run_folder.write_recipe(folder, recipe)
     write_json(folder / "env.json", environment)
 
@@ -290,14 +312,21 @@ def start_event(trainer: Trainer) -> dict[str, Any]:
         "classes": len(stores.splits.classes),
         "steps": trainer.total_steps,
         "step": trainer.state.step,
-        "notes": notes(step),
+        "notes": notes(trainer),
         "bad_images": [list(b) for b in stores.bad],
     }
 
 
-def notes(step: TrainingStep) -> list[str]:
-    """What was assumed about the data and the teacher."""
-    return [*step.stores.splits.notes, *(step.teacher.notes if step.teacher else ())]
+def notes(trainer: Trainer) -> list[str]:
+    """What was assumed about the data and the teacher, and which images the initial weights have seen."""
+    teacher, record = trainer.training_step.teacher, trainer.record
+    seen = {part: int(np.isin(record.hashes_of(part), record.earlier_hashes).sum()) for part in (VAL, TEST)}
+    leaks = [
+        f"{part}: {n:,} images were trained on before, by {trainer.recipe.init.weights}"
+        for part, n in seen.items()
+        if n
+    ]
+    return [*trainer.stores.splits.notes, *(teacher.notes if teacher else ()), *leaks]
 
 
 def final_params(step: TrainingStep) -> int:
@@ -345,7 +374,7 @@ def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
         "device": trainer.environment["device"],
         "precision": trainer.environment["precision"],
         "bad_images": [list(b) for b in (*stores.bad, *(test.bad if test else ()))],
-        "notes": notes(step),
+        "notes": notes(trainer),
     }
     final = {k: summary[k] for k in ("top1", "val_top1")}
     model_file.rewrite_meta(

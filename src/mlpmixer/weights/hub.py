@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from mlpmixer.config import to_json
@@ -97,5 +98,6 @@ def _write(model: Path, meta: ModelMeta, folder: Path, card: str) -> None:
     shutil.copyfile(model, folder / MODEL_FILE)
     if meta != public(meta):
         rewrite_meta(folder / MODEL_FILE, public)
-    write_json(folder / "config.json", {"library_name": "mlpmixer", "format": FORMAT, **to_json(public(meta))})
+    described = to_json(replace(public(meta), splits=None))  # to be read by people: without a hash for each image
+    write_json(folder / "config.json", {"library_name": "mlpmixer", "format": FORMAT, **described})
     (folder / "README.md").write_text(card, encoding="utf-8")

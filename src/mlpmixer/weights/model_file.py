@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mlpmixer.config import Config, from_json, pair, parse_json, require, to_json
 from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.durable import replacing
 from mlpmixer.models.configs import NetworkConfig
 from mlpmixer.registry import shortened, shown
@@ -48,6 +49,8 @@ class ModelMeta(Config):
     output."""
     data: Data | None = None
     """What it was trained on; None where nobody said, as in files of before and of other code."""
+    splits: SplitRecord | None = None
+    """Which images it was trained, validated and tested on; None where the file does not say."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where it comes from: recipe, data, metrics, version, date, loss."""
 
@@ -63,8 +66,8 @@ class ModelMeta(Config):
 
 
 def public(meta: ModelMeta) -> ModelMeta:
-    """What may leave this machine: without the folders that the data lies in."""
-    return replace(meta, data=None)
+    """What may leave this machine: without the folders that the data lies in and the names of its images."""
+    return replace(meta, data=None, splits=meta.splits and meta.splits.without_names())
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: "Mapping[str, Tensor]", meta: Mapping[str, Any]) -> None:

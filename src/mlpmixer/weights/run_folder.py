@@ -1,4 +1,5 @@
-"""A run directory: recipe.json, env.json, metrics.jsonl, summary.json, model.safetensors, checkpoints/, report.html."""
+"""A run directory: recipe.json, splits.json, env.json, metrics.jsonl, summary.json, model.safetensors, checkpoints/,
+report.html."""
 
 import json
 import os
@@ -10,10 +11,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mlpmixer.config import Config, to_json
+from mlpmixer.config import Config, from_json, to_json
+from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.durable import read_json, write_json
 
 MODEL_FILE = "model.safetensors"
+SPLITS_FILE = "splits.json"
 
 
 def is_run(path: Path) -> bool:
@@ -34,6 +37,15 @@ def read_recipe_json(run: Path) -> dict[str, Any]:
 
 def write_recipe(run: Path, recipe: Config) -> None:
     write_json(run / "recipe.json", to_json(recipe))
+
+
+def read_splits(run: Path) -> SplitRecord | None:
+    """Which images the run was started on; None for runs of before. ValueError, which names it, for a damaged file."""
+    path = run / SPLITS_FILE
+    try:
+        return from_json(SplitRecord, read_json(path), str(path))
+    except FileNotFoundError:
+        return None
 
 
 def environment(device: str, precision: str, kernels: str, processes: int = 1) -> dict[str, Any]:
