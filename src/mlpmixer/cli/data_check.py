@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class DataCheck(Command):
     """Find broken, duplicate and misplaced images in DATA.
 
-    Also counts the images of each class. The exit code is 1 when something is found.
+    Also classes with few images, the same image in two splits, and whatever train would refuse. The exit code is 1 when
+    something is found.
     """
 
     data: DataArg
@@ -47,7 +48,10 @@ def print_check(report: "CheckReport") -> None:
     print(f"kinds  {', '.join(f'{mode} ({n:,})' for mode, n in report.modes.items())}")
     for note in report.notes:
         print(f"note   {note}")
+    if report.refused:
+        print(f"\ntrain refuses it: {report.refused}")
     findings = {
+        "classes with few images": [f"{name}: {reason}" for name, reason in report.few],
         "cannot be read": [f"{name}: {reason}" for name, reason in report.broken],
         "have the same pixels as another": [f"{name} = {other}" for name, other in report.duplicates],
         "misplaced": [f"{name}: {reason}" for name, reason in report.misplaced],

@@ -18,7 +18,7 @@ import numpy as np
 from mlpmixer.data.catalog import DATASETS, DatasetInfo
 from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet, RawSplits, Splits, chain, doubt_of
-from mlpmixer.data.paths import TEST, TRAIN, VAL, find_files, printable, similar_paths, split_from_path
+from mlpmixer.data.paths import TEST, TRAIN, VAL, count, find_files, printable, similar_paths, split_from_path
 from mlpmixer.data.readers.folder import read_folder
 from mlpmixer.data.readers.hub import download_parquet, read_hub
 from mlpmixer.data.readers.parquet import read_parquet
@@ -34,7 +34,11 @@ def open_data(data: Data) -> Splits:
     ValueError when there is no such name or path (with the nearest ones), when files are missing or damaged, when a
     class of val or test is not in train, and when there are fewer than two classes.
     """
-    raw = open_raw(data)
+    return cut_splits(open_raw(data), data)
+
+
+def cut_splits(raw: RawSplits, data: Data) -> Splits:
+    """`open_data` of files that have been opened."""
     sets, notes = dict(raw.sets), list(raw.notes)
     if "all" in sets:
         sets[TRAIN] = sets.pop("all")
@@ -98,7 +102,7 @@ def _used_classes(sets: dict[str, ImageSet], notes: list[str], name: str) -> lis
         raise ValueError(f"{name} has only one class with images, {known[0]!r}; a classifier needs at least two")
     if empty := sorted(set(sets[TRAIN].classes) - set(known)):
         more = ", ..." if len(empty) > 10 else ""
-        notes.append(f"{len(empty)} empty classes left out: {', '.join(empty[:10])}{more}")
+        notes.append(f"{count(len(empty), 'empty class', 'es')} left out: {', '.join(empty[:10])}{more}")
     return known
 
 
@@ -121,7 +125,7 @@ def _cut_off(sets: dict[str, ImageSet], split: str, fraction: float, data: Data)
         return (
             f"{split}: {len(cut)} images cut from the {len(whole)} of train, stratified (fraction {fraction}, "
             f"split_seed {data.split_seed}{f', but {data.min_per_class} of each class at least' if more else ''})"
-            + (f"; {small} classes are too small to have one in it" if small else "")
+            + (f"; too few images to have one in it: {count(small, 'class', 'es')}" if small else "")
         )
     if split == TEST:
         return "test: none, as no class has two images"

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mlpmixer.data.images import Source
-from mlpmixer.data.paths import TEST, TRAIN, VAL
+from mlpmixer.data.paths import TEST, TRAIN, VAL, count
 
 T = TypeVar("T")
 
@@ -158,11 +158,10 @@ def doubt_of(val: ImageSet, train: ImageSet | None = None) -> str:
         return ""
     z = 1.96
     half = z / 2 / math.sqrt(len(val) + z * z)  # Wilson's interval around one half
-    images = f"{len(val)} image{'s' * (len(val) != 1)}"
     return (
-        f"val: {images} cannot tell networks apart: an accuracy of 50 % on so few means {50 - 100 * half:.0f} to "
-        f"{50 + 100 * half:.0f} %, and to stop or to choose by it is to choose by chance (raise data.val_fraction, or "
-        "give more images)"
+        f"val: {count(len(val), 'image')} cannot tell networks apart: an accuracy of 50 % on so few means "
+        f"{50 - 100 * half:.0f} to {50 + 100 * half:.0f} %, and to stop or to choose by it is to choose by chance "
+        "(raise data.val_fraction, or give more images)"
     )
 
 

@@ -20,6 +20,11 @@ def split_from_path(path: str) -> str | None:
     return next((SPLIT_WORDS[w] for w in words if w in SPLIT_WORDS), None)
 
 
+def count(n: int, what: str, plural: str = "s") -> str:
+    """1 image, 2 images."""
+    return f"{n:,} {what}{plural if n != 1 else ''}"
+
+
 def printable(path: str) -> str:
     """A path that can be printed and stored, whatever bytes it is made of."""
     return os.fsencode(path).decode("utf-8", "replace")
