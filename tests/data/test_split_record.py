@@ -11,7 +11,8 @@ from mlpmixer.config import from_json, to_json
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.images import content_hash
-from mlpmixer.data.split_record import PARTS, SplitRecord, content_hashes
+from mlpmixer.data.split_record import PARTS, SplitRecord
+from mlpmixer.data.store import content_hashes
 
 
 def record(**parts: dict[str, int]) -> SplitRecord:

@@ -10,22 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpmixer.config import Config, require
-from mlpmixer.data.image_set import ImageSet
-from mlpmixer.data.images import content_hash
 from mlpmixer.data.paths import TEST, TRAIN, VAL
-from mlpmixer.data.store import map_indices
 
 PARTS = (TRAIN, VAL, TEST, "unused")
 SHOWN = 10  # names in a message
 MAX_NAME_BYTES = 4096  # of a name, on average: a damaged record must not fill the memory
 
 Hashes = NDArray[np.uint64]
-
-
-def content_hashes(images: ImageSet, workers: int = 0) -> Hashes:
-    """`content_hash` of each image (N,); files are read in threads and not decoded."""
-    hashed = map_indices(lambda i: content_hash(images.source(i)), len(images), workers)
-    return np.fromiter(hashed, np.uint64, len(images))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError, Pixels, content_hash
@@ -29,6 +30,12 @@ def map_indices(work: Callable[[int], T], n: int, workers: int) -> Iterator[T]:
             yield from results
     finally:
         pool.shutdown(wait=True, cancel_futures=True)  # Ctrl-C does not wait for the rest of the data set
+
+
+def content_hashes(images: ImageSet, workers: int = 0) -> NDArray[np.uint64]:
+    """`content_hash` of each image (N,); files are read in threads and not decoded."""
+    hashed = map_indices(lambda i: content_hash(images.source(i)), len(images), workers)
+    return np.fromiter(hashed, np.uint64, len(images))
 
 
 class Store:

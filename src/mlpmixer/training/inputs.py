@@ -18,8 +18,8 @@ from mlpmixer.data.image_set import ImageSet, Splits
 from mlpmixer.data.images import Pixels
 from mlpmixer.data.paths import TEST, TRAIN, VAL
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.data.split_record import SplitRecord, content_hashes
-from mlpmixer.data.store import Store
+from mlpmixer.data.split_record import SplitRecord
+from mlpmixer.data.store import Store, content_hashes
 from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_streamed
 from mlpmixer.models.configs import NetworkConfig
 from mlpmixer.training.augment import augment, mix, normalise
