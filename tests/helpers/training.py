@@ -24,11 +24,11 @@ class Stopped(Exception):
     pass
 
 
-def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
-    """A report that ends the run (with Stopped) when the state after that step is saved."""
+def stop_at(step: int, kind: str = "save") -> Callable[[dict[str, Any]], None]:
+    """A report that ends the run (with Stopped) when the state after that step is saved, or at another event."""
 
     def stop(event: dict[str, Any]) -> None:
-        if event["kind"] == "save" and event["step"] == step:
+        if event["kind"] == kind and event["step"] == step:
             raise Stopped
 
     return stop

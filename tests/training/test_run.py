@@ -334,13 +334,36 @@ def test_damaged_record_is_named(begun: Path, tmp_path: Path) -> None:
         train(read_recipe(run), out=run, resume=True)
 
 
-def test_damaged_last_checkpoint_is_skipped(undisturbed: Path, tmp_path: Path) -> None:
+def test_run_goes_on_from_the_sound_state_before_a_damaged_one(undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
     with pytest.raises(Stopped):
-        train(BASE, out=tmp_path / "run", report=stop_at(8))
-    last = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
-    last.write_bytes(last.read_bytes()[:-10])
-    train(BASE, out=tmp_path / "run", resume=True)
-    assert_same_run(undisturbed, tmp_path / "run")
+        train(BASE, out=run, report=stop_at(8))
+    newest, older = model_file.states(run)
+    content = bytearray(newest.read_bytes())
+    content[-100] ^= 1
+    newest.write_bytes(content)
+    events: list[dict[str, Any]] = []
+    train(BASE, out=run, resume=True, report=events.append)
+    notes = [event["note"] for event in events if event["kind"] == "note"]
+    assert len(notes) == 2 and newest.name in notes[0] and f"goes on from {older.name}" in notes[1]
+    assert_same_run(undisturbed, run)
+    assert newest.with_suffix(".damaged").exists() and len(model_file.states(run)) == 2
+
+
+def test_run_without_a_sound_state_starts_again_and_says_so(tmp_path: Path) -> None:
+    recipe = variant(BASE, run={"steps": 3})
+    with pytest.raises(Stopped):
+        train(recipe, out=tmp_path / "damaged", report=stop_at(2))
+    for state in model_file.states(tmp_path / "damaged"):
+        state.write_bytes(b"")
+    with pytest.raises(Stopped):
+        train(recipe, out=tmp_path / "killed", report=stop_at(0, "start"))
+    said = {"damaged": "starts from the beginning; what is damaged is kept as", "killed": "no state was saved yet"}
+    for name, words in said.items():
+        events: list[dict[str, Any]] = []
+        train(recipe, out=tmp_path / name, resume=True, report=events.append)
+        assert words in [event["note"] for event in events if event["kind"] == "note"][-1]
+    assert_same_run(tmp_path / "damaged", tmp_path / "killed")
 
 
 def test_finished_run_is_not_trained_again(undisturbed: Path) -> None:

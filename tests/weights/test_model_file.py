@@ -84,16 +84,25 @@ def test_hostile_files_are_refused_by_name(tmp_path: Path, content: bytes) -> No
         model_file.load_model(path)
 
 
-def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """The same file with another description of the model."""
+def split(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The header of a safetensors file, and its data."""
     content = path.read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    return json.loads(content[8:end]), content[end:]
+
+
+def write(path: Path, header: dict[str, Any] | bytes, data: bytes) -> None:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """The same file with another description of the model, and no digest that would tell."""
+    header, data = split(path)
     stored = json.loads(header["__metadata__"]["mlpmixer"])
     change(stored["model"])
-    header["__metadata__"]["mlpmixer"] = json.dumps(stored)
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+    del stored[model_file.DIGEST]
+    write(path, header | {"__metadata__": {"mlpmixer": json.dumps(stored)}}, data)
 
 
 HOSTILE: list[tuple[str, dict[str, Any], str]] = [
@@ -201,3 +210,99 @@ def test_odd_tensors_survive(tmp_path: Path) -> None:
     assert meta["note"] == 1
     for name, value in tensors.items():
         np.testing.assert_array_equal(again[name].numpy(), value.numpy())
+
+
+@pytest.mark.parametrize("where", [0.01, 0.1, 0.5, 0.9, 1.0])  # in the description, and in the first to the last tensor
+def test_flipped_bit_is_refused_by_name(saved: tuple[Path, Mixer, ModelMeta], where: float) -> None:
+    path = saved[0]
+    content = bytearray(path.read_bytes())
+    content[int(where * (len(content) - 1))] ^= 2
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        model_file.load_model(path)
+
+
+def test_file_without_digest_loads(saved: tuple[Path, Mixer, ModelMeta]) -> None:
+    header, data = split(saved[0])
+    meta = json.loads(header["__metadata__"]["mlpmixer"])
+    assert len(meta.pop(model_file.DIGEST)) == 64
+    write(saved[0], header | {"__metadata__": {"mlpmixer": json.dumps(meta)}}, data)
+    assert model_file.load_model(saved[0])[1] == saved[2]
+
+
+def header_says(tensor: str, **values: Any) -> Callable[[Path], None]:
+    """Damage to what the header says of a tensor."""
+
+    def damage(path: Path) -> None:
+        header, data = split(path)
+        header[tensor] |= values
+        write(path, header, data)
+
+    return damage
+
+
+def overwritten(end: int, content: bytes) -> Callable[[Path], None]:
+    """Damage to the last `end` bytes."""
+
+    def damage(path: Path) -> None:
+        old = path.read_bytes()
+        path.write_bytes(old[:-end] + content + old[len(old) - end + len(content) :])
+
+    return damage
+
+
+def becomes_a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def becomes_a_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def is_another_file(path: Path) -> None:
+    model_file.write_tensors(path, {"a": torch.ones(2)}, {"model": {}})
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "flipped bit": overwritten(100, b"\x01"),
+    "zeroed page": overwritten(8192, bytes(4096)),
+    "NaN": overwritten(4, struct.pack("<f", float("nan"))),
+    "dtype": header_says("a", dtype="F99"),
+    "other dtype": header_says("a", dtype="I32"),
+    "other shape": header_says("a", shape=[2, 2048]),
+    "overlap": header_says("a", data_offsets=[16384, 32768]),
+    "negative": header_says("a", data_offsets=[-8, 16384]),
+    "absurd": header_says("a", shape=[10**18, 10**18]),
+    "no number": header_says("a", data_offsets=["0", None]),
+    "deep": lambda path: write(path, b"[" * 100_000, b""),
+    "list": lambda path: write(path, b"[1, 2]", b""),
+    "no JSON": lambda path: write(path, b"\xff\xfe{}", b""),
+    "empty": lambda path: path.write_bytes(b""),
+    "cut off": lambda path: os.truncate(path, 20_000),
+    "directory": becomes_a_directory,
+    "loop": becomes_a_loop,
+    "other file": is_another_file,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_state_is_passed_over_with_a_word(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        tensors = {name: torch.full((4096,), float(step)) for name in "ab"}
+        model_file.save_state(tmp_path, step, tensors, {"state": {"step": step}})
+    newest, older = model_file.states(tmp_path)
+    damage(newest)
+    notes: list[str] = []
+    assert model_file.last_state(tmp_path, notes.append) == older
+    assert len(notes) == 1 and str(newest) in notes[0]
+    model_file.set_aside(tmp_path, older)
+    assert model_file.states(tmp_path) == [older]
+
+
+def test_state_that_is_no_number_is_not_used(tmp_path: Path) -> None:
+    for step, value in ((1, 0.0), (2, float("nan"))):
+        model_file.save_state(tmp_path, step, {"a": torch.tensor([1.0, value])}, {"state": {}})
+    saved = model_file.last_state(tmp_path)
+    assert saved is not None and saved.name == "step-000000001.safetensors"

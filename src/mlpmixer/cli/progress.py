@@ -13,7 +13,7 @@ def reporter(*, quiet: bool = False, as_json: bool = False) -> Iterator[Callable
     """A function that shows events as they happen. Training goes to standard output, a download to standard error, so
     that it never stands between results."""
     if as_json or quiet:
-        yield print_json if as_json else lambda event: None
+        yield print_json if as_json else print_note
         return
     phase, show = "", None
     with ExitStack() as shown:
@@ -31,6 +31,12 @@ def reporter(*, quiet: bool = False, as_json: bool = False) -> Iterator[Callable
             show(event)
 
         yield report
+
+
+def print_note(event: Event) -> None:
+    """What is said even if nothing else is."""
+    if event["kind"] == "note":
+        print_error(f"note: {event['note']}")
 
 
 def plain_fetch(every_s: float = 10.0) -> Callable[[Event], None]:
@@ -117,6 +123,8 @@ def lines_of(e: Event) -> list[str]:
     if e["kind"] == "eval":
         scores = f"{e['split']}: top-1 {percent(e['top1'])}, loss {e['nll']:.4f}"
         return [f"epoch {e['epoch']:.4g}  step {e['step']:,}  {scores}"]
+    if e["kind"] == "note":
+        return [f"note: {e['note']}"]
     if e["kind"] != "start":
         return []
     each = f" in each of {e['processes']} processes" if e.get("processes", 1) > 1 else ""

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +80,8 @@ def train(
     resume: continue from the last checkpoint in `out` (bit-identical to an undisturbed run on the same machine), or
         start if there is none. A resumed run needs its directory and the data, not the weights that it started from.
     report: receives {"kind": "start" | "step" | "eval" | "save" | "end", ...} as they happen, and before them {"kind":
-        "fetch", ...} while the weights to start from are downloaded (`download.fetch`).
+        "fetch", ...} while the weights to start from are downloaded (`download.fetch`), and {"kind": "note", "note"}
+        for what a resumed run found damaged or missing, and what was done about it.
     teacher: a classifier to learn from as `recipe.distill` says: a function of augmented images, float32 (B,C,H,W) in
         0..255 on the device of the run, to logits (B,K) in the order of the data's classes. It is not stored with the
         run: give it again to resume.
@@ -102,8 +103,12 @@ def train(
     started = time.monotonic()
     report = report if report and group.is_main else lambda event: None
     images = image_cache or ImageCache()
+
+    def note(text: str) -> None:
+        report({"kind": "note", "note": text})
+
     folder, recipe, summary, saved = group.on_main(
-        lambda: _open_run(with_network(with_teacher(recipe, teacher), network), out, resume)
+        lambda: _open_run(with_network(with_teacher(recipe, teacher), network), out, resume, note)
     )
     if summary is not None:
         report({"kind": "end", "summary": summary, "out": str(folder)})
@@ -143,7 +148,7 @@ def train(
 
 
 def _open_run(
-    recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool
+    recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool, note: Callable[[str], None]
 ) -> tuple[Path, Recipe, dict[str, Any] | None, Path | None]:
     """The folder of a run, its recipe, its summary if it is finished, and its last state if there is one."""
     folder = Path(out) if out is not None else run_folder.free_directory(Path("runs") / recipe.name)
@@ -153,7 +158,17 @@ def _open_run(
         raise ValueError(f"{folder} already holds a run; choose another out, or resume it")
     finished = folder / "summary.json"
     summary = json.loads(finished.read_text(encoding="utf-8")) if finished.exists() else None
-    return folder, _same_recipe(recipe, read_recipe(folder)), summary, model_file.last_state(folder)
+    recipe = _same_recipe(recipe, read_recipe(folder))
+    if summary is not None:
+        return folder, recipe, summary, None
+    saved, found = model_file.last_state(folder, note), model_file.states(folder)
+    if found and saved != found[0]:
+        model_file.set_aside(folder, saved)
+        goes_on = f"goes on from {saved.name}" if saved else "starts from the beginning"
+        note(f"{folder} {goes_on}; what is damaged is kept as {folder / 'checkpoints' / '*.damaged'}")
+    elif saved is None:
+        note(f"{folder} starts from the beginning: no state was saved yet")
+    return folder, recipe, None, saved
 
 
 def _same_recipe(asked: Recipe, stored: Recipe) -> Recipe:

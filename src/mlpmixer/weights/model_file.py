@@ -3,6 +3,7 @@
 A model file carries everything needed to use it: architecture, weights, class names, preprocessing, provenance.
 """
 
+import hashlib
 import json
 import os
 import struct
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mlpmixer.models.architecture import Build
 
 FORMAT = 1
+DIGEST = "sha256"
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 STATES_KEPT = 2
 
@@ -71,16 +73,29 @@ def public(meta: ModelMeta) -> ModelMeta:
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: "Mapping[str, Tensor]", meta: Mapping[str, Any]) -> None:
-    """Write atomically, as `replacing` does."""
+    """Write as `replacing` does, with the digest of it all."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    header = {"mlpmixer": json.dumps({"format": FORMAT, **meta})}
+    stored = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
+    meta = {"format": FORMAT, **meta}
+    header = {"mlpmixer": json.dumps(meta | {DIGEST: _digest(stored, meta)})}
     with replacing(Path(path)) as part:
         try:
-            save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, part, header)
+            save_file(stored, part, header)
         except SafetensorError as e:
             raise OSError(str(e)) from e
+
+
+def _digest(tensors: "Mapping[str, Tensor]", meta: Mapping[str, Any]) -> str:
+    """SHA-256 of names, types, shapes and bytes of the tensors, on the CPU, and of the other JSON beside them."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps({k: v for k, v in meta.items() if k != DIGEST}).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name!r} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -112,15 +127,21 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_tensors(path: str | os.PathLike[str]) -> "tuple[dict[str, Tensor], dict[str, Any]]":
-    """Tensors and JSON of a file. CheckpointError when it is damaged, FileNotFoundError when it is not there."""
+    """Tensors and JSON of a file. CheckpointError when it is damaged, FileNotFoundError when it is not there.
+
+    Old files hold no digest: there, only what makes the file unreadable is seen.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     meta = read_header(path)
     try:
-        return load_file(path), meta
+        tensors = load_file(path)
     except SafetensorError as e:
         raise CheckpointError(f"{path} is damaged: {shortened(e)}") from e
+    if DIGEST in meta and meta[DIGEST] != _digest(tensors, meta):
+        raise CheckpointError(f"{path} is damaged: its content is not what was written, by the digest stored with it")
+    return tensors, meta
 
 
 def save_model(path: str | os.PathLike[str], model: "nn.Module", meta: ModelMeta) -> None:
@@ -197,15 +218,21 @@ def require_network(path: str | os.PathLike[str], meta: ModelMeta, given: str | 
 
 def states(run: Path) -> list[Path]:
     """Training states of a run, newest first."""
-    return sorted((run / "checkpoints").glob("step-*.safetensors"), reverse=True)
+    return sorted((run / "checkpoints").glob(f"step-{'[0-9]' * 9}.safetensors"), reverse=True)
 
 
-def last_state(run: Path) -> Path | None:
-    """The newest training state that is sound; None when there is none."""
+def last_state(run: Path, note: Callable[[str], None] = lambda text: None) -> Path | None:
+    """The newest training state that is sound; None when there is none. `note` is told of each newer one what is wrong
+    with it."""
     for path in states(run):
         try:
-            read_header(path)
-        except (CheckpointError, OSError):
+            tensors, meta = read_tensors(path)
+            if "state" not in meta:
+                raise CheckpointError(f"{path} is not a training state")
+            if broken := [name for name, tensor in tensors.items() if tensor.isnan().any()]:
+                raise CheckpointError(f"{path} is damaged: {broken[0]} is not a number")
+        except (CheckpointError, OSError) as e:
+            note(str(e))
             continue
         return path
     return None
@@ -217,3 +244,11 @@ def save_state(run: Path, step: int, tensors: "Mapping[str, Tensor]", meta: Mapp
     write_tensors(run / "checkpoints" / f"step-{step:09d}.safetensors", tensors, meta)
     for old in states(run)[STATES_KEPT:]:
         old.unlink(missing_ok=True)
+
+
+def set_aside(run: Path, newer_than: Path | None) -> None:
+    """Rename the states newer than a sound one, all without one, so that they are neither read nor counted again."""
+    for path in states(run):
+        if path == newer_than:
+            break
+        os.replace(path, path.with_suffix(".damaged"))
