@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import io
+import logging
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -14,10 +16,11 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 import pytest
@@ -544,6 +547,166 @@ def test_unknown_methods_and_paths(client: TestClient) -> None:
     )
 
 
+def test_wrong_method_is_405_and_says_which_are_right(client: TestClient) -> None:
+    for path in ("/", "/docs", "/health", "/ready", "/metrics", "/model", "/openapi.json"):
+        assert client.head(path).status_code == 200
+        for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+            answer = client.request(method, path, content=b"x" * 300_000, headers={"content-type": "text/plain"})
+            assert detail(answer, 405) and answer.headers["allow"] == "GET, HEAD", path
+    for method in ("GET", "PUT"):
+        assert client.request(method, "/predict").headers["allow"] == "POST"
+    assert detail(client.post("/nothing", content=b"x", headers={"content-type": "text/plain"}), 404)
+
+
+@pytest.mark.parametrize("path", ["predict/?top_k=2", "docs/", "evidence/?class=a%2Fb"])
+def test_redirects_are_relative(client: TestClient, path: str) -> None:
+    method = "GET" if path == "docs/" else "POST"
+    answer = client.request(method, f"/{path}", content=b"", follow_redirects=False)
+    location = answer.headers["location"]
+    assert answer.status_code == 307 and urljoin(
+        f"https://a.b/mixer/{path}", location
+    ) == f"https://a.b/mixer/{path}".replace("/?", "?").removesuffix("/")
+    prefixed = TestClient(client.app, root_path="/mixer").request(method, f"/mixer/{path}", follow_redirects=False)
+    assert prefixed.headers["location"] == location
+    assert client.get("/docs//").status_code == 404
+
+
+@pytest.mark.parametrize("name", ["content-type", "authorization", "origin", "host"])
+def test_doubled_header_is_400(client: TestClient, name: str) -> None:
+    headers = [("content-type", "image/png"), *[(name, "image/png")] * 2]
+    assert f"the header {name} came" in detail(client.post("/predict", content=picture(0), headers=headers), 400)
+
+
+def test_length_and_chunks_together_are_400_and_close(client: TestClient) -> None:
+    for method in (b"POST /predict", b"GET /health"):
+        with listening(client, 20) as connect:
+            connection = connect()
+            head = b" HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 5\r\n"
+            connection.sendall(
+                method + head + b"transfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+            )
+            answer = b""
+            while part := connection.recv(1000):
+                answer += part
+            assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1") == 1
+            assert b"content-length and transfer-encoding came together" in answer
+
+
+def test_requests_for_other_hosts_are_421() -> None:
+    hosts = Serve(run="a.onnx").hosts("127.0.0.1")
+    with TestClient(make_app(by_brightness(), SETTINGS, hosts=hosts)) as client:
+        for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000"):
+            assert client.get("/model", headers={"host": host}).status_code == 200
+        for host in (
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example:8000",
+            "",
+            "[",
+            "0.0.0.0",
+            "a@b",
+        ):
+            for path in ("/", "/model", "/health"):
+                assert "--allow-host" in detail(client.get(path, headers={"host": host}), 421)
+            answer = client.post("/predict", content=picture(0), headers=JPEG | {"host": host})
+            assert detail(answer, 421) and answer.headers["connection"] == "close"
+
+
+def test_default_hosts() -> None:
+    serve = Serve(run="a.onnx")
+    assert serve.hosts("192.168.0.5") is serve.hosts("0.0.0.0") is None
+    assert replace(serve, token_file="t").hosts("127.0.0.1") is None
+    assert {"localhost", "::1"} <= (serve.hosts("::1") or set())
+    allowed = replace(serve, allow_host="mixer.example, B.example", host="0.0.0.0").hosts("0.0.0.0")
+    assert allowed and {"mixer.example", "b.example", "localhost"} <= allowed and "evil.example" not in allowed
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site", "origin": "http://testserver"}, 403),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "http://testserver:81"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
+        ({"origin": "https://TestServer"}, 200),
+        ({"sec-fetch-site": "same-origin", "origin": "https://named.by.a.proxy"}, 200),
+        ({"sec-fetch-site": "none"}, 200),
+    ],
+)
+def test_cross_site_posts_are_refused(client: TestClient, headers: dict[str, str], status: int) -> None:
+    assert client.post("/predict", content=picture(0), headers=JPEG | headers).status_code == status
+    assert client.get("/health", headers=headers).status_code == 200
+
+
+def test_errors_do_not_echo_the_body(client: TestClient) -> None:
+    mark = "GEHEIM" * 100
+    field = f'--x\r\nContent-Disposition: form-data; name="{mark}"\r\n'
+    for kind, body in (
+        ("application/json", f'{{"{mark}": 1}}'),
+        ("application/json", f'{{"image": "{mark}", "{mark}": 1}}'),
+        ("application/json", f'{{"images": [{{"{mark}": 1}}]}}'),
+        ("application/json", f'{{"image": "{mark}!"}}'),
+        ("application/json", f'"{mark}"'),
+        ("image/png", mark),
+        ("image/png", "\x89PNG\r\n\x1a\n" + mark[:10]),
+        ("multipart/form-data; boundary=x", f"{field}\r\n{mark}\r\n--x--\r\n"),
+        ("multipart/form-data; boundary=x", f"{field}Content-Transfer-Encoding: {mark}\r\n\r\n{mark}\r\n--x--\r\n"),
+        ("multipart/form-data; boundary=x", f"{mark}"),
+    ):
+        answer = client.post("/predict", content=body.encode("latin-1"), headers={"content-type": kind})
+        assert answer.status_code in (415, 422) and "GEHEIM" not in answer.text and len(answer.text) < 300
+    named = [("f", (mark, b"x"))]
+    assert len(client.post("/predict", files=named).text) < 400
+
+
+def test_hangup_drains_like_sigterm() -> None:
+    app, stopped = make_app(by_brightness(), SETTINGS), list[int]()
+    before = (
+        signal.signal(signal.SIGTERM, lambda sig, _: stopped.append(sig)),
+        signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
+
+    async def run() -> None:
+        async with server.draining(app, 0.05).router.lifespan_context(app):
+            signal.raise_signal(signal.SIGHUP)
+            await asyncio.sleep(0)
+            assert app.state.service.unready_reason() == "shutting down" and not stopped
+            await asyncio.sleep(0.2)
+            assert stopped == [signal.SIGTERM] and app.state.service.draining
+
+    try:
+        asyncio.run(run())
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGHUP, before[1])
+
+
+def test_warnings_do_not_fill_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    filters, now = server.Seldom(), 0.0
+    monkeypatch.setattr(server, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def passed(level: int, line: int) -> str:
+        record = logging.LogRecord("uvicorn.error", level, "h11.py", line, "Invalid HTTP.", (), None)
+        return record.getMessage() if filters.filter(record) else ""
+
+    assert [passed(logging.WARNING, 1) for _ in range(4)] == ["Invalid HTTP.", "", "", ""]
+    assert passed(logging.WARNING, 2) and passed(logging.ERROR, 1) and passed(logging.ERROR, 1)
+    now = server.WARN_EVERY_S
+    assert passed(logging.WARNING, 1) == "Invalid HTTP. (3 more since the last such line)"
+
+
+def test_openapi_names_the_token(client: TestClient) -> None:
+    with TestClient(make_app(by_brightness(), SETTINGS, token="geheim")) as closed:
+        api = closed.get("/openapi.json", headers={"authorization": "Bearer geheim"}).json()
+    assert [(s["type"], s["scheme"]) for s in api["components"]["securitySchemes"].values()] == [("http", "bearer")]
+    secured = {path for path, methods in api["paths"].items() for o in methods.values() if o.get("security")}
+    assert secured == {"/metrics", "/model", "/predict", "/features", "/evidence"}
+    assert all("401" in o["responses"] for p in secured for o in api["paths"][p].values())
+    assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
+
+
 def test_token_is_required() -> None:
     with TestClient(make_app(by_brightness(), SETTINGS, token="geheim")) as client:
         for path in ("/", "/health", "/ready"):
@@ -693,7 +856,7 @@ async def nothing(scope: Any, receive: Any, send: Any) -> None:
 
 
 def test_slow_and_disconnected_clients() -> None:
-    limited = LimitsMiddleware(nothing, Settings(upload_s=1), token="", draining=lambda: False)
+    limited = LimitsMiddleware(nothing, Settings(upload_s=1), token="", draining=lambda: False, post_paths=["/predict"])
     assert asgi(limited, [b"a", 0.1, b"b"], JPEG) == (200, {b"size": b"2"})
     assert asgi(limited, [b"a", 60.0, b"b"], JPEG)[0] == 408
     assert asgi(limited, [], JPEG)[0] == 0  # no more than a header, and gone
@@ -701,7 +864,7 @@ def test_slow_and_disconnected_clients() -> None:
 
 
 def test_body_is_not_read_beyond_limit() -> None:
-    limited = LimitsMiddleware(nothing, SETTINGS, token="", draining=lambda: False)
+    limited = LimitsMiddleware(nothing, SETTINGS, token="", draining=lambda: False, post_paths=["/predict"])
     for parts, headers in (
         ([bytes(70_000)] * 4, {}),
         ([b"1"], {"content-length": "200001"}),
@@ -937,7 +1100,9 @@ def test_openapi_lists_endpoints_and_statuses(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/predict", "/features", "/evidence", "/model", "/health", "/ready", "/metrics"} == set(paths)
     for path in ("/predict", "/features", "/evidence"):
-        assert {"200", "401", "408", "413", "415", "422", "429", "503"} <= set(paths[path]["post"]["responses"])
+        assert {"200", "400", "403", "408", "413", "415", "421", "422", "429", "503"} <= set(
+            paths[path]["post"]["responses"]
+        )
         content = paths[path]["post"]["requestBody"]["content"]
         assert {"image/jpeg", "image/avif", "multipart/form-data", "application/json"} <= set(content)
     docs = client.get("/docs").text

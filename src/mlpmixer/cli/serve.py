@@ -1,7 +1,10 @@
 """mlpmixer serve."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +36,9 @@ class Serve(ModelCommand):
     CPU to itself, else one. One answers a single image sooner; two answer many images sooner (docs/serving.md)."""
     token_file: Annotated[str, Arg("FILE")] = ""
     """Require the token in FILE from clients: Authorization: Bearer TOKEN."""
+    allow_host: Annotated[str, Arg("NAME,...")] = ""
+    """Host names that requests may be for, beside localhost. Without it, a service on the loopback address and without
+    a token answers for localhost only, and any other service for all names (docs/serving.md)."""
     behind: Annotated[str, Arg("ADDRESS,...")] = ""
     """Trusted proxies: their X-Forwarded-For header is used."""
     log: bool = False
@@ -54,23 +60,31 @@ class Serve(ModelCommand):
         with listen(self.host, self.port) as sock:
             host, port = sock.getsockname()[:2]
             where = f"http://{f'[{host}]' if ':' in host else host}:{port}/ (for programs: /docs); Ctrl-C stops it"
-            make = self.app
+            hosts = self.hosts(host)
+            make: Callable[[], FastAPI] = partial(self.app, hosts)
             if self.workers == 1:  # this process reports what is wrong with the model
-                app = self.app()
+                app = make()
                 make = lambda: app  # noqa: E731
                 print(f"serving {self.run} at {where}", flush=True)
             else:
                 print(f"{self.workers} workers load {self.run}, then serve it at {where}", flush=True)
             return run(make, sock, self.settings, workers=self.workers, trusted=self.behind, log_requests=self.log)
 
-    def app(self) -> "FastAPI":
+    def hosts(self, address: str) -> frozenset[str] | None:
+        """Names that requests may be for, of a service that listens on this address; None: any."""
+        allowed = {name.strip().lower() for name in self.allow_host.split(",") if name.strip()}
+        if not allowed and (self.token_file or not ip_address(address.partition("%")[0]).is_loopback):
+            return None
+        return frozenset({"localhost", "127.0.0.1", "::1", address, self.host.lower(), *allowed})
+
+    def app(self, hosts: frozenset[str] | None = None) -> "FastAPI":
         """The service, in the process that runs it."""
         from mlpmixer.serve.app import make_app
         from mlpmixer.weights.privacy import without_folders
 
         warnings.filterwarnings("ignore", module="PIL")  # about damaged metadata: a client must not fill the log
         classifier = self.load(self.streams_of_a_worker())
-        return make_app(classifier, self.settings, token=self.token(), name=without_folders(self.run))
+        return make_app(classifier, self.settings, token=self.token(), name=without_folders(self.run), hosts=hosts)
 
     def streams_of_a_worker(self) -> int:
         """--streams, or the best number for this machine."""

@@ -3,18 +3,20 @@
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from io import BytesIO
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi.security import HTTPBearer
 from PIL import Image
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.routing import Route
 
 from mlpmixer import __version__
 from mlpmixer.data.images import Pixels
@@ -23,7 +25,7 @@ from mlpmixer.inference.output import to_record
 from mlpmixer.serve import page
 from mlpmixer.serve.batcher import Batcher, Compute, QueueClosed, QueueFull
 from mlpmixer.serve.evidence import evidence_of
-from mlpmixer.serve.limits import FILE, FORM, JSON, RETRY, LimitsMiddleware
+from mlpmixer.serve.limits import FILE, FORM, JSON, RETRY, LimitsMiddleware, route_path
 from mlpmixer.serve.metrics import Metrics, MetricsMiddleware
 from mlpmixer.serve.schemas import (
     ErrorResponse,
@@ -43,10 +45,20 @@ IMAGE_TYPES = [f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp",
 STUCK_S = 60.0  # a batch takes seconds at most; an engine that takes longer is not ready
 
 
+def _plain(status: int, text: str) -> dict[int | str, dict[str, Any]]:
+    """An error of any route. (`model` would be text where the response class is.)"""
+    schema = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}
+    return {status: {"description": text, "content": schema}}
+
+
+ALWAYS = _plain(400, "Malformed HTTP, or a header twice that may come once.") | _plain(
+    421, "A host that the service does not answer for."
+)
+NO_TOKEN = _plain(401, "The token is missing or wrong.")
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text}
     for status, text in {
-        401: "The token is missing or wrong.",
+        403: "Sent by a page of another site.",
         408: "The body took too long to arrive.",
         413: "Too many bytes, pixels or images.",
         415: "Neither an image of a format that the service reads nor a form nor JSON.",
@@ -56,10 +68,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         503: "Overloaded or shutting down; see Retry-After.",
     }.items()
 }
-ERROR_JSON = {
-    "application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}
-}  # `model` would be text at /metrics
-NO_TOKEN: dict[int | str, dict[str, Any]] = {401: {"description": ERRORS[401]["description"], "content": ERROR_JSON}}
 NOT_READY: dict[int | str, dict[str, Any]] = {
     503: {"description": "Not ready: the reason.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 }
@@ -176,10 +184,18 @@ def _read(content_type: str, body: bytes, settings: Settings) -> tuple[list[Uplo
     return uploads, check_headers(uploads, settings)
 
 
-def make_app(classifier: Classifier, settings: Settings | None = None, *, token: str = "", name: str = "") -> FastAPI:
+def make_app(
+    classifier: Classifier,
+    settings: Settings | None = None,
+    *,
+    token: str = "",
+    name: str = "",
+    hosts: Collection[str] | None = None,
+) -> FastAPI:
     """The service as an ASGI app. `app.state.service` is the Service.
 
     token: required as `Authorization: Bearer TOKEN`; "": no token. name: display name of the model.
+    hosts: names that requests may be for (their Host header, without the port); None: any.
 
     ValueError for a model that cannot be served: no head, neither 1 nor 3 channels, broken weights.
     """
@@ -197,27 +213,49 @@ def make_app(classifier: Classifier, settings: Settings | None = None, *, token:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
+        servers=[{"url": "."}],  # where the schema is, whatever prefix a proxy puts before it
     )
     app.state.service = service
-    _add_pages(app, service)
-    _add_inference(app, service)
+    bearer = HTTPBearer(auto_error=False, description="The token of the service (--token-file).")
+    private: dict[str, Any] = {
+        "responses": ALWAYS | (NO_TOKEN if token else {}),
+        "dependencies": [Depends(bearer)] if token else [],
+    }  # of routes that need the token, where there is one
+    _add_pages(app, service, private)
+    _add_inference(app, service, private)
+    routes: dict[str, set[str]] = {}
+    for route in app.routes:
+        if isinstance(route, Route):
+            routes.setdefault(route.path, set()).update(route.methods or ())
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, e: RequestValidationError) -> Response:
         return _error(422, "; ".join(f"{error['loc'][-1]}: {error['msg']}" for error in e.errors()))
 
     @app.exception_handler(StarletteHTTPException)  # ours, and the router's 404 and 405
-    async def refused(_: Request, e: StarletteHTTPException) -> Response:
+    async def refused(request: Request, e: StarletteHTTPException) -> Response:
+        path = route_path(request.scope)
+        if e.status_code == 404 and path[:-1] in routes and path.endswith("/"):
+            query = f"?{request.url.query}" if request.url.query else ""
+            return Response(status_code=307, headers={"location": f"../{path[1:-1]}{query}"})
+        if e.status_code == 405:  # LimitsMiddleware makes HEAD of GET
+            return _error(405, e.detail, {"allow": "GET, HEAD" if "GET" in routes[path] else "POST"})
         return _error(e.status_code, e.detail, e.headers)
 
     @app.exception_handler(Exception)
     async def failed(_: Request, e: Exception) -> Response:
         return _error(500, "internal error; see the log of the service")
 
-    app.add_middleware(LimitsMiddleware, settings=settings, token=token, draining=lambda: service.draining)
     app.add_middleware(
-        MetricsMiddleware, metrics=service.metrics, paths=[route.path for route in app.routes if hasattr(route, "path")]
+        LimitsMiddleware,
+        settings=settings,
+        token=token,
+        draining=lambda: service.draining,
+        post_paths={path for path, methods in routes.items() if "POST" in methods},
+        hosts=hosts,
     )
+    app.add_middleware(MetricsMiddleware, metrics=service.metrics, paths=routes)
     return app
 
 
@@ -225,8 +263,7 @@ def _error(status: int, detail: str, headers: Mapping[str, str] | None = None) -
     return Response(ErrorResponse(detail=detail).model_dump_json(), status, headers, media_type="application/json")
 
 
-def _add_pages(app: FastAPI, service: Service) -> None:
-    @app.head("/", include_in_schema=False)
+def _add_pages(app: FastAPI, service: Service, private: dict[str, Any]) -> None:
     @app.get("/", include_in_schema=False)
     async def home() -> Response:
         return HTMLResponse(page.HOME, headers={"content-security-policy": page.POLICY})
@@ -235,24 +272,25 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     async def docs() -> Response:
         return HTMLResponse(page.docs(app.openapi()), headers={"content-security-policy": page.POLICY})
 
-    @app.head("/health", include_in_schema=False)
-    @app.get("/health", response_class=PlainTextResponse, summary="Is the process running?")
+    @app.get("/health", response_class=PlainTextResponse, summary="Is the process running?", responses=ALWAYS)
     async def health() -> Response:
         return PlainTextResponse("ok")
 
-    @app.head("/ready", include_in_schema=False)
     @app.get(
-        "/ready", response_class=PlainTextResponse, summary="Is the service ready for requests?", responses=NOT_READY
+        "/ready",
+        response_class=PlainTextResponse,
+        summary="Is the service ready for requests?",
+        responses=ALWAYS | NOT_READY,
     )
     async def ready() -> Response:
         reason = service.unready_reason()
         return PlainTextResponse(reason or "ok", 503 if reason else 200)
 
-    @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics.", responses=NO_TOKEN)
+    @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics.", **private)
     def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/model", summary="The served model and its limits.", responses=NO_TOKEN)
+    @app.get("/model", summary="The served model and its limits.", **private)
     async def model() -> ModelInfo:
         c, settings = service.classifier, service.settings
         return ModelInfo(
@@ -272,11 +310,12 @@ def _add_pages(app: FastAPI, service: Service) -> None:
         )
 
 
-def _add_inference(app: FastAPI, service: Service) -> None:
-    post = partial(app.post, responses=ERRORS, openapi_extra=BODY)
+def _add_inference(app: FastAPI, service: Service, private: dict[str, Any]) -> None:
+    errors = private["responses"] | ERRORS
+    post = partial(app.post, openapi_extra=BODY, dependencies=private["dependencies"])
     classifier = service.classifier
 
-    @post("/predict", summary="Classify images.")
+    @post("/predict", summary="Classify images.", responses=errors)
     async def predict(
         request: Request, top_k: Annotated[int, Query(ge=1, description="Number of classes per image.")] = 5
     ) -> PredictResponse:
@@ -290,7 +329,7 @@ def _add_inference(app: FastAPI, service: Service) -> None:
     @post(
         "/features",
         summary="Extract features: the input of the classification head.",
-        responses=ERRORS | _lacking("features"),
+        responses=errors | _lacking("features"),
     )
     async def features(request: Request) -> FeaturesResponse:
         start = time.perf_counter()
@@ -301,7 +340,7 @@ def _add_inference(app: FastAPI, service: Service) -> None:
     @post(
         "/evidence",
         summary="Contribution of each patch to the logit of a class.",
-        responses=ERRORS | _lacking("evidence"),
+        responses=errors | _lacking("evidence"),
     )
     async def evidence(
         request: Request,

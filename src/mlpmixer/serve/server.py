@@ -1,29 +1,36 @@
 """Sockets, signals and worker processes, with uvicorn."""
 
 import asyncio
+import copy
 import errno
+import logging
+import math
 import os
 import signal
 import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.config import STARTUP_FAILURE
+from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.supervisors.multiprocess import Multiprocess
 
 from mlpmixer.serve.metrics import MULTIPROC_DIR
+from mlpmixer.serve.schemas import ErrorResponse
 from mlpmixer.serve.settings import Settings
 
 HEADER_S = 10.0  # for a request header to arrive, and for a client to read the next part of a response
 CONNECTIONS = 1024  # per worker, at most half of them idle; more get 503
 MIN_IDLE_S = 1.0
+WARN_EVERY_S = 60.0
+SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
 class TimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
@@ -62,7 +69,10 @@ class TimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             if self.cycle.response_started:
                 self.transport.close()
                 return
-        super().send_400_response(msg)
+        body = ErrorResponse(detail="not HTTP/1.1, or a malformed request").model_dump_json()
+        head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
+        self.transport.close()
 
     def _is_idle(self) -> bool:
         return self.cycle is None or bool(self.cycle.response_complete)
@@ -84,12 +94,45 @@ class Workers(Multiprocess):
             process.child_conn.close()  # the worker's end: left open here, it would hide that the worker has died
         super().keep_subprocess_alive()
 
+    def handle_hup(self) -> None:
+        self.handle_term()
+
     def terminate_all(self) -> None:
         super().terminate_all()
         for (
             sock
         ) in self.sockets:  # workers have copies; once all are closed, connections are refused rather than left waiting
             sock.close()
+
+
+class Seldom(logging.Filter):
+    """Passes warnings from one place in the code once every WARN_EVERY_S: strangers must not fill the log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed: dict[tuple[str, int], tuple[float, int]] = {}
+        """When a warning passed last, and how many have not since then."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return True
+        place, now = (record.pathname, record.lineno), time.monotonic()
+        at, dropped = self._passed.get(place, (-math.inf, 0))
+        passes = now - at >= WARN_EVERY_S
+        self._passed[place] = (now, 0) if passes else (at, dropped + 1)
+        if passes and dropped:
+            record.msg = f"{record.msg} ({dropped} more since the last such line)"
+        return passes
+
+
+def log_config() -> dict[str, Any]:
+    """uvicorn's configuration of logging, with the filter; for whatever the libraries below warn about, too."""
+    config = copy.deepcopy(LOGGING_CONFIG)
+    config["filters"] = {"seldom": {"()": Seldom}}
+    config["handlers"]["default"]["filters"] = ["seldom"]
+    config["root"] = {"handlers": ["default"], "level": "WARNING"}
+    config["loggers"]["python_multipart"] = {"level": "ERROR"}  # its warnings repeat what was sent
+    return config
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -118,7 +161,7 @@ def run(
     trusted: str,
     log_requests: bool,
 ) -> int:
-    """Serves until SIGTERM or SIGINT, finishes accepted requests and returns the exit code.
+    """Serves until SIGTERM, SIGHUP or SIGINT, finishes accepted requests and returns the exit code.
 
     make: creates the app in each worker; must be picklable when there are several.
     trusted: addresses of proxies whose X-Forwarded-For is trusted; "": none.
@@ -135,6 +178,7 @@ def run(
             server_header=False,
             log_level="info" if log_requests else "warning",
             access_log=log_requests,
+            log_config=log_config(),
             limit_concurrency=CONNECTIONS,
             timeout_worker_healthcheck=60,  # seconds; starting a worker imports a lot
             **more,
@@ -147,7 +191,10 @@ def run(
         return 0
     with tempfile.TemporaryDirectory(prefix="mlpmixer-metrics-") as folder:
         os.environ[MULTIPROC_DIR] = folder
+        nohup = SIGHUP is not None and signal.getsignal(SIGHUP) is signal.SIG_IGN
         supervisor = Workers(config(Worker(make, settings.drain_s), factory=True, workers=workers), [sock])
+        if SIGHUP is not None and nohup:
+            signal.signal(SIGHUP, signal.SIG_IGN)
         supervisor.run()
         return 2 if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes) else 0
 
@@ -159,6 +206,8 @@ class Worker:
         self.make, self.drain_s = make, drain_s
 
     def __call__(self) -> FastAPI:
+        if SIGHUP is not None:
+            signal.signal(SIGHUP, signal.SIG_IGN)  # the first process stops the workers
         try:
             return draining(self.make(), self.drain_s)
         except ValueError as e:  # a new worker would fail the same way
@@ -167,31 +216,33 @@ class Worker:
 
 
 def draining(app: FastAPI, drain_s: float) -> FastAPI:
-    """The app with a grace period: SIGTERM makes /ready return 503; `drain_s` later, or at a second one, it shuts
-    down."""
+    """The app with a grace period: SIGTERM or SIGHUP (the terminal is closed) makes /ready return 503; `drain_s` later,
+    or at a second one, it shuts down."""
     inner = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
         async with inner(app) as state:
             if threading.current_thread() is threading.main_thread():
-                _drain_on_sigterm(app.state.service, drain_s)
+                _drain_on_signal(app.state.service, drain_s)
             yield state
 
     app.router.lifespan_context = lifespan
     return app
 
 
-def _drain_on_sigterm(service: Any, drain_s: float) -> None:
+def _drain_on_signal(service: Any, drain_s: float) -> None:
     loop, stop = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
     assert callable(stop)  # uvicorn's
 
-    def go(sig: int) -> None:
+    def go() -> None:
         service.draining = True
-        stop(sig, None)
+        stop(signal.SIGTERM, None)
 
-    def leave(sig: int, frame: Any) -> None:
+    def leave(*_: Any) -> None:
         again, service.leaving = service.leaving, True
-        loop.call_soon_threadsafe(loop.call_later, 0 if again else drain_s, go, sig)
+        loop.call_soon_threadsafe(loop.call_later, 0 if again else drain_s, go)
 
     signal.signal(signal.SIGTERM, leave)
+    if SIGHUP is not None and signal.getsignal(SIGHUP) is not signal.SIG_IGN:  # nohup
+        signal.signal(SIGHUP, leave)

@@ -17,6 +17,7 @@ from mlpmixer.serve.headers import NAMES, NotServed, read_header
 from mlpmixer.serve.limits import FORM, JSON
 from mlpmixer.serve.settings import Settings
 
+MAX_NAME = 255  # characters of a file name, which answers repeat
 EXPECTED = 'expected {"image": BASE64} or {"images": [BASE64, ...]}'
 
 
@@ -93,14 +94,12 @@ def _from_form(content_type: str, body: bytes, settings: Settings) -> list[Uploa
         if len(uploads) == settings.max_images:
             raise _too_many(settings.max_images)
         file.file_object.seek(0)
-        uploads.append(
-            Upload((file.file_name or file.field_name or b"").decode("utf-8", "replace"), file.file_object.read())
-        )
+        name = (file.file_name or file.field_name or b"").decode("utf-8", "replace")
+        uploads.append(Upload(name[:MAX_NAME], file.file_object.read()))
 
-    def refuse(field: FormField) -> None:
-        name = (field.field_name or b"").decode("utf-8", "replace")[:100]
+    def refuse(_: FormField) -> None:
         raise HTTPException(
-            422, f"the field {name!r} is not a file; send only files, and options in the query string: ?top_k=3"
+            422, "a field of the form is not a file; send only files, and options in the query string: ?top_k=3"
         )
 
     kind, options = parse_options_header(content_type)
@@ -111,8 +110,8 @@ def _from_form(content_type: str, body: bytes, settings: Settings) -> list[Uploa
         )
         parser.write(body)
         parser.finalize()
-    except FormParserError as e:
-        raise HTTPException(422, f"malformed form: {e}") from None
+    except FormParserError:  # its message may repeat what was sent
+        raise HTTPException(422, "malformed form: expected multipart/form-data with a boundary (RFC 7578)") from None
     if not complete.is_set():
         raise HTTPException(422, "the form is truncated")
     return uploads
