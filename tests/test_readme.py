@@ -48,7 +48,7 @@ def test_command_parses(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
     model_file.save_model(tmp_path / "runs" / "other" / run_folder.MODEL_FILE, create_model(cfg), meta)
     words = [word for word in shlex.split(command)[1:] if word != "--help"]
     if words != ["train"]:  # the help of a command that needs arguments
-        cli.parse(words)
+        cli.parse(words).make()
 
 
 def test_readme_shows_commands() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+MOST_NAMES = 40  # that a message lists
 
 
 def shortened(text: object, most: int = 300) -> str:
@@ -26,9 +27,11 @@ def nearest(name: str, known: Iterable[str], at_most: int = 3) -> list[str]:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """The nearest known names as a sentence: "did you mean B/16, B/32?" or "known: ..."."""
-    known = list(known)
-    close = nearest(name, known)
-    return f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
+    known = sorted(known)
+    if close := nearest(name, known):
+        return f"did you mean {', '.join(close)}?"
+    more = f" and {len(known) - MOST_NAMES:,} more" if len(known) > MOST_NAMES else ""
+    return f"known: {', '.join(known[:MOST_NAMES])}{more}"
 
 
 class UnknownName(ValueError):

@@ -19,7 +19,7 @@ from mlpmixer.training.recipe import Recipe, Run
 
 
 def train(*args: str) -> Recipe:
-    command = cli.parse(["train", *args])
+    command = cli.parse(["train", *args]).make()
     assert isinstance(command, Train)
     return command.config
 
@@ -45,18 +45,18 @@ FROM_DATA = [["train"], ["lr-find"], ["data", "preview", "--out", "x.png"]]
 @pytest.mark.parametrize("switch", BOTH)
 def test_switch_before_data(switch: str) -> None:
     start = ["--init", "S/16:gsam"] if "magnified" in switch else []
-    command: Any = cli.parse(["train", *start, switch, "photos/"])
+    command: Any = cli.parse(["train", *start, switch, "photos/"]).make()
     assert command.data == command.config.data.name == "photos/"
     owner, _, leaf = switch.removeprefix("--").rpartition(".")
     assert getattr(getattr(command.config, owner), leaf.removeprefix("no-")) is not leaf.startswith("no-")
     with pytest.raises(ValueError, match=f"{switch} takes no value"):
-        cli.parse(["train", f"{switch}=yes", "photos/"])
+        cli.parse(["train", f"{switch}=yes", "photos/"]).make()
 
 
 @pytest.mark.parametrize("command", FROM_DATA, ids=" ".join)
 def test_data_behind_switches(command: list[str]) -> None:
     line = ["--optim.mirror", "--augment.no-flip", "photos/", "--no-compile", "--lr", "0.1"]
-    found: Any = cli.parse([*command, *line])
+    found: Any = cli.parse([*command, *line]).make()
     assert found.data == found.config.data.name == "photos/"
     assert (found.config.optim.mirror, found.config.optim.lr) == (True, 0.1)
 
@@ -109,13 +109,13 @@ def test_the_last_of_two_values_counts() -> None:
 
 
 def test_repeated_option_collects_its_values() -> None:
-    command: Any = cli.parse(["reproduce", "cifar10-transfer", "--row", "B/16:imagenet21k", "--row", "S/16"])
+    command: Any = cli.parse(["reproduce", "cifar10-transfer", "--row", "B/16:imagenet21k", "--row", "S/16"]).make()
     assert command.row == ("B/16:imagenet21k", "S/16")
 
 
 @pytest.mark.parametrize("line", ["--image-size 384 B/16", "--image-size 384 384 B/16", "--json --image_size=384 B/16"])
 def test_option_before_model(line: str) -> None:
-    command: Any = cli.parse(["summary", *line.split()])
+    command: Any = cli.parse(["summary", *line.split()]).make()
     assert command.model == "B/16"
     assert pair(command.config.image_size) == (384, 384)
     assert command.config.hidden_dim == MODELS["B/16"].hidden_dim
@@ -125,8 +125,8 @@ def test_option_before_model(line: str) -> None:
 @pytest.mark.parametrize("line", ["evaluate runs/x digits", "predict runs/x a.jpg -", "explain runs/x a.jpg b.jpg"])
 def test_size_anywhere_on_a_line(line: str, size: str) -> None:
     words, options = line.split(), size.split()
-    expected = cli.parse([*words, *options])
-    assert all(cli.parse([*words[:i], *options, *words[i:]]) == expected for i in range(1, len(words)))
+    expected = cli.parse([*words, *options]).make()
+    assert all(cli.parse([*words[:i], *options, *words[i:]]).make() == expected for i in range(1, len(words)))
 
 
 @pytest.mark.parametrize("short", sorted(SHORT))
@@ -156,7 +156,7 @@ def test_options_of_another_architecture(monkeypatch: pytest.MonkeyPatch) -> Non
     model = train("--model", "conv", *options).model
     assert model == ConvMixerConfig(num_blocks=3, kernel_size=9, gated=True, hidden_dim=64)
     assert train(*options[:0:-1][:2][::-1], "photos/", "--model=conv").model.hidden_dim == 64
-    summary: Any = cli.parse(["summary", "--kernel-size", "5", "conv"])
+    summary: Any = cli.parse(["summary", "--kernel-size", "5", "conv"]).make()
     assert summary.config == ConvMixerConfig(num_blocks=3, kernel_size=5)
 
 
@@ -165,7 +165,7 @@ def test_option_that_the_architecture_lacks(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ValueError, match=r"--model.kernel-size is not an option of MixerConfig; it has --model\."):
         train("photos/", "--model", "S/16", "--model.kernel-size", "9")
     with pytest.raises(ValueError, match=r"--kernel-size is not an option of MixerConfig; it has --image-size, "):
-        cli.parse(["summary", "S/16", "--kernel-size", "9"])
+        cli.parse(["summary", "S/16", "--kernel-size", "9"]).make()
 
 
 @pytest.mark.parametrize(

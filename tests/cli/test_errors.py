@@ -7,6 +7,7 @@ from helpers.lines import RunLine
 
 from mlpmixer import cli
 from mlpmixer.cli import printing
+from mlpmixer.cli.arguments import similar_options
 
 FROM_DATA = [["train"], ["lr-find"], ["data", "preview", "--out", "x.png"], ["data", "check"], ["data", "shards"]]
 
@@ -35,21 +36,24 @@ FROM_DATA = [["train"], ["lr-find"], ["data", "preview", "--out", "x.png"], ["da
         ("convert runs/x", "which FILE? mlpmixer convert RUN FILE"),
         ("train digits --optim.name adam", "did you mean adamw?"),
         ("train digits --lr fast", "--lr fast: expected a number"),
-        ("train digits --lr -1", "optim.lr must be positive"),
+        ("train digits --lr -1", "--lr must be positive"),
         ("train digits --model S/16 --image-size 100", "nearest that is: 96x96"),
         ("train digits mnist", "too many arguments: digits, mnist; expected mlpmixer train DATA"),
         ("train photos/ --data.name cifar10", "photos/, cifar10"),
         ("train --optim.mirror photos/ --epochs 3 cifar10", "photos/, cifar10"),
         ("train digits --teacher no/such/run --out x", "no/such/run does not exist"),
-        ("train digits --run.repeats 3", "run.repeats=3 must divide run.batch_size"),
-        ("train digits --distill.alpha 2", "distill.alpha must be in (0, 1]"),
-        ("train digits --magnified", "need init.weights (--init)"),
+        ("train digits --run.repeats 3", "--run.repeats=3 must divide --batch-size=64"),
+        ("train digits --distill.alpha 2", "--distill.alpha must be in (0, 1]"),
+        ("train digits --progressive 4:0.5,4:0.6", "--progressive='4:0.5,4:0.6': images must grow up to --image-size"),
+        ("train digits --image-size 9", "--image-size 9x9 px is not a multiple of --patch-size 2x2"),
+        ("train digits --run.epochs 0", "--run.epochs must be positive"),
+        ("train digits --magnified", "--magnified need --init"),
         ("train digits --init runs/nope", "runs/nope does not exist: expected a run folder"),
         ("train digits --init B/16:imagenet21", "did you mean B/16:imagenet21k?"),
         ("train no/such/folder", "no/such/folder"),
         ("train digitz", "digits"),
-        ("train digits --seed -3 --out x", "run.seed must be in [0, 2^63), got -3"),
-        ("train digits --data.split-seed -1", "data.split_seed must not be negative"),
+        ("train digits --seed -3 --out x", "--seed must be in [0, 2^63), got -3"),
+        ("train digits --data.split-seed -1", "--data.split-seed must not be negative"),
         ("train digits --model=", "--model: expected a value"),
         ("train digits --out=", "--out: expected a value"),
         ("train digits --resume no/such/run", "no/such/run"),
@@ -103,7 +107,7 @@ def test_without_data_nothing_starts(
         ("train digits --model B/16 --init RUN", "a mixer with sizes of its own: leave --model out"),
         ("evaluate RUN --image-size 9", "nearest that is: 8x8"),
         ("evaluate RUN --image-size 12 --resize blocks", "for any other grid use method='bicubic'"),
-        ("evaluate RUN --in-channels 0", "in_channels must be at least 1"),
+        ("evaluate RUN --in-channels 0", "--in-channels must be at least 1"),
         ("evaluate RUN --resize cubic", "did you mean bicubic?"),
         ("evaluate RUN --patch-sise 4", "--patch-size"),
         ("probe RUN --in-channels 2", "files hold 1 or 3 channels, the model has 2"),
@@ -115,6 +119,61 @@ def test_without_data_nothing_starts(
 def test_mistake_about_a_run(line: str, says: str, digits_run: Path, run: RunLine) -> None:
     code, out, err = run(*line.replace("RUN", str(digits_run)).split())
     assert (code, out) == (2, "") and says in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "options"),
+    [
+        ("train", "--imagesize", "--image-size"),
+        ("train", "--imgsz", "--image-size"),
+        ("train", "--img-size", "--image-size"),
+        ("train", "--batchsize", "--batch-size"),
+        ("train", "-b", "--batch-size"),
+        ("train", "--learning-rate", "--lr"),
+        ("train", "--lr0", "--lr"),
+        ("train", "--opt", "--optim.name"),
+        ("train", "--weight-decay", "--optim.weight-decay"),
+        ("train", "--wd", "--optim.weight-decay"),
+        ("train", "--num-workers", "--data.workers"),
+        ("train", "--num-classes", "--model.num-classes"),
+        ("train", "--pretrained", "--init --resume"),
+        ("train", "--amp", "--precision=bfloat16"),
+        ("train", "--no-tst", "--no-test"),
+        ("train", "--optim.no-mirrror", "--optim.no-mirror"),
+        ("train", "--epcohs", "--epochs"),
+        ("train", "--data", "DATA --data-dir"),
+        ("train", "--qqqq", ""),
+        ("predict", "--json", "--format=json"),
+        ("predict", "--batch", "--batch-size"),
+        ("export", "--format", "--to"),
+        ("export", "--batch-size", "--batch"),
+        ("export", "--int-8", "--int8"),
+        ("serve", "-p", "--port"),
+    ],
+)
+def test_option_of_another_program_or_spelling(command: str, word: str, options: str) -> None:
+    assert similar_options(word, cli.command(command)) == options.split()
+
+
+def test_message_about_a_file_keeps_the_names_in_it(
+    run: RunLine, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = (digits_run / "recipe.json").read_text().replace('"log_every": 10', '"log_every": "often"')
+    (tmp_path / "recipe.json").write_text(recipe)
+    assert "recipe.json: run.log_every='often': expected int" in run("train", "--resume", str(tmp_path))[2]
+
+
+def test_no_message_is_longer_than_a_screen(run: RunLine) -> None:
+    code, _, err = run("train", "digits", "--lr", "x" * 100_000)
+    assert code == 2 and len(err) < 1100
+    assert err.startswith("mlpmixer: --lr xxx") and err.endswith("xxx: expected a number\n")
+    assert "... (99,0" in err
+    long = printing.shortened("\n".join(["what came"] + ["x"] * 1000 + ["what to type"]))
+    assert long.count("\n") < 12 and long.startswith("what came\n") and long.endswith("\nwhat to type")
+
+
+def test_system_error_names_the_file_without_its_number(run: RunLine, tmp_path: Path) -> None:
+    assert run("train", "digits", "--resume", str(tmp_path / ("x" * 300)))[2].endswith(": File name too long\n")
 
 
 def test_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

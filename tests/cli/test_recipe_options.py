@@ -16,7 +16,7 @@ from mlpmixer.training.recipes import RECIPES
 
 
 def train(*args: str) -> Recipe:
-    command = cli.parse(["train", *args])
+    command = cli.parse(["train", *args]).make()
     assert isinstance(command, Train)
     return command.config
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlpmixer.cli.arguments import Command
+    from mlpmixer.cli.arguments import Command, Line
 
 COMMANDS = {  # and the first lines of their docstrings, without which no command needs to be imported for the list
     "train": "Train a network on DATA.",
@@ -61,8 +61,8 @@ def command(name: str) -> "type[Command]":
     return found
 
 
-def parse(args: Sequence[str]) -> "Command":
-    """The command of a line. ValueError for an unknown command or a wrong argument; SystemExit after help."""
+def parse(args: Sequence[str]) -> "Line":
+    """The words of a line. ValueError for an unknown command or option; SystemExit after help."""
     name, rest = (args[0], args[1:]) if args else ("", [])
     if name == "data":
         name, rest = f"data {rest[0]}" if rest else "data", rest[1:]
@@ -78,7 +78,7 @@ def parse(args: Sequence[str]) -> "Command":
 
         print(page(line))
         raise SystemExit(0)
-    return line.command.of(line)
+    return line
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -110,9 +110,11 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(args: Sequence[str]) -> int:
     from mlpmixer.cli.printing import let_another_speak, print_error
 
+    line: Line | None = None
     try:
         try:
-            command = parse(args)
+            line = parse(args)
+            command = line.make()
         except ValueError:
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 raise
@@ -128,6 +130,9 @@ def _run(args: Sequence[str]) -> int:
         )
         return 2
     except (ValueError, OSError) as e:
-        print_error(str(e))
+        from mlpmixer.cli.arguments import as_typed
+
+        text = f"{e.filename}: {e.strerror}" if isinstance(e, OSError) and e.filename and e.strerror else str(e)
+        print_error(as_typed(text, line) if line else text)
         wrong = isinstance(e, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError)
         return 2 if wrong else 1

@@ -8,6 +8,7 @@ makes the command. In between a command looks at the line and chooses the config
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections import deque
@@ -20,6 +21,44 @@ from mlpmixer.config import checked, did_you_mean
 
 C = TypeVar("C")
 Values = Mapping[tuple[str, ...], Any]
+ELSEWHERE = {  # what timm, ultralytics and others call our options
+    "imgsz img imgsize inputsize size resolution": "--image-size",
+    "b bs batch batchsize trainbatchsize perdevicetrainbatchsize": "--batch-size --batch",
+    "learningrate lr0 baselr blr": "--lr",
+    "e epoch numepochs numtrainepochs maxepochs": "--epochs",
+    "maxsteps iterations iters numsteps": "--steps",
+    "earlystopping earlystop": "--patience",
+    "opt optimizer optimiser": "--optim.name",
+    "sched scheduler coslr lrscheduler": "--optim.schedule",
+    "warmup warmupepochs": "--optim.warmup-steps",
+    "wd": "--optim.weight-decay",
+    "smoothing": "--optim.label-smoothing",
+    "clipgrad gradclip maxgradnorm": "--optim.clip-norm",
+    "ema modelema": "--optim.ema-decay",
+    "gradaccumsteps gradientaccumulationsteps": "--run.accumulate",
+    "evalinterval evalsteps valinterval": "--run.eval-every",
+    "loginterval logfreq printfreq": "--run.log-every",
+    "drop dropout": "--model.dropout",
+    "aa autoaugment randaugment": "--augreg --augment.randaugment-layers",
+    "noaug noaugmentation": "--augreg=none",
+    "valsplit valsize valratio": "--data.val-fraction",
+    "j workers numworkers": "--data.workers --threads",
+    "amp half fp16 bf16 dtype": "--precision=bfloat16",
+    "gpu gpus cuda cpu accelerator": "--device",
+    "m arch architecture net": "--model",
+    "pretrained weights checkpoint initialcheckpoint finetune": "--init --resume RUN",
+    "data dataset datapath datafolder root": "DATA --data-dir",
+    "o output outputdir savedir project dest": "--out",
+    "inchans channels": "--in-channels",
+    "k topk top": "--top-k",
+    "csv": "--format=csv",
+    "json": "--format=json",
+    "quantize quantise quantization": "--int8",
+    "format": "--to",
+    "bind address ip": "--host",
+    "p": "--port",
+    "verbose": "--log",
+}
 HELP = {"-h": "--help", "--help": "--help", "--help-all": "--help-all"}
 
 
@@ -94,6 +133,10 @@ class Line:
     def value(self, option: str) -> str:
         """The value of an option as it stands there; empty where it is not given."""
         return next(iter(self.options.get(option, ())[1:]), "")
+
+    def make(self) -> "Command":
+        """The command that the line describes. ValueError for a wrong value."""
+        return self.command.of(self)
 
 
 class Command:
@@ -197,7 +240,7 @@ def read(command: type[Command], prog: str, args: Sequence[str]) -> Line:
             help = max(help, HELP[spelling], key=len)
             continue
         if spelling not in spellings:
-            close = difflib.get_close_matches(spelling, spellings)
+            close = similar_options(spelling, command)
             advice = f"did you mean {', '.join(close)}?" if close else f"{prog} --help-all lists them"
             raise ValueError(f"no option {spelling}; {advice}")
         option, implied = spellings[spelling]
@@ -214,6 +257,43 @@ def read(command: type[Command], prog: str, args: Sequence[str]) -> Line:
     for argument in positional(command):
         words += options.pop(f"--{argument.arg.name}", ())[1:]
     return Line(command, prog, tuple(words), options, help)
+
+
+def similar_options(word: str, command: type[Command]) -> list[str]:
+    """What a wrong option may mean: what other programs call so, else what is spelt so, each by its shortest name."""
+    bare, spellings = re.sub(r"\W", "", word), spellings_of(command)
+    known = {*spellings, *(a.name for a in positional(command))}
+    meant = next((names.split() for words, names in ELSEWHERE.items() if bare in words.split()), [])
+    if meant := [name for name in meant if name.partition("=")[0] in known]:
+        return meant
+    nearest: dict[str, tuple[float, str]] = {}
+    for name in sorted(spellings, key=len):
+        parts = (re.sub(r"\W", "", part) for part in (name, name.rpartition(".")[2]))  # imagesize is --image-size
+        ratio = max(difflib.SequenceMatcher(None, bare, part).ratio() for part in parts)
+        option = spellings[name][0].name
+        if ratio > max(0.65, nearest.get(option, (0.0, ""))[0]):
+            nearest[option] = ratio, name
+    ranked = sorted(nearest.values(), key=lambda found: -found[0])
+    return [name for ratio, name in ranked if ratio >= ranked[0][0] - 0.1][:3]
+
+
+def as_typed(message: str, line: Line) -> str:
+    """A message about options that are on the line, which names them as they are spelt there: run.epochs, --epochs.
+
+    It also names the others so. A message about none of them, such as one about a file, stays as it is.
+    """
+    short = {f"--{short.option}": f"--{name}" for name, short in line.command.short.items()}
+    names: dict[str, str] = {}
+    typed: set[str] = set()
+    for option in sorted(arguments_of(line.command), key=lambda option: option.name in line.options):
+        key = option.name.removeprefix("--").replace("-", "_")
+        leaf, given = key.rpartition(".")[2], line.options.get(option.name)
+        names[key] = names[leaf] = given[0] if given else short.get(option.name, option.name)
+        typed |= {key, leaf} if given else set()
+    words = re.compile(r"(?<![\w./-])[a-z]\w*[._]\w+(?![\w/-]|\.\w)")  # not the words of a sentence, nor of a path
+    if typed.isdisjoint(words.findall(message)):
+        return message
+    return words.sub(lambda found: names.get(found[0], found[0]), message)
 
 
 def is_option(word: str) -> bool:

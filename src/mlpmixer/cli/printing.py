@@ -10,13 +10,31 @@ from collections.abc import Sequence
 from typing import Any
 
 Event = dict[str, Any]
+MOST_LINES, MOST_CHARACTERS = 12, 1000  # of a message
 MAX_ROWS = 40  # longer tables of classes are cut; --json has all
 
 
 def print_error(message: str) -> None:
     rank = os.environ.get("RANK", "0")  # of several processes, those that are not the first say which they are
-    lines = "\n".join(map(visible, message.split("\n")))
+    lines = "\n".join(map(visible, shortened(message).split("\n")))
     print(f"mlpmixer: {f'rank {rank}: ' if rank != '0' else ''}{lines}", file=sys.stderr, flush=True)
+
+
+def shortened(message: str) -> str:
+    """A message of at most a screen. Its start says what is wrong and its end what to type: what came, which is often
+    a value of someone else's file, goes from the middle."""
+    lines = message.split("\n")
+    if len(lines) > MOST_LINES:
+        lines = [
+            *lines[: MOST_LINES // 2],
+            f"... ({len(lines) - MOST_LINES + 1:,} lines)",
+            *lines[-MOST_LINES // 2 + 1 :],
+        ]
+    text = "\n".join(lines)
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    start, end = text[: MOST_CHARACTERS // 2], text[-MOST_CHARACTERS // 2 :]
+    return f"{start} ... ({len(text) - MOST_CHARACTERS:,} characters) ... {end}"
 
 
 SPEAKING_S = 30.0

@@ -196,7 +196,7 @@ class Trainer:
 
     def diverged(self, what: str) -> Diverged:
         return Diverged(
-            f"{what}; last good checkpoint: {model_file.last_state(self.folder) or 'none'}. Try a lower --optim.lr, a "
+            f"{what}; last good checkpoint: {model_file.last_state(self.folder) or 'none'}. Try a lower --lr, a "
             "longer --optim.warmup-steps, --optim.clip-norm 1, or --precision float32"
         )
 

@@ -40,7 +40,7 @@ class Init(Config, owner="init"):
             "init.stem=whitened would undo the stem of init.weights; leave one out",
         )
         plain = self.resize == "bicubic" and not self.magnified
-        require(bool(self.weights) or plain, "init.resize and init.magnified need init.weights (--init)")
+        require(bool(self.weights) or plain, "init.resize and init.magnified need init.weights")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -203,7 +203,7 @@ def make_training_step(
     rows = rows_per_batch(len(stores.train), recipe.run)
     if rows < group.size:
         raise ValueError(
-            f"{group.size} processes cannot share a batch of {rows}; use at most {rows}, or a larger --run.batch-size"
+            f"{group.size} processes cannot share a batch of {rows}; use at most {rows}, or a larger --batch-size"
         )
     teacher = make_teacher(source, recipe.distill, stores.train, classes, device, dtype)
     return TrainingStep(recipe, stores, device, dtype, start, teacher, group, resumed=saved is not None)
