@@ -54,7 +54,7 @@ from mlpmixer.durable import write_json
 from mlpmixer.hardware import device_name
 from mlpmixer.models import names
 from mlpmixer.models.mixer import EPS, Mixer
-from mlpmixer.models.mixer_names import timm_table
+from mlpmixer.models.mixer_names import TIMM, state_dict_table
 from mlpmixer.weights import published, run_folder
 from mlpmixer.weights.formats import read_foreign, to_foreign, write_foreign
 from mlpmixer.weights.load import load_weights
@@ -187,7 +187,7 @@ def disagreements(w: published.Weights, tag: str) -> list[str]:
         "file": (w.url, f"hf:{theirs.hf_hub_id}/{theirs.hf_hub_filename or HF_SAFE_WEIGHTS_NAME}"),
         "architecture": (w.model, ours_of(theirs.architecture)),
         "arrays": (
-            {row.theirs: row.shape for row in timm_table(cfg)},
+            {row.theirs: row.shape for row in state_dict_table(cfg, TIMM)},
             {k: tuple(v.shape) for k, v in live.state_dict().items()},
         ),
         "activation": (

@@ -18,7 +18,7 @@ DATA = (
     "a data set's name such as digits (mlpmixer list datasets), a folder with a subfolder for each class, a Parquet "
     "file or folder, or hf:owner/name"
 )
-WEIGHTS = "a run's folder, a weight file (.safetensors, .npz, .pth), hf:owner/name, or a name (mlpmixer list weights)"
+WEIGHTS = "a run's folder, a weight file (.safetensors, .npz, .pth, or FILE:KEY in it), hf:owner/name, or a name (mlpmixer list weights)"
 MODEL = f"{WEIGHTS}; or an export, file or bundle"
 
 DataArg = Annotated[str, Arg("DATA", DATA, positional=True)]

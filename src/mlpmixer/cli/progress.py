@@ -20,6 +20,8 @@ def reporter(*, quiet: bool = False, as_json: bool = False) -> Iterator[Callable
 
         def report(event: Event) -> None:
             nonlocal phase, show
+            if event["kind"] == "note":
+                return print_error(event["note"])
             now = "fetch" if event["kind"] == "fetch" else "train"
             if show is None or now != phase:
                 shown.close()

@@ -263,7 +263,7 @@ def load(
 
     file = locate(name, report=report)
     if network is None:
-        model, meta = load_file(file, name)
+        model, meta = load_file(file, name, report=report)
         if sizes:
             from mlpmixer.weights.adapt import adapt_trained
 

@@ -1,4 +1,4 @@
-"""The names of a Mixer's weights in other homes: the official Flax .npz, and timm's state dict.
+"""The names of a Mixer's weights in other homes: the official Flax .npz, and state dicts, timm's and its own.
 
 Official: google-research/vision_transformer (vit_jax/models_mixer.py) and google-research/big_vision
 (models/mlp_mixer.py). Letters as in mixer.py: S patches, C hidden_dim, DS and DC the widths of the MLPs, P patch_size,
@@ -6,12 +6,26 @@ K classes.
 """
 
 import re
+from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
 from mlpmixer.config import pair
 from mlpmixer.models.configs import Activation, MixerConfig
-from mlpmixer.models.name_table import Arrays, NameTable, Row, WeightsError, image_size_of, shape_of
+from mlpmixer.models.name_table import (
+    Arrays,
+    NameTable,
+    Row,
+    WeightsError,
+    image_size_of,
+    shape_of,
+    with_stem_as_convolution,
+)
+from mlpmixer.models.names import MIXERS
+
+OWN = {"stem": "stem", "token_mixing": "token_mixing", "channel_mixing": "channel_mixing"}
+TIMM = {"stem": "stem.proj", "token_mixing": "mlp_tokens", "channel_mixing": "mlp_channels"}
 
 
 def official_table(cfg: MixerConfig) -> list[Row]:
@@ -44,15 +58,11 @@ def official_table(cfg: MixerConfig) -> list[Row]:
     return rows
 
 
-def timm_table(cfg: MixerConfig) -> list[Row]:
-    """timm's MlpMixer: a convolution as stem, mlp_tokens and mlp_channels as names; everything else as here."""
+def state_dict_table(cfg: MixerConfig, names: Mapping[str, str]) -> list[Row]:
+    """A state dict with a convolution as stem, as timm's MlpMixer has it, and these names for the stem and the MLPs."""
     rows = []
     for row in official_table(cfg):
-        theirs = (
-            row.ours.replace("token_mixing", "mlp_tokens")
-            .replace("channel_mixing", "mlp_channels")
-            .replace("stem.", "stem.proj.")
-        )
+        theirs = ".".join(names.get(part, part) for part in row.ours.split("."))
         if row.form == "stem_hwio":
             p, q, channels, c = row.shape
             rows.append(Row(row.ours, theirs, (c, channels, p, q), "stem_oihw"))
@@ -115,23 +125,35 @@ def official_config(
     )
 
 
-def timm_config(
-    arrays: Arrays, image_size: int | tuple[int, int] | None = None, where: str = "the file"
+def state_dict_config(
+    arrays: Arrays,
+    image_size: int | tuple[int, int] | None = None,
+    where: str = "the file",
+    names: Mapping[str, str] = TIMM,
 ) -> MixerConfig:
-    """The architecture that timm's state dict is of."""
-    c, channels, p, q = shape_of(arrays, "stem.proj.weight", 4, where)
+    """The architecture that a state dict of `state_dict_table` is of."""
+    c, channels, p, q = shape_of(arrays, f"{names['stem']}.weight", 4, where)
+    tokens, mixed = (
+        shape_of(arrays, f"blocks.0.{names[mlp]}.fc1.weight", 2, where)[::-1]
+        for mlp in ("token_mixing", "channel_mixing")
+    )
+    num_blocks = len({m[1] for name in arrays if (m := re.match(r"blocks\.(\d+)\.", name))})
     return _config(
-        {
-            "stem": (p, q, channels, c),
-            "tokens": shape_of(arrays, "blocks.0.mlp_tokens.fc1.weight", 2, where)[::-1],
-            "channels": shape_of(arrays, "blocks.0.mlp_channels.fc1.weight", 2, where)[::-1],
-        },
-        num_blocks=len({m[1] for name in arrays if (m := re.match(r"blocks\.(\d+)\.", name))}),
+        {"stem": (p, q, channels, c), "tokens": tokens, "channels": mixed},
+        num_blocks=num_blocks,
         num_classes=shape_of(arrays, "head.weight", 2, where)[0] if "head.weight" in arrays else 0,
-        activation="gelu_erf",
+        activation="gelu_erf" if names is TIMM else _activation(num_blocks, c, tokens[1], mixed[1]),
         image_size=image_size,
         where=where,
     )
+
+
+def _activation(*widths: int) -> Activation:
+    """That of the named Mixer with this number of blocks and these widths, or else the default: no weight tells it."""
+    for known in MIXERS.values():
+        if (known.num_blocks, known.hidden_dim, known.tokens_mlp_dim, known.channels_mlp_dim) == widths:
+            return known.activation
+    return MixerConfig.activation
 
 
 def _config(
@@ -177,8 +199,16 @@ TABLES = (
         form="timm",
         suffix=".safetensors",
         marker="blocks.0.mlp_tokens.fc1.weight",
-        rows=timm_table,
-        config=timm_config,
+        rows=partial(state_dict_table, names=TIMM),
+        config=state_dict_config,
         activation="gelu_erf",
+    ),
+    NameTable(
+        form="own",
+        suffix=".safetensors",
+        marker="blocks.0.token_mixing.fc1.weight",
+        rows=partial(state_dict_table, names=OWN),
+        config=partial(state_dict_config, names=OWN),
+        current=with_stem_as_convolution,
     ),
 )

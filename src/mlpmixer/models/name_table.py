@@ -29,7 +29,7 @@ class Row:
     form: Form = "same"
 
 
-def _unchanged(arrays: Arrays) -> dict[str, np.ndarray]:
+def unchanged(arrays: Arrays) -> dict[str, np.ndarray]:
     return dict(arrays)
 
 
@@ -38,7 +38,7 @@ class NameTable:
     """One form in which others store the weights of a network."""
 
     form: str
-    """official: by the authors; timm: by timm."""
+    """official: by the authors; timm: by timm; own: the state dict of the module here."""
     suffix: Literal[".npz", ".safetensors"]
     """What it is written to; a state dict of torch is read from .pth, .pt and .bin, too."""
     marker: str
@@ -51,7 +51,7 @@ class NameTable:
     """What this form's code computes, where that is not part of the file."""
     preprocess: str = "timm"
     """Name of the evaluation preprocessing that goes with it, see `data.preprocess.create_preprocess`."""
-    current: Callable[[Arrays], dict[str, np.ndarray]] = _unchanged
+    current: Callable[[Arrays], dict[str, np.ndarray]] = unchanged
     """Arrays of any public variant under the names of `rows`."""
 
 
@@ -78,6 +78,24 @@ def to_theirs(array: np.ndarray, row: Row) -> np.ndarray:
 
 def printable(name: str) -> str:
     return name if re.fullmatch(r"[\w./-]{1,200}", name) else repr(name[:200])
+
+
+def with_stem_as_convolution(arrays: Arrays) -> dict[str, np.ndarray]:
+    """A state dict of ours with its stem, (C, in_channels*P*P), as the convolution that it is: (C, in_channels, P, P).
+
+    For square patches of images of 1 or 3 channels, which the number of inputs tells apart; WeightsError for others.
+    """
+    stem = arrays.get("stem.weight")
+    if stem is None or stem.ndim != 2 or not any(name.startswith("blocks.0.token_mixing.") for name in arrays):
+        return dict(arrays)
+    for channels in (1, 3):
+        side = math.isqrt(stem.shape[1] // channels)
+        if stem.size and channels * side * side == stem.shape[1]:
+            return {**arrays, "stem.weight": stem.reshape(-1, channels, side, side)}
+    raise WeightsError(
+        f"a stem of {stem.shape[1]} inputs reads no square patch of 1 or 3 channels: load these weights into the "
+        "network in Python, and store it with mlpmixer.weights.model_file.save_model"
+    )
 
 
 def shape_of(arrays: Arrays, name: str, ndim: int, where: str) -> tuple[int, ...]:

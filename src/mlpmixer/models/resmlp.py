@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from mlpmixer.models.configs import ResMLPConfig, Size
-from mlpmixer.models.name_table import Arrays, NameTable, Row, image_size_of, shape_of
+from mlpmixer.models.name_table import (
+    Arrays,
+    NameTable,
+    Row,
+    image_size_of,
+    shape_of,
+    unchanged,
+    with_stem_as_convolution,
+)
 from mlpmixer.models.network import DropPath, Mlp, TokenNetwork
 
 
@@ -78,6 +86,7 @@ class ResMLP(TokenNetwork):
 
 # --- names in other homes ---------------------------------------------------------------------------------------------
 
+OWN = tuple((name, name) for name in ("stem.", "token_mixing.", "channel_mixing."))
 OFFICIAL = (("stem.", "patch_embed.proj."), ("token_mixing.", "attn."), ("channel_mixing.", "mlp."))
 TIMM = (
     ("stem.", "stem.proj."), ("token_mixing.", "linear_tokens."), ("channel_mixing.", "mlp_channels."), ("gamma_", "ls")
@@ -128,6 +137,7 @@ TABLES = tuple(
         marker=f"blocks.0.{names[1][1]}weight",
         rows=partial(_rows, names=names),
         config=partial(_config, names=names),
+        current=with_stem_as_convolution if names is OWN else unchanged,
     )
-    for form, names in (("official", OFFICIAL), ("timm", TIMM))
+    for form, names in (("official", OFFICIAL), ("timm", TIMM), ("own", OWN))
 )

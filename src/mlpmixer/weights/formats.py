@@ -1,4 +1,5 @@
-"""Weights of other homes, read and written: .npz, .safetensors and .pth, by the name tables of the networks.
+"""Weights of other homes, read and written: .npz, .safetensors and what torch.save wrote, by the name tables of the
+networks.
 
 Files come from strangers: nothing is unpickled, nothing is extracted, and nothing is allocated before the sizes that a
 file claims are compared with the sizes it has. Every missing, extra or mis-shaped array is named in one WeightsError.
@@ -8,19 +9,22 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mlpmixer.config import pair
 from mlpmixer.durable import replacing
 from mlpmixer.models.architecture import name_tables
 from mlpmixer.models.configs import NetworkConfig
 from mlpmixer.models.name_table import NameTable, Row, WeightsError, printable, to_ours, to_theirs
+from mlpmixer.weights.state_dicts import StateDict, choose, find_networks, listed, read_torch_file, state_dicts
 
+MOST_NAMED = 12  # arrays in one error
 DEFLATE_AT_MOST = 1032  # bytes that one byte of deflate can stand for (zlib's technical notes)
 
 
@@ -39,7 +43,8 @@ def from_arrays(arrays: dict[str, np.ndarray], rows: list[Row], where: str) -> d
     ]
     problems += [f"{printable(name)} has dtype {a.dtype}" for name, a in arrays.items() if not _is_float(a.dtype)]
     if problems:
-        raise WeightsError(f"{where} does not hold these Mixer weights: " + "; ".join(problems))
+        more = [f"and {len(problems) - MOST_NAMED:,} more"] if len(problems) > MOST_NAMED else []
+        raise WeightsError(f"{where} does not hold just these weights: " + "; ".join(problems[:MOST_NAMED] + more))
     return {row.ours: _tensor(to_ours(arrays.pop(row.theirs), row.form)) for row in rows}
 
 
@@ -106,26 +111,43 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str) -
 
 
 def read_foreign(
-    path: str | os.PathLike[str], image_size: int | tuple[int, int] | None = None
+    path: str | os.PathLike[str],
+    image_size: int | tuple[int, int] | None = None,
+    place: str = "",
+    note: Callable[[str], None] = lambda text: None,
 ) -> tuple[NetworkConfig, dict[str, Tensor], NameTable]:
-    """Architecture, our state dict and the form of a file of other code: an .npz, .safetensors, or a .pth that is read
-    without unpickling anything but tensors. The names in it tell which network it is of.
+    """Architecture, our state dict and the form of a file of other code: an .npz, .safetensors, or what torch.save
+    wrote, of which nothing but tensors is unpickled. The names in it tell which network it is of.
+
+    place: which of several networks in the file, by its key such as state_dict_ema; "": see `state_dicts.choose`.
+    note: receives what was assumed, in a sentence.
 
     WeightsError for what is damaged, hostile, or not of a known network.
     """
     npz = str(path).endswith(".npz")
-    arrays = read_npz(path) if npz else {name: _array(tensor) for name, tensor in _read_tensors(path).items()}
-    for _, table in name_tables():
-        if (table.suffix == ".npz") == npz and table.marker in (current := table.current(arrays)):
+    tables = [table for _, table in name_tables() if (table.suffix == ".npz") == npz]
+    if npz:
+        arrays = read_npz(path)
+        choose({"": {}}, place, str(path))
+    else:
+        tensors = _state_dict(path, [table.marker for table in tables], place, note)
+        arrays = {name: _array(tensor) for name, tensor in tensors.items()}
+    for table in tables:
+        if table.marker in (current := table.current(arrays)):
             cfg = table.config(current, image_size, str(path))
+            if table.form == "own":
+                note(_assumed(path, cfg))
             return cfg, from_arrays(current, table.rows(cfg), str(path)), table
     some = ", ".join(printable(n) for n in sorted(arrays)[:5])
-    raise WeightsError(f"{path} does not hold weights of a known network; it has: {some or 'nothing'}")
+    raise WeightsError(
+        f"{path} does not hold weights of a known network; it has: "
+        + (some or "no tensors by name, as torch.save(model.state_dict(), FILE) stores them")
+    )
 
 
 def name_table(cfg: NetworkConfig, form: str) -> NameTable:
     """How a form names the weights of this architecture. ValueError when there is no such form."""
-    tables = {table.form: table for _, table in name_tables(cfg.architecture)}
+    tables = {table.form: table for _, table in name_tables(cfg.architecture) if table.form != "own"}
     if form not in tables:
         raise ValueError(
             f"{cfg.architecture} has no {form} form; its weights are written as FILE.safetensors of this package"
@@ -166,25 +188,34 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
-def _read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    if str(path).endswith(".safetensors"):
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+def _state_dict(
+    path: str | os.PathLike[str], markers: Sequence[str], place: str, note: Callable[[str], None]
+) -> StateDict:
+    """The network in a file, or, where none is known, the first tensors in it."""
+    loaded = _read_safetensors(path) if str(path).endswith(".safetensors") else read_torch_file(Path(path))
+    networks = find_networks(loaded, markers)
+    if not networks:
+        return next(iter(state_dicts(loaded)), ("", {}))[1]
+    chosen = choose(networks, place, str(path))
+    if len(networks) > 1 and not place:
+        note(f"{path}: {listed(networks)}; {chosen or 'the first'} is taken. For another: {path}:KEY")
+    return networks[chosen]
 
-        try:
-            return load_file(path)
-        except SafetensorError as e:
-            raise WeightsError(f"{path} is damaged: {e}") from e
+
+def _read_safetensors(path: str | os.PathLike[str]) -> StateDict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as e:  # on garbage the unpickler of weights_only raises whatever its stack machine runs into
-        reason = str(e).partition("\n")[0] or type(e).__name__
-        raise WeightsError(f"{path} is not a file of plain tensors, and nothing else is unpickled: {reason}") from e
-    for key in ("state_dict", "model"):  # as training scripts wrap it
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise WeightsError(f"{path} holds no state dict of tensors")
-    return cast(dict[str, Tensor], loaded)
+        return load_file(path)
+    except SafetensorError as e:
+        raise WeightsError(f"{path} is damaged: {e}") from e
+
+
+def _assumed(path: str | os.PathLike[str], cfg: NetworkConfig) -> str:
+    """What a state dict of our own leaves open."""
+    (h, w), (p, q), activation = pair(cfg.image_size), cfg.cell, getattr(cfg, "activation", "")
+    return (
+        f"{path} is taken for a {cfg.architecture} of {h}x{w} px, {cfg.in_channels} channels and patches of {p}x{q} px"
+        f"{f', with {activation}' if activation else ''}; it says no classes and no preprocessing"
+    )

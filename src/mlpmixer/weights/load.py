@@ -1,7 +1,8 @@
 """Trained weights by name, path or address -> a network and all that belongs to it.
 
     load_weights("B/16:imagenet21k")        a published file (`published.WEIGHTS`), fetched once
-    load_weights("Mixer-B_16.npz")          an official file; .safetensors, .pth, .pt, .bin: timm's
+    load_weights("Mixer-B_16.npz")          an official file; .safetensors, .pth, .pt, .ckpt, ...: a state dict
+    load_weights("last.pth:state_dict_ema") one of several networks in a file
     load_weights("runs/photos")             a run, or its model.safetensors
     load_weights("hf:owner/name")           what `mlpmixer push` wrote
 
@@ -35,10 +36,10 @@ from mlpmixer.weights.run_folder import MODEL_FILE
 
 Report = Callable[[dict[str, Any]], None]
 Head = Literal["keep", "reset", "drop"]
-TIMM_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+STATE_DICTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")  # .tar: of .pth.tar
 EXPECTED = (
     f"expected a run folder, written by `mlpmixer train` (it holds {MODEL_FILE}), that .safetensors file, an official "
-    f".npz, timm's .safetensors or .pth, hf:owner/name, or a name of `mlpmixer list weights`"
+    f".npz, a state dict (.safetensors, .pth, .ckpt, ...), hf:owner/name, or a name of `mlpmixer list weights`"
 )
 
 
@@ -48,22 +49,33 @@ def load_weights(
     """The network, on the CPU and in evaluation mode, and what is stored with it: classes, preprocessing, provenance.
 
     image_size: of a foreign file whose patches fill no square, (height, width) in pixels; otherwise the file says it.
-    report: receives the progress of a download.
+    report: receives the progress of a download, and {"kind": "note", "note": ...} where a file leaves something open.
 
     A foreign file with 1000, 21,843 or 11,221 outputs gets the class names of ImageNet-1k, of Google's ImageNet-21k, or
     numbers.
     Errors: ValueError (WeightsError, CheckpointError) for what is not there, damaged, or not a known network.
     """
     name = os.fspath(name)
-    return load_file(locate(name, report=report), name, image_size)
+    return load_file(locate(name, report=report), name, image_size, report)
 
 
-def load_file(file: Path, name: str, image_size: Size | None = None) -> tuple[Any, ModelMeta]:
+def load_file(
+    file: Path, name: str, image_size: Size | None = None, report: Report | None = None
+) -> tuple[Any, ModelMeta]:
     """`load_weights` of a `name` whose file `locate` has found."""
     if name not in WEIGHTS and file.suffix == ".safetensors":
         with suppress(ForeignFile):
-            return load_model(file)
-    return _foreign(file, WEIGHTS.get(name), name, image_size)
+            found = load_model(file)
+            if key := split_key(name)[1]:
+                raise ValueError(f"{file} is a model file, which holds one network: leave :{key} out")
+            return found
+    return _foreign(file, WEIGHTS.get(name), name, image_size, report or (lambda event: None))
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """A path, and which of several networks in that file: FILE or FILE:KEY."""
+    path, _, place = name.rpartition(":")
+    return (path, place) if os.path.isfile(path) and not os.path.exists(name) else (name, "")
 
 
 def locate(name: str, *, report: Report | None = None) -> Path:
@@ -76,7 +88,7 @@ def locate(name: str, *, report: Report | None = None) -> Path:
         from mlpmixer.weights.hub import download
 
         return download(name)
-    path = Path(name)
+    path = Path(split_key(name)[0])
     if path.is_dir():
         if (path / MODEL_FILE).is_file():
             return path / MODEL_FILE
@@ -92,7 +104,7 @@ def locate(name: str, *, report: Report | None = None) -> Path:
         beside = [str(p.parent) for p in path.parent.glob(f"*/{MODEL_FILE}")] if path.parent.is_dir() else []
         close = difflib.get_close_matches(name, [*beside, *WEIGHTS], 1, 0.5)
         raise ValueError(f"{path} does not exist: {EXPECTED}" + (f"; did you mean {close[0]}?" if close else ""))
-    if path.suffix not in (".npz", *TIMM_SUFFIXES):
+    if path.suffix not in (".npz", *STATE_DICTS):
         raise ValueError(f"{path} is not a model: {EXPECTED}")
     return path
 
@@ -130,16 +142,19 @@ def _is_ours(file: Path) -> bool:
     return True
 
 
-def _foreign(file: Path, known: Weights | None, name: str, image_size: Size | None) -> tuple[Any, ModelMeta]:
+def _foreign(
+    file: Path, known: Weights | None, name: str, image_size: Size | None, report: Report
+) -> tuple[Any, ModelMeta]:
     from mlpmixer.weights.formats import read_foreign
 
-    cfg, state, table = read_foreign(file, image_size)
+    place = split_key(name)[1]
+    cfg, state, table = read_foreign(file, image_size, place, lambda text: report({"kind": "note", "note": text}))
     if known:
         _require_same_architecture(cfg, known.config, str(file))
     preprocess = known.preprocess if known else table.preprocess
     heads = {count: classes for classes, count in published.NUM_CLASSES.items()}
     k = cfg.num_classes
-    provenance = {"weights": name if known else file.name, "form": table.form}
+    provenance = {"weights": name if known else f"{file.name}:{place}".rstrip(":"), "form": table.form}
     if known:
         provenance |= {"source": known.source, "licence": known.licence}
     meta = ModelMeta(

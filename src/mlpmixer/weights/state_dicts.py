@@ -1,0 +1,149 @@
+"""State dicts in what training scripts save: wrapped, averaged, and beside much that is not weights."""
+
+import re
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from pickletools import genops
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from mlpmixer.config import did_you_mean
+from mlpmixer.models.name_table import WeightsError, printable
+
+StateDict = dict[str, Tensor]
+AVERAGE = re.compile(r"ema|swa|avg|average|teacher")  # in the key of weights that another network was averaged to
+LEGACY_PICKLES = 4  # of a file from before torch 1.6: a number, a version, the system, and the object
+
+
+class _Settable(type):
+    """Equal to dict, which is what torch's unpickler asks the type of an object before it sets items of it."""
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is dict
+
+    __hash__ = type.__hash__
+
+
+class Inert(dict[Any, Any], metaclass=_Settable):
+    """Stands for any class or function that a file names: it ignores what it is called with, and keeps set items."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read_torch_file(path: Path) -> Any:
+    """What torch.save wrote: tensors, containers and numbers; every other object is `Inert`.
+
+    torch's weights_only unpickler reads it: it imports nothing and calls nothing but what rebuilds tensors, and Inert.
+
+    WeightsError for anything else, such as a file that names a function of the operating system.
+    """
+    try:
+        with torch.serialization.safe_globals([(Inert, name) for name in _global_names(path)]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as e:  # on garbage the unpickler of weights_only raises whatever its stack machine runs into
+        reason = (_reasons(str(e)) or [type(e).__name__])[-1]
+        raise WeightsError(f"{path} is not a file of plain tensors, and nothing else is unpickled: {reason}") from e
+
+
+def _reasons(said: str) -> list[str]:
+    """The lines of an error, less where torch says what else it could do."""
+    lines = (line.strip().removeprefix("WeightsUnpickler error: ") for line in said.splitlines())
+    return [line for line in lines if line and not line.startswith(("Check the doc", "Weights only load failed"))]
+
+
+def _global_names(path: Path) -> set[str]:
+    """The classes and functions that a file of torch.save names, whether or not they exist."""
+    names: set[str] = set()
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            for _ in range(LEGACY_PICKLES):
+                names |= _names_in(file)
+        else:
+            with zipfile.ZipFile(file) as archive:
+                for member in archive.namelist():
+                    if member.endswith("/data.pkl"):
+                        with archive.open(member) as pickled:
+                            names |= _names_in(pickled)
+    return names
+
+
+def _names_in(file: IO[bytes]) -> set[str]:
+    """Names in a pickle, as torch spells them: those of Python 2, which its protocol has, with the names of today."""
+    names = set()
+    for opcode, argument, _ in genops(file):
+        if opcode.name == "GLOBAL":
+            module, _, name = str(argument).partition(" ")
+            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+            names.add(f"{module}.{name}")
+    return names
+
+
+def state_dicts(loaded: Any) -> Iterator[tuple[str, StateDict]]:
+    """(place, tensors) of every dict in `loaded` that holds tensors by name; the keys that lead to it are its place."""
+    waiting, seen = [("", loaded)], set()
+    while waiting:
+        place, value = waiting.pop()
+        if not isinstance(value, dict) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        named = {key: inner for key, inner in value.items() if isinstance(key, str)}
+        if tensors := {name: inner.detach() for name, inner in named.items() if isinstance(inner, Tensor)}:
+            yield place, tensors
+        waiting += [(f"{place}.{key}" if place else key, inner) for key, inner in reversed(named.items())]
+
+
+def find_networks(loaded: Any, markers: Sequence[str]) -> dict[str, StateDict]:
+    """The networks in `loaded`, by where they are: below which keys, and, of several in one dict, below which prefix.
+
+    markers: names of which every known network has one. What wrappers put before all names of a network, such as
+    module. or _orig_mod., is cut off, whatever it is. Names without it stay: whoever wants the network finds them
+    extra.
+    """
+    found = {}
+    for place, tensors in state_dicts(loaded):
+        ends = [(name, marker) for name in tensors for marker in markers if f".{name}".endswith(f".{marker}")]
+        prefixes = sorted({name.removesuffix(marker) for name, marker in ends}, key=len, reverse=True)
+        networks: dict[str, StateDict] = {prefix: {} for prefix in reversed(prefixes)}
+        for name, tensor in tensors.items():
+            owner = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+            if owner is not None:
+                networks[owner][name.removeprefix(owner)] = tensor
+            elif name.rpartition(".")[2] != "n_averaged":  # of torch.optim.swa_utils.AveragedModel
+                for network in networks.values():
+                    network[name] = tensor
+        for prefix, network in networks.items():
+            inside = prefix.rstrip(".") if len(networks) > 1 else ""
+            found[".".join(filter(None, [place, inside]))] = network
+    return found
+
+
+def choose(found: dict[str, StateDict], place: str, where: str) -> str:
+    """The place that is asked for, or the only one below it; else the first that is no average of another.
+
+    WeightsError when it is not there.
+    """
+    if not place or place in found:
+        return place or min(found, key=lambda key: bool(AVERAGE.search(key)))
+    below = [key for key in found if key.startswith(f"{place}.")]
+    if len(below) == 1:
+        return below[0]
+    raise WeightsError(f"{where} holds no network at {printable(place)}: {listed(found)}{did_you_mean(place, found)}")
+
+
+def listed(found: dict[str, StateDict]) -> str:
+    """The places of a file, for errors and notes."""
+    return "it holds " + ", ".join(printable(key) if key else "one without a key" for key in list(found)[:10])
