@@ -286,6 +286,27 @@ def test_rows_belong_to_one_part_and_overlap_by_one(n: int, parts: int) -> None:
         assert p.indices[p.num_local :].tolist() == following
 
 
+def test_gloo_holds_no_tensor_after_an_exchange(forked: Forks, tmp_path: Path) -> None:
+    code = """
+    import os, sys
+    import torch
+    from mlpmixer.training.distributed import ProcessGroup, connected, sum_over_processes
+    sys.setswitchinterval(5)  # gloo's thread gets the GIL only when it is let go
+    other = os.fork()
+    total = torch.ones(3)
+    with connected(ProcessGroup(int(other == 0), 2), 60, "file://" + sys.argv[1]):
+        references = sys.getrefcount(total)
+        for _ in range(20):
+            sum_over_processes(total)
+            assert sys.getrefcount(total) == references
+    if other == 0:
+        os._exit(0)
+    assert os.waitpid(other, 0)[1] == 0 and total.tolist() == [2**20] * 3
+    """
+    done = forked(code, tmp_path / "meeting")
+    assert done.returncode == 0, done.stderr
+
+
 def test_single_process_exchanges_nothing() -> None:
     alone = ProcessGroup()
     assert alone.is_main and alone.all_reduce([1.5]) == [1.5] and alone.broadcast("x") == "x"

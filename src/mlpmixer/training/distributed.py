@@ -4,6 +4,8 @@ The processes average their gradients. A single process makes the same calls, wh
 that exchange something are called on every process, in the same order.
 """
 
+import pickle
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,9 +14,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
@@ -89,27 +92,27 @@ class ProcessGroup:
         if self.size == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
+        sum_over_processes(total)
         return total.tolist()
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Whether each flag is set in any of the processes."""
         return tuple(count > 0 for count in self.all_reduce([float(flag) for flag in flags]))
 
-    def broadcast(self, value: T) -> T:
-        """Rank 0's value, on every process."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box)
-        return box[0]
-
     def gather(self, value: T) -> list[T]:
-        """The values of all processes by rank, on every process."""
-        values = [value] * self.size
-        if self.size > 1:
-            dist.all_gather_object(values, value)
-        return values
+        """The values of all processes by rank, on every process. They are pickled."""
+        if self.size == 1:
+            return [value]
+        own = np.frombuffer(pickle.dumps(value), np.uint8)
+        lengths = [int(n) for n in self.all_reduce([len(own) * (rank == self.rank) for rank in range(self.size)])]
+        rows = torch.zeros(self.size, max(lengths), dtype=torch.uint8)
+        rows.numpy()[self.rank, : len(own)] = own
+        sum_over_processes(rows)
+        return [pickle.loads(row[:n].tobytes()) for row, n in zip(rows.numpy(), lengths, strict=True)]
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on every process. It is pickled."""
+        return self.gather(value if self.is_main else None)[0]  # type: ignore[return-value]
 
     def on_all(self, work: Callable[[], T]) -> T:
         """work() on every process; it must not exchange anything.
@@ -134,6 +137,18 @@ class ProcessGroup:
     def on_main(self, work: Callable[[], T]) -> T:
         """work() on rank 0 alone, and its result on every process. Errors as in `on_all`."""
         return self.broadcast(self.on_all(lambda: work() if self.is_main else None))  # type: ignore[return-value]
+
+
+def sum_over_processes(tensor: Tensor) -> None:
+    """Replace a tensor on the CPU by its sum over the processes; return when gloo no longer holds it.
+
+    A thread of gloo holds it a little longer than the exchange takes, and needs the GIL to let it go. If the process
+    ended meanwhile it would abort, and if it dropped the process group it would wait for that thread for ever.
+    """
+    references = sys.getrefcount(tensor)
+    dist.all_reduce(tensor)
+    while sys.getrefcount(tensor) > references:
+        time.sleep(0.001)
 
 
 def gradient_exchange(network: nn.Module, now: bool) -> AbstractContextManager[None]:
