@@ -1,6 +1,7 @@
 """Data by name and by path, splits cut and checked, hostile files refused."""
 
 import builtins
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -24,6 +25,7 @@ from mlpmixer.config import from_json, to_json
 from mlpmixer.data.catalog import DATASETS
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data, open_images, stratified_cut
+from mlpmixer.data.image_set import Splits
 from mlpmixer.data.images import ImageError, decode
 from mlpmixer.data.streaming.datasets import open_streamed
 
@@ -447,9 +449,69 @@ def test_split_folder_names(tmp_path: Path, words: tuple[str, str, str]) -> None
     assert (len(s.train), len(s.val), len(s.test)) == (8, 4, 6) and s.test.names[0] == f"{words[2]}/a/0.png"
 
 
-def test_train_as_a_class_name(tmp_path: Path) -> None:
+def notes_of(splits: Splits) -> str:
+    return "\n".join(splits.notes)
+
+
+def test_flat_folders_named_after_splits_are_classes_and_said_to_be(tmp_path: Path) -> None:
     make_folder(tmp_path, {"bus": 5, "train": 5, "test": 5})
-    assert open_data(Data(name=str(tmp_path))).classes == ("bus", "test", "train")
+    s = open_data(Data(name=str(tmp_path)))
+    assert s.classes == ("bus", "test", "train")
+    for name in ("train", "test"):
+        assert f"folder {name!r} is taken for a class, as it has no folders in it" in notes_of(s)
+    assert "taken for" not in notes_of(open_data(Data(name=str(tmp_path), layout="classes")))
+    with pytest.raises(ValueError, match=r"no folder named train, val or test with class folders .*/train/CLASS/image"):
+        open_data(Data(name=str(tmp_path), layout="splits"))
+
+
+def test_lone_folder_named_after_a_split_is_a_class_beside_other_images(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a", {"bus": 5, "car": 5, "train/steam": 3, "train/diesel": 3})
+    s = open_data(Data(name=str(tmp_path / "a")))
+    assert s.classes == ("bus", "car", "train")
+    assert "folder 'train' is taken for a class like those beside it, 'bus', 'car', and not for the train" in notes_of(
+        s
+    )
+    s = open_data(Data(name=str(tmp_path / "a"), layout="splits"))
+    assert s.classes == ("diesel", "steam")
+    assert "not used: 'bus', 'car', beside train, which are taken for splits (--data.layout classes)" in notes_of(s)
+    make_folder(tmp_path / "b", {"train/a": 5, "train/b": 5, "test": 5, "notes": 0})
+    s = open_data(Data(name=str(tmp_path / "b")))
+    assert s.classes == ("a", "b") and "not used: 'notes', 'test', beside train" in notes_of(s)
+    make_folder(tmp_path / "c", {"cat": 5, "dog": 5, "test/cat": 5, "test/dog": 5})
+    with pytest.raises(ValueError, match="has only test images, and none to train on"):
+        open_data(Data(name=str(tmp_path / "c")))
+
+
+def test_classes_named_after_splits_within_splits(tmp_path: Path) -> None:
+    make_folder(tmp_path, {f"{split}/{c}": 4 for split in ("train", "test") for c in ("train", "val", "test")})
+    s = open_data(Data(name=str(tmp_path)))
+    assert s.classes == ("test", "train", "val") and (len(s.train) + len(s.val), len(s.test)) == (12, 12)
+    assert "taken for" not in notes_of(s)
+    s = open_data(Data(name=str(tmp_path), layout="classes"))
+    assert s.classes == ("test", "train") and len(s.train) + len(s.val) + len(s.test) == 24
+
+
+def test_split_in_the_name_of_a_parquet_file_can_be_overruled(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "bullet-train.parquet", [0, 1] * 8, names=["a", "b"])
+    write_parquet(tmp_path / "test_cat.parquet", [0, 1] * 8, names=["a", "b"])
+    s = open_data(Data(name=str(tmp_path)))
+    assert (
+        len(s.test) == 16 and "test: test_cat.parquet" in notes_of(s) and "train: bullet-train.parquet" in notes_of(s)
+    )
+    s = open_data(Data(name=str(tmp_path), layout="classes"))
+    assert len(s.train) + len(s.val) + len(s.test) == 32 and len(s.test) == 7
+    one = Data(name=str(tmp_path / "test_cat.parquet"))
+    with pytest.raises(ValueError, match=r"only test images, and none to train on; .*--data\.layout classes"):
+        open_data(one)
+    assert len(open_data(dataclasses.replace(one, layout="classes")).test) == 4
+    write_parquet(tmp_path / "x.parquet", [0, 1] * 8, names=["a", "b"])
+    assert "not used, as the name says no split: x.parquet (--data.layout classes" in notes_of(
+        open_data(Data(name=str(tmp_path)))
+    )
+    with pytest.raises(ValueError, match=r"no name says train, val or test \(data\.layout=splits\)"):
+        open_data(Data(name=str(tmp_path / "x.parquet"), layout="splits"))
+    with pytest.raises(ValueError, match="for folders and files, not for digits"):
+        open_data(Data(layout="classes"))
 
 
 def test_class_only_in_test_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlpmixer.cli.arguments import Command
-from mlpmixer.cli.options import DataArg, DataDir, Json
+from mlpmixer.cli.options import DataArg, DataDir, DataLayout, Json
 from mlpmixer.cli.printing import MAX_ROWS, print_json, print_table
 from mlpmixer.data.config import Data
 
@@ -23,11 +23,12 @@ class DataCheck(Command):
     data: DataArg
     json: Json = False
     data_dir: DataDir = ""
+    layout: DataLayout = "auto"
 
     def __call__(self) -> int:
         from mlpmixer.data.check import check_data
 
-        report = check_data(Data(name=self.data, data_dir=self.data_dir or None))
+        report = check_data(Data(name=self.data, data_dir=self.data_dir or None, layout=self.layout))
         if self.json:
             print_json(report.to_json())
         else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from mlpmixer.cli.arguments import Arg, Command
 from mlpmixer.cli.printing import print_error
 from mlpmixer.cli.progress import reporter
+from mlpmixer.data.paths import Layout
 from mlpmixer.models.configs import Method
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ Split = Annotated[
     Literal["test", "val", "train", "all"], Arg(help="Part of the data. all: a plain folder, as a whole.")
 ]
 DataDir = Annotated[str, Arg("DIR", "Folder with the files of a named data set.")]
+DataLayout = Annotated[
+    Layout, Arg(name="data.layout", help="What folders and files named train, val or test are: splits, or classes.")
+]
 BatchSize = Annotated[int, Arg(help="Batch size.")]
 Device = Annotated[str, Arg(help="auto, cpu, cuda, cuda:1 or mps.")]
 Json = Annotated[bool, Arg(help="Print all numbers as JSON.")]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from mlpmixer.config import Config, require
+from mlpmixer.data.paths import Layout
 
 Fit = Literal["crop", "pad", "squash", "short_side_crop", "vit_jax_eval", "bv_resmall_crop", "bv_resize_crop"]
 
@@ -14,6 +15,9 @@ class Data(Config, owner="data"):
 
     name: str = "digits"
     """A named data set (mlpmixer list datasets), a folder, a Parquet file, shards, or hf:owner/name."""
+    layout: Layout = "auto"
+    """What folders and files named train, val or test are: splits, or classes like the others. auto: splits, but for
+    folders without class folders in them, and for a single one beside folders of other images."""
     data_dir: str | None = None
     """Folder with the files of a named data set (DIR or DIR/NAME)."""
     fit: Fit = "crop"

@@ -15,10 +15,11 @@ from typing import Literal
 
 import numpy as np
 
+from mlpmixer.config import require
 from mlpmixer.data.catalog import DATASETS, DatasetInfo
 from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet, RawSplits, Splits, chain, doubt_of
-from mlpmixer.data.paths import TEST, TRAIN, VAL, count, find_files, printable, similar_paths, split_from_path
+from mlpmixer.data.paths import TEST, TRAIN, VAL, Layout, count, find_files, printable, similar_paths, split_from_path
 from mlpmixer.data.readers.folder import read_folder
 from mlpmixer.data.readers.hub import download_parquet, read_hub
 from mlpmixer.data.readers.parquet import read_parquet
@@ -41,9 +42,11 @@ def cut_splits(raw: RawSplits, data: Data) -> Splits:
     """`open_data` of files that have been opened."""
     sets, notes = dict(raw.sets), list(raw.notes)
     if "all" in sets:
+        require(data.layout != "splits", f"{raw.name}: no name says train, val or test (data.layout=splits)")
         sets[TRAIN] = sets.pop("all")
     if TRAIN not in sets:
-        raise ValueError(f"{raw.name} has only {' and '.join(sets)} images, and none to train on")
+        overrule = "; if its name means something else: --data.layout classes" if data.layout == "auto" else ""
+        raise ValueError(f"{raw.name} has only {' and '.join(sets)} images, and none to train on{overrule}")
     classes = _used_classes(sets, notes, raw.name)
     sets = {split: _relabelled(images, classes) for split, images in sets.items()}
     sizes = ", ".join(f"{split} {len(sets[split])}" for split in (TRAIN, VAL, TEST) if split in sets)
@@ -198,20 +201,22 @@ def open_raw(data: Data) -> RawSplits:
             f"{name} is streamed: it supports training, and evaluation of val and test; for anything else, give the "
             f"images themselves"
         )
+    key = name.casefold().replace("_", "-")
+    if name.startswith("hf:") or key in DATASETS:
+        require(data.layout == "auto", f"data.layout={data.layout} is for folders and files, not for {name}")
     if name.startswith("hf:"):
         return read_hub(name[3:])
-    key = name.casefold().replace("_", "-")
     if key in DATASETS:
         return _open_named(key, DATASETS[key], data.data_dir)
     for path in (os.path.expanduser(name), os.path.join(os.path.expanduser(data.data_dir or "."), name)):
         if os.path.exists(path):
-            return _open_path(path)
+            return _open_path(path, data.layout)
     raise ValueError(
         f"no data set, file or folder named {printable(name)!r}; {suggest(name, [*DATASETS, *similar_paths(name)])}"
     )
 
 
-def _open_path(path: str) -> RawSplits:
+def _open_path(path: str, layout: Layout) -> RawSplits:
     name = printable(os.path.basename(os.path.abspath(path)))
     if os.path.isfile(path):
         if not path.lower().endswith(".parquet"):
@@ -219,11 +224,11 @@ def _open_path(path: str) -> RawSplits:
                 f"{printable(path)} is a file, but not .parquet; expected a folder with one subfolder of images per "
                 f"class, or Parquet"
             )
-        return read_parquet([path], name, None)
+        return read_parquet([path], name, None, layout=layout)
     if files := find_files(path, ".parquet", depth=0):
-        return read_parquet(files, name, None)
+        return read_parquet(files, name, None, layout=layout)
     try:
-        return read_folder(path, name)
+        return read_folder(path, name, layout)
     except ValueError as e:
         files = find_files(path, ".parquet", depth=2)
         if not files:
@@ -235,7 +240,7 @@ def _open_path(path: str) -> RawSplits:
     if len(folders) > 1 and not all(split_from_path(os.path.join(f, "x")) for f in folders):
         some = ", ".join(map(printable, folders[:10]))
         raise ValueError(f"{printable(path)} holds several data sets; pass one of {some}")
-    return read_parquet(files, name, None)
+    return read_parquet(files, name, None, layout=layout)
 
 
 def _open_named(name: str, info: DatasetInfo, data_dir: str | None) -> RawSplits:

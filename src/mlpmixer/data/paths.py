@@ -4,8 +4,10 @@ import difflib
 import os
 import re
 from collections.abc import Container, Sequence
+from typing import Literal
 
 TRAIN, VAL, TEST = "train", "val", "test"
+Layout = Literal["auto", "classes", "splits"]
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), TRAIN),
     **dict.fromkeys(("val", "valid", "validation", "dev"), VAL),
@@ -18,6 +20,11 @@ def split_from_path(path: str) -> str | None:
     folder, base = os.path.split(path)
     words = [*re.split(r"[^a-z]+", base.lower()), os.path.basename(folder).lower()]
     return next((SPLIT_WORDS[w] for w in words if w in SPLIT_WORDS), None)
+
+
+def split_of(path: str, layout: Layout) -> str:
+    """The split that a file belongs to, "all" where its name says none, or is not to say one."""
+    return "all" if layout == "classes" else split_from_path(path) or "all"
 
 
 def count(n: int, what: str, plural: str = "s") -> str:

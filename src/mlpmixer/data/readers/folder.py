@@ -9,22 +9,35 @@ import numpy as np
 from mlpmixer.data.image_set import ImageSet, RawSplits
 from mlpmixer.data.images import IMAGE_SUFFIXES
 from mlpmixer.data.labels import class_name
-from mlpmixer.data.paths import SPLIT_WORDS, printable
+from mlpmixer.data.paths import SPLIT_WORDS, Layout, printable
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 Inodes = frozenset[tuple[int, int]]
 
 
-def read_folder(root: str, name: str) -> RawSplits:
+def read_folder(root: str, name: str, layout: Layout = "auto") -> RawSplits:
     """ROOT/CLASS/.../image or ROOT/SPLIT/CLASS/.../image. ValueError when there are no images in such folders."""
     scan = _Scan()
     folders, others = scan.entries(root)
-    splits = _split_folders(root, folders)
+    splits, notes = _split_folders(root, folders) if layout != "classes" else ({}, [])
+    if layout == "auto" and (beside := _beside(root, splits, folders)):
+        notes = [
+            f"folder {one!r} is taken for a class like those beside it, {beside}, and not for the {split} images "
+            "(--data.layout splits)"
+            for split, one in splits.items()
+        ]
+        splits = {}
     scan.note_loose("", others)
-    notes = []
     if splits:
-        unused = [f for f in folders if f not in splits.values()]
-        notes += [f"folder {printable(f)!r} beside {', '.join(splits.values())} is not used" for f in unused]
+        unused = ", ".join(repr(printable(f)) for f in folders if f not in splits.values())
+        if unused:
+            beside = f"beside {', '.join(splits.values())}, which are taken for splits (--data.layout classes)"
+            notes = [f"not used: {unused}, {beside}"]
+    elif layout == "splits":
+        raise ValueError(
+            f"{printable(root)} has no folder named train, val or test with class folders in it (data.layout=splits); "
+            f"expected {printable(name)}/train/CLASS/image.jpg"
+        )
     classes: set[str] = set()
     found: dict[str, list[tuple[str, str, str]]] = {}  # split -> (class, path, readable name)
     for split, folder in (splits or {"all": ""}).items():
@@ -69,9 +82,10 @@ def read_folder(root: str, name: str) -> RawSplits:
     return RawSplits(name, sets, notes, scan.stray)
 
 
-def _split_folders(root: str, folders: Sequence[str]) -> dict[str, str]:
-    """Split -> subfolder with such a name. One without folders inside is a class: "train" can be a vehicle."""
+def _split_folders(root: str, folders: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """(split -> subfolder with such a name, notes about those that are classes): "train" can be a vehicle."""
     found: dict[str, str] = {}
+    notes = []
     for folder in folders:
         split = SPLIT_WORDS.get(folder.casefold())
         if split and _Scan().entries(os.path.join(root, folder))[0]:
@@ -79,7 +93,23 @@ def _split_folders(root: str, folders: Sequence[str]) -> dict[str, str]:
                 both = f"{found[split]!r} and {folder!r}"
                 raise ValueError(f"{printable(root)} has both {both}: which one is {split}? Keep one of them")
             found[split] = folder
-    return found
+        elif split:
+            notes.append(
+                f"folder {folder!r} is taken for a class, as it has no folders in it; if it holds the {split} images, "
+                "put those of each class into a folder of its own there, or move it away"
+            )
+    return found, notes
+
+
+def _beside(root: str, splits: dict[str, str], folders: Sequence[str]) -> str:
+    """The folders of images beside the only one that is named after a split, unless it holds folders of such names."""
+    if len(splits) != 1:
+        return ""
+    (named,) = splits.values()
+    inside = _Scan().entries(os.path.join(root, named))[0]
+    others = [f for f in folders if f.casefold() not in SPLIT_WORDS]
+    images = [f for f in others if next(_Scan().images(os.path.join(root, f), f, frozenset()), None)]
+    return "" if set(inside) & set(others) else ", ".join(map(repr, map(printable, images[:3])))
 
 
 def _is_image(name: str) -> bool:

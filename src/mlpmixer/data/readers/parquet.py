@@ -10,7 +10,7 @@ import numpy as np
 from mlpmixer.data.image_set import ImageSet, LazySequence, RawSplits, chain, numbered
 from mlpmixer.data.images import Source
 from mlpmixer.data.labels import Label, LabelEncoder, class_name, used_labels
-from mlpmixer.data.paths import require_all_shards, split_from_path
+from mlpmixer.data.paths import Layout, require_all_shards, split_of
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
@@ -95,16 +95,19 @@ class Table(NamedTuple):
         return cls(path, images, column.to_pylist(), class_names(schema, label))
 
 
-def read_parquet(files: Sequence[str], name: str, classes: Sequence[str] | None, channels: int = 3) -> RawSplits:
+def read_parquet(
+    files: Sequence[str], name: str, classes: Sequence[str] | None, channels: int = 3, layout: Layout = "auto"
+) -> RawSplits:
     """Parquet files whose names, or whose folders' names, say the split; `classes` as in `raw_splits`."""
     pa = import_pyarrow()
     by_split: dict[str, list[str]] = {}
     for path in files:
-        by_split.setdefault(split_from_path(path) or "all", []).append(path)
+        by_split.setdefault(split_of(path, layout), []).append(path)
     unused = by_split.pop("all") if "all" in by_split and len(by_split) > 1 else []
     notes = [f"{split}: {', '.join(map(os.path.basename, paths))}" for split, paths in by_split.items()]
     if unused:
-        notes.append(f"not used, as the name says no split: {', '.join(map(os.path.basename, unused))}")
+        names = ", ".join(map(os.path.basename, unused))
+        notes.append(f"not used, as the name says no split: {names} (--data.layout classes uses all files alike)")
     tables: dict[str, list[Table]] = {}
     for split, paths in by_split.items():
         require_all_shards(paths)

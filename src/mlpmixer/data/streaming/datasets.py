@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlpmixer.config import require
 from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet, chain, doubt_of
 from mlpmixer.data.labels import LabelEncoder, meaning_of, used_labels
@@ -75,12 +76,14 @@ def open_streamed(
         )
     retry = retry or Retry()
     cache = Path(cache_dir) if cache_dir is not None else cache_folder()
-    listing = find_shards(data.name.strip(), data.data_dir, retry.timeout_s)
+    listing = find_shards(data.name.strip(), data.data_dir, retry.timeout_s, data.layout)
     shards, name = listing.shards, listing.name
     notes = [listing.note]
     if "all" in shards and len(shards) > 1:
-        notes.append(f"not used, as the name says no split: {_names(shards.pop('all'))}")
+        names = _names(shards.pop("all"))
+        notes.append(f"not used, as the name says no split: {names} (--data.layout classes uses all shards alike)")
     if "all" in shards:
+        require(data.layout != "splits", f"{name}: no name says train, val or test (data.layout=splits)")
         shards[TRAIN] = shards.pop("all")
     if TRAIN not in shards:
         raise ValueError(f"{name} has only {' and '.join(shards)} shards, and none to train on")

@@ -14,7 +14,16 @@ from typing import Any, get_args
 from urllib.parse import urljoin
 
 from mlpmixer.data.labels import Meaning, class_name, read_label
-from mlpmixer.data.paths import SPLIT_WORDS, find_files, printable, require_all_shards, similar_paths, split_from_path
+from mlpmixer.data.paths import (
+    SPLIT_WORDS,
+    Layout,
+    find_files,
+    printable,
+    require_all_shards,
+    similar_paths,
+    split_from_path,
+    split_of,
+)
 from mlpmixer.data.readers.parquet import LABEL_COLUMNS
 from mlpmixer.data.streaming.shards import SUFFIXES, Kind, Shard, ShardError
 from mlpmixer.download import CHUNK_BYTES, Connection, NetworkError, first_line, import_hub
@@ -38,25 +47,27 @@ class Listing:
         return next(iter(self.shards.values()))[0].kind
 
     @classmethod
-    def of(cls, name: str, addresses: Sequence[str], classes: tuple[str, ...] | None, note: str) -> "Listing":
+    def of(
+        cls, name: str, addresses: Sequence[str], classes: tuple[str, ...] | None, note: str, layout: Layout
+    ) -> "Listing":
         """Shards of one kind, whose addresses say the split."""
         if len({os.path.splitext(a)[1].lower() for a in addresses}) > 1:
             raise ValueError(f"{name} holds .tar and .parquet files; pass a folder or pattern with those of one kind")
         shards: dict[str, list[Shard]] = {}
         for address in addresses:
-            shards.setdefault(split_from_path(address) or "all", []).append(Shard(address))
+            shards.setdefault(split_of(address, layout), []).append(Shard(address))
         return cls(name, shards, classes, note)
 
 
-def find_shards(name: str, folder: str | None, timeout_s: float) -> Listing:
+def find_shards(name: str, folder: str | None, timeout_s: float, layout: Layout = "auto") -> Listing:
     """The shards that `name` means; a path may also be relative to `folder`. ValueError says what was expected."""
     if name.startswith("hf:"):
-        return _on_the_hub(name[3:])
+        return _on_the_hub(name[3:], layout)
     remote = bool(re.match(r"https?://", name))
     if is_pattern(name) or name.lower().endswith(SUFFIXES):
         addresses = _expand(name if remote else os.path.expanduser(name))
         short = re.split(r"[\d.]", Shard(addresses[0]).name)[0].rstrip("-_") or "shards"
-        return Listing.of(short, addresses, None, f"from {len(addresses)} shards, {printable(name)}")
+        return Listing.of(short, addresses, None, f"from {len(addresses)} shards, {printable(name)}", layout)
     if remote:
         address = name if name.endswith(".json") else f"{name.rstrip('/')}/{INFO}"
         return _from_info(_download(address, timeout_s), address, address.rpartition("/")[0])
@@ -82,7 +93,7 @@ def find_shards(name: str, folder: str | None, timeout_s: float) -> Listing:
     names = os.path.join(path, "classes.txt")
     classes = read_classes(names) if os.path.isfile(names) else None
     short = printable(os.path.basename(os.path.abspath(path)))
-    return Listing.of(short, files, classes, f"from {len(files)} shards in {printable(path)}")
+    return Listing.of(short, files, classes, f"from {len(files)} shards in {printable(path)}", layout)
 
 
 def is_pattern(name: str) -> bool:
@@ -170,7 +181,7 @@ def _from_info(content: bytes, where: str, base: str) -> Listing:
 # ---- the Hugging Face Hub
 
 
-def _on_the_hub(repo: str) -> Listing:
+def _on_the_hub(repo: str, layout: Layout) -> Listing:
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)", repo)
     if not match or {".", ".."} & set(repo.split("/")):
         raise ValueError(f"expected hf:owner/name or hf:owner/name/folder, got 'hf:{repo}'")
@@ -193,7 +204,7 @@ def _on_the_hub(repo: str) -> Listing:
     require_all_shards(files)
     addresses = [f"hf://datasets/{owner_name}@{info.sha}/{f}" for f in files]
     note = f"from hf.co/datasets/{owner_name}, revision {info.sha}"
-    return Listing.of(owner_name.rpartition("/")[2], addresses, _classes_in_card(info.card_data), note)
+    return Listing.of(owner_name.rpartition("/")[2], addresses, _classes_in_card(info.card_data), note, layout)
 
 
 def _classes_in_card(card: Any) -> tuple[str, ...] | None:
