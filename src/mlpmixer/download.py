@@ -4,8 +4,10 @@ hand where there is no network.
 Only the standard library; addresses on the Hugging Face Hub (hf:owner/name/file) go through huggingface-hub, an extra.
 """
 
+import ipaddress
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +18,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from mlpmixer.config import Config
 from mlpmixer.hardware import cache_folder
+from mlpmixer.registry import shown
 
 if sys.platform != "win32":
     import fcntl
@@ -28,6 +31,7 @@ T = TypeVar("T")
 Report = Callable[[dict[str, Any]], None]
 CHUNK_BYTES = 1 << 20
 REPORT_EVERY_S = 0.1
+WEB = ("http", "https")
 RETRYABLE_STATUS = {408, 425, 429}  # timeout, too early, too many requests; beside these every 5xx
 
 
@@ -86,6 +90,29 @@ class Retry(Config):
                 self.wait(failures)
 
 
+class _Redirects(HTTPRedirectHandler):
+    """Redirects stay on the web: from https to https, and from no public host to one that only this machine sees."""
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
+        here, there = urlsplit(req.full_url), urlsplit(newurl)
+        fits = there.scheme in WEB and (there.scheme, here.scheme) != ("http", "https")
+        local = there.hostname != here.hostname and _is_local(there.hostname) and not _is_local(here.hostname)
+        if not fits or local:
+            raise Refused(f"the server redirects to {shown(newurl)}, which is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _is_local(host: str | None) -> bool:
+    try:
+        found = socket.getaddrinfo(host, None)
+    except OSError:  # unknown here, as behind a proxy
+        return False
+    return any(not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global for *_, address in found)
+
+
+_OPENER = build_opener(_Redirects)
+
+
 class Connection:
     """The bytes of a file on a web server from byte `start` on. Failures are NetworkErrors.
 
@@ -100,7 +127,11 @@ class Connection:
         if start:  # RFC 9110, 13.1.5
             headers |= {"Range": f"bytes={start}-"} | ({"If-Range": version} if version else {})
         try:
-            self._response: HTTPResponse = urlopen(Request(url, headers=headers), timeout=timeout_s)
+            if urlsplit(url).scheme not in WEB:
+                raise Refused(f"expected an address of {' or '.join(WEB)}, got {shown(url)}")
+            self._response: HTTPResponse = _OPENER.open(Request(url, headers=headers), timeout=timeout_s)
+        except NetworkError:
+            raise
         except HTTPError as e:
             with e:
                 if e.code == 416:
@@ -112,9 +143,10 @@ class Connection:
         answer = self._response.headers
         etag = answer.get("ETag", "")
         self.version: str = etag if etag.startswith('"') else answer.get("Last-Modified", "")
-        self.position, self.size = 0, int(answer.get("Content-Length", 0))
+        length = answer.get("Content-Length", "")
+        self.position, self.size = 0, int(length) if re.fullmatch(r"[0-9]{1,18}", length) else 0
         if self._response.status == 206:
-            part = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.get("Content-Range", ""))
+            part = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18})", answer.get("Content-Range", ""))
             if part is None or int(part[1]) != start or (version and self.version not in ("", version)):
                 self.close()
                 raise PartMismatch("the server sent another part of the file than was asked for")

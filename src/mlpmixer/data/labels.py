@@ -1,9 +1,12 @@
 """Labels as files hold them, numbers or names, and the classes that they mean."""
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from mlpmixer.registry import shortened, shown
 
 Label = int | str | None
 """None and -1 mean that there is no label."""
@@ -15,7 +18,7 @@ def class_name(text: str) -> str:
     """The name in NFC (macOS writes accents as characters of their own). ValueError for one that no line can hold."""
     name = unicodedata.normalize("NFC", text)
     if not name.strip() or any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
-        raise ValueError(f"a class is named {text!r}; expected a name that can be printed in one line: rename it")
+        raise ValueError(f"a class is named {shown(text)}; expected a name that can be printed in one line: rename it")
     return name
 
 
@@ -42,8 +45,10 @@ class LabelEncoder:
 
     @classmethod
     def of_classes(cls, names: Sequence[str], meaning: Meaning = "numbers") -> "LabelEncoder":
-        """Labels are these names, or whole numbers with that meaning."""
+        """Labels are these names, or whole numbers with that meaning. ValueError when two are the same."""
         classes = tuple(map(class_name, names))
+        if twice := next((name for name, n in Counter(classes).items() if n > 1), None):
+            raise ValueError(f"two classes have the same name, {shown(twice)}: rename one of them")
         numbers = {i: i for i in range(len(classes))} if meaning == "numbers" else _spelt(classes)
         return cls(classes, numbers | {name: i for i, name in enumerate(classes)})
 
@@ -60,9 +65,9 @@ class LabelEncoder:
             return -1
         index = self.indices.get(unicodedata.normalize("NFC", label) if isinstance(label, str) else label)
         if index is None:
-            names = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
+            names = shortened(", ".join(self.classes[:5])) + (", ..." if len(self.classes) > 5 else "")
             raise ValueError(
-                f"{where} has the label {label!r}, which is none of the {len(self.classes)} classes: {names}"
+                f"{where} has the label {shown(label)}, which is none of the {len(self.classes)} classes: {names}"
             )
         return index
 

@@ -4,11 +4,12 @@ The file is real.json of google-research/reassessed-imagenet: 50,000 lists of cl
 image ILSVRC2012_val_00000001. An empty list means that people found none of the classes; such images are left out.
 """
 
-import json
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from mlpmixer.config import parse_json
 
 NUM_IMAGES = 50_000
 NUM_CLASSES = 1000
@@ -41,7 +42,7 @@ def read_real(file: str | os.PathLike[str]) -> list[Labels]:
     if not path.is_file():
         raise ValueError(f"no file {path}: expected real.json of google-research/reassessed-imagenet")
     try:
-        lists = json.loads(path.read_text(encoding="utf-8"))
+        lists = parse_json(path.read_bytes())
     except ValueError as e:
         raise ValueError(f"{path} is not the ReaL labels: {e}") from e
     if not isinstance(lists, list) or len(lists) != NUM_IMAGES or not all(map(_is_labels, lists)):

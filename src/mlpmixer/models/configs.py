@@ -18,7 +18,7 @@ Size = int | tuple[int, int]
 
 MAX_INPUT_PIXELS = 2**26  # of the input, 8192 x 8192
 MAX_CHANNELS = 10_000  # satellites have hundreds
-MAX_CLASSES = 2**24
+MAX_CLASSES = 1_000_000
 MAX_BLOCKS = 10_000
 MAX_WIDTH = 2**20
 

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import pickletools
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +13,7 @@ import numpy as np
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.paths import TEST, TRAIN
 from mlpmixer.data.readers.files import Files, OriginalFiles
+from mlpmixer.registry import shortened, shown
 
 _PIXELS = 3 * 32 * 32
 
@@ -48,49 +50,74 @@ def _binary(content: bytes, name: str, *, skip: int) -> tuple[np.ndarray, np.nda
 
 def _python(content: bytes, name: str, *, key: str) -> tuple[np.ndarray, np.ndarray]:
     try:
-        batch = _Unpickler(io.BytesIO(content), encoding="latin1").load()
+        batch = _Unpickler(content).load()
         columns = {k.decode() if isinstance(k, bytes) else k: v for k, v in batch.items()}
-        pixels = columns["data"].value.reshape(-1, _PIXELS)
-        labels = np.asarray(columns[key])
-        if labels.shape != (len(pixels),) or labels.dtype.kind != "i":
-            raise ValueError(f"{len(pixels)} images, but {key} of shape {labels.shape}, {labels.dtype}")
+        pixels, labels = columns["data"].value.reshape(-1, _PIXELS), columns[key]
+        if not isinstance(labels, list) or not all(type(label) is int for label in labels):  # lists could hold lists
+            raise ValueError(f"{key} is not a list of whole numbers")
+        if len(labels) != len(pixels):
+            raise ValueError(f"{len(pixels)} images, but {len(labels)} {key}")
+        return pixels, np.array(labels, np.int64)
     except Exception as e:  # a damaged or hostile pickle can raise anything
         reason = f"no {e}" if isinstance(e, KeyError) else e
         raise ValueError(
-            f"{name} is not a CIFAR batch, which has data (uint8, N x {_PIXELS}) and {key}: {reason}"
+            f"{name} is not a CIFAR batch, which has data (uint8, N x {_PIXELS}) and {key}: {shortened(reason)}"
         ) from e
-    return pixels, labels
 
 
-class _Bytes:
+class _Unpickler(pickle.Unpickler):
+    """Reads arrays of uint8, numbers, text and containers of these: it runs no code, and takes memory of the order of
+    the file.
+
+    `find_class` knows what numpy's arrays are made of, and gives functions of this module for it; anything else is an
+    error. What an operation claims is checked before the C code reserves it: pickletools reads every operation first,
+    without executing any, and fails where an argument is longer than what is left of the file; a number in the memo,
+    which is a table of all numbers below it, must be less than the bytes before it. Text becomes bytes only once,
+    however often it is referred to.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        for operation, argument, place in pickletools.genops(content):
+            if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > (place or 0):
+                raise pickle.UnpicklingError(f"it asks for a memo of {argument:,} places")
+        super().__init__(io.BytesIO(content), encoding="latin1")
+        self.left = len(content)
+
+    def find_class(self, module: str, name: str) -> Any:
+        match module.replace("numpy._core", "numpy.core"), name:
+            case ("numpy", "ndarray" | "dtype") | ("numpy.core.multiarray", "_reconstruct"):
+                return partial(_Array, self)
+            case "numpy.core.numeric", "_frombuffer":
+                return lambda content, kind, shape, order: _Array(self).fill(content, shape, order)
+            case "_codecs", "encode":  # how Python 3 writes bytes in an old pickle
+                return lambda text, _: self.encoded(text)
+        raise pickle.UnpicklingError(f"it asks for {shown(f'{module}.{name}')}; only arrays of uint8 are read")
+
+    def encoded(self, text: str) -> bytes:
+        self.left -= len(text)
+        if self.left < 0:
+            raise pickle.UnpicklingError("it uses the same text again and again")
+        return text.encode("latin1")
+
+
+class _Array:
     """Stands in for numpy's arrays and types in a pickle: an array of uint8 is all that can come of it."""
 
     value: np.ndarray
 
-    def __init__(self, *args: Any) -> None:
-        if args and args[0] not in ("u1", "|u1", _Bytes):
-            raise pickle.UnpicklingError(f"it holds arrays of {args[0]!r}")
+    def __init__(self, unpickler: _Unpickler, *args: Any) -> None:
+        self.unpickler = unpickler
+        if args and not (isinstance(args[0], partial) or args[0] in ("u1", "|u1")):
+            raise pickle.UnpicklingError(f"it holds arrays of {shown(args[0])}")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if isinstance(state[-1], str | bytes):  # of an array: version, shape, type, order, content
-            self.fill(state[-1], None, state[1], "F" if state[3] else "C")
+            self.fill(state[-1], state[1], "F" if state[3] else "C")
 
-    def fill(self, content: str | bytes, _: object, shape: tuple[int, ...], order: Any) -> "_Bytes":
-        content = content.encode("latin1") if isinstance(content, str) else content
+    def fill(self, content: str | bytes, shape: tuple[int, ...], order: Any) -> "_Array":
+        content = self.unpickler.encoded(content) if isinstance(content, str) else content
         self.value = np.frombuffer(content, np.uint8).reshape(shape, order=order)
         return self
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        match module.replace("numpy._core", "numpy.core"), name:
-            case ("numpy", "ndarray" | "dtype") | ("numpy.core.multiarray", "_reconstruct"):
-                return _Bytes
-            case "numpy.core.numeric", "_frombuffer":
-                return lambda content, kind, shape, order: _Bytes().fill(content, kind, shape, order)
-            case "_codecs", "encode":  # how Python 3 writes bytes in an old pickle
-                return lambda text, _: text.encode("latin1")
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}; only arrays of uint8 are read")
 
 
 CIFAR10 = OriginalFiles(

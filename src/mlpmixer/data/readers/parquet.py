@@ -1,19 +1,24 @@
 """Parquet files as on the Hugging Face Hub: a column of images and a column of labels."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlpmixer.config import parse_json
+from mlpmixer.data.bounded import file_below
 from mlpmixer.data.image_set import ImageSet, LazySequence, RawSplits, chain, numbered
 from mlpmixer.data.images import Source
 from mlpmixer.data.labels import Label, LabelEncoder, class_name, used_labels
 from mlpmixer.data.paths import Layout, require_all_shards, split_of
+from mlpmixer.download import first_line
+from mlpmixer.registry import shortened
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
+MAX_EXPANSION, SPARE_BYTES = 100, 1 << 26
+"""A file may take so many times its own bytes in memory, and so many more."""
 
 
 def import_pyarrow() -> Any:
@@ -30,15 +35,38 @@ def find_columns(names: Sequence[str], path: str) -> tuple[str, str]:
     if image is None or label is None:
         raise ValueError(
             f"{path}: expected a column {' or '.join(IMAGE_COLUMNS)} and a column {' or '.join(LABEL_COLUMNS)}, "
-            f"got {', '.join(names)}"
+            f"got {shortened(', '.join(names))}"
         )
     return image, label
+
+
+def require_labels(kind: Any, path: str) -> None:
+    """ValueError unless a column of this type can be labels."""
+    types = import_pyarrow().types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
+        raise ValueError(f"{path}: labels must be whole numbers or text, got {shortened(kind)}")
+
+
+def read_columns(file: Any, columns: Sequence[str], num_bytes: int, row_groups: Sequence[int] | None = None) -> Any:
+    """Columns of an open Parquet file of `num_bytes` as an Arrow table, a few rows at a time.
+
+    ValueError when they take far more memory than the file, as one image in a million rows does.
+    """
+    batches, most = [], SPARE_BYTES + MAX_EXPANSION * num_bytes
+    groups = range(file.num_row_groups) if row_groups is None else row_groups
+    for batch in file.iter_batches(batch_size=64, row_groups=list(groups), columns=list(columns), use_threads=False):
+        batches.append(batch)
+        if (most := most - batch.nbytes) < 0:
+            raise ValueError(f"its {num_bytes:,} bytes unpack to more than {MAX_EXPANSION} times as much")
+    schema = import_pyarrow().schema([field for field in file.schema_arrow if field.name in columns])
+    return import_pyarrow().Table.from_batches(batches, batches[0].schema if batches else schema)
 
 
 def class_names(schema: Any, column: str) -> tuple[str, ...] | None:
     """The names of the classes, if the schema has them, as `datasets` writes it."""
     try:
-        names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][column]["names"]
+        names = parse_json(schema.metadata[b"huggingface"])["info"]["features"][column]["names"]
     except (KeyError, TypeError, ValueError):
         return None
     return tuple(class_name(str(name)) for name in names) if isinstance(names, list) and names else None
@@ -54,7 +82,7 @@ def encoded_images(column: Any, path: str) -> tuple[Any, Any]:
         paths = pc.struct_field(column, "path") if kind.get_field_index("path") >= 0 else None
         column = pc.struct_field(column, "bytes")
     if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        raise ValueError(f"{path}: images must be struct(bytes, path) or bytes, got {kind}")
+        raise ValueError(f"{path}: images must be struct(bytes, path) or bytes, got {shortened(kind)}")
     return column, paths
 
 
@@ -64,9 +92,7 @@ def _arrow_images(content: Any, paths: Any, folder: str) -> Sequence[Source]:
     def item(i: int) -> Source:
         encoded: bytes | None = content[i].as_py()
         if encoded is None and paths is not None and (path := paths[i].as_py()):
-            full = os.path.realpath(os.path.join(folder, path))
-            if os.path.commonpath([full, folder]) == folder:
-                return full
+            return file_below(folder, path) or b""
         return encoded or b""
 
     return LazySequence(len(content), item)
@@ -89,9 +115,8 @@ class Table(NamedTuple):
         column = table[label]
         if types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        if not (types.is_integer(column.type) or types.is_string(column.type) or types.is_large_string(column.type)):
-            raise ValueError(f"{path}: labels must be whole numbers or text, got {column.type}")
-        images = _arrow_images(*encoded_images(table[image], path), os.path.realpath(os.path.dirname(path)))
+        require_labels(column.type, path)
+        images = _arrow_images(*encoded_images(table[image], path), os.path.dirname(path))
         return cls(path, images, column.to_pylist(), class_names(schema, label))
 
 
@@ -115,10 +140,9 @@ def read_parquet(
             try:
                 file = pa.parquet.ParquetFile(path)
                 columns = [c for c in file.schema_arrow.names if c in IMAGE_COLUMNS + LABEL_COLUMNS]
-                content = file.read(columns=columns, use_threads=False)
+                content = read_columns(file, columns, os.path.getsize(path))
             except (pa.ArrowException, OSError, ValueError) as e:
-                reason = str(e).partition("\n")[0] or type(e).__name__
-                raise ValueError(f"{path} is not a readable Parquet file: {reason}") from e
+                raise ValueError(f"{path} is not a readable Parquet file: {shortened(first_line(e))}") from e
             tables.setdefault(split, []).append(Table.of(content, file.schema_arrow, path))
     return raw_splits(tables, name, classes, channels, notes)
 

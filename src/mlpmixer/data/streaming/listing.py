@@ -2,8 +2,7 @@
 https://host/train-{000..146}.tar, the address of a folder with an _info.json, or hf:OWNER/NAME[/FOLDER]."""
 
 import itertools
-import json
-import operator
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -11,8 +10,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import urljoin
+from urllib.parse import unquote, urljoin
 
+from mlpmixer.config import parse_json
+from mlpmixer.data.bounded import file_below
 from mlpmixer.data.labels import Meaning, class_name, read_label
 from mlpmixer.data.paths import (
     SPLIT_WORDS,
@@ -27,8 +28,13 @@ from mlpmixer.data.paths import (
 from mlpmixer.data.readers.parquet import LABEL_COLUMNS
 from mlpmixer.data.streaming.shards import SUFFIXES, Kind, Shard, ShardError
 from mlpmixer.download import CHUNK_BYTES, Connection, NetworkError, first_line, import_hub
+from mlpmixer.models.configs import MAX_CLASSES
+from mlpmixer.registry import shortened, shown
 
 INFO = "_info.json"  # as timm writes it beside its WebDataset shards
+MAX_INFO_BYTES = 1 << 26
+MAX_SHARDS = 1_000_000
+MAX_SAMPLES = 1 << 40  # of a shard
 
 
 @dataclass(frozen=True)
@@ -103,14 +109,14 @@ def is_pattern(name: str) -> bool:
 def _expand(pattern: str) -> list[str]:
     """a-{08..10}.tar -> a-08.tar, a-09.tar, a-10.tar"""
     texts = re.split(r"\{(\d+)\.\.(\d+)\}", pattern)
-    ranges = [
-        [f"{n:0{len(low)}d}" for n in range(int(low), int(high) + 1)]
-        for low, high in zip(texts[1::3], texts[2::3], strict=True)
-    ]
-    if not all(ranges):
+    bounds = list(zip(texts[1::3], texts[2::3], strict=True))
+    count = math.prod(max(int(high) - int(low) + 1, 0) for low, high in bounds)
+    if not 0 < count <= MAX_SHARDS:
         raise ValueError(
-            f"{pattern} names no shards: a range goes from the lower to the higher number, such as {{000..146}}"
+            f"{pattern} names {count or 'no'} shards: a range goes from the lower to the higher number, such as "
+            f"{{000..146}}"
         )
+    ranges = [[f"{n:0{len(low)}d}" for n in range(int(low), int(high) + 1)] for low, high in bounds]
     return [
         "".join(itertools.chain(*itertools.zip_longest(texts[::3], numbers, fillvalue="")))
         for numbers in itertools.product(*ranges)
@@ -124,11 +130,14 @@ def shards_in(folder: str) -> list[str]:
 
 def read_classes(given: str) -> tuple[str, ...]:
     """data.classes: a number of classes, or a file with one name per line."""
-    if isinstance(number := read_label(given.encode()), int) and number > 1:
+    if isinstance(number := read_label(given.encode()), int) and 1 < number <= MAX_CLASSES:
         return tuple(map(str, range(number)))
     try:
-        lines = Path(given).expanduser().read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
+        with open(Path(given).expanduser(), encoding="utf-8-sig") as file:
+            lines = file.read(MAX_INFO_BYTES).split("\n", MAX_CLASSES)
+        if len(lines) > MAX_CLASSES:
+            raise ValueError(f"more than {MAX_CLASSES:,} lines")
+    except (OSError, ValueError) as e:
         raise ValueError(
             f"data.classes {given!r} is neither a number of classes nor a file with one class name per line: {e}"
         ) from e
@@ -144,38 +153,61 @@ def read_classes(given: str) -> tuple[str, ...]:
 
 
 def _download(address: str, timeout_s: float) -> bytes:
+    content = b""
     try:
         with closing(Connection(address, timeout_s)) as connection:
-            return b"".join(iter(lambda: connection.read(CHUNK_BYTES), b""))
+            while piece := connection.read(CHUNK_BYTES):
+                content += piece
+                if len(content) > MAX_INFO_BYTES:
+                    raise NetworkError(f"more than {MAX_INFO_BYTES:,} bytes")
     except NetworkError as e:
         raise ValueError(
             f"{address} could not be read ({e}). A server's folder cannot be listed: expected an {INFO} in it that "
             "names the shards, or a pattern such as https://HOST/train-{000..146}.tar"
         ) from e
+    return content
 
 
 def _from_info(content: bytes, where: str, base: str) -> Listing:
     shards: dict[str, list[Shard]] = {}
     try:
-        info: dict[str, Any] = json.loads(content)
+        info: dict[str, Any] = parse_json(content)
         for name, split in info["splits"].items():
             of_split = shards.setdefault(split_from_path(name) or "all", [])
             for file, samples in zip(split["filenames"], split["shard_lengths"], strict=True):
-                address = urljoin(base + "/", file) if "://" in base else os.path.join(base, file)
-                if "://" not in base and not os.path.isfile(address):
-                    raise ShardError(f"{address} is missing; {where} lists it")
-                of_split.append(Shard(address, operator.index(samples)))
+                if type(samples) is not int or not 0 <= samples <= MAX_SAMPLES:
+                    raise ValueError(f"a shard of {shown(samples)} samples")
+                of_split.append(Shard(_below(base, file, where), samples))
+        if not isinstance(classes := info.get("classes") or [], list):
+            raise ValueError(f"classes {shown(classes)}")
     except ShardError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(
-            f"{where}: expected {{'splits': {{NAME: {{'filenames': [...], 'shard_lengths': [...]}}}}}}, got {e}"
+            f"{where}: expected {{'splits': {{NAME: {{'filenames': [...], 'shard_lengths': [...]}}}}}}, got "
+            f"{shortened(e)}"
         ) from e
-    classes = tuple(map(str, info["classes"])) if info.get("classes") else None
+    names = tuple(map(str, classes)) or None
     meaning = info.get("labels")
     if meaning not in (None, *get_args(Meaning)):
-        raise ValueError(f'{where}: expected "labels" to be {" or ".join(get_args(Meaning))}, got {meaning!r}')
-    return Listing(printable(base.rpartition("/")[2]) or "shards", shards, classes, f"from {where}", meaning)
+        expected = " or ".join(get_args(Meaning))
+        raise ValueError(f'{where}: expected "labels" to be {expected}, got {shown(meaning)}')
+    return Listing(printable(base.rpartition("/")[2]) or "shards", shards, names, f"from {where}", meaning)
+
+
+def _below(base: str, file: str, where: str) -> str:
+    """The address of a file that the listing `where` names: in its own folder or below it, on its own server."""
+    if "://" not in base:
+        if path := file_below(base, file):
+            return path
+        if not os.path.exists(path := os.path.join(base, file)):
+            raise ShardError(f"{shortened(printable(path))} is missing; {where} lists it")
+        raise ShardError(f"{where} lists {shown(file)}; expected files in its folder or below it alone")
+    root = urljoin(f"{base}/", ".")
+    address = urljoin(root, file)
+    if address.startswith(root) and ".." not in unquote(address).replace("\\", "/").split("/"):
+        return address
+    raise ShardError(f"{where} lists {shown(file)}; expected files below {root} alone")
 
 
 # ---- the Hugging Face Hub

@@ -7,7 +7,6 @@ Parquet: a column image or img (struct(bytes, path) or bytes) and a column label
 """
 
 import io
-import json
 import os
 import posixpath
 import tarfile
@@ -21,12 +20,22 @@ from typing import IO, Any, Literal, NamedTuple, cast
 
 import numpy as np
 
+from mlpmixer.config import parse_json
+from mlpmixer.data.bounded import BoundedFile
 from mlpmixer.data.image_set import LazySequence
 from mlpmixer.data.images import IMAGE_SUFFIXES, Source
 from mlpmixer.data.labels import Label, read_label, used_labels
-from mlpmixer.data.readers.parquet import class_names, encoded_images, find_columns, import_pyarrow
+from mlpmixer.data.readers.parquet import (
+    class_names,
+    encoded_images,
+    find_columns,
+    import_pyarrow,
+    read_columns,
+    require_labels,
+)
 from mlpmixer.data.streaming.remote import RemoteFile
 from mlpmixer.download import NetworkError, Retry, first_line
+from mlpmixer.registry import shortened, shown
 
 Kind = Literal["tar", "parquet"]
 SUFFIXES = (".tar", ".parquet")
@@ -117,9 +126,9 @@ def inspect_shard(shard: Shard, retry: Retry) -> Contents:
 @contextmanager
 def _open(shard: Shard, retry: Retry) -> Iterator[IO[bytes]]:
     """The file; what goes wrong with it is a ShardError."""
-    failures: tuple[type[Exception], ...] = (OSError, tarfile.TarError)
+    failures: tuple[type[Exception], ...] = (OSError, ValueError, tarfile.TarError, RecursionError)
     if shard.kind == "parquet":
-        failures = (OSError, import_pyarrow().ArrowException)
+        failures = (OSError, ValueError, import_pyarrow().ArrowException)
     if shard.address.startswith("hf://"):
         failures = (Exception,)
     try:
@@ -128,7 +137,7 @@ def _open(shard: Shard, retry: Retry) -> Iterator[IO[bytes]]:
     except ShardError:
         raise
     except failures as e:
-        reason = e.strerror if isinstance(e, OSError) and e.strerror else first_line(e)
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else shortened(first_line(e))
         raise ShardError(f"{shard.address} cannot be read: {reason}") from e
 
 
@@ -151,7 +160,7 @@ class _TarSample(NamedTuple):
         try:
             if "cls" in self.content:
                 return read_label(self.content["cls"])
-            value = json.loads(self.content["json"])["label"]
+            value = parse_json(self.content["json"])["label"]
         except (KeyError, TypeError, ValueError):
             return None
         return value if isinstance(value, int | str) and not isinstance(value, bool) else None
@@ -160,7 +169,8 @@ class _TarSample(NamedTuple):
 def _tar_samples(file: IO[bytes], wanted: Callable[[int, str], bool]) -> Iterator[_TarSample]:
     """The samples of a tar, with the content of the files for which wanted(number of the sample, suffix) is true."""
     number, sample = 0, None
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+    bounded = BoundedFile.whole(file)
+    with tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r:") as tar:
         for member in tar:
             folder, base = posixpath.split(member.name)
             if not member.isfile() or base.startswith((".", "__")):  # macOS; WebDataset's notes about the shard
@@ -174,10 +184,10 @@ def _tar_samples(file: IO[bytes], wanted: Callable[[int, str], bool]) -> Iterato
                 sample = _TarSample(key, {}, {})
             sample.places[suffix] = (member.offset_data, member.size)
             if wanted(number, suffix):
-                file.seek(member.offset_data)
-                sample.content[suffix] = file.read(member.size)
+                bounded.seek(member.offset_data)
+                sample.content[suffix] = bounded.read(member.size)
                 if len(sample.content[suffix]) < member.size:
-                    raise tarfile.ReadError(f"it ends within {member.name}")
+                    raise tarfile.ReadError(f"it ends within {shown(member.name)}")
     if sample is not None:
         yield sample
 
@@ -207,9 +217,16 @@ def _parquet(shard: Shard, file: IO[bytes] | str) -> tuple[Any, str, str]:
     """(ParquetFile, image column, label column). Pages are read as they are needed, not whole row groups."""
     parquet = import_pyarrow().parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
     try:
-        return parquet, *find_columns(parquet.schema_arrow.names, shard.address)
+        image, label = find_columns(parquet.schema_arrow.names, shard.address)
+        require_labels(parquet.schema_arrow.field(label).type, shard.address)
     except ValueError as e:
         raise ShardError(str(e)) from e
+    return parquet, image, label
+
+
+def _labels(parquet: Any, label: str, file: IO[bytes]) -> Any:
+    """The column of labels of a Parquet file."""
+    return read_columns(parquet, [label], BoundedFile.whole(file).size)[label]
 
 
 def _parquet_rows(shard: Shard, file: IO[bytes], first: int, last: int) -> Iterator[Sample]:
@@ -233,8 +250,7 @@ def _inspect_parquet(shard: Shard, file: IO[bytes]) -> Contents:
     parquet, _, label = _parquet(shard, file)
     if names := class_names(parquet.schema_arrow, label):
         return Contents(parquet.metadata.num_rows, names)
-    column = parquet.read(columns=[label], use_threads=False)[label]
-    return Contents(parquet.metadata.num_rows, None, used_labels(column.unique().to_pylist()))
+    return Contents(parquet.metadata.num_rows, None, used_labels(_labels(parquet, label, file).unique().to_pylist()))
 
 
 # ---- local shards by index, for validation and test
@@ -260,7 +276,7 @@ def _parquet_images(shard: Shard) -> Sequence[Source]:
     @lru_cache(maxsize=2)
     def content(group: int) -> Any:
         parquet, image, _ = _parquet(shard, shard.address)
-        column = parquet.read_row_group(group, columns=[image], use_threads=False)[image]
+        column = read_columns(parquet, [image], os.path.getsize(shard.address), [group])[image]
         return encoded_images(column, shard.address)[0]
 
     def item(i: int) -> Source:
@@ -277,7 +293,7 @@ def index_shard(shard: Shard) -> tuple[list[str], list[Label], Sequence[Source]]
     with _open(shard, Retry()) as file:
         if shard.kind == "parquet":
             parquet, _, label = _parquet(shard, file)
-            labels = parquet.read(columns=[label], use_threads=False)[label].to_pylist()
+            labels = _labels(parquet, label, file).to_pylist()
             return [f"{shard.name}[{i}]" for i in range(len(labels))], labels, _parquet_images(shard)
         samples = list(_tar_samples(file, _is_label))
     places = [s.places.get(s.image_suffix, (0, 0)) for s in samples]
