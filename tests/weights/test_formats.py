@@ -1,5 +1,6 @@
 """Weights of other homes: read, written, and refused."""
 
+import copy
 import io
 import pickle
 import struct
@@ -15,6 +16,7 @@ import torch
 from mlpmixer.models.architecture import create_model
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
+from mlpmixer.weights import formats
 from mlpmixer.weights.formats import WeightsError, read_foreign, read_npz, to_foreign, write_foreign
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -276,6 +278,67 @@ def test_a_compressed_claim_of_gigabytes_is_refused_before_it_is_believed(tmp_pa
         for _ in range(64):
             f.write(b"\0" * (1 << 20))
     with pytest.raises(WeightsError, match="claims"):
+        read_foreign(path)
+
+
+def test_an_archive_that_unpacks_to_far_more_than_weights_do_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "SPARE_BYTES", 10**6)
+    path = tmp_path / "w.npz"
+    np.savez_compressed(path, **{"stem/kernel": np.zeros((16, 16, 3, 5000), np.float32)})
+    with pytest.raises(WeightsError, match="claims to unpack to 15,360,128"):
+        read_foreign(path)
+    stored = path.stat().st_size
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("a.npy", npy((5000,), data=bytes(20_000)))
+        for i in range(200):  # all of them the same bytes
+            z.filelist.append(copy.copy(z.filelist[0]))
+            z.filelist[-1].filename = f"{i}.npy"
+    with pytest.raises(WeightsError, match="claims to unpack"):
+        read_foreign(path)
+    assert stored < 10**5
+
+
+def quantised(x: torch.Tensor) -> torch.Tensor:
+    return torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
+
+
+ODD: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "sparse": (lambda x: x.to_sparse(), r"is torch\.float32 \(torch\.sparse_coo"),
+    "sparse rows": (lambda x: x.to_sparse_csr(), r"is torch\.float32 \(torch\.sparse_csr"),
+    "quantised": (quantised, r"is torch\.qint8"),
+    "float8": (lambda x: x.to(torch.float8_e4m3fn), r"is torch\.float8_e4m3fn"),
+    "complex": (lambda x: x.to(torch.complex64), "has dtype complex64"),
+    "meta": (lambda x: x.to("meta"), "on meta"),
+    "whole numbers": (lambda x: x.long(), "has dtype int64"),
+    "negative view": (torch._neg_view, "expected plain arrays"),
+    "a view of terabytes": (lambda x: torch.zeros(1).expand(10**6, 10**6), "describes arrays of 4,000,"),
+    "bfloat16 of terabytes": (lambda x: torch.zeros(1, dtype=torch.bfloat16).expand(10**6, 10**6), "describes arrays"),
+    "NaN": (lambda x: x * torch.nan, r"blocks\.0\.mlp_tokens\.fc1\.weight is not finite"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, as these are made
+@pytest.mark.parametrize("case", ODD)
+def test_tensors_that_are_not_plain_finite_numbers_are_refused(case: str, tmp_path: Path) -> None:
+    change, says = ODD[case]
+    model = create_model("Pico/2", num_blocks=1)
+    theirs, name = to_foreign(model.cfg, model.state_dict(), "timm"), "blocks.0.mlp_tokens.fc1.weight"
+    torch.save(theirs | {name: change(theirs[name])}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=says) as e:
+        read_foreign(tmp_path / "w.pth")
+    assert "\n" not in str(e.value) and len(str(e.value)) < 700
+
+
+def test_a_pth_with_numbers_for_names_or_compressed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({1: torch.zeros(2), (2, 3): torch.zeros(2)}, path)
+    with pytest.raises(WeightsError, match="no tensors by name"):
+        read_foreign(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("archive/data.pkl", bytes(10**7))
+    with pytest.raises(WeightsError, match="it is compressed"):
         read_foreign(path)
 
 

@@ -1,6 +1,7 @@
 """State dicts in what training scripts save: wrapped, averaged, and beside much that is not weights."""
 
 import re
+import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mlpmixer.config import did_you_mean
 from mlpmixer.models.name_table import WeightsError, printable
+from mlpmixer.registry import shortened
 
 StateDict = dict[str, Tensor]
 AVERAGE = re.compile(r"ema|swa|avg|average|teacher")  # in the key of weights that another network was averaged to
@@ -49,13 +51,17 @@ def read_torch_file(path: Path) -> Any:
     WeightsError for anything else, such as a file that names a function of the operating system.
     """
     try:
-        with torch.serialization.safe_globals([(Inert, name) for name in _global_names(path)]):
+        inert = torch.serialization.safe_globals([(Inert, name) for name in _global_names(path)])
+        with inert, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about kinds of tensors that are refused later
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as e:  # on garbage the unpickler of weights_only raises whatever its stack machine runs into
         reason = (_reasons(str(e)) or [type(e).__name__])[-1]
-        raise WeightsError(f"{path} is not a file of plain tensors, and nothing else is unpickled: {reason}") from e
+        raise WeightsError(
+            f"{path} is not a file of plain tensors, and nothing else is unpickled: {shortened(reason)}"
+        ) from e
 
 
 def _reasons(said: str) -> list[str]:
@@ -74,6 +80,8 @@ def _global_names(path: Path) -> set[str]:
                 names |= _names_in(file)
         else:
             with zipfile.ZipFile(file) as archive:
+                if any(member.file_size > member.compress_size for member in archive.infolist()):
+                    raise ValueError("it is compressed, which torch.save never does")
                 for member in archive.namelist():
                     if member.endswith("/data.pkl"):
                         with archive.open(member) as pickled:
