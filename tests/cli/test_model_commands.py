@@ -34,11 +34,13 @@ def test_evaluate_prints_numbers_or_json_and_writes_a_page(digits_run: Path, run
     assert "top-1" in out and "f1" in out and "most confident mistakes" in out and page.exists()
     assert "augmentation" not in out
     code, out, _ = run("evaluate", str(digits_run), "--tta", "flip,shift")
-    first, second = out.splitlines()[:2]
+    scored, first, second = out.splitlines()[:3]
     numbers = r"360 images  top-1 +[\d.]+ % \([\d.]+-[\d.]+\)  top-5 .* nll [\d.]+  ece [\d.]+  brier [\d.]+$"
+    assert scored == "scored 360 of 1,797 images of digits: test, as split when the model was trained"
     assert code == 0 and re.match(numbers, first)
     assert second.startswith("with test-time augmentation (flip, shift: the mean of 10 views)  top-1 ")
-    assert json.loads(run("evaluate", str(digits_run), "--json")[1])["n"] == 360
+    found = json.loads(run("evaluate", str(digits_run), "--json")[1])
+    assert (found["n"], found["trained_on"], found["scored"]["of"], found["scored"]["split"]) == (360, 0, 1797, "test")
 
 
 def test_evaluate_fits_a_temperature(digits_run: Path, run: RunLine) -> None:

@@ -25,7 +25,7 @@ BEFORE = record(train={"a/0.png": 1, "a/1.png": 2}, val={"b/0.png": 3}, test={"b
 
 def parts_of(names: list[str], hashes: list[int], of: SplitRecord = BEFORE) -> list[str]:
     found = of.assign(names, np.array(hashes, np.uint64))
-    return [PARTS[part] if part >= 0 else "new" for part in found]
+    return [PARTS[of.all_parts[place]] if place >= 0 else "new" for place in found]
 
 
 def test_record_survives_json() -> None:
@@ -46,9 +46,10 @@ def test_same_content_is_told_apart_by_name_then_by_order() -> None:
     assert parts_of(["b", "a"], [5, 5], twins.without_names()) == ["train", "test"]
 
 
-def test_unreadable_images_are_nobodys() -> None:
+def test_unreadable_images_are_known_by_name_alone() -> None:
     broken = record(train={"a": 0}, test={"b": 7})
-    assert parts_of(["a", "b"], [0, 7], broken) == ["new", "test"]
+    assert parts_of(["x", "a", "b"], [0, 0, 7], broken) == ["new", "train", "test"]
+    assert parts_of(["a", "b"], [0, 7], broken.without_names()) == ["new", "test"]
     assert broken.hashes_of("train").tolist() == []
 
 

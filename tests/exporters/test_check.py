@@ -13,6 +13,7 @@ from helpers.models import DIGITS, GREY, PARTS, classifier_of, pixels_for
 from PIL import Image
 
 from mlpmixer.data.config import Data
+from mlpmixer.evaluation.data import open_for
 from mlpmixer.exporters import graph as graph_module
 from mlpmixer.exporters.check import PIXEL_TOLERANCE, check, check_fit, sample
 from mlpmixer.exporters.export import TARGETS, ExportMismatch, export
@@ -71,7 +72,9 @@ def test_two_levels_off_pass_the_check(tmp_path: Path) -> None:
         return [found[name].numpy() for name in outputs]
 
     exported = dataclasses.replace(answering(model), outputs=("pixels", "probabilities"), compute=compute)
-    assert check_fit(model, exported, sample(Data(name=str(tmp_path / "photos")), 6)).pixel_max_diff == 2
+    assert (
+        check_fit(model, exported, sample(open_for(model, Data(name=str(tmp_path / "photos"))), 6)).pixel_max_diff == 2
+    )
 
 
 def test_a_wrong_resize_fails_the_check(tmp_path: Path) -> None:
@@ -85,7 +88,7 @@ def test_a_wrong_resize_fails_the_check(tmp_path: Path) -> None:
 
     wrong = dataclasses.replace(own, outputs=(*own.outputs, "pixels"), compute=compute)
     with pytest.raises(ExportMismatch, match="differ from Pillow's by up to 4 levels of 255; expected at most 2"):
-        check_fit(model, wrong, sample(Data(name="digits"), 5))
+        check_fit(model, wrong, sample(open_for(model, Data(name="digits")), 5))
     with pytest.raises(ValueError, match="this model has short_side_crop, bicubic"):
         bicubic = classifier_of(GREY, fit="short_side_crop", interpolation="bicubic")
         export(bicubic, out=tmp_path / "a.onnx", data="digits", any_size=True)
@@ -107,7 +110,8 @@ def answering(model: Classifier, change: Any = lambda p, i: p) -> Export:
 
 
 def test_one_wrong_answer_fails_the_check() -> None:
-    model, given = classifier_of(GREY), sample(Data(name="digits"), 100)
+    model = classifier_of(GREY)
+    given = sample(open_for(model, Data(name="digits")), 100)
     same = check(model, answering(model), given)
     same.require_float()
     assert (same.n, same.agreeing, same.agreement, same.probability_max_diff, same.unreadable) == (
@@ -142,12 +146,15 @@ def test_one_wrong_answer_fails_the_check() -> None:
 
 
 def test_the_sample_takes_test_images_first() -> None:
-    few, many, all_ = (sample(Data(name="digits"), n) for n in (10, 400, 10_000))
+    model = classifier_of(GREY)
+    assert model.meta
+    model.meta = dataclasses.replace(model.meta, data=Data(name="digits"))
+    few, many, all_ = (sample(open_for(model, "digits"), n) for n in (10, 400, 10_000))
     assert (len(few.images), few.n_test) == (10, 10)
     assert (len(many.images), many.n_test) == (400, 360)
     assert all_.n_test == 360 and len(all_.images) == 360 + 1293
     with pytest.raises(ValueError, match="at least 1 image, got 0"):
-        sample(Data(name="digits"), 0)
+        sample(open_for(model, Data(name="digits")), 0)
 
 
 def test_a_test_split_is_enough(tmp_path: Path) -> None:
@@ -155,9 +162,9 @@ def test_a_test_split_is_enough(tmp_path: Path) -> None:
         folder = tmp_path / "photos" / "test" / "ab"[i % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 9), (i, i, i)).save(folder / f"{i}.png")
-    given = sample(Data(name=str(tmp_path / "photos")), 10)
-    assert (given.data, len(given.images), given.n_test) == ("photos", 6, 6)
     model = classifier_of(GREY)
+    given = sample(open_for(model, Data(name=str(tmp_path / "photos"))), 10)
+    assert (given.data, len(given.images), given.n_test) == ("photos", 6, 6)
     (tmp_path / "photos" / "test" / "a" / "0.png").write_bytes(b"broken")
     checked = check(model, answering(model), given)
     assert (checked.n, checked.unreadable, checked.right) == (5, 1, None)  # its classes are others

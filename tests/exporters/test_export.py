@@ -17,6 +17,7 @@ from torch import nn
 
 from mlpmixer import cli
 from mlpmixer.data.config import Data
+from mlpmixer.evaluation.data import open_for
 from mlpmixer.explanation.attribution import network_input, patch_evidence
 from mlpmixer.exporters.check import check_evidence, sample
 from mlpmixer.exporters.export import TARGETS, ExportMismatch, export
@@ -115,7 +116,7 @@ def test_evidence_is_exact_and_checked(
     other = patch_evidence
     monkeypatch.setattr("mlpmixer.explanation.attribution.patch_evidence", lambda *args: other(*args).roll(1, dims=1))
     with pytest.raises(ExportMismatch, match="the evidence of the export differs from the model's"):
-        check_evidence(model, found, sample(Data(name="digits"), 20))
+        check_evidence(model, found, sample(open_for(model, Data(name="digits")), 20))
     with pytest.raises(ValueError, match=r"Flat has no tokens .* which evidence needs"):
         export(classifier_of(GREY, Flat()), out=tmp_path / "other.onnx", data="digits", evidence=True)
 

@@ -23,6 +23,7 @@ from mlpmixer.cli.export import print_int8
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.evaluation.data import open_for
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.exporters import int8
 from mlpmixer.exporters.export import ExportMismatch, Written, export
@@ -192,7 +193,7 @@ def test_the_same_run_gives_the_same_file(
     model: Classifier, whole: Path, written: Written, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = list(logging.root.handlers)
-    int8.quantise(whole, tmp_path / "again.onnx", int8.images_for(model, Data(name="digits")))
+    int8.quantise(whole, tmp_path / "again.onnx", int8.images_for(model, open_for(model, Data(name="digits"))))
     again, first = graph_of(tmp_path / "again.onnx"), graph_of(written.path)
     assert list(again.node) == list(first.node) and list(again.initializer) == list(first.initializer)
     assert logging.root.handlers == before and capfd.readouterr() == ("", "")
@@ -307,7 +308,7 @@ def test_a_model_that_loses_too_much_is_refused(
 ) -> None:
     monkeypatch.setattr(int8, "MAX_LOSS", -2.0)
     with pytest.raises(ExportMismatch, match="no layer of this model can be int8: even with only one of the 10"):
-        int8.quantise(whole, tmp_path / "model.onnx", int8.images_for(model, Data(name="digits")))
+        int8.quantise(whole, tmp_path / "model.onnx", int8.images_for(model, open_for(model, Data(name="digits"))))
 
 
 @pytest.mark.exports
@@ -328,7 +329,7 @@ def test_the_float_form_is_checked_first(model: Classifier, tmp_path: Path, monk
 
 def test_test_images_are_not_used(model: Classifier) -> None:
     splits = open_data(Data(name="digits"))
-    given = int8.images_for(model, Data(name="digits"))
+    given = int8.images_for(model, open_for(model, Data(name="digits")))
     assert (
         given.train.shape == (256, 8, 8, 1)
         and given.train.dtype == np.uint8
@@ -336,7 +337,7 @@ def test_test_images_are_not_used(model: Classifier) -> None:
     )
     train = {model.preprocess_image(splits.train.source(i)).tobytes() for i in range(len(splits.train))}
     assert all(image.tobytes() in train for image in given.train)
-    np.testing.assert_array_equal(given.train, int8.images_for(model, Data(name="digits")).train)
+    np.testing.assert_array_equal(given.train, int8.images_for(model, open_for(model, Data(name="digits"))).train)
 
 
 def test_shards_and_unreadable_images(model: Classifier, tmp_path: Path) -> None:
@@ -351,14 +352,16 @@ def test_shards_and_unreadable_images(model: Classifier, tmp_path: Path) -> None
                     member = tarfile.TarInfo(f"{shard}-{i}.{suffix}")
                     member.size = len(file)
                     tar.addfile(member, io.BytesIO(file))
-    given = int8.images_for(model, Data(name=str(folder), classes="10"))
+    given = int8.images_for(model, open_for(model, Data(name=str(folder), classes="10")))
     assert len(given.train) == 40 and len(given.val) == 20
     for label in DIGITS:
         (tmp_path / "photos" / "train" / label).mkdir(parents=True)
         for i in range(3):
             (tmp_path / "photos" / "train" / label / f"{i}.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"none of the 10 images could be read \("):
-        int8.images_for(model, Data(name=str(tmp_path / "photos"), val_fraction=0.34, test_fraction=0.34))
+        int8.images_for(
+            model, open_for(model, Data(name=str(tmp_path / "photos"), val_fraction=0.34, test_fraction=0.34))
+        )
 
 
 def test_a_network_without_products_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from mlpmixer.cli.options import (
     RuntimeOptions,
     Split,
     load_model,
+    print_changes,
     print_unreadable,
 )
 from mlpmixer.cli.printing import between, percent, print_json, print_table
@@ -36,7 +37,7 @@ class Compare(Command):
     run_a: Annotated[str, Arg("RUN_A", MODEL, positional=True)]
     run_b: Annotated[str, Arg("RUN_B", "the other model", positional=True)]
     data: EvaluatedData = ""
-    split: Split = "test"
+    split: Split = None
     json: Json = False
     data_dir: DataDir = ""
     batch_size: BatchSize = 256
@@ -52,6 +53,7 @@ class Compare(Command):
         comparison = dataclasses.replace(
             compare(a, b, data, split=self.split, batch_size=self.batch_size), a=self.run_a, b=self.run_b
         )
+        print_changes(comparison.scored)
         if self.json:
             print_json(comparison.to_json())
         else:
@@ -64,6 +66,11 @@ def print_comparison(c: "Comparison") -> None:
         ("A", c.a, percent(c.top1_a), between(c.top1_a_interval)),
         ("B", c.b, percent(c.top1_b), between(c.top1_b_interval)),
     ]
+    if c.scored:
+        print(f"scored {c.scored}")
+    for name, n in (("A", c.trained_on_a), ("B", c.trained_on_b)):
+        if n:
+            print(f"{name} was trained on {n:,} of these {c.n:,} images")
     print_table(("", "", "top-1", "95 %"), rows)
     counts = f"{c.both_right:,} both right, {c.only_a:,} only A, {c.only_b:,} only B, {c.both_wrong:,} neither"
     print(f"{c.n:,} images: {counts}\n")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from mlpmixer.cli.arguments import Arg
-from mlpmixer.cli.options import EvaluationCommand, Split, print_unreadable
+from mlpmixer.cli.options import EvaluationCommand, Split, print_changes, print_unreadable
 from mlpmixer.cli.printing import MAX_ROWS, between, percent, print_json, print_table
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Evaluate(EvaluationCommand):
     """Measure accuracy and calibration of a model on DATA."""
 
-    split: Split = "test"
+    split: Split = None
     tta: Annotated[str, Arg("KIND,...")] = ""
     """Also average several views of each image (test-time augmentation). flip, shift (by 1/32 of the side), or
     flip,shift."""
@@ -29,9 +29,8 @@ class Evaluate(EvaluationCommand):
     """Also write a page with plots and the worst mistakes."""
 
     def __call__(self) -> int:
-        from mlpmixer.data.datasets import open_images
         from mlpmixer.data.real_labels import read_real
-        from mlpmixer.evaluation.data import resolve_data
+        from mlpmixer.evaluation.data import open_for
         from mlpmixer.evaluation.evaluate import evaluate, tta_views
 
         kinds = self.tta.split(",") if self.tta else []
@@ -43,28 +42,26 @@ class Evaluate(EvaluationCommand):
         if self.real:
             read_real(self.real)
         classifier = self.load()
-        data = resolve_data(classifier, self.data or None, self.data_dir)
-        images = open_images(data, self.split)
+        opened = open_for(classifier, self.data or None, self.data_dir)
+        chosen = opened.choose(self.split)
         metrics = evaluate(
             classifier,
-            images,
+            chosen,
             batch_size=self.batch_size,
             tta=kinds,
-            validation=open_images(data, "val") if self.temperature else None,
+            validation=opened.choose("val").unseen().images if self.temperature else None,
             real=self.real or None,
         )
+        print_changes(chosen.scored)
         if self.json:
             print_json(metrics.to_json())
         else:
             print_metrics(metrics)
         if self.html:
             from mlpmixer.evaluation.report import evaluation_html, thumbnails_of
-            from mlpmixer.weights.privacy import without_folders
 
-            pictures = thumbnails_of(images, [w.index for w in metrics.most_wrong])
-            page = evaluation_html(
-                metrics, pictures, model=self.run, data=f"{without_folders(data.name)}, {self.split}"
-            )
+            pictures = thumbnails_of(chosen.images, [w.index for w in metrics.most_wrong])
+            page = evaluation_html(metrics, pictures, model=self.run)
             Path(self.html).write_text(page, encoding="utf-8")
             if not self.json:
                 print(f"\npage    {self.html}")
@@ -72,7 +69,11 @@ class Evaluate(EvaluationCommand):
 
 
 def print_metrics(m: "Metrics") -> None:
+    if m.scored:
+        print(f"scored {m.scored}")
     print(f"{m.n:,} images  {score_text(m)}")
+    if m.leak:
+        print(m.leak)
     if t := m.tta:
         views = f"{', '.join(t.kinds)}: the mean of {t.views} views"
         print(f"with test-time augmentation ({views})  {score_text(t)}")
@@ -83,6 +84,8 @@ def print_metrics(m: "Metrics") -> None:
         top1 = f"{percent(r.top1)} {between(r.top1_interval)}"
         print(f"by ReaL labels  top-1 {top1} of {r.n:,} images; {r.skipped:,} have no label and are excluded")
     print("in brackets: 95 % intervals (Wilson), which reflect the number of images only\n")
+    if empty := sum(not c.support for c in m.per_class):
+        print(f"{empty:,} of the model's {len(m.per_class):,} classes have no image here")
     shown = m.per_class if len(m.per_class) <= MAX_ROWS else sorted(m.per_class, key=lambda c: c.f1)[: MAX_ROWS // 2]
     rows = [
         (c.name, percent(c.precision), percent(c.recall), between(c.recall_interval), percent(c.f1), f"{c.support:,}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from mlpmixer.cli.arguments import Arg, Command
-from mlpmixer.cli.options import DataDir, Device, InputOptions, Json, WeightsArg, load_model
+from mlpmixer.cli.options import DataDir, Device, InputOptions, Json, WeightsArg, load_model, print_changes
 from mlpmixer.cli.printing import percent, print_error, print_json, print_table
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class Explain(Command):
     out: Annotated[str, Arg("DIR")] = "explained"
     """Folder for the pictures and the page."""
     faithfulness: Annotated[str, Arg("DATA")] = ""
-    """Also measure how faithful each method is, on the test images of DATA (named as for train)."""
+    """Also measure how faithful each method is, on the test images of DATA (named as for train), or on all of a plain
+    folder that RUN was not trained on."""
     faithfulness_images: int = 100
     """Number of these images, evenly spread."""
     json: Json = False
@@ -47,14 +48,12 @@ class Explain(Command):
     def __call__(self) -> int:
         if not self.images and not self.faithfulness:
             raise ValueError(f"which images? mlpmixer explain {self.run} FILE... (or folders, or patterns)")
-        from mlpmixer.data.datasets import open_images
-        from mlpmixer.evaluation.data import resolve_data
+        from mlpmixer.evaluation.data import open_for
         from mlpmixer.explanation.attribution import METHODS, Explanation, default_fill, explain
         from mlpmixer.explanation.faithfulness import faithfulness
         from mlpmixer.explanation.page import write_explanations
         from mlpmixer.inference.classifier import Failure
         from mlpmixer.inference.files import find_images
-        from mlpmixer.weights.privacy import without_folders
 
         names = self.method.split(",") if self.method else []
         methods = [name for name in names if name != MIXING] if names else None
@@ -68,9 +67,10 @@ class Explain(Command):
         if len(paths) > MOST:
             raise ValueError(f"{len(paths):,} images are too many for one page: name at most {MOST}")
         classifier = load_model(self.run, self.device, self.inputs)
-        images = None
+        chosen = None
         if self.faithfulness:
-            images = open_images(resolve_data(classifier, self.faithfulness, self.data_dir), "test")
+            chosen = open_for(classifier, self.faithfulness, self.data_dir).choose().unseen()
+            print_changes(chosen.scored)
         fill, fill_text = default_fill(classifier)
         found: list[Explanation] = []
         failed: list[Failure] = []
@@ -83,16 +83,17 @@ class Explain(Command):
                 if not self.json:
                     print_explained(one)
         measured = None
-        if images:
-            measured = faithfulness(classifier, images, fill, methods=methods, at_most=self.faithfulness_images)
+        if chosen:
+            measured = faithfulness(classifier, chosen.images, fill, methods=methods, at_most=self.faithfulness_images)
             if not self.json:
+                print(f"\nof {chosen.scored}")
                 print_faithfulness(measured)
         bad = measured.bad if measured else ()
         for name, reason in bad[:10]:
             print_error(f"{name}: {reason}")
         page = None
         if found or measured:
-            data_text = f"{without_folders(self.faithfulness)}, test"
+            data_text = str(chosen.scored) if chosen else ""
             page = write_explanations(
                 Path(self.out), found, failed, model=self.run, fill=fill_text, measured=measured, data=data_text
             )
@@ -103,6 +104,7 @@ class Explain(Command):
                     "images": [one.to_json() for one in found],
                     "errors": [dataclasses.asdict(one) for one in failed],
                     "faithfulness": measured.to_json() if measured else None,
+                    "scored": dataclasses.asdict(chosen.scored) if chosen else None,
                     "page": page and str(page),
                 }
             )

@@ -13,13 +13,17 @@ from mlpmixer.data.paths import Layout
 from mlpmixer.models.configs import Method
 
 if TYPE_CHECKING:
+    from mlpmixer.evaluation.metrics import Scored
     from mlpmixer.inference.classifier import Classifier
 
 DATA = (
     "a data set's name such as digits (mlpmixer list datasets), a folder with a subfolder for each class, a Parquet "
     "file or folder, or hf:owner/name"
 )
-WEIGHTS = "a run's folder, a weight file (.safetensors, .npz, .pth, or FILE:KEY in it), hf:owner/name, or a name (mlpmixer list weights)"
+WEIGHTS = (
+    "a run's folder, a weight file (.safetensors, .npz, .pth, or FILE:KEY in it), hf:owner/name, or a name (mlpmixer "
+    "list weights)"
+)
 MODEL = f"{WEIGHTS}; or an export, file or bundle"
 
 DataArg = Annotated[str, Arg("DATA", DATA, positional=True)]
@@ -28,7 +32,11 @@ EvaluatedData = Annotated[
     str, Arg("DATA", "data to evaluate on, named as for train; default: the data RUN was trained on", positional=True)
 ]
 Split = Annotated[
-    Literal["test", "val", "train", "all"], Arg(help="Part of the data. all: a plain folder, as a whole.")
+    Literal["test", "val", "train", "all"] | None,
+    Arg(
+        help="Part of the data: test, val, train, or all. Default: test; the whole of a plain folder that RUN was not "
+        "trained on."
+    ),
 ]
 DataDir = Annotated[str, Arg("DIR", "Folder with the files of a named data set.")]
 DataLayout = Annotated[
@@ -131,6 +139,12 @@ def whole_numbers(option: str, text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise ValueError(f"{option} {text}: expected whole numbers separated by commas, such as {option} 1,5,10,25")
     return tuple(map(int, text.split(",")))
+
+
+def print_changes(scored: "Scored | None") -> None:
+    """What has changed in a run's data since its training."""
+    for note in scored.notes if scored else ():
+        print_error(note)
 
 
 def print_unreadable(images: Sequence[tuple[str, str]]) -> None:

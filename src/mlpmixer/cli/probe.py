@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from mlpmixer.cli.arguments import Arg
-from mlpmixer.cli.options import EvaluationCommand, print_unreadable, whole_numbers
+from mlpmixer.cli.options import EvaluationCommand, print_changes, print_unreadable, whole_numbers
 from mlpmixer.cli.printing import percent, print_json, print_table
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Probe(EvaluationCommand):
             batch_size=self.batch_size,
             cache=self.cache or classifier.path.with_name("features"),
         )
+        print_changes(result.scored)
         if self.json:
             print_json(result.to_json())
         else:
@@ -55,7 +56,12 @@ class Probe(EvaluationCommand):
 
 def print_probe(p: "ProbeResult") -> None:
     images = f"{p.n_train:,} training and {p.n_test:,} test images of {len(p.classes)} classes"
-    print(f"{images}, {p.num_features:,} features\n")
+    print(f"{images}, {p.num_features:,} features")
+    if p.scored:
+        print(f"scored {p.scored}")
+    if p.trained_on:
+        print(f"the model was trained on {p.trained_on:,} of the {p.scored.n if p.scored else p.n_test:,} test images")
+    print()
     rows = []
     for row in p.few_shot:
         low, high = row.range

@@ -48,7 +48,7 @@ def cut_splits(raw: RawSplits, data: Data) -> Splits:
         overrule = "; if its name means something else: --data.layout classes" if data.layout == "auto" else ""
         raise ValueError(f"{raw.name} has only {' and '.join(sets)} images, and none to train on{overrule}")
     classes = _used_classes(sets, notes, raw.name)
-    sets = {split: _relabelled(images, classes) for split, images in sets.items()}
+    sets = {split: relabelled(images, classes) for split, images in sets.items()}
     sizes = ", ".join(f"{split} {len(sets[split])}" for split in (TRAIN, VAL, TEST) if split in sets)
     notes.append(f"found: {sizes} images of {len(classes)} classes")
     for split, fraction in ((TEST, data.test_fraction), (VAL, data.val_fraction)):
@@ -83,7 +83,7 @@ def open_images(data: Data, split: SplitName | str) -> ImageSet:
             if split not in ("all", *raw.sets):
                 raise ValueError(f"{raw.name} has no {split} images, only {' and '.join(raw.sets)}")
             images = chain(list(raw.sets.values())) if split == "all" else raw.sets[split]
-            return _relabelled(images, images.used_classes())
+            return relabelled(images, images.used_classes())
         splits = open_data(data)
     chosen: ImageSet | None = getattr(splits, split)
     if chosen is None:
@@ -109,7 +109,8 @@ def _used_classes(sets: dict[str, ImageSet], notes: list[str], name: str) -> lis
     return known
 
 
-def _relabelled(images: ImageSet, classes: Sequence[str]) -> ImageSet:
+def relabelled(images: ImageSet, classes: Sequence[str]) -> ImageSet:
+    """The same images with labels into `classes`; -1 for a class that is not in it."""
     if tuple(classes) == images.classes:
         return images
     position = {c: i for i, c in enumerate(classes)}

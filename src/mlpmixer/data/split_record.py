@@ -105,29 +105,27 @@ class SplitRecord(Config, owner="splits"):
         return replace(self, names="")
 
     def assign(self, names: Sequence[str], hashes: Hashes) -> NDArray[np.int64]:
-        """The part (N,) of each of these images, as an index of PARTS; -1 for one that the run did not have.
+        """The place (N,) of each of these images in the record; -1 for one that the run did not have.
 
-        An image is known by its content. Where several have the same, their names decide, then their order.
+        An image is known by its content. Where several have the same, their names decide, then their order; one that
+        cannot be read is known by its name alone.
         """
         places: dict[int, list[int]] = {}
-        for place in np.flatnonzero(self.all_hashes)[::-1].tolist():
+        for place in range(len(self.all_hashes) - 1, -1, -1):
             places.setdefault(int(self.all_hashes[place]), []).append(place)
         found = np.full(len(hashes), -1)
         left = []
         for i, of_hash in enumerate(hashes.tolist()):
             candidates = places.get(of_hash, [])
-            if len(candidates) == 1 or not self.all_names:
-                left.append(i)
-                continue
-            same = next((place for place in candidates if self.all_names[place] == names[i]), None)
-            if same is None:
-                left.append(i)
-            else:
+            same = next((p for p in candidates if self.all_names and self.all_names[p] == names[i]), None)
+            if same is not None:
                 candidates.remove(same)
-                found[i] = self.all_parts[same]
+                found[i] = same
+            elif of_hash:
+                left.append(i)
         for i in left:
             if candidates := places.get(int(hashes[i]), []):
-                found[i] = self.all_parts[candidates.pop()]
+                found[i] = candidates.pop()
         return found
 
     def difference(self, now: "SplitRecord") -> str:

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpmixer.data.config import Data
-from mlpmixer.data.datasets import open_images
 from mlpmixer.data.image_set import ImageSet
-from mlpmixer.evaluation.data import own_data, resolve_data
+from mlpmixer.data.paths import TRAIN
+from mlpmixer.evaluation.data import ALL, open_for, seen
 from mlpmixer.evaluation.evaluate import match_classes
-from mlpmixer.evaluation.metrics import as_json
+from mlpmixer.evaluation.metrics import Scored, as_json
 from mlpmixer.evaluation.significance import Interval, holm, mcnemar, paired_difference, wilson
 from mlpmixer.inference.classifier import Classifier, load
 from mlpmixer.inference.files import map_images
@@ -73,6 +73,11 @@ class Comparison:
     """Whether both are runs of one recipe that differ in nothing but the seed."""
     bad: tuple[tuple[str, str], ...] = ()
     """Unreadable images, (name, reason), which are excluded from the numbers above."""
+    scored: Scored | None = None
+    """Which images of which data; None where images themselves were given."""
+    trained_on_a: int | None = None
+    """How many of the images scored A was trained on; None where it does not say."""
+    trained_on_b: int | None = None
 
     @property
     def better(self) -> str | None:
@@ -104,20 +109,20 @@ def compare(
     model_b: Classifier | str | os.PathLike[str],
     data: ImageSet | Data | str | None = None,
     *,
-    split: str = "test",
+    split: str | None = None,
     batch_size: int = 256,
 ) -> Comparison:
     """Both models on every image of `data`, once each; images that either cannot read are named in `Comparison.bad`.
 
-    Models and data: as in `evaluate`; None is the data that run A was trained on. The classes of data and models must
-    be the same, in any order. The test is over images: it asks whether these two networks would differ on other images
-    of the same kind. It cannot tell whether another seed of the same recipe would give the same result.
+    Models and data: as in `evaluate`; None is the data that run A was trained on, whose splits are A's. Images that one
+    of them was trained on are left out, but for split="train", "all" and an ImageSet. The test is over images: it asks
+    whether these two networks would differ on other images of the same kind. It cannot tell whether another seed of the
+    same recipe would give the same result.
 
-    Raises ValueError as `evaluate` does, and when the runs cut the same data differently, so that one may have been
-    trained on the other's test images.
+    Raises ValueError as `evaluate` does, and when no image is left that neither was trained on.
     """
     pair = [model if isinstance(model, Classifier) else load(model) for model in (model_a, model_b)]
-    images = data if isinstance(data, ImageSet) else _shared_images(pair, resolve_data(pair[0], data), split)
+    images, scored, trained = _shared_images(pair, data, split)
     to_model = [_match(name, images, classifier) for name, classifier in zip("AB", pair, strict=True)]
     right, seen, bad = np.zeros((2, len(images)), dtype=bool), np.zeros((2, len(images)), dtype=bool), dict[str, str]()
     for i, classifier in enumerate(pair):
@@ -133,7 +138,17 @@ def compare(
         str(model.path or "in memory") if isinstance(model, Classifier) else os.fspath(model)
         for model in (model_a, model_b)
     )
-    return dataclasses.replace(comparison, a=a, b=b, seeds_apart=_differ_only_in_seed(pair), bad=tuple(bad.items()))
+    known = [None if of_one is None else int(of_one[both].sum()) for of_one in trained]
+    return dataclasses.replace(
+        comparison,
+        a=a,
+        b=b,
+        seeds_apart=_differ_only_in_seed(pair),
+        bad=tuple(bad.items()),
+        scored=scored,
+        trained_on_a=known[0],
+        trained_on_b=known[1],
+    )
 
 
 def compare_answers(
@@ -180,22 +195,26 @@ def _match(name: str, images: ImageSet, classifier: Classifier) -> NDArray[np.in
         raise ValueError(f"model {name}: {e}") from e
 
 
-def _shared_images(pair: Sequence[Classifier], data: Data, split: str) -> ImageSet:
-    """One split of the data. ValueError when a run has cut the same data in another way: it may know the images."""
-    images = open_images(data, split)
-    names = {str(name) for name in images.names}
-    for classifier in pair if split != "all" else ():
-        own = own_data(classifier)
-        if own is None or own.name != data.name or (own := dataclasses.replace(own, data_dir=data.data_dir)) == data:
-            continue
-        foreign = len(names - {str(name) for name in open_images(own, split).names})
-        if foreign:
-            raise ValueError(
-                f"{foreign:,} of these {len(names):,} images of {data.name} are not {split} images of "
-                f"{classifier.path}, which cut the data differently (split_seed, fractions) and may have been trained "
-                "on them: compare on data that neither was trained on"
-            )
-    return images
+Trained = NDArray[np.bool_] | None
+
+
+def _shared_images(
+    pair: Sequence[Classifier], data: ImageSet | Data | str | None, split: str | None
+) -> tuple[ImageSet, Scored | None, list[Trained]]:
+    """The images to compare on, and for each model which of them it was trained on."""
+    a, b = pair
+    if isinstance(data, ImageSet):
+        return data, None, [seen(classifier, None, data) for classifier in pair]
+    opened = open_for(a, data)
+    chosen = opened.choose(split)
+    trained: list[Trained] = [chosen.trained, seen(b, opened.data, chosen.images)]
+    either = np.zeros(len(chosen.images), dtype=bool)
+    for of_one in trained:
+        either |= False if of_one is None else of_one
+    if (chosen.scored.split in (TRAIN, ALL) and split) or not either.any():
+        return chosen.images, chosen.scored, trained
+    left = dataclasses.replace(chosen, trained=either).unseen()
+    return left.images, left.scored, [of_one if of_one is None else of_one[~either] for of_one in trained]
 
 
 def _differ_only_in_seed(pair: Sequence[Classifier]) -> bool:

@@ -1,30 +1,316 @@
-"""Which data a model is measured on: what is asked for, or what its run was trained on."""
+"""The images that a model is measured on: those that its run kept for it, or others, and which it was trained on."""
 
-import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mlpmixer.config import from_json
+from mlpmixer.data.catalog import DATASETS
 from mlpmixer.data.config import Data
+from mlpmixer.data.datasets import open_data, open_raw, relabelled
+from mlpmixer.data.image_set import ImageSet, Splits, chain
+from mlpmixer.data.paths import TEST, TRAIN, VAL
+from mlpmixer.data.split_record import PARTS, Hashes, SplitRecord, listed
+from mlpmixer.data.store import content_hashes
+from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_shards, open_streamed
+from mlpmixer.evaluation.metrics import Scored
 from mlpmixer.inference.classifier import Classifier
 from mlpmixer.weights.run_folder import read_recipe_json
+
+ALL = "all"
+OWN_SHARE = 0.5  # data that holds as many of a run's validation and test images is the run's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """Images to measure a model on, `trained` (N,) those it was trained on; None where the model does not say."""
+
+    images: ImageSet
+    trained: NDArray[np.bool_] | None
+    scored: Scored
+
+    def unseen(self) -> "Chosen":
+        """Without the images that the model was trained on. ValueError when none is left."""
+        if self.trained is None or not self.trained.any():
+            return self
+        images, total = _without(self.images, self.trained, self.scored.data), len(self.images)
+        note = f"{total - len(images):,} of {total:,} images are left out, as they were trained on"
+        scored = replace(self.scored, n=len(images), notes=(*self.scored.notes, note))
+        return replace(self, images=images, trained=np.zeros(len(images), dtype=bool), scored=scored)
+
+
+def _without(images: ImageSet, trained: NDArray[np.bool_], name: str) -> ImageSet:
+    if trained.all():
+        raise ValueError(f"all {len(images):,} of these images of {name} were trained on: there is none to judge with")
+    return images.subset(np.flatnonzero(~trained))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """Data as a model sees it: its images by split, and how these splits came about. Made by `open_for`."""
+
+    classifier: Classifier
+    data: Data
+    name: str
+    sets: Mapping[str, ImageSet]
+    """By split; "all" is every image, where they can be had."""
+    how: str
+    """Where the splits are from, such as "as the data is split"."""
+    own: bool = False
+    """Whether this is the data of the model's run."""
+    notes: tuple[str, ...] = ()
+    """What has changed since the training."""
+    refusal: str = ""
+    """Why no split can be taken, only all."""
+    streamed: StreamedSplits | None = None
+    hashes: Mapping[str, Hashes] = field(default_factory=dict)
+    """Those that are known already."""
+
+    def choose(self, split: str | None = None) -> Chosen:
+        """The images of a split. None: test, and the whole of other data that has no splits.
+
+        ValueError when there is no such split.
+        """
+        if split not in (None, TRAIN, VAL, TEST, ALL):
+            raise ValueError(f"no split {split!r}; expected train, val, test or all")
+        named = [name for name in (TRAIN, VAL, TEST) if name in self.sets]
+        taken = split or (TEST if self.own or self.refusal or named else ALL)
+        if self.refusal and taken != ALL:
+            raise ValueError(self.refusal)
+        if taken not in self.sets:
+            instead = f", only {' and '.join(named)}: choose with --split" if named else " and no other splits"
+            whole = "" if named else ": leave --split out, and all of them are scored"
+            raise ValueError(f"{self.name} has no {taken} images{instead}{whole}")
+        images = relabelled(self.sets[taken], self.sets[taken].used_classes())
+        scored = Scored(
+            data=self.name,
+            split=taken,
+            n=len(images),
+            of=len(self.sets[ALL]) if ALL in self.sets else None,
+            how="every image" if taken == ALL else f"{taken}, {self.how}",
+            notes=self.notes,
+        )
+        trained = seen(self.classifier, self.data, images, self.hashes.get(taken))
+        return Chosen(images=images, trained=trained, scored=scored)
+
+    def held_out(self) -> ImageSet:
+        """Images that the model was not trained on: of test, cut off if there is only train, or of the whole.
+
+        ValueError when there are none.
+        """
+        if self.own or self.refusal or TEST in self.sets or TRAIN not in self.sets:
+            return self.choose().unseen().images
+        if (test := self.splits().test) is None:
+            raise ValueError(f"{self.name} has no test images and is too small to cut some off")
+        return unseen(self.classifier, self.data, test)
+
+    @property
+    def test_how(self) -> str:
+        """Where the test images of `splits` are from."""
+        return f"{TEST}, {self.how if self.own or TEST in self.sets else 'cut off from the rest now'}"
+
+    def splits(self) -> Splits | StreamedSplits:
+        """Train, val and test, for what learns from the data: what is missing is cut off, unless this is the run's.
+
+        ValueError when there is no train or val.
+        """
+        if self.refusal:
+            raise ValueError(self.refusal)
+        if self.streamed is not None:
+            return self.streamed
+        if not self.own:
+            return open_streamed(self.data) if is_streamed(self.data) else open_data(self.data)
+        for split in (TRAIN, VAL):
+            if split not in self.sets:
+                raise ValueError(f"{self.name} holds no {split} images of the model's run")
+        classes = tuple(self.sets[TRAIN].used_classes())
+        sets = {split: relabelled(images, classes) for split, images in self.sets.items()}
+        return Splits(self.name, sets[TRAIN], sets[VAL], sets.get(TEST), classes, self.notes)
+
+
+def open_for(classifier: Classifier, data: Data | str | None, data_dir: str = "") -> Opened:
+    """The data that is asked for, cut as the model's run cut it if it is the run's data.
+
+    data: a Data, the name or path of a data set, or None for what the run was trained on. data_dir: where the files of
+        a named data set are, when they are elsewhere now.
+
+    The run's data is known by the content of its images, whatever its path and form: it holds at least half of the
+    run's validation and test images, and does not itself call mostly other images so. Its splits are the recorded ones,
+    and images that have changed or come since are in none. Models of before have no record: for the path that they were
+    trained on, the cut is computed again.
+
+    ValueError when None is asked for and the file does not say, and as `open_raw` does.
+    """
+    asked, record = resolve_data(classifier, data, data_dir), record_of(classifier)
+    own = own_data(classifier)
+    is_same = own is not None and _place(own) == _place(asked)
+    if own is not None and (is_same or is_by_shards(classifier)):
+        settings = replace(own, name=asked.name, data_dir=asked.data_dir)
+        asked = settings if is_same else asked
+        if is_streamed(settings) and (found := _streamed(classifier, settings, is_same)):
+            return found
+    raw = open_shards(asked) if is_streamed(asked) else open_raw(asked)
+    whole = chain(list(raw.sets.values()))
+    opened = Opened(
+        classifier=classifier,
+        data=asked,
+        name=raw.name,
+        sets={**raw.sets, ALL: whole},
+        how="as the data is split",
+    )
+    if record is None and is_same:
+        cut = open_data(asked)
+        sets = {TRAIN: cut.train, VAL: cut.val, TEST: cut.test, ALL: whole}
+        how = "cut again as the model's run was set, which kept no record of its images"
+        return replace(opened, sets={split: images for split, images in sets.items() if images}, how=how, own=True)
+    return opened if record is None else _by_record(opened, record, is_same)
+
+
+def _by_record(opened: Opened, record: SplitRecord, is_same: bool) -> Opened:
+    """The splits as recorded, if this is the data of the record. is_same: whether it was there."""
+    whole, number = opened.sets[ALL], {split: i for i, split in enumerate(PARTS)}
+    hashes = content_hashes(whole, opened.data.workers)
+    places = record.assign(whole.names, hashes)
+    parts = np.where(places >= 0, record.all_parts[places], -1) if sum(record.counts) else places
+    stated = [split for split in (TRAIN, VAL, TEST) if split in opened.sets]  # one after the other in `whole`
+    named = np.repeat([number[split] for split in stated], [len(opened.sets[split]) for split in stated])
+    held = parts[np.isin(named, (number[VAL], number[TEST]))] if stated else parts[:0]
+    found, total = (int(np.isin(which, (number[VAL], number[TEST])).sum()) for which in (parts, record.all_parts))
+    if found < OWN_SHARE * total or not total or (held < 0).sum() > OWN_SHARE * len(held):
+        other = f"it holds {found:,} of the {total:,} validation and test images of the run"
+        changed = is_same and not set(stated) & {VAL, TEST}
+        return replace(
+            opened,
+            hashes={split: hashes[named == number[split]] for split in stated} | {ALL: hashes},
+            refusal=f"{opened.name} is no longer what the run was trained on: {other}; --split all scores everything"
+            if changed
+            else "",
+            notes=(f"{opened.name} is no longer what the run was trained on: {other}",) if is_same else (),
+        )
+    notes = _changes(record, whole.names, places)
+    if len(held) and (parts != named)[parts >= 0].any():
+        notes = ("the folders or files of the data split it otherwise than the run did, whose splits are taken", *notes)
+    at = {split: np.flatnonzero(parts == number[split]) for split in (TRAIN, VAL, TEST)}
+    return replace(
+        opened,
+        sets={split: whole.subset(indices) for split, indices in at.items() if len(indices)} | {ALL: whole},
+        how="as split when the model was trained",
+        own=True,
+        notes=notes,
+        hashes={split: hashes[indices] for split, indices in at.items()} | {ALL: hashes},
+    )
+
+
+def _changes(record: SplitRecord, names: Sequence[str], places: NDArray[np.int64]) -> tuple[str, ...]:
+    """What has changed since the training, in sentences."""
+    recorded = set(record.all_names)
+    unknown = [str(names[i]) for i in np.flatnonzero(places < 0).tolist()] if not record.shards else []
+    changed = [name for name in unknown if name in recorded]
+    gone = np.setdiff1d(np.arange(sum(record.counts)), places)
+    missing = [record.all_names[i] for i in gone] if recorded else [""] * len(gone)
+    lists = {
+        "changed since the training, and in no split": changed,
+        "came after the training, and in no split": [name for name in unknown if name not in recorded],
+        "of the run missing": [name for name in missing if name not in set(changed)],
+    }
+    return tuple(
+        f"{len(which):,} {'image' if len(which) == 1 else 'images'} {what}" + (f": {listed(which)}" if which[0] else "")
+        for what, which in lists.items()
+        if which
+    )
+
+
+def _streamed(classifier: Classifier, data: Data, is_same: bool) -> Opened | None:
+    """The shards that a run streamed, with its validation and test images; None for other data."""
+    record = record_of(classifier)
+    try:
+        splits = open_streamed(data)
+    except ValueError:
+        if is_same:
+            raise
+        return None  # not even shards
+    if record and splits.fingerprint != record.shards:
+        return None
+    sets = {split: images for split, images in ((VAL, splits.val), (TEST, splits.test)) if images}
+    notes: tuple[str, ...] = ()
+    for split, images in sets.items() if record else ():
+        assert record
+        places = record.assign(images.names, content_hashes(images, data.workers))
+        known = (places >= 0) & (record.all_parts[places] == PARTS.index(split))
+        sets[split] = images.subset(np.flatnonzero(known))
+        if not known.all():
+            others = [str(images.names[i]) for i in np.flatnonzero(~known).tolist()]
+            notes += (f"{len(others):,} {split} images changed or came since the training: {listed(others)}",)
+    return Opened(
+        classifier=classifier,
+        data=data,
+        name=splits.name,
+        sets=sets,
+        how="as split when the model was trained",
+        own=True,
+        notes=notes,
+        streamed=replace(splits, val=sets[VAL], test=sets.get(TEST)),
+    )
+
+
+def record_of(classifier: Classifier) -> SplitRecord | None:
+    return classifier.meta.splits if classifier.meta is not None else None
+
+
+def is_by_shards(classifier: Classifier) -> bool:
+    """Whether the training images were streamed, and so are not recorded one by one."""
+    record = record_of(classifier)
+    return bool(record and record.shards)
+
+
+def seen(
+    classifier: Classifier, data: Data | None, images: ImageSet, hashes: Hashes | None = None
+) -> NDArray[np.bool_] | None:
+    """Whether a model was trained on each of these images (N,) of `data`; None where it does not say, such as one that
+    has streamed them.
+
+    By content; for models of before by name, if it is the data of their run.
+    """
+    if is_by_shards(classifier):
+        return None
+    if record := record_of(classifier):
+        if hashes is None:
+            hashes = content_hashes(images)
+        known: NDArray[np.bool_] = np.isin(hashes, record.trained) & (hashes != 0)
+        return known
+    own = own_data(classifier)
+    if own is None or data is None or _place(own) != _place(data) or is_streamed(own):
+        return None
+    names = set(map(str, open_data(replace(own, name=data.name, data_dir=data.data_dir)).train.names))
+    return np.array([str(name) in names for name in images.names], dtype=bool)
+
+
+def unseen(classifier: Classifier, data: Data, images: ImageSet) -> ImageSet:
+    """The images of `data` that the model was not trained on. ValueError when there are none."""
+    trained = seen(classifier, data, images)
+    return images if trained is None else _without(images, trained, data.name)
 
 
 def resolve_data(classifier: Classifier, data: Data | str | None, data_dir: str = "") -> Data:
     """The Data that is asked for: by itself, by its name or path, or as None, the data that the run was trained on.
 
-    A run's own data is cut as in training, so that no training image lands in its test split. data_dir: where the files
-    of a named data set are, when they are elsewhere now. ValueError when None is asked for and the file does not say.
+    ValueError when None is asked for and the file does not say.
     """
-    if not isinstance(data, Data):
-        own = own_data(classifier)
-        if own is not None and data in (None, own.name):
-            data = own
-        elif data is None:
+    own = own_data(classifier)
+    if isinstance(data, Data):
+        asked = data
+    elif data is None:
+        if own is None:
             raise ValueError(
                 "which images? This model file does not say what data it was trained on: name a data set or a folder"
             )
-        else:
-            data = Data(name=data)
-    return dataclasses.replace(data, data_dir=data_dir) if data_dir else data
+        asked = own
+    else:
+        asked = Data(name=data)
+    return replace(asked, data_dir=data_dir) if data_dir else asked
 
 
 def own_data(classifier: Classifier) -> Data | None:
@@ -35,3 +321,11 @@ def own_data(classifier: Classifier) -> Data | None:
     if recipe is None or not recipe.is_file():
         return None
     return from_json(Data, read_recipe_json(recipe.parent).get("data"), "data")
+
+
+def _place(data: Data) -> str:
+    """Where data is, the same for every spelling of its path."""
+    if (key := data.name.casefold().replace("_", "-")) in DATASETS:
+        return key
+    paths = [os.path.expanduser(data.name), os.path.join(os.path.expanduser(data.data_dir or "."), data.name)]
+    return next((os.path.realpath(path) for path in paths if os.path.exists(path)), data.name)

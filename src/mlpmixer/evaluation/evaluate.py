@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpmixer.data.config import Data
-from mlpmixer.data.datasets import open_images
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Pixels
 from mlpmixer.data.real_labels import real_labels
 from mlpmixer.evaluation.calibration import fit_temperature
-from mlpmixer.evaluation.data import resolve_data
+from mlpmixer.evaluation.data import Chosen, open_for, seen
 from mlpmixer.evaluation.metrics import (
     Metrics,
     TTAMetrics,
     calibrated_metrics,
     metrics_from_probabilities,
     real_metrics,
+    without_trained,
 )
 from mlpmixer.inference.classifier import Classifier, load
 from mlpmixer.inference.files import map_images
@@ -72,9 +72,9 @@ def tta_views(kinds: Sequence[str]) -> list[View]:
 
 def evaluate(
     model: Classifier | str | os.PathLike[str],
-    data: ImageSet | Data | str | None = None,
+    data: Chosen | ImageSet | Data | str | None = None,
     *,
-    split: str = "test",
+    split: str | None = None,
     batch_size: int = 256,
     tta: Sequence[str] = (),
     validation: ImageSet | None = None,
@@ -83,18 +83,24 @@ def evaluate(
     """Metrics of a model on every image of `data`, once; unreadable images are skipped and named in `Metrics.bad`.
 
     model: a Classifier, or what `load` takes.
-    data: an ImageSet, a Data, the name or path of a data set (of which `split` is taken), or None for the data that the
-        run was trained on. A run's own data is cut as in training.
+    data: an ImageSet, a Data, the name or path of a data set, or None for the data that the run was trained on.
+    split: of data that is not an ImageSet; None: test, or the whole of data that the run does not know and that has no
+        splits. A run's own data is cut as in training, see `data.open_for`. `Metrics.scored` says what was measured,
+        `Metrics.trained_on` how many of these images the model was trained on.
     tta: kinds of test-time augmentation, such as ("flip", "shift"), for `Metrics.tta`.
     validation: other images to fit a temperature on, for `Metrics.tempered`.
     real: the file of ReaL labels, for `Metrics.real`, when the data is ImageNet's validation images.
 
-    Raises ValueError when the classes of data and model differ (another order is fine), when no image is readable, for
-    unknown names, when no temperature is best, and when ReaL labels do not fit the images.
+    Raises ValueError when the data has classes that the model does not know, when there is no such split, when no image
+    is readable, for unknown names, when no temperature is best, and when ReaL labels do not fit the images.
     """
     views = tta_views(tta)  # a wrong name is an error before anything runs
     classifier = model if isinstance(model, Classifier) else load(model)
-    images = data if isinstance(data, ImageSet) else open_images(resolve_data(classifier, data), split)
+    if isinstance(data, ImageSet):
+        images, trained, scored = data, seen(classifier, None, data), None
+    else:
+        chosen = data if isinstance(data, Chosen) else open_for(classifier, data).choose(split)
+        images, trained, scored = chosen.images, chosen.trained, chosen.scored
     to_model = match_classes(images.classes, classifier.classes)
     accepted = accepted_classes(real, images, to_model) if real is not None else None
     fitted = _fit_temperature(classifier, validation, batch_size) if validation is not None else None
@@ -104,6 +110,9 @@ def evaluate(
     metrics = metrics_from_probabilities(
         probabilities, labels, classifier.classes, names, indices=kept.tolist(), bad=bad
     )
+    metrics = dataclasses.replace(metrics, scored=scored)
+    if trained is not None:
+        metrics = without_trained(metrics, probabilities.argmax(axis=1) == labels, trained[kept])
     if tta:
 
         def mean_over_views(arrays: Pixels) -> NDArray[np.float32]:
@@ -152,29 +161,24 @@ def accepted_classes(
 
 
 def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> NDArray[np.int64]:
-    """For each class of the data its index in the model, (K,) int64, matched by name.
+    """For each class of the data its index in the model, (K,) int64, matched by name. The data may lack some classes.
 
     ImageNet's folders may have WordNet ids instead of names. A model without class names (`published.numbered`) takes
-    the data's order. ValueError when a class is missing on either side.
+    the data's order. ValueError when the model does not know a class.
     """
-    if tuple(model_classes) in (tuple(data_classes), published.numbered(len(data_classes))):
+    if tuple(model_classes) == published.numbered(len(data_classes)):
         return np.arange(len(model_classes))
-    if len(model_classes) == published.NUM_CLASSES["imagenet1k"] and tuple(model_classes) == published.class_names(
-        "imagenet1k"
-    ):
-        ids = published.wordnet_ids("imagenet1k")
-        if set(data_classes) == set(ids):
-            return np.array([ids.index(c) for c in data_classes])
-    missing = [c for c in model_classes if c not in set(data_classes)]
-    extra = [c for c in data_classes if c not in set(model_classes)]
-    if missing or extra or len(data_classes) != len(model_classes):
-        parts = [f"the model has {len(model_classes)} classes, the data {len(data_classes)}"]
-        parts += [f"not in the data: {_listed(missing)}"] if missing else []
-        parts += [f"not in the model: {_listed(extra)}"] if extra else []
+    known = tuple(model_classes)
+    if known == published.class_names("imagenet1k") and set(data_classes) <= set(published.wordnet_ids("imagenet1k")):
+        known = published.wordnet_ids("imagenet1k")
+    index = {name: i for i, name in enumerate(known)}
+    if extra := [name for name in data_classes if name not in index]:
+        missing = [name for name in known if name not in set(data_classes)]
         raise ValueError(
-            "the classes of data and model differ: " + "; ".join(parts) + ". Class folders must be named as in training"
+            f"the classes of data and model differ: the model has {len(known)} classes, the data {len(data_classes)}; "
+            + (f"not in the data: {_listed(missing)}; " if missing else "")
+            + f"not in the model: {_listed(extra)}. Class folders must be named as in training"
         )
-    index = {name: i for i, name in enumerate(model_classes)}
     return np.array([index[name] for name in data_classes], dtype=np.int64)
 
 

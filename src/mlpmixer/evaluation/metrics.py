@@ -95,6 +95,36 @@ class RealMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Which images of the data were measured, and why these."""
+
+    data: str
+    """Name of the data."""
+    split: str
+    """train, val, test or all."""
+    n: int
+    """Number of images, the unreadable ones included."""
+    of: int | None
+    """Number of images in the data; None where they were not counted."""
+    how: str
+    """Which images these are."""
+    notes: tuple[str, ...] = ()
+    """What has changed in the data since the training."""
+
+    def __str__(self) -> str:
+        return f"{self.n:,} of {f'{self.of:,}' if self.of else 'the'} images of {self.data}: {self.how}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnseenMetrics:
+    """Numbers as in `Metrics`, of the `n` images that the model was not trained on."""
+
+    n: int
+    top1: float
+    top1_interval: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metrics:
     """The result of an evaluation on `n` readable images."""
 
@@ -126,6 +156,25 @@ class Metrics:
     """With a temperature, if there were validation images to fit it on."""
     real: RealMetrics | None = None
     """By ReaL labels, if they were given."""
+    scored: Scored | None = None
+    """Which images of which data; None where images themselves were given."""
+    trained_on: int | None = None
+    """How many of the `n` images the model was trained on; None where it does not say."""
+    unseen: UnseenMetrics | None = None
+    """Without them, if there are both kinds."""
+
+    @property
+    def leak(self) -> str:
+        """What the images that the model was trained on do to top-1, in a sentence; empty when there are none."""
+        if not self.trained_on:
+            return ""
+        if not self.unseen:
+            return f"the model was trained on all {self.n:,} of these images: top-1 says how well it knows them"
+        top1 = f"{100 * self.unseen.top1:.2f} %"
+        return (
+            f"the model was trained on {self.trained_on:,} of these {self.n:,} images: top-1 is {top1} on the other "
+            f"{self.unseen.n:,}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; rows become objects."""
@@ -242,6 +291,14 @@ def calibrated_metrics(
         brier=brier_score(p, labels),
         reliability=reliability(confidence, correct),
     )
+
+
+def without_trained(metrics: Metrics, correct: NDArray[np.bool_], trained: NDArray[np.bool_]) -> Metrics:
+    """The metrics with what is left of top-1 without the images (N,) that the model was trained on."""
+    others, seen = correct[~trained], int(trained.sum())
+    n, right = len(others), int(others.sum())
+    unseen = UnseenMetrics(n=n, top1=right / n, top1_interval=wilson(right, n)) if n and seen else None
+    return dataclasses.replace(metrics, trained_on=seen, unseen=unseen)
 
 
 def real_metrics(answers: Labels, accepted: Sequence[frozenset[int]]) -> RealMetrics:

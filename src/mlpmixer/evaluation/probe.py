@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpmixer.data.config import Data
-from mlpmixer.data.datasets import open_data
 from mlpmixer.data.image_set import ImageSet, Splits
-from mlpmixer.evaluation.data import resolve_data
+from mlpmixer.evaluation.data import ALL, open_for, seen
 from mlpmixer.evaluation.features import Features, extract_features
-from mlpmixer.evaluation.metrics import as_json
+from mlpmixer.evaluation.metrics import Scored, as_json
 from mlpmixer.inference.classifier import Classifier, load
 
 Matrix = NDArray[np.floating[Any]]
@@ -87,6 +86,10 @@ class ProbeResult:
     linear: LinearProbe | None = None
     bad: tuple[tuple[str, str], ...] = ()
     """Unreadable images, (name, reason), which are excluded from the numbers above."""
+    scored: Scored | None = None
+    """Which test images of which data; None where the splits themselves were given."""
+    trained_on: int | None = None
+    """How many of the test images the model was trained on; None where it does not say."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; the top-1 of few shots is {"mean", "range", "n"}, beside the value of each seed."""
@@ -126,7 +129,14 @@ def probe(
     training images than neighbours, when the data has no test images, or when no image of a split is readable.
     """
     classifier = model if isinstance(model, Classifier) else load(model)
-    splits = data if isinstance(data, Splits) else open_data(resolve_data(classifier, data))
+    if isinstance(data, Splits):
+        opened, splits = None, data
+    else:
+        opened = open_for(classifier, data)
+        of_data = opened.splits()
+        if not isinstance(of_data, Splits):
+            raise ValueError(f"{opened.name} is streamed; a probe needs the images themselves")
+        splits = of_data
     if splits.test is None:
         raise ValueError(f"{splits.name} has no test images and is too small to split some off")
     _require_shots(splits.train.labels, shots, splits.classes)  # before the network runs; again without unreadable ones
@@ -139,6 +149,11 @@ def probe(
 
     train, test = features(splits.train, "train"), features(splits.test, "test")
     val = features(splits.val, "val") if linear else None
+    trained = seen(classifier, opened.data if opened else None, splits.test)
+    scored = None
+    if opened:
+        n, of = len(splits.test), len(opened.sets[ALL])
+        scored = Scored(data=opened.name, split="test", n=n, of=of, how=opened.test_how, notes=opened.notes)
     _require_shots(train.labels, shots, splits.classes)
     pairs = (train.values, train.labels, test.values, test.labels)
     return ProbeResult(
@@ -151,6 +166,8 @@ def probe(
         neighbours=knn(*pairs, k=neighbours) if neighbours is not None else None,
         linear=linear_probe(*pairs[:2], val.values, val.labels, *pairs[2:]) if val else None,
         bad=(*train.bad, *test.bad, *(val.bad if val else ())),
+        scored=scored,
+        trained_on=None if trained is None else int(trained.sum()),
     )
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError, decode
 from mlpmixer.evaluation.html import FIRST, INK, SECOND, TEMPLATES, data_uri, percent, ranged, render, svg
-from mlpmixer.evaluation.metrics import Metrics
+from mlpmixer.evaluation.metrics import Metrics, Scored
 from mlpmixer.evaluation.significance import wilson
 from mlpmixer.weights.privacy import without_folders
 
@@ -87,7 +87,15 @@ def _scores(test: Json) -> list[tuple[str, str]]:
         scores.append((f"ReaL top-1, {real['n']:,} images", ranged(real["top1"], real["n"])))
     scores += [("negative log-likelihood", f"{test['nll']:.4f} nats"), ("calibration error", percent(test["ece"]))]
     scores += [("Brier score", f"{test['brier']:.4f}")] if "brier" in test else []
-    return [*scores, ("classes", f"{len(test['classes']):,}")]
+    empty = sum(not row["support"] for row in test["per_class"])
+    scores.append(("classes", f"{len(test['classes']):,}" + (f", {empty:,} of them without an image" if empty else "")))
+    if scored := test.get("scored"):
+        chosen = Scored(**scored)
+        scores += [("images", str(chosen)), *(("", note) for note in chosen.notes)]
+    if trained_on := test.get("trained_on"):
+        left = f"; without them top-1 is {ranged(rest['top1'], rest['n'])}" if (rest := test.get("unseen")) else ""
+        scores.append(("trained on", f"{trained_on:,} of these {test['n']:,} images{left}"))
+    return scores
 
 
 def _picture(pixels: Thumbnail) -> str:

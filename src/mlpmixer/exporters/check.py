@@ -1,17 +1,15 @@
 """Comparison of an export with its model on real images, from the same pixels."""
 
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from mlpmixer.data.config import Data
-from mlpmixer.data.datasets import open_images
+from mlpmixer.data.datasets import relabelled
 from mlpmixer.data.image_set import ImageSet, chain
 from mlpmixer.data.images import Pixels, Source, decode
-from mlpmixer.data.streaming.datasets import is_streamed
+from mlpmixer.data.paths import TRAIN
+from mlpmixer.evaluation.data import Opened
 from mlpmixer.evaluation.evaluate import match_classes
 from mlpmixer.inference.classifier import Classifier, Floats
 from mlpmixer.inference.exported import (
@@ -41,7 +39,7 @@ class ExportMismatch(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Images to check on: first `n_test` of the test split, evenly spread, then training images."""
+    """Images to check on: first `n_test` that the model was not trained on, evenly spread, then training images."""
 
     data: str
     images: ImageSet
@@ -106,19 +104,18 @@ class FitChecked:
     agreeing: int
 
 
-def sample(data: Data, count: int) -> Sample:
-    """`count` images of `data`, or all there are: test images and, if those are too few, training images.
+def sample(data: Opened, count: int) -> Sample:
+    """`count` images of `data`, or all there are: those to score a model on and, if they are too few, training images.
 
-    ValueError when it cannot be opened.
+    ValueError when there are none.
     """
     if count < 1:
         raise ValueError(f"an export is checked on at least 1 image, got {count}")
-    sets = [open_images(data, "test").spread(count)]
-    if len(sets[0]) < count and not is_streamed(data):
-        with suppress(ValueError):  # a test split may be all there is
-            sets.append(open_images(data, "train").spread(count - len(sets[0])))
-    name = data.name if data.name.startswith("hf:") else Path(data.name).name  # no path of this machine in an export
-    return Sample(data=name, images=chain(sets), n_test=len(sets[0]))
+    test = data.held_out().spread(count)
+    train = data.sets.get(TRAIN)
+    more = [relabelled(train, test.classes).labelled()] if train and len(test) < count else []
+    images = chain([test, *(images.spread(count - len(test)) for images in more if len(images))])
+    return Sample(data=data.name, images=images, n_test=len(test))
 
 
 def check(reference: Classifier, export: Export, given: Sample) -> Checked:

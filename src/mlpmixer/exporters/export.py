@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlpmixer.data.config import Data
-from mlpmixer.evaluation.data import resolve_data
+from mlpmixer.evaluation.data import open_for
 from mlpmixer.exporters.check import (
     EVIDENCE_TOLERANCE,
     Checked,
@@ -150,9 +150,9 @@ def export(
         raise ValueError(f"{to} has no int8: export to one of {able}")
     path = _free_path(out, classifier, target)
     target.require(job)
-    data = resolve_data(classifier, data)
-    given = sample(data, images)
-    calibration = images_for(classifier, data) if int8 else None
+    opened = open_for(classifier, data)
+    given = sample(opened, images)
+    calibration = images_for(classifier, opened) if int8 else None
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:

@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpmixer.data.config import Data
-from mlpmixer.data.datasets import open_data
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Pixels
-from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_streamed
+from mlpmixer.data.streaming.datasets import StreamedSplits
+from mlpmixer.evaluation.data import Opened, unseen
 from mlpmixer.evaluation.evaluate import evaluate, match_classes
 from mlpmixer.exporters.check import ExportMismatch
 from mlpmixer.inference.classifier import Classifier, Exported
@@ -89,14 +88,16 @@ class Int8:
         return self.speed >= MIN_SPEEDUP
 
 
-def images_for(classifier: Classifier, data: Data) -> CalibrationImages:
-    """Training and validation images of `data`, the same ones each time.
+def images_for(classifier: Classifier, data: Opened) -> CalibrationImages:
+    """Training and validation images of `data`, the same ones each time; none to judge with that the model was trained
+    on.
 
     Errors: ValueError when it cannot be opened, has no such images, or other classes than the model.
     """
     try:
-        splits = open_streamed(data) if is_streamed(data) else open_data(data)
+        splits = data.splits()
         match_classes(splits.val.classes, classifier.classes)
+        val = unseen(classifier, data.data, splits.val)
     except ValueError as e:
         raise ValueError(
             f"int8 is calibrated on training images and judged on validation images of the model's classes: {e}"
@@ -104,11 +105,11 @@ def images_for(classifier: Classifier, data: Data) -> CalibrationImages:
     if isinstance(splits, StreamedSplits):
         from mlpmixer.training.stream import Stream  # which imports torch
 
-        stream = Stream(splits.train, splits.labels, classifier.preprocess, data)
+        stream = Stream(splits.train, splits.labels, classifier.preprocess, data.data)
         train = stream.sample(min(CALIBRATION, len(stream)))
     else:
         _, train, _ = map_images(classifier, splits.train.spread(CALIBRATION), lambda pixels: pixels, BATCH)
-    return CalibrationImages(train=train, val=splits.val.spread(VALIDATION))
+    return CalibrationImages(train=train, val=val.spread(VALIDATION))
 
 
 def quantise(file: Path, out: Path, given: CalibrationImages, *, engine: str | None = None) -> Int8:

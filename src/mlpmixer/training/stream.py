@@ -9,7 +9,6 @@ N samples, B rows of a batch, L lanes.
 """
 
 import functools
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.data.labels import LabelEncoder
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.store import worker_count
+from mlpmixer.data.streaming.datasets import fingerprint
 from mlpmixer.data.streaming.shards import Sample, Shard, read_rows
 from mlpmixer.download import Retry
 from mlpmixer.training.batches import Batch, Indices, RowRange, prefetch, repeated, steps_per_epoch
@@ -151,8 +151,8 @@ class Stream:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the names and sizes of the shards: as long as it is the same, so is the order."""
-        return hashlib.sha256("\n".join(f"{s.name} {s.samples}" for s in self.shards).encode()).hexdigest()[:16]
+        """That of the shards, see `fingerprint`."""
+        return fingerprint(self.shards)
 
     def order(self, run: Run) -> Order:
         """The order of the samples in a run. ValueError for a batch larger than the set."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from mlpmixer.config import require
 from mlpmixer.data.config import Data
-from mlpmixer.data.image_set import ImageSet, chain, doubt_of
+from mlpmixer.data.image_set import ImageSet, RawSplits, chain, doubt_of
 from mlpmixer.data.labels import LabelEncoder, meaning_of, used_labels
 from mlpmixer.data.paths import TEST, TRAIN, VAL
 from mlpmixer.data.streaming.listing import INFO, Listing, find_shards, is_pattern, read_classes, shards_in
@@ -41,9 +41,19 @@ class StreamedSplits:
         return self.labels.classes
 
     @property
+    def fingerprint(self) -> str:
+        """That of the training shards."""
+        return fingerprint(self.train)
+
+    @property
     def doubt(self) -> str:
         """Why the accuracy on val says little, in a sentence; empty when it does not."""
         return doubt_of(self.val)
+
+
+def fingerprint(shards: Sequence[Shard]) -> str:
+    """A hash of the names and sizes of shards: as long as it is the same, so is the order of their samples."""
+    return hashlib.sha256("\n".join(f"{s.name} {s.samples}" for s in shards).encode()).hexdigest()[:16]
 
 
 def is_streamed(data: Data) -> bool:
@@ -108,6 +118,29 @@ def open_streamed(
         mib = buffered / total * sum(os.path.getsize(s.address) for s in train) / 2**20
         notes.append(f"data.buffer: {buffered:,} images in memory take up to about {mib:,.0f} MiB")
     return StreamedSplits(name, train, labels, val, test, tuple(notes))
+
+
+def open_shards(data: Data) -> RawSplits:
+    """The images of shards by index, as `open_raw` has those of other data. Of shards on a server that name splits,
+    only validation and test are fetched.
+
+    Raises ValueError and ShardError as `open_streamed` does.
+    """
+    retry, cache = Retry(), cache_folder()
+    listing = find_shards(data.name.strip(), data.data_dir, retry.timeout_s)
+    shards, notes = listing.shards, [listing.note]
+    if len(shards) > 1 and any(shard.remote for of_split in shards.values() for shard in of_split):
+        shards = {split: of_split for split, of_split in shards.items() if split in (VAL, TEST)} or shards
+    classes = read_classes(data.classes) if data.classes else listing.classes
+    contents = _contents(
+        [s for of_split in shards.values() for s in of_split], classes is not None, cache, notes, retry
+    )
+    labels = _label_encoder(contents, classes, listing, notes)
+    sets = {split: _image_set(split, of_split, labels, cache, notes) for split, of_split in shards.items()}
+    found = {split: images for split, images in sets.items() if images is not None}
+    if not found:
+        raise ValueError(f"{listing.name}: the shards hold no labelled images")
+    return RawSplits(listing.name, found, notes)
 
 
 def _cut_off(shards: dict[str, list[Shard]], split: str, fraction: float, seed: int, name: str) -> str:
