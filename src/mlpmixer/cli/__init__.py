@@ -35,7 +35,7 @@ COMMANDS = {  # and the first lines of their docstrings, without which no comman
     "doctor": "Show the environment and diagnose problems.",
 }
 
-DEPENDENCIES = ("torch", "safetensors", "sklearn", "matplotlib", "rich")  # that an installation for exports may lack
+DEPENDENCIES = ("torch", "safetensors", "sklearn", "matplotlib")  # that an installation for exports may lack
 
 
 def overview() -> str:

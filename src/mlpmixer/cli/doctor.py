@@ -13,7 +13,7 @@ from mlpmixer.cli.arguments import Command
 if TYPE_CHECKING:
     import torch
 
-NEEDED = ("torch", "numpy", "pillow", "safetensors", "rich", "scikit-learn", "matplotlib", "jinja2")
+NEEDED = ("torch", "numpy", "pillow", "safetensors", "scikit-learn", "matplotlib", "jinja2")
 EXTRAS = {
     "hf": ("datasets", "pyarrow", "huggingface-hub"),
     "tensorboard": ("tensorboard",),

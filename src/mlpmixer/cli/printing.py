@@ -4,9 +4,11 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 Event = dict[str, Any]
@@ -14,7 +16,44 @@ MOST_LINES, MOST_CHARACTERS = 12, 1000  # of a message
 MAX_ROWS = 40  # longer tables of classes are cut; --json has all
 
 
+class StatusLine:
+    """The last line of the terminal, which tells how far something has come. It is written over, and never wraps."""
+
+    def __init__(self) -> None:
+        self._width = 0  # of what stands there
+
+    @property
+    def is_live(self) -> bool:
+        return sys.stderr.isatty()
+
+    def show(self, parts: Sequence[str]) -> None:
+        """The first part and the last one stay where the terminal is too narrow for all."""
+        columns, parts = _columns(), list(parts)
+        while len(parts) > 1 and len("  ".join(parts)) >= columns:
+            del parts[max(len(parts) - 2, 1)]
+        text = visible("  ".join(parts)[: columns - 1])
+        print(f"\r{text:{min(self._width, columns - 1)}}", end="", file=sys.stderr, flush=True)
+        self._width = len(text)
+
+    def clear(self) -> None:
+        if self._width:
+            print(f"\r{'':{self._width}}\r", end="", file=sys.stderr, flush=True)
+            self._width = 0
+
+
+def _columns() -> int:
+    """Those of the terminal on standard error, or of the variable COLUMNS."""
+    found = 0
+    with suppress(OSError, ValueError):
+        found = os.get_terminal_size(sys.stderr.fileno()).columns
+    return shutil.get_terminal_size((found or 80, 24)).columns
+
+
+STATUS = StatusLine()
+
+
 def print_error(message: str) -> None:
+    STATUS.clear()
     rank = os.environ.get("RANK", "0")  # of several processes, those that are not the first say which they are
     lines = "\n".join(map(visible, shortened(message).split("\n")))
     print(f"mlpmixer: {f'rank {rank}: ' if rank != '0' else ''}{lines}", file=sys.stderr, flush=True)

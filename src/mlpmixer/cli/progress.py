@@ -1,38 +1,28 @@
-"""Progress of a training or a download: a live line on a terminal, plain lines elsewhere, or JSON."""
+"""Progress of a training, a download or any other long work: a live line on a terminal, plain lines elsewhere, or JSON.
+
+What stays is on standard output. The live line is on standard error, so that it never stands between results.
+"""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
-from mlpmixer.cli.printing import Event, duration, percent, print_error, print_json
+from mlpmixer.cli.printing import STATUS, Event, duration, percent, print_error, print_json
+
+EVERY_S = 10.0  # between plain lines
 
 
 @contextmanager
 def reporter(*, quiet: bool = False, as_json: bool = False) -> Iterator[Callable[[Event], None]]:
-    """A function that shows events as they happen. Training goes to standard output, a download to standard error, so
-    that it never stands between results."""
+    """A function that shows events as they happen."""
     if as_json or quiet:
         yield print_json if as_json else print_note
         return
-    phase, show = "", None
-    with ExitStack() as shown:
-
-        def report(event: Event) -> None:
-            nonlocal phase, show
-            if event["kind"] == "note":
-                return print_error(event["note"])
-            now = "fetch" if event["kind"] == "fetch" else "train"
-            if show is None or now != phase:
-                shown.close()
-                phase = now
-                if now == "fetch":
-                    show = shown.enter_context(live_fetch()) if sys.stderr.isatty() else plain_fetch()
-                else:
-                    show = shown.enter_context(live_training()) if sys.stdout.isatty() else plain_training()
-            show(event)
-
-        yield report
+    try:
+        yield shown()
+    finally:
+        STATUS.clear()
 
 
 def print_note(event: Event) -> None:
@@ -41,92 +31,91 @@ def print_note(event: Event) -> None:
         print_error(f"note: {event['note']}")
 
 
-def plain_fetch(every_s: float = 10.0) -> Callable[[Event], None]:
-    url, last, last_bytes = "", 0.0, 0
+def shown(every_s: float = EVERY_S) -> Callable[[Event], None]:
+    """Show events: lines that stay, and the state of what goes on, live or as a plain line now and then."""
+    total_steps, last, pace = 0, time.monotonic(), Pace()
 
     def report(event: Event) -> None:
-        nonlocal url, last, last_bytes
-        now, done, total = time.monotonic(), event["done_bytes"], event["total_bytes"]
-        if event["url"] != url:
-            size = f", {megabytes(total)}" if total else ""
-            print_error(f"fetching {event['url']}{size}" + (f", {megabytes(done)} of it are here" if done else ""))
-        elif now - last >= every_s:
-            speed = max(done - last_bytes, 0) / (now - last)
-            left = duration((total - done) / speed if speed else None)
-            print_error(f"fetched {megabytes(done)}" + (f" of {megabytes(total)}, {left} left" if total else ""))
+        nonlocal total_steps, last
+        kind, now = event["kind"], time.monotonic()
+        if lines := lines_of(event):
+            STATUS.clear()
+            print(*lines, sep="\n", flush=True)
+        print_note(event)
+        if kind == "start":
+            total_steps, last = event.get("steps", 0), now
+        if kind == "step":
+            parts = [f"step {event['step']:,}/{total_steps:,}", *step_texts(event)]
+            live = STATUS.is_live and sys.stdout.isatty()
+        elif kind == "fetch":
+            url, live = event["url"], STATUS.is_live
+            if pace.count(url, event["done_bytes"]) and not live:
+                last = now
+                sizes = ((event["total_bytes"], ""), (event["done_bytes"], " of it are here"))
+                print_error(", ".join([f"fetching {url}", *(megabytes(size) + text for size, text in sizes if size)]))
+                return
+            parts = [url.rpartition("/")[2] if live else "fetched", *fetch_texts(event, pace)]
+        elif kind == "progress":
+            live, last = STATUS.is_live, now if pace.count(event["what"], event["done"]) else last
+            parts = [
+                f"{event['what']} {event['done']:,}/{event['of']:,}",
+                *event.get("now", ()),
+                *pace.left(event["of"]),
+            ]
         else:
             return
-        url, last, last_bytes = event["url"], now, done
+        if live:
+            STATUS.show(parts)
+        elif now - last >= every_s:
+            last = now
+            text = "  ".join(parts)
+            print(text, flush=True) if kind == "step" else print_error(text)
 
     return report
 
 
-def megabytes(count: int) -> str:
+class Pace:
+    """How fast a piece of work goes, and how long it takes at that."""
+
+    def __init__(self) -> None:
+        self.work, self.began_s, self.first, self.done = "", 0.0, 0, 0
+
+    def count(self, work: str, done: int) -> bool:
+        """So much of it is done. True where it is new."""
+        is_new = work != self.work or done < self.done
+        if is_new:
+            self.work, self.began_s, self.first = work, time.monotonic(), done
+        self.done = done
+        return is_new
+
+    @property
+    def per_s(self) -> float:
+        return (self.done - self.first) / max(time.monotonic() - self.began_s, 1e-9)
+
+    def left(self, total: int) -> list[str]:
+        return [f"{duration((total - self.done) / self.per_s)} left"] if self.per_s and total else []
+
+
+def megabytes(count: float) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-@contextmanager
-def live_fetch() -> Iterator[Callable[[Event], None]]:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    name, speed, left = TextColumn("{task.description}"), TransferSpeedColumn(), TimeRemainingColumn()
-    columns = (name, BarColumn(), DownloadColumn(), speed, left)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=None)
-
-        def report(event: Event) -> None:
-            name = escape(event["url"].rpartition("/")[2])
-            progress.update(task, description=name, completed=event["done_bytes"], total=event["total_bytes"] or None)
-
-        yield report
-
-
-def plain_training(every_s: float = 10.0) -> Callable[[Event], None]:
-    last, total = time.monotonic(), 0
-
-    def report(event: Event) -> None:
-        nonlocal last, total
-        for line in lines_of(event):
-            print(line, flush=True)
-        if event["kind"] == "start":
-            total = event.get("steps", 0)
-        elif event["kind"] == "step" and time.monotonic() - last >= every_s:
-            last = time.monotonic()
-            print(f"step {event['step']:,}/{total:,}  {step_text(event)}", flush=True)
-
-    return report
-
-
-@contextmanager
-def live_training() -> Iterator[Callable[[Event], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}"))
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("step", total=None, now="")
-
-        def report(event: Event) -> None:
-            for line in lines_of(event):
-                progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
-            if event["kind"] == "start":
-                progress.update(task, total=event.get("steps"), completed=event.get("step", 0))
-            elif event["kind"] == "step":
-                progress.update(task, completed=event["step"], now=step_text(event))
-
-        yield report
+def fetch_texts(e: Event, pace: Pace) -> list[str]:
+    """The state of a download."""
+    done, total = e["done_bytes"], e["total_bytes"]
+    size = f"{megabytes(done)} of {megabytes(total)}" if total else megabytes(done)
+    return [size, f"{megabytes(pace.per_s)}/s", *pace.left(total)]
 
 
 def lines_of(e: Event) -> list[str]:
     """What stays on the screen."""
     if e["kind"] == "row":
         return [f"row {e['number']} of {e['of']}: {e['row']}"]
+    if e["kind"] == "doing":
+        return [e["what"]]
     if e["kind"] == "eval":
         scores = f"{e['split']}: top-1 {percent(e['top1'])}, loss {e['nll']:.4f}"
         return [f"epoch {e['epoch']:.4g}  step {e['step']:,}  {scores}"]
-    if e["kind"] == "note":
-        return [f"note: {e['note']}"]
     if e["kind"] != "start":
         return []
     each = f" in each of {e['processes']} processes" if e.get("processes", 1) > 1 else ""
@@ -134,13 +123,14 @@ def lines_of(e: Event) -> list[str]:
         f"{e['train_images']:,} training images, {e['val_images']:,} for validation, {e['classes']} classes",
         f"{e['params']:,} parameters, {e['steps']:,} steps, {e['precision']} on {e['device']}{each}; "
         f"kernels: {e['kernels']}",
-        f"run: {e['out']}",
+        f"run: {e['out']}" + (f", resumed at step {e['step']:,}" if e.get("step") else ""),
         *(f"note: {note}" for note in e.get("notes", ())),
     ]
 
 
-def step_text(e: Event) -> str:
-    """The state of a training in a line; without the memory where the system does not tell."""
-    top1 = f"  train {percent(e['top1'])}" if e.get("top1") is not None else ""
-    memory = f"  {e['peak_mib']:,.0f} MiB" if e.get("peak_mib") else ""
-    return f"loss {e['loss']:.4f}{top1}  {e['images_per_s']:,.0f} images/s{memory}  {duration(e.get('eta_s'))} left"
+def step_texts(e: Event) -> list[str]:
+    """The state of a training; without the memory where the system does not tell."""
+    top1 = [f"train {percent(e['top1'])}"] if e.get("top1") is not None else []
+    memory = [f"{e['peak_mib']:,.0f} MiB"] if e.get("peak_mib") else []
+    speed = f"{e['images_per_s']:,.0f} images/s"
+    return [f"loss {e['loss']:.4f}", *top1, speed, *memory, f"{duration(e.get('eta_s'))} left"]

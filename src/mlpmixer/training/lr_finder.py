@@ -63,7 +63,8 @@ def find_lr(
 
     Batches, augmentation, optimizer, clipping and distillation are the recipe's. Its schedule, `head_steps` and
     averages are not used, and with `run.progressive` images have their first size. The sweep ends early when the loss
-    diverges. report, teacher: as in `train`.
+    diverges. teacher: as in `train`. report: receives {"kind": "progress", "what": "step", "done", "of", "now": texts},
+    and before that the progress of downloads.
 
     Errors: ValueError as in `train`, for an invalid range, and when the loss is not finite within the first ten steps.
     """
@@ -86,6 +87,9 @@ def find_lr(
             mean = MEMORY * mean + (1 - MEMORY) * loss
             losses.append(loss)
             smooth.append(mean / (1 - MEMORY**batch.step))
+            if report:
+                now = (f"rate {rates[batch.step - 1]:.1e}", f"loss {smooth[-1]:.4f}")
+                report({"kind": "progress", "what": "step", "done": batch.step, "of": steps, "now": now})
             if smooth[-1] > DIVERGED * min(smooth):
                 break
     if len(losses) < 10:

@@ -126,6 +126,7 @@ def train(
         step, start, source = group.on_all(prepare)
         stop = stack.enter_context(_stop_signal(None if stop_after_s is None else started + stop_after_s))
         if recipe.run.time and not recipe.run.steps:
+            report({"kind": "doing", "what": f"measuring how many steps fit into {recipe.run.time}"})
             step.recipe = fix_steps(step, start, time.monotonic() - started)
         total_steps = num_steps(step.recipe, len(step.stores.train))
         record = group.on_main(lambda: _recorded(folder, saved, step.stores, start))
