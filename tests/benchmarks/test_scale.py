@@ -141,7 +141,7 @@ def test_slurm_command_parses() -> None:
         ["--nproc-per-node=8" if a == "--nproc-per-node=gpu" else a for a in COMMAND[at + 1 :]]
     )
     assert asked.module and asked.training_script == "mlpmixer" and asked.max_restarts == 3
-    train: Any = cli.parse(asked.training_script_args)
+    train: Any = cli.parse(asked.training_script_args).make()
     plan = train.config
     assert plan.run.steps == 0 and plan.run.epochs == 14 and plan.run.batch_size == 4096 and plan.run.accumulate == 1
     assert (

@@ -73,7 +73,7 @@ def test_diverged_run_is_a_failure(monkeypatch: pytest.MonkeyPatch, run: RunLine
 def test_resume_needs_no_data(digits_run: Path, run: RunLine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     for line in ("--resume RUN", "--out RUN --resume", "--resume=RUN --quiet", "--resume RUN digits"):
-        command: Any = cli.parse(["train", *line.replace("RUN", str(digits_run)).split()])
+        command: Any = cli.parse(["train", *line.replace("RUN", str(digits_run)).split()]).make()
         assert (command.resume, command.data) == (str(digits_run), "digits")
         assert command.config == read_recipe(digits_run)
     assert run("train", "--resume", str(digits_run))[0] == 0
@@ -91,7 +91,7 @@ def test_resumed_run_stays_as_it_was_started(options: str, digits_run: Path, run
 def test_latest_unfinished_run(tmp_path: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="no unfinished run under runs/; name the run"):
-        cli.parse(["train", "--resume"])
+        cli.parse(["train", "--resume"]).make()
     for name, age in (("older", 100), ("latest", 50), ("done", 0)):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
@@ -100,7 +100,7 @@ def test_latest_unfinished_run(tmp_path: Path, digits_run: Path, monkeypatch: py
             (folder / "summary.json").write_text("{}")
         stamp = digits_run.stat().st_mtime + 1000 - age
         os.utime(folder, (stamp, stamp))
-    command: Any = cli.parse(["train", "--resume"])
+    command: Any = cli.parse(["train", "--resume"]).make()
     assert command.resume == "runs/latest"
 
 
@@ -111,10 +111,10 @@ def test_resume_beside_out_starts_a_run(tmp_path: Path) -> None:
         ["train", "digits", "--resume", "--out", out, "--lr", "0.1"],
         ["train", "digits", "--resume", "latest", "--out", out, "--lr", "0.1"],
     ):
-        command: Any = cli.parse(args)
+        command: Any = cli.parse(args).make()
         assert (command.out, command.resume, command.config.optim.lr) == (out, out, 0.1)
     with pytest.raises(ValueError, match="which DATA"):
-        cli.parse(["train", "--resume", "--out", out])
+        cli.parse(["train", "--resume", "--out", out]).make()
 
 
 def test_resume_beside_out_needs_no_init_file(digits_run: Path, run: RunLine, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_resume_beside_out_needs_no_init_file(digits_run: Path, run: RunLine, tm
 def test_a_command_that_torchrun_repeats_must_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     with pytest.raises(ValueError, match="give --out DIR --resume"):
-        cli.parse(["train", "digits", "--out", "runs/x"])
+        cli.parse(["train", "digits", "--out", "runs/x"]).make()
 
 
 def test_one_of_several_processes_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
