@@ -46,7 +46,9 @@ def test_help_all_has_every_option_with_a_text(command: str, run: RunLine) -> No
     rows = re.findall(r"^  (--.*?)(?:  |\n {26})\S", out, re.M)
     shown = {name for row in rows for name in re.findall(r"--\w[\w.-]*", row)}
     kind = cli.command(command)
-    options = [a for a in arguments_of(kind, with_defaults(kind, {})) if not a.arg.positional]
+    options = [
+        a for a in arguments_of(kind, with_defaults(kind, {})) if not a.arg.positional and a.name not in kind.refused
+    ]
     short = {f"--{no}{name}" for name in kind.short for no in ("", "no-")}
     assert shown - short == {a.name for a in options} | {a.off for a in options} - {""}
 

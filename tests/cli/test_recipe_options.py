@@ -84,3 +84,33 @@ def test_sizes_of_train_are_those_of_the_run(digits_run: Path, tmp_path: Path) -
     tuned = json.loads((out / "recipe.json").read_text())
     assert (tuned["model"]["image_size"], tuned["model"]["in_channels"]) == (16, 3)
     assert tuned["init"]["resize"] == "bilinear"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model.num-classes 3", "--model.num-classes is not an option here: the classes are those of DATA"),
+        ("--model.num_classes=3", "--model.num-classes is not an option here: the classes are those of DATA"),
+        ("--steps 10 --epochs 3", "--epochs and --steps each say how long to train: give one of them"),
+        ("--time 5m --run.steps 3", "--run.steps and --time each say how long to train"),
+        ("--distill.alpha 0.9", "--distill.alpha says how to learn from a teacher, but there is none: add --teacher"),
+    ],
+)
+def test_option_that_something_overrides_is_refused(options: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train("digits", *options.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "duration"),
+    [("--epochs 3", (3.0, 0, "")), ("--time 5m", (10.0, 0, "5m")), ("--steps 7", (10.0, 7, ""))],
+)
+def test_duration_replaces_that_of_the_recipe(options: str, duration: tuple[float, int, str]) -> None:
+    run = train("digits", "--recipe", "finetune-official", *options.split()).run  # which has steps
+    assert (run.epochs, run.steps, run.time) == duration
+
+
+def test_help_has_no_option_that_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "digits", "--help-all"]) == 0
+    shown = capsys.readouterr().out
+    assert "--model.in-channels" in shown and "num-classes" not in shown

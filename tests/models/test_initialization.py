@@ -50,6 +50,23 @@ def test_pixels_that_never_change_do_not_explode() -> None:
     assert model.stem.weight.abs().max() < 20
 
 
+@pytest.mark.parametrize("kind", ["black", "one grey", "nearly constant", "one channel", "one image", "one patch"])
+def test_images_without_variance_give_a_finite_stem(kind: str) -> None:
+    model = create_model("Nano/4", image_size=4 if kind == "one patch" else 32)
+    noise = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = {
+        "black": torch.zeros(8, 3, 32, 32),
+        "one grey": torch.full((8, 3, 32, 32), 0.7),
+        "nearly constant": 1e-4 * noise,
+        "one channel": noise * torch.tensor([1.0, 0.0, 0.0])[:, None, None],
+        "one image": noise[:1],
+        "one patch": noise[:1, :, :4, :4],  # of 48 values
+    }[kind]
+    whiten_stem(model, images)
+    assert model.stem.weight.isfinite().all()
+    assert model.stem.weight.abs().max() < 200
+
+
 def test_the_rotation_comes_from_the_seed() -> None:
     stems = []
     for seed in (0, 0, 1):

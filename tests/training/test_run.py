@@ -578,6 +578,18 @@ def test_run_starts_from_a_whitened_stem(tmp_path: Path) -> None:
     assert torch.linalg.cond(whitened) > 2 * torch.linalg.cond(lecun)
 
 
+@pytest.mark.parametrize("grey", [0, 37])
+def test_constant_images_train_from_a_whitened_stem(grey: int, tmp_path: Path) -> None:
+    for name in "abababab":
+        folder = tmp_path / "flat" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), grey).save(folder / f"{len(list(folder.iterdir()))}.png")
+    recipe = variant(BASE, data={"name": str(tmp_path / "flat")}, init={"stem": "whitened"}, run={"steps": 3})
+    events: list[dict[str, Any]] = []
+    assert train(recipe, out=tmp_path / "run", report=events.append).summary["steps"] == 3
+    assert any("there are no more for run.batch_size" in note for note in events[0]["notes"])
+
+
 def test_fine_tuning_resumes_bit_for_bit(tmp_path: Path) -> None:
     rule = {
         "name": "sgd",
@@ -621,6 +633,12 @@ def test_run_starts_from_trained_weights(size: int, kept: bool, undisturbed: Pat
         result.summary["top1"]
         > (0.99 if kept else 0.3) * json.loads((undisturbed / "summary.json").read_text())["top1"]
     )
+
+
+def test_head_bias_of_a_head_that_is_kept_is_refused(undisturbed: Path, tmp_path: Path) -> None:
+    recipe = variant(BASE, init={"stem": "lecun", "weights": str(undisturbed), "head_bias": -3.0})
+    with pytest.raises(ValueError, match=r"init.head_bias=-3.0 is for a new head, but that of .* is kept"):
+        train(recipe, out=tmp_path / "run")
 
 
 def test_weights_of_other_sizes_are_refused(undisturbed: Path, tmp_path: Path) -> None:

@@ -147,6 +147,8 @@ class Command:
     """The short names that --help lists."""
     heading: ClassVar[str] = ""
     """What stands above them."""
+    refused: ClassVar[Mapping[str, str]] = {}
+    """Options of its configs that it does not take, and why."""
 
     @classmethod
     def of(cls, line: Line) -> Self:
@@ -243,6 +245,8 @@ def read(command: type[Command], prog: str, args: Sequence[str]) -> Line:
             close = similar_options(spelling, command)
             advice = f"did you mean {', '.join(close)}?" if close else f"{prog} --help-all lists them"
             raise ValueError(f"no option {spelling}; {advice}")
+        if spelling in command.refused:
+            raise ValueError(f"{spelling} is not an option here: {command.refused[spelling]}")
         option, implied = spellings[spelling]
         if equals and implied:
             raise ValueError(f"{word}: {spelling} takes no value")

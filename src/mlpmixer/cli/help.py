@@ -29,6 +29,7 @@ def page(line: Line) -> str:
     arguments = [
         a if configs or a.path[0] != "config" else replace(a, default=None)
         for a in arguments_of(command, with_defaults(command, configs))
+        if a.name not in command.refused
     ]
     whole = _text(line, _all(command, arguments))
     if line.help == "--help-all" or whole.count("\n") < SCREEN:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from mlpmixer.cli.arguments import Arg, Command, Line, Short, converted, require_words
 from mlpmixer.cli.options import DATA
 from mlpmixer.models.configs import Method, NetworkConfig
-from mlpmixer.training.recipe import Init, Recipe
+from mlpmixer.training.recipe import Init, Recipe, variant
 
 SHORT = {
     "epochs": Short("run.epochs", "Passes over the training images."),
@@ -37,6 +37,9 @@ SHORT = {
 }
 
 
+DURATIONS = ("--run.epochs", "--run.steps", "--run.time")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecipeCommand(Command):
     """A command on DATA, with a recipe that its options override."""
@@ -44,6 +47,7 @@ class RecipeCommand(Command):
     short: ClassVar[Mapping[str, Short]] = SHORT
     common: ClassVar[Sequence[str]] = [name for name in SHORT if name not in ("resize", "magnified")]
     heading: ClassVar[str] = "common options; their defaults are the recipe's, shown when DATA is given"
+    refused: ClassVar[Mapping[str, str]] = {"--model.num-classes": "the classes are those of DATA"}
 
     data: Annotated[str, Arg("DATA", DATA, positional=True, name="data.name")]
     recipe: Annotated[str, Arg("NAME")] = ""
@@ -68,6 +72,9 @@ def start_from(line: Line, resumed: Recipe | None = None) -> Recipe:
 
     require_words(line)
     data, name, weights = line.words[0], line.value("--recipe"), line.value("--init.weights")
+    durations = [line.options[option][0] for option in DURATIONS if option in line.options]
+    if len(durations) > 1:
+        raise ValueError(f"{' and '.join(durations)} each say how long to train: give one of them")
     if resumed and weights and resumed.init.weights == weights:
         return resumed
     recipe = RECIPES[name]() if name else recipe_for(data, kind_of_start(weights, data))
@@ -89,7 +96,14 @@ def start_from(line: Line, resumed: Recipe | None = None) -> Recipe:
             )
         trained = found.adapted(**sizes, method=method)
         recipe = dataclasses.replace(recipe, model=trained, init=Init(weights=weights))
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=data))
+    if durations:  # instead of the recipe's
+        recipe = variant(recipe, run={"steps": 0, "time": ""})
+    ineffective = [given[0] for option, given in line.options.items() if option.startswith("--distill.")]
+    if ineffective and not (recipe.distill.teacher or line.value("--distill.teacher")):
+        raise ValueError(
+            f"{ineffective[0]} says how to learn from a teacher, but there is none: add --teacher RUN|FILE"
+        )
+    return variant(recipe, data={"name": data})
 
 
 def _same_widths(a: NetworkConfig, b: NetworkConfig) -> bool:

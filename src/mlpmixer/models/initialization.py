@@ -22,7 +22,10 @@ def whiten_stem(model: Any, images: Tensor) -> None:
     """
     patches = model.patches(images).flatten(0, 1).double()  # (B*S, in*P*P)
     values, axes = torch.linalg.eigh(patches.T @ patches / len(patches))
-    root = axes / (values + RIDGE * values.mean()).sqrt() @ axes.T
+    ridge = RIDGE * values.mean().clamp(
+        min=RIDGE
+    )  # about RIDGE, as pixels have variance 1: less if images are constant
+    root = axes / (values + ridge).sqrt() @ axes.T
     dim, patch = model.stem.weight.shape
     rotation = torch.nn.init.orthogonal_(root.new_empty(dim, patch), gain=max(dim / patch, 1) ** 0.5)
     model.stem.weight.copy_(rotation @ root)

@@ -334,15 +334,17 @@ def start_event(trainer: Trainer) -> dict[str, Any]:
 
 
 def notes(trainer: Trainer) -> list[str]:
-    """What was assumed about the data and the teacher, and which images the initial weights have seen."""
-    teacher, record = trainer.training_step.teacher, trainer.record
+    """What was assumed about the data, the batches and the teacher, and which images the initial weights have seen."""
+    step, record = trainer.training_step, trainer.record
+    found, asked = step.rows.batch_size, trainer.recipe.run.batch_size
+    batches = [f"batches of {found:,} images: there are no more for run.batch_size={asked}"] if found < asked else []
     seen = {part: int(np.isin(record.hashes_of(part), record.earlier_hashes).sum()) for part in (VAL, TEST)}
     leaks = [
         f"{part}: {n:,} images were trained on before, by {trainer.recipe.init.weights}"
         for part, n in seen.items()
         if n
     ]
-    return [*trainer.stores.splits.notes, *(teacher.notes if teacher else ()), *leaks]
+    return [*trainer.stores.splits.notes, *batches, *(step.teacher.notes if step.teacher else ()), *leaks]
 
 
 def final_params(step: TrainingStep) -> int:

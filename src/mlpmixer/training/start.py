@@ -112,6 +112,11 @@ def initial_model(recipe: Recipe, stores: Stores, start: Start | None, resumed: 
         if start[1].classes != stores.splits.classes:
             reset_head(model)
             set_head_bias(model, recipe.init.head_bias)
+        elif recipe.init.head_bias:
+            raise ValueError(
+                f"init.head_bias={recipe.init.head_bias} is for a new head, but that of {recipe.init.weights} is kept, "
+                "as its classes are the same; leave it out"
+            )
         if recipe.optim.mirror:
             _require_symmetric(model, recipe.init.weights)
     elif not resumed:
