@@ -2,6 +2,7 @@
 loopback."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -122,8 +123,9 @@ Serve = Callable[..., Server]
 
 
 def only_file(cache: Path) -> Path:
-    """The one file under the cache: nothing is left beside it, hidden or not."""
-    (file,) = (p for p in cache.rglob("*") if p.is_file())
+    """The one file under the cache: nothing is left beside it, hidden or not, but its digest."""
+    (file,) = (p for p in cache.rglob("*") if p.is_file() and p.suffix != ".sha256")
+    assert file.with_name(f".{file.name}.sha256").read_text() == hashlib.sha256(file.read_bytes()).hexdigest()
     return file
 
 
@@ -142,6 +144,24 @@ def test_downloads_once_into_the_cache(serve: Serve, tmp_path: Path) -> None:
     done = [e["done_bytes"] for e in events]
     assert done == sorted(done) and done[0] == 0 and done[-1] == len(CONTENT)
     assert {(e["kind"], e["url"], e["total_bytes"]) for e in events} == {("fetch", server.url, len(CONTENT))}
+
+
+def test_a_cached_file_that_changes_is_refused(serve: Serve, tmp_path: Path) -> None:
+    server = serve()
+    path = fetch(server.url, cache_dir=tmp_path)
+    path.write_bytes(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
+    with pytest.raises(
+        ValueError, match=r"has changed since it was first used .* remove \.B_16\.npz\.sha256 beside it"
+    ):
+        fetch(server.url, cache_dir=tmp_path)
+    path.unlink()
+    assert fetch(server.url, cache_dir=tmp_path).read_bytes() == CONTENT
+    path.with_name(f".{path.name}.sha256").unlink()
+    path.write_bytes(b"another, put here by hand")
+    assert fetch(server.url, cache_dir=tmp_path) == path == only_file(tmp_path)
+    path.write_bytes(b"another, put here by h\0nd")
+    with pytest.raises(ValueError, match="has changed"):
+        fetch(server.url, cache_dir=tmp_path)
 
 
 def test_the_cache_is_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

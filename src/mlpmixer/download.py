@@ -4,6 +4,7 @@ hand where there is no network.
 Only the standard library; addresses on the Hugging Face Hub (hf:owner/name/file) go through huggingface-hub, an extra.
 """
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -21,6 +22,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from mlpmixer.config import Config
+from mlpmixer.durable import write_text
 from mlpmixer.hardware import cache_folder
 from mlpmixer.registry import shown
 
@@ -207,21 +209,24 @@ def fetch(
 
     A file that is there already is used without any network, whoever put it there. A download that breaks off is kept
     and resumed, now or in the next call, as long as the file on the server is the same; only a complete file gets its
-    name. When several processes ask at once, one downloads and the others wait.
+    name. When several processes ask at once, one downloads and the others wait. Each call compares the file's digest
+    with that of the first one, which lies beside it.
 
     num_bytes: the exact size, checked; 0 when it is not known.
     report: receives {"kind": "fetch", "url", "done_bytes", "total_bytes"} as bytes arrive, at most ten times a second;
         total_bytes is 0 when it is not known. (Files of the Hub show huggingface-hub's own progress instead.)
 
     Raises ValueError, which says what to download and where to put it, when the download fails; ValueError when the
-    file has another size than num_bytes; OSError when it cannot be written.
+    file has another size than num_bytes, or has changed since the first call; OSError when it cannot be written.
     """
     path = cache_path(url, cache_dir)
+    digest = path.with_name(f".{path.name}.sha256")
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with _file_lock(path):
                 if not path.is_file():  # another process may have downloaded it meanwhile
+                    digest.unlink(missing_ok=True)
                     if url.startswith("hf:"):
                         owner, name, file = url[3:].split("/", 2)
                         hub_file(f"{owner}/{name}", file, local_dir=path.parents[file.count("/")])
@@ -239,7 +244,25 @@ def fetch(
             f"{path} has {size_bytes:,} bytes, but the file of {url} has {num_bytes:,}: remove it to download it "
             f"again, or put the right one there"
         )
+    _require_unchanged(path, digest)
     return path
+
+
+def _require_unchanged(path: Path, digest: Path) -> None:
+    """ValueError when the file is not the one whose SHA-256 is in `digest`, which is written when it is not there."""
+    with open(path, "rb") as f:
+        found = hashlib.file_digest(f, "sha256").hexdigest()
+    try:
+        known = digest.read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        with suppress(OSError):  # a cache that is only read
+            write_text(digest, found)
+        return
+    if known != found:
+        raise ValueError(
+            f"{path} has changed since it was first used (SHA-256 differs): remove it to download it again, or remove "
+            f"{digest.name} beside it if it is meant to be another"
+        )
 
 
 def import_hub(what: str, otherwise: str = "") -> Any:

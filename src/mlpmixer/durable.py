@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mlpmixer.config import parse_json
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -54,9 +56,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. FileNotFoundError when there is none, ValueError, which names it, when it is
     damaged."""
     try:
-        value = json.loads(path.read_bytes())
-    except RecursionError:
-        raise ValueError(f"{path} is damaged: its JSON is nested too deeply") from None
+        value = parse_json(path.read_bytes())
     except ValueError as e:
         raise ValueError(f"{path} is damaged: {e}") from e
     if not isinstance(value, dict):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 import subprocess
 from pathlib import Path
 
@@ -308,3 +309,45 @@ def test_a_processor_with_other_instructions_gets_code_of_its_own(
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda avx512=avx512: {"avx2": True, "avx512_f": avx512})
         native.library.__wrapped__(torch.float32)
     assert len(list((tmp_path / ".cache" / "mlpmixer" / "kernels").iterdir())) == 2
+
+
+@needs_compiler
+def test_code_that_others_could_have_put_there_is_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    kernels = tmp_path / ".cache" / "mlpmixer" / "kernels"
+    kernels.mkdir(parents=True, mode=0o777)
+    kernels.chmod(0o777)
+    native.library.__wrapped__(torch.float32)
+    (code,) = kernels.iterdir()
+    assert kernels.stat().st_mode & 0o777 == code.stat().st_mode & 0o777 == 0o700
+    good = code.read_bytes()
+
+    def planted(mode: int, owner: int = os.geteuid()) -> None:
+        code.unlink()
+        code.write_bytes(b"not code; that of this name is loaded already")
+        code.chmod(mode)
+        os.chown(code, owner, -1)
+
+    planted(0o700)
+    native.library.__wrapped__(torch.float32)
+    assert code.read_bytes() != good
+    others = [12345] if os.geteuid() == 0 else []
+    for mode, owner in [(0o777, os.geteuid()), (0o720, os.geteuid()), *((0o700, uid) for uid in others)]:
+        planted(mode, owner)
+        native.library.__wrapped__(torch.float32)
+        assert code.read_bytes() == good and code.stat().st_uid == os.geteuid()
+    code.unlink()
+    code.symlink_to(tmp_path / "elsewhere.so")
+    native.library.__wrapped__(torch.float32)
+    assert code.read_bytes() == good and not code.is_symlink()
+    kernels.rename(tmp_path / "elsewhere")
+    kernels.symlink_to(tmp_path / "elsewhere")  # a folder that is not this one: left alone, its code not loaded
+    (tmp_path / "elsewhere" / code.name).write_bytes(b"not code")
+    native.library.__wrapped__(torch.float32)
+    assert (tmp_path / "elsewhere" / code.name).read_bytes() == b"not code"
+    if others:
+        kernels.unlink()
+        kernels.mkdir()
+        os.chown(kernels, 12345, -1)
+        native.library.__wrapped__(torch.float32)
+        assert not list(kernels.iterdir())

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import platform
+import stat
 import subprocess
 import sys
 import tempfile
@@ -38,17 +39,40 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
         folder = cache_folder() / "kernels"
     except RuntimeError as e:
         raise Unavailable(f"there is no place for compiled code: {e}") from None
-    path = folder / f"block-{hashlib.sha256(what.encode()).hexdigest()[:16]}.so"
+    name = f"block-{hashlib.sha256(what.encode()).hexdigest()[:16]}.so"
     try:
-        if not path.exists():
-            compile_to(path, flags)
-        return ctypes.CDLL(str(path))
+        if is_private(folder):
+            if not is_own(path := folder / name):
+                compile_to(path, flags)
+            return ctypes.CDLL(str(path))
+        with tempfile.TemporaryDirectory() as other:  # what is loaded stays when its file is gone
+            compile_to(path := Path(other) / name, flags)
+            return ctypes.CDLL(str(path))
     except OSError as e:
         raise Unavailable(f"the compiled code cannot be kept or loaded: {e}") from None
 
 
+def is_own(path: Path) -> bool:
+    """Whether a file or folder, not a link to one, belongs to this user or to root, and nobody else can change it."""
+    try:
+        info = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISLNK(info.st_mode) and info.st_uid in (0, os.geteuid()) and not info.st_mode & 0o022
+
+
+def is_private(folder: Path) -> bool:
+    """Whether this user's code can be kept in a folder, which is made where it is not there: code that is loaded runs
+    with all that the user may do, so nobody else may have put it there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    info = os.lstat(folder)
+    if stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid():
+        folder.chmod(0o700)
+    return is_own(folder)
+
+
 def compile_to(path: Path, flags: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         try:
@@ -59,6 +83,7 @@ def compile_to(path: Path, flags: list[str]) -> None:
             raise Unavailable("there is no C compiler (cc) here") from None
         except subprocess.CalledProcessError as e:
             raise Unavailable(f"cc cannot compile {SOURCE.name}: {e.stderr.strip()[-500:]}") from None
+        made.chmod(0o700)
         os.replace(made, path)  # whole or not at all, whoever else is compiling
 
 
