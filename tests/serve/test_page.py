@@ -120,18 +120,35 @@ def test_draw_with_mouse_and_keys(digits: Any, serve: Serve, tmp_path: Path) -> 
         assert not browser.problems, browser.problems
 
 
-def test_errors_are_shown_on_the_page(digits: Any, serve: Serve, picture: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [390, 1000])
+def test_errors_are_shown_on_the_page(digits: Any, serve: Serve, picture: Path, tmp_path: Path, width: int) -> None:
     (tmp_path / "broken.png").write_bytes(picture.read_bytes()[:100])
     (tmp_path / "large.png").write_bytes(bytes(30_001))
-    with Chromium(width=390, height=800) as browser:
+    (tmp_path / "notes.txt").write_bytes(b"hello")
+    with Chromium(width=width, height=800) as browser:
         browser.open(serve(make_app(digits, Settings(max_bytes=30_000))))
         browser.wait("model !== null")
-        browser.choose("#file", [tmp_path / "broken.png", tmp_path / "large.png", picture])
-        browser.wait("document.querySelectorAll('article').length === 3 && !!document.querySelector('article h3')")
+        browser.choose("#file", [tmp_path / name for name in ("broken.png", "large.png", "notes.txt")] + [picture])
+        browser.wait("document.querySelectorAll('article').length === 4 && !!document.querySelector('article h3')")
         said = browser.value("[...document.querySelectorAll('.bad')].map(e => e.textContent)")
-        assert "at most 30000" in said[0] and "422: " in said[1]
+        assert said[0].startswith("notes.txt: expected a JPEG, PNG, ") and said[0].endswith(" file, got another format")
+        assert said[1] == "large.png: 0.0300 MB is too large: at most 0.0300 MB are accepted."
+        assert said[2].startswith("broken.png: ") and "image:" not in said[2]
+        shares = "[...document.querySelectorAll('.bad')].map(e => e.offsetWidth / e.parentNode.offsetWidth)"
+        assert min(browser.value(shares)) > 0.9, "across the card"
         assert browser.value("document.documentElement.scrollWidth <= innerWidth"), "nothing stands over on a phone"
-        browser.screenshot(tmp_path / "phone.png")
+        browser.screenshot(tmp_path / "errors.png")
+
+
+def test_image_that_only_the_service_reads_has_no_broken_picture(digits: Any, serve: Serve, tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 200).save(tmp_path / "scan.tiff")
+    with Chromium() as browser:
+        browser.open(serve(make_app(digits)))
+        browser.wait("model !== null")
+        browser.choose("#file", [tmp_path / "scan.tiff"])
+        browser.wait(f"{CARD}?.querySelector('img')?.hidden && !!{CARD}.querySelector('h3')")
+        browser.value(f"{CARD}.querySelector('button.row').click()")
+        browser.wait(f"!{CARD}.querySelector('img').hidden && {CARD}.querySelector('canvas').width === 4")
 
 
 def test_page_asks_for_token(digits: Any, serve: Serve, picture: Path) -> None:

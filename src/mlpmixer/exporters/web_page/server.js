@@ -15,13 +15,13 @@ door.hidden = true;
 
 async function ask(path, blob) {
   const headers = token ? {authorization: "Bearer " + token} : {};
-  if (blob) headers["content-type"] = blob.type || "application/octet-stream";
+  if (blob) headers["content-type"] = blob.type.startsWith("image/") ? blob.type : "application/octet-stream";
   let answer;
   try { answer = await fetch(path, {method: blob ? "POST" : "GET", headers, body: blob}); }
   catch { throw new Error("The service cannot be reached."); }
   if (answer.status === 401) door.hidden = false;
   const said = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(`${answer.status}: ${said.detail || answer.statusText}`);
+  if (!answer.ok) throw new Error(said.detail?.replace(/^image: /, "") || `The service answered ${answer.status} ${answer.statusText}`);
   return said;
 }
 
