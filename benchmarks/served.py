@@ -229,11 +229,13 @@ def form_of(data: bytes, field: str = "file") -> tuple[bytes, str]:
     return head.encode() + data + b"\r\n--x--x--\r\n", "multipart/form-data; boundary=x--x"
 
 
-async def read_answer(reader: asyncio.StreamReader) -> Answer:
+async def read_answer(reader: asyncio.StreamReader, *, head_only: bool = False) -> Answer:
     """The next answer on a connection. ConnectionError or IncompleteReadError when there is none."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:])}
-    if "content-length" in headers:
+    if head_only:
+        body = b""
+    elif "content-length" in headers:
         body = await reader.readexactly(int(headers["content-length"]))
     elif headers.get("transfer-encoding") == "chunked":
         parts = []

@@ -234,20 +234,22 @@ class Hostile:
         await self.send("decompression bomb", (413, 422), request_of(body, kind))
 
     async def announced_gigabyte(self) -> None:
-        head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: {GIGABYTE}\r\n\r\n".encode()  # noqa: E501
+        head = f"POST /predict HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: image/png\r\ncontent-length: {GIGABYTE}\r\n\r\n".encode()  # noqa: E501
         block = bytes(2**18)
         await self.send("1 GB, announced", (413, 408, 0), head, *(block for _ in range(GIGABYTE // 2**18)))
 
     async def chunked_gigabyte(self) -> None:
         head = (
-            b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; "
+            b"POST /predict HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: multipart/form-data; "
             b"boundary=x\r\ntransfer-encoding: chunked\r\n\r\n"
         )
         block = b"40000\r\n" + bytes(2**18) + b"\r\n"
         await self.send("1 GB, chunked", (413, 408, 0), head, *(block for _ in range(GIGABYTE // 2**18)))
 
     async def broken_promise(self) -> None:
-        head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 1000000\r\n\r\n"
+        head = (
+            b"POST /predict HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: image/png\r\ncontent-length: 1000000\r\n\r\n"
+        )
         await self.send("announced and never sent", (408, 0), head + bytes(1000))
 
     async def slow_header(self) -> None:
@@ -262,9 +264,8 @@ class Hostile:
     async def wrong_type(self) -> None:
         kinds = (
             "text/plain",
-            "image/gif",
             "application/x-www-form-urlencoded",
-            "application/octet-stream",
+            "image",
             "\xff",
             ";",
             "a" * 4000,
@@ -321,27 +322,30 @@ class Hostile:
     async def oddity(self) -> None:
         jpeg = self.jpeg
         n = str(len(jpeg)).encode()
-        post, kind = b"POST /predict HTTP/1.1\r\nhost: x\r\n", b"content-type: image/jpeg\r\n"
+        post, kind = b"POST /predict HTTP/1.1\r\nhost: 127.0.0.1\r\n", b"content-type: image/jpeg\r\n"
         odd: list[tuple[Statuses, bytes]] = [
             ((400, 0), post + kind + b"content-length: -5\r\n\r\n" + jpeg),
             ((400, 0), post + kind + b"content-length: 5\r\ncontent-length: " + n + b"\r\n\r\n" + jpeg),
             (
-                (200, 400, 415, 422, 0),
+                (400,),
                 post + kind + b"content-length: " + n + b"\r\ntransfer-encoding: chunked\r\n\r\n" + jpeg,
             ),
             ((400, 0), post + kind + b"transfer-encoding: chunked\r\n\r\nzz\r\n" + jpeg),
             ((400, 0), post + kind + b"transfer-encoding: gzip\r\n\r\n" + jpeg),
             ((400, 413, 431, 0), post + b"x: " + b"y" * 200_000 + b"\r\n\r\n"),
             ((400, 413, 431, 0), post + b"".join(b"x%d: y\r\n" % i for i in range(20_000)) + b"\r\n"),
-            ((400, 404, 414, 0), b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n"),
-            ((404, 400), b"GET /../../etc/passwd HTTP/1.1\r\nhost: x\r\n\r\n"),
-            ((404, 400), b"GET /%2e%2e/%2e%2e/etc/passwd HTTP/1.1\r\nhost: x\r\n\r\n"),
-            ((405, 400), b"DELETE /predict HTTP/1.1\r\nhost: x\r\n\r\n"),
-            ((405, 400, 404, 0), b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nhost: x\r\n\r\n"),
+            ((400, 404, 414, 0), b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"),
+            ((404, 400), b"GET /../../etc/passwd HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"),
+            ((404, 400), b"GET /%2e%2e/%2e%2e/etc/passwd HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"),
+            ((405, 400), b"DELETE /predict HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"),
+            ((405, 400, 404, 0), b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"),
             ((200, 400, 505), b"GET / HTTP/9.9\r\n\r\n"),
             ((400, 0), b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),  # TLS
             ((400, 404, 505, 0), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
-            ((200, 400, 426), b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"),
+            (
+                (200, 400, 426),
+                b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+            ),
             (
                 (200,),
                 post + kind + b"expect: 100-continue\r\nconnection: close\r\ncontent-length: " + n + b"\r\n\r\n" + jpeg,
@@ -404,7 +408,7 @@ async def probe(port: int, findings: Findings, until: Callable[[], bool]) -> Non
             connection = Connection(port)
             try:
                 async with asyncio.timeout(10):
-                    status = (await connection.ask(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())).status
+                    status = (await connection.ask(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())).status
             except (*HUNG_UP, TimeoutError) as e:
                 status = type(e).__name__  # type: ignore[assignment]
             connection.close()
@@ -537,7 +541,7 @@ def workers_of(server: Server) -> list[int]:
 async def answering(server: Server, tries: int) -> set[int]:
     """The workers that answer /health, asked on so many connections at once."""
     connections = [Connection(server.port) for _ in range(tries)]
-    asked = (asyncio.wait_for(c.ask(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"), 5) for c in connections)
+    asked = (asyncio.wait_for(c.ask(b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"), 5) for c in connections)
     await asyncio.gather(*asked, return_exceptions=True)
     ports = {c.streams[1].get_extra_info("sockname")[1] for c in connections if c.streams}
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
