@@ -802,8 +802,10 @@ def test_shutdown_completes_accepted_requests() -> None:
         asking.start()
         while not service.batcher.admitted:
             time.sleep(0.01)
+        assert "connection" not in client.get("/health").headers
         service.leaving = True
         assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
+        assert client.get("/health").headers["connection"] == "close"
         service.draining = True
         refused = client.post("/predict", content=picture(255), headers=JPEG)
         assert (
@@ -1191,6 +1193,41 @@ def test_idle_connections_make_room(client: TestClient, monkeypatch: pytest.Monk
             assert ask(opened[0]) == b"HTTP/1.1 200 OK"  # the one that asks stays, though it is the oldest
         assert opened[1].recv(1) == b""  # closed
         assert all(ask(connection) == b"HTTP/1.1 200 OK" for connection in opened[-9:])
+
+
+def test_requests_that_wait_unread_at_shutdown_are_answered(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections: list[TimeoutProtocol] = []
+    made = TimeoutProtocol.connection_made
+    monkeypatch.setattr(TimeoutProtocol, "connection_made", lambda c, t: [connections.append(c), made(c, t)])
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        loops.append(asyncio.get_running_loop())
+        await client.app(scope, receive, send)
+
+    ask = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+    with listening(SimpleNamespace(app=app), 20) as connect:  # type: ignore[arg-type]
+        used, fresh = connect(), connect()
+        used.sendall(ask)
+        while not used.recv(1000).endswith(b"ok"):
+            pass
+
+        def shut_down() -> None:  # as the server does, with requests that came during something long
+            time.sleep(0.3)
+            for connection in connections:
+                connection.shutdown()
+
+        loops[0].call_soon_threadsafe(shut_down)
+        time.sleep(0.1)
+        for connection in (used, fresh):
+            connection.sendall(ask)
+        for connection in (used, fresh):
+            answer = b""
+            while part := connection.recv(1000):  # until it is closed
+                answer += part
+            assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"ok")
 
 
 @pytest.mark.parametrize("kind", [b"text/plain", b"image/jpeg"])  # refused before the body is read, and while it is

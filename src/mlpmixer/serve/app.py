@@ -255,7 +255,9 @@ def make_app(
         post_paths={path for path, methods in routes.items() if "POST" in methods},
         hosts=hosts,
     )
-    app.add_middleware(MetricsMiddleware, metrics=service.metrics, paths=routes)
+    app.add_middleware(
+        MetricsMiddleware, metrics=service.metrics, paths=routes, leaving=lambda: service.leaving or service.draining
+    )
     return app
 
 

@@ -3,7 +3,7 @@
 import glob
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -17,6 +17,7 @@ HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 )
+CLOSE = (b"connection", b"close")
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -78,10 +79,11 @@ class MetricsMiddleware:
     """Counts and times responses, and adds the headers that all of them have.
 
     Paths outside `paths` count as "other", so that clients cannot create label values.
+    leaving: whether the service shuts down soon, so that connections should not be used again.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str]) -> None:
-        self.app, self.metrics, self.paths = app, metrics, frozenset(paths)
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str], leaving: Callable[[], bool]) -> None:
+        self.app, self.metrics, self.paths, self.leaving = app, metrics, frozenset(paths), leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -93,7 +95,8 @@ class MetricsMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *HEADERS]
+                headers = [*message.get("headers", ()), *HEADERS]
+                message["headers"] = [*headers, CLOSE] if self.leaving() and CLOSE not in headers else headers
             await send(message)
 
         try:

@@ -6,6 +6,7 @@ import errno
 import logging
 import math
 import os
+import select
 import signal
 import socket
 import sys
@@ -53,7 +54,8 @@ class TimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
                 c for c in self.connections if c._is_idle() and c._idle_since <= before and not c.transport.is_closing()
             ]
             for connection in sorted(idle, key=lambda c: c._idle_since)[:excess]:
-                connection.transport.abort()
+                if not connection._is_asking():
+                    connection.transport.abort()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -76,6 +78,20 @@ class TimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def _is_idle(self) -> bool:
         return self.cycle is None or bool(self.cycle.response_complete)
+
+    def _is_asking(self) -> bool:
+        """Whether a request has arrived that the busy loop has not read yet."""
+        if not hasattr(select, "poll"):  # Windows
+            return False
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def shutdown(self) -> None:
+        if self._is_idle() and not self.transport.is_closing() and self._is_asking():
+            self.loop.call_later(0.01, self.shutdown)  # it is read first
+        else:
+            super().shutdown()
 
     def _check(self) -> None:
         unsent = self.transport.get_write_buffer_size()
