@@ -82,6 +82,8 @@ def trained() -> dict[str, Any]:
         "when": datetime.datetime(2024, 1, 1),
         "colour": Colour.RED,
         "losses": collections.defaultdict(list, {"train": [1.0]}),
+        "last": collections.deque([1.0], maxlen=3),
+        "by colour": {Colour.RED: 1, pathlib.Path("/a"): 2},
         "epoch": 3,
     }
 
@@ -100,6 +102,12 @@ FILES: dict[str, Callable[[], Any]] = {
         "hyper_parameters": AttributeDict(lr=0.1, settings=Settings()),
         "callbacks": {"Checkpoint": {"best": torch.tensor(0.3), "path": pathlib.Path("/out")}},
         "optimizer_states": [trained()["optimizer"]],
+    },
+    "wrapped in layers, too": lambda: {
+        name.replace("blocks.0.", "blocks.0._orig_mod.").replace(
+            "blocks.1.", "blocks.1._checkpoint_wrapped_module."
+        ): tensor
+        for name, tensor in below("_fsdp_wrapped_module.").items()
     },
     "in a dict of its own kind": lambda: AttributeDict(net=STATE, settings=Settings()),
     "double precision": lambda: {name: tensor.double() for name, tensor in STATE.items()},
@@ -227,6 +235,12 @@ def test_an_error_does_not_fill_the_screen(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="and 988 more") as e:
         read_foreign(tmp_path / "w.pth")
     assert len(str(e.value)) < 1000
+
+
+def test_a_file_of_another_pickle_protocol_is_refused_without_a_warning(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "w.pth", pickle_protocol=4)
+    with pytest.raises(WeightsError, match=r"not a file of plain tensors.*Unsupported operand"):
+        read_foreign(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(

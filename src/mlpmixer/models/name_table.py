@@ -90,8 +90,8 @@ def with_stem_as_convolution(arrays: Arrays) -> dict[str, np.ndarray]:
         return dict(arrays)
     for channels in (1, 3):
         side = math.isqrt(stem.shape[1] // channels)
-        if stem.size and channels * side * side == stem.shape[1]:
-            return {**arrays, "stem.weight": stem.reshape(-1, channels, side, side)}
+        if channels * side * side == stem.shape[1]:
+            return {**arrays, "stem.weight": stem.reshape(len(stem), channels, side, side)}
     raise WeightsError(
         f"a stem of {stem.shape[1]} inputs reads no square patch of 1 or 3 channels: load these weights into the "
         "network in Python, and store it with mlpmixer.weights.model_file.save_model"

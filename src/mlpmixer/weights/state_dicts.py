@@ -18,7 +18,10 @@ from mlpmixer.registry import shortened
 
 StateDict = dict[str, Tensor]
 AVERAGE = re.compile(r"ema|swa|avg|average|teacher")  # in the key of weights that another network was averaged to
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # anywhere in a name
 LEGACY_PICKLES = 4  # of a file from before torch 1.6: a number, a version, the system, and the object
+MAX_PLACE = 1000  # characters of the keys that lead to a network
+MAX_PICKLE_BYTES = 2**26  # of what describes the tensors, whose values lie elsewhere
 
 
 class _Settable(type):
@@ -42,6 +45,14 @@ class Inert(dict[Any, Any], metaclass=_Settable):
     def __setstate__(self, state: Any) -> None:
         pass
 
+    def __hash__(self) -> int:  # type: ignore[override]  # it may be a key
+        return id(self)
+
+
+def _empty_list(*args: Any) -> list[Any]:
+    """A deque, to which the unpickler appends only if it is a list."""
+    return []
+
 
 def read_torch_file(path: Path) -> Any:
     """What torch.save wrote: tensors, containers and numbers; every other object is `Inert`.
@@ -51,9 +62,10 @@ def read_torch_file(path: Path) -> Any:
     WeightsError for anything else, such as a file that names a function of the operating system.
     """
     try:
-        inert = torch.serialization.safe_globals([(Inert, name) for name in _global_names(path)])
-        with inert, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about kinds of tensors that are refused later
+        names = _global_names(path)
+        stand_ins: list[Any] = [(_empty_list if name == "collections.deque" else Inert, name) for name in names]
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about protocols and tensors that are then refused
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
@@ -91,8 +103,10 @@ def _global_names(path: Path) -> set[str]:
 
 def _names_in(file: IO[bytes]) -> set[str]:
     """Names in a pickle, as torch spells them: those of Python 2, which its protocol has, with the names of today."""
-    names = set()
-    for opcode, argument, _ in genops(file):
+    names, start = set(), file.tell()
+    for opcode, argument, place in genops(file):
+        if (place or 0) - start > MAX_PICKLE_BYTES:
+            raise ValueError(f"its description of the tensors is longer than {MAX_PICKLE_BYTES:,} bytes")
         if opcode.name == "GLOBAL":
             module, _, name = str(argument).partition(" ")
             module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
@@ -105,7 +119,7 @@ def state_dicts(loaded: Any) -> Iterator[tuple[str, StateDict]]:
     waiting, seen = [("", loaded)], set()
     while waiting:
         place, value = waiting.pop()
-        if not isinstance(value, dict) or id(value) in seen:
+        if not isinstance(value, dict) or id(value) in seen or len(place) > MAX_PLACE:
             continue
         seen.add(id(value))
         named = {key: inner for key, inner in value.items() if isinstance(key, str)}
@@ -123,19 +137,27 @@ def find_networks(loaded: Any, markers: Sequence[str]) -> dict[str, StateDict]:
     """
     found = {}
     for place, tensors in state_dicts(loaded):
+        tensors = _unwrapped(tensors)
         ends = [(name, marker) for name in tensors for marker in markers if f".{name}".endswith(f".{marker}")]
         prefixes = sorted({name.removesuffix(marker) for name, marker in ends}, key=len, reverse=True)
         networks: dict[str, StateDict] = {prefix: {} for prefix in reversed(prefixes)}
         for name, tensor in tensors.items():
             owner = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
-            if owner is not None:
-                networks[owner][name.removeprefix(owner)] = tensor
-            elif name.rpartition(".")[2] != "n_averaged":  # of torch.optim.swa_utils.AveragedModel
-                for network in networks.values():
-                    network[name] = tensor
+            for prefix in prefixes if owner is None else [owner]:
+                networks[prefix][name.removeprefix(prefix)] = tensor
         for prefix, network in networks.items():
+            network.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel
             inside = prefix.rstrip(".") if len(networks) > 1 else ""
             found[".".join(filter(None, [place, inside]))] = network
+    return found
+
+
+def _unwrapped(tensors: StateDict) -> StateDict:
+    """The tensors without the parts of their names that torch's wrappers add, unless another has that name."""
+    found: StateDict = {}
+    for name, tensor in tensors.items():
+        plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        found[name if plain in found or (plain != name and plain in tensors) else plain] = tensor
     return found
 
 
