@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
-from mlpmixer.data.images import IMAGE_SUFFIXES, ImageError, decode
+from mlpmixer.data.config import Fit
+from mlpmixer.data.images import IMAGE_SUFFIXES, ImageError, _heic, decode, is_image_file
+from mlpmixer.data.preprocess import Preprocess
 
 GRADIENT = np.add.outer(np.arange(20) * 5, np.arange(30) * 5).astype(np.uint8)
 COLOUR = np.stack([GRADIENT, GRADIENT[::-1], GRADIENT[:, ::-1]], axis=-1)
@@ -148,11 +150,76 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
         assert np.asarray(decode(content, "RGB"))[4, 4].tolist() == [255, 0, 0], kind
 
 
-def test_max_px_shrinks_large_jpegs() -> None:
-    content = encoded(Image.new("RGB", (1600, 1200)), "JPEG")
-    assert decode(content, "RGB", max_px=64).size == (200, 150)
-    assert decode(content, "RGB", max_px=512).size == (1600, 1200)
-    assert decode(content, "RGB").size == (1600, 1200)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash", "short_side_crop", "bv_resize_crop"])
+def test_a_file_and_its_pillow_image_give_the_same_pixels(
+    mode: str, orientation: int, fit: Fit, tmp_path: Path
+) -> None:
+    photo, exif = Image.fromarray(COLOUR).resize((640, 480), Image.Resampling.BICUBIC), Image.Exif()
+    exif[0x0112] = orientation
+    photo.convert(mode).save(tmp_path / "x.jpg", exif=exif)
+    shape = Preprocess(image_size=(32, 24), fit=fit)
+    pixels = shape.array(tmp_path / "x.jpg")
+    with Image.open(tmp_path / "x.jpg") as opened:
+        assert np.array_equal(shape.array(opened), pixels) and opened.size == (640, 480)
+        assert np.array_equal(shape.array(opened.convert("RGB")), pixels)
+        assert np.array_equal(shape.array(np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))), pixels)
+    assert np.array_equal(shape.array((tmp_path / "x.jpg").read_bytes()), pixels)
+
+
+HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf"
+
+
+@pytest.mark.parametrize("head", [HEIC, HEIC.replace(b"heic", b"mif1"), b"\0\0\0\x18ftypmsf1\0\0\0\0msf1hevc"])
+def test_heic_is_named_with_what_to_do(head: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    _heic.cache_clear()
+    (tmp_path / "photo").write_bytes(head + bytes(100))
+    for source in (head + bytes(100), tmp_path / "photo"):
+        with pytest.raises(ImageError, match=r'a HEIC photo.*pip install "mlpmixer\[heic\]"\. Or convert it to JPEG'):
+            decode(source, "RGB")
+    assert is_image_file(str(tmp_path / "photo")) and is_image_file("x.HEIC")
+
+
+def test_heic_is_read_upright_with_pillow_heif() -> None:
+    heif = pytest.importorskip("pillow_heif", reason="the extra heic is not installed")
+    _heic.cache_clear()
+    photo, exif = Image.fromarray(COLOUR).resize((64, 48), Image.Resampling.BICUBIC), Image.Exif()
+    exif[0x0112] = 1
+    buffer = io.BytesIO()
+    heif.from_pillow(photo).save(buffer, format="HEIF", quality=100, exif=exif.tobytes())
+    content = buffer.getvalue()
+    assert np.abs(np.asarray(decode(content, "RGB")).astype(int) - np.asarray(photo)).mean() < 4
+    with pytest.raises(ImageError):
+        decode(content[: len(content) // 2], "RGB")
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "GIF", "TIFF", "BMP", "WEBP", "JPEG2000"])
+def test_what_pillow_reads_is_read(kind: str) -> None:
+    content = encoded(Image.fromarray(COLOUR), kind)
+    assert np.abs(np.asarray(decode(content, "RGB")).astype(int) - COLOUR).mean() < 8
+
+
+def test_a_file_without_a_suffix_is_an_image_by_its_content(tmp_path: Path) -> None:
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "AVIF"):
+        (tmp_path / kind).write_bytes(encoded(Image.fromarray(COLOUR), kind))
+        assert is_image_file(str(tmp_path / kind)), kind
+    for content in (
+        b"",
+        b"\0",
+        b"\n\x00\x02",
+        b"BM a text",
+        b"all: test\n",
+        b"#!/bin/sh\n",
+        b"\0\0\x0a\0" * 20,
+        b"P6 words",
+    ):
+        (tmp_path / "other").write_bytes(content)
+        assert not is_image_file(str(tmp_path / "other")), content
+    (tmp_path / "x.txt").write_bytes(encoded(Image.fromarray(COLOUR), "PNG"))
+    assert not is_image_file(str(tmp_path / "x.txt")) and not is_image_file(str(tmp_path))
+    assert not is_image_file(str(tmp_path / "missing"))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])

@@ -19,11 +19,13 @@ Source = str | os.PathLike[str] | bytes | Image.Image
 Pixels = NDArray[np.uint8 | np.float32]  # 0..255, whatever the type
 
 MAX_PIXELS = 178_956_970  # where Pillow raises DecompressionBombError
-_SUFFIXES = """apng avif avifs bmp dds dib gif ico j2c j2k jfif jp2 jpe jpeg jpf jpg jpx mpo pbm pcx pgm png pnm ppm qoi
-    ras sgi tga tif tiff webp xbm"""
+_SUFFIXES = """apng avif avifs bmp dds dib gif heic heics heif heifs hif ico j2c j2k jfif jp2 jpe jpeg jpf jpg jpx mpo
+    pbm pcx pgm png pnm ppm qoi ras sgi tga tif tiff webp xbm"""
 IMAGE_SUFFIXES = frozenset(f".{s}" for s in _SUFFIXES.split())
 
 _REFUSED = frozenset({"EPS", "WMF"})  # they run Ghostscript or the system's renderer: not on files of strangers
+_HEAD = 64  # bytes that tell HEIC
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _ORIENTATION = 0x0112  # EXIF
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
 
@@ -32,19 +34,15 @@ class ImageError(ValueError):
     """An image that cannot be read; the message is the reason."""
 
 
-def decode(source: Source, mode: Mode, *, max_px: int = 0) -> Image.Image:
+def decode(source: Source, mode: Mode) -> Image.Image:
     """The image as 8-bit `mode`, upright (EXIF), its first frame, transparency on white, 16-bit values divided by 257.
 
     `source` is a path, the bytes of a file or a Pillow image (returned as it is when nothing has to be done).
     32-bit integers outside 0..65535 are scaled by their own range; floats are taken as 0..1, 0..255 or 0..65535, the
-    first range that holds them all, else by their own. `max_px`: the caller needs no more pixels than this on a side;
-    large JPEG files are then decoded at a half, quarter or eighth, never below twice `max_px` on the short side.
+    first range that holds them all, else by their own. A file and the Pillow image of it give the same pixels.
     Raises ImageError: truncated, empty, not an image, more than MAX_PIXELS by its header (seen before any allocation).
     """
     with open_image(source) as image:
-        if max_px and image.format in ("JPEG", "MPO") and not isinstance(source, Image.Image):
-            # twice: libjpeg's scaling and our resize stay close to a full decode
-            image.draft(None, (2 * max_px, 2 * max_px))
         image.load()
         return _eight_bit(_upright(image), mode)
 
@@ -74,10 +72,11 @@ def open_image(source: Source) -> Iterator[Image.Image]:
             yield _size_checked(source)
             return
         with io.BytesIO(source) if isinstance(source, bytes) else open(_regular_file(source), "rb") as file:
-            if not file.read(1):
+            head = file.read(_HEAD)
+            if not head:
                 raise ImageError("empty file (0 bytes)")
             file.seek(0)
-            yield _size_checked(Image.open(file, formats=_formats()))
+            yield _size_checked(Image.open(file, formats=_heic() if _is_heic(head) else _formats()))
     except ImageError:
         raise
     except FileNotFoundError as e:
@@ -90,11 +89,46 @@ def open_image(source: Source) -> Iterator[Image.Image]:
         raise ImageError(f"cannot be decoded: {reason}") from e
 
 
+def is_image_file(path: str) -> bool:
+    """Whether a file is an image: by its suffix or, if it has none, by its content."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix:
+        return suffix in IMAGE_SUFFIXES
+    try:
+        with open(_regular_file(path), "rb") as file:
+            if _is_heic(file.read(_HEAD)):
+                return True
+            file.seek(0)
+            Image.open(file, formats=[name for name in _formats() if Image.OPEN[name][1]])  # those with a signature
+            return True
+    except Exception:  # as in `open_image`
+        return False
+
+
 @cache
 def _formats() -> list[str]:
     Image.preinit()  # the common ones first
     Image.init()
     return [name for name in Image.ID if name not in _REFUSED]
+
+
+def _is_heic(head: bytes) -> bool:
+    """Whether a file begins as HEIC or another HEIF does, other than AVIF (ISO/IEC 23008-12, annex B)."""
+    brands = {head[i : i + 4] for i in range(8, min(len(head), int.from_bytes(head[:4], "big")), 4)}
+    return head[4:8] == b"ftyp" and bool(brands & _HEIF_BRANDS) and not brands & {b"avif", b"avis"}
+
+
+@cache
+def _heic() -> list[str]:
+    try:
+        import pillow_heif
+    except ImportError as e:
+        raise ImageError(
+            'a HEIC photo, which takes pillow-heif to read: pip install "mlpmixer[heic]". Or convert it to JPEG, on a '
+            "Mac with sips -s format jpeg PHOTO.heic --out PHOTO.jpg, elsewhere with heif-convert PHOTO.heic PHOTO.jpg"
+        ) from e
+    pillow_heif.register_heif_opener()
+    return ["HEIF"]
 
 
 def _regular_file(path: str | os.PathLike[str]) -> str | os.PathLike[str]:

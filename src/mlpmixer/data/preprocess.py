@@ -79,8 +79,7 @@ class Preprocess(Config, owner="preprocess"):
             raise ValueError(
                 f"files hold 1 or 3 channels, the model has {channels}: pass uint8 arrays (h, w, {channels})"
             )
-        enough_px = max(self.image_size) if self.fit in ("crop", "pad") else 0
-        image = decode(source, "RGB" if self.in_channels == 3 else "L", max_px=enough_px)
+        image = decode(source, "RGB" if self.in_channels == 3 else "L")
         return self._fitted(image).reshape(*self.image_size, self.in_channels)
 
     def _from_array(self, pixels: np.ndarray) -> Pixels:

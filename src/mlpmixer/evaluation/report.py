@@ -51,7 +51,7 @@ def thumbnails_of(images: ImageSet, indices: Iterable[int], size_px: int = THUMB
     out: list[Thumbnail] = []
     for i in indices:
         try:
-            shown = decode(images.source(i), "RGB", max_px=size_px).copy()  # the set may hold this very object
+            shown = decode(images.source(i), "RGB").copy()  # the set may hold this very object
         except ImageError:
             out.append(None)
             continue

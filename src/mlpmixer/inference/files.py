@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpmixer.data.images import IMAGE_SUFFIXES, Pixels
+from mlpmixer.data.images import IMAGE_SUFFIXES, Pixels, is_image_file
 from mlpmixer.inference.classifier import Classifier, Failure, Floats, Prediction
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _expand(source: str) -> Iterator[str | Failure]:
         matches = sorted(glob.glob(path, recursive=True))
         suffix = Path(path).suffix
         named_suffix = suffix and not glob.has_magic(suffix)  # *.dat means these files, whatever they are
-        files = [m for m in matches if os.path.isfile(m) and (named_suffix or _is_image(m))]
+        files = [m for m in matches if os.path.isfile(m) and (named_suffix or is_image_file(m))]
         folders = [m for m in matches if os.path.isdir(m) and "**" not in path]
         yield from files
         for folder in folders:
@@ -68,16 +68,12 @@ def _walk(folder: str) -> Iterator[str | Failure]:
             continue
         visited.add(real)
         for file in sorted(files):
-            if not file.startswith(".") and _is_image(file):
+            if not file.startswith(".") and is_image_file(os.path.join(where, file)):
                 found = True
                 yield os.path.join(where, file)
     yield from (Failure(str(error.filename), f"cannot be opened: {error.strerror}") for error in unreadable)
     if not found and not unreadable:
         yield Failure(folder, f"the folder holds no image files ({' '.join(sorted(IMAGE_SUFFIXES))})")
-
-
-def _is_image(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
 def decoded_batches(

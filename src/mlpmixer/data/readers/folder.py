@@ -7,7 +7,7 @@ from operator import itemgetter
 import numpy as np
 
 from mlpmixer.data.image_set import ImageSet, RawSplits
-from mlpmixer.data.images import IMAGE_SUFFIXES
+from mlpmixer.data.images import is_image_file
 from mlpmixer.data.labels import class_name
 from mlpmixer.data.paths import SPLIT_WORDS, Layout, printable
 
@@ -27,7 +27,7 @@ def read_folder(root: str, name: str, layout: Layout = "auto") -> RawSplits:
             for split, one in splits.items()
         ]
         splits = {}
-    scan.note_loose("", others)
+    scan.note_loose(root, "", others)
     if splits:
         unused = ", ".join(repr(printable(f)) for f in folders if f not in splits.values())
         if unused:
@@ -43,7 +43,7 @@ def read_folder(root: str, name: str, layout: Layout = "auto") -> RawSplits:
     for split, folder in (splits or {"all": ""}).items():
         if folder:
             folders, loose = scan.entries(os.path.join(root, folder))
-            scan.note_loose(f"{folder}/", loose)
+            scan.note_loose(os.path.join(root, folder), f"{folder}/", loose)
         above = frozenset({_inode(root), _inode(os.path.join(root, folder))})
         images = found[split] = []
         by_class: dict[str, str] = {}
@@ -112,10 +112,6 @@ def _beside(root: str, splits: dict[str, str], folders: Sequence[str]) -> str:
     return "" if set(inside) & set(others) else ", ".join(map(repr, map(printable, images[:3])))
 
 
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
 def _inode(path: str) -> tuple[int, int]:
     info = os.stat(path)
     return info.st_dev, info.st_ino
@@ -150,8 +146,8 @@ class _Scan:
             return
         for name in others:
             path, label = os.path.join(folder, name), printable(f"{shown}/{name}")
-            if not _is_image(name):
-                self.stray.append((label, "not an image file, by its name"))
+            if not is_image_file(path):
+                self.stray.append((label, "not an image file, by its name" if "." in name else "not an image file"))
             elif os.path.isfile(path) or os.path.islink(path):
                 yield path, label
             else:
@@ -159,10 +155,9 @@ class _Scan:
         for name in folders:
             yield from self.images(os.path.join(folder, name), f"{shown}/{name}", above | {inode})
 
-    def note_loose(self, prefix: str, names: Sequence[str]) -> None:
+    def note_loose(self, folder: str, prefix: str, names: Sequence[str]) -> None:
         """Images where only class folders are expected."""
-        loose = [
-            (printable(prefix + name), "an image outside of the class folders") for name in names if _is_image(name)
-        ]
+        reason = "an image outside of the class folders"
+        loose = [(printable(prefix + n), reason) for n in names if is_image_file(os.path.join(folder, n))]
         self.loose |= bool(loose)
         self.stray += loose

@@ -45,8 +45,6 @@ class Model:
         """An image of any size and mode -> uint8 pixels (height, width, channels), preprocessed as in training."""
         pre, (height, width) = self.preprocess, self.preprocess["image_size"]
         opened = image if isinstance(image, Image.Image) else Image.open(image)
-        if opened.format in ("JPEG", "MPO") and pre["fit"] != "squash":  # decode a large JPEG at a fraction of its size
-            opened.draft(None, (2 * max(height, width), 2 * max(height, width)))
         plain = eight_bit(ImageOps.exif_transpose(opened), "L" if pre["in_channels"] == 1 else "RGB")
         return np.asarray(fitted(plain, (width, height), pre["fit"], pre["interpolation"])).reshape(height, width, -1)
 
