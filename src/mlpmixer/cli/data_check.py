@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlpmixer.cli.arguments import Command
-from mlpmixer.cli.options import DataArg, DataDir, DataLayout, Json
+from mlpmixer.cli.options import DataArg, DataDir, DataLabels, DataLayout, Json
 from mlpmixer.cli.printing import MAX_ROWS, print_json, print_table
 from mlpmixer.data.config import Data
 
@@ -24,11 +24,14 @@ class DataCheck(Command):
     json: Json = False
     data_dir: DataDir = ""
     layout: DataLayout = "auto"
+    labels: DataLabels = ""
 
     def __call__(self) -> int:
         from mlpmixer.data.check import check_data
 
-        report = check_data(Data(name=self.data, data_dir=self.data_dir or None, layout=self.layout))
+        report = check_data(
+            Data(name=self.data, data_dir=self.data_dir or None, layout=self.layout, labels=self.labels)
+        )
         if self.json:
             print_json(report.to_json())
         else:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from mlpmixer.cli.arguments import Arg, Command
-from mlpmixer.cli.options import DataArg, DataDir, DataLayout
+from mlpmixer.cli.options import DataArg, DataDir, DataLabels, DataLayout
 from mlpmixer.cli.printing import print_error
 from mlpmixer.data.config import Data
 
@@ -26,12 +26,13 @@ class DataShards(Command):
     """Random seed of the order."""
     data_dir: DataDir = ""
     layout: DataLayout = "auto"
+    labels: DataLabels = ""
 
     def __call__(self) -> int:
         from mlpmixer.data.datasets import open_data
         from mlpmixer.data.streaming.write import write_shards
 
-        splits = open_data(Data(name=self.data, data_dir=self.data_dir or None, layout=self.layout))
+        splits = open_data(Data(name=self.data, data_dir=self.data_dir or None, layout=self.layout, labels=self.labels))
         sets = {"train": splits.train, "val": splits.val} | ({"test": splits.test} if splits.test is not None else {})
         counts, bad = write_shards(sets, self.out, kind=self.format, per_shard=self.per_shard, seed=self.seed)
         for name, reason in bad[:10]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DATA = (
     "a data set's name such as digits (mlpmixer list datasets), a folder with a subfolder for each class, a Parquet "
-    "file or folder, or hf:owner/name"
+    "file or folder, a .csv of files and classes, or hf:owner/name"
 )
 WEIGHTS = (
     "a run's folder, a weight file (.safetensors, .npz, .pth, or FILE:KEY in it), hf:owner/name, or a name (mlpmixer "
@@ -39,6 +39,7 @@ Split = Annotated[
     ),
 ]
 DataDir = Annotated[str, Arg("DIR", "Folder with the files of a named data set.")]
+DataLabels = Annotated[str, Arg("FILE", "CSV or TSV file of files and classes.", name="data.labels")]
 DataLayout = Annotated[
     Layout, Arg(name="data.layout", help="What folders and files named train, val or test are: splits, or classes.")
 ]

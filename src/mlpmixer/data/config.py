@@ -15,6 +15,9 @@ class Data(Config, owner="data"):
 
     name: str = "digits"
     """A named data set (mlpmixer list datasets), a folder, a Parquet file, shards, or hf:owner/name."""
+    labels: str = ""
+    """CSV or TSV file, here or in the folder DATA, with the classes of its images: a column of files, a column of
+    classes, and a column of splits if there are any."""
     layout: Layout = "auto"
     """What folders and files named train, val or test are: splits, or classes like the others. auto: splits, but for
     folders without class folders in them, and for a single one beside folders of other images."""
@@ -61,6 +64,7 @@ class Data(Config, owner="data"):
         return cls, {"min_per_class": 0} | values
 
     def validate(self) -> None:
+        require(not (self.labels and self.stream), "data.labels is for images in files, not for streamed shards")
         require(self.name == self.name.strip(), f"data.name={self.name!r} must not begin or end with a space")
         require(self.split_seed >= 0, f"data.split_seed must not be negative, got {self.split_seed}")
         require(1 <= self.lanes <= 1024, f"data.lanes must be in 1..1024, got {self.lanes}")

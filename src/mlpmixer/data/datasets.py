@@ -20,9 +20,10 @@ from mlpmixer.data.catalog import DATASETS, DatasetInfo
 from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet, RawSplits, Splits, chain, doubt_of
 from mlpmixer.data.paths import TEST, TRAIN, VAL, Layout, count, find_files, printable, similar_paths, split_from_path
-from mlpmixer.data.readers.folder import read_folder
+from mlpmixer.data.readers.folder import TABLES, read_folder
 from mlpmixer.data.readers.hub import download_parquet, read_hub
 from mlpmixer.data.readers.parquet import read_parquet
+from mlpmixer.data.readers.table import read_table
 from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_streamed
 from mlpmixer.registry import suggest
 
@@ -102,7 +103,8 @@ def _used_classes(sets: dict[str, ImageSet], notes: list[str], name: str) -> lis
                 + (f"; {suggest(missing[0], known)}" if near else "")
             )
     if len(known) < 2:
-        raise ValueError(f"{name} has only one class with images, {known[0]!r}; a classifier needs at least two")
+        table = "".join(f"; {note}" for note in notes if "--data.labels" in note)
+        raise ValueError(f"{name} has only one class with images, {known[0]!r}; a classifier needs at least two{table}")
     if empty := sorted(set(sets[TRAIN].classes) - set(known)):
         more = ", ..." if len(empty) > 10 else ""
         notes.append(f"{count(len(empty), 'empty class', 'es')} left out: {', '.join(empty[:10])}{more}")
@@ -205,25 +207,41 @@ def open_raw(data: Data) -> RawSplits:
     key = name.casefold().replace("_", "-")
     if name.startswith("hf:") or key in DATASETS:
         require(data.layout == "auto", f"data.layout={data.layout} is for folders and files, not for {name}")
+        require(not data.labels, f"data.labels={data.labels} is for folders of images, not for {name}")
     if name.startswith("hf:"):
         return read_hub(name[3:])
     if key in DATASETS:
         return _open_named(key, DATASETS[key], data.data_dir)
     for path in (os.path.expanduser(name), os.path.join(os.path.expanduser(data.data_dir or "."), name)):
         if os.path.exists(path):
-            return _open_path(path, data.layout)
+            return _open_table(path, data) if data.labels else _open_path(path, data.layout)
     raise ValueError(
         f"no data set, file or folder named {printable(name)!r}; {suggest(name, [*DATASETS, *similar_paths(name)])}"
     )
 
 
+def _open_table(folder: str, data: Data) -> RawSplits:
+    require(os.path.isdir(folder), f"data.labels={data.labels} is for a folder of images, which {data.name} is not")
+    require(
+        data.layout == "auto", "data.layout is about the names of folders, data.labels takes the classes from a table"
+    )
+    tables = [os.path.expanduser(data.labels), os.path.join(folder, data.labels)]
+    if (table := next(filter(os.path.isfile, tables), None)) is None:
+        near = similar_paths(data.labels) or similar_paths(tables[1])
+        some = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"no file {printable(data.labels)!r} here or in {printable(folder)} (data.labels){some}")
+    return read_table(table, folder, printable(os.path.basename(os.path.abspath(folder))))
+
+
 def _open_path(path: str, layout: Layout) -> RawSplits:
     name = printable(os.path.basename(os.path.abspath(path)))
     if os.path.isfile(path):
+        if path.lower().endswith(TABLES):
+            return read_table(path, os.path.dirname(path) or ".", printable(os.path.splitext(name)[0]))
         if not path.lower().endswith(".parquet"):
             raise ValueError(
-                f"{printable(path)} is a file, but not .parquet; expected a folder with one subfolder of images per "
-                f"class, or Parquet"
+                f"{printable(path)} is a file, but not .parquet, .csv or .tsv; expected a folder with one subfolder of "
+                f"images per class, Parquet, or a table of files and classes"
             )
         return read_parquet([path], name, None, layout=layout)
     if files := find_files(path, ".parquet", depth=0):

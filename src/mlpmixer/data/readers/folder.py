@@ -11,6 +11,7 @@ from mlpmixer.data.images import is_image_file
 from mlpmixer.data.labels import class_name
 from mlpmixer.data.paths import SPLIT_WORDS, Layout, printable
 
+TABLES = (".csv", ".tsv")
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 Inodes = frozenset[tuple[int, int]]
 
@@ -67,11 +68,15 @@ def read_folder(root: str, name: str, layout: Layout = "auto") -> RawSplits:
             )
         elif splits:
             notes.append(f"folder {splits[split]!r} holds no images")
+    tables = [printable(n) for n in others if n.lower().endswith(TABLES)]
     if not sets:
         raise ValueError(
             f"{printable(root)} holds no images in class folders; expected {printable(name)}/CLASS/image.jpg"
             + (". The images lie side by side: put those of each class into a folder of its own" if scan.loose else "")
+            + (f". To take the classes from a table: --data.labels {tables[0]}" if tables else "")
         )
+    if tables:
+        notes.append(f"{tables[0]} is not read (--data.labels {tables[0]} takes the classes from it)")
     if scan.hidden:
         notes.append(f"{scan.hidden} hidden files or folders skipped")
     if scan.stray:
@@ -110,6 +115,12 @@ def _beside(root: str, splits: dict[str, str], folders: Sequence[str]) -> str:
     others = [f for f in folders if f.casefold() not in SPLIT_WORDS]
     images = [f for f in others if next(_Scan().images(os.path.join(root, f), f, frozenset()), None)]
     return "" if set(inside) & set(others) else ", ".join(map(repr, map(printable, images[:3])))
+
+
+def image_files(folder: str) -> Iterator[tuple[str, str]]:
+    """(path, name relative to the folder) of all images in it and below."""
+    for path, label in _Scan().images(folder, "", frozenset()):
+        yield os.path.normpath(path), label.lstrip("/")
 
 
 def _inode(path: str) -> tuple[int, int]:

@@ -84,6 +84,7 @@ def open_streamed(
             f"data.train_fraction={data.train_fraction} selects images by number, and those of shards have none: leave "
             f"it at 1"
         )
+    require(not data.labels, f"data.labels={data.labels} is for images in files, not for the shards of {data.name}")
     retry = retry or Retry()
     cache = Path(cache_dir) if cache_dir is not None else cache_folder()
     listing = find_shards(data.name.strip(), data.data_dir, retry.timeout_s, data.layout)
