@@ -96,8 +96,8 @@ def test_latest_unfinished_run(tmp_path: Path, digits_run: Path, monkeypatch: py
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         shutil.copy(digits_run / "recipe.json", folder)
-        if name == "done":
-            (folder / "summary.json").write_text("{}")
+        if name != "older":
+            (folder / "summary.json").write_text("{}" if name == "done" else "{")  # damaged: not finished
         stamp = digits_run.stat().st_mtime + 1000 - age
         os.utime(folder, (stamp, stamp))
     command: Any = cli.parse(["train", "--resume"]).make()

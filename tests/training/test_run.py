@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -139,6 +140,7 @@ def test_killed_run_resumes_bit_for_bit(
     kill(forked, BASE, where, step, tmp_path / "killed")
     train(BASE, out=tmp_path / "killed", resume=True)
     assert_same_run(undisturbed, tmp_path / "killed")
+    assert not list((tmp_path / "killed").rglob(".*"))  # neither a lock nor a part of a file
 
 
 def test_failing_report_leaves_no_file_open(tmp_path: Path) -> None:
@@ -364,6 +366,84 @@ def test_run_without_a_sound_state_starts_again_and_says_so(tmp_path: Path) -> N
         train(recipe, out=tmp_path / name, resume=True, report=events.append)
         assert words in [event["note"] for event in events if event["kind"] == "note"][-1]
     assert_same_run(tmp_path / "damaged", tmp_path / "killed")
+
+
+def test_second_training_in_the_folder_is_refused(tmp_path: Path) -> None:
+    def second(event: dict[str, Any]) -> None:
+        if event["kind"] == "start":
+            for resume in (False, True):
+                with pytest.raises(ValueError, match=f"run is in use: process {os.getpid()} on .* trains in it"):
+                    train(BASE, out=tmp_path / "run", resume=resume)
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(BASE, out=tmp_path / "run", report=second)
+    train(variant(BASE, run={"steps": 1}), out=tmp_path / "other")
+
+
+def resumed(run: Path, recipe: Recipe = BASE) -> list[str]:
+    """What resuming a run notes."""
+    events: list[dict[str, Any]] = []
+    train(recipe, out=run, resume=True, report=events.append)
+    return [event["note"] for event in events if event["kind"] == "note"]
+
+
+def damaged(run: Path, name: str, content: bytes | None) -> Path:
+    """The run with a file that is missing or has another content."""
+    if content is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_bytes(content)
+    return run / name
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("report.html", None, ["report.html is made again, without pictures"]),
+        ("model.safetensors", None, ["model.safetensors is made again from step-000000024"]),
+        ("model.safetensors", b"damaged", ["model.safetensors is not a safetensors file", "is made again"]),
+        ("summary.json", None, ["summary.json is made again from"]),
+        ("summary.json", b'{"half": ', ["summary.json is damaged", "is made again"]),
+    ],
+)
+def test_resuming_a_finished_run_makes_what_is_missing(
+    name: str, content: bytes | None, says: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    damaged(run, name, content)
+    notes = resumed(run)
+    assert len(notes) == len(says) and all(re.search(*pair) for pair in zip(says, notes, strict=True)), notes
+    assert {path.name for path in run.iterdir()} == {path.name for path in undisturbed.iterdir()}
+    assert_same_run(undisturbed, run)
+    old, new = (json.loads((folder / "summary.json").read_text()) for folder in (undisturbed, run))
+    changing = ("train_s", "images_per_s", "peak_mib")
+    assert old | dict.fromkeys(changing) == new | dict.fromkeys(changing) and new["images_per_s"] > 0
+    assert resumed(run) == []
+
+
+def test_what_cannot_be_made_again_is_named(undisturbed: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    for name in ("model.safetensors", "summary.json"):
+        file = damaged(run, name, None)
+        with pytest.raises(ValueError, match=f"has ended, but its {name} is missing or damaged"):
+            train(BASE, out=run, resume=True)
+        shutil.copy(undisturbed / name, file)
+    for content in (b'{"half": ', b"12", b"[]", b"\xff", b"[" * 100_000):
+        damaged(run, "recipe.json", content)
+        with pytest.raises(ValueError, match=r"recipe\.json is damaged: ") as error:
+            read_recipe(run)
+        assert len(str(error.value)) < 300
+
+
+def test_damaged_lines_of_the_log_are_left_out(undisturbed: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train(BASE, out=tmp_path / "run", report=stop_at(20))
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_bytes(b"\xff\n12\n" + log.read_bytes() + b'{"kind": "st')
+    assert re.search("2 lines of .*metrics.jsonl were damaged", resumed(tmp_path / "run")[0])
+    assert_same_run(undisturbed, tmp_path / "run")
 
 
 def test_finished_run_is_not_trained_again(undisturbed: Path) -> None:

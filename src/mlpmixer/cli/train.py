@@ -15,6 +15,7 @@ from mlpmixer.cli.progress import reporter
 from mlpmixer.cli.recipe_options import RecipeCommand, start_from
 from mlpmixer.evaluation.significance import wilson
 from mlpmixer.training.recipe import Recipe, read_recipe
+from mlpmixer.weights.run_folder import new_directory, read_summary
 
 RUNS = Path("runs")
 LATEST = "latest"
@@ -75,7 +76,6 @@ class Train(RecipeCommand):
         from mlpmixer.training.run import train
         from mlpmixer.training.tensorboard import curves
         from mlpmixer.weights.model_file import last_state
-        from mlpmixer.weights.run_folder import free_directory
 
         group = ProcessGroup(**ranks_here())
         out = self.resume or self.out
@@ -85,7 +85,7 @@ class Train(RecipeCommand):
                 reporter(quiet=self.quiet or not group.is_main, as_json=self.json and group.is_main) as show,
                 ExitStack() as stack,
             ):
-                out = out or str(group.on_main(lambda: free_directory(RUNS / run_name(self.config))))
+                out = out or str(group.on_main(lambda: new_directory(RUNS / run_name(self.config))))
                 drawn = curves(out, show) if self.tensorboard and group.is_main else nullcontext(show)
                 report = group.on_all(lambda: stack.enter_context(drawn))
                 result = train(self.config, out=out, resume=bool(self.resume), report=report, group=group)
@@ -138,8 +138,15 @@ def run_name(recipe: Recipe) -> str:
     return re.sub(r"[^\w.-]+", "-", data if recipe.name == data else f"{data}-{recipe.name}")
 
 
+def is_finished(run: Path) -> bool:
+    try:
+        return read_summary(run) is not None
+    except ValueError:  # damaged: resuming makes it again
+        return False
+
+
 def latest_unfinished() -> Path:
-    runs = [p.parent for p in RUNS.glob("*/recipe.json") if not p.with_name("summary.json").exists()]
+    runs = [p.parent for p in RUNS.glob("*/recipe.json") if not is_finished(p.parent)]
     if not runs:
         raise ValueError(
             f"nothing to resume: no unfinished run under {RUNS}/; name the run: mlpmixer train --resume DIR"

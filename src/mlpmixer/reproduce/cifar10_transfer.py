@@ -5,7 +5,6 @@ marks a row as REDUCED.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from mlpmixer.reproduce.page import Page, Table, make_table, percent
 from mlpmixer.training.recipe import Init, Recipe, read_recipe
 from mlpmixer.training.recipes import RECIPES
 from mlpmixer.weights.published import WEIGHTS
+from mlpmixer.weights.run_folder import read_summary
 
 RECIPE = "finetune-official"
 """The published settings; each row adds its network and weights."""
@@ -260,8 +260,7 @@ def read_results(out: Path) -> list[dict[str, Any]]:
     for row, official in ROWS.items():
         result: dict[str, Any] = {"row": row, "official_top1": official, "top1": None}
         run = _run_folder(out, row)
-        summary = run / "summary.json"
-        values = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+        values = read_summary(run) or {}
         if values.get("test"):
             n = values["test"]["n"]
             differs = _differences(read_recipe(run), published_recipe(row), FREE)

@@ -177,7 +177,8 @@ class Trainer:
             raise self.diverged(f"some weights are not finite after step {self.state.step}")
         self.state.train_s = self.clock.elapsed()
         self.stores.share_bad(self.group)
-        if self.group.is_main:
+        if self.metrics is not None:
+            self.metrics.sync()  # a state is never ahead of its log
             meta = {
                 "state": self.state.to_json(),
                 **self.stores.identity,

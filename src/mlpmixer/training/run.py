@@ -4,7 +4,6 @@ Pre-training, training from scratch and fine-tuning are recipes.
 """
 
 import dataclasses
-import json
 import os
 import signal
 import threading
@@ -107,22 +106,23 @@ def train(
     def note(text: str) -> None:
         report({"kind": "note", "note": text})
 
-    folder, recipe, summary, saved = group.on_main(
-        lambda: _open_run(with_network(with_teacher(recipe, teacher), network), out, resume, note)
-    )
-    if summary is not None:
-        report({"kind": "end", "summary": summary, "out": str(folder)})
-        return RunResult(folder, summary)
+    with ExitStack() as stack:
+        folder, recipe, summary, saved = group.on_main(
+            lambda: _open_run(with_network(with_teacher(recipe, teacher), network), out, resume, note, stack)
+        )
+        if summary is not None:
+            report({"kind": "end", "summary": summary, "out": str(folder)})
+            return RunResult(folder, summary)
 
-    def prepare() -> tuple[TrainingStep, Start | None, TeacherSource]:
-        pretrained, source = load_networks(recipe, report, teacher, folder, saved)
-        start = network or pretrained
-        step = make_training_step(recipe, start, source, group, images, saved)
-        if recipe.run.test and step.stores.splits.test is not None:
-            _require_a_readable_image(step.stores.splits.test, step.stores.preprocess)
-        return step, start, source
+        def prepare() -> tuple[TrainingStep, Start | None, TeacherSource]:
+            pretrained, source = load_networks(recipe, report, teacher, folder, saved)
+            start = network or pretrained
+            step = make_training_step(recipe, start, source, group, images, saved)
+            if recipe.run.test and step.stores.splits.test is not None:
+                _require_a_readable_image(step.stores.splits.test, step.stores.preprocess)
+            return step, start, source
 
-    with torch.random.fork_rng(), ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng())
         step, start, source = group.on_all(prepare)
         stop = stack.enter_context(_stop_signal(None if stop_after_s is None else started + stop_after_s))
         if recipe.run.time and not recipe.run.steps:
@@ -137,6 +137,8 @@ def train(
         if group.is_main:
             _write_start(folder, step.recipe, environment, source, record)
             metrics = stack.enter_context(closing(MetricsFile(folder / "metrics.jsonl", state.step)))
+            if metrics.num_lost:
+                note(f"{metrics.num_lost} lines of {folder / 'metrics.jsonl'} were damaged, and are left out")
         trainer = Trainer(folder, step, total_steps, state, environment, report, metrics, record)
         report(start_event(trainer))
         trainer.train(stop)
@@ -149,20 +151,47 @@ def train(
 
 
 def _open_run(
-    recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool, note: Callable[[str], None]
+    recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool, note: Callable[[str], None], stack: ExitStack
 ) -> tuple[Path, Recipe, dict[str, Any] | None, Path | None]:
-    """The folder of a run, its recipe, its summary if it is finished, and its last state if there is one."""
-    folder = Path(out) if out is not None else run_folder.free_directory(Path("runs") / recipe.name)
+    """The folder of a run, locked until `stack` is closed, its recipe, its summary if it is finished, and its last
+    state if there is one."""
+    folder = Path(out) if out is not None else run_folder.new_directory(Path("runs") / recipe.name)
+    if problem := stack.enter_context(run_folder.locked(folder)):
+        note(f"{folder} could not be locked ({problem}): make sure that nothing else trains in it")
     if not run_folder.is_run(folder):
         return folder, recipe, None, None
     if not resume:
         raise ValueError(f"{folder} already holds a run; choose another out, or resume it")
-    finished = folder / "summary.json"
-    summary = json.loads(finished.read_text(encoding="utf-8")) if finished.exists() else None
     recipe = _same_recipe(recipe, read_recipe(folder))
-    if summary is not None:
+    for part in (*folder.glob(".*.part"), *folder.glob("checkpoints/.*.part")):  # of a killed process
+        part.unlink(missing_ok=True)
+    try:
+        summary = run_folder.read_summary(folder)
+    except ValueError as e:
+        summary = None
+        note(str(e))
+    try:
+        model_file.read_tensors(folder / run_folder.MODEL_FILE)
+        has_model = True
+    except (model_file.CheckpointError, FileNotFoundError) as e:
+        has_model = False
+        if isinstance(e, model_file.CheckpointError):
+            note(str(e))
+    if summary is not None and has_model:
+        if not (page := folder / run_folder.REPORT_FILE).exists():
+            write_report(folder)
+            note(f"{page} is made again, without pictures of the mistakes")
+        drop_teacher(folder)
         return folder, recipe, summary, None
     saved, found = model_file.last_state(folder, note), model_file.states(folder)
+    if summary is not None or has_model:
+        missing = run_folder.SUMMARY_FILE if has_model else run_folder.MODEL_FILE
+        if saved is None:
+            raise ValueError(
+                f"{folder} has ended, but its {missing} is missing or damaged, and there is no sound training state to "
+                "make it from; choose another out to train anew"
+            )
+        note(f"{folder / missing} is made again from {saved.name}")
     if found and saved != found[0]:
         model_file.set_aside(folder, saved)
         goes_on = f"goes on from {saved.name}" if saved else "starts from the beginning"
@@ -356,7 +385,7 @@ def final_params(step: TrainingStep) -> int:
 
 
 def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
-    """Save the model, evaluate it on val and test as a user would load it, write summary.json and report.html."""
+    """Save the model, evaluate it on val and test as a user would load it, write report.html and summary.json."""
     run, recipe, state, step, stores = (
         trainer.folder,
         trainer.recipe,
@@ -365,6 +394,9 @@ def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
         trainer.stores,
     )
     train_s, images_per_s = trainer.clock.elapsed(), trainer.clock.overall_images_per_s()
+    if not images_per_s:  # resumed after the last step
+        logged = [line for line in run_folder.read_metrics(run / "metrics.jsonl") if line["kind"] == "step"]
+        images_per_s = logged[-1]["images_per_s"] if logged else 0.0
     model = run / run_folder.MODEL_FILE
     if recipe.run.patience and (run / BEST_FILE).exists():
         os.replace(run / BEST_FILE, model)
@@ -398,9 +430,9 @@ def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
     model_file.rewrite_meta(
         model, lambda meta: dataclasses.replace(meta, provenance={**meta.provenance, "metrics": final})
     )
-    write_json(run / "summary.json", summary)
     metrics, images = (test, test_images) if test and test_images else (val, stores.splits.val)
-    write_report(run, metrics, thumbnails_of(images, [wrong.index for wrong in metrics.most_wrong]))
+    write_report(run, metrics, thumbnails_of(images, [wrong.index for wrong in metrics.most_wrong]), summary)
+    write_json(run / run_folder.SUMMARY_FILE, summary)  # the last one: with it the run is finished
     drop_teacher(run)
     return summary
 

@@ -6,17 +6,17 @@ import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
 
-from mlpmixer.durable import write_text
+from mlpmixer.durable import read_json, write_text
 from mlpmixer.evaluation.html import FIRST, SECOND, percent, render, svg
 from mlpmixer.evaluation.metrics import Metrics
 from mlpmixer.evaluation.report import Json, Thumbnail, view
 from mlpmixer.weights.privacy import without_folders
-from mlpmixer.weights.run_folder import read_metrics
+from mlpmixer.weights.run_folder import read_metrics, read_recipe_json, read_summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,17 +25,28 @@ TEMPLATE = Path(__file__).with_name("templates") / "run.html"
 
 
 def write_report(
-    run_dir: str | os.PathLike[str], metrics: Metrics | None = None, thumbnails: Sequence[Thumbnail] = ()
+    run_dir: str | os.PathLike[str],
+    metrics: Metrics | None = None,
+    thumbnails: Sequence[Thumbnail] = (),
+    summary: Json | None = None,
 ) -> Path:
     """Write report.html into a run directory from its JSON files and return the path.
 
     metrics: on the test split, or on validation when the data has none; default: those in summary.json. thumbnails: see
-    `report.evaluation_html`. ValueError when the directory is not a run.
+    `report.evaluation_html`. summary: of a run that is ending; default: summary.json.
+
+    ValueError when the directory is not a run, and when its recipe or summary is damaged; a damaged env.json is said on
+    the page.
     """
     run = Path(run_dir)
-    if not (run / "recipe.json").is_file():
-        raise ValueError(f"{run} is not a run: it has no recipe.json; expected a folder that `mlpmixer train` wrote")
-    recipe, env, summary = (_read(run / f"{name}.json") for name in ("recipe", "env", "summary"))
+    recipe = read_recipe_json(run)
+    summary = summary or read_summary(run) or {}
+    try:
+        env = read_json(run / "env.json")
+    except FileNotFoundError:
+        env = {}
+    except ValueError as e:
+        env = {"env.json": str(e)}
     recipe, name = without_folders(recipe), run.resolve().name
     env |= {key: without_folders(words) for key, words in env.items() if key == "command"}
     test = metrics or summary.get("test") or summary.get("val")
@@ -57,17 +68,6 @@ def write_report(
     )
     write_text(run / "report.html", page)
     return run / "report.html"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object of the run; {} when the run has not written it (yet)."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    return value if isinstance(value, dict) else {}
 
 
 def _details(summary: Json, recipe: Json, env: Json) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from mlpmixer.data.catalog import DATASETS
 from mlpmixer.templates import render
 from mlpmixer.weights.model_file import ModelMeta
 from mlpmixer.weights.privacy import without_folders
-from mlpmixer.weights.run_folder import read_recipe_json
+from mlpmixer.weights.run_folder import read_recipe_json, read_summary
 
 TEMPLATE = Path(__file__).with_name("templates") / "card.md"
 CLASSES_SHOWN = 100  # config.json has all
@@ -28,7 +28,7 @@ Scores = dict[str, dict[str, Any]]
 def model_card(run: Path, meta: ModelMeta, name: str, where: str, licence: str) -> str:
     """The card of the model in `run`, which is loaded from `where`."""
     recipe = read_recipe_json(run) if (run / "recipe.json").is_file() else None
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8")) if (run / "summary.json").is_file() else {}
+    summary = read_summary(run) or {}
     scores = _scores(meta, summary)
     columns = [key for key in COLUMNS if any(score.get(key) is not None for score in scores.values())]
     return render(

@@ -6,16 +6,26 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mlpmixer.config import Config, from_json, to_json
 from mlpmixer.data.split_record import SplitRecord
-from mlpmixer.durable import read_json, write_json
+from mlpmixer.durable import read_json, write_json, write_text
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 MODEL_FILE = "model.safetensors"
+SUMMARY_FILE = "summary.json"
+REPORT_FILE = "report.html"
+LOCK_FILE = ".lock"
 SPLITS_FILE = "splits.json"
 
 
@@ -33,6 +43,14 @@ def read_recipe_json(run: Path) -> dict[str, Any]:
         return read_json(run / "recipe.json")
     except FileNotFoundError:
         raise ValueError(f"{run} is not a run: it has no recipe.json") from None
+
+
+def read_summary(run: Path) -> dict[str, Any] | None:
+    """summary.json; None while the run is not finished. ValueError, which names it, when it is damaged."""
+    try:
+        return read_json(run / SUMMARY_FILE)
+    except FileNotFoundError:
+        return None
 
 
 def write_recipe(run: Path, recipe: Config) -> None:
@@ -88,41 +106,117 @@ def _commit() -> str | None:
     return head + ("+" if dirty else "")
 
 
+def new_directory(base: Path) -> Path:
+    """`base`, or base-2, base-3, ...: the first that does not exist, made by this call and no other."""
+    base.parent.mkdir(parents=True, exist_ok=True)
+    path, n = base, 1
+    while True:
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
+        n += 1
+        path = base.with_name(f"{base.name}-{n}")
+
+
+_locks: set[TextIO] = set()
+if hasattr(os, "register_at_fork"):  # a child that outlives its parent must not hold its lock
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in _locks])
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[str]:
+    """Within, no other process can lock this folder, which is made if need be, and removed if it is left empty.
+
+    Gives why files cannot be locked there, or "". The kernel drops the lock of a process that has died in any way.
+    ValueError, which names the process that holds it.
+    """
+    for attempt in range(100):
+        try:
+            file, problem = _lock(run)
+            break
+        except (FileNotFoundError, FileExistsError):
+            if attempt == 99:
+                raise
+    _locks.add(file)
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield problem
+    finally:
+        _locks.discard(file)
+        if not file.closed:  # as it is in a forked child
+            with suppress(OSError):
+                (run / LOCK_FILE).unlink()
+                run.rmdir()
+            file.close()
+
+
+def _lock(run: Path) -> tuple[TextIO, str]:
+    """The lock file of a run, locked, or why it cannot be. FileNotFoundError or FileExistsError when another process
+    has just removed it or its folder."""
+    problem = ""
+    run.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        file = stack.enter_context(open(run / LOCK_FILE, "a+", encoding="utf-8", errors="replace"))
+        try:
+            if fcntl is None:
+                raise OSError("this system has no such locks")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = " ".join(file.read(200).split()) or "another process"
+            raise ValueError(
+                f"{run} is in use: {holder} trains in it; wait until it has ended, stop it, or choose another out"
+            ) from None
+        except OSError as e:
+            problem = str(e)
+        if not os.path.samestat(os.fstat(file.fileno()), os.stat(run / LOCK_FILE)):
+            raise FileNotFoundError(run / LOCK_FILE)
+        stack.pop_all()
+        return file, problem
+
+
 class MetricsFile:
     """metrics.jsonl: one JSON object a line. Opening it at a step drops the lines after that step, so a resumed run
-    leaves one history."""
+    leaves one history, and those that damage has made unreadable, of which there are `num_lost`."""
 
     def __init__(self, path: Path, after_step: int) -> None:
-        kept = [line for line in read_metrics(path) if line["step"] <= after_step]
-        part = path.with_name(f".{path.name}.part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(part, path)
+        lines, self.num_lost = _metrics_in(path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= after_step))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
 
     def write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Wait until all lines are on the disk."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a half-written last line (a killed run) is left out."""
-    lines = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-    return lines
+    """The lines of metrics.jsonl that can be read: not a killed run's half-written last one, nor damaged ones."""
+    return _metrics_in(path)[0]
 
 
-def free_directory(base: Path) -> Path:
-    """`base`, or base-2, base-3, ...: the first that does not exist."""
-    path, n = base, 1
-    while path.exists():
-        n += 1
-        path = base.with_name(f"{base.name}-{n}")
-    return path
+def _metrics_in(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The readable lines, and the number of the others that were whole."""
+    try:
+        *whole, rest = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], 0
+    lines = [line for text in (*whole, rest) if (line := _metrics_line(text))]
+    return lines, max(len(whole) - len(lines), 0)
+
+
+def _metrics_line(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    sound = isinstance(line, dict) and isinstance(line.get("kind"), str) and type(line.get("step")) is int
+    return line if sound else None
