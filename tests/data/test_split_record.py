@@ -64,7 +64,7 @@ def test_difference_names_what_changed() -> None:
 
 
 def test_earlier_training_counts() -> None:
-    tuned = record(train={"x": 2, "y": 8}, test={"z": 1}).after(BEFORE)
+    tuned = record(train={"x": 2, "y": 8}, test={"z": 1}).after([BEFORE])
     assert tuned.earlier_hashes.tolist() == [1] and sorted(tuned.trained.tolist()) == [1, 2, 8]
 
 

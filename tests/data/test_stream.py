@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 import tarfile
 import threading
 import time
@@ -39,7 +40,7 @@ from mlpmixer.models.names import MIXERS
 from mlpmixer.training import stream as stream_module
 from mlpmixer.training.batches import RowRange, row_range
 from mlpmixer.training.inputs import batches
-from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run
+from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run, variant
 from mlpmixer.training.run import train
 from mlpmixer.training.stream import Order, Stream
 from mlpmixer.weights import model_file, run_folder
@@ -678,6 +679,29 @@ def test_killed_run_resumes_to_the_same_bits(shards: Path, tmp_path: Path) -> No
     assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
     assert again.summary["steps"] == 18 and again.summary["train_images"] == 103 and again.summary["test"]["n"] == 6
     assert evaluate(str(again.path)).top1 == again.summary["top1"]
+    moved = shutil.copytree(shards, tmp_path / "moved")
+    own = evaluate(str(again.path), str(moved))
+    assert (own.n, own.top1) == (6, again.summary["top1"])
+    assert str(own.scored) == "6 of the images of moved: test, as split when the model was trained"
+    info = json.loads((moved / "_info.json").read_text())
+    for values in info["splits"]["train"].values():
+        if isinstance(values, list):
+            values.pop()
+    (moved / "_info.json").write_text(
+        json.dumps(info)
+    )  # other shards to train on; validation and test are known by content
+    assert "6 of 112 images of moved: test, as split when" in str(evaluate(str(again.path), str(moved)).scored)
+
+
+def test_foreign_shards_without_splits_are_scored_whole(shards: Path, tmp_path: Path) -> None:
+    run = train(variant(recipe(shards), run={"epochs": 1}), out=tmp_path / "run").path
+    other, names = tmp_path / "other", tmp_path / "names.txt"
+    other.mkdir()
+    names.write_text("\n".join(CLASSES))
+    for i, shard in enumerate(sorted(shards.glob("train*"))[:2]):
+        shutil.copy(shard, other / f"{i}{shard.suffix}")
+    found = evaluate(str(run), Data(name=str(other), stream=True, classes=str(names)))
+    assert found.scored and found.scored.split == "all" and found.n == found.scored.of and found.trained_on is None
 
 
 def test_run_resumes_after_a_broken_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -709,6 +709,7 @@ def test_run_starts_from_trained_weights(size: int, kept: bool, undisturbed: Pat
     assert (after["blocks.0.token_mixing.fc1.weight"].shape == start["blocks.0.token_mixing.fc1.weight"].shape) == kept
     old, new = (model_file.read_meta(run / run_folder.MODEL_FILE) for run in (undisturbed, result.path))
     assert (new.preprocess.mean, new.preprocess.std) == (old.preprocess.mean, old.preprocess.std)
+    assert new.splits and not len(new.splits.earlier_hashes)  # the same images are train
     assert (
         result.summary["top1"]
         > (0.99 if kept else 0.3) * json.loads((undisturbed / "summary.json").read_text())["top1"]
@@ -719,6 +720,14 @@ def test_head_bias_of_a_head_that_is_kept_is_refused(undisturbed: Path, tmp_path
     recipe = variant(BASE, init={"stem": "lecun", "weights": str(undisturbed), "head_bias": -3.0})
     with pytest.raises(ValueError, match=r"init.head_bias=-3.0 is for a new head, but that of .* is kept"):
         train(recipe, out=tmp_path / "run")
+
+
+def test_images_that_the_initial_weights_have_seen_are_told(undisturbed: Path, tmp_path: Path) -> None:
+    other = variant(BASE, init={"stem": "lecun", "weights": str(undisturbed)}, data={"split_seed": 1}, run={"steps": 1})
+    result = train(other, out=tmp_path / "run")
+    seen = evaluate(str(result.path)).trained_on
+    assert seen and seen > 200
+    assert f"test: {seen} of its 360 images are among those that the initial weights" in str(result.summary["notes"])
 
 
 def test_weights_of_other_sizes_are_refused(undisturbed: Path, tmp_path: Path) -> None:

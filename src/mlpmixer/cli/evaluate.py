@@ -70,7 +70,8 @@ class Evaluate(EvaluationCommand):
 
 def print_metrics(m: "Metrics") -> None:
     if m.scored:
-        print(f"scored {m.scored}")
+        unknown = "; the model does not say which images it was trained on" if m.trained_on is None else ""
+        print(f"scored {m.scored}{unknown}")
     print(f"{m.n:,} images  {score_text(m)}")
     if m.leak:
         print(m.leak)

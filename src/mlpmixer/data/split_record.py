@@ -14,7 +14,7 @@ from mlpmixer.data.paths import TEST, TRAIN, VAL
 
 PARTS = (TRAIN, VAL, TEST, "unused")
 SHOWN = 10  # names in a message
-MAX_NAME_BYTES = 4096  # of a name, on average: a damaged record must not fill the memory
+MAX_NAME_BYTES = 1024  # of a name, on average: a damaged record must not fill the memory
 
 Hashes = NDArray[np.uint64]
 
@@ -32,7 +32,7 @@ class SplitRecord(Config, owner="splits"):
     shards: str = ""
     """Names and sizes of the shards that training images were streamed from, hashed."""
     earlier: str = ""
-    """Hashes of the training images of the weights that the run began with."""
+    """Hashes of what the initial weights and the teacher were trained on, as far as they say."""
 
     @classmethod
     def of(
@@ -97,9 +97,10 @@ class SplitRecord(Config, owner="splits"):
         """All that the weights have learned from, as far as it is known."""
         return np.concatenate([self.hashes_of(TRAIN), self.earlier_hashes])
 
-    def after(self, before: "SplitRecord") -> "SplitRecord":
-        """This record for a run whose initial weights have the record `before`."""
-        return replace(self, earlier=_packed(np.setdiff1d(before.trained, self.hashes_of(TRAIN))))
+    def after(self, before: "Sequence[SplitRecord]") -> "SplitRecord":
+        """This record for a run that began with networks of these records: its initial weights, its teacher."""
+        earlier = np.concatenate([np.zeros(0, np.uint64), *(record.trained for record in before)])
+        return replace(self, earlier=_packed(np.setdiff1d(earlier, self.hashes_of(TRAIN))))
 
     def without_names(self) -> "SplitRecord":
         return replace(self, names="")
@@ -126,6 +127,19 @@ class SplitRecord(Config, owner="splits"):
         for i in left:
             if candidates := places.get(int(hashes[i]), []):
                 found[i] = candidates.pop()
+        return found
+
+    def leaks(self) -> list[str]:
+        """Which images of val and test are less unseen than they should be, in sentences."""
+        found = []
+        for part in (VAL, TEST):
+            hashes = self.hashes_of(part)
+            for known, where in (
+                (self.hashes_of(TRAIN), "also in train, byte for byte"),
+                (self.earlier_hashes, "among those that the initial weights or the teacher were trained on"),
+            ):
+                if n := int(np.isin(hashes, known).sum()):
+                    found.append(f"{part}: {n:,} of its {len(hashes):,} images are {where}")
         return found
 
     def difference(self, now: "SplitRecord") -> str:

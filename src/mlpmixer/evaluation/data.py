@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -147,11 +148,16 @@ def open_for(classifier: Classifier, data: Data | str | None, data_dir: str = ""
     asked, record = resolve_data(classifier, data, data_dir), record_of(classifier)
     own = own_data(classifier)
     is_same = own is not None and _place(own) == _place(asked)
-    if own is not None and (is_same or is_by_shards(classifier)):
+    if own is not None:
         settings = replace(own, name=asked.name, data_dir=asked.data_dir)
         asked = settings if is_same else asked
-        if is_streamed(settings) and (found := _streamed(classifier, settings, is_same)):
-            return found
+        may_be_shards = (is_same or is_by_shards(classifier)) and is_streamed(settings)
+        if may_be_shards and (shards := _streamed(classifier, settings, is_same)):
+            return shards
+        if record and settings.layout != asked.layout:  # the run's rule for folders named train, if it is its data
+            with suppress(ValueError):
+                if (found := open_for(classifier, settings)).own:
+                    return found
     raw = open_shards(asked) if is_streamed(asked) else open_raw(asked)
     whole = chain(list(raw.sets.values()))
     opened = Opened(

@@ -172,14 +172,26 @@ def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> 
     if known == published.class_names("imagenet1k") and set(data_classes) <= set(published.wordnet_ids("imagenet1k")):
         known = published.wordnet_ids("imagenet1k")
     index = {name: i for i, name in enumerate(known)}
-    if extra := [name for name in data_classes if name not in index]:
-        missing = [name for name in known if name not in set(data_classes)]
-        raise ValueError(
-            f"the classes of data and model differ: the model has {len(known)} classes, the data {len(data_classes)}; "
-            + (f"not in the data: {_listed(missing)}; " if missing else "")
-            + f"not in the model: {_listed(extra)}. Class folders must be named as in training"
-        )
+    if not set(data_classes) <= set(known):
+        raise ValueError(_difference(data_classes, known))
     return np.array([index[name] for name in data_classes], dtype=np.int64)
+
+
+def match_all_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> NDArray[np.int64]:
+    """`match_classes` where the data must have every class of the model."""
+    found = match_classes(data_classes, model_classes)
+    if len(found) != len(model_classes):
+        raise ValueError(_difference(data_classes, model_classes))
+    return found
+
+
+def _difference(data_classes: Sequence[str], model_classes: Sequence[str]) -> str:
+    missing = [c for c in model_classes if c not in set(data_classes)]
+    extra = [c for c in data_classes if c not in set(model_classes)]
+    parts = [f"the model has {len(model_classes)} classes, the data {len(data_classes)}"]
+    parts += [f"not in the data: {_listed(missing)}"] if missing else []
+    parts += [f"not in the model: {_listed(extra)}"] if extra else []
+    return "the classes of data and model differ: " + "; ".join(parts) + ". Class folders must be named as in training"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from mlpmixer.data.preprocess import standardise
 from mlpmixer.data.store import Store
 from mlpmixer.durable import replacing
-from mlpmixer.evaluation.evaluate import match_classes
+from mlpmixer.evaluation.evaluate import match_all_classes
 from mlpmixer.inference.onnx_model import OnnxModel, copy_onnx, open_onnx
 from mlpmixer.training.augment import resize, statistics
 from mlpmixer.training.device_store import to_device
@@ -203,7 +203,7 @@ def _network_answer(
     """A network on the student's augmented images, in the size, channels and normalisation that it was trained with."""
     network, meta = adapt_trained(network, meta, in_channels=train.preprocess.in_channels)
     network = network.to(device).eval().requires_grad_(False)
-    order = torch.from_numpy(match_classes(classes, meta.classes)).to(device)
+    order = torch.from_numpy(match_all_classes(classes, meta.classes)).to(device)
     mean, std = statistics(meta.preprocess, train.preprocess.in_channels, device)
 
     def answer(images: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ def _onnx_answer(
         )
     if said is None and model.num_classes not in (None, len(classes)):
         raise ValueError(f"{model.name} has {model.num_classes} classes, but the data has {len(classes)}")
-    order: slice | np.ndarray = slice(None) if said is None else match_classes(classes, said.classes)
+    order: slice | np.ndarray = slice(None) if said is None else match_all_classes(classes, said.classes)
     preprocess = train.preprocess if said is None else said.preprocess
     mean, std = statistics(preprocess, channels, device)
 

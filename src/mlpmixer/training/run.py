@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mlpmixer.clock import parse_duration
 from mlpmixer.config import to_json
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError
-from mlpmixer.data.paths import TEST, VAL
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.durable import write_json
@@ -129,7 +127,7 @@ def train(
             report({"kind": "doing", "what": f"measuring how many steps fit into {recipe.run.time}"})
             step.recipe = fix_steps(step, start, time.monotonic() - started)
         total_steps = num_steps(step.recipe, len(step.stores.train))
-        record = group.on_main(lambda: _recorded(folder, saved, step.stores, start))
+        record = group.on_main(lambda: _recorded(folder, saved, step.stores, (start, source)))
         state = restore(saved, step, total_steps) if saved is not None else State()
         precision = str(step.dtype).removeprefix("torch.")
         environment = run_folder.environment(device_name(step.device), precision, step.kernels, group.size)
@@ -315,12 +313,16 @@ def _data_has_changed(meta: dict[str, Any], now: dict[str, Any]) -> str:
     return "" if same_classes else "on other classes than the data now has"
 
 
-def _recorded(folder: Path, saved: Path | None, stores: Stores, start: Start | None) -> SplitRecord:
-    """The record of a run's images. ValueError when they are not those that the state `saved` was trained on."""
+def _recorded(
+    folder: Path, saved: Path | None, stores: Stores, networks: tuple[Start | None, TeacherSource]
+) -> SplitRecord:
+    """The record of the images of a run that begins with these networks.
+
+    ValueError when they are not the images that the state `saved` was trained on.
+    """
     stored = run_folder.read_splits(folder) if saved is not None else None
     if stored is None:
-        before = start[1].splits if isinstance(start, tuple) else None
-        return stores.record.after(before) if before else stores.record
+        return stores.record.after([net[1].splits for net in networks if isinstance(net, tuple) and net[1].splits])
     if difference := stored.difference(stores.record):
         raise ValueError(
             f"{folder} cannot be resumed exactly, as its data has changed since it was started: {difference}. Put the "
@@ -363,17 +365,13 @@ def start_event(trainer: Trainer) -> dict[str, Any]:
 
 
 def notes(trainer: Trainer) -> list[str]:
-    """What was assumed about the data, the batches and the teacher, and which images the initial weights have seen."""
-    step, record = trainer.training_step, trainer.record
+    """What was assumed about the data, the batches and the teacher, and which images are less unseen than they should
+    be."""
+    step = trainer.training_step
     found, asked = step.rows.batch_size, trainer.recipe.run.batch_size
     batches = [f"batches of {found:,} images: there are no more for run.batch_size={asked}"] if found < asked else []
-    seen = {part: int(np.isin(record.hashes_of(part), record.earlier_hashes).sum()) for part in (VAL, TEST)}
-    leaks = [
-        f"{part}: {n:,} images were trained on before, by {trainer.recipe.init.weights}"
-        for part, n in seen.items()
-        if n
-    ]
-    return [*trainer.stores.splits.notes, *batches, *(step.teacher.notes if step.teacher else ()), *leaks]
+    teacher = step.teacher.notes if step.teacher else ()
+    return [*trainer.stores.splits.notes, *batches, *teacher, *trainer.record.leaks()]
 
 
 def final_params(step: TrainingStep) -> int:
