@@ -43,7 +43,7 @@ FROM_DATA = [["train"], ["lr-find"], ["data", "preview", "--out", "x.png"], ["da
         ("train --optim.mirror photos/ --epochs 3 cifar10", "photos/, cifar10"),
         ("train digits --teacher no/such/run --out x", "no/such/run does not exist"),
         ("train digits --run.repeats 3", "--run.repeats=3 must divide --batch-size=64"),
-        ("train digits --distill.alpha 2", "--distill.alpha must be in (0, 1]"),
+        ("train digits --distill.alpha 2 --teacher x", "--distill.alpha must be in (0, 1]"),
         ("train digits --progressive 4:0.5,4:0.6", "--progressive='4:0.5,4:0.6': images must grow up to --image-size"),
         ("train digits --image-size 9", "--image-size 9x9 px is not a multiple of --patch-size 2x2"),
         ("train digits --run.epochs 0", "--run.epochs must be positive"),
@@ -119,6 +119,47 @@ def test_without_data_nothing_starts(
 def test_mistake_about_a_run(line: str, says: str, digits_run: Path, run: RunLine) -> None:
     code, out, err = run(*line.replace("RUN", str(digits_run)).split())
     assert (code, out) == (2, "") and says in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("export RUN --out x.foo", "expected a file that ends in .onnx"),
+        ("export RUN --out folder.onnx", "folder.onnx exists already: name another (--out)"),
+        ("export RUN --to bundle --out file", "file exists already"),
+        ("export RUN --out /proc/x.onnx", "--out /proc/x.onnx cannot be written: "),
+        ("export RUN --out file/x.onnx", "--out file/x.onnx cannot be written: Not a directory"),
+        ("evaluate RUN --html folder.onnx", "--html folder.onnx is a folder: name a file"),
+        ("evaluate RUN --html /proc/x.html", "--html /proc/x.html cannot be written"),
+        ("explain RUN x.png --out file", "--out file is a file: name a folder"),
+        ("explain RUN x.png --out /proc/x", "--out /proc/x cannot be written"),
+        ("predict RUN x.png --out folder.onnx", "--out folder.onnx is a folder"),
+        (
+            "predict RUN x.png --features folder.onnx",
+            "folder.onnx: expected a name that ends in .npz or .csv",
+        ),
+        ("predict RUN x.png --features /proc/x.csv", "--features /proc/x.csv cannot be written"),
+        ("bench RUN --csv folder.onnx", "--csv folder.onnx is a folder"),
+        ("lr-find digits --out x.jpg", "--out x.jpg: expected a name that ends in .png"),
+        ("lr-find digits --out /proc/x.png", "--out /proc/x.png cannot be written"),
+        ("data preview digits --out x.jpg", "--out x.jpg: expected a name that ends in .png"),
+        ("data shards digits file", "OUT file is a file: name a folder"),
+        ("data shards digits .", "OUT . is not an empty folder: name a new one"),
+        ("data shards digits /proc/x", "OUT /proc/x cannot be written"),
+        ("convert RUN /proc/x.npz", "FILE /proc/x.npz cannot be written"),
+    ],
+)
+def test_place_that_cannot_be_written_is_refused_before_the_work(
+    line: str, says: str, digits_run: Path, run: RunLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder.onnx").mkdir()
+    Path("file").touch()
+    for module in ("inference.classifier.load", "weights.load.convert", "data.datasets.open_data"):
+        monkeypatch.setattr(f"mlpmixer.{module}", lambda *_, **__: pytest.fail("work has begun"))
+    code, out, err = run(*line.replace("RUN", str(digits_run)).split())
+    assert (code, out) == (2, "") and says in err and err.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.onnx"]
 
 
 @pytest.mark.parametrize(

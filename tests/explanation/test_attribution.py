@@ -15,7 +15,7 @@ from torch import nn
 from mlpmixer import cli
 from mlpmixer.explanation import attribution
 from mlpmixer.explanation.attribution import METHODS
-from mlpmixer.explanation.page import write_explanations
+from mlpmixer.explanation.page import ExplanationFolder
 from mlpmixer.inference.classifier import from_network
 from mlpmixer.training.recipe import Recipe
 from mlpmixer.weights.model_file import save_model
@@ -123,7 +123,9 @@ def test_networks_without_tokens_have_the_other_methods(tmp_path):
     total = found.maps["integrated-gradients"].sum()
     assert total == pytest.approx(found.target.logit - found.filled_logit, abs=1e-3)
     assert found.target.logit == pytest.approx(found.top[0].logit) and found.to_json()["asked"]["bias"] is None
-    page = write_explanations(tmp_path / "out", [found], model="x", fill="0").read_text(encoding="utf-8")
+    folder = ExplanationFolder(tmp_path / "out")
+    folder.add(found)
+    page = folder.write_page(model="x", fill="0").read_text(encoding="utf-8")
     assert "evidence" not in check_safe(page).text
     for wrong, says in (
         ({"methods": ["evidence"]}, "Convolutions has no tokens"),

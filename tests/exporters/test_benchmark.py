@@ -278,7 +278,7 @@ def test_bench_prints_the_option_to_type(
         ("{bundle} --batch one", "--batch one: expected whole numbers separated by commas"),
         ("{bundle} --threads -1", "--threads -1: expected whole numbers"),
         ("{bundle} --seconds 0", "seconds must be positive, got 0"),
-        ("{bundle} --csv nowhere/x.csv", "--csv nowhere/x.csv: its folder does not exist"),
+        ("{bundle} --csv /dev", "--csv /dev is a folder: name a file"),
         ("{bundle}/modle.onnx", "did you mean {bundle}/model.onnx?"),
         ("nothing", "expected a run folder"),
     ],

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from mlpmixer.cli.arguments import Arg, Command
-from mlpmixer.cli.options import MODEL, Json, whole_numbers
+from mlpmixer.cli.options import MODEL, Json, require_writable, whole_numbers
 from mlpmixer.cli.printing import percent, print_error, print_json, print_table
 from mlpmixer.cli.progress import reporter
+from mlpmixer.durable import write_text
 
 if TYPE_CHECKING:
     from mlpmixer.exporters.benchmark import Bench as Measured
@@ -40,8 +41,8 @@ class Bench(Command):
         from mlpmixer.inference.engines import require_file
         from mlpmixer.inference.exported import export_at
 
-        if self.csv and not Path(self.csv).absolute().parent.is_dir():
-            raise ValueError(f"--csv {self.csv}: its folder does not exist")
+        if self.csv:
+            require_writable("--csv", self.csv)
         file = export_at(self.run)
         with reporter() as report:
             if file:
@@ -54,7 +55,7 @@ class Bench(Command):
             print_error(f"measuring {self.run} for {self.seconds:g} s, or {slower}")
             found = bench(self.run, batches=batches, threads=threads, seconds=self.seconds, report=report)
         if self.csv:
-            Path(self.csv).write_text(found.to_csv(), encoding="utf-8")
+            write_text(Path(self.csv), found.to_csv())
         if self.json:
             print_json(found.to_json())
         else:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from mlpmixer.cli.arguments import Arg, Command
-from mlpmixer.cli.options import WEIGHTS
+from mlpmixer.cli.options import WEIGHTS, require_writable
 from mlpmixer.cli.printing import print_error
 from mlpmixer.cli.progress import reporter
 
@@ -20,6 +20,7 @@ class Convert(Command):
     """Write FILE.safetensors with timm's names."""
 
     def __call__(self) -> int:
+        require_writable("FILE", self.out)
         from mlpmixer.weights.load import convert
 
         with reporter() as report:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from mlpmixer.cli.arguments import Arg
+from mlpmixer.cli.options import require_writable
 from mlpmixer.cli.recipe_options import RecipeCommand
 from mlpmixer.config import pair
 
@@ -23,6 +24,7 @@ class DataPreview(RecipeCommand):
     """Columns: the evaluation view, then augmented views."""
 
     def __call__(self) -> int:
+        require_writable("--out", self.out, suffixes=(".png",))
         from mlpmixer.data.datasets import open_data
         from mlpmixer.data.preprocess import Preprocess
         from mlpmixer.training.preview import preview

@@ -1,10 +1,11 @@
 """mlpmixer data shards."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from mlpmixer.cli.arguments import Arg, Command
-from mlpmixer.cli.options import DataArg, DataDir, DataLabels, DataLayout
+from mlpmixer.cli.options import DataArg, DataDir, DataLabels, DataLayout, require_writable
 from mlpmixer.cli.printing import print_error
 from mlpmixer.data.config import Data
 
@@ -29,6 +30,9 @@ class DataShards(Command):
     labels: DataLabels = ""
 
     def __call__(self) -> int:
+        require_writable("OUT", self.out, folder=True)
+        if Path(self.out).is_dir() and any(Path(self.out).iterdir()):
+            raise ValueError(f"OUT {self.out} is not an empty folder: name a new one")
         from mlpmixer.data.datasets import open_data
         from mlpmixer.data.streaming.write import write_shards
 

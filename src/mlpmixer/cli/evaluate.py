@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from mlpmixer.cli.arguments import Arg
-from mlpmixer.cli.options import EvaluationCommand, Split, print_changes, print_unreadable
+from mlpmixer.cli.options import EvaluationCommand, Split, print_changes, print_unreadable, require_writable
 from mlpmixer.cli.printing import MAX_ROWS, between, percent, print_json, print_table
+from mlpmixer.cli.progress import reporter
+from mlpmixer.durable import write_text
 
 if TYPE_CHECKING:
     from mlpmixer.evaluation.metrics import CalibratedMetrics, Metrics, TTAMetrics
@@ -33,6 +35,8 @@ class Evaluate(EvaluationCommand):
         from mlpmixer.evaluation.data import open_for
         from mlpmixer.evaluation.evaluate import evaluate, tta_views
 
+        if self.html:
+            require_writable("--html", self.html)
         kinds = self.tta.split(",") if self.tta else []
         tta_views(kinds)  # refuses a wrong one before anything is loaded
         if self.temperature and self.split in ("val", "all"):
@@ -44,14 +48,16 @@ class Evaluate(EvaluationCommand):
         classifier = self.load()
         opened = open_for(classifier, self.data or None, self.data_dir)
         chosen = opened.choose(self.split)
-        metrics = evaluate(
-            classifier,
-            chosen,
-            batch_size=self.batch_size,
-            tta=kinds,
-            validation=opened.choose("val").unseen().images if self.temperature else None,
-            real=self.real or None,
-        )
+        with reporter() as report:
+            metrics = evaluate(
+                classifier,
+                chosen,
+                batch_size=self.batch_size,
+                tta=kinds,
+                validation=opened.choose("val").unseen().images if self.temperature else None,
+                real=self.real or None,
+                report=report,
+            )
         print_changes(chosen.scored)
         if self.json:
             print_json(metrics.to_json())
@@ -62,7 +68,7 @@ class Evaluate(EvaluationCommand):
 
             pictures = thumbnails_of(chosen.images, [w.index for w in metrics.most_wrong])
             page = evaluation_html(metrics, pictures, model=self.run)
-            Path(self.html).write_text(page, encoding="utf-8")
+            write_text(Path(self.html), page)
             if not self.json:
                 print(f"\npage    {self.html}")
         return 1 if metrics.bad else 0

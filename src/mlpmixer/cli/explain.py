@@ -6,8 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from mlpmixer.cli.arguments import Arg, Command
-from mlpmixer.cli.options import DataDir, Device, InputOptions, Json, WeightsArg, load_model, print_changes
-from mlpmixer.cli.printing import percent, print_error, print_json, print_table
+from mlpmixer.cli.options import (
+    DataDir,
+    Device,
+    InputOptions,
+    Json,
+    WeightsArg,
+    load_model,
+    print_changes,
+    require_writable,
+)
+from mlpmixer.cli.printing import STATUS, percent, print_error, print_json, print_table
+from mlpmixer.cli.progress import reporter
 
 if TYPE_CHECKING:
     from mlpmixer.explanation.attribution import Explanation
@@ -49,9 +59,9 @@ class Explain(Command):
         if not self.images and not self.faithfulness:
             raise ValueError(f"which images? mlpmixer explain {self.run} FILE... (or folders, or patterns)")
         from mlpmixer.evaluation.data import open_for
-        from mlpmixer.explanation.attribution import METHODS, Explanation, default_fill, explain
+        from mlpmixer.explanation.attribution import METHODS, default_fill, explain
         from mlpmixer.explanation.faithfulness import faithfulness
-        from mlpmixer.explanation.page import write_explanations
+        from mlpmixer.explanation.page import ExplanationFolder
         from mlpmixer.inference.classifier import Failure
         from mlpmixer.inference.files import find_images
 
@@ -63,6 +73,7 @@ class Explain(Command):
             raise ValueError(
                 f"--faithfulness compares methods, and --method {self.method} names none of {', '.join(METHODS)}"
             )
+        require_writable("--out", self.out, folder=True)
         paths = list(find_images(self.images))
         if len(paths) > MOST:
             raise ValueError(f"{len(paths):,} images are too many for one page: name at most {MOST}")
@@ -71,37 +82,48 @@ class Explain(Command):
         if self.faithfulness:
             chosen = open_for(classifier, self.faithfulness, self.data_dir).choose().unseen()
             print_changes(chosen.scored)
-        fill, fill_text = default_fill(classifier)
-        found: list[Explanation] = []
-        failed: list[Failure] = []
-        for one in explain(classifier, paths, fill, methods=methods, label=self.label, mixing=MIXING in names):
-            if isinstance(one, Failure):
-                failed.append(one)
-                print_error(f"{one.name}: {one.reason}")
-            else:
-                found.append(one)
-                if not self.json:
-                    print_explained(one)
-        measured = None
-        if chosen:
-            measured = faithfulness(classifier, chosen.images, fill, methods=methods, at_most=self.faithfulness_images)
-            if not self.json:
-                print(f"\nof {chosen.scored}")
-                print_faithfulness(measured)
+        out, found, failed, measured, stopped = ExplanationFolder(Path(self.out)), [], [], None, False
+        with reporter() as report:
+            report(progress := {"kind": "progress", "what": "image", "done": 0, "of": len(paths)})
+            fill, fill_text = default_fill(classifier)
+            try:
+                for one in explain(classifier, paths, fill, methods=methods, label=self.label, mixing=MIXING in names):
+                    if isinstance(one, Failure):
+                        failed.append(one)
+                        print_error(f"{one.name}: {one.reason}")
+                    else:
+                        out.add(one)
+                        found.append(one.to_json())
+                        if not self.json:
+                            STATUS.clear()
+                            print_explained(one)
+                    report(progress | {"done": len(found) + len(failed)})
+                if chosen:
+                    measured = faithfulness(
+                        classifier,
+                        chosen.images,
+                        fill,
+                        methods=methods,
+                        at_most=self.faithfulness_images,
+                        report=report,
+                    )
+            except KeyboardInterrupt:
+                stopped = True
+        if measured and chosen and not self.json:
+            print(f"\nof {chosen.scored}")
+            print_faithfulness(measured)
         bad = measured.bad if measured else ()
         for name, reason in bad[:10]:
             print_error(f"{name}: {reason}")
         page = None
         if found or measured:
             data_text = str(chosen.scored) if chosen else ""
-            page = write_explanations(
-                Path(self.out), found, failed, model=self.run, fill=fill_text, measured=measured, data=data_text
-            )
+            page = out.write_page(failed, model=self.run, fill=fill_text, measured=measured, data=data_text)
         if self.json:
             print_json(
                 {
                     "fill": fill_text,
-                    "images": [one.to_json() for one in found],
+                    "images": found,
                     "errors": [dataclasses.asdict(one) for one in failed],
                     "faithfulness": measured.to_json() if measured else None,
                     "scored": dataclasses.asdict(chosen.scored) if chosen else None,
@@ -110,6 +132,10 @@ class Explain(Command):
             )
         elif page:
             print(f"\nfilled  {fill_text}\npage    {page}")
+        if stopped:
+            where = f", which are on the page {page}" if page else ""
+            print_error(f"stopped after {len(found) + len(failed)} of {len(paths)} images{where}")
+            return 130
         return 1 if failed or bad else 0
 
 

@@ -1,10 +1,11 @@
 """mlpmixer export."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from mlpmixer.cli.arguments import Arg, Command
-from mlpmixer.cli.options import DataDir, InputOptions, Json, WeightsArg, load_model
+from mlpmixer.cli.options import DataDir, InputOptions, Json, WeightsArg, load_model, require_writable
 from mlpmixer.cli.printing import between, percent, print_error, print_json
 from mlpmixer.cli.progress import megabytes
 
@@ -60,11 +61,14 @@ class Export(Command):
         if self.runtime and self.to != "web":
             raise ValueError(f"--runtime {self.runtime} is for --to web only; add --to web or leave --runtime out")
         from mlpmixer.evaluation.data import resolve_data
-        from mlpmixer.exporters.export import ExportMismatch, export
+        from mlpmixer.exporters.export import TARGETS, ExportMismatch, export, require_free
         from mlpmixer.inference.exported import export_at
 
         if export_at(self.run):
             raise ValueError(f"{self.run} is an export already: export the run that it was made from")
+        if self.out:
+            require_free(Path(self.out), TARGETS[self.to])
+            require_writable("--out", self.out, folder=self.to in ("bundle", "web"))
         classifier = load_model(self.run, "cpu", self.inputs)
         if self.int8 and not self.json:
             print(

@@ -4,6 +4,8 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from mlpmixer.cli.arguments import Arg, Command
@@ -133,6 +135,27 @@ def load_model(
     if runtime and (is_export or runtime != RuntimeOptions() or streams > 1):
         print_error(f"{run} is computed by {classifier.runtime}")
     return classifier
+
+
+def require_writable(option: str, path: str, *, suffixes: Sequence[str] = (), folder: bool = False) -> None:
+    """Refuse the name of a file, or of a folder, that cannot be written: before the work, and not after it.
+
+    Folders above it that do not exist will be made. ValueError.
+    """
+    target = Path(path).expanduser()
+    if suffixes and target.suffix not in suffixes:
+        raise ValueError(f"{option} {path}: expected a name that ends in {' or '.join(suffixes)}")
+    if target.exists() and target.is_dir() != folder:
+        is_a, name_a = ("file", "folder") if folder else ("folder", "file")
+        raise ValueError(f"{option} {path} is a {is_a}: name a {name_a}")
+    try:
+        if target.exists() and not folder:
+            open(target, "ab").close()
+        else:
+            place = next(above for above in (target, *target.absolute().parents) if above.exists())
+            TemporaryFile(dir=place).close()
+    except OSError as e:
+        raise ValueError(f"{option} {path} cannot be written: {e.strerror}; name another") from e
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from mlpmixer.cli.arguments import Arg
-from mlpmixer.cli.options import BatchSize, ModelCommand
+from mlpmixer.cli.options import BatchSize, ModelCommand, require_writable
 from mlpmixer.cli.printing import percent, print_error, visible
 
 if TYPE_CHECKING:
@@ -40,8 +40,10 @@ class Predict(ModelCommand):
             raise ValueError(
                 f"which images? mlpmixer predict {self.run} FILE... (or folders, patterns, or - to read a list)"
             )
-        if self.features and Path(self.features).suffix not in (".npz", ".csv"):
-            raise ValueError(f"--features {self.features}: expected a name that ends in .npz or .csv")
+        for option, file, suffixes in (("--out", self.out, ()), ("--features", self.features, (".npz", ".csv"))):
+            if file:
+                require_writable(option, file, suffixes=suffixes)
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
         from mlpmixer.inference.classifier import Failure
         from mlpmixer.inference.files import find_images, predict_files
         from mlpmixer.inference.output import FeatureFile, csv_lines, json_lines, jsonl_lines

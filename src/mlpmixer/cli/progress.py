@@ -5,16 +5,17 @@ What stays is on standard output. The live line is on standard error, so that it
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mlpmixer.cli.printing import STATUS, Event, duration, percent, print_error, print_json
+from mlpmixer.download import Report
 
 EVERY_S = 10.0  # between plain lines
 
 
 @contextmanager
-def reporter(*, quiet: bool = False, as_json: bool = False) -> Iterator[Callable[[Event], None]]:
+def reporter(*, quiet: bool = False, as_json: bool = False) -> Iterator[Report]:
     """A function that shows events as they happen."""
     if as_json or quiet:
         yield print_json if as_json else print_note
@@ -31,7 +32,7 @@ def print_note(event: Event) -> None:
         print_error(f"note: {event['note']}")
 
 
-def shown(every_s: float = EVERY_S) -> Callable[[Event], None]:
+def shown(every_s: float = EVERY_S) -> Report:
     """Show events: lines that stay, and the state of what goes on, live or as a plain line now and then."""
     total_steps, last, pace = 0, time.monotonic(), Pace()
 

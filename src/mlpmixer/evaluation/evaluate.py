@@ -14,6 +14,7 @@ from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Pixels
 from mlpmixer.data.real_labels import real_labels
+from mlpmixer.download import Report
 from mlpmixer.evaluation.calibration import fit_temperature
 from mlpmixer.evaluation.data import Chosen, open_for, seen
 from mlpmixer.evaluation.metrics import (
@@ -79,6 +80,7 @@ def evaluate(
     tta: Sequence[str] = (),
     validation: ImageSet | None = None,
     real: str | os.PathLike[str] | None = None,
+    report: Report | None = None,
 ) -> Metrics:
     """Metrics of a model on every image of `data`, once; unreadable images are skipped and named in `Metrics.bad`.
 
@@ -90,6 +92,7 @@ def evaluate(
     tta: kinds of test-time augmentation, such as ("flip", "shift"), for `Metrics.tta`.
     validation: other images to fit a temperature on, for `Metrics.tempered`.
     real: the file of ReaL labels, for `Metrics.real`, when the data is ImageNet's validation images.
+    report: receives the progress, as of `map_images`.
 
     Raises ValueError when the data has classes that the model does not know, when there is no such split, when no image
     is readable, for unknown names, when no temperature is best, and when ReaL labels do not fit the images.
@@ -105,7 +108,7 @@ def evaluate(
     accepted = accepted_classes(real, images, to_model) if real is not None else None
     fitted = _fit_temperature(classifier, validation, batch_size) if validation is not None else None
 
-    kept, probabilities, bad = map_images(classifier, images, classifier.probabilities, batch_size)
+    kept, probabilities, bad = map_images(classifier, images, classifier.probabilities, batch_size, report=report)
     labels, names = to_model[images.labels[kept]], [str(images.names[i]) for i in kept]
     metrics = metrics_from_probabilities(
         probabilities, labels, classifier.classes, names, indices=kept.tolist(), bad=bad
@@ -119,7 +122,7 @@ def evaluate(
             seen = [classifier.probabilities(np.ascontiguousarray(view(arrays))) for view in views]
             return np.asarray(np.mean(seen, axis=0))
 
-        _, mean, _ = map_images(classifier, images, mean_over_views, batch_size)
+        _, mean, _ = map_images(classifier, images, mean_over_views, batch_size, report=report)
         found = vars(metrics_from_probabilities(mean, labels, classifier.classes, names))
         numbers = {f.name: found[f.name] for f in dataclasses.fields(TTAMetrics) if f.name in found}
         metrics = dataclasses.replace(metrics, tta=TTAMetrics(kinds=tuple(tta), views=len(views), **numbers))

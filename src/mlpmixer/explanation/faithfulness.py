@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Pixels
+from mlpmixer.download import Report
 from mlpmixer.explanation.attribution import (
     CHUNK,
     METHODS,
@@ -118,12 +119,14 @@ def faithfulness(
     at_most: int = 200,
     seed: int = 0,
     curve_fill: Tensor | None = None,
+    report: Report | None = None,
 ) -> Faithfulness:
     """Deletion and insertion curves of the predicted class on up to `at_most` images, evenly spaced over a set.
 
     methods: as in `explain`. seed: of the random order, one for each image. curve_fill: fills the patches of the
-    curves; the default, `fill`, favours occlusion, which asks the same question. ValueError for an unknown method, for
-    one that the network does not support, and where no image can be read.
+    curves; the default, `fill`, favours occlusion, which asks the same question. report: as of `map_images`.
+
+    ValueError for an unknown method, for one that the network does not support, and where no image can be read.
     """
     network, grid = require_network(classifier), grid_of(classifier)
     names = supported(network) if methods is None else list(methods)
@@ -146,6 +149,6 @@ def faithfulness(
         shares = found[0][0].double().numpy()
         return torch.stack([torch.stack(sides, dim=1) for _, *sides in found], dim=1).float().cpu().numpy()
 
-    _, values, bad = map_images(classifier, images.spread(at_most), both, CHUNK)  # (n, methods, 2, P)
+    _, values, bad = map_images(classifier, images.spread(at_most), both, CHUNK, report=report)  # (n, methods, 2, P)
     deletion, insertion = ({name: values[:, i, side] for i, name in enumerate([*names, RANDOM])} for side in (0, 1))
     return Faithfulness(shares=shares, deletion=deletion, insertion=insertion, bad=tuple(bad))

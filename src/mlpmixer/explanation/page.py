@@ -23,42 +23,53 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("templates") / "explanation.html"
 
 
-def write_explanations(
-    out: Path,
-    explained: Sequence["Explanation"],
-    failures: "Sequence[Failure]" = (),
-    *,
-    model: str,
-    fill: str,
-    measured: "Faithfulness | None" = None,
-    data: str = "",
-) -> Path:
-    """Write explanation.html and its pictures, a PNG for each image and method, into the folder `out`; give its path.
+class ExplanationFolder:
+    """A folder with explanation.html and a PNG for each image and method, which are written as the images come."""
 
-    model: what was explained. fill: a description of what patches were filled with. data: what `measured` is about.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    model, images = without_folders(model), []
-    for i, one in enumerate(explained, start=1):
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._images: list[dict[str, Any]] = []
+        self._methods: list[str] = []
+
+    def add(self, one: "Explanation") -> None:
+        """Write the pictures of an image."""
+        self.out.mkdir(parents=True, exist_ok=True)
         stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(one.name).stem)[:60]
-        images.append(_image(one, f"{out / f'{i:02d}-{stem}'}-"))
-    curves = curves_png(measured) if measured else b""
-    if measured:
-        (out / "faithfulness.png").write_bytes(curves)
-    page = render(
-        TEMPLATE,
-        title=f"What {model} saw",
-        model=model,
-        fill=fill,
-        images=images,
-        measured=measured,
-        curves=data_uri(curves),
-        data=data,
-        methods=list(explained[0].maps) if explained else [],
-        failures=[(without_folders(failure.name), failure.reason) for failure in failures],
-    )
-    write_text(out / "explanation.html", page)
-    return out / "explanation.html"
+        self._images.append(_image(one, f"{self.out / f'{len(self._images) + 1:02d}-{stem}'}-"))
+        self._methods = list(one.maps)
+
+    def write_page(
+        self,
+        failures: "Sequence[Failure]" = (),
+        *,
+        model: str,
+        fill: str,
+        measured: "Faithfulness | None" = None,
+        data: str = "",
+    ) -> Path:
+        """Write the page of the images so far; give its path.
+
+        model: what was explained. fill: a description of what patches were filled with. data: what `measured` is about.
+        """
+        curves = curves_png(measured) if measured else b""
+        if measured:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "faithfulness.png").write_bytes(curves)
+        model = without_folders(model)
+        page = render(
+            TEMPLATE,
+            title=f"What {model} saw",
+            model=model,
+            fill=fill,
+            images=self._images,
+            measured=measured,
+            curves=data_uri(curves),
+            data=data,
+            methods=self._methods,
+            failures=[(without_folders(failure.name), failure.reason) for failure in failures],
+        )
+        write_text(self.out / "explanation.html", page)
+        return self.out / "explanation.html"
 
 
 def _image(one: "Explanation", prefix: str) -> dict[str, Any]:

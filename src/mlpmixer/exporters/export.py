@@ -133,6 +133,8 @@ def export(
     data or number that cannot be used, and for missing packages.
     """
     target = TARGETS[to]
+    if out is not None:
+        require_free(Path(out), target)
     classifier = model if isinstance(model, Classifier) else load(_require_run(model), report=report)
     job = new_job(
         classifier,
@@ -217,7 +219,11 @@ def _free_path(out: str | os.PathLike[str] | None, classifier: Classifier, targe
         if classifier.path is None or not classifier.path.with_name("recipe.json").is_file():
             raise ValueError("where to? This model is not in a run, which is the default place: name a path (--out)")
         out = classifier.path.with_name(target.name)
-    path = Path(out)
+    return require_free(Path(out), target)
+
+
+def require_free(path: Path, target: Target) -> Path:
+    """The path, if the target can be written there. ValueError."""
     suffix = Path(target.name).suffix
     if path.suffix != suffix and (suffix or path.suffix in SUFFIXES):
         raise ValueError(f"cannot write {path}: expected a {f'file that ends in {suffix}' if suffix else 'folder'}")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpmixer.data.images import IMAGE_SUFFIXES, Pixels, is_image_file
+from mlpmixer.download import Report
 from mlpmixer.inference.classifier import Classifier, Failure, Floats, Prediction
 
 if TYPE_CHECKING:
@@ -130,10 +131,12 @@ def map_images(
     function: Callable[[NDArray[Any]], Floats],
     batch_size: int,
     preprocess: Callable[[Any], Pixels] | None = None,
+    report: Report | None = None,
 ) -> tuple[NDArray[np.int64], Floats, list[tuple[str, str]]]:
     """Values of `function` for every readable image: indices (N,), values (N, ...), bad.
 
     function: of a batch, such as classifier.probabilities. preprocess: None for that of the classifier.
+    report: receives {"kind": "progress", "what": "image", "done", "of"} before each batch.
     bad: (name, reason) of the images that could not be read. ValueError when none could.
     """
     bad: list[tuple[str, str]] = []
@@ -142,6 +145,8 @@ def map_images(
         # decoded by index, in threads; names are looked up for failures only
         items = ((i, lambda i=i: images.source(i)) for i in range(len(images)))
         for batch in decoded_batches(items, preprocess or classifier.preprocess_image, batch_size):
+            if report:
+                report({"kind": "progress", "what": "image", "done": batch[0][0], "of": len(images)})
             bad.extend((str(images.names[i]), image.reason) for i, image in batch if isinstance(image, Failure))
             good = [(i, image) for i, image in batch if not isinstance(image, Failure)]
             if good:
