@@ -171,7 +171,7 @@ def test_the_command_prints_its_check(run: Path, tmp_path: Path, capsys: pytest.
         ("export {run} --to bundle --out {tmp}/model.onnx", "expected a folder"),
         ("export {run} --batch many", "--batch many: expected a number of images, or dynamic"),
         ("export {run} --batch 0", "--batch 0: expected a number of images, or dynamic"),
-        ("export {run} --top-k 0 --out {tmp}/model.onnx", "top_k must be at least 1, got 0"),
+        ("export {run} --top-k 0 --out {tmp}/model.onnx", "--top-k must be at least 1, got 0"),
         ("export {run} --data nowhere --out {tmp}/model.onnx", "no data set, file or folder named 'nowhere'"),
         ("export {run}/model.safetensors --data digits", "exists already"),
         ("predict {bundle} x.png --image-size 16", "is an export, whose size is fixed"),
