@@ -36,12 +36,13 @@ LOG_LINES = 50
 
 
 def export(folder: Path) -> Path:
-    """A tiny network that tells images apart, as an .onnx file."""
+    """A tiny network that tells images apart, as an .onnx file with patch evidence."""
     import torch
 
     from mlpmixer import create_model
     from mlpmixer.data.preprocess import Preprocess
-    from mlpmixer.exporters.export import write_unchecked
+    from mlpmixer.exporters.job import new_job
+    from mlpmixer.exporters.targets import onnx
     from mlpmixer.inference.classifier import from_network
     from mlpmixer.models.configs import MixerConfig
     from mlpmixer.weights.model_file import ModelMeta
@@ -52,7 +53,7 @@ def export(folder: Path) -> Path:
     network = create_model(cfg)
     torch.nn.init.normal_(network.head.weight)
     meta = ModelMeta(config=cfg, classes=tuple("abcdefg"), preprocess=Preprocess(image_size=(32, 32)))
-    write_unchecked(from_network(network, meta), "onnx", folder / "tiny.onnx")
+    onnx.write(new_job(from_network(network, meta), evidence=True), folder / "tiny.onnx")
     return folder / "tiny.onnx"
 
 

@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from fastapi.security import HTTPBearer
 from PIL import Image
+from pydantic import WithJsonSchema
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.routing import Route
 
@@ -39,7 +40,7 @@ from mlpmixer.serve.schemas import (
 )
 from mlpmixer.serve.settings import Settings
 from mlpmixer.serve.turns import Turn, Turns
-from mlpmixer.serve.uploads import Images, Upload, check_headers, decode_upload, parse_uploads
+from mlpmixer.serve.uploads import Upload, check_headers, decode_upload, parse_uploads
 
 IMAGE_TYPES = [f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif")]
 STUCK_S = 60.0  # a batch takes seconds at most; an engine that takes longer is not ready
@@ -71,19 +72,30 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 NOT_READY: dict[int | str, dict[str, Any]] = {
     503: {"description": "Not ready: the reason.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 }
+FILE_SCHEMA = {"type": "string", "format": "binary"}
+BASE64_SCHEMA = {
+    "type": "string",
+    "format": "byte",
+    "description": "an image file in base64 (either alphabet, with or without line breaks), or as a data: URL",
+}
+
+
+def _only(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
+
+
+def _several(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "minItems": 1, "items": schema}  # the limit is a setting, and answered with 413
+
+
 BODY = {
     "requestBody": {
         "required": True,
         "description": "One image file, several files in a form, or one or several in JSON.",
-        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (*IMAGE_TYPES, FILE)}
+        "content": {kind: {"schema": FILE_SCHEMA} for kind in (*IMAGE_TYPES, FILE)}
         | {
-            FORM: {
-                "schema": {
-                    "type": "object",
-                    "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-                }
-            },
-            JSON: {"schema": Images.model_json_schema()},
+            FORM: {"schema": _only("file", _several(FILE_SCHEMA))},
+            JSON: {"schema": {"oneOf": [_only("image", BASE64_SCHEMA), _only("images", _several(BASE64_SCHEMA))]}},
         },
     }
 }
@@ -298,7 +310,7 @@ def _add_pages(app: FastAPI, service: Service, private: dict[str, Any]) -> None:
         return ModelInfo(
             name=service.name,
             classes=list(c.classes),
-            image_size=c.preprocess.image_size,
+            image_size=list(c.preprocess.image_size),
             in_channels=c.preprocess.in_channels,
             fit=c.preprocess.fit,
             features="features" in service.compute,
@@ -347,7 +359,12 @@ def _add_inference(app: FastAPI, service: Service, private: dict[str, Any]) -> N
     async def evidence(
         request: Request,
         label: Annotated[
-            str | None, Query(alias="class", description="Class name; default: the most likely class of each image.")
+            str | None,
+            Query(
+                alias="class",
+                description="Class name; default: the most likely class of each image.",
+            ),
+            WithJsonSchema({"type": "string", "enum": list(classifier.classes)}),
         ] = None,
     ) -> EvidenceResponse:
         if label is not None and label not in classifier.classes:

@@ -76,7 +76,7 @@ class ModelInfo(Answer):
 
     name: str
     classes: list[str]
-    image_size: tuple[int, int] = Field(description="height and width in pixels")
+    image_size: list[int] = Field(description="height and width in pixels", min_length=2, max_length=2)
     in_channels: int
     fit: str = Field(description="how images of another aspect ratio are resized")
     features: bool

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from threading import Event
 
 from fastapi import HTTPException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field as FormField
 from python_multipart.multipart import File, FormParser, parse_options_header
@@ -34,8 +34,8 @@ class Images(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    image: str | None = Field(None, description="an image file in base64, or as a data: URL")
-    images: list[str] | None = Field(None, description="several such files")
+    image: str | None = None
+    images: list[str] | None = None
 
 
 def parse_uploads(content_type: str, body: bytes, settings: Settings) -> list[Upload]:
@@ -66,7 +66,7 @@ def _from_json(body: bytes) -> list[Upload]:
         known = bool(first["loc"]) and first["loc"][0] in Images.model_fields  # no answer repeats what was sent
         where = ".".join(map(str, first["loc"])) + ": " if known else ""
         raise HTTPException(422, f"{where}{first['msg']}; {EXPECTED}") from None
-    if (given.image is None) == (given.images is None):
+    if len(given.model_fields_set) != 1 or (given.image is None and given.images is None):
         raise HTTPException(422, EXPECTED)
     if given.image is not None:
         return [Upload("image", _from_base64("image", given.image))]
