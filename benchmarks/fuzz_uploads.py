@@ -32,6 +32,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,11 @@ def seeds() -> list[tuple[str, bytes]]:
         ("AVIF", rgb, {"speed": 10}),
         ("AVIF", rgba, {"speed": 10, "exif": exif}),
     ]
+    with suppress(ImportError):  # the extra heic
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        made += [("HEIF", rgb, {}), ("HEIF", rgba, {"exif": exif.tobytes()})]
     found: list[tuple[str, bytes]] = []
     for kind, image, options in made:
         file = io.BytesIO()

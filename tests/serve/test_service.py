@@ -41,6 +41,7 @@ from uvicorn.supervisors.multiprocess import Process
 from mlpmixer.cli import serve as serving
 from mlpmixer.cli.options import RuntimeOptions
 from mlpmixer.cli.serve import Serve
+from mlpmixer.data.images import _heic
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.classifier import Classifier
 from mlpmixer.serve import page, server
@@ -178,6 +179,22 @@ def test_any_image_type_may_hold_any_image(client: TestClient, kind: str) -> Non
     for data in (picture(255), picture(255, kind="JPEG")):
         answer = client.post("/predict", content=data, headers={"content-type": kind})
         assert answer.json()["results"][0]["label"] == "bright"
+
+
+def test_heic_is_named_and_says_what_to_do(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    _heic.cache_clear()
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(60)
+    for kind in ("image/heic", "image/jpeg", "application/octet-stream"):
+        said = detail(client.post("/predict", content=data, headers={"content-type": kind}), 422)
+        assert "a HEIC photo" in said and "convert it to JPEG" in said
+
+
+def test_heic_is_served_with_its_extra(client: TestClient) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="the extra heic is not installed")
+    pillow_heif.register_heif_opener()
+    (result,) = client.post("/predict", content=picture(255, (64, 64), "HEIF"), headers=JPEG).json()["results"]
+    assert result["label"] == "bright"
 
 
 def test_first_frame_counts(client: TestClient) -> None:
@@ -425,6 +442,7 @@ def test_jpeg_scan_limit() -> None:
         (b"BM" + bytes(60), 422, "image: "),
         (b"II*\0" + bytes(60), 422, "image: "),
         (b"\0\0\0\x1cftypavif" + bytes(60), 422, "image: "),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(60), 422, "image: "),
         (picture(0, (64, 64), "JPEG")[:-20], 422, "image: cannot be decoded"),
         (picture(0, (64, 64), "JPEG")[:200], 422, "a damaged JPEG file"),
         (picture(0)[:40], 422, "image: "),
@@ -456,6 +474,7 @@ def test_unknown_content_type_is_415(client: TestClient, kind: str) -> None:
         "[]",
         "{}",
         '{"image": null}',
+        '{"image": "aGk=", "images": null}',
         '{"image": 5}',
         '{"image": "a", "images": []}',
         '{"images": []}',
@@ -1107,6 +1126,9 @@ def test_openapi_lists_endpoints_and_statuses(client: TestClient) -> None:
         )
         content = paths[path]["post"]["requestBody"]["content"]
         assert {"image/jpeg", "image/avif", "multipart/form-data", "application/json"} <= set(content)
+        assert [s["required"] for s in content["application/json"]["schema"]["oneOf"]] == [["image"], ["images"]]
+    (of_class,) = paths["/evidence"]["post"]["parameters"]
+    assert of_class["schema"]["enum"] == ["dark", "bright"]
     docs = client.get("/docs").text
     assert "POST /predict" in docs and "?top_k" in docs and "&lt;greys&gt;" in docs and "<greys>" not in docs
     assert page.docs({"info": {"title": "t", "version": "1"}, "paths": {}, "components": {"schemas": {}}}).endswith(

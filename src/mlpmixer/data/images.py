@@ -76,7 +76,7 @@ def open_image(source: Source) -> Iterator[Image.Image]:
             if not head:
                 raise ImageError("empty file (0 bytes)")
             file.seek(0)
-            yield _size_checked(Image.open(file, formats=_heic() if _is_heic(head) else _formats()))
+            yield _size_checked(Image.open(file, formats=_heic() if is_heic(head) else _formats()))
     except ImageError:
         raise
     except FileNotFoundError as e:
@@ -96,7 +96,7 @@ def is_image_file(path: str) -> bool:
         return suffix in IMAGE_SUFFIXES
     try:
         with open(_regular_file(path), "rb") as file:
-            if _is_heic(file.read(_HEAD)):
+            if is_heic(file.read(_HEAD)):
                 return True
             file.seek(0)
             Image.open(file, formats=[name for name in _formats() if Image.OPEN[name][1]])  # those with a signature
@@ -112,7 +112,7 @@ def _formats() -> list[str]:
     return [name for name in Image.ID if name not in _REFUSED]
 
 
-def _is_heic(head: bytes) -> bool:
+def is_heic(head: bytes) -> bool:
     """Whether a file begins as HEIC or another HEIF does, other than AVIF (ISO/IEC 23008-12, annex B)."""
     brands = {head[i : i + 4] for i in range(8, min(len(head), int.from_bytes(head[:4], "big")), 4)}
     return head[4:8] == b"ftyp" and bool(brands & _HEIF_BRANDS) and not brands & {b"avif", b"avis"}

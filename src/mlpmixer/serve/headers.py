@@ -3,7 +3,7 @@
 import struct
 from dataclasses import dataclass
 
-from mlpmixer.data.images import ImageError, open_image
+from mlpmixer.data.images import ImageError, is_heic, open_image
 
 NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
 MAX_PARTS = 10_000  # of chunks or segments, which Pillow goes through one by one
@@ -48,12 +48,14 @@ def read_header(data: bytes) -> Header:
 
 
 def format_of(data: bytes) -> str:
-    """Format by the first bytes: JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF. NotServed for another one."""
+    """Format by the first bytes: JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF or HEIC. NotServed for another one."""
     for kind, starts in STARTS.items():
         if data.startswith(starts):
             return kind
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
+    if is_heic(data[:64]):
+        return "HEIC"
     if data[4:8] == b"ftyp" and b"avif" in data[8 : min(int.from_bytes(data[:4], "big"), 256)]:
         return "AVIF"
     raise NotServed("another format" if data else "an empty file")

@@ -69,7 +69,10 @@ function fitted(bitmap) {  // -> H x W x C bytes, preprocessed as in training; t
 async function pixelsOf(blob) {
   let bitmap;
   try { bitmap = await createImageBitmap(blob, {imageOrientation: "from-image", colorSpaceConversion: "none"}); }
-  catch { throw new Error("This browser cannot read the file as an image."); }
+  catch {
+    const heic = /^ftyp(hei|hev|mif1|msf1)/.test(await blob.slice(4, 12).text());
+    throw new Error(heic ? "This is a HEIC photo, which this browser cannot read: convert it to JPEG." : "This browser cannot read the file as an image.");
+  }
   try { return fitted(bitmap); } finally { bitmap.close(); }
 }
 
