@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from helpers.lines import RunLine
+from PIL import Image
 
 from mlpmixer import cli
 from mlpmixer.cli import train
@@ -147,3 +148,19 @@ def test_one_of_several_processes_knows_its_place(monkeypatch: pytest.MonkeyPatc
     for name, value in (("LOCAL_RANK", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
         monkeypatch.setenv(name, value)
     assert train.ranks_here() == {"rank": 3, "size": 4, "local_rank": 1}
+
+
+def test_the_first_ten_unreadable_images_are_named(run: RunLine, quick: list[str], tmp_path: Path) -> None:
+    for k in range(40):
+        folder = tmp_path / "data" / "ab"[k % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), k).save(folder / f"{k}.png")
+    for k in range(20):
+        (tmp_path / "data" / "a" / f"broken{k:02}.png").write_bytes(b"no image")
+    line = ["train", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--no-test", "--data.max-bad-share", "1"]
+    code, out, _ = run(*line, *quick)
+    bad = json.loads((tmp_path / "run" / "summary.json").read_text())["bad_images"]
+    assert code == 0 and 10 < len(bad) <= 20
+    for start in ("cannot be read: a/broken", "left out  a/broken"):  # before and after
+        assert out.count(start) == 10
+    assert out.count(f"and {len(bad) - 10:,} more images") == 2

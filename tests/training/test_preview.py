@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from mlpmixer.data.config import Data
-from mlpmixer.training.preview import contact_sheet, describe, preview
+from mlpmixer.training.preview import contact_sheet, describe, font_for, preview
 from mlpmixer.training.recipe import Augment
 
 
@@ -57,6 +57,42 @@ def test_sheet_shows_the_plain_view_first(tmp_path: Path, channels: int) -> None
     shown = enlarged[..., :3] if channels >= 3 else enlarged[..., :1].repeat(3, -1)
     tops = [y for y in range(len(sheet) - 128) if np.array_equal(sheet[y : y + 128, 6:134], shown)]
     assert len(tops) == 1
+
+
+def drawn(
+    monkeypatch: pytest.MonkeyPatch, path: Path, labels: list[int], classes: list[str], cfg: Augment
+) -> list[str]:
+    """All texts on a sheet of squares."""
+    texts: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, text, *_: texts.append(text))
+        contact_sheet(squares(len(labels), 16, 3), squares(len(labels), 16, 3), labels, classes, cfg, path, draws=2)
+    return [text for text in texts if text]
+
+
+def test_each_image_has_its_class_and_mixed_ones_their_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = drawn(monkeypatch, tmp_path / "a.png", [0, 1], ["6", "8"], Augment(flip=True))
+    assert texts[-9:] == ["evaluation", "6", "8", "draw 1", "6", "8", "draw 2", "6", "8"]
+    texts = drawn(monkeypatch, tmp_path / "b.png", [0, 1], ["6", "8"], Augment(cutmix=1.0))
+    assert [text for text in texts if text.startswith("draw")] == ["draw 1, mixed", "draw 2, mixed"]
+    pairs = [(texts[i], texts[i + 1]) for i, text in enumerate(texts) if text.endswith(" % of ")]
+    assert len(pairs) == 8 and {name for _, name in pairs} == {"6", "8"}
+    shares = [int(share.split()[0]) for share, _ in pairs]
+    assert all(a + b == 100 and a >= b for a, b in zip(shares[::2], shares[1::2], strict=True))
+    assert "mixed" not in "".join(drawn(monkeypatch, tmp_path / "c.png", [0, 0], ["6", "8"], Augment(cutmix=1.0))[1:])
+
+
+def test_class_names_in_any_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["Größe", "собака", "قطة", "cat", "\U000f0000"]  # the last is of no script
+    for name in names[:4]:
+        font = font_for(name)
+        assert font is not None and all(bytes(font.getmask(c)) != bytes(font.getmask("\uffff")) for c in name)
+    assert font_for(names[4]) is None
+    texts = drawn(monkeypatch, tmp_path / "a.png", list(range(5)), names, Augment())
+    assert texts[-5:] == [*names[:4], "class 4"]
+    assert "has letters that no font on this machine has" in " ".join(texts[:4])
+    assert "no font" not in " ".join(drawn(monkeypatch, tmp_path / "b.png", [0, 1], names[:4], Augment()))
+    assert drawn(monkeypatch, tmp_path / "c.png", [0, 1], ["cat", "x" * 99], Augment())[-1].endswith("xx...")
 
 
 def test_preview_spreads_over_classes_and_repeats(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ What stays is on standard output. The live line is on standard error, so that it
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from mlpmixer.cli.printing import STATUS, Event, duration, percent, print_error, print_json
@@ -108,6 +108,12 @@ def fetch_texts(e: Event, pace: Pace) -> list[str]:
     return [size, f"{megabytes(pace.per_s)}/s", *pace.left(total)]
 
 
+def unreadable(images: Sequence[tuple[str, str]]) -> list[str]:
+    """The first ten images that cannot be read, each with the reason, and how many more there are."""
+    more = [f"and {len(images) - 10:,} more images"] if len(images) > 10 else []
+    return [*(f"{name}: {reason}" for name, reason in images[:10]), *more]
+
+
 def lines_of(e: Event) -> list[str]:
     """What stays on the screen."""
     if e["kind"] == "row":
@@ -126,6 +132,7 @@ def lines_of(e: Event) -> list[str]:
         f"kernels: {e['kernels']}",
         f"run: {e['out']}" + (f", resumed at step {e['step']:,}" if e.get("step") else ""),
         *(f"note: {note}" for note in e.get("notes", ())),
+        *(f"cannot be read: {line}" for line in unreadable(e.get("bad_images", ()))),
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 from mlpmixer.cli.arguments import Arg, Line, build
 from mlpmixer.cli.options import DATA, JsonLines, Quiet
 from mlpmixer.cli.printing import between, duration, let_another_speak, percent, print_error
-from mlpmixer.cli.progress import reporter
+from mlpmixer.cli.progress import reporter, unreadable
 from mlpmixer.cli.recipe_options import RecipeCommand, start_from
 from mlpmixer.evaluation.significance import wilson
 from mlpmixer.training.recipe import Recipe, read_recipe
@@ -165,6 +165,7 @@ def print_result(path: Path, summary: dict[str, Any]) -> None:
     bad = summary.get("bad_images") or []
     print(f"{', '.join(scores)} after {summary['steps']:,} steps in {duration(summary['train_s'])}{peak}")
     if bad:
+        print("\n".join(f"left out  {line}" for line in unreadable(bad)))
         print(f"{len(bad)} unreadable images were left out, listed in {path / 'summary.json'}")
     print(f"model   {path / 'model.safetensors'}")
     print(f"report  {path / 'report.html'}")

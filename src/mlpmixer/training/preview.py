@@ -3,7 +3,9 @@
 import dataclasses
 import os
 import textwrap
+import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +75,8 @@ def contact_sheet(
 ) -> Path:
     """Write a row for each image: `plain` (N,h,w,C), then `draws` augmentations of `stored` (N,H,W,C), both in 0..255.
 
-    Each column is a batch as in training, so images are mixed with those of other rows; captions say in what shares.
+    Each column is a batch as in training, so images are mixed with those of other rows. Below an image is the class
+    that it is trained as, or the shares of several. A class whose letters no font here has is called by its number.
     """
     import torch
 
@@ -82,21 +85,24 @@ def contact_sheet(
     size = (plain.shape[1], plain.shape[2])
     targets = torch.eye(len(classes))[torch.tensor(labels)]
     generator = torch.Generator().manual_seed(seed)
-    columns = [(plain.round().astype(np.uint8), [[classes[label]] for label in labels])]
+    columns = [(plain.round().astype(np.uint8), [[("", label)] for label in labels])]
     for _ in range(draws):
         images = augment(torch.from_numpy(stored), cfg, size, generator)
         images, mixed = mix(images, targets, cfg, generator)
         pixels = images.permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
-        columns.append((pixels, [_mixture(t.tolist(), classes) for t in mixed]))
+        columns.append((pixels, [_shares(t.tolist()) for t in mixed]))
 
     factor = max(1, round(TILE_PX / max(size)))
     tile_h, tile_w = size[0] * factor, max(size[1] * factor, TILE_PX // 2)
     lines = max(len(caption) for _, captions in columns for caption in captions)
     step_y, step_x = tile_h + lines * (FONT_PX + 2) + 2 * GAP_PX, tile_w + GAP_PX
     width = GAP_PX + step_x * len(columns)
-    font = ImageFont.load_default(FONT_PX)
+    font = _font("")
     letter_px = font.getlength("abcdefghijklmnopqrstuvwxyz") / 26
+    fonts = {k: font_for(classes[k]) for k in {k for _, captions in columns for lines in captions for _, k in lines}}
     text = f"{stored.shape[1]}x{stored.shape[2]} px to {size[0]}x{size[1]} px, seed {seed}. {describe(cfg)}"
+    if None in fonts.values():
+        text += ". A class that is called by its number, from 0 on, has letters that no font on this machine has"
     title = textwrap.wrap(text, int((width - 2 * GAP_PX) / letter_px))
     top = GAP_PX + (len(title) + 1) * (FONT_PX + GAP_PX)
     canvas = Image.new("RGB", (width, top + step_y * len(labels)), "white")
@@ -105,13 +111,17 @@ def contact_sheet(
         draw.text((GAP_PX, GAP_PX + i * (FONT_PX + GAP_PX)), line, "black", font)
     for x, (pixels, captions) in enumerate(columns):
         left = GAP_PX + x * step_x
-        draw.text((left, top - FONT_PX - GAP_PX), "evaluation" if x == 0 else f"draw {x}", "dimgrey", font)
+        mixed_here = ", mixed" if any(len(lines) > 1 for lines in captions) else ""
+        draw.text((left, top - FONT_PX - GAP_PX), f"draw {x}{mixed_here}" if x else "evaluation", "dimgrey", font)
         for y, caption in enumerate(captions):
             tile = _picture(pixels[y]).resize((size[1] * factor, tile_h), Image.Resampling.NEAREST)
             canvas.paste(tile, (left, top + y * step_y))
-            for i, line in enumerate(caption):
-                short = textwrap.shorten(line, int(tile_w / letter_px), placeholder="...")
-                draw.text((left, top + y * step_y + tile_h + 2 + i * (FONT_PX + 2)), short, "black", font)
+            for i, (share, k) in enumerate(caption):
+                place = left, top + y * step_y + tile_h + 2 + i * (FONT_PX + 2)
+                draw.text(place, share, "dimgrey", font)  # apart from the name, which may run from right to left
+                indent = font.getlength(share)
+                name, of_name = (classes[k], found) if (found := fonts[k]) else (f"class {k}", font)
+                draw.text((place[0] + indent, place[1]), _cut(name, of_name, tile_w - indent), "black", of_name)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path, "PNG")
@@ -141,10 +151,56 @@ def _spread(images: "ImageSet", seed: int) -> npt.NDArray[np.int64]:
     return order[np.argsort(turn, kind="stable")]
 
 
-def _mixture(target: Sequence[float], classes: Sequence[str]) -> list[str]:
-    """The lines of a soft target in words, none for a hard one."""
-    parts = sorted(((share, name) for share, name in zip(target, classes, strict=True) if share > 0), reverse=True)
-    return [] if len(parts) < 2 else [f"{share:.2f} {name}" for share, name in parts]
+def _shares(target: Sequence[float]) -> list[tuple[str, int]]:
+    """(share in words, class) of what a target is made of, the largest first; a hard one has no share."""
+    parts = sorted(((share, k) for k, share in enumerate(target) if share > 0), reverse=True)
+    return [(f"{100 * share:.0f} % of ", k) if len(parts) > 1 else ("", k) for share, k in parts]
+
+
+def _cut(name: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The name, or as much of its beginning as has room."""
+    if font.getlength(name) <= width:
+        return name
+    while name and font.getlength(f"{name}...") > width:
+        name = name[:-1]
+    return f"{name}..."
+
+
+def font_for(text: str) -> ImageFont.FreeTypeFont | None:
+    """A font that has all letters of a text; None when there is none on this machine."""
+    letters = {ord(c) for c in text if not c.isspace() and unicodedata.category(c) not in ("Cf", "Mn")}
+    path = "" if text.isascii() else next((path for path in _font_files() if letters <= _letters(path)), None)
+    return None if path is None else _font(path)
+
+
+@cache
+def _font(path: str) -> ImageFont.FreeTypeFont:
+    """Pillow's own without a path, which has ASCII."""
+    font = ImageFont.truetype(path, FONT_PX) if path else ImageFont.load_default(FONT_PX)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+@cache
+def _font_files() -> list[str]:
+    """The one that comes with matplotlib, then those of the system, sans serif and upright ones first."""
+    from matplotlib import font_manager
+
+    def odd(path: str) -> tuple[bool, bool, str]:
+        name = os.path.basename(path).lower()
+        return "sans" not in name, any(style in name for style in ("bold", "italic", "oblique", "light", "mono")), path
+
+    return [font_manager.findfont("DejaVu Sans"), *sorted(font_manager.findSystemFonts(), key=odd)]
+
+
+@cache
+def _letters(path: str) -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(FT2Font(path).get_charmap())
+    except (RuntimeError, OSError):  # a font of a kind that FreeType does not read
+        return frozenset()
 
 
 def _picture(pixels: Pixels) -> Image.Image:
