@@ -104,7 +104,7 @@ def test_without_data_nothing_starts(
     ("line", "says"),
     [
         ("train digits --model resmlp-s12 --init RUN", "is not the network of --init"),
-        ("train digits --model B/16 --init RUN", "a mixer with sizes of its own: leave --model out"),
+        ("train digits --model B/16 --init RUN", "instead of 768, tokens_mlp_dim"),
         ("evaluate RUN --image-size 9", "nearest that is: 8x8"),
         ("evaluate RUN --image-size 12 --resize blocks", "for any other grid use method='bicubic'"),
         ("evaluate RUN --in-channels 0", "--in-channels must be at least 1"),

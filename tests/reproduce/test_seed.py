@@ -61,6 +61,7 @@ def test_seed_cifar10_writes_its_page(tmp_path: Path) -> None:
     )
     assert "plain below the notes" in page.findings[1] and "in no epoch" in page.findings[3]
     assert (tmp_path / "out" / "epochs.png").stat().st_size > 5000
+    assert not [file for file in ("README.md", "table.json") if str(tmp_path) in (tmp_path / "out" / file).read_text()]
 
 
 @pytest.mark.usefixtures("tiny")

@@ -88,11 +88,10 @@ def start_from(line: Line, resumed: Recipe | None = None) -> Recipe:
         method = typing.cast(Method, line.value("--init.resize") or "bicubic")
         sizes = {name: _size(line, f"--model.{name.replace('_', '-')}") for name in ("image_size", "patch_size")}
         found = architecture_of_weights(weights)
-        if model and not _same_widths(recipe.model, found):
+        if model and (different := _differences(found, recipe.model, sizes)):
             raise ValueError(
-                f"--model {model} is not the network of --init {weights}, a {found.architecture} with sizes of its "
-                f"own: "
-                "leave --model out"
+                f"--model {model} is not the network of --init {weights}: {', '.join(different)}; leave --model out"
+                + (", or add --patch-size" if different[0].startswith("patch_size") and len(different) == 1 else "")
             )
         trained = found.adapted(**sizes, method=method)
         recipe = dataclasses.replace(recipe, model=trained, init=Init(weights=weights))
@@ -106,12 +105,17 @@ def start_from(line: Line, resumed: Recipe | None = None) -> Recipe:
     return variant(recipe, data={"name": data})
 
 
-def _same_widths(a: NetworkConfig, b: NetworkConfig) -> bool:
-    """Whether two networks differ in no more than what trained weights can adapt to."""
-    free = {"image_size", "patch_size", "in_channels", "num_classes", *a.weight_free}
-    return type(a) is type(b) and all(
-        getattr(a, f.name) == getattr(b, f.name) for f in dataclasses.fields(a) if f.name not in free
-    )
+def _differences(found: NetworkConfig, asked: NetworkConfig, sizes: Mapping[str, Any]) -> list[str]:
+    """In what trained weights are not the network that is asked for, but for what they adapt to: `sizes` are the ones
+    to come to."""
+    if type(found) is not type(asked):
+        return [f"{found.architecture} instead of {asked.architecture}"]
+    free = {"image_size", "in_channels", "num_classes", *asked.weight_free, *(name for name in sizes if sizes[name])}
+    return [
+        f"{f.name} {getattr(found, f.name)} instead of {getattr(asked, f.name)}"
+        for f in dataclasses.fields(found)
+        if f.name not in free and getattr(found, f.name) != getattr(asked, f.name)
+    ]
 
 
 def _size(line: Line, option: str) -> Any:
