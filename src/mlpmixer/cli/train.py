@@ -15,7 +15,7 @@ from mlpmixer.cli.progress import reporter, unreadable
 from mlpmixer.cli.recipe_options import RecipeCommand, start_from
 from mlpmixer.evaluation.significance import wilson
 from mlpmixer.training.recipe import Recipe, read_recipe
-from mlpmixer.weights.run_folder import new_directory, read_summary
+from mlpmixer.weights.run_folder import new_directory, read_summary, remove_if_empty
 
 RUNS = Path("runs")
 LATEST = "latest"
@@ -85,6 +85,8 @@ class Train(RecipeCommand):
                 reporter(quiet=self.quiet or not group.is_main, as_json=self.json and group.is_main) as show,
                 ExitStack() as stack,
             ):
+                if not out and group.is_main and not RUNS.exists():
+                    stack.callback(remove_if_empty, RUNS)
                 out = out or str(group.on_main(lambda: new_directory(RUNS / run_name(self.config))))
                 drawn = curves(out, show) if self.tensorboard and group.is_main else nullcontext(show)
                 report = group.on_all(lambda: stack.enter_context(drawn))

@@ -50,6 +50,8 @@ from mlpmixer.weights import model_file, run_folder
 from mlpmixer.weights.load import Report
 from mlpmixer.weights.run_folder import MetricsFile
 
+RUNS = Path("runs")  # where runs are that nobody has given a place
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -153,7 +155,9 @@ def _open_run(
 ) -> tuple[Path, Recipe, dict[str, Any] | None, Path | None]:
     """The folder of a run, locked until `stack` is closed, its recipe, its summary if it is finished, and its last
     state if there is one."""
-    folder = Path(out) if out is not None else run_folder.new_directory(Path("runs") / recipe.name)
+    if out is None and not RUNS.exists():
+        stack.callback(run_folder.remove_if_empty, RUNS)
+    folder = Path(out) if out is not None else run_folder.new_directory(RUNS / recipe.name)
     if problem := stack.enter_context(run_folder.locked(folder)):
         note(f"{folder} could not be locked ({problem}): make sure that nothing else trains in it")
     if not run_folder.is_run(folder):

@@ -118,6 +118,11 @@ def new_directory(base: Path) -> Path:
         path = base.with_name(f"{base.name}-{n}")
 
 
+def remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
 _locks: set[TextIO] = set()
 if hasattr(os, "register_at_fork"):  # a child that outlives its parent must not hold its lock
     os.register_at_fork(after_in_child=lambda: [file.close() for file in _locks])
@@ -130,6 +135,7 @@ def locked(run: Path) -> Iterator[str]:
     Gives why files cannot be locked there, or "". The kernel drops the lock of a process that has died in any way.
     ValueError, which names the process that holds it.
     """
+    made = [run, *(folder for folder in run.parents if not folder.exists())]
     for attempt in range(100):
         try:
             file, problem = _lock(run)
@@ -148,7 +154,8 @@ def locked(run: Path) -> Iterator[str]:
         if not file.closed:  # as it is in a forked child
             with suppress(OSError):
                 (run / LOCK_FILE).unlink()
-                run.rmdir()
+                for folder in made:
+                    folder.rmdir()
             file.close()
 
 
