@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.lines import RunLine
+from helpers.processes import SOURCES
 from PIL import Image
 
 from mlpmixer import cli
@@ -15,6 +19,7 @@ from mlpmixer.cli import train
 from mlpmixer.training import run as training
 from mlpmixer.training.loop import Diverged, Interrupted
 from mlpmixer.training.recipe import Recipe, read_recipe
+from mlpmixer.weights.run_folder import LOCK_FILE, read_metrics, read_summary
 
 
 def test_prints_the_result_and_where_it_is(run: RunLine, quick: list[str], tmp_path: Path) -> None:
@@ -103,6 +108,32 @@ def test_latest_unfinished_run(tmp_path: Path, digits_run: Path, monkeypatch: py
         os.utime(folder, (stamp, stamp))
     command: Any = cli.parse(["train", "--resume"]).make()
     assert command.resume == "runs/latest"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--out", "run"], ["--out", "run", "--resume"], []], ids=" ".join)
+def test_two_commands_of_the_same_instant_never_share_a_folder(
+    options: list[str], quick: list[str], tmp_path: Path
+) -> None:
+    command, env = [sys.executable, "-m", "mlpmixer", "train", "digits", "--quiet", *quick, *options], dict(os.environ)
+    env["PYTHONPATH"] = str(SOURCES)
+    both = [subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate()[1] for process in both]
+    codes = sorted(process.returncode for process in both)
+    if options:
+        refused = max(both, key=lambda process: process.returncode)
+        assert codes == [0, 2] or (codes == [0, 0] and "--resume" in options), (
+            errors
+        )  # the other one came when it had ended
+        says = rf"run (is in use: process {(set(both) - {refused}).pop().pid} on|already holds a run)"
+        assert codes == [0, 0] or re.search(says, errors[both.index(refused)])
+        folders = [tmp_path / "run"]
+    else:
+        assert codes == [0, 0], errors
+        folders = [tmp_path / "runs" / name for name in ("digits", "digits-2")]
+    for folder in folders:
+        steps = [line["step"] for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "step"]
+        assert read_summary(folder) and steps == sorted(set(steps)) and not (folder / LOCK_FILE).exists()
 
 
 def test_resume_beside_out_starts_a_run(tmp_path: Path) -> None:
