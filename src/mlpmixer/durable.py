@@ -17,7 +17,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Errors: OSError when the disk is full or read-only.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # two processes may fill one cache
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)

@@ -364,6 +364,15 @@ def test_sources_of_class_names(tmp_path: Path) -> None:
     assert labels == [3 + g % 2 for g in greys]
 
 
+@pytest.mark.parametrize("content", [b"[1, 2]", b'{"half": ', b"[" * 100_000, b"\xff"])
+def test_damaged_counts_are_made_again(content: bytes, tmp_path: Path, home: Path) -> None:
+    folder = with_bad_images(tmp_path / "shards")
+    first = open_streamed(Data(name=str(folder)))
+    (kept,) = home.rglob("shards/*.json")
+    kept.write_bytes(content)
+    assert open_streamed(Data(name=str(folder))).train == first.train and json.loads(kept.read_bytes())
+
+
 def test_shards_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = with_bad_images(tmp_path / "shards")
     first = open_streamed(Data(name=str(folder)))

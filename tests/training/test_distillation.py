@@ -173,6 +173,10 @@ def test_wrong_teachers_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", np.arange(5))
     with pytest.raises(ValueError, match=r"labels.npy holds int64 of shape \(5,\); expected logits"):
         open_teacher(str(tmp_path / "labels.npy"))
+    for damaged in (b"", b"\x93NUMPY\x01", b"\x80\x04."):
+        (tmp_path / "damaged.npy").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"damaged\.npy cannot be read as an array of logits: "):
+            open_teacher(str(tmp_path / "damaged.npy"))
     with pytest.raises(FileNotFoundError):
         open_teacher(str(tmp_path / "none.npy"))
     with pytest.raises(ValueError, match="no/such/run does not exist"):

@@ -248,12 +248,14 @@ class ExperimentContext:
         Errors: OutOfTime.
         """
         path = self.out / "measured" / f"{name}.json"
-        if not path.exists():
+        try:
+            value = json.loads(path.read_bytes())
+        except (FileNotFoundError, ValueError):  # not measured yet, or damaged
             self._begin(name)
-            value = function()
-            write_json(path, value)
+            write_json(path, function())
+            value = json.loads(path.read_bytes())
         self.finished += 1
-        return json.loads(path.read_text(encoding="utf-8"))
+        return value
 
     def seeds(self, number: int) -> range:
         """The seeds of so many runs."""

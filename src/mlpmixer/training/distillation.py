@@ -107,7 +107,11 @@ def open_teacher(name: str, report: Report | None = None, copy: Path | None = No
         return None
     path = Path(name)
     if path.suffix == ".npy":
-        return _logits(np.load(path, mmap_mode="r"), name)
+        try:
+            logits = np.load(path, mmap_mode="r")
+        except (ValueError, EOFError) as e:
+            raise ValueError(f"{name} cannot be read as an array of logits: {e}") from e
+        return _logits(logits, name)
     if path.suffix == ".npz" and path.is_file():
         with np.load(path) as arrays:
             if "logits" in arrays.files:  # otherwise it may be an official weight file

@@ -19,6 +19,7 @@ from mlpmixer.data.paths import TEST, TRAIN, VAL
 from mlpmixer.data.streaming.listing import INFO, Listing, find_shards, is_pattern, read_classes, shards_in
 from mlpmixer.data.streaming.shards import Contents, Shard, ShardError, index_shard, inspect_shard
 from mlpmixer.download import Retry, fetch, first_line
+from mlpmixer.durable import read_json, write_text
 from mlpmixer.hardware import cache_folder
 
 INSPECT_THREADS = 16
@@ -173,7 +174,7 @@ def _contents(
     """What each shard holds: from the listing or the cache where that is enough, else inspected now and cached."""
     file = cache / "shards" / f"{CACHE_FORMAT}-{hashlib.sha256(shards[0].address.encode()).hexdigest()[:16]}.json"
     try:
-        cached = json.loads(file.read_text(encoding="utf-8"))
+        cached = read_json(file)
     except (OSError, ValueError):
         cached = {}
     known: dict[Shard, Contents] = {}
@@ -189,10 +190,7 @@ def _contents(
     if inspected:
         cached |= {_identity(s): c for s, c in inspected.items()}
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(cached), encoding="utf-8")
-            os.replace(part, file)
+            write_text(file, json.dumps(cached))
         except OSError as e:
             notes.append(f"the counts of {len(inspected)} shards could not be kept, and will be made again: {e}")
     return [(known | inspected)[s] for s in shards]
