@@ -460,8 +460,12 @@ def test_flat_folders_named_after_splits_are_classes_and_said_to_be(tmp_path: Pa
     for name in ("train", "test"):
         assert f"folder {name!r} is taken for a class, as it has no folders in it" in notes_of(s)
     assert "taken for" not in notes_of(open_data(Data(name=str(tmp_path), layout="classes")))
-    with pytest.raises(ValueError, match=r"no folder named train, val or test with class folders .*/train/CLASS/image"):
-        open_data(Data(name=str(tmp_path), layout="splits"))
+    make_folder(tmp_path, {"car": 5})
+    s = open_data(Data(name=str(tmp_path), layout="splits"))
+    assert s.classes == ("bus", "car") and "not used: 'test', 'train', with no class folders in it" in notes_of(s)
+    make_folder(tmp_path / "none", {"a": 2, "b": 2})
+    with pytest.raises(ValueError, match=r"no folder named train, val or test .*/train/CLASS/image"):
+        open_data(Data(name=str(tmp_path / "none"), layout="splits"))
 
 
 def test_lone_folder_named_after_a_split_is_a_class_beside_other_images(tmp_path: Path) -> None:
@@ -508,7 +512,7 @@ def test_split_in_the_name_of_a_parquet_file_can_be_overruled(tmp_path: Path) ->
     assert "not used, as the name says no split: x.parquet (--data.layout classes" in notes_of(
         open_data(Data(name=str(tmp_path)))
     )
-    with pytest.raises(ValueError, match=r"no name says train, val or test \(data\.layout=splits\)"):
+    with pytest.raises(ValueError, match=r"no file's name says train, val or test \(data\.layout=splits\)"):
         open_data(Data(name=str(tmp_path / "x.parquet"), layout="splits"))
     with pytest.raises(ValueError, match="for folders and files, not for digits"):
         open_data(Data(layout="classes"))

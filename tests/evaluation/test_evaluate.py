@@ -29,6 +29,7 @@ def test_classes_are_matched_by_name():
 
 def test_data_may_lack_classes():
     assert match_classes(["c", "a"], ["a", "b", "c"]).tolist() == [2, 0]
+    assert match_classes(["Gr\u00f6\u00dfe"], ["b", "Gro\u0308\u00dfe"]).tolist() == [1]  # a model of before
 
 
 def test_class_mismatches_are_named():

@@ -43,7 +43,6 @@ def cut_splits(raw: RawSplits, data: Data) -> Splits:
     """`open_data` of files that have been opened."""
     sets, notes = dict(raw.sets), list(raw.notes)
     if "all" in sets:
-        require(data.layout != "splits", f"{raw.name}: no name says train, val or test (data.layout=splits)")
         sets[TRAIN] = sets.pop("all")
     if TRAIN not in sets:
         overrule = "; if its name means something else: --data.layout classes" if data.layout == "auto" else ""

@@ -14,9 +14,14 @@ Meaning = Literal["numbers", "names"]
 """What whole numbers mean: places in the list of classes from 0 on, or classes whose names are digits."""
 
 
+def nfc(text: str) -> str:
+    """A name as names are compared: macOS writes accents as characters of their own."""
+    return unicodedata.normalize("NFC", text)
+
+
 def class_name(text: str) -> str:
-    """The name in NFC (macOS writes accents as characters of their own). ValueError for one that no line can hold."""
-    name = unicodedata.normalize("NFC", text)
+    """The name in NFC. ValueError for one that no line can hold."""
+    name = nfc(text)
     if not name.strip() or any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
         raise ValueError(f"a class is named {shown(text)}; expected a name that can be printed in one line: rename it")
     return name
@@ -63,7 +68,7 @@ class LabelEncoder:
         """The index of the class, -1 without a label. ValueError, which names `where`, for an unknown one."""
         if label is None or label == -1:
             return -1
-        index = self.indices.get(unicodedata.normalize("NFC", label) if isinstance(label, str) else label)
+        index = self.indices.get(nfc(label) if isinstance(label, str) else label)
         if index is None:
             names = shortened(", ".join(self.classes[:5])) + (", ..." if len(self.classes) > 5 else "")
             raise ValueError(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Pixels
+from mlpmixer.data.labels import nfc
 from mlpmixer.data.real_labels import real_labels
 from mlpmixer.download import Report
 from mlpmixer.evaluation.calibration import fit_temperature
@@ -171,7 +172,7 @@ def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> 
     """
     if tuple(model_classes) == published.numbered(len(data_classes)):
         return np.arange(len(model_classes))
-    known = tuple(model_classes)
+    known = tuple(map(nfc, model_classes))  # models of before have them as the data had
     if known == published.class_names("imagenet1k") and set(data_classes) <= set(published.wordnet_ids("imagenet1k")):
         known = published.wordnet_ids("imagenet1k")
     index = {name: i for i, name in enumerate(known)}

@@ -20,6 +20,7 @@ from mlpmixer.clock import parse_duration
 from mlpmixer.config import to_json
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError
+from mlpmixer.data.labels import nfc
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.durable import write_json
@@ -313,7 +314,7 @@ def _data_has_changed(meta: dict[str, Any], now: dict[str, Any]) -> str:
         return f"on {meta['train_images']} images, but the data now gives {now['train_images']}"
     if meta.get("shards", "") != now["shards"]:
         return "on shards of other names or sizes than the data now has"
-    same_classes = meta.get("classes", now["classes"]) == now["classes"]
+    same_classes = list(map(nfc, meta.get("classes", now["classes"]))) == now["classes"]
     return "" if same_classes else "on other classes than the data now has"
 
 

@@ -35,10 +35,14 @@ def read_folder(root: str, name: str, layout: Layout = "auto") -> RawSplits:
             beside = f"beside {', '.join(splits.values())}, which are taken for splits (--data.layout classes)"
             notes = [f"not used: {unused}, {beside}"]
     elif layout == "splits":
-        raise ValueError(
-            f"{printable(root)} has no folder named train, val or test with class folders in it (data.layout=splits); "
-            f"expected {printable(name)}/train/CLASS/image.jpg"
-        )
+        unused = ", ".join(repr(f) for f in folders if f.casefold() in SPLIT_WORDS)
+        if not unused:
+            raise ValueError(
+                f"{printable(root)} has no folder named train, val or test (data.layout=splits); expected "
+                f"{printable(name)}/train/CLASS/image.jpg"
+            )
+        folders = [f for f in folders if f.casefold() not in SPLIT_WORDS]
+        notes = [f"not used: {unused}, with no class folders in it (--data.layout classes takes it for a class)"]
     classes: set[str] = set()
     found: dict[str, list[tuple[str, str, str]]] = {}  # split -> (class, path, readable name)
     for split, folder in (splits or {"all": ""}).items():
@@ -101,7 +105,7 @@ def _split_folders(root: str, folders: Sequence[str]) -> tuple[dict[str, str], l
         elif split:
             notes.append(
                 f"folder {folder!r} is taken for a class, as it has no folders in it; if it holds the {split} images, "
-                "put those of each class into a folder of its own there, or move it away"
+                "put those of each class into a folder of its own there, or leave it out: --data.layout splits"
             )
     return found, notes
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlpmixer.config import parse_json
+from mlpmixer.config import parse_json, require
 from mlpmixer.data.bounded import file_below
 from mlpmixer.data.image_set import ImageSet, LazySequence, RawSplits, chain, numbered
 from mlpmixer.data.images import Source
@@ -128,6 +128,8 @@ def read_parquet(
     by_split: dict[str, list[str]] = {}
     for path in files:
         by_split.setdefault(split_of(path, layout), []).append(path)
+    named = layout != "splits" or set(by_split) != {"all"}
+    require(named, f"{name}: no file's name says train, val or test (data.layout=splits)")
     unused = by_split.pop("all") if "all" in by_split and len(by_split) > 1 else []
     notes = [f"{split}: {', '.join(map(os.path.basename, paths))}" for split, paths in by_split.items()]
     if unused:
