@@ -16,6 +16,10 @@ from mlpmixer.training.recipe import read_recipe
 from mlpmixer.training.run import train
 
 
+def standard_input(content: bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BufferedReader(io.BytesIO(content)), encoding="utf-8")
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[str]:
     """Two image files in a folder of their own."""
@@ -91,7 +95,7 @@ def test_predict_names_bad_files_and_does_the_rest(
 def test_predict_reads_a_list_from_standard_input(
     digits_run: Path, run: RunLine, pictures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(pictures) + "\n"))
+    monkeypatch.setattr("sys.stdin", standard_input("\n".join(pictures).encode() + b"\n"))
     code, out, _ = run("predict", str(digits_run), "-", "--format", "jsonl")
     assert code == 0
     assert [json.loads(line)["image"] for line in out.splitlines()] == pictures
@@ -120,3 +124,25 @@ def test_model_at_another_size(digits_run: Path, run: RunLine, pictures: list[st
     cache = str(tmp_path / "kept")
     code, out, _ = run("probe", str(digits_run), "--shots", "1", "--cache", cache, "--json", *sizes)
     assert code == 0 and json.loads(out)["num_features"] == GREY.hidden_dim
+
+
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_image_on_standard_input_is_read_as_one(
+    suffix: str, digits_run: Path, run: RunLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (257, 300, 3), np.uint8)).save(file, suffix)
+    monkeypatch.setattr("sys.stdin", standard_input(file.getvalue()))
+    code, out, err = run("predict", str(digits_run), "-", "--format", "jsonl")
+    assert (code, err) == (0, "") and json.loads(out)["image"] == "-"
+
+
+def test_nothing_on_standard_input_and_an_address_get_a_sentence(
+    digits_run: Path, run: RunLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for empty in (None, standard_input(b"")):
+        monkeypatch.setattr("sys.stdin", empty)
+        code, _, err = run("predict", str(digits_run), "-")
+        assert code == 2 and "nothing on standard input: - expects an image, or a list" in err
+    code, _, err = run("predict", str(digits_run), "https://example.org/cat.jpg")
+    assert code == 1 and "https://example.org/cat.jpg: an address, and images are read from files: download it" in err

@@ -62,7 +62,7 @@ def test_wrong_arrays_are_refused(array):
 
 def test_predict_raises_for_an_unreadable_image(tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"")
-    with pytest.raises(ImageError):
+    with pytest.raises(ImageError, match=r"x\.jpg: empty file"):
         by_brightness().predict(str(tmp_path / "x.jpg"))
 
 

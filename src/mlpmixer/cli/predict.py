@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from mlpmixer.inference.classifier import Failure, Prediction
 
 
+PEEK = 32  # bytes: every format that Pillow reads safely has one within these
+
+
 @dataclass(frozen=True, kw_only=True)
 class Predict(ModelCommand):
     """Print the class probabilities of images.
@@ -23,8 +27,8 @@ class Predict(ModelCommand):
     """
 
     sources: Annotated[tuple[str, ...], Arg("SRC...", positional=True)] = ()
-    """image files, folders (searched recursively), patterns such as 'photos/*.jpg', or - for a list of them on standard
-    input"""
+    """image files, folders (searched recursively), patterns such as 'photos/*.jpg', or - for standard input: one image,
+    or a list of names, a line each"""
     top_k: int = 5
     """Number of classes for each image."""
     format: Literal["table", "csv", "json", "jsonl"] = "table"
@@ -49,10 +53,11 @@ class Predict(ModelCommand):
         from mlpmixer.inference.output import FeatureFile, csv_lines, json_lines, jsonl_lines
 
         classifier = self.load()
-        listed = (line.rstrip("\n") for line in sys.stdin)
+        image = image_on_stdin() if "-" in self.sources else b""
+        listed = [] if image else (line.rstrip("\n") for line in sys.stdin)
         sources = (source for given in self.sources for source in (listed if given == "-" else [given]) if source)
-        paths, features = find_images(sources), bool(self.features)
-        predicted = predict_files(classifier, paths, self.top_k, self.batch_size, features=features)
+        paths = chain([("-", image)] if image else [], find_images(sources))
+        predicted = predict_files(classifier, paths, self.top_k, self.batch_size, features=bool(self.features))
         failed = 0
 
         def watched(rows: FeatureFile | None) -> "Iterator[Prediction | Failure]":
@@ -84,6 +89,14 @@ class Predict(ModelCommand):
         if failed:
             print_error(f"{failed} of the images could not be read")
         return 1 if failed else 0
+
+
+def image_on_stdin() -> bytes:
+    """The image on standard input; nothing where it is a list of names. Only an image has a NUL byte near its start."""
+    head = sys.stdin.buffer.peek(PEEK)[:PEEK] if sys.stdin else b""  # type: ignore[union-attr]
+    if not head:
+        raise ValueError("nothing on standard input: - expects an image, or a list of names, a line each")
+    return sys.stdin.buffer.read() if b"\0" in head else b""
 
 
 def table_lines(results: "Iterable[Prediction | Failure]") -> "Iterator[str]":

@@ -139,5 +139,5 @@ def _examine(images: ImageSet, i: int) -> tuple[bytes, str, str] | str:
             size, mode = f"{image.width}x{image.height}", f"{image.format or 'array'} {image.mode}"
             pixels = np.asarray(decode(image, "RGB"))
     except ImageError as e:
-        return str(e)
+        return e.reason
     return hashlib.blake2b(pixels.tobytes(), digest_size=16, key=repr(pixels.shape).encode()).digest(), size, mode

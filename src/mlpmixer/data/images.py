@@ -31,7 +31,14 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MA
 
 
 class ImageError(ValueError):
-    """An image that cannot be read; the message is the reason."""
+    """An image that cannot be read. The message names the file, if there is one; `reason` does not."""
+
+    def __init__(self, reason: str, name: str = "") -> None:
+        super().__init__(reason, name)
+        self.reason, self.name = reason, name
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}" if self.name else self.reason
 
 
 def decode(source: Source, mode: Mode) -> Image.Image:
@@ -67,6 +74,7 @@ def content_hash(source: Source) -> int:
 @contextmanager
 def open_image(source: Source) -> Iterator[Image.Image]:
     """The image with its header read and its size checked, pixels not decoded; any failure inside is an ImageError."""
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
     try:
         if isinstance(source, Image.Image):
             yield _size_checked(source)
@@ -77,16 +85,16 @@ def open_image(source: Source) -> Iterator[Image.Image]:
                 raise ImageError("empty file (0 bytes)")
             file.seek(0)
             yield _size_checked(Image.open(file, formats=_heic() if is_heic(head) else _formats()))
-    except ImageError:
+    except ImageError as e:
+        e.name = e.name or name
         raise
     except FileNotFoundError as e:
-        is_link = isinstance(source, str | os.PathLike) and os.path.islink(source)
-        raise ImageError("broken link" if is_link else "no such file") from e
+        raise ImageError("broken link" if os.path.islink(name) else "no such file", name) from e
     except UnidentifiedImageError as e:
-        raise ImageError("not an image, damaged at its start, or of a format that is not supported") from e
+        raise ImageError("not an image, damaged at its start, or of a format that is not supported", name) from e
     except Exception as e:  # Pillow's plugins raise nearly anything on damaged files
         reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e) or type(e).__name__
-        raise ImageError(f"cannot be decoded: {reason}") from e
+        raise ImageError(f"cannot be decoded: {reason}", name) from e
 
 
 def is_image_file(path: str) -> bool:

@@ -77,7 +77,7 @@ class Store:
         try:
             pixels = self.preprocess.array(source)
         except ImageError as e:
-            return str(e)
+            return e.reason
         if self._pixels is not None:
             self._pixels[i] = pixels
         return None
@@ -124,5 +124,5 @@ class Store:
             try:
                 return self.preprocess.array(self.images.source(int(self.indices[candidate]))), failures
             except ImageError as e:
-                failures.append((self.names[candidate], str(e)))
+                failures.append((self.names[candidate], e.reason))
         raise ValueError(f"no readable image is left; the first of them: {failures[0][0]}: {failures[0][1]}")

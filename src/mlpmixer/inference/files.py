@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpmixer.data.images import IMAGE_SUFFIXES, Pixels, is_image_file
+from mlpmixer.data.images import IMAGE_SUFFIXES, ImageError, Pixels, is_image_file
 from mlpmixer.download import Report
 from mlpmixer.inference.classifier import Classifier, Failure, Floats, Prediction
 
@@ -43,6 +44,8 @@ def _expand(source: str) -> Iterator[str | Failure]:
         yield from _walk(path)
     elif os.path.exists(path):
         yield path
+    elif re.match(r"[a-z][a-z0-9+]+://", path):
+        yield Failure(source, "an address, and images are read from files: download it first, with curl -LO or wget")
     elif glob.has_magic(path):
         matches = sorted(glob.glob(path, recursive=True))
         suffix = Path(path).suffix
@@ -92,7 +95,9 @@ def decoded_batches(
     def decode(name: str, open_source: Callable[[], Any]) -> Pixels | Failure:
         try:
             return preprocess(open_source())
-        except (ValueError, OSError) as error:  # ImageError is a ValueError
+        except ImageError as error:
+            return Failure(name, error.reason)
+        except (ValueError, OSError) as error:
             return Failure(name, str(error) or type(error).__name__)
 
     todo = iter(items)
@@ -163,7 +168,7 @@ def map_images(
 
 def predict_files(
     classifier: Classifier,
-    paths: Iterable[str | Failure],
+    paths: Iterable[str | Failure | tuple[str, bytes]],
     top_k: int = 5,
     batch_size: int = 64,
     *,
@@ -171,11 +176,17 @@ def predict_files(
 ) -> Iterator[Prediction | Failure]:
     """A Prediction or a Failure for every path, in order, batch by batch; memory does not grow with their number.
 
-    paths: as `find_images` yields them; its failures pass through.
+    paths: as `find_images` yields them; its failures pass through. A file that is in memory: its name and bytes.
     features: whether the predictions carry them, too.
     """
-    items = ((p.name, p) if isinstance(p, Failure) else (p, lambda p=p: p) for p in paths)
-    for batch in decoded_batches(items, classifier.preprocess_image, batch_size):
+
+    def item(given: str | Failure | tuple[str, bytes]) -> tuple[str, Callable[[], str | bytes] | Failure]:
+        if isinstance(given, Failure):
+            return given.name, given
+        name, source = given if isinstance(given, tuple) else (given, given)
+        return name, lambda: source
+
+    for batch in decoded_batches(map(item, paths), classifier.preprocess_image, batch_size):
         good = [(name, image) for name, image in batch if not isinstance(image, Failure)]
         names, arrays = [name for name, _ in good], [image for _, image in good]
         answers = iter(classifier.rank(names, np.stack(arrays), top_k, features=features) if good else [])

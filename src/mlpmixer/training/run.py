@@ -250,7 +250,7 @@ def _require_a_readable_image(test: ImageSet, preprocess: Preprocess) -> None:
             preprocess.array(test.source(i))
             return
         except ImageError as e:
-            reasons.append(f"{test.names[i]}: {e}")
+            reasons.append(f"{test.names[i]}: {e.reason}")
     raise ValueError(
         f"no image of the test split can be read ({'; '.join(reasons[:3]) or 'it is empty'}); fix it, or train with "
         f"--no-test"

@@ -264,7 +264,7 @@ class Stream:
                     raise ImageError("no label")
                 return number, label, self.preprocess.array(sample.content), failures
             except ImageError as e:
-                failures.append((sample.name, str(e)))
+                failures.append((sample.name, e.reason))
         raise ValueError(
             f"none of {len(failures)} images in a row can be read; the first of them: {failures[0][0]}: "
             f"{failures[0][1]}"

@@ -46,7 +46,7 @@ def write_shards(
                 try:
                     rows.append((f"{i:08d}", *_encoded(images.source(i)), int(images.labels[i])))
                 except ImageError as e:
-                    bad.append((images.names[i], str(e)))
+                    bad.append((images.names[i], e.reason))
             path = os.path.join(out, name)
             if kind == "tar":
                 _write_tar(path + ".part", rows)
