@@ -158,7 +158,12 @@ def open_for(classifier: Classifier, data: Data | str | None, data_dir: str = ""
             with suppress(ValueError):
                 if (found := open_for(classifier, settings)).own:
                     return found
-    raw = open_shards(asked) if is_streamed(asked) else open_raw(asked)
+    try:
+        raw = open_shards(asked) if is_streamed(asked) else open_raw(asked)
+    except ValueError as e:
+        if data is not None:
+            raise
+        raise ValueError(f"{e} (this is the data of the model's run: name where it is now)") from e
     whole = chain(list(raw.sets.values()))
     opened = Opened(
         classifier=classifier,
