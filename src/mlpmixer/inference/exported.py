@@ -16,9 +16,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mlpmixer.config import from_json, to_json
+from mlpmixer.config import from_json, parse_json, to_json
 from mlpmixer.data.images import Pixels
 from mlpmixer.inference.engines import SUFFIXES, Precision, Runtime, Session, open_session
+from mlpmixer.registry import shortened, shown
 from mlpmixer.weights.model_file import FORMAT, ModelMeta, public
 
 MODEL, MANIFEST = "model.onnx", "bundle.json"  # in a bundle
@@ -83,9 +84,9 @@ def open_export(
         meta, made, weights = from_json(ModelMeta, stored["model"]), stored["export"], str(stored.get("weights", ""))
         if not isinstance(made, dict):
             raise ValueError("export: expected an object")
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         problem = "its metadata has no entry" if isinstance(e, KeyError) else "its metadata cannot be read:"
-        raise ValueError(f"{file} is not an export of this package: {problem} {str(e)[:300]}; {EXPECTED}") from e
+        raise ValueError(f"{file} is not an export of this package: {problem} {shortened(e)}; {EXPECTED}") from e
     if session.weights and digest(session.weights) != weights:
         raise ValueError(
             f"{session.weights} is not the file that {file} was written with (SHA-256 differs): export it again"
@@ -139,10 +140,10 @@ def metadata(meta: ModelMeta, made: dict[str, Any], weights: str = "") -> str:
 
 
 def parse_metadata(text: str) -> dict[str, Any]:
-    """Errors: ValueError, KeyError, TypeError, RecursionError for anything but an object of this format."""
-    stored: dict[str, Any] = json.loads(text)
+    """Errors: ValueError, KeyError, TypeError for anything but an object of this format."""
+    stored: dict[str, Any] = parse_json(text)
     if stored["format"] != FORMAT:
-        raise ValueError(f"format {stored['format']!r}; this version reads format {FORMAT}")
+        raise ValueError(f"format {shown(stored['format'])}; this version reads format {FORMAT}")
     return stored
 
 
@@ -161,8 +162,8 @@ def _require_same_model(folder: Path) -> None:
         if manifest.stat().st_size > MAX_MANIFEST_BYTES:
             raise ValueError(f"more than {MAX_MANIFEST_BYTES:,} bytes")
         wanted = str(parse_metadata(manifest.read_text(encoding="utf-8"))["files"][MODEL])
-    except (KeyError, TypeError, ValueError, RecursionError) as e:
-        raise ValueError(f"{manifest} cannot be read ({type(e).__name__}: {str(e)[:300]}); {EXPECTED}") from e
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"{manifest} cannot be read ({type(e).__name__}: {shortened(e)}); {EXPECTED}") from e
     if not model.is_file():
         raise ValueError(f"{model} does not exist: the bundle is incomplete; export it again")
     if digest(model) != wanted:

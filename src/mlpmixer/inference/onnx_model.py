@@ -16,6 +16,7 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.engines import open_session
 from mlpmixer.inference.engines.session import KEY, Session
 from mlpmixer.inference.exported import parse_metadata
+from mlpmixer.registry import shortened
 from mlpmixer.weights.model_file import FORMAT
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _metadata(text: str | None, name: str) -> Metadata | None:
         return from_json(Metadata, {field: stored[field] for field in ("classes", "preprocess")})
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(
-            f"the metadata {KEY!r} of {name} cannot be read ({type(e).__name__}: {e}); expected "
+            f"the metadata {KEY!r} of {name} cannot be read ({type(e).__name__}: {shortened(e)}); expected "
             f'{{"format": {FORMAT}, "model": {{"classes": [...], "preprocess": {{...}}}}}}'
         ) from e
 

@@ -20,11 +20,13 @@ from mlpmixer.data.store import Store
 from mlpmixer.durable import replacing
 from mlpmixer.evaluation.evaluate import match_all_classes
 from mlpmixer.inference.onnx_model import OnnxModel, copy_onnx, open_onnx
+from mlpmixer.registry import shortened
 from mlpmixer.training.augment import resize, statistics
 from mlpmixer.training.device_store import to_device
 from mlpmixer.training.recipe import Distill, Recipe, variant
 from mlpmixer.training.stream import Stream
 from mlpmixer.weights.adapt import adapt_trained
+from mlpmixer.weights.formats import read_npz
 from mlpmixer.weights.load import Report, load_weights
 from mlpmixer.weights.model_file import ModelMeta, save_model
 
@@ -109,13 +111,13 @@ def open_teacher(name: str, report: Report | None = None, copy: Path | None = No
     if path.suffix == ".npy":
         try:
             logits = np.load(path, mmap_mode="r")
-        except (ValueError, EOFError) as e:
-            raise ValueError(f"{name} cannot be read as an array of logits: {e}") from e
+        except OSError:
+            raise
+        except Exception as e:  # numpy's header is Python, and raises what its tokens run into
+            raise ValueError(f"{name} cannot be read as an array of logits: {shortened(e)}") from e
         return _logits(logits, name)
-    if path.suffix == ".npz" and path.is_file():
-        with np.load(path) as arrays:
-            if "logits" in arrays.files:  # otherwise it may be an official weight file
-                return _logits(arrays["logits"], name)
+    if path.suffix == ".npz" and path.is_file() and (arrays := read_npz(path, "logits")):
+        return _logits(arrays["logits"], name)  # otherwise it may be an official weight file
     if path.suffix == ".onnx":
         return open_onnx(name, threads=torch.get_num_threads())
     return load_weights(name, report=report)

@@ -8,7 +8,6 @@ file claims are compared with the sizes it has. Every missing, extra or mis-shap
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from mlpmixer.durable import replacing
 from mlpmixer.models.architecture import name_tables
 from mlpmixer.models.configs import NetworkConfig
 from mlpmixer.models.name_table import NameTable, Row, WeightsError, printable, to_ours, to_theirs
+from mlpmixer.registry import shortened
 from mlpmixer.weights.state_dicts import StateDict, choose, find_networks, listed, read_torch_file, state_dicts
 
 MOST_NAMED = 12  # arrays in one error
@@ -66,8 +66,8 @@ def _tensor(array: np.ndarray) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- official .npz
 
 
-def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of an .npz by name.
+def read_npz(path: str | os.PathLike[str], only: str = "") -> dict[str, np.ndarray]:
+    """The arrays of an .npz by name: all, or the one of this name if it is there.
 
     WeightsError for anything that is not a sound archive of plain arrays; nothing in it is executed or written to disk.
     """
@@ -79,9 +79,12 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             held, unpacked = os.path.getsize(path), sum(m.file_size for m in members)
             if unpacked > SPARE_BYTES + MAX_EXPANSION * held:
                 raise WeightsError(f"{path} has {held:,} bytes and claims to unpack to {unpacked:,}")
-            return {m.filename.removesuffix(".npy"): _read_member(archive, m, str(path)) for m in members}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as e:
-        raise WeightsError(f"{path} is not an .npz file, or it is cut off or damaged: {e}") from e
+            wanted = [m for m in members if only in ("", m.filename.removesuffix(".npy"))]
+            return {m.filename.removesuffix(".npy"): _read_member(archive, m, str(path)) for m in wanted}
+    except (OSError, WeightsError):
+        raise
+    except Exception as e:  # zipfile raises whatever its headers run into
+        raise WeightsError(f"{path} is not an .npz file, or it is cut off or damaged: {shortened(e)}") from e
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str) -> np.ndarray:
@@ -96,7 +99,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str) -
             ]
             shape, fortran, dtype = read_header(f)
         except (ValueError, KeyError) as e:
-            raise WeightsError(f"{path}: {name} has no readable array header: {e}") from e
+            raise WeightsError(f"{path}: {name} has no readable array header: {shortened(e)}") from e
         if dtype.hasobject or dtype.names:
             raise WeightsError(f"{path}: {name} holds Python objects, not numbers; it is not read")
         wanted, claimed = math.prod(shape) * dtype.itemsize, member.file_size - f.tell()
@@ -227,7 +230,7 @@ def _read_safetensors(path: str | os.PathLike[str]) -> StateDict:
     try:
         return load_file(path)
     except SafetensorError as e:
-        raise WeightsError(f"{path} is damaged: {e}") from e
+        raise WeightsError(f"{path} is damaged: {shortened(e)}") from e
 
 
 def _assumed(path: str | os.PathLike[str], cfg: NetworkConfig) -> str:

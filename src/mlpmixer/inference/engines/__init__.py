@@ -14,7 +14,7 @@ from mlpmixer.data.images import Pixels
 from mlpmixer.hardware import cores
 from mlpmixer.inference.engines import onnxruntime, openvino, torch
 from mlpmixer.inference.engines.session import Precision, Runtime, Session
-from mlpmixer.registry import Registry
+from mlpmixer.registry import Registry, shortened
 
 __all__ = ["ENGINES", "SUFFIXES", "Precision", "Runtime", "Session", "engines_for", "open_session", "threads_each"]
 
@@ -126,4 +126,4 @@ def threads_each(streams: int, threads: int) -> int:
 def reason(error: Exception) -> str:
     """The first line of a message that is not a place in the engine's source, which ends with a colon."""
     lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line and not line.endswith(":")), type(error).__name__)
+    return shortened(next((line for line in lines if line and not line.endswith(":")), type(error).__name__))
