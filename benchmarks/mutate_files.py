@@ -5,8 +5,8 @@ labels, images) are made, and one at a time is damaged: bits and bytes changed, 
 set to their extremes; behind compression, checksums and digests too, which are mended so that what is behind them is
 reached; and values of JSON replaced by hostile ones. What a command would do with the file is done in a process of its
 own, with --memory-mib of address space beyond what it starts with and a limit of time. Good ends are a result, and a
-ValueError or an OSError of one line that fits on a screen. All else (another exception, a message without end, a crash,
-too much memory, a hang) is saved to --out, and makes the exit code 1.
+ValueError or an OSError of one line, which fits on a screen and names the file or its folder. All else (another
+exception, a crash, too much memory, a hang) is saved to --out, and makes the exit code 1.
 
 File i is made from --seed and i alone: --only I does it again, with its traceback. The last line is JSON: counts by
 format and end, and the slowest.
@@ -48,7 +48,7 @@ from PIL import Image
 
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data, open_images
-from mlpmixer.data.images import decode
+from mlpmixer.data.images import ImageError, decode
 from mlpmixer.data.real_labels import read_real
 from mlpmixer.data.streaming.datasets import open_streamed
 from mlpmixer.data.streaming.shards import read_rows
@@ -69,6 +69,7 @@ TINY = MixerConfig(image_size=8, patch_size=4, num_blocks=1, hidden_dim=16, toke
 PIXELS = np.zeros((8, 8), np.uint8)
 CHUNK = 50  # files that a process does before another one takes over
 MAX_MESSAGE = 2000  # characters: a screen
+PLACE = "its-folder"  # which every message names
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -398,7 +399,7 @@ def make(root: Path) -> dict[str, Format]:
     (folder("real") / "real.json").write_text(json.dumps([[i % 1000] for i in range(50_000)]))
     add("real", lambda at: read_real(at / "real.json"))
     for name, form in found.items():
-        apart(lambda form=form, name=name: form.read(copied(form, root / "good" / name)))
+        apart(lambda form=form, name=name: form.read(copied(form, root / "good" / PLACE)))
     return found
 
 
@@ -426,9 +427,8 @@ def ended(read: Callable[[], object]) -> str:
         read()
     except (ValueError, OSError) as e:
         text = str(e)
-        assert text and "\n" not in text and len(text) <= MAX_MESSAGE, (
-            f"a message of {len(text)} characters: {text[:300]!r}"
-        )
+        assert "\n" not in text and len(text) <= MAX_MESSAGE, f"a message of {len(text)} characters: {text[:300]!r}"
+        assert PLACE in text or isinstance(e, ImageError), f"a message that names no file: {text[:300]!r}"
         return "refused"
     return "read"
 
@@ -445,7 +445,7 @@ def prepared(formats: dict[str, Format], to: Path, seed: int, i: int) -> tuple[s
     rng = random.Random(f"{seed} {i}")
     name = list(formats)[i % len(formats)]
     form = formats[name]
-    folder, file = copied(form, to / "here"), rng.choice(form.files)
+    folder, file = copied(form, to / PLACE), rng.choice(form.files)
     (folder / file).write_bytes(damaged(file, (folder / file).read_bytes(), rng))
     return name, file, lambda: form.read(folder)
 
@@ -529,7 +529,7 @@ def main(words: list[str] | None = None) -> int:
         formats = make(Path(scratch))
         if args.only is not None:
             name, file, read = prepared(formats, Path(scratch), args.seed, args.only)
-            print(name, file, (Path(scratch) / "here" / file).read_bytes()[:300])
+            print(name, file, (Path(scratch) / PLACE / file).read_bytes()[:300])
             print(read())
             return 0
         counts, slowest, findings = Counter[str](), (0.0, -1), 0

@@ -14,6 +14,7 @@ from mlpmixer.data.paths import TEST, TRAIN, VAL
 
 PARTS = (TRAIN, VAL, TEST, "unused")
 SHOWN = 10  # names in a message
+MAX_LZMA_BYTES = 1 << 26  # of memory to unpack names; what is written here needs a seventh of it
 MAX_NAME_BYTES = 1024  # of a name, on average: a damaged record must not fill the memory
 
 Hashes = NDArray[np.uint64]
@@ -73,7 +74,7 @@ class SplitRecord(Config, owner="splits"):
             return ()
         limit = total * MAX_NAME_BYTES
         try:
-            unpacker = lzma.LZMADecompressor()
+            unpacker = lzma.LZMADecompressor(memlimit=MAX_LZMA_BYTES)
             names = unpacker.decompress(base64.b64decode(self.names, validate=True), limit).decode().split("\0")
         except (ValueError, lzma.LZMAError) as e:
             raise ValueError(f"splits.names cannot be read: {e}") from e

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mlpmixer.config import to_json
+from mlpmixer.config import parse_json, to_json
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Source
 from mlpmixer.durable import replacing
@@ -117,7 +117,7 @@ def _read(file: Path) -> Outputs:
 
     try:
         with safe_open(file, framework="np") as f:
-            bad = [(str(name), str(reason)) for name, reason in json.loads(f.metadata()["bad"])]
+            bad = [(str(name), str(reason)) for name, reason in parse_json(f.metadata()["bad"])]
             return f.get_tensor("kept"), f.get_tensor("features"), bad
     except (SafetensorError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{file} is damaged: delete it and try again") from e

@@ -67,9 +67,9 @@ def read_torch_file(path: Path) -> Any:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about protocols and tensors that are then refused
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as e:  # on garbage the unpickler of weights_only raises whatever its stack machine runs into
+        if isinstance(e, OSError) and e.filename:  # not there, not ours to read
+            raise
         reason = (_reasons(str(e)) or [type(e).__name__])[-1]
         raise WeightsError(
             f"{path} is not a file of plain tensors, and nothing else is unpickled: {shortened(reason)}"

@@ -117,7 +117,10 @@ class Table(NamedTuple):
             column = column.cast(column.type.value_type)
         require_labels(column.type, path)
         images = _arrow_images(*encoded_images(table[image], path), os.path.dirname(path))
-        return cls(path, images, column.to_pylist(), class_names(schema, label))
+        try:
+            return cls(path, images, column.to_pylist(), class_names(schema, label))
+        except ValueError as e:  # about a name
+            raise ValueError(f"{path}: {e}") from e
 
 
 def read_parquet(
@@ -186,16 +189,15 @@ def _encoder(tables: Sequence[Table], name: str, classes: Sequence[str] | None) 
             f"{at} and {other} have different class names ({', '.join(a[:3])}... and {', '.join(b[:3])}...)"
         )
     names = next(iter(stated), None) or classes
-    if names is None or (kinds == {str} and not set(used) <= set(names)):
-        encoder = LabelEncoder.of_labels(used)
-    else:
-        encoder = LabelEncoder.of_classes(names)
+    try:
+        of_labels = names is None or (kinds == {str} and not set(used) <= set(names))
+        encoder = LabelEncoder.of_labels(used) if of_labels else LabelEncoder.of_classes(names or ())
+    except ValueError as e:
+        raise ValueError(f"{name}: {e}") from e
     found = encoder.classes
     if classes is not None and len(found) != len(classes):
         raise ValueError(
             f"{name} has {len(classes)} classes, these files have {len(found)} ({', '.join(found[:3])}, ...): they "
             f"hold another data set"
         )
-    if len(set(found)) != len(found):
-        raise ValueError(f"{name}: two classes have the same name")
     return encoder

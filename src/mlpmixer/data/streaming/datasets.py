@@ -6,12 +6,13 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mlpmixer.config import require
+from mlpmixer.config import checked, require
 from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet, RawSplits, chain, doubt_of
 from mlpmixer.data.labels import LabelEncoder, meaning_of, used_labels
@@ -23,6 +24,7 @@ from mlpmixer.durable import read_json, write_text
 from mlpmixer.hardware import cache_folder
 
 INSPECT_THREADS = 16
+CACHED = tuple[int, tuple[str, ...] | None, tuple[int | str, ...]]  # `Contents`, in JSON
 CACHE_FORMAT = 2  # 1 took 007 for 7
 
 
@@ -179,11 +181,11 @@ def _contents(
         cached = {}
     known: dict[Shard, Contents] = {}
     for shard in shards:
-        entry = cached.get(_identity(shard))
         if shard.samples and classes_known:
             known[shard] = Contents(shard.samples)
-        elif isinstance(entry, list):
-            known[shard] = Contents(entry[0], tuple(entry[1]) if entry[1] else None, tuple(entry[2]))
+        elif (entry := cached.get(_identity(shard))) is not None:
+            with suppress(ValueError):  # a damaged one is made again
+                known[shard] = Contents(*checked(CACHED, entry, "a cached count"))
     unknown = [s for s in shards if s not in known]
     with ThreadPoolExecutor(INSPECT_THREADS, thread_name_prefix="inspect") as pool:
         inspected = dict(zip(unknown, pool.map(lambda s: inspect_shard(s, retry), unknown), strict=True))

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urljoin
 
 from mlpmixer.config import parse_json
 from mlpmixer.data.bounded import file_below
-from mlpmixer.data.labels import Meaning, class_name, read_label
+from mlpmixer.data.labels import LabelEncoder, Meaning, class_name, read_label
 from mlpmixer.data.paths import (
     SPLIT_WORDS,
     Layout,
@@ -137,11 +137,11 @@ def read_classes(given: str) -> tuple[str, ...]:
             lines = file.read(MAX_INFO_BYTES).split("\n", MAX_CLASSES)
         if len(lines) > MAX_CLASSES:
             raise ValueError(f"more than {MAX_CLASSES:,} lines")
+        names = [class_name(line) for line in lines if line.strip()]
     except (OSError, ValueError) as e:
         raise ValueError(
             f"data.classes {given!r} is neither a number of classes nor a file with one class name per line: {e}"
         ) from e
-    names = [class_name(line) for line in lines if line.strip()]
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(
             f"{given} has {len(names)} names, {len(set(names))} of them different; expected at least two, each once"
@@ -180,6 +180,7 @@ def _from_info(content: bytes, where: str, base: str) -> Listing:
                 of_split.append(Shard(_below(base, file, where), samples))
         if not isinstance(classes := info.get("classes") or [], list):
             raise ValueError(f"classes {shown(classes)}")
+        names = LabelEncoder.of_classes(list(map(str, classes))).classes
     except ShardError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -187,12 +188,11 @@ def _from_info(content: bytes, where: str, base: str) -> Listing:
             f"{where}: expected {{'splits': {{NAME: {{'filenames': [...], 'shard_lengths': [...]}}}}}}, got "
             f"{shortened(e)}"
         ) from e
-    names = tuple(map(str, classes)) or None
     meaning = info.get("labels")
     if meaning not in (None, *get_args(Meaning)):
         expected = " or ".join(get_args(Meaning))
         raise ValueError(f'{where}: expected "labels" to be {expected}, got {shown(meaning)}')
-    return Listing(printable(base.rpartition("/")[2]) or "shards", shards, names, f"from {where}", meaning)
+    return Listing(printable(base.rpartition("/")[2]) or "shards", shards, names or None, f"from {where}", meaning)
 
 
 def _below(base: str, file: str, where: str) -> str:

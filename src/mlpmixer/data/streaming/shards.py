@@ -276,7 +276,10 @@ def _parquet_images(shard: Shard) -> Sequence[Source]:
     @lru_cache(maxsize=2)
     def content(group: int) -> Any:
         parquet, image, _ = _parquet(shard, shard.address)
-        column = read_columns(parquet, [image], os.path.getsize(shard.address), [group])[image]
+        try:
+            column = read_columns(parquet, [image], os.path.getsize(shard.address), [group])[image]
+        except (OSError, ValueError) as e:  # Arrow's are among them
+            raise ShardError(f"{shard.address} cannot be read: {shortened(first_line(e))}") from e
         return encoded_images(column, shard.address)[0]
 
     def item(i: int) -> Source:

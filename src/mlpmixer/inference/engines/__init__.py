@@ -72,7 +72,9 @@ def open_session(
     require_file(file)
     try:
         session = chosen.open(file, precision, streams, threads)
-    except ValueError:
+    except ValueError as e:
+        if isinstance(e, UnicodeError):
+            raise ValueError(f"{name} cannot open {file}: {reason(e)}") from e
         raise
     except ModuleNotFoundError as e:
         raise ValueError(
