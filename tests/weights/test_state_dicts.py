@@ -17,8 +17,11 @@ from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
 
 from mlpmixer import cli
+from mlpmixer.config import pair
+from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.models.architecture import build, create_model
 from mlpmixer.models.configs import MixerConfig, NetworkConfig, ResMLPConfig
+from mlpmixer.weights import state_dicts
 from mlpmixer.weights.formats import WeightsError, read_foreign, to_foreign
 from mlpmixer.weights.load import load_weights
 from mlpmixer.weights.state_dicts import Inert
@@ -142,6 +145,7 @@ def test_a_state_dict_of_our_own_loads(cfg: NetworkConfig, suffix: str, tmp_path
     told: list[dict[str, Any]] = []
     found, meta = load_weights(path, report=told.append)
     assert found.cfg == cfg and meta.provenance == {"weights": path.name, "form": "own"}
+    assert meta.preprocess == Preprocess(image_size=pair(cfg.image_size), in_channels=cfg.in_channels)
     images = torch.randn(2, cfg.in_channels, *([cfg.image_size] * 2))  # type: ignore[list-item]
     assert torch.equal(found(images), model.eval()(images))
     assert len(told) == 1 and f"is taken for a {cfg.architecture} of " in told[0]["note"]
@@ -235,6 +239,13 @@ def test_an_error_does_not_fill_the_screen(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="and 988 more") as e:
         read_foreign(tmp_path / "w.pth")
     assert len(str(e.value)) < 1000
+
+
+def test_a_description_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_dicts, "MAX_PICKLE_BYTES", 10_000)
+    torch.save({"model": STATE, "losses": [0.5] * 10_000}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="its description of the tensors is longer than 10,000 bytes"):
+        read_foreign(tmp_path / "w.pth")
 
 
 def test_a_file_of_another_pickle_protocol_is_refused_without_a_warning(tmp_path: Path) -> None:

@@ -209,6 +209,7 @@ TABLES = (
         marker="blocks.0.token_mixing.fc1.weight",
         rows=partial(state_dict_table, names=OWN),
         config=partial(state_dict_config, names=OWN),
+        preprocess="",
         current=with_stem_as_convolution,
     ),
 )

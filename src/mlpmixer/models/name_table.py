@@ -50,7 +50,8 @@ class NameTable:
     activation: str = ""
     """What this form's code computes, where that is not part of the file."""
     preprocess: str = "timm"
-    """Name of the evaluation preprocessing that goes with it, see `data.preprocess.create_preprocess`."""
+    """Name of the evaluation preprocessing that goes with it, see `data.preprocess.create_preprocess`; "": as after
+    training here, but for mean and deviation, which are 0.5."""
     current: Callable[[Arrays], dict[str, np.ndarray]] = unchanged
     """Arrays of any public variant under the names of `rows`."""
 

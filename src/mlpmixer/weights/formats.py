@@ -238,5 +238,5 @@ def _assumed(path: str | os.PathLike[str], cfg: NetworkConfig) -> str:
     (h, w), (p, q), activation = pair(cfg.image_size), cfg.cell, getattr(cfg, "activation", "")
     return (
         f"{path} is taken for a {cfg.architecture} of {h}x{w} px, {cfg.in_channels} channels and patches of {p}x{q} px"
-        f"{f', with {activation}' if activation else ''}; it says no classes and no preprocessing"
+        f"{f', with {activation}' if activation else ''}; it names no classes, and images are scaled to -1..1"
     )

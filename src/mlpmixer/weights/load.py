@@ -14,11 +14,12 @@ import difflib
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from mlpmixer.config import checked, pair
-from mlpmixer.data.preprocess import create_preprocess
+from mlpmixer.data.preprocess import Preprocess, create_preprocess
 from mlpmixer.models.architecture import build, build_with_weights, configured, name_of
 from mlpmixer.models.configs import NetworkConfig, Size
 from mlpmixer.weights import published
@@ -151,7 +152,8 @@ def _foreign(
     cfg, state, table = read_foreign(file, image_size, place, lambda text: report({"kind": "note", "note": text}))
     if known:
         _require_same_architecture(cfg, known.config, str(file))
-    preprocess = known.preprocess if known else table.preprocess
+    preprocess, size = known.preprocess if known else table.preprocess, pair(cfg.image_size)
+    prepare = partial(create_preprocess, preprocess) if preprocess else Preprocess
     heads = {count: classes for classes, count in published.NUM_CLASSES.items()}
     k = cfg.num_classes
     provenance = {"weights": name if known else f"{file.name}:{place}".rstrip(":"), "form": table.form}
@@ -160,7 +162,7 @@ def _foreign(
     meta = ModelMeta(
         config=cfg,
         classes=published.class_names(heads[k]) if k in heads else published.numbered(k),
-        preprocess=create_preprocess(preprocess, image_size=pair(cfg.image_size), in_channels=cfg.in_channels),
+        preprocess=prepare(image_size=size, in_channels=cfg.in_channels),
         provenance=provenance,
     )
     return build_with_weights(cfg, state).eval(), meta

@@ -21,7 +21,7 @@ AVERAGE = re.compile(r"ema|swa|avg|average|teacher")  # in the key of weights th
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # anywhere in a name
 LEGACY_PICKLES = 4  # of a file from before torch 1.6: a number, a version, the system, and the object
 MAX_PLACE = 1000  # characters of the keys that lead to a network
-MAX_PICKLE_BYTES = 2**26  # of what describes the tensors, whose values lie elsewhere
+MAX_PICKLE_BYTES = 2**23  # of what describes the tensors, whose values lie elsewhere
 
 
 class _Settable(type):
