@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+MOST_S = 366 * 24 * 3600.0
+
 
 class Clock:
     """Seconds of training over all resumes, and images per second without evaluations."""
@@ -60,4 +62,6 @@ def parse_duration(text: str) -> float:
     total += float(digits) if digits not in ("", ".") else 0
     if total <= 0:
         raise ValueError(f"{text!r} is not a time; write 45s, 30m, 2h or 1h30m")
+    if total > MOST_S:
+        raise ValueError(f"{text!r} is more than a year; write 45s, 30m, 2h or 1h30m")
     return total

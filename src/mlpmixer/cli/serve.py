@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 
+MOST_WORKERS = 256
+
+
 @dataclass(frozen=True, kw_only=True)
 class Serve(ModelCommand):
     """Serve a model over HTTP.
@@ -46,8 +49,8 @@ class Serve(ModelCommand):
     settings: Settings = field(default_factory=Settings)
 
     def __call__(self) -> int:
-        if self.workers < 1:
-            raise ValueError(f"--workers must be at least 1, got {self.workers}")
+        if not 1 <= self.workers <= MOST_WORKERS:
+            raise ValueError(f"--workers must be 1 to {MOST_WORKERS}, got {self.workers}")
         if self.streams < 0:
             raise ValueError(f"--streams must be at least 0, got {self.streams}")
         self.token()

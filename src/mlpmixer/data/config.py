@@ -73,4 +73,5 @@ class Data(Config, owner="data"):
         require(0 < self.test_fraction < 1, f"data.test_fraction must be in (0, 1), got {self.test_fraction}")
         require(self.min_per_class >= 0, f"data.min_per_class must not be negative, got {self.min_per_class}")
         require(0 < self.train_fraction <= 1, f"data.train_fraction must be in (0, 1], got {self.train_fraction}")
-        require(self.train_scale >= 1, f"data.train_scale must be at least 1, got {self.train_scale}")
+        require(1 <= self.train_scale <= 16, f"data.train_scale must be in [1, 16], got {self.train_scale}")
+        require(0 <= self.workers <= 1024, f"data.workers must be in 0..1024, got {self.workers}")

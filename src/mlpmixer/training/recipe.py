@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mlpmixer.clock import parse_duration
 from mlpmixer.config import Config, from_json, one_if_square, pair, require
 from mlpmixer.data.config import Data
 from mlpmixer.models.configs import Method, MixerConfig, NetworkConfig
@@ -89,6 +90,9 @@ class Augment(Config, owner="augment"):
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             require(isinstance(value, str) or value >= 0, f"augment.{f.name} must not be negative, got {value}")
+        for name, limit in (("pad_crop_px", 1000), ("randaugment_layers", 100)):
+            value = getattr(self, name)
+            require(value <= limit, f"augment.{name} must be at most {limit:,}, got {value}")
         most = 20 if self.randaugment_form == "big_vision" else 30
         require(
             self.randaugment_magnitude <= most,
@@ -195,6 +199,9 @@ class Distill(Config, owner="distill"):
         require(not self.hard or self.temperature == 1, "distill.hard has no temperature; leave one of the two out")
 
 
+MOST = {"epochs": 1_000_000, "steps": 10**9, "batch_size": 2**20, "eval_every": 1_000_000}  # of Run: a slip beyond it
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run(Config, owner="run"):
     """Duration, batches, device, and what is logged and saved."""
@@ -265,6 +272,11 @@ class Run(Config, owner="run"):
         require(0 <= self.seed < 2**63, f"run.seed must be in [0, 2^63), got {self.seed}")
         require(self.epochs > 0, f"run.epochs must be positive, got {self.epochs}")
         require(self.batch_size >= 1, f"run.batch_size must be at least 1, got {self.batch_size}")
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            require(value <= most, f"run.{name} must be at most {most:,}, got {value}")
+        if self.time:
+            parse_duration(self.time)
         for name in ("accumulate", "repeats"):
             parts = getattr(self, name)
             divides = parts >= 1 and self.batch_size % parts == 0

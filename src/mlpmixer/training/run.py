@@ -43,7 +43,7 @@ from mlpmixer.training.distillation import (
 from mlpmixer.training.distributed import ProcessGroup
 from mlpmixer.training.inputs import ImageCache, Stores, batches
 from mlpmixer.training.loop import BEST_FILE, State, Trainer, validate
-from mlpmixer.training.recipe import Recipe, read_recipe, variant
+from mlpmixer.training.recipe import MOST, Recipe, read_recipe, variant
 from mlpmixer.training.run_report import write_report
 from mlpmixer.training.start import Start, load_networks, stored_preprocess, with_network
 from mlpmixer.training.step import TrainingStep
@@ -260,7 +260,12 @@ def _require_a_readable_image(test: ImageSet, preprocess: Preprocess) -> None:
 def num_steps(recipe: Recipe, train_images: int) -> int:
     """The steps of a run: `run.steps`, or `run.epochs` in steps."""
     per_epoch = steps_per_epoch(train_images, recipe.run.batch_size)
-    return recipe.run.steps or max(round(recipe.run.epochs * per_epoch), 1)
+    steps = recipe.run.steps or max(round(recipe.run.epochs * per_epoch), 1)
+    if steps > MOST["steps"]:
+        raise ValueError(
+            f"run.epochs={recipe.run.epochs:g} are {steps:,} steps, and a run has at most {MOST['steps']:,}"
+        )
+    return steps
 
 
 def fix_steps(training_step: TrainingStep, start: Start | None, spent_s: float) -> Recipe:

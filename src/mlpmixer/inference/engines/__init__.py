@@ -113,6 +113,9 @@ def require_file(path: Path) -> None:
         raise ValueError(f"{path} does not exist: expected a file" + (f"; did you mean {close[0]}?" if close else ""))
 
 
+MOST_THREADS = 1024
+
+
 def threads_each(streams: int, threads: int) -> int:
     """Threads of each stream: `threads`; with 0 an equal share of the cores, or for one stream 0, the engine's default.
 
@@ -122,6 +125,8 @@ def threads_each(streams: int, threads: int) -> int:
         raise ValueError(f"streams must be at least 1, got {streams}")
     if threads < 0:
         raise ValueError(f"threads must be at least 0 (the engine's default), got {threads}")
+    if max(streams, threads) > MOST_THREADS:
+        raise ValueError(f"at most {MOST_THREADS:,} threads and streams, got {max(streams, threads):,}")
     return threads or (math.ceil(cores() / streams) if streams > 1 else 0)
 
 
