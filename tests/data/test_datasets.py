@@ -26,7 +26,9 @@ from mlpmixer.data.catalog import DATASETS
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data, open_images, stratified_cut
 from mlpmixer.data.image_set import Splits
-from mlpmixer.data.images import ImageError, decode
+from mlpmixer.data.images import ImageError, _heic, decode
+from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.store import Store
 from mlpmixer.data.streaming.datasets import open_streamed
 
 RNG = np.random.default_rng(0)
@@ -551,6 +553,29 @@ def test_strange_files_and_names(tmp_path: Path) -> None:
                 decode(images.source(i), "RGB")
         else:
             decode(images.source(i), "RGB")
+
+
+def test_files_without_a_suffix_are_read(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"a": 4, "b": 4})
+    for path in tmp_path.glob("*/*.png"):
+        path.rename(path.with_suffix(""))
+    (tmp_path / "a" / "LICENSE").write_text("words")
+    images = open_images(Data(name=str(tmp_path)), "all")
+    assert sorted(images.names) == sorted(f"{c}/{i}" for c in "ab" for i in range(4))
+    assert [decode(images.source(i), "RGB").size for i in range(8)] == [(8, 8)] * 8
+
+
+def test_folder_of_heic_says_so_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    _heic.cache_clear()
+    for i in range(24):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        (tmp_path / "ab"[i % 2] / f"IMG_{i}.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
+    images = open_images(Data(name=str(tmp_path)), "all")
+    assert len(images) == 24
+    with pytest.raises(ValueError, match=r"24 of 24 images cannot be read.*IMG_0\.HEIC, .*: a HEIC photo") as e:
+        Store(images, Preprocess(image_size=(8, 8)), cache_mib=1, workers=1, max_bad_share=0.25)
+    assert len(str(e.value)) < 600
 
 
 def test_folder_without_classes(tmp_path: Path) -> None:

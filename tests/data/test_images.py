@@ -177,7 +177,7 @@ def test_heic_is_named_with_what_to_do(head: bytes, tmp_path: Path, monkeypatch:
     _heic.cache_clear()
     (tmp_path / "photo").write_bytes(head + bytes(100))
     for source in (head + bytes(100), tmp_path / "photo"):
-        with pytest.raises(ImageError, match=r'a HEIC photo.*pip install "mlpmixer\[heic\]"\. Or convert it to JPEG'):
+        with pytest.raises(ImageError, match=r'a HEIC photo.*pip install "mlpmixer\[heic\]"; or convert it to JPEG'):
             decode(source, "RGB")
     assert is_image_file(str(tmp_path / "photo")) and is_image_file("x.HEIC")
 

@@ -20,6 +20,14 @@ def test_images_are_found_in_order_and_once(tmp_path):
     assert list(find_images([f"{at}/notes.txt"])) == [f"{at}/notes.txt"]  # a named file is taken at its word
 
 
+def test_files_without_a_suffix_are_images_by_their_content(tmp_path):
+    path = grey(tmp_path / "photo.png", 0)
+    (tmp_path / "photo.png").rename(tmp_path / "photo")
+    (tmp_path / "README").write_text("words")
+    path = path.removesuffix(".png")
+    assert list(find_images([str(tmp_path)])) == list(find_images([f"{tmp_path}/*"])) == [path]
+
+
 def test_missing_sources_are_failures_in_place(tmp_path):
     path = grey(tmp_path / "a.png", 0)
     (tmp_path / "empty").mkdir()

@@ -132,8 +132,8 @@ def _heic() -> list[str]:
         import pillow_heif
     except ImportError as e:
         raise ImageError(
-            'a HEIC photo, which takes pillow-heif to read: pip install "mlpmixer[heic]". Or convert it to JPEG, on a '
-            "Mac with sips -s format jpeg PHOTO.heic --out PHOTO.jpg, elsewhere with heif-convert PHOTO.heic PHOTO.jpg"
+            'a HEIC photo, which pillow-heif reads: pip install "mlpmixer[heic]"; or convert it to JPEG (heif-convert '
+            "IN OUT.jpg, on a Mac sips -s format jpeg IN --out OUT.jpg)"
         ) from e
     pillow_heif.register_heif_opener()
     return ["HEIF"]

@@ -61,8 +61,8 @@ class LabelEncoder:
     def of_labels(cls, labels: Iterable[Label]) -> "LabelEncoder":
         """The labels that occur are the classes, in their order."""
         used = used_labels(labels)
-        classes = tuple(dict.fromkeys(map(str, used)))
-        return cls(classes, {v: classes.index(str(v)) for v in used})
+        places = {name: i for i, name in enumerate(dict.fromkeys(map(str, used)))}
+        return cls(tuple(places), {v: places[str(v)] for v in used})
 
     def encode(self, label: Label, where: str) -> int:
         """The index of the class, -1 without a label. ValueError, which names `where`, for an unknown one."""

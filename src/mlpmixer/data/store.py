@@ -1,6 +1,6 @@
 """Decoded images of one size, by index: in memory when they fit, else decoded again for each batch."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -32,6 +32,15 @@ def map_indices(work: Callable[[int], T], n: int, workers: int) -> Iterator[T]:
         pool.shutdown(wait=True, cancel_futures=True)  # Ctrl-C does not wait for the rest of the data set
 
 
+def by_reason(bad: Sequence[tuple[str, str]]) -> str:
+    """The first ten (name, reason) in a line, names of the same reason together."""
+    names: dict[str, list[str]] = {}
+    for name, reason in bad[:10]:
+        names.setdefault(reason, []).append(name)
+    some = "; ".join(f"{', '.join(of_reason)}: {reason}" for reason, of_reason in names.items())
+    return some + ("; ..." if len(bad) > 10 else "")
+
+
 def content_hashes(images: ImageSet, workers: int = 0) -> NDArray[np.uint64]:
     """`content_hash` of each image (N,); files are read in threads and not decoded."""
     hashed = map_indices(lambda i: content_hash(images.source(i)), len(images), workers)
@@ -61,10 +70,9 @@ class Store:
         reasons = dict(enumerate(map_indices(self._check, n, workers)))
         self.bad = [(images.names[i], reason) for i, reason in reasons.items() if reason is not None]
         if n and len(self.bad) / n > max_bad_share:
-            some = "; ".join(f"{name}: {reason}" for name, reason in self.bad[:10])
             raise ValueError(
                 f"{len(self.bad)} of {n} images cannot be read, more than the share of {max_bad_share} allowed "
-                f"(max_bad_share): {some}" + ("; ..." if len(self.bad) > 10 else "")
+                f"(max_bad_share): {by_reason(self.bad)}"
             )
         self.indices = np.array([i for i, reason in reasons.items() if reason is None], dtype=np.int64)
         good = images.subset(self.indices) if self.bad else images

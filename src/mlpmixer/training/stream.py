@@ -22,7 +22,7 @@ from mlpmixer.data.config import Data
 from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.data.labels import LabelEncoder
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.data.store import worker_count
+from mlpmixer.data.store import by_reason, worker_count
 from mlpmixer.data.streaming.datasets import fingerprint
 from mlpmixer.data.streaming.shards import Sample, Shard, read_rows
 from mlpmixer.download import Retry
@@ -280,6 +280,6 @@ class Stream:
             raise ValueError(
                 f"{self._failed} of {self._decoded} images cannot be read, more than the share of "
                 f"{self.data.max_bad_share} allowed "
-                "(max_bad_share): " + "; ".join(f"{name}: {reason}" for name, reason in self.bad[:10])
+                f"(max_bad_share): {by_reason(self.bad)}"
             )
         return np.asarray(numbers, np.int64), np.asarray(labels, np.int64), np.stack(images)

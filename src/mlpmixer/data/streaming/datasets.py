@@ -100,7 +100,8 @@ def open_streamed(
         require(data.layout != "splits", f"{name}: no name says train, val or test (data.layout=splits)")
         shards[TRAIN] = shards.pop("all")
     if TRAIN not in shards:
-        raise ValueError(f"{name} has only {' and '.join(shards)} shards, and none to train on")
+        overrule = "; if that name means something else: --data.layout classes" if data.layout == "auto" else ""
+        raise ValueError(f"{name} has only {' and '.join(shards)} shards, and none to train on{overrule}")
     for split, fraction in ((TEST, data.test_fraction), (VAL, data.val_fraction)):
         if split not in shards:
             notes.append(_cut_off(shards, split, fraction, data.split_seed, name))
