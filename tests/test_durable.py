@@ -1,5 +1,6 @@
 """Files are written whole, with the mode that the umask gives them; damaged JSON is named."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mlpmixer.durable import read_json, replacing, write_json
+from mlpmixer.evaluation.metrics import CONFUSION_MAX_CLASSES
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
@@ -37,6 +39,13 @@ def test_failed_write_leaves_the_old_file_and_no_rest(
     with pytest.raises(type(error)):
         write_json(path, {"new": True})
     assert read_json(path) == {"old": True} and list(tmp_path.iterdir()) == [path]
+
+
+def test_summary_of_a_thousand_classes_is_read(tmp_path: Path) -> None:
+    confusion = [[0] * CONFUSION_MAX_CLASSES] * CONFUSION_MAX_CLASSES
+    text = json.dumps({"val": {"confusion": confusion}, "test": {"confusion": confusion}})
+    (tmp_path / "summary.json").write_text(text)
+    assert len(read_json(tmp_path / "summary.json")["test"]["confusion"]) == CONFUSION_MAX_CLASSES
 
 
 @pytest.mark.parametrize(

@@ -126,15 +126,15 @@ def did_you_mean(value: object, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, max_items: int = MAX_JSON_ITEMS) -> Any:
     """The value of JSON that anyone may have written, text or UTF-8.
 
-    ValueError for what is not JSON, is nested deeper than MAX_JSON_DEPTH, has more than MAX_JSON_ITEMS values, or holds
+    ValueError for what is not JSON, is nested deeper than MAX_JSON_DEPTH, has more than `max_items` values, or holds
     half a character (a lone surrogate), which could not be printed or stored.
     """
     text = text.decode("utf-8") if isinstance(text, bytes) else text
-    if text.count(",") + text.count("[") + text.count("{") > MAX_JSON_ITEMS:
-        raise ValueError(f"JSON of more than {MAX_JSON_ITEMS:,} values")
+    if text.count(",") + text.count("[") + text.count("{") > max_items:
+        raise ValueError(f"JSON of more than {max_items:,} values")
     try:
         value = json.loads(text)
     except RecursionError:

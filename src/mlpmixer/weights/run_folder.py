@@ -108,11 +108,10 @@ def _commit() -> str | None:
 
 def new_directory(base: Path) -> Path:
     """`base`, or base-2, base-3, ...: the first that does not exist, made by this call and no other."""
-    base.parent.mkdir(parents=True, exist_ok=True)
     path, n = base, 1
     while True:
         with suppress(FileExistsError):
-            path.mkdir()
+            path.mkdir(parents=True)
             return path
         n += 1
         path = base.with_name(f"{base.name}-{n}")
