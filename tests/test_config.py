@@ -20,6 +20,7 @@ from mlpmixer.cli import main
 from mlpmixer.config import Config, field_types, from_json, parse_json, to_json
 from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.download import Retry
 from mlpmixer.models.architecture import ARCHITECTURES
 from mlpmixer.models.configs import MixerConfig
@@ -46,6 +47,7 @@ CONFIGS += [
     ModelMeta(config=MixerConfig(image_size=8, patch_size=4, num_classes=2), classes=("a", "b"), preprocess=PREPROCESS),
     Grouped(2),
     Pyramid(2),
+    SplitRecord(counts=(0, 0, 0, 0), hashes=""),
 ]
 CONFIGS += [Overrides(), cost.SCALES["small"], frontier.SCALES["small"]]
 TYPES = [
