@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,20 @@ def test_evaluate_prints_numbers_or_json_and_writes_a_page(digits_run: Path, run
     assert second.startswith("with test-time augmentation (flip, shift: the mean of 10 views)  top-1 ")
     found = json.loads(run("evaluate", str(digits_run), "--json")[1])
     assert (found["n"], found["trained_on"], found["scored"]["of"], found["scored"]["split"]) == (360, 0, 1797, "test")
+
+
+def test_export_is_evaluated_on_the_images_its_run_kept_for_it(
+    digits_run: Path, digits_bundle: Path, run: RunLine, tmp_path: Path
+) -> None:
+    weights = shutil.copy(digits_run / "model.safetensors", tmp_path / "copy.safetensors")
+    own = json.loads((digits_run / "summary.json").read_text())["top1"]
+    for model in (str(digits_bundle), str(weights)):
+        found = json.loads(run("evaluate", model, "digits", "--json")[1])
+        assert (found["n"], found["top1"], found["trained_on"]) == (360, own, 0)
+    code, out, _ = run("evaluate", str(weights), "--split", "all")
+    assert code == 0 and "the model was trained on 1,293 of these 1,797 images: top-1 is" in out
+    code, out, _ = run("compare", str(weights), str(digits_bundle), "digits", "--split", "train")
+    assert code == 0 and "A was trained on 1,293 of these 1,293 images" in out
 
 
 def test_evaluate_fits_a_temperature(digits_run: Path, run: RunLine) -> None:

@@ -88,3 +88,12 @@ def test_train_fraction_leaves_a_record_of_the_rest() -> None:
     assert whole.unused is None and half.unused is not None
     assert len(half.train) + len(half.unused) == len(whole.train)
     assert len(set(content_hashes(whole.train).tolist())) == len(whole.train)
+
+
+def test_too_many_training_images_are_known_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlpmixer.data.split_record.MAX_TRAIN", 3)
+    large = record(train={"a": 1, "b": 2}, val={"c": 3}, test={"d": 4})
+    assert large.counts == (0, 1, 1, 0) and large.shards
+    assert large.difference(record(train={"a": 1, "b": 9}, val={"c": 3}, test={"d": 4})).startswith(
+        "the training images"
+    )

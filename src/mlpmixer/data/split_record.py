@@ -1,6 +1,7 @@
 """Which images a run trained, validated and tested on, so that any copy of its model knows them again by content."""
 
 import base64
+import hashlib
 import lzma
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from mlpmixer.data.paths import TEST, TRAIN, VAL
 PARTS = (TRAIN, VAL, TEST, "unused")
 SHOWN = 10  # names in a message
 MAX_LZMA_BYTES = 1 << 26  # of memory to unpack names; what is written here needs a seventh of it
+MAX_TRAIN = 4_000_000  # images recorded one by one: 60 MB of a header that may have 100
 MAX_NAME_BYTES = 1024  # of a name, on average: a damaged record must not fill the memory
 
 Hashes = NDArray[np.uint64]
@@ -31,7 +33,8 @@ class SplitRecord(Config, owner="splits"):
     names: str = ""
     """Base64 of their names, compressed; empty where the model has left its machine. No name begins above the data."""
     shards: str = ""
-    """Names and sizes of the shards that training images were streamed from, hashed."""
+    """A hash of the names and sizes of the shards that training images were streamed from, or of the content of more
+    images than MAX_TRAIN; they are not recorded one by one then."""
     earlier: str = ""
     """Hashes of what the initial weights and the teacher were trained on, as far as they say."""
 
@@ -39,14 +42,18 @@ class SplitRecord(Config, owner="splits"):
     def of(
         cls, parts: Mapping[str, tuple[Iterable[str], Hashes]], *, shards: str = "", earlier: Hashes | None = None
     ) -> "SplitRecord":
-        """From the names and hashes of each part that there is."""
+        """From the names and hashes of each part that there is. Too many training images are known as a whole only."""
+        parts = dict(parts)
+        if TRAIN in parts and sum(len(hashes) for _, hashes in parts.values()) > MAX_TRAIN:
+            of_train = [*parts.pop(TRAIN)[1].tolist(), *parts.pop("unused", ((), np.zeros(0, np.uint64)))[1].tolist()]
+            shards = hashlib.blake2b(np.array(of_train, "<u8").tobytes(), digest_size=8).hexdigest()
         found = [parts.get(part, ((), np.zeros(0, np.uint64))) for part in PARTS]
         names = "\0".join(name for of_part, _ in found for name in of_part)
         train, val, test, unused = (len(hashes) for _, hashes in found)
         return cls(
             counts=(train, val, test, unused),
             hashes=_packed(np.concatenate([hashes for _, hashes in found])),
-            names=base64.b64encode(lzma.compress(names.encode())).decode(),
+            names=base64.b64encode(lzma.compress(names.encode(errors="replace"), preset=0)).decode(),
             shards=shards,
             earlier=_packed(earlier) if earlier is not None else "",
         )
@@ -101,7 +108,7 @@ class SplitRecord(Config, owner="splits"):
     def after(self, before: "Sequence[SplitRecord]") -> "SplitRecord":
         """This record for a run that began with networks of these records: its initial weights, its teacher."""
         earlier = np.concatenate([np.zeros(0, np.uint64), *(record.trained for record in before)])
-        return replace(self, earlier=_packed(np.setdiff1d(earlier, self.hashes_of(TRAIN))))
+        return replace(self, earlier=_packed(np.setdiff1d(earlier, self.hashes_of(TRAIN))[:MAX_TRAIN]))
 
     def without_names(self) -> "SplitRecord":
         return replace(self, names="")
@@ -112,21 +119,22 @@ class SplitRecord(Config, owner="splits"):
         An image is known by its content. Where several have the same, their names decide, then their order; one that
         cannot be read is known by its name alone.
         """
+        own, own_names = self.all_hashes.tolist(), self.all_names
         places: dict[int, list[int]] = {}
-        for place in range(len(self.all_hashes) - 1, -1, -1):
-            places.setdefault(int(self.all_hashes[place]), []).append(place)
+        for place in range(len(own) - 1, -1, -1):
+            places.setdefault(own[place], []).append(place)
         found = np.full(len(hashes), -1)
         left = []
         for i, of_hash in enumerate(hashes.tolist()):
             candidates = places.get(of_hash, [])
-            same = next((p for p in candidates if self.all_names and self.all_names[p] == names[i]), None)
+            same = next((place for place in candidates if own_names and own_names[place] == names[i]), None)
             if same is not None:
                 candidates.remove(same)
                 found[i] = same
             elif of_hash:
-                left.append(i)
-        for i in left:
-            if candidates := places.get(int(hashes[i]), []):
+                left.append((i, candidates))
+        for i, candidates in left:
+            if candidates:
                 found[i] = candidates.pop()
         return found
 
@@ -146,7 +154,7 @@ class SplitRecord(Config, owner="splits"):
     def difference(self, now: "SplitRecord") -> str:
         """How the images of `now` differ from these, with some of their names; empty when they do not."""
         if self.shards != now.shards:
-            return "the shards have other names or sizes"
+            return "the training images or their shards are others"
         before, after = self._by_name(), now._by_name()
         changed = [name for name, one in before.items() if name in after and after[name][1] != one[1]]
         moved = [name for name, one in before.items() if name in after and after[name][0] != one[0]]
