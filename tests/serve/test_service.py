@@ -365,6 +365,15 @@ def test_size_from_header(size: tuple[int, int]) -> None:
     )
 
 
+def test_cost_follows_what_decoding_takes() -> None:
+    size = (400, 300)
+    deep = png_of(*size)[:24] + bytes([16, 6]) + png_of(*size)[26:]  # four channels of 16 bits
+    costs = [read_header(data).cost_px for data in (picture(9, size, "JPEG"), picture(9, size), deep)]
+    progressive = read_header(picture(9, size, "JPEG", progressive=True)).cost_px
+    assert costs[0] < costs[1] < costs[2] / 2 and costs[0] < progressive
+    assert 400 * 300 <= costs[1] < 1.1 * 400 * 300
+
+
 def test_request_pixel_limit_comes_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = by_brightness()
     decoded = list[bytes]()
@@ -638,6 +647,9 @@ def test_default_hosts() -> None:
     assert {"localhost", "::1"} <= (serve.hosts("::1") or set())
     allowed = replace(serve, allow_host="mixer.example, B.example", host="0.0.0.0").hosts("0.0.0.0")
     assert allowed and {"mixer.example", "b.example", "localhost"} <= allowed and "evil.example" not in allowed
+    for wrong in ("mixer.example:80", "http://mixer.example"):
+        with pytest.raises(ValueError, match="--allow-host takes names without"):
+            replace(serve, allow_host=wrong).hosts("0.0.0.0")
 
 
 @pytest.mark.parametrize(

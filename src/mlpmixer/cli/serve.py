@@ -76,6 +76,11 @@ class Serve(ModelCommand):
     def hosts(self, address: str) -> frozenset[str] | None:
         """Names that requests may be for, of a service that listens on this address; None: any."""
         allowed = {name.strip().lower() for name in self.allow_host.split(",") if name.strip()}
+        for name in allowed:
+            if "/" in name or name.count(":") == 1:
+                raise ValueError(
+                    f"--allow-host takes names without http:// and port, such as mixer.example, got {name}"
+                )
         if not allowed and (self.token_file or not ip_address(address.partition("%")[0]).is_loopback):
             return None
         return frozenset({"localhost", "127.0.0.1", "::1", address, self.host.lower(), *allowed})

@@ -9,7 +9,7 @@ NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
 MAX_PARTS = 10_000  # of chunks or segments, which Pillow goes through one by one
 # A scan of a progressive JPEG may be a few bytes, but covers the whole image: pixels times scans bounds decoding time
 MAX_SCANNED_PX = 1_000_000_000
-JPEG_CHEAPER = 8  # a JPEG that is larger than needed is decoded at a fraction of its size
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 
 STARTS: dict[str, bytes | tuple[bytes, ...]] = {
     "JPEG": b"\xff\xd8\xff",
@@ -32,7 +32,7 @@ class Header:
     height: int
     too_many_scans: bool
     cost_px: int
-    """What decoding takes, in pixels of a PNG."""
+    """What decoding takes, in pixels of a PNG in 8-bit colour, about 16 ns each."""
 
 
 def read_header(data: bytes) -> Header:
@@ -43,8 +43,12 @@ def read_header(data: bytes) -> Header:
     except (struct.error, IndexError) as e:
         raise ImageError(f"a damaged {kind} file: its header is cut off") from e
     pixels, scans = width * height, data.count(b"\xff\xda") if kind == "JPEG" else 0
-    cost_px = (scans * pixels // JPEG_CHEAPER if scans else pixels) + len(data)
-    return Header(width, height, scans * pixels > MAX_SCANNED_PX, cost_px)
+    cost_px = pixels
+    if kind == "JPEG":
+        cost_px = pixels * (1 + scans) // 8
+    elif kind == "PNG" and len(data) > 25:
+        cost_px = pixels * (8 + data[24] * PNG_CHANNELS.get(data[25], 4)) // 32
+    return Header(width, height, scans * pixels > MAX_SCANNED_PX, cost_px + len(data))
 
 
 def format_of(data: bytes) -> str:
