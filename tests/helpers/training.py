@@ -45,9 +45,12 @@ def lines(run: Path, kind: str, key: str) -> list[Any]:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Two runs have the same bits: their weights, and all that they logged but times and memory."""
-    first, second = weights(a), weights(b)
-    assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+    """Two runs have the same bits: their weights, last and best, and all that they logged but times and memory."""
+    models = [{path.name for path in run.glob("*.safetensors")} for run in (a, b)]
+    assert models[0] == models[1] and run_folder.MODEL_FILE in models[0]
+    for name in models[0]:
+        first, second = (model_file.read_tensors(run / name)[0] for run in (a, b))
+        assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
     assert [lines(a, "eval", key) for key in ("step", "top1", "nll")] == [
         lines(b, "eval", key) for key in ("step", "top1", "nll")
     ]

@@ -575,10 +575,106 @@ def test_early_stopping_keeps_the_best_model(tmp_path: Path) -> None:
     recipe = variant(BASE, run={"steps": 400, "patience": 2, "eval_every": 0.2}, optim=still)
     summary = train(recipe, out=tmp_path / "run").summary
     assert summary["steps"] < 40 and summary["best_step"] <= summary["steps"]
-    assert not (tmp_path / "run" / "best.safetensors").exists()
+    assert summary["kept"] == "best" and not (tmp_path / "run" / "best.safetensors").exists()
     assert model_file.load_model(tmp_path / "run" / run_folder.MODEL_FILE)[1].config == dataclasses.replace(
         BASE.model, num_classes=10
     )
+
+
+STILL = variant(  # the first evaluation is the best, as nothing is learnt
+    BASE,
+    optim={"lr": 1e-9, "muon_lr": 1e-9, "weight_decay": 0.0, "ema_decay": 0.0},
+    run={"steps": 12, "eval_every": 0.4},
+)
+
+
+@pytest.fixture(scope="module")
+def still(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(STILL, out=tmp_path_factory.mktemp("runs") / "still").path
+
+
+def test_best_model_lies_beside_the_last(still: Path, tmp_path: Path) -> None:
+    files = {path.stem for path in still.glob("**/*.safetensors")}
+    assert files == {"model", "best", "best-000000004", "step-000000011", "step-000000012"}
+    summary = json.loads((still / "summary.json").read_text())
+    assert (summary["kept"], summary["best_step"]) == ("last", 12)
+    best = train(variant(STILL, run={"keep": "best"}), out=tmp_path / "best")
+    assert (best.summary["kept"], best.summary["best_step"]) == ("best", 4)
+    for name, other in (("model", "best"), ("last", "model")):
+        ours, theirs = best.path / f"{name}.safetensors", still / f"{other}.safetensors"
+        first, second = (model_file.load_model(path)[0].state_dict() for path in (ours, theirs))
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(("where", "step"), [("write", 4), ("save", 4), ("write", 12), ("save", 12)])
+@pytest.mark.parametrize("keep", ["auto", "best"])
+def test_killed_run_has_the_same_best_model(
+    keep: str, where: str, step: int, still: Path, tmp_path: Path, forked: Forks
+) -> None:
+    """Between the file of the best model and the state that speaks of it, and after both."""
+    recipe = variant(STILL, run={"keep": keep})
+    whole = still if keep == "auto" else train(recipe, out=tmp_path / "whole").path
+    kill(forked, recipe, where, step, tmp_path / "killed")
+    train(recipe, out=tmp_path / "killed", resume=True)
+    assert_same_run(whole, tmp_path / "killed")
+
+
+def stopped(recipe: Recipe, step: int, out: Path) -> Path:
+    with pytest.raises(Stopped):
+        train(recipe, out=out, report=stop_at(step))
+    return out
+
+
+def test_lost_or_damaged_best_model_does_not_stop_a_run(still: Path, tmp_path: Path) -> None:
+    for name, damage in (("lost", None), ("damaged", b"no model")):
+        run = stopped(STILL, 6, tmp_path / name)
+        best = run / "checkpoints" / "best-000000004.safetensors"
+        best.unlink() if damage is None else best.write_bytes(damage)
+        notes: list[str] = []
+        train(STILL, out=run, resume=True, report=lambda event, notes=notes: notes.append(event.get("note", "")))
+        assert any(note.startswith("the best model so far, of step 4, ") for note in notes)
+        assert [p.stem for p in (run / "checkpoints").glob("best-*")] == ["best-000000008"]
+
+
+def test_early_stopping_of_before_resumes_with_its_best_model(tmp_path: Path) -> None:
+    recipe = variant(STILL, run={"patience": 9})
+    run = stopped(recipe, 6, tmp_path / "run")
+    os.replace(run / "checkpoints" / "best-000000004.safetensors", run / "best.safetensors")
+    recipe_file = run / "recipe.json"
+    recipe_file.write_text(recipe_file.read_text().replace('    "keep": "auto",\n', ""))
+    summary = train(read_recipe(run), out=run, resume=True).summary
+    assert (summary["kept"], summary["best_step"]) == ("best", 4)
+    assert not (run / "best.safetensors").exists() and (run / "last.safetensors").exists()
+
+
+@pytest.mark.parametrize("keep", ["auto", "best"])
+def test_finished_run_makes_its_model_again(keep: str, tmp_path: Path) -> None:
+    recipe = variant(STILL, run={"keep": keep})
+    run = train(recipe, out=tmp_path / "run").path
+    whole = shutil.copytree(run, tmp_path / "whole")
+    (run / "model.safetensors").unlink()
+    train(recipe, out=run, resume=True)
+    assert_same_run(whole, run)
+
+
+def test_few_validation_images_choose_nothing(tmp_path: Path) -> None:
+    few = variant(STILL, data={"val_fraction": 0.01, "min_per_class": 0}, run={"keep": "best", "patience": 99})
+    events: list[dict[str, Any]] = []
+    summary = train(few, out=tmp_path / "run", report=events.append).summary
+    start = next(event for event in events if event["kind"] == "start")
+    assert any("too small to choose a model, so the last one is kept" in note for note in start["notes"])
+    assert (summary["kept"], summary["best_step"], summary["val"]["n"] < 30) == ("last", 12, True)
+
+
+def test_training_images_are_scored_as_evaluation_sees_them(still: Path) -> None:
+    stores = load_images(variant(BASE, data={"train_scale": 1.5}).data, BASE.model)
+    sample = stores.train_sample
+    assert len(sample) == 500 and len(np.unique(sample.labels)) == 10
+    place = int(np.linspace(0, len(stores.train) - 1, 500)[7])
+    seen = stores.preprocess.array(stores.splits.train.source(place))
+    np.testing.assert_array_equal(sample.array(np.array([7]))[0], seen)
+    line = next(x for x in run_folder.read_metrics(still / "metrics.jsonl") if x["kind"] == "eval")
+    assert 0 <= line["train_top1"] <= 1 and line["train_nll"] > 0
 
 
 def test_time_budget_becomes_steps(tmp_path: Path) -> None:

@@ -49,6 +49,12 @@ def test_the_page_shows_the_run_and_how_to_use_it(run):
     assert path.read_text(encoding="utf-8").count("<svg") == 4  # loss, accuracy, learning rate, reliability
 
 
+def test_the_page_says_what_limits_the_run(run):
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"advice": ["the network overfits: <99 %>"]}))
+    assert "the network overfits: <99 %>." in check_safe(write_report(run).read_text(encoding="utf-8")).text
+
+
 def test_given_metrics_replace_stored_ones(run):
     m = random_metrics(list("abcdefg"), n=200, bad=[("torn.jpg", "image file is truncated")])
     pictures = [np.zeros((300, 200, 3), dtype=np.uint8), None, np.zeros((8, 8, 1), dtype=np.uint8)]

@@ -122,6 +122,8 @@ def lines_of(e: Event) -> list[str]:
         return [e["what"]]
     if e["kind"] == "eval":
         scores = f"{e['split']}: top-1 {percent(e['top1'])}, loss {e['nll']:.4f}"
+        if "train_top1" in e:
+            scores += f"; training images {percent(e['train_top1'])}"
         return [f"epoch {e['epoch']:.4g}  step {e['step']:,}  {scores}"]
     if e["kind"] != "start":
         return []

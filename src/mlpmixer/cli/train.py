@@ -166,6 +166,8 @@ def print_result(path: Path, summary: dict[str, Any]) -> None:
     peak = f", peak memory {summary['peak_mib']:,.0f} MiB" if summary.get("peak_mib") else ""
     bad = summary.get("bad_images") or []
     print(f"{', '.join(scores)} after {summary['steps']:,} steps in {duration(summary['train_s'])}{peak}")
+    for sentence in summary.get("advice") or ():
+        print(f"note    {sentence}")
     if bad:
         print("\n".join(f"left out  {line}" for line in unreadable(bad)))
         print(f"{len(bad)} unreadable images were left out, listed in {path / 'summary.json'}")

@@ -1,6 +1,7 @@
 """The images of a run: opened, split and decoded, then dealt in batches with their labels."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,9 +28,10 @@ from mlpmixer.training.batches import Batch, RowRange, batch_indices, prefetch, 
 from mlpmixer.training.device_store import DeviceStore
 from mlpmixer.training.distributed import ProcessGroup
 from mlpmixer.training.recipe import Recipe, Run
-from mlpmixer.training.stream import Stream
+from mlpmixer.training.stream import Sampled, Stream
 
 SAMPLE_VALUES = 1 << 26  # half a GiB in float64
+SCORED = 500  # training images in every evaluation: enough for an interval of +-4 %
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,15 @@ class Stores:
         """What a resumed run must find unchanged: the classes, the number of training images, and their shards."""
         shards = self.train.fingerprint if isinstance(self.train, Stream) else ""
         return {"classes": list(self.splits.classes), "train_images": len(self.train), "shards": shards}
+
+    @cached_property
+    def train_sample(self) -> Store | Sampled:
+        """Up to 500 training images from everywhere, as evaluation sees them."""
+        n = min(SCORED, len(self.train), most_sampled(self.preprocess))
+        if isinstance(self.train, Stream):
+            return self.train.labelled_sample(n, self.preprocess)
+        places = self.train.indices[np.linspace(0, len(self.train) - 1, n).astype(np.int64)]
+        return Store(self.train.images.subset(places), self.preprocess, cache_mib=1024, workers=self.train.workers)
 
     @cached_property
     def record(self) -> SplitRecord:
@@ -150,8 +161,12 @@ def batches(
 
 def sample_of(images: Store | Stream) -> Pixels:
     """(N, H, W, C): up to 5,000 training images from everywhere, of at most SAMPLE_VALUES values in all."""
-    per_image = int(np.prod(images.preprocess.image_size)) * images.preprocess.in_channels
-    return images.sample(min(len(images), 5000, max(SAMPLE_VALUES // per_image, 1)))
+    return images.sample(min(len(images), 5000, most_sampled(images.preprocess)))
+
+
+def most_sampled(preprocess: Preprocess) -> int:
+    """The images that SAMPLE_VALUES make, at least one."""
+    return max(SAMPLE_VALUES // (math.prod(preprocess.image_size) * preprocess.in_channels), 1)
 
 
 def augmented_sample(recipe: Recipe, stores: Stores) -> Tensor:

@@ -27,12 +27,12 @@ from mlpmixer.training.inputs import batches
 from mlpmixer.training.progressive import image_size
 from mlpmixer.training.schedule import lr_factor
 from mlpmixer.training.step import TrainingStep
+from mlpmixer.training.stream import Sampled
 from mlpmixer.weights import model_file
 from mlpmixer.weights.load import Report
 from mlpmixer.weights.run_folder import MetricsFile
 
 EVAL_BATCH = 250
-BEST_FILE = "best.safetensors"  # the best model so far of a run with early stopping
 
 
 class Interrupted(Exception):
@@ -73,6 +73,10 @@ class State:
         self.evals_without_improvement += 1
         return False
 
+    def forget_best(self) -> None:
+        """Look for the best model from here on, as that of before was not kept."""
+        self.best_top1, self.best_step = -1.0, 0
+
 
 class Trainer:
     """A run in progress: its folder, its training step, and how far it has come.
@@ -100,6 +104,15 @@ class Trainer:
         self.clock = Clock(state.train_s)
         self.losses: list[Tensor] = []
         self.correct: list[Tensor] = []
+        self.best_step_saved = (
+            0  # of the newest saved state; its model is needed as long as a run may resume from there
+        )
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the model of the run is the best on validation, and not the last."""
+        run = self.recipe.run
+        return (run.keep == "best" or (run.keep == "auto" and run.patience > 0)) and not self.stores.splits.doubt
 
     def train(self, stop: threading.Event) -> None:
         """Train to the last step, or until validation stops improving (`run.patience`).
@@ -161,13 +174,15 @@ class Trainer:
         )
 
     def evaluate(self) -> None:
-        """Score the validation images, and with early stopping save the model if it is the best so far."""
+        """Score validation images and some training images as evaluation sees them; save the best model so far."""
+        training, step = self.training_step, self.state.step
         with self.clock.paused():
-            scores = validate(self.training_step, self.stores.val)
-        step = self.state.step
+            scores = validate(training, self.stores.val)
+            scores |= {f"train_{name}": value for name, value in validate(training, self.stores.train_sample).items()}
         self.write({"kind": "eval", "step": step, "epoch": step / self.steps_per_epoch, "split": "val", **scores})
-        if self.state.improves(scores["top1"]) and self.recipe.run.patience and self.group.is_main:
-            model_file.save_model(self.folder / BEST_FILE, self.training_step.plain_model(), self.model_meta())
+        has_final_size = training.image_size == training.size
+        if has_final_size and self.state.improves(scores["top1"]) and self.group.is_main:
+            model_file.save_model(model_file.best_model(self.folder, step), training.plain_model(), self.model_meta())
 
     def save(self) -> None:
         """Save the training state, after a log line of the last steps. Errors: Diverged when a weight is not finite."""
@@ -186,6 +201,8 @@ class Trainer:
                 "preprocess": to_json(self.stores.preprocess),
             }
             model_file.save_state(self.folder, self.state.step, self.training_step.tensors(), meta)
+            model_file.drop_best_models(self.folder, before=self.best_step_saved)
+            self.best_step_saved = self.state.best_step
         self.report({"kind": "save", "step": self.state.step})
         self.clock.saved()
 
@@ -223,7 +240,7 @@ class Trainer:
 
 
 @torch.no_grad()
-def validate(training_step: TrainingStep, store: Store) -> dict[str, float]:
+def validate(training_step: TrainingStep, store: Store | Sampled) -> dict[str, float]:
     """top1 and nll of the averaged model on every image of a split, in the run's precision, shared by the processes."""
     model, device = training_step.average.eval(), training_step.device
     sigmoid = training_step.recipe.optim.loss == "sigmoid"

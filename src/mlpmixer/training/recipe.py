@@ -232,6 +232,9 @@ class Run(Config, owner="run"):
     """Epochs between evaluations on the validation split."""
     patience: int = 0
     """Stop after this many evaluations without a better validation accuracy; 0 means never."""
+    keep: Literal["auto", "last", "best"] = "auto"
+    """Which weights become model.safetensors: the last, or those with the best validation accuracy; the others lie
+    beside them. auto: the best with patience, otherwise the last. Where validation is too small to judge: the last."""
     save_every_s: float = 60.0
     """Seconds between checkpoints."""
     checkpointing: bool = False

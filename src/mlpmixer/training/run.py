@@ -5,6 +5,7 @@ Pre-training, training from scratch and fine-tuning are recipes.
 
 import dataclasses
 import os
+import shutil
 import signal
 import threading
 import time
@@ -23,13 +24,14 @@ from mlpmixer.data.images import ImageError
 from mlpmixer.data.labels import nfc
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.split_record import SplitRecord
-from mlpmixer.durable import write_json
+from mlpmixer.durable import replacing, write_json
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.evaluation.report import thumbnails_of
 from mlpmixer.hardware import choose_precision, device_name, peak_mib
 from mlpmixer.inference.classifier import load
 from mlpmixer.models.architecture import Build, build, count_params
 from mlpmixer.training import progressive
+from mlpmixer.training.advice import advice
 from mlpmixer.training.batches import rows_per_batch, steps_per_epoch
 from mlpmixer.training.distillation import (
     TeacherFunction,
@@ -42,7 +44,7 @@ from mlpmixer.training.distillation import (
 )
 from mlpmixer.training.distributed import ProcessGroup
 from mlpmixer.training.inputs import ImageCache, Stores, batches
-from mlpmixer.training.loop import BEST_FILE, State, Trainer, validate
+from mlpmixer.training.loop import State, Trainer, validate
 from mlpmixer.training.recipe import MOST, Recipe, read_recipe, variant
 from mlpmixer.training.run_report import write_report
 from mlpmixer.training.start import Start, load_networks, stored_preprocess, with_network
@@ -132,6 +134,8 @@ def train(
         total_steps = num_steps(step.recipe, len(step.stores.train))
         record = group.on_main(lambda: _recorded(folder, saved, step.stores, (start, source)))
         state = restore(saved, step, total_steps) if saved is not None else State()
+        if 0 < state.best_step < total_steps and not group.on_main(lambda: _has_best(folder, state, note)):
+            state.forget_best()
         precision = str(step.dtype).removeprefix("torch.")
         environment = run_folder.environment(device_name(step.device), precision, step.kernels, group.size)
         metrics = None
@@ -280,8 +284,10 @@ def fix_steps(training_step: TrainingStep, start: Start | None, spent_s: float) 
         trial.resize(size)
         seconds += (end - before) * _seconds_per_step(trial, min(5.0, budget / 20))
         before = end
+    sample = stores.train_sample  # decoded before the time is taken
     validation_start = time.monotonic()
     validate(trial, stores.val)
+    validate(trial, sample)
     steps_between = recipe.run.eval_every * steps_per_epoch(len(stores.train), recipe.run.batch_size)
     validation = (time.monotonic() - validation_start) / steps_between
     left = budget - spent_s - (time.monotonic() - began)
@@ -311,6 +317,21 @@ def restore(path: Path, training_step: TrainingStep, total_steps: int) -> State:
     training_step.resize(progressive.image_size(state.step, total_steps, training_step.recipe))
     training_step.load_tensors(tensors)
     return state
+
+
+def _has_best(folder: Path, state: State, note: Callable[[str], None]) -> bool:
+    """Whether the best model that a state speaks of is there and sound. Early stopping once had a single file for it,
+    and other runs none."""
+    best = model_file.best_model(folder, state.best_step)
+    if (before := folder / run_folder.BEST_FILE).exists() and not best.exists():
+        os.replace(before, best)
+    try:
+        model_file.read_tensors(best)
+    except (FileNotFoundError, model_file.CheckpointError) as e:
+        reason = "was not kept" if isinstance(e, FileNotFoundError) else f"is damaged ({e})"
+        note(f"the best model so far, of step {state.best_step:,}, {reason}; the best of the steps from here on counts")
+        return False
+    return True
 
 
 def _data_has_changed(meta: dict[str, Any], now: dict[str, Any]) -> str:
@@ -379,9 +400,11 @@ def notes(trainer: Trainer) -> list[str]:
     be."""
     step = trainer.training_step
     found, asked = step.rows.batch_size, trainer.recipe.run.batch_size
-    batches = [f"batches of {found:,} images: there are no more for run.batch_size={asked}"] if found < asked else []
+    own = [f"batches of {found:,} images: there are no more for run.batch_size={asked}"] if found < asked else []
+    if trainer.recipe.run.keep == "best" and not trainer.keeps_best:
+        own.append("run.keep=best: validation is too small to choose a model, so the last one is kept")
     teacher = step.teacher.notes if step.teacher else ()
-    return [*trainer.stores.splits.notes, *batches, *teacher, *trainer.record.leaks()]
+    return [*trainer.stores.splits.notes, *own, *teacher, *trainer.record.leaks()]
 
 
 def final_params(step: TrainingStep) -> int:
@@ -402,14 +425,18 @@ def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
         trainer.stores,
     )
     train_s, images_per_s = trainer.clock.elapsed(), trainer.clock.overall_images_per_s()
+    lines = run_folder.read_metrics(run / "metrics.jsonl")
     if not images_per_s:  # resumed after the last step
-        logged = [line for line in run_folder.read_metrics(run / "metrics.jsonl") if line["kind"] == "step"]
-        images_per_s = logged[-1]["images_per_s"] if logged else 0.0
-    model = run / run_folder.MODEL_FILE
-    if recipe.run.patience and (run / BEST_FILE).exists():
-        os.replace(run / BEST_FILE, model)
-    elif not (recipe.run.patience and model.exists()):
-        model_file.save_model(model, step.plain_model(), trainer.model_meta())
+        images_per_s = next((line["images_per_s"] for line in reversed(lines) if line["kind"] == "step"), 0.0)
+    model, kept = run / run_folder.MODEL_FILE, "best" if trainer.keeps_best and state.best_step else "last"
+    if not 0 < state.best_step < state.step:  # there is none, or it is the last
+        last, needed_from = model, state.step + 1
+    else:
+        last, best = (run / run_folder.LAST_FILE, model) if kept == "best" else (model, run / run_folder.BEST_FILE)
+        with replacing(best) as part:
+            shutil.copyfile(model_file.best_model(run, state.best_step), part)
+        needed_from = state.best_step
+    model_file.save_model(last, step.plain_model(), trainer.model_meta())
     classifier = load(model, device=str(step.device), network=network)
     test_images = stores.splits.test if recipe.run.test else None
     val = evaluate(classifier, stores.splits.val)
@@ -425,7 +452,9 @@ def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
         "params": count_params(step.plain_model()),
         "train_images": len(stores.train),
         "steps": state.step,
-        "best_step": state.best_step if recipe.run.patience else state.step,
+        "kept": kept,
+        "best_step": state.best_step if kept == "best" else state.step,
+        "advice": advice(lines, len(stores.train_sample), 0 if stores.splits.doubt else len(stores.val), kept),
         "train_s": round(train_s, 3),
         "images_per_s": round(images_per_s, 1),
         "peak_mib": peak_mib(step.device),
@@ -442,6 +471,7 @@ def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
     write_report(run, metrics, thumbnails_of(images, [wrong.index for wrong in metrics.most_wrong]), summary)
     write_json(run / run_folder.SUMMARY_FILE, summary)  # the last one: with it the run is finished
     drop_teacher(run)
+    model_file.drop_best_models(run, before=needed_from)
     return summary
 
 

@@ -58,6 +58,7 @@ def write_report(
         split="validation" if summary.get("val") and not summary.get("test") else "test",
         result=result,
         details=_details(summary, recipe, env),
+        advice=summary.get("advice") or [],
         charts=_charts(read_metrics(run / "metrics.jsonl")),
         bad=bad,
         train_bad=[image for image in summary.get("bad_images") or [] if image not in bad],
@@ -124,15 +125,15 @@ def _charts(lines: Sequence[Json]) -> list[tuple[str, Markup]]:
         return [x for x, _ in points], [y for _, y in points]
 
     charts = {
-        "Loss": (curve("step", "loss"), curve("eval", "nll")),
-        "Top-1 accuracy, %": (curve("step", "top1", 100), curve("eval", "top1", 100)),
-        "Learning rate": (([], []), curve("step", "lr")),
+        "Loss": (curve("step", "loss"), curve("eval", "nll"), curve("eval", "train_nll")),
+        "Top-1 accuracy, %": (curve("step", "top1", 100), curve("eval", "top1", 100), curve("eval", "train_top1", 100)),
+        "Learning rate": (([], []), curve("step", "lr"), ([], [])),
     }
     return [(title, _chart(*curves)) for title, curves in charts.items() if any(x for x, _ in curves)]
 
 
-def _chart(train: Curve, main: Curve) -> Markup:
-    """Two curves over steps with nothing but numbers on their axes; a long first one also as a moving mean."""
+def _chart(train: Curve, main: Curve, evaluated: Curve) -> Markup:
+    """Curves over steps with nothing but numbers on their axes; a long first one also as a moving mean."""
     from matplotlib.ticker import MaxNLocator
 
     def draw(figure: "Figure") -> None:
@@ -141,6 +142,7 @@ def _chart(train: Curve, main: Curve) -> Markup:
             axes.plot(x, y, color=SECOND, linewidth=0.7, alpha=0.35)
             x, y = _smooth(x), _smooth(y)
         axes.plot(x, y, color=SECOND, linewidth=1.4)
+        axes.plot(*evaluated, color=SECOND, linewidth=1.4, linestyle="--")
         x, y = main
         axes.plot(x, y, color=FIRST, linewidth=1.8, marker="o" if len(x) <= 30 else None, markersize=3)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -114,6 +114,22 @@ class _Dealt(NamedTuple):
     at: int
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """Some images of a stream in memory, by position as in a Store."""
+
+    images: Pixels
+    labels: Indices
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def array(self, positions: Indices) -> Pixels:
+        """(B, H, W, C) of the images at these positions."""
+        chosen: Pixels = self.images[positions]
+        return chosen
+
+
 class Stream:
     """Training images in shards: like a Store, with batches in order instead of access by index.
 
@@ -197,10 +213,14 @@ class Stream:
 
     def sample(self, n: int) -> Pixels:
         """(n, H, W, C) images for statistics: the first ones of `data.lanes` equal parts of the row of all shards."""
-        return self._sample(n).copy()
+        return self._sample(n).images.copy()
+
+    def labelled_sample(self, n: int, preprocess: Preprocess) -> Sampled:
+        """The images of `sample` with their labels, as another preprocessing makes them."""
+        return Stream(self.shards, self.label_names, preprocess, self.data, self.retry)._sample(n)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 (a stream lives as long as its run)
-    def _sample(self, n: int) -> Pixels:
+    def _sample(self, n: int) -> Sampled:
         ends = np.cumsum([s.samples for s in self.shards])
         parts = min(self.data.lanes, n)
         spans = [(part * len(self) // parts, n * (part + 1) // parts - n * part // parts) for part in range(parts)]
@@ -222,7 +242,8 @@ class Stream:
             blocks = list(readers.map(read, spans))
         dealt = [_Dealt(block, np.arange(len(block)), at) for block in blocks for at in range(len(block))]
         with ThreadPoolExecutor(worker_count(self.data.workers), thread_name_prefix="decode") as decoders:
-            return self._arrays(list(decoders.map(self._decode, dealt)))[2]
+            _, labels, images = self._arrays(list(decoders.map(self._decode, dealt)))
+        return Sampled(images, labels)
 
     def _deal(self, order: Order, lane: int, first: int, last: int, readers: ThreadPoolExecutor) -> Iterator[_Dealt]:
         """The samples of a lane as they are dealt; while a block is dealt the next one is read."""

@@ -216,6 +216,19 @@ def require_network(path: str | os.PathLike[str], meta: ModelMeta, given: str | 
         )
 
 
+def best_model(run: Path, step: int) -> Path:
+    """The model that was the best on validation after `step`. Each has a file of its own, as the run may have to go on
+    from a state for which another one is the best."""
+    return run / "checkpoints" / f"best-{step:09d}.safetensors"
+
+
+def drop_best_models(run: Path, before: int) -> None:
+    """Remove those of earlier steps."""
+    for path in (run / "checkpoints").glob("best-*.safetensors"):
+        if int(path.stem.removeprefix("best-")) < before:
+            path.unlink()
+
+
 def states(run: Path) -> list[Path]:
     """Training states of a run, newest first."""
     return sorted((run / "checkpoints").glob(f"step-{'[0-9]' * 9}.safetensors"), reverse=True)

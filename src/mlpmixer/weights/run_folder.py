@@ -23,6 +23,7 @@ except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 MODEL_FILE = "model.safetensors"
+LAST_FILE, BEST_FILE = "last.safetensors", "best.safetensors"  # beside the model: the one of the two that it is not
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"
