@@ -116,6 +116,12 @@ def test_old_copy_of_a_teacher_is_not_used(teacher_run: Path, tmp_path: Path) ->
     assert seen[0] == tmp_path / "run" / "checkpoints" / "teacher.safetensors"
 
 
+def test_images_that_the_teacher_has_seen_are_told(teacher_run: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(distilled(teacher=str(teacher_run)), data=Data(name="digits", split_seed=1))
+    found = train(dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=1)), out=tmp_path / "run")
+    assert any("of its 360 images are among those that the initial weights or" in n for n in found.summary["notes"])
+
+
 def test_network_answers_in_the_order_of_the_data(teacher_run: Path) -> None:
     store = load_images(BASE.data, BASE.model).train
     pixels = store.array(np.arange(20))

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from mlpmixer.config import Config, from_json, to_json
 from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.durable import read_json, write_json, write_text
+from mlpmixer.registry import shortened
 
 try:
     import fcntl
@@ -62,9 +63,12 @@ def read_splits(run: Path) -> SplitRecord | None:
     """Which images the run was started on; None for runs of before. ValueError, which names it, for a damaged file."""
     path = run / SPLITS_FILE
     try:
-        return from_json(SplitRecord, read_json(path), str(path))
+        return from_json(SplitRecord, read_json(path))
     except FileNotFoundError:
         return None
+    except ValueError as e:
+        reason = shortened(str(e).removeprefix(f"{path} is damaged: "))
+        raise ValueError(f"{path} is damaged: {reason}. Remove it to resume without comparing the images") from e
 
 
 def environment(device: str, precision: str, kernels: str, processes: int = 1) -> dict[str, Any]:
