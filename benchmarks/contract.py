@@ -7,6 +7,7 @@ that the service reads, so that a request is valid when the schema says so. Exit
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,10 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--examples", type=int, default=100, help="requests for each operation and phase, at most")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(words)
+    if not shutil.which(args.schemathesis):
+        parser.error(
+            f'{args.schemathesis} is missing: pip install "mlpmixer[dev]", or name another with --schemathesis'
+        )
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
