@@ -1,5 +1,9 @@
 """A mistake gets one line that says what is right, exit code 2, and leaves nothing behind."""
 
+import io
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -224,12 +228,39 @@ def test_no_message_is_longer_than_a_screen(run: RunLine) -> None:
     assert code == 2 and len(err) < 1100
     assert err.startswith("mlpmixer: --lr xxx") and err.endswith("xxx: expected a number\n")
     assert "... (99,0" in err
-    long = printing.shortened("\n".join(["what came"] + ["x"] * 1000 + ["what to type"]))
+    long = printing.within_a_screen("\n".join(["what came"] + ["x"] * 1000 + ["what to type"]))
     assert long.count("\n") < 12 and long.startswith("what came\n") and long.endswith("\nwhat to type")
 
 
 def test_system_error_names_the_file_without_its_number(run: RunLine, tmp_path: Path) -> None:
     assert run("train", "digits", "--resume", str(tmp_path / ("x" * 300)))[2].endswith(": File name too long\n")
+
+
+@pytest.mark.parametrize("line", ["--help", "train --help", "help train", "list models", "--version"])
+def test_reader_that_has_had_enough_gets_no_traceback(
+    line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        assert cli.main(line.split()) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_standard_output_may_be_closed_or_lack_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["--version"]) == 0
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    monkeypatch.setattr(cli.command("list"), "__call__", lambda self: print("Käfer 猫") or 0)
+    assert cli.main(["list", "models"]) == 0
+    assert ascii_only.buffer.getvalue() == b"K\\xe4fer \\u732b\n"  # type: ignore[attr-defined]
+
+
+def test_ctrl_c_is_one_line(run: RunLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.command("list"), "__call__", lambda self: signal.raise_signal(signal.SIGINT) or 0)
+    assert run("list", "models") == (130, "", "mlpmixer: interrupted\n")
 
 
 def test_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,11 @@ never for help. Exit codes: 0 done; 1 done, with failures that were printed; 2 a
 3 the time is up, and the same command resumes; 130 interrupted.
 """
 
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def command(name: str) -> "type[Command]":
 
 
 def parse(args: Sequence[str]) -> "Line":
-    """The words of a line. ValueError for an unknown command or option; SystemExit after help."""
+    """The words of a line. ValueError for an unknown command or option."""
     name, rest = (args[0], args[1:]) if args else ("", [])
     if name == "data":
         name, rest = f"data {rest[0]}" if rest else "data", rest[1:]
@@ -72,13 +74,7 @@ def parse(args: Sequence[str]) -> "Line":
         raise ValueError(f"no command {name!r}; {suggest(name, COMMANDS)} (mlpmixer --help explains them)")
     from mlpmixer.cli.arguments import read
 
-    line = read(command(name), f"mlpmixer {name}", rest)
-    if line.help:
-        from mlpmixer.cli.help import page
-
-        print(page(line))
-        raise SystemExit(0)
-    return line
+    return read(command(name), f"mlpmixer {name}", rest)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -87,40 +83,56 @@ def main(args: Sequence[str] | None = None) -> int:
     # slices: a step of the digits model took 3.6 s instead of 0.05 s. A bounded loop avoids that (0.25 s then, and no
     # difference on an idle machine).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    args = sys.argv[1:] if args is None else args
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(overview())
+    with ExitStack() as stack:
+        if sys.stdout is None:  # closed by the shell: >&-
+            sys.stdout = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error: it may not have the letters of a class's name
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            return _run(sys.argv[1:] if args is None else args)
+        except SystemExit as e:
+            return int(e.code or 0)
+        except KeyboardInterrupt:
+            from mlpmixer.cli.printing import print_error
+
+            print_error("interrupted")
+            return 130
+        except BrokenPipeError:  # the reader, such as head, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+
+
+def _run(args: Sequence[str]) -> int:
+    if not args or args[0] in ("-h", "--help") or [*args] == ["help"]:
+        print(overview(), flush=True)
         return 0 if args else 2
     if args[0] in ("-V", "--version"):
         from mlpmixer import __version__
 
-        print(f"mlpmixer {__version__}")
+        print(f"mlpmixer {__version__}", flush=True)
         return 0
-    try:
-        return _run(args)
-    except SystemExit as e:
-        return int(e.code or 0)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader, such as head, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-
-
-def _run(args: Sequence[str]) -> int:
     from mlpmixer.cli.printing import let_another_speak, print_error
 
     line: Line | None = None
     try:
         try:
-            line = parse(args)
+            line = parse([*args[1:], "--help"] if args[0] == "help" else args)
+            if line.help:
+                from mlpmixer.cli.help import page
+
+                print(page(line), flush=True)
+                return 0
             command = line.make()
         except ValueError:
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 raise
             let_another_speak()  # all processes of torchrun have this command: the first of the machine reports it
             return 2
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        raise
     except ModuleNotFoundError as e:
         if e.name not in DEPENDENCIES:
             raise
@@ -132,7 +144,8 @@ def _run(args: Sequence[str]) -> int:
     except (ValueError, OSError) as e:
         from mlpmixer.cli.arguments import as_typed
 
-        text = f"{e.filename}: {e.strerror}" if isinstance(e, OSError) and e.filename and e.strerror else str(e)
+        about = filter(None, (e.filename, e.strerror)) if isinstance(e, OSError) else ()
+        text = ": ".join(map(str, about)) or str(e)
         print_error(as_typed(text, line) if line else text)
         wrong = isinstance(e, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError)
         return 2 if wrong else 1

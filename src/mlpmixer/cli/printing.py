@@ -55,11 +55,11 @@ STATUS = StatusLine()
 def print_error(message: str) -> None:
     STATUS.clear()
     rank = os.environ.get("RANK", "0")  # of several processes, those that are not the first say which they are
-    lines = "\n".join(map(visible, shortened(message).split("\n")))
+    lines = "\n".join(map(visible, within_a_screen(message).split("\n")))
     print(f"mlpmixer: {f'rank {rank}: ' if rank != '0' else ''}{lines}", file=sys.stderr, flush=True)
 
 
-def shortened(message: str) -> str:
+def within_a_screen(message: str) -> str:
     """A message of at most a screen. Its start says what is wrong and its end what to type: what came, which is often
     a value of someone else's file, goes from the middle."""
     lines = message.split("\n")
