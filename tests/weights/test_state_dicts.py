@@ -325,6 +325,12 @@ def test_a_function_of_the_system_is_refused(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+def test_a_file_cannot_fill_the_memory(tmp_path: Path) -> None:
+    torch.save({"model": STATE, "x": Hostile(bytearray, 2**36)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="it calls bytearray, which can fill the memory"):
+        read_foreign(tmp_path / "w.pth")
+
+
 def test_what_the_reader_lets_pass_it_lets_pass_once(tmp_path: Path) -> None:
     torch.save({"model": STATE} | trained(), tmp_path / "w.pth")
     read_foreign(tmp_path / "w.pth")

@@ -63,6 +63,8 @@ def read_torch_file(path: Path) -> Any:
     """
     try:
         names = _global_names(path)
+        if "builtins.bytearray" in names:  # torch lets a file call it, with any size
+            raise ValueError("it calls bytearray, which can fill the memory")
         stand_ins: list[Any] = [(_empty_list if name == "collections.deque" else Inert, name) for name in names]
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about protocols and tensors that are then refused
