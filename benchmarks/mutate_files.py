@@ -69,7 +69,7 @@ TINY = MixerConfig(image_size=8, patch_size=4, num_blocks=1, hidden_dim=16, toke
 PIXELS = np.zeros((8, 8), np.uint8)
 CHUNK = 50  # files that a process does before another one takes over
 MAX_MESSAGE = 2000  # characters: a screen
-PLACE = "its-folder"  # which every message names
+PLACE = "its-folder"
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -421,14 +421,15 @@ def copied(form: Format, to: Path) -> Path:
     return to
 
 
-def ended(read: Callable[[], object]) -> str:
+def ended(read: Callable[[], object], *names: str) -> str:
     """read, or the kind of a good refusal; any other exception passes. An AssertionError for a bad message."""
     try:
         read()
     except (ValueError, OSError) as e:
         text = str(e)
         assert "\n" not in text and len(text) <= MAX_MESSAGE, f"a message of {len(text)} characters: {text[:300]!r}"
-        assert PLACE in text or isinstance(e, ImageError), f"a message that names no file: {text[:300]!r}"
+        named = any(name in text for name in names) or isinstance(e, ImageError)
+        assert named, f"a message that names no file: {text[:300]!r}"
         return "refused"
     return "read"
 
@@ -467,7 +468,7 @@ def child(formats: dict[str, Format], to: Path, numbers: list[int], args: argpar
         signal.setitimer(signal.ITIMER_REAL, args.seconds)
         faulthandler.dump_traceback_later(3 * args.seconds, exit=True)  # where no signal gets through
         try:
-            said = [ended(read), ""]
+            said = [ended(read, PLACE, Path(file).name), ""]
         except BaseException:
             said = ["finding", traceback.format_exc()]
         signal.setitimer(signal.ITIMER_REAL, 0)

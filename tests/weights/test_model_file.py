@@ -19,6 +19,7 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.models.architecture import create_model
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.weights import model_file
+from mlpmixer.weights.load import load_weights
 from mlpmixer.weights.model_file import CheckpointError, ModelMeta
 
 
@@ -105,6 +106,10 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     write(path, header | {"__metadata__": {"mlpmixer": json.dumps(stored)}}, data)
 
 
+def deep(levels: int) -> dict[str, Any]:
+    return {"a": deep(levels - 1)} if levels else {}
+
+
 HOSTILE: list[tuple[str, dict[str, Any], str]] = [
     ("config", {"num_blocks": 10**9}, "num_blocks must be at most 10,000"),
     ("config", {"num_blocks": 10**4}, r"bytes, too few for the [\d,]+ weights of the mixer"),
@@ -125,7 +130,9 @@ HOSTILE: list[tuple[str, dict[str, Any], str]] = [
     ("", {"classes": ["a"]}, "classes has 1 names for the 2 outputs"),
     ("", {"classes": ["a", "a"]}, "classes has a name twice"),
     ("", {"classes": ["a", 1]}, r"classes\[1\]=1: expected str"),
-    ("", {"classes": ["a", "\ud800"]}, "is not a file that mlpmixer wrote"),
+    ("", {"classes": ["a", "\ud800"]}, "its header cannot be read: .* surrogates"),
+    ("", {"provenance": deep(70)}, "its header cannot be read: JSON nested deeper"),
+    ("", {"provenance": {"a": [0] * 10**6}}, "its header cannot be read: JSON of more than"),
 ]
 
 
@@ -135,7 +142,7 @@ def test_description_that_cannot_be_true_is_refused_before_anything_is_built(
 ) -> None:
     path = saved[0]
     rewritten(path, lambda model: (model[place] if place else model).update(fields))
-    for read in (model_file.read_meta, model_file.load_model):
+    for read in (model_file.read_meta, model_file.load_model, load_weights):
         with pytest.raises(CheckpointError, match=says) as e:
             read(path)
         assert len(str(e.value)) < 600 and "\n" not in str(e.value)
@@ -146,7 +153,7 @@ def test_header_that_would_fill_memory_or_stack_is_refused(tmp_path: Path, text:
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text.encode())
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a file that mlpmixer wrote"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged: its header cannot be read: JSON"):
         model_file.read_header(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -100,22 +100,19 @@ def _digest(tensors: "Mapping[str, Tensor]", meta: Mapping[str, Any]) -> str:
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The JSON that `write_tensors` was given, read without torch and without trusting the file's own sizes."""
+    with open(path, "rb") as f:
+        size = os.fstat(f.fileno()).st_size
+        head = f.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
+            raise CheckpointError(f"{path} is not a safetensors file, or it is cut off")
+        header = _json(path, f.read(length))
     try:
-        with open(path, "rb") as f:
-            size = os.fstat(f.fileno()).st_size
-            head = f.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-            if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
-                raise CheckpointError(f"{path} is not a safetensors file, or it is cut off")
-            header = parse_json(f.read(length))
-        meta = parse_json(header["__metadata__"]["mlpmixer"])
+        text = header["__metadata__"]["mlpmixer"]
         end = 8 + length + max((t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"), default=0)
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as e:
-        raise ForeignFile(
-            f"{path} is not a file that mlpmixer wrote: no readable 'mlpmixer' entry in its header"
-        ) from e
+    except (KeyError, TypeError, IndexError, AttributeError) as e:
+        raise ForeignFile(f"{path} is not a file that mlpmixer wrote: no 'mlpmixer' entry in its header") from e
+    meta = _json(path, text)
     if end != size:
         raise CheckpointError(f"{path} is cut off or damaged: {size} bytes where {shown(end)} are expected")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
@@ -124,6 +121,13 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"format {FORMAT}"
         )
     return meta
+
+
+def _json(path: str | os.PathLike[str], text: bytes | str) -> Any:
+    try:
+        return parse_json(text)
+    except (ValueError, TypeError, AttributeError) as e:
+        raise CheckpointError(f"{path} is damaged: its header cannot be read: {shortened(e)}") from e
 
 
 def read_tensors(path: str | os.PathLike[str]) -> "tuple[dict[str, Tensor], dict[str, Any]]":
