@@ -47,7 +47,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def model_of(data: Data = LAYOUT, *, recorded: bool = True) -> Classifier:
     """A model of brightness that knows which images of `data` it was trained on; half of its answers are wrong."""
     found = open_data(data)
-    parts = {"train": found.train, "val": found.val, "test": found.test}
+    parts = {"train": found.train, "val": found.val, "test": found.test, "unused": found.unused}
     splits = SplitRecord.of({part: (images.names, content_hashes(images)) for part, images in parts.items() if images})
     preprocess = Preprocess(image_size=(4, 4), in_channels=1, mean=(0.5,), std=(0.5,))
     config = MixerConfig(patch_size=2, image_size=4, in_channels=1, num_classes=2, num_blocks=1, hidden_dim=4)
@@ -164,6 +164,17 @@ def test_new_test_folder_beside_the_training_folder_is_scored(here: Path) -> Non
     model = model_of(Data(name="all/train"))
     assert names(model, "all") == sorted(f"test/{c}/{i}.png" for c in CLASSES for i in (100, 101, 102))
     assert len(names(model, "all/train")) == 8  # the run's own
+
+
+def test_data_with_a_test_split_of_its_own_has_not_changed(here: Path) -> None:
+    write_shades(here / "own/test", start=100, count=4)
+    shutil.move(here / "shades", here / "own/train")
+    data = Data(name="own", train_fraction=0.5)
+    model = model_of(data)
+    chosen = open_for(model, "own/").choose()
+    assert chosen.scored.notes == () and (chosen.scored.n, chosen.scored.of) == (8, 48)
+    assert open_for(model, "own/").splits().notes == ()  # images that train_fraction leaves out are not new
+    assert sorted(map(str, open_for(model, None).splits().val.names)) == sorted(map(str, open_data(data).val.names))
 
 
 def test_images_sorted_into_folders_anew_keep_the_runs_cut(here: Path) -> None:

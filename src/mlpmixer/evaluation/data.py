@@ -128,7 +128,7 @@ class Opened:
             if split not in self.sets:
                 raise ValueError(f"{self.name} holds no {split} images of the model's run")
         classes = tuple(self.sets[TRAIN].used_classes())
-        sets = {split: relabelled(images, classes) for split, images in self.sets.items()}
+        sets = {split: relabelled(images, classes).labelled() for split, images in self.sets.items()}
         return Splits(self.name, sets[TRAIN], sets[VAL], sets.get(TEST), classes, self.notes)
 
 
@@ -202,7 +202,8 @@ def _by_record(opened: Opened, record: SplitRecord, is_same: bool) -> Opened:
             notes=(f"{opened.name} is no longer what the run was trained on: {other}",) if is_same else (),
         )
     notes = _changes(record, whole.names, places)
-    if len(held) and (parts != named)[parts >= 0].any():
+    differ = [((parts == number[split]) != (named == number[split])) for split in stated if split != TRAIN]
+    if differ and (np.any(differ, axis=0) & (parts >= 0)).any():
         notes = ("the folders or files of the data split it otherwise than the run did, whose splits are taken", *notes)
     at = {split: np.flatnonzero(parts == number[split]) for split in (TRAIN, VAL, TEST)}
     return replace(
