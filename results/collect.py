@@ -20,6 +20,7 @@ from mlpmixer.weights.privacy import without_folders
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
+COUNTS = {"last": "The last step counts, not the best", "best": "The step with the best validation accuracy counts"}
 START, END = "<!-- results: written by results/collect.py -->", "<!-- end of results -->"
 
 
@@ -72,7 +73,7 @@ def add(claim: str, runs: list[Path]) -> Path:
         f"{minutes(train_s['mean'])} of training at {summary['images_per_s']['mean']:.0f} images/s, peak "
         f"{summary['peak_mib']:.0f} MiB.\nHardware: {env['device']}, {first['precision']}.\n\n"
         f"    {summary['command']}\n\n"
-        f"Seeds: {', '.join(map(str, summary['seeds']))}. The last step counts, not the best.\n\n![curve](curve.png)\n"
+        f"Seeds: {', '.join(map(str, summary['seeds']))}. {COUNTS[first.get('kept', 'last')]}.\n\n![curve](curve.png)\n"
     )
     return out
 

@@ -40,7 +40,7 @@ def advice(lines: Sequence[Mapping[str, Any]], train_images: int, val_images: in
         found.append(
             f"the augmentation does not fit the data: {_percent(augmented)} of the augmented training images are right "
             f"and {_percent(seen)} as evaluation sees them. Milder crops, colour changes or mixing usually help "
-            "(--augment.inception-crop 0 --data.train-scale 1); mlpmixer data preview shows both"
+            "(--augment.inception-crop 0); mlpmixer data preview shows both"
         )
     elif rises and seen < LEARNT and not was_better:
         found.append(
