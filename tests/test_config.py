@@ -42,7 +42,7 @@ CONFIGS = [
     Run(),
     Recipe(),
 ]
-CONFIGS += [PREPROCESS, Settings(), Retry()]
+CONFIGS += [PREPROCESS, SplitRecord.of({}), Settings(), Retry()]
 CONFIGS += [
     ModelMeta(config=MixerConfig(image_size=8, patch_size=4, num_classes=2), classes=("a", "b"), preprocess=PREPROCESS),
     Grouped(2),

@@ -15,7 +15,7 @@ from mlpmixer.config import pair
 from mlpmixer.data.config import Data
 from mlpmixer.models.configs import Method, MixerConfig
 from mlpmixer.models.names import MODELS
-from mlpmixer.training.recipe import Recipe, Run
+from mlpmixer.training.recipe import Distill, Recipe, Run, variant
 
 
 def train(*args: str) -> Recipe:
@@ -38,13 +38,16 @@ def words_of(value: Any) -> list[str]:
 OPTIONS = dict(leaves(Recipe()))
 SWITCHES = [name for name, value in OPTIONS.items() if isinstance(value, bool)]
 BOTH = [f"{owner}.{no}{leaf}" for owner, _, leaf in (name.rpartition(".") for name in SWITCHES) for no in ("", "no-")]
-VALUES = {name: value for name, value in OPTIONS.items() if name not in (*SWITCHES, "--data.name")}
+VALUES = {
+    name: value for name, value in OPTIONS.items() if name not in (*SWITCHES, "--data.name", "--model.num-classes")
+}
 FROM_DATA = [["train"], ["lr-find"], ["data", "preview", "--out", "x.png"]]
 
 
 @pytest.mark.parametrize("switch", BOTH)
 def test_switch_before_data(switch: str) -> None:
-    start = ["--init", "S/16:gsam"] if "magnified" in switch else []
+    needs = {"magnified": ["--init", "S/16:gsam"], "hard": ["--teacher", "teacher.onnx"]}
+    start = next((words for name, words in needs.items() if switch.endswith(name)), [])
     command: Any = cli.parse(["train", *start, switch, "photos/"]).make()
     assert command.data == command.config.data.name == "photos/"
     owner, _, leaf = switch.removeprefix("--").rpartition(".")
@@ -71,8 +74,12 @@ def test_option_before_data_takes_its_values_only(option: str) -> None:
 
 
 def test_all_options_at_once_before_data() -> None:
-    words = [word for option, value in VALUES.items() if value != "" for word in (option, *words_of(value))]
-    expected = dataclasses.replace(Recipe(), data=Data(name="photos/"), run=Run(test=False))
+    given = {k: v for k, v in VALUES.items() if v != "" and k != "--run.steps"} | {"--distill.teacher": "teacher.onnx"}
+    words = [word for option, value in given.items() for word in (option, *words_of(value))]
+    expected = dataclasses.replace(
+        Recipe(), data=Data(name="photos/"), run=Run(test=False), distill=Distill(teacher="teacher.onnx")
+    )
+    expected = variant(expected, model={"num_classes": MODELS["Nano/8"].num_classes})  # of the recipe, until it trains
     assert train(*words, *BOTH[1::2], "photos/") == expected
 
 
