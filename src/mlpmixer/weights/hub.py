@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlpmixer.config import to_json
 from mlpmixer.download import FetchError, hub_file
-from mlpmixer.durable import write_json
+from mlpmixer.durable import write_json, write_text
 from mlpmixer.weights.card import model_card
 from mlpmixer.weights.model_file import FORMAT, ModelMeta, public, read_meta, require_network, rewrite_meta
 from mlpmixer.weights.run_folder import MODEL_FILE
@@ -100,4 +100,4 @@ def _write(model: Path, meta: ModelMeta, folder: Path, card: str) -> None:
         rewrite_meta(folder / MODEL_FILE, public)
     described = to_json(replace(public(meta), splits=None))  # to be read by people: without a hash for each image
     write_json(folder / "config.json", {"library_name": "mlpmixer", "format": FORMAT, **described})
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_text(folder / "README.md", card)

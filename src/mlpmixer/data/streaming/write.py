@@ -5,6 +5,7 @@ import json
 import os
 import tarfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,7 @@ from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError, Source, open_image
 from mlpmixer.data.readers.parquet import import_pyarrow
 from mlpmixer.data.streaming.shards import Kind
+from mlpmixer.durable import replacing, write_json
 
 Row = tuple[str, str, bytes, int]  # key, suffix, content, label
 
@@ -47,17 +49,15 @@ def write_shards(
                     rows.append((f"{i:08d}", *_encoded(images.source(i)), int(images.labels[i])))
                 except ImageError as e:
                     bad.append((images.names[i], e.reason))
-            path = os.path.join(out, name)
-            if kind == "tar":
-                _write_tar(path + ".part", rows)
-            else:
-                _write_parquet(path + ".part", rows, classes)
-            os.replace(path + ".part", path)
+            with replacing(Path(out, name)) as part:
+                if kind == "tar":
+                    _write_tar(str(part), rows)
+                else:
+                    _write_parquet(str(part), rows, classes)
             counts[split].append(len(rows))
         lengths = counts[split]
         info[split] = {"name": split, "num_samples": sum(lengths), "filenames": names, "shard_lengths": lengths}
-    with open(os.path.join(out, "_info.json"), "w", encoding="utf-8") as file:
-        json.dump({"classes": classes, "labels": "numbers", "splits": info}, file, indent=1)
+    write_json(Path(out, "_info.json"), {"classes": classes, "labels": "numbers", "splits": info})
     return counts, bad
 
 

@@ -8,7 +8,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from mlpmixer.durable import write_json
+from mlpmixer.durable import write_json, write_text
 from mlpmixer.exporters.job import Job, require_program
 from mlpmixer.exporters.targets import onnx
 from mlpmixer.exporters.texts import fill, write_licence
@@ -49,7 +49,7 @@ def finish(job: Job, path: Path) -> None:
         "README.md": fill("bundle.md", job, **speed),
     }
     for name, text in texts.items():
-        (path / name).write_text(text, encoding="utf-8")
+        write_text(path / name, text)
 
 
 def write_manifest(path: Path) -> None:
