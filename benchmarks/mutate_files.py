@@ -313,7 +313,14 @@ def make(root: Path) -> dict[str, Format]:
         return root / name
 
     run = train(RECIPE, out=folder("run") / "run").path
-    add("run", resumed, *(f"run/{name}" for name in ("recipe.json", "metrics.jsonl", "summary.json", "env.json")))
+    add(
+        "run",
+        resumed,
+        *(
+            f"run/{name}"
+            for name in ("recipe.json", "splits.json", "metrics.jsonl", "summary.json", "env.json", "model.safetensors")
+        ),
+    )
     state = next((run / "checkpoints").iterdir(), None)
     shutil.copy(state or run / "model.safetensors", folder("state") / "state.safetensors")
     add("state", lambda at: read_tensors(at / "state.safetensors"))
@@ -396,6 +403,12 @@ def make(root: Path) -> dict[str, Format]:
                 except (KeyError, OSError):  # a Pillow without it
                     continue
     add("images", all_read)
+    table = folder("table")
+    for i in range(12):
+        (table / f"{i}.png").write_bytes(picture(rng))
+    rows = "".join(f"{i}.png,{'abc'[i % 3]},{('train', 'val')[i % 2]}\n" for i in range(12))
+    (table / "labels.csv").write_text(f"file,label,split\n{rows}")
+    add("table", lambda at: all_read(at / "labels.csv"), "labels.csv")
     (folder("real") / "real.json").write_text(json.dumps([[i % 1000] for i in range(50_000)]))
     add("real", lambda at: read_real(at / "real.json"))
     for name, form in found.items():

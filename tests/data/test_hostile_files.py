@@ -31,7 +31,7 @@ from mlpmixer.data.datasets import open_data
 from mlpmixer.data.readers import cifar, files, parquet
 from mlpmixer.data.real_labels import read_real
 from mlpmixer.data.streaming.datasets import open_streamed
-from mlpmixer.data.streaming.listing import read_classes
+from mlpmixer.data.streaming.listing import find_shards, read_classes
 from mlpmixer.data.streaming.shards import Shard, ShardError, index_shard, inspect_shard, read_rows
 from mlpmixer.download import Connection, Refused, Retry
 
@@ -363,6 +363,18 @@ def test_addresses_and_redirects_stay_on_the_web(server: Server, monkeypatch: py
     monkeypatch.setattr(download, "_is_local", lambda host: host == "localhost")  # as if the first one were public
     with pytest.raises(Refused, match="not followed"):
         Connection(f"{server.address}/local", 2)
+
+
+@pytest.mark.parametrize(
+    "info",
+    ["text", [[]], {"features": [1]}, {"features": [{"name": "label", "dtype": {"class_label": {"names": {"x": 1}}}}]}],
+)
+def test_card_with_wrong_values_is_refused(info: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="the extra hf is not installed")
+    card = type("Card", (), {"to_dict": lambda self: {"dataset_info": info}})()
+    found = type("Info", (), {"siblings": [type("S", (), {"rfilename": "a.tar"})()], "sha": "abc", "card_data": card})()
+    monkeypatch.setattr(hub.HfApi, "dataset_info", lambda self, repo: found)
+    refused(lambda: find_shards("hf:owner/name", None, 1), "the card of hf:owner/name has a dataset_info that cannot")
 
 
 @pytest.mark.parametrize("length", ["x", "-5", "9" * 5000, "٣"])

@@ -236,7 +236,11 @@ def _on_the_hub(repo: str, layout: Layout) -> Listing:
     require_all_shards(files)
     addresses = [f"hf://datasets/{owner_name}@{info.sha}/{f}" for f in files]
     note = f"from hf.co/datasets/{owner_name}, revision {info.sha}"
-    return Listing.of(owner_name.rpartition("/")[2], addresses, _classes_in_card(info.card_data), note, layout)
+    try:
+        classes = _classes_in_card(info.card_data)
+    except (AttributeError, TypeError, ValueError) as e:
+        raise ValueError(f"the card of hf:{repo} has a dataset_info that cannot be read: {shortened(e)}") from e
+    return Listing.of(owner_name.rpartition("/")[2], addresses, classes, note, layout)
 
 
 def _classes_in_card(card: Any) -> tuple[str, ...] | None:
@@ -248,5 +252,6 @@ def _classes_in_card(card: Any) -> tuple[str, ...] | None:
             kind = feature.get("dtype")
             if feature.get("name") in LABEL_COLUMNS and isinstance(kind, dict) and "class_label" in kind:
                 names = kind["class_label"].get("names") or {}
-                found.add(tuple(names[k] for k in sorted(names, key=int)) if isinstance(names, dict) else tuple(names))
+                listed = [names[k] for k in sorted(names, key=int)] if isinstance(names, dict) else names
+                found.add(LabelEncoder.of_classes(list(map(str, listed))).classes)
     return found.pop() if len(found) == 1 else None
