@@ -288,6 +288,9 @@ def test_listing_with_wrong_values_is_refused(
 class Server(ThreadingHTTPServer):
     pages: dict[str, tuple[int, dict[str, str], bytes]]
 
+    def handle_error(self, *_: object) -> None:
+        """A client that hangs up is what is tested."""
+
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"

@@ -81,9 +81,9 @@ def read_npz(path: str | os.PathLike[str], only: str = "") -> dict[str, np.ndarr
                 raise WeightsError(f"{path} has {held:,} bytes and claims to unpack to {unpacked:,}")
             wanted = [m for m in members if only in ("", m.filename.removesuffix(".npy"))]
             return {m.filename.removesuffix(".npy"): _read_member(archive, m, str(path)) for m in wanted}
-    except (OSError, WeightsError):
-        raise
     except Exception as e:  # zipfile raises whatever its headers run into
+        if isinstance(e, WeightsError) or (isinstance(e, OSError) and e.filename):  # not there, not ours to read
+            raise
         raise WeightsError(f"{path} is not an .npz file, or it is cut off or damaged: {shortened(e)}") from e
 
 
