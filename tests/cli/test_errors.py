@@ -89,6 +89,7 @@ FROM_DATA = [["train"], ["lr-find"], ["data", "preview", "--out", "x.png"], ["da
         ("convert nope.npz out.npz", "nope.npz does not exist"),
         ("summary B/17", "B/16"),
         ("summary B/16 --image-size 100", "96x96"),
+        ("data", "which command? mlpmixer data check, mlpmixer data preview or mlpmixer data shards"),
         ("list modles", "did you mean models?"),
         ("data check digitz", "digits"),
         ("data preview digits", "which FILE? mlpmixer data preview DATA --out FILE"),
@@ -132,7 +133,7 @@ def test_without_data_nothing_starts(
         ("probe RUN --in-channels 2", "files hold 1 or 3 channels, the model has 2"),
         ("train digits --init RUN --patch-size 3 --image-size 16", "nearest that is: 15x15"),
         ("train digits --init RUN --image-size 16 --resize blocs", "blocks"),
-        ("train digits --out RUN", "already"),
+        ("train digits --out RUN", "already holds a run: name another (--out), or go on with it (--resume "),
     ],
 )
 def test_mistake_about_a_run(line: str, says: str, digits_run: Path, run: RunLine) -> None:
@@ -236,7 +237,7 @@ def test_system_error_names_the_file_without_its_number(run: RunLine, tmp_path: 
     assert run("train", "digits", "--resume", str(tmp_path / ("x" * 300)))[2].endswith(": File name too long\n")
 
 
-@pytest.mark.parametrize("line", ["--help", "train --help", "help train", "list models", "--version"])
+@pytest.mark.parametrize("line", ["--help", "data --help", "train --help", "help train", "list models", "--version"])
 def test_reader_that_has_had_enough_gets_no_traceback(
     line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

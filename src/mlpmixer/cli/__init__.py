@@ -67,7 +67,9 @@ def parse(args: Sequence[str]) -> "Line":
     """The words of a line. ValueError for an unknown command or option."""
     name, rest = (args[0], args[1:]) if args else ("", [])
     if name == "data":
-        name, rest = f"data {rest[0]}" if rest else "data", rest[1:]
+        if not rest:
+            raise ValueError("which command? mlpmixer data check, mlpmixer data preview or mlpmixer data shards")
+        name, rest = f"data {rest[0]}", rest[1:]
     if name not in COMMANDS:
         from mlpmixer.registry import suggest
 
@@ -103,7 +105,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: Sequence[str]) -> int:
-    if not args or args[0] in ("-h", "--help") or [*args] == ["help"]:
+    if not args or args[0] in ("-h", "--help") or [*args] in (["help"], ["data", "--help"], ["data", "-h"]):
         print(overview(), flush=True)
         return 0 if args else 2
     if args[0] in ("-V", "--version"):

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from mlpmixer.cli.arguments import Arg
 from mlpmixer.cli.options import Json, require_writable
-from mlpmixer.cli.printing import print_error, print_json
+from mlpmixer.cli.printing import print_json
 from mlpmixer.cli.progress import reporter
 from mlpmixer.cli.recipe_options import SHORT, RecipeCommand
 
@@ -38,8 +38,6 @@ class LrFind(RecipeCommand):
         from mlpmixer.training.lr_finder import find_lr, plot
 
         require_writable("--out", self.out, suffixes=(".png",))
-        rates = f"at rates from {self.low:g} to {self.high:g}"
-        print_error(f"training a copy for up to {self.sweep_steps} steps, {rates}; it is not kept")
         with reporter() as report:
             sweep = find_lr(self.config, steps=self.sweep_steps, low=self.low, high=self.high, report=report)
         path = plot(sweep, self.out)

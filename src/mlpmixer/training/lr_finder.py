@@ -72,6 +72,9 @@ def find_lr(
         raise ValueError(
             f"expected 0 < low < high and at least 20 steps, got low={low:g}, high={high:g}, steps={steps}"
         )
+    if report:
+        rates = f"at rates from {low:g} to {high:g}"
+        report({"kind": "note", "note": f"a copy is trained for up to {steps} steps, {rates}; it is not kept"})
     recipe = with_network(recipe, None)
     recipe = variant(recipe, optim={"head_steps": 0, "ema_decay": 0.0, "average_last": 0.0})
     optim = recipe.optim

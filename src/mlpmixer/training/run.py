@@ -168,7 +168,7 @@ def _open_run(
     if not run_folder.is_run(folder):
         return folder, recipe, None, None
     if not resume:
-        raise ValueError(f"{folder} already holds a run; choose another out, or resume it")
+        raise ValueError(f"{folder} already holds a run: name another (--out), or go on with it (--resume {folder})")
     recipe = _same_recipe(recipe, read_recipe(folder))
     for part in (*folder.glob(".*.part"), *folder.glob("checkpoints/.*.part")):  # of a killed process
         part.unlink(missing_ok=True)
