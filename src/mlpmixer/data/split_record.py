@@ -173,8 +173,8 @@ class SplitRecord(Config, owner="splits"):
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first SHOWN names."""
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    """The first SHOWN names, and how many more there are."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
 
 
 def _packed(hashes: Hashes) -> str:
