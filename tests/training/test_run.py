@@ -121,7 +121,14 @@ KILLED = """
             die()
         replace(source, target)
 
-    os.replace = dies
+    unlink = os.unlink
+
+    def dies_before_dropping(path):
+        if where == "drop" and os.path.basename(path) == f"step-{step - 2:09d}.safetensors":
+            die()
+        unlink(path)
+
+    os.replace, os.unlink = dies, dies_before_dropping
     report = lambda x: die() if x["kind"] == where and x["step"] == step else None
     train(from_json(Recipe, json.load(sys.stdin)), out=out, report=report)
 """
@@ -133,7 +140,7 @@ def kill(forked: Forks, recipe: Recipe, where: str, step: int, out: Path) -> Non
     assert done.returncode == -signal.SIGKILL and not (out / "summary.json").exists()
 
 
-@pytest.mark.parametrize(("where", "step"), [("start", 0), ("step", 6), ("save", 13), ("write", 9)])
+@pytest.mark.parametrize(("where", "step"), [("start", 0), ("step", 6), ("save", 13), ("write", 9), ("drop", 24)])
 def test_killed_run_resumes_bit_for_bit(
     where: str, step: int, undisturbed: Path, tmp_path: Path, forked: Forks
 ) -> None:
@@ -141,6 +148,7 @@ def test_killed_run_resumes_bit_for_bit(
     train(BASE, out=tmp_path / "killed", resume=True)
     assert_same_run(undisturbed, tmp_path / "killed")
     assert not list((tmp_path / "killed").rglob(".*"))  # neither a lock nor a part of a file
+    assert len(model_file.states(tmp_path / "killed")) == model_file.STATES_KEPT
 
 
 def test_failing_report_leaves_no_file_open(tmp_path: Path) -> None:

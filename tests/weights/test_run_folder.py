@@ -12,7 +12,7 @@ import pytest
 from helpers.processes import SOURCES
 
 from mlpmixer.weights import run_folder
-from mlpmixer.weights.run_folder import LOCK_FILE, MetricsFile, locked, new_directory, read_metrics
+from mlpmixer.weights.run_folder import LOCK_FILE, MetricsFile, drop_parts, locked, new_directory, read_metrics
 
 
 def test_folder_is_locked_once(tmp_path: Path) -> None:
@@ -112,6 +112,15 @@ def test_new_directory_is_the_first_free_one(tmp_path: Path) -> None:
     (tmp_path / "runs" / "digits-2").touch()
     names = [new_directory(tmp_path / "runs" / "digits").name for _ in range(3)]
     assert names == ["digits", "digits-3", "digits-4"]
+
+
+def test_unfinished_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "checkpoints"):
+        folder.mkdir(exist_ok=True)
+        (folder / ".splits.json.123.part").touch()
+        (folder / ".of-someone-else.part").touch()
+    drop_parts(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob(".*")) == [".of-someone-else.part"] * 2
 
 
 def test_log_is_read_as_far_as_it_can_be(tmp_path: Path) -> None:

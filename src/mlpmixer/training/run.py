@@ -165,13 +165,12 @@ def _open_run(
     folder = Path(out) if out is not None else run_folder.new_directory(RUNS / recipe.name)
     if problem := stack.enter_context(run_folder.locked(folder)):
         note(f"{folder} could not be locked ({problem}): make sure that nothing else trains in it")
+    run_folder.drop_parts(folder)
     if not run_folder.is_run(folder):
         return folder, recipe, None, None
     if not resume:
         raise ValueError(f"{folder} already holds a run: name another (--out), or go on with it (--resume {folder})")
     recipe = _same_recipe(recipe, read_recipe(folder))
-    for part in (*folder.glob(".*.part"), *folder.glob("checkpoints/.*.part")):  # of a killed process
-        part.unlink(missing_ok=True)
     try:
         summary = run_folder.read_summary(folder)
     except ValueError as e:
@@ -205,6 +204,7 @@ def _open_run(
         note(f"{folder} {goes_on}; what is damaged is kept as {folder / 'checkpoints' / '*.damaged'}")
     elif saved is None:
         note(f"{folder} starts from the beginning: no state was saved yet")
+    model_file.drop_old_states(folder)  # a killed process may have left three
     return folder, recipe, None, saved
 
 
@@ -469,9 +469,9 @@ def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
     )
     metrics, images = (test, test_images) if test and test_images else (val, stores.splits.val)
     write_report(run, metrics, thumbnails_of(images, [wrong.index for wrong in metrics.most_wrong]), summary)
+    model_file.drop_best_models(run, before=needed_from)
     write_json(run / run_folder.SUMMARY_FILE, summary)  # the last one: with it the run is finished
     drop_teacher(run)
-    model_file.drop_best_models(run, before=needed_from)
     return summary
 
 

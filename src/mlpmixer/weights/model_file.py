@@ -228,7 +228,7 @@ def best_model(run: Path, step: int) -> Path:
 
 def drop_best_models(run: Path, before: int) -> None:
     """Remove those of earlier steps."""
-    for path in (run / "checkpoints").glob("best-*.safetensors"):
+    for path in (run / "checkpoints").glob(f"best-{'[0-9]' * 9}.safetensors"):
         if int(path.stem.removeprefix("best-")) < before:
             path.unlink()
 
@@ -259,6 +259,10 @@ def save_state(run: Path, step: int, tensors: "Mapping[str, Tensor]", meta: Mapp
     """Write the whole training state atomically, then drop the older ones. Errors: OSError, with the older ones
     left."""
     write_tensors(run / "checkpoints" / f"step-{step:09d}.safetensors", tensors, meta)
+    drop_old_states(run)
+
+
+def drop_old_states(run: Path) -> None:
     for old in states(run)[STATES_KEPT:]:
         old.unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ report.html."""
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -125,6 +126,14 @@ def new_directory(base: Path) -> Path:
 def remove_if_empty(folder: Path) -> None:
     with suppress(OSError):
         folder.rmdir()
+
+
+def drop_parts(run: Path) -> None:
+    """Remove the files that a killed process was writing (`durable.replacing`). For who has locked the folder."""
+    for folder in (run, run / "checkpoints"):
+        for path in folder.glob(".*.part"):
+            if re.fullmatch(r"\..+\.\d+\.part", path.name):
+                path.unlink()
 
 
 _locks: set[TextIO] = set()
