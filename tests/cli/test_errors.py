@@ -160,6 +160,8 @@ def test_mistake_about_a_run(line: str, says: str, digits_run: Path, run: RunLin
         ),
         ("predict RUN x.png --features /proc/x.csv", "--features /proc/x.csv cannot be written"),
         ("bench RUN --csv folder.onnx", "--csv folder.onnx is a folder"),
+        ("train digits --out file", "--out file is a file: name a folder"),
+        ("train digits --out /proc/x", "--out /proc/x cannot be written"),
         ("lr-find digits --out x.jpg", "--out x.jpg: expected a name that ends in .png"),
         ("lr-find digits --out /proc/x.png", "--out /proc/x.png cannot be written"),
         ("data preview digits --out x.jpg", "--out x.jpg: expected a name that ends in .png"),
@@ -271,6 +273,16 @@ def test_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli.command("list"), "__call__", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["list", "models"])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] can't allocate memory: you tried")])
+def test_lack_of_memory_is_one_line(error: Exception, run: RunLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def large(self: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli.command("list"), "__call__", large)
+    code, _, err = run("list", "models")
+    assert code == 1 and err.startswith("mlpmixer: not enough memory: try") and err.count("\n") == 1
 
 
 def test_full_disk_is_one_line_and_exit_code_1(run: RunLine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ never for help. Exit codes: 0 done; 1 done, with failures that were printed; 2 a
 
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -143,6 +144,11 @@ def _run(args: Sequence[str]) -> int:
             "What works without: mlpmixer predict on an .onnx or .xml file or a bundle that mlpmixer export wrote"
         )
         return 2
+    except (MemoryError, RuntimeError) as e:
+        if not (isinstance(e, MemoryError) or re.search("can't allocate memory|out of memory", str(e))):  # torch
+            raise
+        print_error("not enough memory: try a smaller --batch-size or --image-size, or close other programs")
+        return 1
     except (ValueError, OSError) as e:
         from mlpmixer.cli.arguments import as_typed
 

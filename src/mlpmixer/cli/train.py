@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from mlpmixer.cli.arguments import Arg, Line, build
-from mlpmixer.cli.options import DATA, JsonLines, Quiet
+from mlpmixer.cli.options import DATA, JsonLines, Quiet, require_writable
 from mlpmixer.cli.printing import between, duration, let_another_speak, percent, print_error
 from mlpmixer.cli.progress import reporter, unreadable
 from mlpmixer.cli.recipe_options import RecipeCommand, start_from
@@ -79,6 +79,8 @@ class Train(RecipeCommand):
 
         group = ProcessGroup(**ranks_here())
         out = self.resume or self.out
+        if group.size == 1:
+            require_writable("--out", out or str(RUNS), folder=True)
         try:
             with (
                 connected(group, parse_duration(self.peer_timeout)),
