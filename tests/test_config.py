@@ -47,7 +47,6 @@ CONFIGS += [
     ModelMeta(config=MixerConfig(image_size=8, patch_size=4, num_classes=2), classes=("a", "b"), preprocess=PREPROCESS),
     Grouped(2),
     Pyramid(2),
-    SplitRecord(counts=(0, 0, 0, 0), hashes=""),
 ]
 CONFIGS += [Overrides(), cost.SCALES["small"], frontier.SCALES["small"]]
 TYPES = [

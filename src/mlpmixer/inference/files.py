@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpmixer.data.images import IMAGE_SUFFIXES, ImageError, Pixels, is_image_file
+from mlpmixer.data.images import ImageError, Pixels, is_image_file
 from mlpmixer.download import Report
 from mlpmixer.inference.classifier import Classifier, Failure, Floats, Prediction
 
@@ -77,7 +77,7 @@ def _walk(folder: str) -> Iterator[str | Failure]:
                 yield os.path.join(where, file)
     yield from (Failure(str(error.filename), f"cannot be opened: {error.strerror}") for error in unreadable)
     if not found and not unreadable:
-        yield Failure(folder, f"the folder holds no image files ({' '.join(sorted(IMAGE_SUFFIXES))})")
+        yield Failure(folder, "the folder holds no image files (.jpg, .png, .webp or another format that Pillow reads)")
 
 
 def decoded_batches(
