@@ -246,7 +246,7 @@ def all_streamed(folder: Path) -> object:
 
 def decoded(images: Any) -> list[str]:
     """What is wrong with the images, as a run would list it."""
-    return [ended(lambda i=i: decode(images.source(i), "RGB")) for i in range(min(len(images), 20))]
+    return [ended(lambda i=i: decode(images.source(i), "RGB"), PLACE) for i in range(min(len(images), 20))]
 
 
 def named(name: str) -> Callable[[Path], object]:
