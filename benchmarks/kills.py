@@ -134,6 +134,7 @@ def main(argv: list[str] | None = None) -> int:
             again = ended(forked(resumed))
             found = left_by(out) if again == 0 else {}
             wrong = [key for key, value in expected.items() if found.get(key) != value]
+            wrong += sorted({*found.get("files", ())} ^ {*expected["files"]})
             different += bool(wrong)
             moment = f"before operation {at_operation}" if number % 2 else f"after {at_time:.2f} s"
             killed_by = "killed" if code == -signal.SIGKILL else "had ended"

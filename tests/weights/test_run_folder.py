@@ -117,8 +117,11 @@ def test_new_directory_is_the_first_free_one(tmp_path: Path) -> None:
 def test_unfinished_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "checkpoints"):
         folder.mkdir(exist_ok=True)
-        (folder / ".splits.json.123.part").touch()
-        (folder / ".of-someone-else.part").touch()
+        for name in (".splits.json.123.part", ".tmpa9Z_xY", ".of-someone-else.part"):
+            (folder / name).touch()
+    drop_parts(tmp_path)  # no run was started here: the temporary file may be anyone's
+    assert (tmp_path / ".tmpa9Z_xY").exists()
+    (tmp_path / "recipe.json").touch()
     drop_parts(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob(".*")) == [".of-someone-else.part"] * 2
 

@@ -129,10 +129,12 @@ def remove_if_empty(folder: Path) -> None:
 
 
 def drop_parts(run: Path) -> None:
-    """Remove the files that a killed process was writing (`durable.replacing`). For who has locked the folder."""
+    """Remove the files that a killed process was writing: those of `durable.replacing`, and of safetensors within it,
+    the latter only in folders of a run. For who has locked the folder."""
     for folder in (run, run / "checkpoints"):
-        for path in folder.glob(".*.part"):
-            if re.fullmatch(r"\..+\.\d+\.part", path.name):
+        names = r"\..+\.\d+\.part|\.tmp\w{6}" if folder != run or is_run(run) else r"\..+\.\d+\.part"
+        for path in folder.glob(".*"):
+            if re.fullmatch(names, path.name):
                 path.unlink()
 
 
