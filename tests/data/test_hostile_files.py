@@ -73,6 +73,11 @@ def pickles() -> Iterator[tuple[str, bytes, str]]:
         pickle.dumps([SameText() for _ in range(999)], 2),
         "again and again",
     )
+    for way, double in ("DUP", b"2\x86"), ("the memo", b"q\x00h\x00\x86"):
+        yield f"a key of 2^40 values by {way}", b"})" + double * 40 + b"Ns.", "the same tuples again and again"
+    yield "a key deeper than the C stack", b"})" + b"\x85" * 10**6 + b"Ns.", "more than 100 tuples in each other"
+    ndarray, lists = b"cnumpy\nndarray\n", b"]" + b"q\x000](h\x00h\x00e" * 40
+    yield "an array of lists by reference", ndarray + lists + b"\x85R.", "it holds arrays of list"
     yield "a module of a million letters", b"c" + b"o" * 10**6 + b"\nsystem\n.", "it asks for 'ooo"
     yield "a number of a million digits", b"I" + b"9" * 10**6 + b"\n.", "not a CIFAR batch"
     yield "numbers beyond 64 bits", pickle.dumps({"data": pixels, "labels": [2**64, 1]}), "not a CIFAR batch"

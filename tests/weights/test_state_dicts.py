@@ -5,7 +5,9 @@ import collections
 import datetime
 import enum
 import pathlib
+import pickle
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -329,6 +331,45 @@ def test_a_file_cannot_fill_the_memory(tmp_path: Path) -> None:
     torch.save({"model": STATE, "x": Hostile(bytearray, 2**36)}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="it calls bytearray, which can fill the memory"):
         read_foreign(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("names", [["DATA.PKL"], ["data.pkl", "data.pkl"]], ids=["in capitals", "twice"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_every_pickle_that_torch_may_read_is_searched(tmp_path: Path, names: list[str]) -> None:
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        for name, content in zip(
+            names, (b"\x80\x02cbuiltins\nbytearray\nM\x00\x10\x85R.", b"\x80\x02}."), strict=False
+        ):
+            archive.writestr(f"a/{name}", content)
+    with pytest.raises(WeightsError, match="it calls bytearray"):
+        read_foreign(tmp_path / "w.pth")
+
+
+def test_the_fifth_pickle_of_an_old_file_is_searched(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "w.pth").read_bytes()
+    keys = pickle.dumps([], 2)
+    assert content.endswith(keys)
+    (tmp_path / "w.pth").write_bytes(content.removesuffix(keys) + b"\x80\x02cbuiltins\nbytearray\nM\x00\x10\x85R.")
+    with pytest.raises(WeightsError, match="it calls bytearray"):
+        read_foreign(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [(b")" + b"q\x00h\x00\x86" * 40, "same tuples again"), (b")" + b"\x85" * 10**6, "100 tuples in each other")],
+)
+def test_a_key_that_would_be_hashed_for_ever_is_refused(tmp_path: Path, key: bytes, says: str) -> None:
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}" + key + b"Ns.")
+    with pytest.raises(WeightsError, match=says):
+        read_foreign(tmp_path / "w.pth")
+
+
+def test_tuples_of_classes_and_settings_are_read(tmp_path: Path) -> None:
+    betas, names = (0.9, 0.999), tuple(map(str, range(20_000)))
+    torch.save({"model": STATE, "classes": names, "again": names, "groups": [betas] * 2000}, tmp_path / "w.pth")
+    assert torch.equal(read_foreign(tmp_path / "w.pth")[1]["norm.bias"], STATE["norm.bias"])
 
 
 def test_what_the_reader_lets_pass_it_lets_pass_once(tmp_path: Path) -> None:

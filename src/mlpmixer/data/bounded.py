@@ -2,9 +2,15 @@
 
 import io
 import os
-from typing import IO
+import pickle
+from collections.abc import Iterator
+from pickletools import OpcodeInfo, genops, markobject
+from typing import IO, Any
 
 MAX_READ_BYTES = 1 << 30  # more than any image has; a server that lies about a size could send for ever
+MAX_TUPLE_DEPTH = 100  # of a pickle
+MAX_VALUES_AGAIN = 1_000_000  # in the tuples that a pickle refers to, as often as it does
+PLAIN = (1, 0)
 
 
 class BoundedFile:
@@ -48,3 +54,43 @@ def file_below(folder: str, name: str) -> str | None:
     except ValueError:  # a null character
         return None
     return joined if os.path.commonpath([path, root]) == root and os.path.isfile(path) else None
+
+
+def operations(pickled: IO[bytes] | bytes) -> Iterator[tuple[OpcodeInfo, Any, int]]:
+    """(operation, argument, place) of a pickle, as `pickletools.genops` reads them without executing any.
+
+    pickle.UnpicklingError for tuples that are large by reference, or too deep in each other. A hundred bytes can double
+    one thirty times, and 2 MB put a million into each other; as the key of a dict, the one would be hashed for hours,
+    and the other, deeper than the C stack, end the process.
+    """
+    stack, memo, again = list[Any](), dict[Any, Any](), 0  # (values, depth) of objects; only tuples have a depth
+    for operation, argument, place in genops(pickled):
+        name = operation.name
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1] if stack else PLAIN
+        elif name in ("GET", "BINGET", "LONG_BINGET", "DUP"):
+            stack.append((stack or [PLAIN])[-1] if name == "DUP" else memo.get(argument, PLAIN))
+            again += stack[-1][0] if stack[-1] not in (PLAIN, markobject) else 0
+        else:
+            taken = _taken(operation, stack)
+            made = PLAIN
+            if name.startswith("TUPLE"):
+                made = 1 + sum(values for values, _ in taken), 1 + max((depth for _, depth in taken), default=0)
+            stack += [markobject if kind is markobject else made for kind in operation.stack_after]
+            if made[1] > MAX_TUPLE_DEPTH:
+                raise pickle.UnpicklingError(f"it holds more than {MAX_TUPLE_DEPTH} tuples in each other")
+        if again > MAX_VALUES_AGAIN:
+            raise pickle.UnpicklingError("it refers to the same tuples again and again")
+        yield operation, argument, place or 0
+
+
+def _taken(operation: OpcodeInfo, stack: list[Any]) -> list[tuple[int, int]]:
+    """What an operation takes from the stack, less the mark."""
+    before = operation.stack_before
+    at = len(stack) - len(before)
+    if markobject in before:
+        mark = next((i for i in reversed(range(len(stack))) if stack[i] is markobject), 0)
+        at = mark - before.index(markobject)
+    taken = [value for value in stack[max(at, 0) :] if value is not markobject]
+    del stack[max(at, 0) :]
+    return taken

@@ -6,20 +6,20 @@ import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from pickletools import genops
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from mlpmixer.config import did_you_mean
+from mlpmixer.data.bounded import operations
 from mlpmixer.models.name_table import WeightsError, printable
 from mlpmixer.registry import shortened
 
 StateDict = dict[str, Tensor]
 AVERAGE = re.compile(r"ema|swa|avg|average|teacher")  # in the key of weights that another network was averaged to
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # anywhere in a name
-LEGACY_PICKLES = 4  # of a file from before torch 1.6: a number, a version, the system, and the object
+LEGACY_PICKLES = 5  # of a file from before torch 1.6: a number, a version, the system, the object, and keys of values
 MAX_PLACE = 1000  # characters of the keys that lead to a network
 MAX_PICKLE_BYTES = 2**23  # of what describes the tensors, whose values lie elsewhere
 
@@ -96,8 +96,8 @@ def _global_names(path: Path) -> set[str]:
             with zipfile.ZipFile(file) as archive:
                 if any(member.file_size > member.compress_size for member in archive.infolist()):
                     raise ValueError("it is compressed, which torch.save never does")
-                for member in archive.namelist():
-                    if member.endswith("/data.pkl"):
+                for member in archive.infolist():
+                    if member.orig_filename.lower().endswith("/data.pkl"):  # torch finds it in any case
                         with archive.open(member) as pickled:
                             names |= _names_in(pickled)
     return names
@@ -106,8 +106,8 @@ def _global_names(path: Path) -> set[str]:
 def _names_in(file: IO[bytes]) -> set[str]:
     """Names in a pickle, as torch spells them: those of Python 2, which its protocol has, with the names of today."""
     names, start = set(), file.tell()
-    for opcode, argument, place in genops(file):
-        if (place or 0) - start > MAX_PICKLE_BYTES:
+    for opcode, argument, place in operations(file):
+        if place - start > MAX_PICKLE_BYTES:
             raise ValueError(f"its description of the tensors is longer than {MAX_PICKLE_BYTES:,} bytes")
         if opcode.name == "GLOBAL":
             module, _, name = str(argument).partition(" ")

@@ -2,7 +2,6 @@
 
 import io
 import pickle
-import pickletools
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mlpmixer.data.bounded import operations
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.paths import TEST, TRAIN
 from mlpmixer.data.readers.files import Files, OriginalFiles
@@ -70,15 +70,15 @@ class _Unpickler(pickle.Unpickler):
     the file.
 
     `find_class` knows what numpy's arrays are made of, and gives functions of this module for it; anything else is an
-    error. What an operation claims is checked before the C code reserves it: pickletools reads every operation first,
-    without executing any, and fails where an argument is longer than what is left of the file; a number in the memo,
-    which is a table of all numbers below it, must be less than the bytes before it. Text becomes bytes only once,
-    however often it is referred to.
+    error. What an operation claims is checked before the C code reserves it: `operations` reads all of them first,
+    without executing any, and fails where an argument is longer than what is left of the file, and for tuples that are
+    too large; a number in the memo, which is a table of all numbers below it, must be less than the bytes before it.
+    Text becomes bytes only once, however often it is referred to.
     """
 
     def __init__(self, content: bytes) -> None:
-        for operation, argument, place in pickletools.genops(content):
-            if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > (place or 0):
+        for operation, argument, place in operations(content):
+            if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > place:
                 raise pickle.UnpicklingError(f"it asks for a memo of {argument:,} places")
         super().__init__(io.BytesIO(content), encoding="latin1")
         self.left = len(content)
@@ -108,7 +108,8 @@ class _Array:
     def __init__(self, unpickler: _Unpickler, *args: Any) -> None:
         self.unpickler = unpickler
         if args and not (isinstance(args[0], partial) or args[0] in ("u1", "|u1")):
-            raise pickle.UnpicklingError(f"it holds arrays of {shown(args[0])}")
+            kind = shown(args[0]) if isinstance(args[0], str) else type(args[0]).__name__  # the text may be endless
+            raise pickle.UnpicklingError(f"it holds arrays of {kind}")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if isinstance(state[-1], str | bytes):  # of an array: version, shape, type, order, content
