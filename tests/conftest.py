@@ -36,8 +36,9 @@ def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
     def write(folder: Path, *_: object) -> None:
         (folder / "report.html").touch()
 
-    if run := sys.modules.get("mlpmixer.training.run"):
-        monkeypatch.setattr(run, "write_report", write)
+    for name in ("mlpmixer.training.finish", "mlpmixer.training.resume"):
+        if module := sys.modules.get(name):
+            monkeypatch.setattr(module, "write_report", write)
 
 
 @pytest.fixture(scope="session")

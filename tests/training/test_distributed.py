@@ -59,7 +59,7 @@ JOB = (
     f"    LOST, STOPPED = {LOST}, {STOPPED}"
     + """
     import json, os, shutil, signal, sys, traceback
-    from mlpmixer.training import run, step
+    from mlpmixer.training import finish, run, step
     from mlpmixer.training.recipe import Recipe
     from mlpmixer.config import from_json
     from mlpmixer.training.distributed import PeerLostError, ProcessGroup, connected
@@ -84,7 +84,7 @@ JOB = (
             return LOST
         return 0
 
-    run.write_report = lambda *_: None
+    finish.write_report = lambda *_: None
     job = json.load(sys.stdin)
     if "after" in job:
         shutil.copytree(job["after"], job["out"])

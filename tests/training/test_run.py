@@ -28,7 +28,8 @@ from mlpmixer.training.augment import normalise, prepare_eval
 from mlpmixer.training.inputs import ImageCache, load_images
 from mlpmixer.training.loop import Diverged, Interrupted, validate
 from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run, read_recipe, variant
-from mlpmixer.training.run import restore, train
+from mlpmixer.training.resume import restore
+from mlpmixer.training.run import train
 from mlpmixer.training.step import TrainingStep
 from mlpmixer.weights import model_file, run_folder
 

@@ -1,15 +1,13 @@
-"""train(): opens or resumes a run, trains it, and leaves a model with its summary and report.
+"""train(): opens or resumes a run (`resume`), trains it (`loop`), and leaves model, summary and report (`finish`).
 
 Pre-training, training from scratch and fine-tuning are recipes.
 """
 
-import dataclasses
 import os
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,39 +19,32 @@ from mlpmixer.clock import parse_duration
 from mlpmixer.config import to_json
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError
-from mlpmixer.data.labels import nfc
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.split_record import SplitRecord
-from mlpmixer.durable import replacing, write_json
-from mlpmixer.evaluation.evaluate import evaluate
-from mlpmixer.evaluation.report import thumbnails_of
-from mlpmixer.hardware import choose_precision, device_name, peak_mib
-from mlpmixer.inference.classifier import load
-from mlpmixer.models.architecture import Build, build, count_params
+from mlpmixer.durable import write_json
+from mlpmixer.hardware import choose_precision, device_name
+from mlpmixer.models.architecture import Build
 from mlpmixer.training import progressive
-from mlpmixer.training.advice import advice
 from mlpmixer.training.batches import rows_per_batch, steps_per_epoch
 from mlpmixer.training.distillation import (
     TeacherFunction,
     TeacherSource,
-    drop_teacher,
     make_teacher,
     store_teacher,
     stored_teacher,
     with_teacher,
 )
 from mlpmixer.training.distributed import ProcessGroup
-from mlpmixer.training.inputs import ImageCache, Stores, batches
+from mlpmixer.training.finish import final_params, finish, notes
+from mlpmixer.training.inputs import ImageCache, batches
 from mlpmixer.training.loop import State, Trainer, validate
-from mlpmixer.training.recipe import MOST, Recipe, read_recipe, variant
-from mlpmixer.training.run_report import write_report
+from mlpmixer.training.recipe import MOST, Recipe, variant
+from mlpmixer.training.resume import has_best, open_run, recorded, restore
 from mlpmixer.training.start import Start, load_networks, stored_preprocess, with_network
 from mlpmixer.training.step import TrainingStep
-from mlpmixer.weights import model_file, run_folder
+from mlpmixer.weights import run_folder
 from mlpmixer.weights.load import Report
 from mlpmixer.weights.run_folder import MetricsFile
-
-RUNS = Path("runs")  # where runs are that nobody has given a place
 
 
 @dataclass(frozen=True)
@@ -111,7 +102,7 @@ def train(
 
     with ExitStack() as stack:
         folder, recipe, summary, saved = group.on_main(
-            lambda: _open_run(with_network(with_teacher(recipe, teacher), network), out, resume, note, stack)
+            lambda: open_run(with_network(with_teacher(recipe, teacher), network), out, resume, note, stack)
         )
         if summary is not None:
             report({"kind": "end", "summary": summary, "out": str(folder)})
@@ -132,9 +123,9 @@ def train(
             report({"kind": "doing", "what": f"measuring how many steps fit into {recipe.run.time}"})
             step.recipe = fix_steps(step, start, time.monotonic() - started)
         total_steps = num_steps(step.recipe, len(step.stores.train))
-        record = group.on_main(lambda: _recorded(folder, saved, step.stores, (start, source)))
+        record = group.on_main(lambda: recorded(folder, saved, step.stores, (start, source)))
         state = restore(saved, step, total_steps) if saved is not None else State()
-        if 0 < state.best_step < total_steps and not group.on_main(lambda: _has_best(folder, state, note)):
+        if 0 < state.best_step < total_steps and not group.on_main(lambda: has_best(folder, state, note)):
             state.forget_best()
         precision = str(step.dtype).removeprefix("torch.")
         environment = run_folder.environment(device_name(step.device), precision, step.kernels, group.size)
@@ -153,70 +144,6 @@ def train(
         summary = finish(trainer, network)
         report({"kind": "end", "summary": summary, "out": str(folder)})
         return RunResult(folder, summary)
-
-
-def _open_run(
-    recipe: Recipe, out: str | os.PathLike[str] | None, resume: bool, note: Callable[[str], None], stack: ExitStack
-) -> tuple[Path, Recipe, dict[str, Any] | None, Path | None]:
-    """The folder of a run, locked until `stack` is closed, its recipe, its summary if it is finished, and its last
-    state if there is one."""
-    if out is None and not RUNS.exists():
-        stack.callback(run_folder.remove_if_empty, RUNS)
-    folder = Path(out) if out is not None else run_folder.new_directory(RUNS / recipe.name)
-    if problem := stack.enter_context(run_folder.locked(folder)):
-        note(f"{folder} could not be locked ({problem}): make sure that nothing else trains in it")
-    run_folder.drop_parts(folder)
-    if not run_folder.is_run(folder):
-        return folder, recipe, None, None
-    if not resume:
-        raise ValueError(f"{folder} already holds a run: name another (--out), or go on with it (--resume {folder})")
-    recipe = _same_recipe(recipe, read_recipe(folder))
-    try:
-        summary = run_folder.read_summary(folder)
-    except ValueError as e:
-        summary = None
-        note(str(e))
-    try:
-        model_file.read_tensors(folder / run_folder.MODEL_FILE)
-        has_model = True
-    except (model_file.CheckpointError, FileNotFoundError) as e:
-        has_model = False
-        if isinstance(e, model_file.CheckpointError):
-            note(str(e))
-    if summary is not None and has_model:
-        if not (page := folder / run_folder.REPORT_FILE).exists():
-            write_report(folder)
-            note(f"{page} is made again, without pictures of the mistakes")
-        drop_teacher(folder)
-        return folder, recipe, summary, None
-    saved, found = model_file.last_state(folder, note), model_file.states(folder)
-    if summary is not None or has_model:
-        missing = run_folder.SUMMARY_FILE if has_model else run_folder.MODEL_FILE
-        if saved is None:
-            raise ValueError(
-                f"{folder} has ended, but its {missing} is missing or damaged, and there is no sound training state to "
-                "make it from; choose another out to train anew"
-            )
-        note(f"{folder / missing} is made again from {saved.name}")
-    if found and saved != found[0]:
-        model_file.set_aside(folder, saved)
-        goes_on = f"goes on from {saved.name}" if saved else "starts from the beginning"
-        note(f"{folder} {goes_on}; what is damaged is kept as {folder / 'checkpoints' / '*.damaged'}")
-    elif saved is None:
-        note(f"{folder} starts from the beginning: no state was saved yet")
-    model_file.drop_old_states(folder)  # a killed process may have left three
-    return folder, recipe, None, saved
-
-
-def _same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
-    """The stored recipe, if the given one differs in nothing but what training itself fills in."""
-    steps = asked.run.steps or (stored.run.steps if asked.run.time else 0)
-    if variant(asked, model={"num_classes": stored.model.num_classes}, run={"steps": steps}) != stored:
-        raise ValueError(
-            "the run to resume was started with another recipe; resume it with its own "
-            "(mlpmixer.training.recipe.read_recipe), or choose another out"
-        )
-    return stored
 
 
 def make_training_step(
@@ -306,62 +233,6 @@ def _seconds_per_step(step: TrainingStep, spend_s: float) -> float:
     return (times[-1] - times[2]) / (len(times) - 3)
 
 
-def restore(path: Path, training_step: TrainingStep, total_steps: int) -> State:
-    """Load the training state at `path` into `training_step`. ValueError when the data has changed since."""
-    tensors, meta = model_file.read_tensors(path)
-    stores = training_step.stores
-    if problem := _data_has_changed(meta, stores.identity):
-        raise ValueError(f"{path} was trained {problem}; it cannot be resumed exactly")
-    stores.train.note_bad([(name, why) for name, why in meta.get("bad", []) if (name, why) not in stores.val.bad])
-    state = State.from_json(meta["state"])
-    training_step.resize(progressive.image_size(state.step, total_steps, training_step.recipe))
-    training_step.load_tensors(tensors)
-    return state
-
-
-def _has_best(folder: Path, state: State, note: Callable[[str], None]) -> bool:
-    """Whether the best model that a state speaks of is there and sound. Early stopping once had a single file for it,
-    and other runs none."""
-    best = model_file.best_model(folder, state.best_step)
-    if (before := folder / run_folder.BEST_FILE).exists() and not best.exists():
-        os.replace(before, best)
-    try:
-        model_file.read_tensors(best)
-    except (FileNotFoundError, model_file.CheckpointError) as e:
-        reason = "was not kept" if isinstance(e, FileNotFoundError) else f"is damaged ({e})"
-        note(f"the best model so far, of step {state.best_step:,}, {reason}; the best of the steps from here on counts")
-        return False
-    return True
-
-
-def _data_has_changed(meta: dict[str, Any], now: dict[str, Any]) -> str:
-    """How the data of a state differs from `Stores.identity`; empty when it does not."""
-    if meta["train_images"] != now["train_images"]:
-        return f"on {meta['train_images']} images, but the data now gives {now['train_images']}"
-    if meta.get("shards", "") != now["shards"]:
-        return "on shards of other names or sizes than the data now has"
-    same_classes = list(map(nfc, meta.get("classes", now["classes"]))) == now["classes"]
-    return "" if same_classes else "on other classes than the data now has"
-
-
-def _recorded(
-    folder: Path, saved: Path | None, stores: Stores, networks: tuple[Start | None, TeacherSource]
-) -> SplitRecord:
-    """The record of the images of a run that begins with these networks.
-
-    ValueError when they are not the images that the state `saved` was trained on.
-    """
-    stored = run_folder.read_splits(folder) if saved is not None else None
-    if stored is None:
-        return stores.record.after([net[1].splits for net in networks if isinstance(net, tuple) and net[1].splits])
-    if difference := stored.difference(stores.record):
-        raise ValueError(
-            f"{folder} cannot be resumed exactly, as its data has changed since it was started: {difference}. Put the "
-            "images back, or start a new run"
-        )
-    return stored
-
-
 def _write_start(
     folder: Path, recipe: Recipe, environment: dict[str, Any], source: TeacherSource, record: SplitRecord
 ) -> None:
@@ -393,86 +264,6 @@ def start_event(trainer: Trainer) -> dict[str, Any]:
         "notes": notes(trainer),
         "bad_images": [list(b) for b in stores.bad],
     }
-
-
-def notes(trainer: Trainer) -> list[str]:
-    """What was assumed about the data, the batches and the teacher, and which images are less unseen than they should
-    be."""
-    step = trainer.training_step
-    found, asked = step.rows.batch_size, trainer.recipe.run.batch_size
-    own = [f"batches of {found:,} images: there are no more for run.batch_size={asked}"] if found < asked else []
-    if trainer.recipe.run.keep == "best" and not trainer.keeps_best:
-        own.append("run.keep=best: validation is too small to choose a model, so the last one is kept")
-    teacher = step.teacher.notes if step.teacher else ()
-    return [*trainer.stores.splits.notes, *own, *teacher, *trainer.record.leaks()]
-
-
-def final_params(step: TrainingStep) -> int:
-    """Parameters of the model that a run leaves; with small images or locality it has others while it trains."""
-    if step.recipe.network:
-        return count_params(step.model)
-    with torch.device("meta"):
-        return count_params(build(step.recipe.model))
-
-
-def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
-    """Save the model, evaluate it on val and test as a user would load it, write report.html and summary.json."""
-    run, recipe, state, step, stores = (
-        trainer.folder,
-        trainer.recipe,
-        trainer.state,
-        trainer.training_step,
-        trainer.stores,
-    )
-    train_s, images_per_s = trainer.clock.elapsed(), trainer.clock.overall_images_per_s()
-    lines = run_folder.read_metrics(run / "metrics.jsonl")
-    if not images_per_s:  # resumed after the last step
-        images_per_s = next((line["images_per_s"] for line in reversed(lines) if line["kind"] == "step"), 0.0)
-    model, kept = run / run_folder.MODEL_FILE, "best" if trainer.keeps_best and state.best_step else "last"
-    if not 0 < state.best_step < state.step:  # there is none, or it is the last
-        last, needed_from = model, state.step + 1
-    else:
-        last, best = (run / run_folder.LAST_FILE, model) if kept == "best" else (model, run / run_folder.BEST_FILE)
-        with replacing(best) as part:
-            shutil.copyfile(model_file.best_model(run, state.best_step), part)
-        needed_from = state.best_step
-    model_file.save_model(last, step.plain_model(), trainer.model_meta())
-    classifier = load(model, device=str(step.device), network=network)
-    test_images = stores.splits.test if recipe.run.test else None
-    val = evaluate(classifier, stores.splits.val)
-    test = evaluate(classifier, test_images) if test_images is not None else None
-    summary = {
-        "recipe": recipe.name,
-        "data": stores.splits.name,
-        "seed": recipe.run.seed,
-        "top1": test.top1 if test else None,
-        "val_top1": val.top1,
-        "val": val.to_json(),
-        "test": test.to_json() if test else None,
-        "params": count_params(step.plain_model()),
-        "train_images": len(stores.train),
-        "steps": state.step,
-        "kept": kept,
-        "best_step": state.best_step if kept == "best" else state.step,
-        "advice": advice(lines, len(stores.train_sample), 0 if stores.splits.doubt else len(stores.val), kept),
-        "train_s": round(train_s, 3),
-        "images_per_s": round(images_per_s, 1),
-        "peak_mib": peak_mib(step.device),
-        "device": trainer.environment["device"],
-        "precision": trainer.environment["precision"],
-        "bad_images": [list(b) for b in (*stores.bad, *(test.bad if test else ()))],
-        "notes": notes(trainer),
-    }
-    final = {k: summary[k] for k in ("top1", "val_top1")}
-    model_file.rewrite_meta(
-        model, lambda meta: dataclasses.replace(meta, provenance={**meta.provenance, "metrics": final})
-    )
-    metrics, images = (test, test_images) if test and test_images else (val, stores.splits.val)
-    write_report(run, metrics, thumbnails_of(images, [wrong.index for wrong in metrics.most_wrong]), summary)
-    model_file.drop_best_models(run, before=needed_from)
-    write_json(run / run_folder.SUMMARY_FILE, summary)  # the last one: with it the run is finished
-    drop_teacher(run)
-    return summary
 
 
 @contextmanager
