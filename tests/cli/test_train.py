@@ -103,7 +103,8 @@ def test_latest_unfinished_run(tmp_path: Path, digits_run: Path, monkeypatch: py
         folder.mkdir(parents=True)
         shutil.copy(digits_run / "recipe.json", folder)
         if name != "older":
-            (folder / "summary.json").write_text("{}" if name == "done" else "{")  # damaged: not finished
+            whole = json.dumps({"steps": 2, "train_s": 1.0})
+            (folder / "summary.json").write_text(whole if name == "done" else "{")  # damaged: not finished
         stamp = digits_run.stat().st_mtime + 1000 - age
         os.utime(folder, (stamp, stamp))
     command: Any = cli.parse(["train", "--resume"]).make()

@@ -414,6 +414,8 @@ def damaged(run: Path, name: str, content: bytes | None) -> Path:
         ("model.safetensors", b"damaged", ["model.safetensors is not a safetensors file", "is made again"]),
         ("summary.json", None, ["summary.json is made again from"]),
         ("summary.json", b'{"half": ', ["summary.json is damaged", "is made again"]),
+        ("summary.json", b"{}", ["summary.json is damaged: expected a number steps", "is made again"]),
+        ("summary.json", b'{"steps": 3, "train_s": 1.0, "val": 3}', ["expected a number top1", "is made again"]),
     ],
 )
 def test_resuming_a_finished_run_makes_what_is_missing(

@@ -50,10 +50,17 @@ def read_recipe_json(run: Path) -> dict[str, Any]:
 
 def read_summary(run: Path) -> dict[str, Any] | None:
     """summary.json; None while the run is not finished. ValueError, which names it, when it is damaged."""
+    path = run / SUMMARY_FILE
     try:
-        return read_json(run / SUMMARY_FILE)
+        summary = read_json(path)
     except FileNotFoundError:
         return None
+    numbers = [summary, *(summary[part] for part in ("val", "test") if summary.get(part) is not None)]
+    for of, names in zip(numbers, (("steps", "train_s"), ("top1", "n"), ("top1", "n")), strict=False):
+        for name in names:
+            if not isinstance(of, dict) or type(of.get(name)) not in (int, float):
+                raise ValueError(f"{path} is damaged: expected a number {name}")
+    return summary
 
 
 def write_recipe(run: Path, recipe: Config) -> None:
