@@ -30,6 +30,18 @@ def test_prints_the_result_and_where_it_is(run: RunLine, quick: list[str], tmp_p
     assert str(tmp_path / "run" / "report.html") in out
 
 
+def test_test_images_that_are_also_in_train_are_said_beside_the_result(
+    run: RunLine, quick: list[str], tmp_path: Path
+) -> None:
+    for split in ("train", "test"):
+        for i in range(12):
+            image = tmp_path / "data" / split / "ab"[i % 2] / f"{i}.png"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 20 * i).save(image)
+    code, out, _ = run("train", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--quiet", *quick)
+    assert code == 0 and re.search(r"note    test: \d+ of its 12 images are also in train", out)
+
+
 def test_json_is_one_object_a_line(run: RunLine, quick: list[str], tmp_path: Path) -> None:
     _, out, _ = run("train", "digits", "--out", str(tmp_path / "run"), "--json", *quick)
     kinds = [json.loads(line)["kind"] for line in out.splitlines()]

@@ -67,7 +67,10 @@ def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
         "steps": state.step,
         "kept": kept,
         "best_step": state.best_step if kept == "best" else state.step,
-        "advice": advice(lines, len(stores.train_sample), 0 if stores.splits.doubt else len(stores.val), kept),
+        "advice": [
+            *trainer.record.leaks(),
+            *advice(lines, len(stores.train_sample), 0 if stores.splits.doubt else len(stores.val), kept),
+        ],
         "train_s": round(train_s, 3),
         "images_per_s": round(images_per_s, 1),
         "peak_mib": peak_mib(step.device),
