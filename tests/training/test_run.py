@@ -390,6 +390,18 @@ def test_second_training_in_the_folder_is_refused(tmp_path: Path) -> None:
     train(variant(BASE, run={"steps": 1}), out=tmp_path / "other")
 
 
+def test_run_whose_folder_is_moved_ends_and_goes_on_there(undisturbed: Path, tmp_path: Path) -> None:
+    def move(event: dict[str, Any]) -> None:
+        if event["kind"] == "save" and not (tmp_path / "moved").exists():
+            (tmp_path / "run").rename(tmp_path / "moved")
+
+    with pytest.raises(FileNotFoundError, match="run was moved or removed while the run trained in it"):
+        train(BASE, out=tmp_path / "run", report=move)
+    assert not (tmp_path / "run").exists()
+    train(BASE, out=tmp_path / "moved", resume=True)
+    assert_same_run(undisturbed, tmp_path / "moved")
+
+
 def resumed(run: Path, recipe: Recipe = BASE) -> list[str]:
     """What resuming a run notes."""
     events: list[dict[str, Any]] = []

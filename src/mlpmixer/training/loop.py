@@ -30,7 +30,7 @@ from mlpmixer.training.step import TrainingStep
 from mlpmixer.training.stream import Sampled
 from mlpmixer.weights import model_file
 from mlpmixer.weights.load import Report
-from mlpmixer.weights.run_folder import MetricsFile
+from mlpmixer.weights.run_folder import MetricsFile, is_run
 
 EVAL_BATCH = 250
 
@@ -175,6 +175,7 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Score validation images and some training images as evaluation sees them; save the best model so far."""
+        self.require_folder()
         training, step = self.training_step, self.state.step
         with self.clock.paused():
             scores = validate(training, self.stores.val)
@@ -186,6 +187,7 @@ class Trainer:
 
     def save(self) -> None:
         """Save the training state, after a log line of the last steps. Errors: Diverged when a weight is not finite."""
+        self.require_folder()
         if self.losses:
             self.log_steps()
         if not all(p.isfinite().all() for p in self.training_step.model.parameters()):
@@ -205,6 +207,14 @@ class Trainer:
             self.best_step_saved = self.state.best_step
         self.report({"kind": "save", "step": self.state.step})
         self.clock.saved()
+
+    def require_folder(self) -> None:
+        """FileNotFoundError when the run's folder was moved or removed, which writing would make anew, half."""
+        if self.metrics is not None and not is_run(self.folder):
+            raise FileNotFoundError(
+                f"{self.folder} was moved or removed while the run trained in it; resume it from its last checkpoint "
+                "where it is now: mlpmixer train --resume DIR"
+            )
 
     def write(self, line: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl and report it."""
