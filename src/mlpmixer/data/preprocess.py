@@ -15,13 +15,14 @@ from mlpmixer.data.config import Fit
 from mlpmixer.data.images import Pixels, Source, decode
 from mlpmixer.data.tensorflow_resize import RULES, require_size_limit, size_before_crop
 from mlpmixer.models.configs import MAX_CHANNELS, MAX_INPUT_PIXELS
-from mlpmixer.registry import Registry
+from mlpmixer.registry import Registry, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Values = TypeVar("Values", np.ndarray, "Tensor")
 
+MOST = 1e6  # of mean and std, and of 1 / std: float32 holds what comes of it
 GREY = 128  # what "pad" fills with: close to the mean of the 0..255 range
 
 
@@ -59,7 +60,9 @@ class Preprocess(Config, owner="preprocess"):
             if len(values) != self.in_channels:
                 require(len(set(values)) == 1, f"{name} has {len(values)} values for {self.in_channels} channels")
                 object.__setattr__(self, name, values[:1] * self.in_channels)
-        require(min(self.std) > 0, f"std must be positive, got {self.std}")
+        fits = min(self.std) >= 1 / MOST and max(self.std) <= MOST
+        require(fits, f"std must be in {1 / MOST:g}..{MOST:g}, got {shown(self.std)}")
+        require(max(map(abs, self.mean)) <= MOST, f"mean must be in {-MOST:g}..{MOST:g}, got {shown(self.mean)}")
         require(
             self.fit not in RULES or self.interpolation == "bilinear",
             f"fit={self.fit!r} has its own filter: leave interpolation at 'bilinear', got {self.interpolation!r}",

@@ -157,14 +157,14 @@ class PatchConfig(NetworkConfig):
         return self.grid[0] * self.grid[1]
 
     def validate(self) -> None:
+        super().validate()
         (h, w), (p, q) = pair(self.image_size), pair(self.patch_size)
-        require(min(h, w, p, q) >= 1, f"image_size {h}x{w} and patch_size {p}x{q} must be positive")
+        require(min(p, q) >= 1, f"patch_size must be positive, got {p}x{q}")
         require(
             h % p == 0 and w % q == 0,
             f"image_size {h}x{w} px is not a multiple of patch_size {p}x{q} px; "
-            f"nearest that is: {max(round(h / p), 1) * p}x{max(round(w / q), 1) * q}",
+            f"nearest that is: {max((2 * h + p) // (2 * p), 1) * p}x{max((2 * w + q) // (2 * q), 1) * q}",
         )
-        super().validate()
 
     def stem(self, dim: int) -> list[Layer]:
         """The first lines of `layers`: images, patches, and one linear layer for all of them."""
