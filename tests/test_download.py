@@ -36,10 +36,10 @@ ONCE = Retry(timeout_s=0.3, backoff_s=0.0, attempts=0)
 class Server(ThreadingHTTPServer):
     """Answers GET after GET as `plan` says, then well.
 
-    "404", "500"...: that status; "half": breaks off in the middle; "stall": sends half, then nothing; "no range": sends
-    everything, whatever was asked for; "other part": a range, but not the one that was asked for; "careless": the range
-    that was asked for, be it of the same file or not; "claims +N", "claims -N": a Content-Length that
-    is wrong by N; "no length": no Content-Length at all.
+    "404", "500"...: that status; "loop": a redirect to the same address; "half": breaks off in the middle; "stall": sends
+    half, then nothing; "no range": sends everything, whatever was asked for; "other part": a range, but not the one that
+    was asked for; "careless": the range that was asked for, be it of the same file or not; "claims +N", "claims -N": a
+    Content-Length that is wrong by N; "no length": no Content-Length at all.
     """
 
     daemon_threads = True
@@ -48,6 +48,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.plan, self.content, self.version = list(plan), CONTENT, {"ETag": '"one"'}
         self.requests: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.released = threading.Event()
 
     @property
@@ -64,7 +65,13 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         s, asked = self.server, self.headers
         s.requests.append(dict(asked.items()))
+        s.paths.append(self.path)
         what = s.plan.pop(0) if s.plan else "well"
+        if what == "loop":
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            self.end_headers()
+            return
         if what.isdigit():
             self.send_error(int(what))
             return
@@ -323,6 +330,26 @@ def test_refusal_is_not_retried(status: str, serve: Serve, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=f"answers {status}"):
         fetch(server.url, cache_dir=tmp_path, retry=QUICK)
     assert len(server.requests) == 1
+
+
+def test_letters_of_any_script_are_encoded(serve: Serve, tmp_path: Path) -> None:
+    server = serve()
+    fetch(f"{server.url}/Äpfel 玻%20.tar?a=b c&d=%2F", cache_dir=tmp_path, retry=QUICK)
+    assert server.paths == ["/models/B_16.npz/%C3%84pfel%20%E7%8E%BB%20.tar?a=b%20c&d=%2F"]
+
+
+def test_a_file_larger_than_the_disk_is_refused_unread(serve: Serve, tmp_path: Path) -> None:
+    server = serve(f"claims +{10**17}")
+    with pytest.raises(ValueError, match=r"100,000,000,000,102,400 bytes are to come, and the disk of .* free"):
+        fetch(server.url, cache_dir=tmp_path, retry=QUICK)
+    assert not [p for p in tmp_path.rglob("*") if p.suffix == ".part"]
+
+
+def test_a_refusal_of_several_lines_is_told_in_one(serve: Serve, tmp_path: Path) -> None:
+    server = serve(*["loop"] * 20)
+    with pytest.raises(ValueError, match="infinite loop") as e:
+        fetch(server.url, cache_dir=tmp_path, retry=QUICK)
+    assert "\n" not in str(e.value)
 
 
 def test_server_errors_are_retried(serve: Serve, tmp_path: Path) -> None:

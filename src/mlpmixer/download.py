@@ -8,7 +8,9 @@ import hashlib
 import ipaddress
 import os
 import re
+import shutil
 import socket
+import string
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +26,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from mlpmixer.config import Config
 from mlpmixer.durable import write_text
 from mlpmixer.hardware import cache_folder
-from mlpmixer.registry import shown
+from mlpmixer.registry import shortened, shown
 
 if sys.platform != "win32":
     import fcntl
@@ -115,6 +117,11 @@ def _is_local(host: str | None) -> bool:
 _OPENER = build_opener(_Redirects)
 
 
+def _encoded(url: str) -> str:
+    """The address as HTTP has it: spaces and other letters than those of ASCII in percent form, what is there kept."""
+    return quote(url, safe=string.punctuation)
+
+
 class Connection:
     """The bytes of a file on a web server from byte `start` on. Failures are NetworkErrors.
 
@@ -131,7 +138,7 @@ class Connection:
         try:
             if urlsplit(url).scheme not in WEB:
                 raise Refused(f"expected an address of {' or '.join(WEB)}, got {shown(url)}")
-            self._response: HTTPResponse = _OPENER.open(Request(url, headers=headers), timeout=timeout_s)
+            self._response: HTTPResponse = _OPENER.open(Request(_encoded(url), headers=headers), timeout=timeout_s)
         except NetworkError:
             raise
         except HTTPError as e:
@@ -139,7 +146,7 @@ class Connection:
                 if e.code == 416:
                     raise PartMismatch(f"the server's file is not longer than the {start:,} bytes that are here") from e
                 kind = NetworkError if e.code >= 500 or e.code in RETRYABLE_STATUS else Refused
-                raise kind(f"the server answers {e.code} {e.reason}") from e
+                raise kind(f"the server answers {e.code} {shortened(e.reason)}") from e
         except (OSError, HTTPException) as e:
             raise NetworkError(self._reason(e)) from e
         answer = self._response.headers
@@ -350,6 +357,9 @@ def _receive(url: str, part: Path, version: Path, num_bytes: int, report: Report
             part.unlink(missing_ok=True)
             raise FetchError(f"the server has a file of {connection.size:,} bytes there, expected {num_bytes:,}")
         connection.size = connection.size or num_bytes
+        left, free = connection.size - connection.position, shutil.disk_usage(part.parent).free
+        if left > free:
+            raise FetchError(f"{left:,} bytes are to come, and the disk of {part.parent} has {free:,} free")
         event = {"kind": "fetch", "url": url, "total_bytes": connection.size}
         with open(part, "ab" if connection.position else "wb") as f:
             if not connection.position:
