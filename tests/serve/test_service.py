@@ -728,6 +728,17 @@ def test_warnings_do_not_fill_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     assert passed(logging.WARNING, 1) == "Invalid HTTP. (3 more since the last such line)"
 
 
+def test_damaged_images_do_not_fill_the_log() -> None:
+    tags = [(256, 10), (257, 10), (258, 8), (259, 1), (262, 1), (273, 8), (277, 60000)]  # the last: samples a pixel
+    tiff = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", t, 3, 1, v) for t, v in tags)
+    code = (
+        "import logging.config; from mlpmixer.serve import headers, server; "
+        f"logging.config.dictConfig(server.log_config()); headers.read_header({tiff + bytes(200)!r})"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 1 and "ImageError" in found.stderr and "samples per pixel" not in found.stderr
+
+
 def test_openapi_names_the_token(client: TestClient) -> None:
     with TestClient(make_app(by_brightness(), SETTINGS, token="geheim")) as closed:
         api = closed.get("/openapi.json", headers={"authorization": "Bearer geheim"}).json()

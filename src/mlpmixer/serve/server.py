@@ -148,6 +148,7 @@ def log_config() -> dict[str, Any]:
     config["handlers"]["default"]["filters"] = ["seldom"]
     config["root"] = {"handlers": ["default"], "level": "WARNING"}
     config["loggers"]["python_multipart"] = {"level": "ERROR"}  # its warnings repeat what was sent
+    config["loggers"]["PIL"] = {"level": "CRITICAL"}  # it writes errors of images, which the answers tell
     return config
 
 
