@@ -118,6 +118,12 @@ def test_names_that_no_line_can_hold_are_refused(name: str) -> None:
         LabelEncoder.of_classes(["b", name])
 
 
+def test_a_name_longer_than_a_screen_is_refused() -> None:
+    assert class_name("x" * 1000)
+    with pytest.raises(ValueError, match="expected at most 1,000 characters, got 100,000"):
+        class_name("x" * 100_000)
+
+
 NAMES = st.one_of(
     st.integers(0, 12).map(str),
     st.sampled_from(

@@ -10,6 +10,7 @@ from mlpmixer.registry import shortened, shown
 
 Label = int | str | None
 """None and -1 mean that there is no label."""
+MAX_NAME = 1000  # characters of a class's name
 Meaning = Literal["numbers", "names"]
 """What whole numbers mean: places in the list of classes from 0 on, or classes whose names are digits."""
 
@@ -22,6 +23,8 @@ def nfc(text: str) -> str:
 def class_name(text: str) -> str:
     """The name in NFC. ValueError for one that no line can hold."""
     name = nfc(text)
+    if len(name) > MAX_NAME:
+        raise ValueError(f"a class is named {shown(text)}; expected at most {MAX_NAME:,} characters, got {len(name):,}")
     if not name.strip() or any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
         raise ValueError(f"a class is named {shown(text)}; expected a name that can be printed in one line: rename it")
     return name
