@@ -328,7 +328,7 @@ def pt2_with(path: Path, content: bytes, text: str | None) -> None:
 def test_foreign_metadata_is_refused(name: str, write: Any, copied: Path) -> None:
     path, found = copied / name, open_export(copied / name)
     whole, weights = path.read_bytes(), digest(copied / "model.bin") if name == "model.xml" else ""
-    good = json.loads(metadata(found.meta, found.made))
+    good, config = json.loads(metadata(found.meta, found.made)), found.meta.config
     larger = dataclasses.replace(found.meta.preprocess, image_size=(16, 16))
 
     def text(**meta: Any) -> str:
@@ -344,8 +344,9 @@ def test_foreign_metadata_is_refused(name: str, write: Any, copied: Path) -> Non
         (json.dumps({k: v for k, v in good.items() if k != "export"}), "no entry 'export'"),
         (json.dumps(good | {"model": good["model"] | {"run": "rm"}}), "has no field 'run'"),
         (json.dumps(good | {"model": {}}), "its metadata cannot be read"),
-        (text(classes=DIGITS[:3]), "names 3 classes"),
-        (text(preprocess=larger), r"says images \[16, 16, 1\]"),
+        (json.dumps(good | {"model": good["model"] | {"classes": DIGITS[:3]}}), "3 names for the 10 outputs"),
+        (text(classes=DIGITS[:3], config=dataclasses.replace(config, num_classes=3)), "names 3 classes"),
+        (text(preprocess=larger, config=dataclasses.replace(config, image_size=16)), r"says images \[16, 16, 1\]"),
     ]
     for content, says in cases:
         write(path, whole, content)
