@@ -36,10 +36,10 @@ ONCE = Retry(timeout_s=0.3, backoff_s=0.0, attempts=0)
 class Server(ThreadingHTTPServer):
     """Answers GET after GET as `plan` says, then well.
 
-    "404", "500"...: that status; "loop": a redirect to the same address; "half": breaks off in the middle; "stall": sends
-    half, then nothing; "no range": sends everything, whatever was asked for; "other part": a range, but not the one that
-    was asked for; "careless": the range that was asked for, be it of the same file or not; "claims +N", "claims -N": a
-    Content-Length that is wrong by N; "no length": no Content-Length at all.
+    "404", "500"...: that status; "loop": a redirect to the same address; "half": breaks off in the middle; "stall":
+    sends half, then nothing; "no range": sends everything, whatever was asked for; "other part": a range, but not the
+    one that was asked for; "careless": the range that was asked for, be it of the same file or not; "claims +N",
+    "claims -N": a Content-Length that is wrong by N; "no length": no Content-Length at all.
     """
 
     daemon_threads = True
