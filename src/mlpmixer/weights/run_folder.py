@@ -247,5 +247,8 @@ def _metrics_line(text: bytes) -> dict[str, Any] | None:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    sound = isinstance(line, dict) and isinstance(line.get("kind"), str) and type(line.get("step")) is int
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str) or type(line.get("step")) is not int:
+        return None
+    scores = [line[name] for name in ("top1", "train_top1") if name in line]
+    sound = all(type(score) in (int, float) for score in scores) and (scores or line["kind"] != "eval")
     return line if sound else None
