@@ -1,6 +1,7 @@
 """Weights by name, path and address, and what can be made of them."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +175,10 @@ def test_a_model_is_used_with_larger_patches_and_on_grey_images(ours: Path) -> N
     picture = np.random.default_rng(0).integers(0, 255, (48, 48), dtype=np.uint8)
     grey, colour = other.predict(picture)[0], mlpmixer.load(ours, patch_size=6).predict(picture)[0]
     assert grey.label == colour.label and grey.probability == pytest.approx(colour.probability, abs=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_named_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="not a regular file"):
+        load_weights(tmp_path / "w.pth")

@@ -107,6 +107,8 @@ def locate(name: str, *, report: Report | None = None) -> Path:
         raise ValueError(f"{path} does not exist: {EXPECTED}" + (f"; did you mean {close[0]}?" if close else ""))
     if path.suffix not in (".npz", *STATE_DICTS):
         raise ValueError(f"{path} is not a model: {EXPECTED}")
+    if not path.is_file():  # a named pipe would wait for ever
+        raise ValueError(f"{path} is not a regular file")
     return path
 
 
