@@ -34,7 +34,7 @@ def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing the page of a run takes longer than a tiny run, so only the runs of wider fixtures have a real one."""
 
     def write(folder: Path, *_: object) -> None:
-        (folder / "report.html").touch()
+        (folder / "report.html").write_text("a page", encoding="utf-8")
 
     for name in ("mlpmixer.training.finish", "mlpmixer.training.resume"):
         if module := sys.modules.get(name):

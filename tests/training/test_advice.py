@@ -41,6 +41,10 @@ def test_advice_tells_the_cases_apart(lines: list[dict[str, object]], said: list
         assert text in sentence and len(sentence) < 400
 
 
+def test_a_single_batch_says_nothing_of_the_augmentation() -> None:
+    assert advice(log([0.438], [0.3], [0.333]), 114, 30, "last") == []
+
+
 def test_better_model_is_named() -> None:
     lines = log(STEADY, [0.7, 0.6], [0.6, 0.6])
     assert "are best.safetensors, beside the model" in advice(lines, 500, 200, "last")[0]

@@ -24,12 +24,14 @@ from mlpmixer.inference.classifier import from_network, load
 from mlpmixer.models.architecture import count_params
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.names import MIXERS
+from mlpmixer.training import resume
 from mlpmixer.training.augment import normalise, prepare_eval
 from mlpmixer.training.inputs import ImageCache, load_images
 from mlpmixer.training.loop import Diverged, Interrupted, validate
 from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run, read_recipe, variant
 from mlpmixer.training.resume import restore
 from mlpmixer.training.run import train
+from mlpmixer.training.run_report import write_report
 from mlpmixer.training.step import TrainingStep
 from mlpmixer.weights import model_file, run_folder
 
@@ -422,6 +424,7 @@ def damaged(run: Path, name: str, content: bytes | None) -> Path:
     ("name", "content", "says"),
     [
         ("report.html", None, ["report.html is made again, without pictures"]),
+        ("report.html", b"", ["report.html is made again, without pictures"]),
         ("model.safetensors", None, ["model.safetensors is made again from step-000000024"]),
         ("model.safetensors", b"damaged", ["model.safetensors is not a safetensors file", "is made again"]),
         ("summary.json", None, ["summary.json is made again from"]),
@@ -445,6 +448,32 @@ def test_resuming_a_finished_run_makes_what_is_missing(
     assert resumed(run) == []
 
 
+def test_summary_that_no_page_can_be_made_of_is_made_again(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    damaged(run, "report.html", None)
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"val": {"top1": 0.5, "n": 2}, "test": None}))
+    monkeypatch.setattr(resume, "write_report", write_report)  # the real one
+    notes = resumed(run)
+    assert re.search("summary.json is damaged", notes[0]) and re.search("is made again", notes[1]), notes
+    assert json.loads((run / "summary.json").read_text())["val"] == summary["val"]
+
+
+def test_class_names_for_data_that_has_its_own_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"data\.classes names the classes of shards that do not"):
+        load_images(Data(name="digits", classes="10"), SMALL)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for name in ("file", "link"):
+        with pytest.raises(ValueError, match="is a file; expected a folder"):
+            train(BASE, out=tmp_path / name)
+
+
 def test_what_cannot_be_made_again_is_named(undisturbed: Path, tmp_path: Path) -> None:
     run = shutil.copytree(undisturbed, tmp_path / "run")
     shutil.rmtree(run / "checkpoints")
@@ -453,7 +482,7 @@ def test_what_cannot_be_made_again_is_named(undisturbed: Path, tmp_path: Path) -
         with pytest.raises(ValueError, match=f"has ended, but its {name} is missing or damaged"):
             train(BASE, out=run, resume=True)
         shutil.copy(undisturbed / name, file)
-    for content in (b'{"half": ', b"12", b"[]", b"\xff", b"[" * 100_000):
+    for content in (b'{"half": ', b"12", b"[]", b"{}", b"\xff", b"[" * 100_000):
         damaged(run, "recipe.json", content)
         with pytest.raises(ValueError, match=r"recipe\.json is damaged: ") as error:
             read_recipe(run)

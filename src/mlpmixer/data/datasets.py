@@ -50,7 +50,9 @@ def cut_splits(raw: RawSplits, data: Data) -> Splits:
     classes = _used_classes(sets, notes, raw.name)
     sets = {split: relabelled(images, classes) for split, images in sets.items()}
     sizes = ", ".join(f"{split} {len(sets[split])}" for split in (TRAIN, VAL, TEST) if split in sets)
-    notes.append(f"found: {sizes} images of {len(classes)} classes")
+    as_found = [f"data.{split}_fraction" for split in (VAL, TEST) if split in sets]
+    without = f"; {' and '.join(as_found)} cut nothing" if as_found else ""
+    notes.append(f"found: {sizes} images of {len(classes)} classes{without}")
     for split, fraction in ((TEST, data.test_fraction), (VAL, data.val_fraction)):
         if split not in sets:
             notes.append(_cut_off(sets, split, fraction, data))

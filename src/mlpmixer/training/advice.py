@@ -36,7 +36,7 @@ def advice(lines: Sequence[Mapping[str, Any]], train_images: int, val_images: in
     augmented, seen = _mean(batches[-sixth:]), last["train_top1"]
     train = wilson(round(seen * train_images), train_images)
     rises = third > 0 and _mean(batches[-third:]) - _mean(batches[-2 * third : -third]) > RISING
-    if augmented > train[1]:
+    if wilson(round(augmented * train_images), train_images)[0] > train[1]:
         found.append(
             f"the augmentation does not fit the data: {_percent(augmented)} of the augmented training images are right "
             f"and {_percent(seen)} as evaluation sees them. Milder crops, colour changes or mixing usually help "

@@ -88,6 +88,8 @@ def load_images(data: Data, model: NetworkConfig, preprocess: Preprocess | None 
     Pixels are normalised by the mean and deviation of `preprocess` (that of pretrained weights), else by those of the
     training images.
     """
+    if data.classes and not is_streamed(data):
+        raise ValueError(f"data.classes names the classes of shards that do not; {data.name} has its own")
     splits = open_streamed(data) if is_streamed(data) else open_data(data)
     half = (0.5,) * model.in_channels
     shape = Preprocess(

@@ -6,8 +6,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from mlpmixer.data.labels import nfc
 from mlpmixer.data.split_record import SplitRecord
+from mlpmixer.registry import shortened
 from mlpmixer.training import progressive
 from mlpmixer.training.distillation import TeacherSource, drop_teacher
 from mlpmixer.training.inputs import Stores
@@ -29,6 +32,8 @@ def open_run(
     if out is None and not RUNS.exists():
         stack.callback(run_folder.remove_if_empty, RUNS)
     folder = Path(out) if out is not None else run_folder.new_directory(RUNS / recipe.name)
+    if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; expected a folder for the run")
     if problem := stack.enter_context(run_folder.locked(folder)):
         note(f"{folder} could not be locked ({problem}): make sure that nothing else trains in it")
     run_folder.drop_parts(folder)
@@ -49,10 +54,15 @@ def open_run(
         has_model = False
         if isinstance(e, model_file.CheckpointError):
             note(str(e))
-    if summary is not None and has_model:
-        if not (page := folder / run_folder.REPORT_FILE).exists():
+    page = folder / run_folder.REPORT_FILE
+    if summary is not None and has_model and not (page.exists() and page.stat().st_size):
+        try:
             write_report(folder)
             note(f"{page} is made again, without pictures of the mistakes")
+        except (ValueError, TypeError, LookupError, AttributeError, TemplateError) as e:
+            summary = None
+            note(f"{folder / run_folder.SUMMARY_FILE} is damaged: {shortened(e)}")
+    if summary is not None and has_model:
         drop_teacher(folder)
         return folder, recipe, summary, None
     saved, found = model_file.last_state(folder, note), model_file.states(folder)

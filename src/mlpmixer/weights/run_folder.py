@@ -42,10 +42,14 @@ def read_recipe_json(run: Path) -> dict[str, Any]:
 
     ValueError when `run` is not a run directory, and when the file is damaged.
     """
+    path = run / "recipe.json"
     try:
-        return read_json(run / "recipe.json")
+        recipe = read_json(path)
     except FileNotFoundError:
         raise ValueError(f"{run} is not a run: it has no recipe.json") from None
+    if not recipe:
+        raise ValueError(f"{path} is damaged: it is empty")
+    return recipe
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
