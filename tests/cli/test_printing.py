@@ -4,9 +4,12 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 
 from mlpmixer.cli import printing, progress
+from mlpmixer.cli.evaluate import print_metrics
+from mlpmixer.evaluation.metrics import metrics_from_probabilities
 
 
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,3 +95,11 @@ def test_line_that_stays_takes_the_place_of_the_live_one(
     first, second = capsys.readouterr().err.split("mlpmixer: broken.png: empty file\n")
     assert first == f"\rimage 3/75\r{' ' * 10}\r"
     assert re.fullmatch(r"\rimage 40/75  \d+ s left\r +\r", second)
+
+
+def test_classes_without_images_are_counted_and_not_scored(capsys: pytest.CaptureFixture[str]) -> None:
+    probabilities = np.tile(np.array([[0.7, 0.2, 0.1]]), (4, 1))
+    print_metrics(metrics_from_probabilities(probabilities, np.zeros(4, np.int64), ["cat", "dog", "owl"], list("abcd")))
+    out = capsys.readouterr().out
+    assert "2 of the model's 3 classes have no image here" in out and "cat" in out
+    assert "dog" not in out and "owl" not in out

@@ -91,16 +91,17 @@ def print_metrics(m: "Metrics") -> None:
         top1 = f"{percent(r.top1)} {between(r.top1_interval)}"
         print(f"by ReaL labels  top-1 {top1} of {r.n:,} images; {r.skipped:,} have no label and are excluded")
     print("in brackets: 95 % intervals (Wilson), which reflect the number of images only\n")
-    if empty := sum(not c.support for c in m.per_class):
+    scored = [c for c in m.per_class if c.support]
+    if empty := len(m.per_class) - len(scored):
         print(f"{empty:,} of the model's {len(m.per_class):,} classes have no image here")
-    shown = m.per_class if len(m.per_class) <= MAX_ROWS else sorted(m.per_class, key=lambda c: c.f1)[: MAX_ROWS // 2]
+    shown = scored if len(scored) <= MAX_ROWS else sorted(scored, key=lambda c: c.f1)[: MAX_ROWS // 2]
     rows = [
         (c.name, percent(c.precision), percent(c.recall), between(c.recall_interval), percent(c.f1), f"{c.support:,}")
         for c in shown
     ]
     print_table(("class", "precision", "recall", "", "f1", "images"), rows)
-    if len(shown) < len(m.per_class):
-        print(f"(the {len(shown)} lowest f1 of {len(m.per_class)} classes; all of them: --json)")
+    if len(shown) < len(scored):
+        print(f"(the {len(shown)} lowest f1 of {len(scored)} classes; all of them: --json)")
     if m.most_wrong:
         print("\nmost confident mistakes")
         mistakes = [(w.name, w.true, w.predicted, percent(w.probability)) for w in m.most_wrong[:5]]

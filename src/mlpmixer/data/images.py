@@ -92,6 +92,8 @@ def open_image(source: Source) -> Iterator[Image.Image]:
         raise ImageError("broken link" if os.path.islink(name) else "no such file", name) from e
     except UnidentifiedImageError as e:
         raise ImageError("not an image, damaged at its start, or of a format that is not supported", name) from e
+    except Image.DecompressionBombError as e:
+        raise ImageError(f"more than the limit of {MAX_PIXELS:,} px", name) from e
     except Exception as e:  # Pillow's plugins raise nearly anything on damaged files
         reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e) or type(e).__name__
         raise ImageError(f"cannot be decoded: {reason}", name) from e

@@ -63,7 +63,8 @@ def thumbnails_of(images: ImageSet, indices: Iterable[int], size_px: int = THUMB
 def view(metrics: Metrics | Json, thumbnails: Sequence[Thumbnail] = ()) -> dict[str, Any]:
     """The values for the template `metrics.html`."""
     test = metrics.to_json() if isinstance(metrics, Metrics) else metrics
-    rows, many = test["per_class"], len(test["per_class"]) > TABLE_CLASSES
+    rows = [row for row in test["per_class"] if row["support"]]
+    many = len(rows) > TABLE_CLASSES
     return {
         "n": test["n"],
         "top1": test["top1"],
