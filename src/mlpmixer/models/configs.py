@@ -163,7 +163,7 @@ class PatchConfig(NetworkConfig):
         require(
             h % p == 0 and w % q == 0,
             f"image_size {h}x{w} px is not a multiple of patch_size {p}x{q} px; "
-            f"nearest that is: {max((2 * h + p) // (2 * p), 1) * p}x{max((2 * w + q) // (2 * q), 1) * q}",
+            f"nearest that is: {max((2 * h + p - 1) // (2 * p), 1) * p}x{max((2 * w + q - 1) // (2 * q), 1) * q}",
         )
 
     def stem(self, dim: int) -> list[Layer]:
