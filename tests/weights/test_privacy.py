@@ -11,12 +11,12 @@ from mlpmixer.weights.privacy import without_folders
 @pytest.mark.parametrize(
     ("path", "name"),
     [
-        ("/home/ada/birds", "birds"),
+        ("/disk/birders/birds", "birds"),
         ("~/birds/", "birds"),
         ("../ada/my birds", "my birds"),
         ("data\\birds", "birds"),
         ("C:\\Users\\ada\\birds\\", "birds"),
-        (Path("/home/ada/init.npz"), "init.npz"),
+        (Path("/disk/birders/init.npz"), "init.npz"),
         ("https://ada:secret@host.example:8080/data/birds?token=secret", "birds"),
         ("https://host.example/", "DIR"),
         ("/", "DIR"),
@@ -30,9 +30,14 @@ def test_of_a_path_the_last_name_stays(path: Any, name: str) -> None:
 
 def test_every_path_of_a_recipe_is_cut() -> None:
     recipe = {
-        "data": {"name": "/home/ada/birds", "data_dir": "/home/ada", "classes": "/home/ada/names.txt", "lanes": 16},
-        "init": {"weights": "/home/ada/runs/birds"},
-        "run": {"progressive": "16:0.3,24:0.6", "stages": ["/home/ada/x", None, 0.5]},
+        "data": {
+            "name": "/disk/birders/birds",
+            "data_dir": "/disk/birders",
+            "classes": "/disk/birders/names.txt",
+            "lanes": 16,
+        },
+        "init": {"weights": "/disk/birders/runs/birds"},
+        "run": {"progressive": "16:0.3,24:0.6", "stages": ["/disk/birders/x", None, 0.5]},
     }
     assert without_folders(recipe) == {
         "data": {"name": "birds", "data_dir": "DIR", "classes": "names.txt", "lanes": 16},
@@ -45,14 +50,14 @@ def test_every_path_of_a_command_is_cut() -> None:
     command = [
         "mlpmixer",
         "train",
-        "/home/ada/birds",
-        "--out=/home/ada/r",
+        "/disk/birders/birds",
+        "--out=/disk/birders/r",
         "--model",
         "S/16",
         "--data-dir",
-        "/home/ada",
+        "/disk/birders",
     ]
-    assert without_folders([*command, "--data.data-dir=/home/ada", "--quiet", "--init", "../ada/w.npz"]) == [
+    assert without_folders([*command, "--data.data-dir=/disk/birders", "--quiet", "--init", "../ada/w.npz"]) == [
         *("mlpmixer", "train", "birds", "--out=r", "--model", "S/16", "--data-dir", "DIR"),
         *("--data.data-dir=DIR", "--quiet", "--init", "w.npz"),
     ]

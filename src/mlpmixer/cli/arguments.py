@@ -126,7 +126,7 @@ class Line:
     words: tuple[str, ...]
     """The positional ones."""
     options: Mapping[str, tuple[str, ...]]
-    """By the name of the option: its spelling, and its values. Where it is given twice, the last one counts."""
+    """The options by name: the spelling of each, and its values. Where it is given twice, the last one counts."""
     help: str
     """--help, --help-all, or empty."""
 

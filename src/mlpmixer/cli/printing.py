@@ -42,7 +42,7 @@ class StatusLine:
 
 
 def _columns() -> int:
-    """Those of the terminal on standard error, or of the variable COLUMNS."""
+    """The columns of the terminal on standard error, or the variable COLUMNS."""
     found = 0
     with suppress(OSError, ValueError):
         found = os.get_terminal_size(sys.stderr.fileno()).columns

@@ -95,7 +95,7 @@ class SplitRecord(Config, owner="splits"):
         return parts
 
     def hashes_of(self, part: str) -> Hashes:
-        """Those of the images of a part that could be read."""
+        """The hashes of those images of a part that could be read."""
         hashes = self.all_hashes[self.all_parts == PARTS.index(part)]
         readable: Hashes = hashes[hashes != 0]
         return readable

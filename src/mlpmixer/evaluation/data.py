@@ -57,7 +57,7 @@ class Opened:
     data: Data
     name: str
     sets: Mapping[str, ImageSet]
-    """By split; "all" is every image, where they can be had."""
+    """The images by split; "all" is every image, where they can be had."""
     how: str
     """Where the splits are from, such as "as the data is split"."""
     own: bool = False
@@ -68,7 +68,7 @@ class Opened:
     """Why no split can be taken, only all."""
     streamed: StreamedSplits | None = None
     hashes: Mapping[str, Hashes] = field(default_factory=dict)
-    """Those that are known already."""
+    """Content hashes by split, as far as they are known already."""
 
     def choose(self, split: str | None = None) -> Chosen:
         """The images of a split. None: test, and the whole of other data that has no splits.

@@ -151,11 +151,11 @@ class Metrics:
     bad: tuple[tuple[str, str], ...] = ()
     """Unreadable images, (name, reason), which are excluded from the numbers above."""
     tta: TTAMetrics | None = None
-    """With test-time augmentation, if requested; the numbers above are without."""
+    """The scores with test-time augmentation, if requested; the numbers above are without."""
     tempered: CalibratedMetrics | None = None
-    """With a temperature, if there were validation images to fit it on."""
+    """The scores at a fitted temperature, if there were validation images to fit it on."""
     real: RealMetrics | None = None
-    """By ReaL labels, if they were given."""
+    """The scores by ReaL labels, if they were given."""
     scored: Scored | None = None
     """Which images of which data; None where images themselves were given."""
     trained_on: int | None = None

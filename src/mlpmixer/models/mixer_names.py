@@ -149,7 +149,7 @@ def state_dict_config(
 
 
 def _activation(*widths: int) -> Activation:
-    """That of the named Mixer with this number of blocks and these widths, or else the default: no weight tells it."""
+    """The activation of the named Mixer with these blocks and widths, or else the default: no weight tells it."""
     for known in MIXERS.values():
         if (known.num_blocks, known.hidden_dim, known.tokens_mlp_dim, known.channels_mlp_dim) == widths:
             return known.activation

@@ -167,7 +167,7 @@ class Stream:
 
     @property
     def fingerprint(self) -> str:
-        """That of the shards, see `fingerprint`."""
+        """The fingerprint of the shards, see `fingerprint`."""
         return fingerprint(self.shards)
 
     def order(self, run: Run) -> Order:

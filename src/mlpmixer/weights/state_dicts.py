@@ -164,7 +164,7 @@ def _unwrapped(tensors: StateDict) -> StateDict:
 
 
 def choose(found: dict[str, StateDict], place: str, where: str) -> str:
-    """The place that is asked for, or the only one below it; else the first that is no average of another.
+    """The place that is asked for, or the only one below it; else the first that is not an average of another.
 
     WeightsError when it is not there.
     """

@@ -45,7 +45,7 @@ class StreamedSplits:
 
     @property
     def fingerprint(self) -> str:
-        """That of the training shards."""
+        """The fingerprint of the training shards."""
         return fingerprint(self.train)
 
     @property
