@@ -52,7 +52,7 @@ def test_the_page_shows_the_run_and_how_to_use_it(run):
 def test_the_page_says_what_limits_the_run(run):
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"advice": ["the network overfits: <99 %>"]}))
-    assert "the network overfits: <99 %>." in check_safe(write_report(run).read_text(encoding="utf-8")).text
+    assert "The network overfits: <99 %>." in check_safe(write_report(run).read_text(encoding="utf-8")).text
 
 
 def test_given_metrics_replace_stored_ones(run):
