@@ -427,7 +427,7 @@ def test_xml_entities_are_not_expanded(copied: Path) -> None:
 
 @pytest.mark.exports
 def test_class_names_survive_xml(tmp_path: Path) -> None:
-    names = ("<&>\"'", "a\nb\tc\r", "\x00\x1f\x7f", "\uffff\ufffe", "日本 🙂", "\udcff", " ", "]]>", "&#10;", "<!--")
+    names = ("<&>\"'", "a\nb\tc\r", "\x00\x1f\x7f", "\uffff\ufffe", "日本 🙂", "\ufffd", " ", "]]>", "&#10;", "<!--")
     meta = classifier_of(GREY).meta
     assert meta is not None
     model = from_network(mixer(GREY), dataclasses.replace(meta, classes=names))
