@@ -83,7 +83,7 @@ class LabelEncoder:
 def meaning_of(labels: Iterable[int | str], classes: Sequence[str]) -> tuple[Meaning, bool]:
     """What the whole numbers among `labels` (all that occur) mean, and whether they could as well mean the other.
 
-    Names where each label is the name of a class, or where some are no numbers; else numbers.
+    They mean names if each label is the name of a class or some label is not a number, else numbers.
     """
     used, spelt = set(labels), _spelt(classes)
     numbers, named = {v for v in used if isinstance(v, int)}, used <= {*spelt, *classes}
