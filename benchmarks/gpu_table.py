@@ -2,8 +2,8 @@
 --data-dir DIR
 
 Given again with the same --out, it goes on where it stopped: finished runs are read, interrupted ones resumed.
---max-minutes ends it cleanly, everything saved, and it says what is left. docs/gpu.md has the plan for three pieces of
-ten minutes.
+--max-minutes ends it cleanly, everything saved, and it says what is left. docs/how-to/gpu.md has the plan for three
+pieces of ten minutes.
 
 Every run is `train` on a named recipe, its test split scored once, at the end, by the model of the last step (its
 moving average); whatever is chosen, is chosen on validation (--no-test). Rows "90" and "94" are about time: one run at

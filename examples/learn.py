@@ -1,4 +1,6 @@
-"""Draw every step of a Mixer on one image, as docs/learn.md explains it: python examples/learn.py RUN IMAGE OUT
+"""Draw every step of a Mixer on one image: python examples/learn.py RUN IMAGE OUT
+
+docs/concepts/learn.md explains the pictures.
 
 Letters: S patches in a grid of h x w, C hidden_dim, DS tokens_mlp_dim, K classes.
 """

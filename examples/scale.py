@@ -1,7 +1,7 @@
 """What a training run takes, on paper: python examples/scale.py --model L/16 --images 14e6 --epochs 300 --gpus 8 16
 
-Arithmetic on the architecture and the assumptions below, each of which is an option; docs/scale.md reads the tables. No
-torch is needed.
+Arithmetic on the architecture and the assumptions below, each of which is an option; docs/how-to/scale.md reads them.
+No torch is needed.
 
 S, C, DS, DC, N, P as in the paper: patches, channels, hidden widths of token and channel mixing, blocks, values of a
 patch; K classes.

@@ -1,4 +1,6 @@
-"""Every command with every architecture: it works, or is refused in one sentence. docs/networks.md has the table.
+"""Every command with every architecture: it works, or is refused in one sentence.
+
+docs/reference/networks.md has the table.
 
 `WRITE_DOCS=1 python -m pytest tests/test_every_network.py -n 0 -m ""` writes the table that this test proves.
 """
@@ -24,7 +26,7 @@ from mlpmixer.training.run import train
 from mlpmixer.weights.model_file import read_tensors
 from mlpmixer.weights.run_folder import MODEL_FILE
 
-PAGE = Path(__file__).parents[1] / "docs" / "networks.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "networks.md"
 TINY = {  # a small one of each architecture, on the digits: the options of `train`
     "mixer": "--model Pico/2 --model.num-blocks 2 --model.hidden-dim 16 --model.tokens-mlp-dim 8 "
     "--model.channels-mlp-dim 32",
@@ -115,7 +117,7 @@ Results = dict[tuple[str, str], str]
 
 
 def documented() -> Results:
-    """(command, architecture) -> WORKS or the sentence of the refusal, as docs/networks.md has them."""
+    """(command, architecture) -> WORKS or the sentence of the refusal, as docs/reference/networks.md has them."""
     text = PAGE.read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     results = {(row[0], name): cell for row in rows[2:] for name, cell in zip(rows[0][1:], row[1:], strict=True)}

@@ -48,7 +48,7 @@ def test_every_example_is_tested() -> None:
 
 
 def test_learning_page_quotes_the_model() -> None:
-    page = (ROOT / "docs/learn.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/concepts/learn.md").read_text(encoding="utf-8")
     model = "\n".join(
         (ROOT / f"src/mlpmixer/models/{name}.py").read_text(encoding="utf-8") for name in ("mixer", "network")
     )

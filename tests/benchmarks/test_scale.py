@@ -1,5 +1,5 @@
-"""docs/scale.md: its tables are what examples/scale.py prints, its formulas count what torch does, and its Slurm script
-runs."""
+"""docs/how-to/scale.md: its tables are what examples/scale.py prints, its formulas count what torch does, and its Slurm
+script runs."""
 
 import dataclasses
 import importlib.util
@@ -29,7 +29,7 @@ from mlpmixer.models.names import MIXERS
 from mlpmixer.reproduce.cost import LiveMemory
 
 ROOT = Path(__file__).parents[2]
-DOC = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+DOC = (ROOT / "docs" / "how-to" / "scale.md").read_text(encoding="utf-8")
 SCRIPT = re.search(r"```bash\n(#!/bin/bash\n.*?)```", DOC, re.S)[1]  # type: ignore[index]
 COMMAND = shlex.split(re.search(r"^srun (.*?) &$", SCRIPT.replace("\\\n", " "), re.M | re.S)[1])  # type: ignore[index]
 MODEL = dataclasses.replace(MIXERS["Nano/4"], num_blocks=2, activation="gelu_tanh")

@@ -51,7 +51,7 @@ def test_units_and_filters_keep_their_order():
 
 
 def test_the_example_of_the_docs_runs(tmp_path, monkeypatch):
-    text = (Path(__file__).parents[2] / "docs" / "explain.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "explain.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     classifier = digits_classifier()
     save_model(tmp_path / "runs" / "photos" / "model.safetensors", classifier.network, classifier.meta)

@@ -64,7 +64,7 @@ class InputOptions:
     in_channels: int | None = None
     """1 for grey images, 3 for RGB, any other number for multispectral arrays."""
     resize: Method = "bicubic"
-    """How token mixing adapts to another grid of patches (docs/transfer.md)."""
+    """How token mixing adapts to another grid of patches (docs/how-to/transfer.md)."""
     magnified: bool = False
     """The images at the new size are upsampled from the old one, and show no more."""
 

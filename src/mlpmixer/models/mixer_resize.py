@@ -43,7 +43,7 @@ def resize(
     patch_size    pixels. A larger patch is read as if it were resized to the old size before the stem, a smaller one by
                   the pseudo-inverse of the resize. Without an image_size the image grows or shrinks with the patch, and
                   the grid is kept: of the ways to another size the one that costs the least accuracy before further
-                  training (docs/transfer.md).
+                  training (docs/how-to/transfer.md).
     in_channels   grey from many: the sum; more from fewer: repeated and divided; the output is kept when all channels
                   are equal.
     method        how token mixing, which is made for one grid, comes to another:
@@ -59,7 +59,7 @@ def resize(
                   from its strength.
 
     bicubic is the default: it exists for every size, keeps the widths and the cost per patch, and lets every patch see
-    every other at once, while blocks never mix their parts before they are trained further. Measured in docs/LOG.md.
+    every other at once, while blocks never mix their parts before they are trained further. Measured: docs/lab/LOG.md.
 
     Errors: ValueError for sizes that do not fit together and for a method that cannot make the new grid.
     """
@@ -108,7 +108,7 @@ def _stem(weight: Tensor, old: MixerConfig, new: MixerConfig, magnified: bool) -
     """(C, in*P*P) -> (C, in'*P'*P').
 
     A pseudo-inverse on patches that grow undoes the blur of an enlargement. On photos, which are not enlargements, it
-    sharpens what the network has never seen: 37 instead of 62 % on flowers from 8 to 12 px (docs/LOG.md).
+    sharpens what the network has never seen: 37 instead of 62 % on flowers from 8 to 12 px (docs/lab/LOG.md).
     """
     w = weight.double().view(old.hidden_dim, old.in_channels, -1)  # (C, in, P*P)
     axes = zip(pair(old.patch_size), pair(new.patch_size), strict=True)
@@ -156,7 +156,7 @@ def _resample_token_mixing(
     not smooth in it. Photos make up for it: their finer tokens are less smooth. Magnified pictures do not, so there the
     gain g gives it back, as far as the weights know: for M = W2 W1, the mixing without its GELU, and tokens U' n of
     white noise n (as smooth as the resize leaves them), the mean square of g U M U' n is that of M U' n. Both were
-    measured (docs/LOG.md); benchmarks/resize.py fits g to images instead.
+    measured (docs/lab/LOG.md); benchmarks/resize.py fits g to images instead.
     """
     write, read = _resize(old.part_grid, new.part_grid, method), _pinv_resize(old.part_grid, new.part_grid, method)
     (h, w), (new_h, new_w) = old.part_grid, new.part_grid

@@ -25,9 +25,9 @@ class Init(Config, owner="init"):
     """Trained weights to start from: a run, a file, hf:owner/name, or a name in `mlpmixer list weights`. Empty: from
     scratch."""
     resize: Method = "bicubic"
-    """Method that brings trained weights to another grid of patches (docs/transfer.md)."""
+    """Method that brings trained weights to another grid of patches (docs/how-to/transfer.md)."""
     magnified: bool = False
-    """Images at the new size are enlargements that show no more detail than the old ones (docs/transfer.md)."""
+    """Images at the new size are enlargements that show no more detail than the old ones (docs/how-to/transfer.md)."""
     stem: Literal["lecun", "whitened"] = "lecun"
     """lecun is the official initialisation; whitened fits the stem to the training patches, so that its outputs are
     uncorrelated."""
@@ -214,7 +214,7 @@ class Run(Config, owner="run"):
     """Time budget such as 30m or 2h instead: a short measurement fixes the number of steps, which is saved."""
     progressive: str = ""
     """Start with smaller images and grow: 16:0.3,24:0.6 means 16 px until 0.3 of the steps, 24 px until 0.6, then
-    model.image_size. 16x24 is height x width. The patch size stays, so small images are cheaper (docs/training.md)."""
+    model.image_size. 16x24 is height x width. Small images have few patches and are cheap (docs/how-to/training.md)."""
     batch_size: int = 128
     """Images per step, over all accumulation parts and processes."""
     repeats: int = 1
@@ -238,7 +238,7 @@ class Run(Config, owner="run"):
     save_every_s: float = 60.0
     """Seconds between checkpoints."""
     checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time (docs/training.md)."""
+    """Recompute activations in the backward pass: less memory, more time (docs/how-to/training.md)."""
     compile: bool = False
     """Use torch.compile for the network, and on CUDA for the augmentation."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"

@@ -97,7 +97,7 @@ def photos() -> Recipe:
     Result: test top-1 83.53 % (TrashNet, 6 classes, 1,768 photos, n = 1, 3.2 min) and 62.50 % (89 classes of Flowers,
     2,208 photos, n = 1, 3.4 min), each on one core of an AMD EPYC (family 26), bfloat16.
     Images are shifted, and scaled up as often as down: random crops, which only magnify, failed on textures
-    (docs/LOG.md).
+    (docs/lab/LOG.md).
     """
     return Recipe(
         name="photos",
@@ -117,7 +117,7 @@ def finetune(base: Recipe | None = None) -> Recipe:
     mlpmixer train DIR/trashnet --init RUN
     Result: validation top-1 80.2 % on TrashNet from a run on CIFAR-10 or on flowers (n = 1 each), 57.0 from scratch in
     the same 10 epochs, with the augmentation that `photos` had; test not looked at.
-    Of another `base` it takes a quarter of the epochs. Chosen on validation, as `retune` was: docs/LOG.md.
+    Of another `base` it takes a quarter of the epochs. Chosen on validation, as `retune` was: docs/lab/LOG.md.
     """
     base = base or photos()
     shorter = {"epochs": base.run.epochs / 4, "eval_every": base.run.eval_every / 2}
