@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,10 @@ def test_list_prints_a_line_for_each_name(what: str, run: RunLine) -> None:
 
 
 def test_summary_of_a_model_has_the_papers_parameter_count(run: RunLine) -> None:
-    assert "59,880,472 parameters" in run("summary", "B/16")[1]
+    short, full = run("summary", "B/16")[1], run("summary", "B/16", "--layers")[1]
+    assert "3 x 224 x 224 images -> 1000 logits\n59,880,472 parameters, 12.6 G multiply-adds" in short
+    assert re.search(r"^blocks\.\*\.norm1 +12  196 x 768 +18,432 +0$", short, re.M) and short.count("\n") < 20
+    assert re.search(r"^blocks\.11\.norm1 +1  196 x 768 +1,536 +0$", full, re.M) and full.count("\n") > 50
     assert json.loads(run("summary", "B/16", "--json")[1])["params"] == 59_880_472
 
 

@@ -1,11 +1,15 @@
 """How results and progress are printed."""
 
 import json
+import logging
 import re
 import sys
+from pathlib import Path
+from pydoc import locate
 
 import numpy as np
 import pytest
+from helpers.lines import RunLine
 
 from mlpmixer.cli import printing, progress
 from mlpmixer.cli.evaluate import print_metrics
@@ -103,3 +107,22 @@ def test_classes_without_images_are_counted_and_not_scored(capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "2 of the model's 3 classes have no image here" in out and "cat" in out
     assert "dog" not in out and "owl" not in out
+
+
+def test_nothing_is_coloured_even_on_a_terminal(
+    run: RunLine, digits_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_a_terminal(monkeypatch)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for line in ("--help", "train --help", "list models", "summary S/16", f"evaluate {digits_run}", "train digts"):
+        assert "\x1b" not in "".join(run(*line.split())[1:])
+
+
+def test_lines_of_the_service_are_not_coloured_even_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, record = pytest.importorskip("mlpmixer.serve.server").log_config(), logging.LogRecord
+    be_a_terminal(monkeypatch)
+    for name, args in (("default", ("a", "b", "c", "d", 1)), ("access", ("127.0.0.1", "GET", "/", "1.1", 200))):
+        options = config["formatters"][name]
+        formatter = locate(options.pop("()"))(**options)
+        assert "\x1b" not in formatter.format(record("uvicorn", logging.INFO, "", 0, "%s %s %s %s %d", args, None))

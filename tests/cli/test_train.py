@@ -25,9 +25,14 @@ from mlpmixer.weights.run_folder import LOCK_FILE, read_metrics, read_summary
 def test_prints_the_result_and_where_it_is(run: RunLine, quick: list[str], tmp_path: Path) -> None:
     code, out, err = run("train", "digits", "--out", str(tmp_path / "run"), *quick)
     assert (code, err) == (0, "")
-    assert "test top-1" in out and "2 steps" in out
     assert (tmp_path / "run" / "report.html").exists()
-    assert str(tmp_path / "run" / "report.html") in out
+    result, weights, time, files, following = out.splitlines()[-5:]
+    score = r"top-1 [\d.]+ % \([\d.]+-[\d.]+\) of"
+    assert re.fullmatch(rf"result  test {score} 360 images, validation {score} 72 images", result)
+    assert weights == "weights the last: step 2 of 2"
+    assert re.fullmatch(r"time    \d+ s, [\d,]+ images/s, peak memory [\d,]+ MiB", time)
+    assert files == f"files   {tmp_path / 'run' / 'model.safetensors'} {tmp_path / 'run' / 'report.html'}"
+    assert following == f"next    mlpmixer predict {tmp_path / 'run'} IMAGE..."
 
 
 def test_test_images_that_are_also_in_train_are_said_beside_the_result(

@@ -1,25 +1,29 @@
 """mlpmixer summary."""
 
 import dataclasses
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from mlpmixer.cli.arguments import Arg, Command, Line, require_words
 from mlpmixer.cli.printing import print_json, print_table
 from mlpmixer.cli.recipe_options import architecture_of
-from mlpmixer.models.configs import NetworkConfig
+from mlpmixer.models.configs import Layer, NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(Command):
-    """Print a network layer by layer: shapes, parameters, FLOPs.
+    """Print the shapes, parameters and multiply-adds of a network.
 
     Options change it: mlpmixer summary B/16 --image-size 384. Those of a model: mlpmixer summary MODEL --help
     """
 
     model: Annotated[str, Arg("MODEL|RUN", positional=True)]
     """an architecture's name (mlpmixer list models), a run's folder, or its model.safetensors"""
-    json: Annotated[bool, Arg(help="Print as JSON.")] = False
+    layers: bool = False
+    """Print every layer, instead of a line for each kind."""
+    json: Annotated[bool, Arg(help="Print every layer as JSON.")] = False
     config: NetworkConfig = field(default_factory=NetworkConfig)
 
     @classmethod
@@ -40,7 +44,35 @@ class Summary(Command):
                 }
             )
             return 0
-        rows = [(x.name, " x ".join(map(str, x.output)), f"{x.params:,}", f"{x.flops:,}") for x in layers]
-        print_table(("layer", "output", "params", "FLOPs"), rows)
-        print(f"\n{params:,} parameters, {flops / 1e9:.4g} GFLOPs per image (2 per multiply-add)")
+        print(f"{self.model}  {self.config.title or self.config.architecture}")
+        print(f"{shape(layers[0].output)} images -> {shape(layers[-1].output)} {self.output_name}")
+        print(f"{params:,} parameters, {flops / 2e9:.4g} G multiply-adds for an image ({flops / 1e9:.4g} GFLOPs)\n")
+        groups = [(x.name, [x]) for x in layers] if self.layers else kinds(layers)
+        rows = [
+            (
+                name,
+                str(len(alike)),
+                shape(alike[0].output),
+                f"{sum(x.params for x in alike):,}",
+                f"{sum(x.flops for x in alike) // 2:,}",
+            )
+            for name, alike in groups
+        ]
+        print_table(("layer", "number", "output", "parameters", "multiply-adds"), rows)
         return 0
+
+    @property
+    def output_name(self) -> str:
+        return "logits" if self.config.num_classes else "features"
+
+
+def shape(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def kinds(layers: Iterable[Layer]) -> list[tuple[str, list[Layer]]]:
+    """Layers of the same name, whatever the number of their block, and the same output: blocks.*.norm1."""
+    found: dict[tuple[str, tuple[int, ...]], list[Layer]] = {}
+    for layer in layers:
+        found.setdefault((re.sub(r"\b\d+\b(\.\d+)*", "*", layer.name), layer.output), []).append(layer)
+    return [(name, alike) for (name, _), alike in found.items()]

@@ -159,20 +159,24 @@ def latest_unfinished() -> Path:
 
 
 def print_result(path: Path, summary: dict[str, Any]) -> None:
+    """Notes, then five lines: how good it is, which weights these are, how long it took, where it is, what to type."""
+    for sentence in summary.get("advice") or ():
+        print(f"note    {sentence}")
+    if bad := summary.get("bad_images") or []:
+        print("\n".join(f"left out  {line}" for line in unreadable(bad)))
+        print(f"{len(bad)} unreadable images were left out, listed in {path / 'summary.json'}")
     measured = (("test", summary.get("test")), ("validation", summary.get("val")))
     scores = [
-        f"{split} top-1 {percent(m['top1'])} {between(wilson(round(m['top1'] * m['n']), m['n']))}"
+        f"{split} top-1 {percent(m['top1'])} {between(wilson(round(m['top1'] * m['n']), m['n']))} of {m['n']:,} images"
         for split, m in measured
         if m
     ]
+    steps, best = summary["steps"], summary.get("best_step", summary["steps"])
+    which = "the best on validation" if summary.get("kept") == "best" else "the last"
+    speed = f", {summary['images_per_s']:,.0f} images/s" if summary.get("images_per_s") else ""
     peak = f", peak memory {summary['peak_mib']:,.0f} MiB" if summary.get("peak_mib") else ""
-    bad = summary.get("bad_images") or []
-    print(f"{', '.join(scores)} after {summary['steps']:,} steps in {duration(summary['train_s'])}{peak}")
-    for sentence in summary.get("advice") or ():
-        print(f"note    {sentence}")
-    if bad:
-        print("\n".join(f"left out  {line}" for line in unreadable(bad)))
-        print(f"{len(bad)} unreadable images were left out, listed in {path / 'summary.json'}")
-    print(f"model   {path / 'model.safetensors'}")
-    print(f"report  {path / 'report.html'}")
+    print(f"result  {', '.join(scores)}")
+    print(f"weights {which}: step {best:,} of {steps:,}")
+    print(f"time    {duration(summary['train_s'])}{speed}{peak}")
+    print(f"files   {path / 'model.safetensors'} {path / 'report.html'}")
     print(f"next    mlpmixer predict {path} IMAGE...")

@@ -144,6 +144,8 @@ class Seldom(logging.Filter):
 def log_config() -> dict[str, Any]:
     """uvicorn's configuration of logging, with the filter; for whatever the libraries below warn about, too."""
     config = copy.deepcopy(LOGGING_CONFIG)
+    for formatter in config["formatters"].values():
+        formatter["use_colors"] = False  # nothing here is coloured, and uvicorn does not ask for NO_COLOR
     config["filters"] = {"seldom": {"()": Seldom}}
     config["handlers"]["default"]["filters"] = ["seldom"]
     config["root"] = {"handlers": ["default"], "level": "WARNING"}
