@@ -10,7 +10,7 @@ SHORT := --epochs 40 --lr 3e-3 --optim.muon-lr 5e-3
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types clean
+.PHONY: help setup demo test test-all lint types docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
@@ -59,5 +59,9 @@ lint: $(EVERYTHING) ## check style with ruff
 types: $(EVERYTHING) ## check types with mypy
 	@$(BIN)/mypy
 
+docs: $(EVERYTHING) ## build the documentation into site/; a dead link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "site/index.html; with search: python3 -m http.server --directory site"
+
 clean: ## remove .venv and caches; runs/ stays
-	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis; find src tests -name __pycache__ -prune -exec rm -rf {} +
+	@rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis; find src tests -name __pycache__ -prune -exec rm -rf {} +

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
-from mlpmixer.cli.arguments import Arg, Argument, Command, Line, arguments_of, forms, usage_of, with_defaults
+from mlpmixer.cli.arguments import Arg, Argument, Line, arguments_of, forms, usage_of, with_defaults
 
 SCREEN = 44  # lines; a page that is no longer than this is shown whole
 WIDEST = 100  # columns
@@ -25,16 +25,19 @@ Rows = list[tuple[str, str]]
 
 def page(line: Line) -> str:
     """The page that a line asks for. Where it names DATA or a model, the defaults are those of its recipe or model."""
+    whole = _text(line, everything(line))
+    if line.help == "--help-all" or whole.count("\n") < SCREEN:
+        return whole
+    return f"{_text(line, most_needed(line))}\n\nMore options: {line.prog} --help-all"
+
+
+def _arguments(line: Line) -> list[Argument]:
     command, configs = line.command, line.command.configs(line) if line.words else {}
-    arguments = [
+    return [
         a if configs or a.path[0] != "config" else replace(a, default=None)
         for a in arguments_of(command, with_defaults(command, configs))
         if a.name not in command.refused
     ]
-    whole = _text(line, _all(command, arguments))
-    if line.help == "--help-all" or whole.count("\n") < SCREEN:
-        return whole
-    return f"{_text(line, _most_needed(command, arguments))}\n\nMore options: {line.prog} --help-all"
 
 
 def _text(line: Line, sections: Iterable[tuple[str, Rows]]) -> str:
@@ -57,10 +60,11 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
 
 
-def _all(command: type[Command], arguments: list[Argument]) -> Iterator[tuple[str, Rows]]:
+def everything(line: Line) -> Iterator[tuple[str, Rows]]:
     """Every argument with all that is to be said about it, below the config that has it."""
+    command = line.command
     short = {f"--{short.option}": f"--{name}" for name, short in command.short.items()}
-    arguments = sorted(arguments, key=_place)
+    arguments = sorted(_arguments(line), key=_place)
     for (owner, positional), group in itertools.groupby(arguments, key=lambda a: (a.owner, a.arg.positional)):
         heading = "" if positional else "options" if owner is command else first_sentence(owner.__doc__ or "")
         rows = []
@@ -70,8 +74,9 @@ def _all(command: type[Command], arguments: list[Argument]) -> Iterator[tuple[st
         yield re.split(r" \(|:|\.$", heading)[0], rows
 
 
-def _most_needed(command: type[Command], arguments: list[Argument]) -> Iterator[tuple[str, Rows]]:
+def most_needed(line: Line) -> Iterator[tuple[str, Rows]]:
     """The command's own arguments and the common options, in a line each."""
+    command, arguments = line.command, _arguments(line)
     own = sorted((a for a in arguments if len(a.path) == 1), key=_place)
     by_name, common = {a.name: a for a in arguments}, []
     for name in command.common:

@@ -1,0 +1,85 @@
+"""What the pages of the documentation say is so: commands parse, links lead somewhere, public names are described."""
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import mlpmixer
+from mlpmixer import cli
+from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.models.architecture import create_model
+from mlpmixer.training import recipes
+from mlpmixer.weights import model_file, run_folder
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+NOTES = DOCS / "lab"  # commands there are as they were
+
+
+def commands(text: str) -> list[str]:
+    """The lines of blocks of code and the words in backticks that begin with mlpmixer, without their comments."""
+    text = re.sub(r" \\\n *", " ", text)
+    found = re.findall(r"^(?:    )?(mlpmixer .*)$", text, re.M) + re.findall(
+        r"`(mlpmixer [^`\n]+(?:\n[^`\n]+)?)`", text
+    )
+    return [re.sub(r"\s+", " ", line.split("  #")[0].split(" # ")[0]).strip() for line in found]
+
+
+COMMANDS = sorted(
+    {c for page in PAGES if NOTES not in page.parents for c in commands(page.read_text(encoding="utf-8"))}
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the commands of the pages name: photos, runs, a table of labels."""
+    folder = tmp_path_factory.mktemp("docs")
+    for name in ("photos", "other-photos", "shards", "parquet-folder", "runs/photos", "runs/other"):
+        (folder / name).mkdir(parents=True)
+    (folder / "photos/labels.csv").write_text("file,label\n", encoding="utf-8")
+    recipe = recipes.photos()
+    cfg = dataclasses.replace(recipe.model, num_classes=2)
+    meta = model_file.ModelMeta(config=cfg, classes=("a", "b"), preprocess=Preprocess(image_size=(64, 64)))
+    for run in ("photos", "other"):
+        run_folder.write_recipe(folder / "runs" / run, recipe)
+        model_file.save_model(folder / "runs" / run / run_folder.MODEL_FILE, create_model(cfg), meta)
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_parses(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    words = shlex.split(command)[1:]
+    if words[0] in ("--help", "--version", "COMMAND"):
+        return
+    line = cli.parse(words)
+    if line.words and not line.help:
+        line.make()
+
+
+def test_links_outside_the_site_lead_somewhere() -> None:
+    """`make docs` checks those between pages, anchors too."""
+    pages = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
+    dead = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\((?!\w+:|#)([^)\s#]+)", page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists() and not target.endswith("cheat-sheet.md") and "/cli/" not in f"/{target}"
+    ]
+    assert dead == []
+
+
+def test_pages_that_the_code_names_exist() -> None:
+    files = [p for d in ("src", "tests", "examples", "benchmarks") for p in (ROOT / d).rglob("*.py")]
+    named = {name for p in files for name in re.findall(r"\bdocs/[\w/-]+\.md", p.read_text(encoding="utf-8"))}
+    assert named and [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_every_public_name_has_a_place_in_the_reference() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference/api").glob("*.md"))
+    described = re.findall(r"^::: mlpmixer\.(\w+)$", text, re.M)
+    assert sorted(described) == sorted(mlpmixer.__all__)
