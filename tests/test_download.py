@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mlpmixer import cli
+from mlpmixer import cli, download
 from mlpmixer.cli import printing, progress
-from mlpmixer.download import Retry, cache_path, fetch
+from mlpmixer.download import FetchError, Retry, cache_path, fetch, read_image
 from mlpmixer.models.architecture import create_model
 from mlpmixer.weights.formats import write_foreign
 from mlpmixer.weights.published import NUM_CLASSES, WEIGHTS, Weights
@@ -614,3 +614,34 @@ def test_ctrl_c_ends_a_download_at_once(published: Server, tmp_path: Path, monke
     monkeypatch.setattr(progress, "shown", lambda: interrupted)
     assert cli.main(command("train", tmp_path)) == 130
     assert not (tmp_path / "run").exists() and not cache_path(published.url).exists()
+
+
+# ---- one image, kept nowhere
+
+
+def test_an_image_comes_whole_or_says_why_not(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve()
+    for kind in ("image/png", "application/octet-stream", "IMAGE/JPEG; x=y"):
+        server.version = {"Content-Type": kind}
+        assert read_image(server.url) == CONTENT
+    server.version = {"Content-Type": "text/html; charset=utf-8"}
+    with pytest.raises(FetchError, match="the server answers with 'text/html', expected an image"):
+        read_image(server.url)
+    server.version = {}
+    for plan, says in (("404", "answers 404"), ("stall", "was silent for 0.3 s"), ("claims +5", "connection ended")):
+        server.plan = [plan]
+        with pytest.raises(FetchError, match=f"could not be fetched: .*{says}"):
+            read_image(server.url, ONCE)
+    server.plan = ["half"]
+    assert read_image(server.url, QUICK) == CONTENT  # the second time
+    late = iter((0.0, 61.0))
+    monkeypatch.setattr(download.time, "monotonic", lambda: next(late))
+    with pytest.raises(FetchError, match="has not sent all of it within 60 s"):
+        read_image(server.url)
+    monkeypatch.undo()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download, "MAX_IMAGE_BYTES", len(CONTENT) - 1)
+    for plan in ("well", "no length"):
+        server.plan = [plan]
+        with pytest.raises(FetchError, match="more than the limit of 102,399 bytes"):
+            read_image(server.url)

@@ -37,6 +37,8 @@ CHUNK_BYTES = 1 << 20
 REPORT_EVERY_S = 0.1
 WEB = ("http", "https")
 RETRYABLE_STATUS = {408, 425, 429}  # timeout, too early, too many requests; beside these every 5xx
+MAX_IMAGE_BYTES = 50 * 2**20
+IMAGE_TYPES = re.compile(r"image/.*|(application|binary)/octet-stream|", re.IGNORECASE)  # or no type at all
 
 
 class FetchError(ValueError):
@@ -92,6 +94,9 @@ class Retry(Config):
                     tried = f" (tried {failures} times)" if failures > 1 else ""
                     raise NetworkError(f"{e}{tried}") from e
                 self.wait(failures)
+
+
+IMAGE_RETRY = Retry(attempts=2)
 
 
 class _Redirects(HTTPRedirectHandler):
@@ -151,6 +156,7 @@ class Connection:
             raise NetworkError(self._reason(e)) from e
         answer = self._response.headers
         etag = answer.get("ETag", "")
+        self.content_type: str = answer.get("Content-Type", "").partition(";")[0].strip()
         self.version: str = etag if etag.startswith('"') else answer.get("Last-Modified", "")
         length = answer.get("Content-Length", "")
         self.position, self.size = 0, int(length) if re.fullmatch(r"[0-9]{1,18}", length) else 0
@@ -180,6 +186,34 @@ class Connection:
         if isinstance(cause, TimeoutError):
             return f"the server was silent for {self.timeout_s:g} s"
         return str(cause) or type(cause).__name__
+
+
+def read_image(url: str, retry: Retry = IMAGE_RETRY) -> bytes:
+    """The bytes of the image at an address, http:// or https://, kept nowhere.
+
+    Errors: FetchError when it cannot be fetched within twice the timeout, is of another Content-Type, or has more than
+    MAX_IMAGE_BYTES.
+    """
+    most_s = 2 * retry.timeout_s
+    end = time.monotonic() + most_s
+
+    def attempt() -> bytes:
+        with closing(Connection(url, retry.timeout_s)) as connection:
+            if not IMAGE_TYPES.fullmatch(connection.content_type):
+                raise Refused(f"the server answers with {shown(connection.content_type)}, expected an image")
+            content = bytearray()
+            while max(connection.size, len(content)) <= MAX_IMAGE_BYTES:
+                if time.monotonic() > end:
+                    raise Refused(f"the server has not sent all of it within {most_s:g} s")
+                if not (chunk := connection.read(CHUNK_BYTES)):
+                    return bytes(content)
+                content += chunk
+            raise Refused(f"it has more than the limit of {MAX_IMAGE_BYTES:,} bytes")
+
+    try:
+        return retry.run(attempt)
+    except NetworkError as e:
+        raise FetchError(f"could not be fetched: {e}") from e
 
 
 # ---- the cache

@@ -161,3 +161,15 @@ def test_nothing_on_standard_input_and_an_address_get_a_sentence(
         assert code == 2 and "nothing on standard input: - expects an image, or a list" in err
     code, _, err = run("predict", str(digits_run), "https://example.org/cat.jpg")
     assert code == 1 and "https://example.org/cat.jpg: an address, and images are read from files: download it" in err
+
+
+def test_predict_fetches_addresses_that_it_may(
+    digits_run: Path, run: RunLine, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"https://example.org/cat.jpg": Path(pictures[0]).read_bytes()}
+    monkeypatch.setattr("mlpmixer.download.read_image", asked.__getitem__)
+    lines = [
+        run("predict", str(digits_run), source, "--allow-urls", "--format", "jsonl")[1]
+        for source in (*asked, pictures[0])
+    ]
+    assert lines[0].replace(next(iter(asked)), pictures[0]) == lines[1]

@@ -52,14 +52,6 @@ def test_top_k_is_sorted_and_at_most_all():
         by_brightness().predict(np.zeros((8, 8), dtype=np.uint8), top_k=0)
 
 
-@pytest.mark.parametrize(
-    "array", [np.zeros((8, 8), dtype=np.float32), np.zeros((8, 8, 7), dtype=np.uint8), np.zeros(3, dtype=np.uint8)]
-)
-def test_wrong_arrays_are_refused(array):
-    with pytest.raises(ValueError, match="expected"):
-        by_brightness().predict(array)
-
-
 def test_predict_raises_for_an_unreadable_image(tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"")
     with pytest.raises(ImageError, match=r"x\.jpg: empty file"):

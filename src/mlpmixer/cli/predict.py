@@ -37,6 +37,8 @@ class Predict(ModelCommand):
     """File for the result, instead of standard output."""
     features: Annotated[str, Arg("FILE")] = ""
     """Also write each image's feature vector (the input of the head) to FILE.npz or FILE.csv."""
+    allow_urls: bool = False
+    """Fetch images whose SRC is an address, http:// or https:// (at most 50 MiB each)."""
     batch_size: BatchSize = 64
 
     def __call__(self) -> int:
@@ -56,8 +58,15 @@ class Predict(ModelCommand):
         image = image_on_stdin() if "-" in self.sources else b""
         listed = [] if image else (line.rstrip("\n") for line in sys.stdin)
         sources = (source for given in self.sources for source in (listed if given == "-" else [given]) if source)
-        paths = chain([("-", image)] if image else [], find_images(sources))
-        predicted = predict_files(classifier, paths, self.top_k, self.batch_size, features=bool(self.features))
+        paths = chain([("-", image)] if image else [], find_images(sources, allow_urls=self.allow_urls))
+        predicted = predict_files(
+            classifier,
+            paths,
+            self.top_k,
+            self.batch_size,
+            features=bool(self.features),
+            allow_urls=self.allow_urls,
+        )
         failed = 0
 
         def watched(rows: FeatureFile | None) -> "Iterator[Prediction | Failure]":

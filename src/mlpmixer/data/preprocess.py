@@ -95,7 +95,8 @@ class Preprocess(Config, owner="preprocess"):
             )
         if channels != self.in_channels:
             raise ValueError(
-                f"expected {self.in_channels} channels (h, w, {self.in_channels}), got shape {pixels.shape}"
+                f"expected {self.in_channels} channels, the last axis of (h, w, {self.in_channels}), got shape "
+                f"{pixels.shape}"
             )
         return np.dstack([self._fitted(Image.fromarray(plane)) for plane in np.moveaxis(pixels, 2, 0)])
 

@@ -6,30 +6,30 @@ a run, and does not for an export.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from mlpmixer.data.images import Pixels
+from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.engines import Precision, Runtime, threads_each
 from mlpmixer.inference.exported import FEATURES, PROBABILITIES, Export, export_at, open_export
+from mlpmixer.inference.inputs import as_source
 from mlpmixer.models.configs import Method
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from mlpmixer.inference.inputs import ImageLike
     from mlpmixer.models.architecture import Build
     from mlpmixer.models.configs import Size
     from mlpmixer.weights.load import Report
     from mlpmixer.weights.model_file import ModelMeta
 
-ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Engine = Callable[[Floats], Floats]
 
@@ -110,27 +110,41 @@ class Classifier:
         logits, features = self._run_all(self._both, images)
         return self._to_probabilities(logits), features
 
-    def predict(self, images: ImageLike | Sequence[ImageLike], top_k: int = 5) -> list[Prediction]:
+    def predict(
+        self, images: "ImageLike | Iterable[ImageLike]", top_k: int = 5, *, allow_urls: bool = False
+    ) -> list[Prediction]:
         """The `top_k` likeliest classes of each image, in order; one image gives a list of one.
 
-        An image is a path, a PIL image, or a uint8 array (H,W) or (H,W,C); a (B,H,W,C) array is B images.
+        images: one of these, or a list of them:
+            a path; a folder, which is searched recursively; a pattern such as "photos/*.jpg" (`files.find_images`);
+            the bytes of a file, or a file opened for bytes; a Pillow image;
+            a numpy array, channels last: (H,W), (H,W,C), or (B,H,W,C) for B images;
+            a torch tensor, channels first: (C,H,W), or (B,C,H,W) for B images;
+            an address, http:// or https://, which is fetched if `allow_urls` is set.
+            Pixels are uint8 in 0..255, or floats in 0..1, which are rounded to 8 bits; C is 1, 3 or 4 (with alpha), or
+            the number of channels of a model that takes neither 1 nor 3.
 
-        Errors: ImageError for an unreadable image (`predict_files` reports it and continues), ValueError for an array
-        of another kind.
+        A prediction has the path as its name, or image[i] for the i-th one if the image has no name.
+
+        Errors: ValueError, at the first image that cannot be read (ImageError), for anything else, and for a folder or
+        pattern without images. To go on after unreadable images, and to stream: `files.predict_files`.
         """
-        several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
-        items: Sequence[Any] = images if several else [images]  # type: ignore[assignment]
-        out: list[Prediction] = []
-        for start in range(0, len(items), CHUNK):
-            part = items[start : start + CHUNK]
-            arrays = np.stack([self.preprocess_image(item) for item in part])
-            names = [_name(item, start + i) for i, item in enumerate(part)]
-            out += self.rank(names, arrays, top_k)
-        return out
+        from mlpmixer.inference.files import predict_files
+        from mlpmixer.inference.inputs import named_images
 
-    def preprocess_image(self, image: ImageLike | bytes) -> Pixels:
-        """One image at the model's size, (H,W,C) of `preprocess.dtype`. ImageError when it cannot be read."""
-        return self.preprocess.array(image)
+        found: list[Prediction] = []
+        for result in predict_files(self, named_images(images, allow_urls=allow_urls), top_k, allow_urls=allow_urls):
+            if isinstance(result, Failure):
+                raise ImageError(result.reason, result.name)
+            found.append(result)
+        return found
+
+    def preprocess_image(self, image: "ImageLike") -> Pixels:
+        """One image, as `predict` takes it, at the model's size: (H,W,C) of `preprocess.dtype`, 0..255.
+
+        Errors: ValueError when it cannot be read (ImageError) or is of another kind.
+        """
+        return self.preprocess.array(as_source(image, self.preprocess.in_channels))
 
     def rank(self, names: Sequence[str], images: Pixels, top_k: int, *, features: bool = False) -> list[Prediction]:
         """Predictions for images from `preprocess_image`, stacked (B,H,W,C); with their `features` if asked for."""
@@ -347,9 +361,3 @@ def from_network(
 
 def _no_features(images: Any) -> Any:
     raise ValueError("this network has no features: it needs a method pre_logits, images (B,C,H,W) -> (B,D)")
-
-
-def _name(image: Any, index: int) -> str:
-    if isinstance(image, str | os.PathLike):
-        return os.fspath(image)
-    return str(getattr(image, "filename", "") or f"image[{index}]")

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,25 +14,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpmixer.data.images import ImageError, Pixels, is_image_file
-from mlpmixer.download import Report
 from mlpmixer.inference.classifier import Classifier, Failure, Floats, Prediction
 
 if TYPE_CHECKING:
     from mlpmixer.data.image_set import ImageSet
+    from mlpmixer.download import Report
+    from mlpmixer.inference.inputs import ImageLike
 
 Key = TypeVar("Key")
+ADDRESS = re.compile(r"[a-z][a-z0-9+]+://", re.IGNORECASE)
 
 
-def find_images(sources: Iterable[str]) -> Iterator[str | Failure]:
+def find_images(sources: Iterable[str], *, allow_urls: bool = False) -> Iterator[str | Failure]:
     """The image files behind files, folders and glob patterns, in a fixed order, each once.
 
     A named file is taken whatever its suffix. A folder is searched recursively for image suffixes (upper or lower
     case), sorted, without hidden files and folders. A pattern may hold `**`. What does not exist, matches nothing or
-    cannot be opened is a Failure in its place. Names are remembered, so that each is yielded once.
+    cannot be opened is a Failure in its place, and so is an address, unless `allow_urls` passes it on. Names are
+    remembered, so that each is yielded once.
     """
     seen: set[str] = set()
     for source in sources:
-        for found in _expand(source):
+        for found in [source] if allow_urls and ADDRESS.match(source) else _expand(source):
             key = os.path.abspath(found) if isinstance(found, str) else f"\0{found.name}"
             if key not in seen:
                 seen.add(key)
@@ -44,8 +48,12 @@ def _expand(source: str) -> Iterator[str | Failure]:
         yield from _walk(path)
     elif os.path.exists(path):
         yield path
-    elif re.match(r"[a-z][a-z0-9+]+://", path):
-        yield Failure(source, "an address, and images are read from files: download it first, with curl -LO or wget")
+    elif ADDRESS.match(path):
+        yield Failure(
+            source,
+            "an address, and images are read from files: download it first (curl -LO), or let `predict` fetch it "
+            "(--allow-urls, in Python allow_urls=True)",
+        )
     elif glob.has_magic(path):
         matches = sorted(glob.glob(path, recursive=True))
         suffix = Path(path).suffix
@@ -136,7 +144,7 @@ def map_images(
     function: Callable[[NDArray[Any]], Floats],
     batch_size: int,
     preprocess: Callable[[Any], Pixels] | None = None,
-    report: Report | None = None,
+    report: "Report | None" = None,
 ) -> tuple[NDArray[np.int64], Floats, list[tuple[str, str]]]:
     """Values of `function` for every readable image: indices (N,), values (N, ...), bad.
 
@@ -168,22 +176,29 @@ def map_images(
 
 def predict_files(
     classifier: Classifier,
-    paths: Iterable[str | Failure | tuple[str, bytes]],
+    paths: "Iterable[str | Failure | tuple[str, ImageLike]]",
     top_k: int = 5,
     batch_size: int = 64,
     *,
     features: bool = False,
+    allow_urls: bool = False,
 ) -> Iterator[Prediction | Failure]:
     """A Prediction or a Failure for every path, in order, batch by batch; memory does not grow with their number.
 
-    paths: as `find_images` yields them; its failures pass through. A file that is in memory: its name and bytes.
+    paths: as `find_images` yields them; its failures pass through. An image that is in memory: its name and the image,
+    in any form that `Classifier.predict` takes for one image.
     features: whether the predictions carry them, too.
+    allow_urls: whether paths may be addresses, http:// or https://, which are fetched (`download.read_image`).
     """
 
-    def item(given: str | Failure | tuple[str, bytes]) -> tuple[str, Callable[[], str | bytes] | Failure]:
+    def item(given: "str | Failure | tuple[str, ImageLike]") -> tuple[str, Callable[[], Any] | Failure]:
         if isinstance(given, Failure):
             return given.name, given
         name, source = given if isinstance(given, tuple) else (given, given)
+        if allow_urls and isinstance(source, str) and ADDRESS.match(source):
+            from mlpmixer.download import read_image
+
+            return name, partial(read_image, source)
         return name, lambda: source
 
     for batch in decoded_batches(map(item, paths), classifier.preprocess_image, batch_size):
