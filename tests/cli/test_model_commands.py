@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.lines import RunLine
-from helpers.models import GREY
+from helpers.models import DIGITS, GREY, mixer
 from PIL import Image
 
+from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.training.recipe import read_recipe
 from mlpmixer.training.run import train
+from mlpmixer.weights.model_file import ModelMeta, save_model
 
 
 def standard_input(content: bytes) -> io.TextIOWrapper:
@@ -173,3 +175,27 @@ def test_predict_fetches_addresses_that_it_may(
         for source in (*asked, pictures[0])
     ]
     assert lines[0].replace(next(iter(asked)), pictures[0]) == lines[1]
+
+
+def test_convert_to_half_precision_says_what_it_changes(digits_run: Path, run: RunLine, tmp_path: Path) -> None:
+    small = tmp_path / "small.safetensors"
+    code, out, err = run("convert", str(digits_run), str(small), "--precision", "float16")
+    assert code == 0 and out == f"{small}\n"
+    assert re.search(
+        r"note: float16: [\d.]+ MB; on 360 images that the model was not trained on top-1 is [\d.]+ % in float32 and "
+        r"[\d.]+ % in float16, and no probability differs by more than [\d.]+e-\d\d\n$",
+        err,
+    )
+    assert run("push", str(small), str(tmp_path / "hub"))[0] == 0
+    assert "float16" in (tmp_path / "hub" / "README.md").read_text(encoding="utf-8")
+    code, _, err = run("convert", str(tmp_path / "hub"), str(small), "--precision", "float16", "--data", "mnist")
+    assert code == 2 and "mnist" in err
+    assert "for --precision float16" in run("convert", str(digits_run), str(small), "--data", "digits")[2]
+
+
+def test_convert_without_the_data_says_that_nothing_was_measured(run: RunLine, tmp_path: Path) -> None:
+    meta = ModelMeta(config=GREY, classes=DIGITS, preprocess=Preprocess(image_size=(8, 8), in_channels=1))
+    save_model(tmp_path / "untold.safetensors", mixer(), meta)
+    files = str(tmp_path / "untold.safetensors"), str(tmp_path / "small.safetensors")
+    code, _, err = run("convert", *files, "--precision", "float16")
+    assert code == 0 and "the difference to float32 was not measured: which images? This model file does not say" in err

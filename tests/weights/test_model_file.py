@@ -19,7 +19,7 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.models.architecture import create_model
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.weights import model_file
-from mlpmixer.weights.load import load_weights
+from mlpmixer.weights.load import convert, load_weights
 from mlpmixer.weights.model_file import CheckpointError, ModelMeta
 
 
@@ -152,6 +152,46 @@ def test_description_that_cannot_be_true_is_refused_before_anything_is_built(
         assert len(str(e.value)) < 600 and "\n" not in str(e.value)
 
 
+def test_half_precision_is_half_the_file_and_the_same_rounded_weights(
+    saved: tuple[Path, Mixer, ModelMeta], tmp_path: Path
+) -> None:
+    path, model, meta = saved
+    small = tmp_path / "small.safetensors"
+    assert convert(path, small, precision="float16") == []
+    again, again_meta = model_file.load_model(small)
+    assert again_meta.provenance == meta.provenance | {"stored_as": "float16"}
+    for name, tensor in again.state_dict().items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, model.state_dict()[name].half().float()), name
+    tensors = model_file.read_tensors(small)[0]
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    assert small.stat().st_size < 0.52 * path.stat().st_size + 4000
+    model_file.rewrite_meta(small, lambda m: dataclasses.replace(m, classes=("a", "b")))
+    assert model_file.read_tensors(small)[0]["head.weight"].dtype == torch.float16
+    convert(small, tmp_path / "large.safetensors")
+    large, large_meta = model_file.load_model(tmp_path / "large.safetensors")
+    assert large_meta.provenance == meta.provenance and torch.equal(large.stem.weight, again.stem.weight)
+
+
+def test_half_precision_refuses_what_it_cannot_hold(saved: tuple[Path, Mixer, ModelMeta], tmp_path: Path) -> None:
+    path, model, meta = saved
+    with torch.no_grad():
+        model.head.weight[0, 0] = 1e5
+    with pytest.raises(ValueError, match=r"head\.weight has weights up to 1e\+05, and float16 ends at 65,504"):
+        model_file.save_model(tmp_path / "small.safetensors", model, meta, "float16")
+    for out, options in (("w.npz", {}), ("w.safetensors", {"timm": True})):
+        with pytest.raises(ValueError, match=r"float16 is for FILE\.safetensors of this package"):
+            convert(path, tmp_path / out, precision="float16", **options)
+    assert not {p.name for p in tmp_path.iterdir()} - {path.name}
+
+
+def test_file_that_claims_half_precision_is_still_compared_with_its_size(saved: tuple[Path, Mixer, ModelMeta]) -> None:
+    path = saved[0]
+    claim = {"provenance": {"stored_as": "float16"}}
+    rewritten(path, lambda model: (model.update(claim), model["config"].update(num_blocks=50))[0])
+    with pytest.raises(CheckpointError, match="bytes, too few for the"):
+        model_file.read_meta(path)
+
+
 @pytest.mark.parametrize("text", ["[" + "[]," * 10**7 + "[]]", "[" * 10**5, '{"a":' * 900 + "1" + "}" * 900])
 def test_header_that_would_fill_memory_or_stack_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "model.safetensors"
@@ -169,6 +209,11 @@ def test_header_that_would_fill_memory_or_stack_is_refused(tmp_path: Path, text:
     [
         (torch.full((2, 16), torch.nan), "is not finite"),
         (torch.zeros(2, 16, dtype=torch.float8_e5m2), "is of torch.float8_e5m2; expected torch.float32"),
+        (
+            torch.zeros(2, 16, dtype=torch.bfloat16),
+            "'head.weight' is of torch.bfloat16; expected torch.float32 or torch",
+        ),
+        (torch.full((2, 16), torch.inf, dtype=torch.float16), "'head.weight' is not finite"),
         (torch.zeros(2, 16, dtype=torch.int64), "do not fit"),
         (torch.zeros(2, 16, dtype=torch.complex64), "is of torch.complex64"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 from mlpmixer.config import to_json
 from mlpmixer.data.catalog import DATASETS
 from mlpmixer.templates import render
-from mlpmixer.weights.model_file import ModelMeta
+from mlpmixer.weights.model_file import STORED_AS, ModelMeta
 from mlpmixer.weights.privacy import without_folders
 from mlpmixer.weights.run_folder import read_recipe_json, read_summary
 
@@ -41,6 +41,7 @@ def model_card(run: Path, meta: ModelMeta, name: str, where: str, licence: str) 
         cfg=meta.config,
         pre=meta.preprocess,
         settings=[f"{key} {value}" for key, value in to_json(meta.config).items() if key not in SHOWN],
+        stored_as=meta.provenance.get(STORED_AS),
         classes=meta.classes[:CLASSES_SHOWN],
         num_classes=len(meta.classes),
         training=[(key, value) for key, value in _training(meta, summary).items() if value],

@@ -27,6 +27,7 @@ from mlpmixer.weights.model_file import (
     CheckpointError,
     ForeignFile,
     ModelMeta,
+    Precision,
     load_model,
     read_header,
     read_meta,
@@ -244,11 +245,17 @@ def create_model(
 
 
 def convert(
-    name: str | os.PathLike[str], out: str | os.PathLike[str], *, timm: bool = False, report: Report | None = None
+    name: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    timm: bool = False,
+    precision: Precision = "float32",
+    report: Report | None = None,
 ) -> list[str]:
     """Write the model behind `name` (see `load_weights`) to the file `out`; returns what that form cannot say.
 
     out: .npz is the official form; .safetensors is ours, or timm's with `timm`.
+    precision: float16 is half as large, in our form only; see `model_file.save_model`.
     report: receives the progress of a download.
 
     Errors: ValueError for another suffix and an unreadable model, OSError when `out` cannot be written.
@@ -262,9 +269,13 @@ def convert(
             f"cannot write {path}: expected FILE.npz (official), FILE.safetensors (ours), or FILE.safetensors with "
             "--timm"
         )
+    checked(Precision, precision, "precision")
+    ours = path.suffix == ".safetensors" and not timm
+    if precision != "float32" and not ours:
+        raise ValueError(f"{precision} is for FILE.safetensors of this package; the other forms are float32")
     model, meta = load_weights(name, report=report)
-    if path.suffix == ".safetensors" and not timm:
-        save_model(path, model, meta)
+    if ours:
+        save_model(path, model, meta, precision)
         return []
     cfg, form = model.cfg, "timm" if timm else "official"
     table = name_table(cfg, form)

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlpmixer.config import Config, from_json, pair, parse_json, require, to_json
 from mlpmixer.data.config import Data
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 DIGEST = "sha256"
+STORED_AS = "stored_as"  # of the provenance: float16, where the weights of a file are
+Precision = Literal["float32", "float16"]
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 STATES_KEPT = 2
 
@@ -148,10 +150,28 @@ def read_tensors(path: str | os.PathLike[str]) -> "tuple[dict[str, Tensor], dict
     return tensors, meta
 
 
-def save_model(path: str | os.PathLike[str], model: "nn.Module", meta: ModelMeta) -> None:
-    """One file that is enough to use the model (with the function that builds it, if there is one). Errors: OSError."""
+def save_model(
+    path: str | os.PathLike[str], model: "nn.Module", meta: ModelMeta, precision: Precision = "float32"
+) -> None:
+    """One file that is enough to use the model (with the function that builds it, if there is one).
+
+    precision: float16 rounds every weight to 11 bits, in half the space; the file is loaded in float32 again.
+    Errors: OSError, and ValueError for a weight beyond the range of float16.
+    """
     assert meta.network or getattr(model, "cfg", None) == meta.config
-    write_tensors(path, model.state_dict(), {"model": to_json(meta)})
+    state, origin = model.state_dict(), {k: v for k, v in meta.provenance.items() if k != STORED_AS}
+    if precision == "float16":
+        state = {name: _half(name, tensor) for name, tensor in state.items()}
+        origin[STORED_AS] = precision
+    write_tensors(path, state, {"model": to_json(replace(meta, provenance=origin))})
+
+
+def _half(name: str, tensor: "Tensor") -> "Tensor":
+    if not tensor.is_floating_point():
+        return tensor
+    if not (half := tensor.half()).isfinite().all():
+        raise ValueError(f"{name} has weights up to {tensor.abs().max():.3g}, and float16 ends at 65,504: keep float32")
+    return half
 
 
 def rewrite_meta(path: str | os.PathLike[str], change: Callable[[ModelMeta], ModelMeta]) -> None:
@@ -166,14 +186,16 @@ def read_meta(path: str | os.PathLike[str]) -> ModelMeta:
 
 
 def _meta_in(header: dict[str, Any], path: str | os.PathLike[str]) -> ModelMeta:
-    """CheckpointError, too, for a network that is larger than the file: what is built takes no more than it holds."""
+    """CheckpointError, too, for a network that is larger than the file: what is built takes no more than it holds, or
+    twice as much for one in float16."""
     if "model" not in header:
         raise CheckpointError(f"{path} is not a model file")
     try:
         meta = from_json(ModelMeta, header["model"])
     except (ValueError, TypeError) as e:
         raise CheckpointError(f"{path}: {shortened(e)}") from e
-    if not meta.network and 4 * (values := meta.config.num_params) > (size := os.path.getsize(path)):
+    width = 2 if meta.provenance.get(STORED_AS) == "float16" else 4
+    if not meta.network and width * (values := meta.config.num_params) > (size := os.path.getsize(path)):
         raise CheckpointError(
             f"{path} has {size:,} bytes, too few for the {values:,} weights of the {meta.config.architecture} that it "
             f"describes"
@@ -182,8 +204,8 @@ def _meta_in(header: dict[str, Any], path: str | os.PathLike[str]) -> ModelMeta:
 
 
 def load_model(path: str | os.PathLike[str], network: "Build | None" = None) -> tuple[Any, ModelMeta]:
-    """The network in evaluation mode, on the CPU, and what travels with it. Strict: names and shapes must fit the
-    stored architecture.
+    """The network in evaluation mode, float32, on the CPU, and what travels with it. Strict: names and shapes must fit
+    the stored architecture. Weights in float16 have the same values in float32.
 
     network: what built it, where that is a function of one's own.
     """
@@ -194,6 +216,9 @@ def load_model(path: str | os.PathLike[str], network: "Build | None" = None) -> 
     tensors, header = read_tensors(path)
     meta = _meta_in(header, path)
     require_network(path, meta, network and name_of(network))
+    for name, tensor in tensors.items():
+        if not meta.network and tensor.dtype == torch.float16:
+            tensors[name] = tensor.float()
     try:
         model = build_with_weights(meta.config, tensors, network)
     except RuntimeError as e:
@@ -201,7 +226,9 @@ def load_model(path: str | os.PathLike[str], network: "Build | None" = None) -> 
         raise CheckpointError(f"{path}: the weights do not fit the architecture stored with them: {problems}") from e
     for name, tensor in tensors.items():
         if not meta.network and tensor.dtype not in (torch.float32, torch.int64):  # int64: steps of batch norm
-            raise CheckpointError(f"{path}: {shown(name)} is of {tensor.dtype}; expected torch.float32")
+            raise CheckpointError(
+                f"{path}: {shown(name)} is of {tensor.dtype}; expected torch.float32 or torch.float16"
+            )
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: {shown(name)} is not finite: training diverged, or the file is damaged")
     return model.eval(), meta
