@@ -19,9 +19,8 @@ from mlpmixer.training.augment import normalise, prepare_eval
 from mlpmixer.training.recipe import Augment
 
 ALL = Augment(
-    inception_crop=0.3, pad_crop_px=2, flip=True, rotate_deg=20, zoom=0.2, shear=0.2, color_jitter=0.4, noise=0.05,
-    erasing=0.5,
-    mixup=0.4, cutmix=1.0,
+    inception_crop=0.3, pad_crop_px=2, flip=True, rotate_deg=20, zoom=0.2, zoom_out=0.3,
+    shear=0.2, invert=0.5, color_jitter=0.4, noise=0.05, erasing=0.5, mixup=0.4, cutmix=1.0,
 )  # fmt: skip
 
 
@@ -207,6 +206,8 @@ def test_affine_draws_keep_bounds_and_order() -> None:
     assert 24 < degrees.max() <= 25.001 and -25.001 <= degrees.min() < -24
     scales = ops.draw_affine(n, 0, 0.3, 0, seeded()).diagonal(dim1=1, dim2=2).log()
     assert 0.29 < scales.abs().max() <= 0.3001 and not torch.allclose(scales[:, 0], scales[:, 1])
+    smaller = ops.draw_affine(n, 0, 0, 0, seeded(), zoom_out=0.5).diagonal(dim1=1, dim2=2).log()
+    assert torch.equal(smaller[:, 0], smaller[:, 1]) and 0 <= smaller.min() < 0.01 and 0.49 < smaller.max() <= 0.5001
     shear = ops.draw_affine(n, 0, 0, 0.4, seeded())
     assert 0.39 < shear[:, 0, 1].abs().max() <= 0.4 and (shear[:, 1, 0] == 0).all()
     whole = ops.draw_affine(n, 25, 0.3, 0.4, generator := seeded(3))
@@ -245,6 +246,23 @@ def test_saturation_needs_three_channels() -> None:
     for channels in (1, 5):
         images, one = planar(photos(2, 6, 6, channels)).float(), torch.ones(2)
         assert worst(ops.jitter(images, one, one, one * 0.2), images) < 1e-4
+
+
+def test_zoom_out_shows_the_whole_image_smaller() -> None:
+    white = torch.full((64, 32, 32, 1), 255, dtype=torch.uint8)
+    out, _ = augmented(white, one_hot(64), Augment(zoom_out=0.5, pad_mode="constant"), (32, 32), seeded())
+    share = (out > 127).float().mean((1, 2, 3))
+    assert math.exp(-1) - 0.05 < share.min() < 0.45 and share.max() > 0.9
+    assert (out[:, :, 16, 16] > 254.9).all()
+
+
+def test_invert_makes_negatives_of_its_share() -> None:
+    images = photos(400, 6, 6)
+    out, _ = augmented(images, one_hot(400), Augment(invert=0.25), (6, 6), seeded())
+    before = planar(images).float()
+    same, negative = ((out == x).all(3).all(2).all(1) for x in (before, 255 - before))
+    assert (same ^ negative).all() and 0.2 < negative.float().mean() < 0.3
+    assert torch.equal(ops.negative(before, torch.zeros(400, dtype=torch.bool)), before)
 
 
 def test_noise_has_its_deviation() -> None:

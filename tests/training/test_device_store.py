@@ -43,7 +43,7 @@ AUGMENTS = {
     "all": Augment(
         inception_crop=0.3, pad_crop_px=1, pad_mode="constant", flip=True, randaugment_layers=2, trivialaugment=True,
         rotate_deg=5,
-        zoom=0.1, shear=0.1, color_jitter=0.3, noise=0.02, erasing=0.5, mixup=0.2,
+        zoom=0.1, zoom_out=0.2, shear=0.1, invert=0.5, color_jitter=0.3, noise=0.02, erasing=0.5, mixup=0.2,
     ),
     "big_vision": Augment(randaugment_layers=2, randaugment_magnitude=15, randaugment_form="big_vision", cutmix=0.5),
 }  # fmt: skip

@@ -257,7 +257,7 @@ def test_two_processes_resume_bit_for_bit(name: str, runs: Runs) -> None:
 def test_part_of_a_batch_is_augmented_as_in_the_whole(parts: int) -> None:
     everything = Augment(
         inception_crop=0.5, pad_crop_px=1, flip=True, randaugment_layers=1, trivialaugment=True, rotate_deg=10,
-        zoom=0.1, shear=0.1,
+        zoom=0.1, zoom_out=0.2, shear=0.1, invert=0.5,
         color_jitter=0.2, noise=0.05, erasing=0.5, mixup=0.4, cutmix=1.0, mix_probability=0.8,
     )  # fmt: skip
     images = torch.randint(256, (10, 14, 14, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -80,8 +80,11 @@ def augment(images: Tensor, cfg: Augment, size: Size, source: Source, rows: RowR
     if not (cfg.inception_crop and images.is_floating_point()):  # floats of our own making
         images = images.to(torch.float32, memory_format=torch.contiguous_format, copy=True)  # (B,C,h,w)
 
-    if cfg.rotate_deg or cfg.zoom or cfg.shear:
-        images = affine(images, rows.take(draw_affine(n, cfg.rotate_deg, cfg.zoom, cfg.shear, source)), cfg.pad_mode)
+    if cfg.rotate_deg or cfg.zoom or cfg.zoom_out or cfg.shear:
+        matrices = draw_affine(n, cfg.rotate_deg, cfg.zoom, cfg.shear, source, zoom_out=cfg.zoom_out)
+        images = affine(images, rows.take(matrices), cfg.pad_mode)
+    if cfg.invert:
+        images = negative(images, rows.take(draw(torch.rand, (n,), source)) < cfg.invert)
     if cfg.color_jitter:
         low = max(0.0, 1 - cfg.color_jitter)
         images = jitter(images, *(rows.take(_uniform(n, low, 1 + cfg.color_jitter, source)) for _ in range(3)))
@@ -211,6 +214,11 @@ def affine(images: Tensor, matrices: Tensor, pad_mode: PadMode = "reflect") -> T
     return F.grid_sample(images, grid, mode="bilinear", padding_mode=outside, align_corners=False)
 
 
+def negative(images: Tensor, struck: Tensor) -> Tensor:
+    """255 - x where `struck` (B,) is true."""
+    return torch.where(struck.to(images.device)[:, None, None, None], 255 - images, images)
+
+
 def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
     """Brightness, then contrast, then saturation by factors (B,): Pillow's ImageEnhance without its rounding.
 
@@ -278,7 +286,9 @@ def draw_crop_boxes(n: int, stored: Size, size: Size, min_share: float, source: 
     return torch.stack([y * (height - h), x * (width - w), h, w], 1)
 
 
-def draw_affine(n: int, rotate_deg: float, zoom: float, shear: float, source: Source) -> Tensor:
+def draw_affine(
+    n: int, rotate_deg: float, zoom: float, shear: float, source: Source, *, zoom_out: float = 0.0
+) -> Tensor:
     """Matrices (n,2,2) for `affine` that turn the content counter-clockwise, then zoom it, then shear it."""
     eye = torch.eye(2, device=device_of(source))
     matrices = eye.expand(n, 2, 2)  # output -> input: the inverse steps, the last one applied to the output first
@@ -288,6 +298,8 @@ def draw_affine(n: int, rotate_deg: float, zoom: float, shear: float, source: So
         matrices = torch.stack([cos, -sin, sin, cos], 1).view(n, 2, 2)
     if zoom:
         matrices = matrices * _uniform((n, 1, 2), -zoom, zoom, source).exp()
+    if zoom_out:
+        matrices = matrices * _uniform((n, 1, 1), 0, zoom_out, source).exp()
     if shear:
         lean = F.pad(_uniform((n, 1, 1), -shear, shear, source), (1, 0, 0, 1))  # (n,2,2), only (0,1) is not 0
         matrices = matrices @ (eye + lean)

@@ -69,8 +69,12 @@ class Augment(Config, owner="augment"):
     """Largest rotation, degrees."""
     zoom: float = 0.0
     """Log-uniform scaling of each axis by up to exp(+-zoom)."""
+    zoom_out: float = 0.0
+    """Log-uniform shrinking of the whole image, by up to exp(-zoom_out), with the filling of pad_mode around it."""
     shear: float = 0.0
     """Largest horizontal shear, as a tangent."""
+    invert: float = 0.0
+    """Probability of a negative: white becomes black."""
     color_jitter: float = 0.0
     """Largest change of brightness, contrast and saturation, as a factor 1 +- this."""
     noise: float = 0.0
@@ -85,7 +89,7 @@ class Augment(Config, owner="augment"):
     """Share of the batches that mixup or CutMix change."""
 
     def validate(self) -> None:
-        for name in ("inception_crop", "erasing", "mix_probability"):
+        for name in ("inception_crop", "invert", "erasing", "mix_probability"):
             require(0 <= getattr(self, name) <= 1, f"augment.{name} must be in [0, 1], got {getattr(self, name)}")
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
