@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from mlpmixer.cli.arguments import Arg, Command
 from mlpmixer.cli.options import WEIGHTS, DataDir, require_writable
 from mlpmixer.cli.printing import percent, print_error
 from mlpmixer.cli.progress import megabytes, reporter
-from mlpmixer.weights.model_file import Precision
 
 COMPARED = 1000  # images
 
@@ -22,7 +21,7 @@ class Convert(Command):
     """the file to write: FILE.npz is official, FILE.safetensors is of this package unless --timm is given"""
     timm: bool = False
     """Write FILE.safetensors with timm's names."""
-    precision: Precision = "float32"
+    precision: Literal["float32", "float16"] = "float32"
     """Precision of the stored weights, in the format of this package. float16 halves the file; what that changes is
     measured on images and printed."""
     data: Annotated[str, Arg("DATA")] = ""
