@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 
+OLD_GROUPS = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")  # version 1
+
+
 def cpu_name() -> str:
     """The processor's name as the system gives it.
 
@@ -56,6 +59,60 @@ def peak_mib(device: "torch.device | None" = None) -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def reset_peak(device: "torch.device") -> None:
+    """Let `peak_mib` count from what is held now, where the system can."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def free_bytes(device: "torch.device") -> int | None:
+    """The memory that this process can still take: of a CUDA device, or of the machine and its control groups.
+
+    None where the system does not tell.
+    """
+    if device.type == "cuda":
+        import torch
+
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    try:
+        with open("/proc/meminfo") as f:
+            free = next(int(line.split()[1]) << 10 for line in f if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    return min([free, *control_group_bytes()]) if device.type == "cpu" else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch ran out of memory."""
+    return isinstance(error, MemoryError) or bool(re.search("can't allocate memory|out of memory", str(error)))
+
+
+def control_group_bytes(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What each memory limit of Linux's control groups, such as a container's, leaves this process."""
+    left: list[int] = []
+    with suppress(OSError):
+        for line in groups.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            names = ("memory.max", "memory.current", "inactive_file") if not controllers else OLD_GROUPS
+            top = mounted / "memory" if controllers else mounted
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            group = top / path.lstrip("/")
+            for folder in (group, *group.parents):
+                with suppress(OSError, ValueError):  # a folder of the host, and "max"
+                    limit, used = (int((folder / name).read_text()) for name in names[:2])
+                    facts = dict(fact.split() for fact in (folder / "memory.stat").read_text().splitlines())
+                    left.append(limit - used + int(facts.get(names[2], 0)))
+                if folder == top:
+                    break
+    return left
 
 
 def cache_folder() -> Path:

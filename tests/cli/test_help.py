@@ -62,7 +62,7 @@ def test_help_of_train_has_every_short_option_it_promises(run: RunLine) -> None:
 
 def test_defaults_are_those_of_the_recipe_that_is_named(run: RunLine) -> None:
     assert "(default: 64)" not in run("train", "--help")[1]
-    assert "--batch-size N          Images per step. (default: 64)" in run("train", "cifar10", "--help")[1]
+    assert "--batch-size N|auto     Images per step. (default: 64)" in run("train", "cifar10", "--help")[1]
     assert "--epochs X              Passes over the training images. (default: 14)" in run("train", "mnist", "-h")[1]
     assert "(default: 384)" in run("summary", "B/16", "--help")[1]
     assert "(default: 0.9 0.999)" in run("train", "digits", "--help-all")[1]

@@ -25,7 +25,7 @@ from mlpmixer.models.names import MIXERS
 from mlpmixer.training.augment import augment, mix
 from mlpmixer.training.batches import row_range
 from mlpmixer.training.distributed import ProcessGroup
-from mlpmixer.training.recipe import Augment, Optim, Recipe, Run
+from mlpmixer.training.recipe import Augment, Optim, Recipe, Run, read_recipe
 from mlpmixer.training.stream import Order
 from mlpmixer.weights import model_file, run_folder
 
@@ -155,6 +155,7 @@ class Runs:
             "noisy, killed, restarted": job(NOISY, 2, after="noisy, killed"),
             "noisy, told to stop": job(NOISY, 2, at=[1, 5], signal=int(signal.SIGTERM)),
             "noisy, told to stop, restarted": job(NOISY, 2, after="noisy, told to stop"),
+            "measured": job(dataclasses.replace(EXACT, run=dataclasses.replace(EXACT.run, batch_size="auto")), 2),
             "stuck": job(EXACT, 2, at=[1, 5], signal=int(signal.SIGSTOP)),
         }
 
@@ -212,6 +213,12 @@ def test_any_number_of_processes_trains_the_same_weights(alone: str, several: st
         np.testing.assert_allclose(lines(others, "step", key)[:2], single[:2], atol=1e-5)
     for key in ("top1", "nll"):
         np.testing.assert_allclose(lines(others, "eval", key), lines(one, "eval", key), atol=1e-4)
+
+
+def test_processes_agree_on_a_measured_batch_size(runs: Runs) -> None:
+    assert runs.codes("measured") == [0, 0]
+    batch_size = read_recipe(runs.path("measured")).run.batch_size
+    assert batch_size in (64, 128, 256) and isinstance(batch_size, int)  # of 1,005 images; 2 parts on 2 processes
 
 
 def test_all_processes_know_unreadable_images(runs: Runs) -> None:

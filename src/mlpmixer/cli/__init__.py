@@ -7,7 +7,6 @@ never for help. Exit codes: 0 done; 1 done, with failures that were printed; 2 a
 
 import io
 import os
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -145,7 +144,9 @@ def _run(args: Sequence[str]) -> int:
         )
         return 2
     except (MemoryError, RuntimeError) as e:
-        if not (isinstance(e, MemoryError) or re.search("can't allocate memory|out of memory", str(e))):  # torch
+        from mlpmixer.hardware import is_out_of_memory
+
+        if not is_out_of_memory(e):
             raise
         print_error("not enough memory: try a smaller --batch-size or --image-size, or close other programs")
         return 1

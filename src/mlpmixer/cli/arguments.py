@@ -409,7 +409,7 @@ def expected(hint: Any) -> str:
     def text(form: tuple[Any, ...]) -> str:
         kind, *more = form
         if choices := typing.get_args(kind):
-            return f"{', '.join(choices[:-1])} or {choices[-1]}"
+            return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
         return f"{len(form)} {nouns[kind]}s" if more else f"a {nouns[kind]}"
 
     return " or ".join(text(form) for form in forms(hint) if form != (types.NoneType,))

@@ -106,11 +106,15 @@ def _metavar(argument: Argument) -> str:
     if argument.type is bool or argument.arg.positional:
         return ""
     word = argument.arg.metavar or argument.path[-1].rpartition("_")[2].upper()
-    *_, longest = sorted((form for form in forms(argument.type) if form != (types.NoneType,)), key=len)
+    *_, longest = sorted(
+        (form for form in forms(argument.type) if form != (types.NoneType,)),
+        key=lambda form: (len(form), form[0] in (int, float)),
+    )
     if choices := get_args(longest[0]):
         return f"{{{','.join(choices)}}}"
     if not argument.arg.metavar:
         word = {int: "N", float: "X"}.get(longest[0], word)
+        word = "|".join([word, *(choice for form in forms(argument.type) for choice in get_args(form[0]))])
     if argument.arg.bare or len({len(form) for form in forms(argument.type)}) > 1:  # [DIR], or N [N]
         return f"[{word}]" if argument.arg.bare else f"{word} [{word}]"
     return " ".join(word for kind in longest if kind is not Ellipsis)

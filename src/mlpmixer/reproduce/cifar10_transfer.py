@@ -59,7 +59,7 @@ class Job:
     def flops(self) -> int:
         """FLOPs of the training: three times those of the forward passes (2 for each multiply-add)."""
         run = self.recipe.run
-        return 3 * run.steps * run.batch_size * sum(layer.flops for layer in self.recipe.model.layers())
+        return 3 * run.steps * run.images_per_step * sum(layer.flops for layer in self.recipe.model.layers())
 
     @property
     def num_bytes(self) -> int:
@@ -68,7 +68,7 @@ class Job:
         cfg, run = WEIGHTS[self.row].config, self.recipe.run
         s, c = cfg.num_patches, cfg.hidden_dim
         block = 5 * s * c + 2 * c * cfg.tokens_mlp_dim + 2 * s * cfg.channels_mlp_dim
-        return 10 * cfg.num_params + 4 * cfg.num_blocks * block * (run.batch_size // run.accumulate)
+        return 10 * cfg.num_params + 4 * cfg.num_blocks * block * (run.images_per_step // run.accumulate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,8 @@ def _make_job(context: ExperimentContext, row: str) -> Job:
         value, most = getattr(changes, option), getattr(published, option)
         if not 0 <= value <= most:
             raise ValueError(f"{option} must be at least 1 and at most the published {most:,}, got {value:,}")
-    batch, part = changes.batch_size or published.batch_size, published.batch_size // published.accumulate
+    part = published.images_per_step // published.accumulate
+    batch = changes.batch_size or published.images_per_step
     settings = dataclasses.replace(
         published,
         steps=changes.steps or published.steps,

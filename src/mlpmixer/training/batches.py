@@ -65,7 +65,7 @@ def row_range(batch_size: int, part: int = 0, parts: int = 1, overlap: int = 0) 
 
 def rows_per_batch(num_images: int, run: Run) -> int:
     """The rows of every batch: `run.batch_size`, or fewer when the training images are fewer."""
-    return min(run.batch_size // run.repeats, num_images) * run.repeats
+    return min(run.images_per_step // run.repeats, num_images) * run.repeats
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:

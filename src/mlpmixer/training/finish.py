@@ -95,7 +95,7 @@ def notes(trainer: Trainer) -> list[str]:
     """What was assumed about the data, the batches and the teacher, and which images are less unseen than they should
     be."""
     step = trainer.training_step
-    found, asked = step.rows.batch_size, trainer.recipe.run.batch_size
+    found, asked = step.rows.batch_size, trainer.recipe.run.images_per_step
     own = [f"batches of {found:,} images: there are no more for run.batch_size={asked}"] if found < asked else []
     if trainer.recipe.run.keep == "best" and not trainer.keeps_best:
         own.append("run.keep=best: validation is too small to choose a model, so the last one is kept")

@@ -151,7 +151,7 @@ def batches(
     taken = (rows or row_range(rows_per_batch(len(images), run))).indices
 
     def fetch(step: int, images: Store | DeviceStore = images) -> Batch:
-        numbers = batch_indices(len(images), run.batch_size, run.seed, step, run.repeats)[taken]
+        numbers = batch_indices(len(images), run.images_per_step, run.seed, step, run.repeats)[taken]
         return Batch(step, images.array(numbers), images.labels[numbers], numbers)
 
     if isinstance(images, DeviceStore):  # nothing to wait for

@@ -100,7 +100,7 @@ class Trainer:
         self.environment, self.report, self.metrics = environment, report, metrics
         self.record = record
         self.recipe, self.stores, self.group = training_step.recipe, training_step.stores, training_step.group
-        self.steps_per_epoch = steps_per_epoch(len(self.stores.train), self.recipe.run.batch_size)
+        self.steps_per_epoch = steps_per_epoch(len(self.stores.train), self.recipe.run.images_per_step)
         self.clock = Clock(state.train_s)
         self.losses: list[Tensor] = []
         self.correct: list[Tensor] = []

@@ -219,8 +219,9 @@ class Run(Config, owner="run"):
     progressive: str = ""
     """Start with smaller images and grow: 16:0.3,24:0.6 means 16 px until 0.3 of the steps, 24 px until 0.6, then
     model.image_size. 16x24 is height x width. Small images have few patches and are cheap (docs/how-to/training.md)."""
-    batch_size: int = 128
-    """Images per step, over all accumulation parts and processes."""
+    batch_size: int | Literal["auto"] = 128
+    """Images per step, over all accumulation parts and processes. auto: measured when the run starts, by speed and
+    memory, and saved as a number; the learning rate stays."""
     repeats: int = 1
     """Repeated augmentation (Hoffer et al. 2020, arXiv:1901.09335): a batch has batch_size / repeats images, each
     augmented this many times. Steps cost the same, and an epoch has as many, so it sees fewer images."""
@@ -257,6 +258,13 @@ class Run(Config, owner="run"):
     """Score the test split at the end. Switch it off while choosing a recipe, so that only validation decides."""
 
     @property
+    def images_per_step(self) -> int:
+        """`batch_size`, a number since the run started. ValueError while it is auto."""
+        if self.batch_size == "auto":
+            raise ValueError("run.batch_size=auto is measured by train; give a number here")
+        return self.batch_size
+
+    @property
     def stages(self) -> tuple[tuple[int | tuple[int, int], float], ...]:
         """`progressive` as (image size, share of the steps after which it ends), ..."""
         parts = self.progressive.split(",") if self.progressive else []
@@ -278,15 +286,18 @@ class Run(Config, owner="run"):
         )
         require(0 <= self.seed < 2**63, f"run.seed must be in [0, 2^63), got {self.seed}")
         require(self.epochs > 0, f"run.epochs must be positive, got {self.epochs}")
-        require(self.batch_size >= 1, f"run.batch_size must be at least 1, got {self.batch_size}")
+        is_auto = self.batch_size == "auto"
+        require(
+            is_auto or self.images_per_step >= 1, f"run.batch_size must be at least 1, or auto, got {self.batch_size}"
+        )
         for name, most in MOST.items():
             value = getattr(self, name)
-            require(value <= most, f"run.{name} must be at most {most:,}, got {value}")
+            require(value == "auto" or value <= most, f"run.{name} must be at most {most:,}, got {value}")
         if self.time:
             parse_duration(self.time)
         for name in ("accumulate", "repeats"):
             parts = getattr(self, name)
-            divides = parts >= 1 and self.batch_size % parts == 0
+            divides = parts >= 1 and (is_auto or self.images_per_step % parts == 0)
             require(divides, f"run.{name}={parts} must divide run.batch_size={self.batch_size}")
         require(self.eval_every > 0 and self.log_every >= 1, "run.eval_every and run.log_every must be positive")
         require(self.steps >= 0 and self.patience >= 0, "run.steps and run.patience must not be negative")

@@ -143,7 +143,7 @@ def finetune_published(base: Recipe | None = None) -> Recipe:
     The official rule, its rate scaled to the batch of `base`; not run here.
     """
     base, official = base or photos(), finetune_official()
-    lr = official.optim.lr * base.run.batch_size / official.run.batch_size
+    lr = official.optim.lr * base.run.images_per_step / official.run.images_per_step
     optim = dataclasses.replace(official.optim, lr=lr, warmup_steps=100)
     return variant(finetune(base), "finetune-published", optim=optim)
 
@@ -226,7 +226,7 @@ def bit_hyperrule(num_images: int, image_area_px: int) -> Recipe:
         data={"name": "folder", "val_fraction": 0.1, "train_scale": 8 / 7},
         augment=Augment(flip=True, mixup=0.0 if num_images < 20_000 else 0.1),
         optim={"lr": 0.003, "warmup_steps": 100 if num_images < 20_000 else 500},
-        run={"steps": steps, "eval_every": steps * base.run.batch_size / num_images / 10},
+        run={"steps": steps, "eval_every": steps * base.run.images_per_step / num_images / 10},
     )
 
 

@@ -22,9 +22,10 @@ from mlpmixer.data.images import ImageError
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.durable import write_json
-from mlpmixer.hardware import choose_precision, device_name
+from mlpmixer.hardware import choose_precision, device_name, reset_peak
 from mlpmixer.models.architecture import Build
 from mlpmixer.training import progressive
+from mlpmixer.training.batch_size import measured_batch_size, smallest_batch_size
 from mlpmixer.training.batches import rows_per_batch, steps_per_epoch
 from mlpmixer.training.distillation import (
     TeacherFunction,
@@ -118,6 +119,12 @@ def train(
 
         stack.enter_context(torch.random.fork_rng())
         step, start, source = group.on_all(prepare)
+        if recipe.run.batch_size == "auto":
+            report({"kind": "doing", "what": "measuring which batch size is fast and fits in memory"})
+            batch_size, why = measured_batch_size(step, start)
+            step.set_batch_size(batch_size)
+            reset_peak(step.device)
+            report({"kind": "doing", "what": why})
         stop = stack.enter_context(_stop_signal(None if stop_after_s is None else started + stop_after_s))
         if recipe.run.time and not recipe.run.steps:
             report({"kind": "doing", "what": f"measuring how many steps fit into {recipe.run.time}"})
@@ -164,6 +171,8 @@ def make_training_step(
     stores = (images or ImageCache()).load(recipe.data, recipe.model, known)
     classes = stores.splits.classes
     recipe = variant(recipe, model={"num_classes": len(classes)})
+    if recipe.run.batch_size == "auto":
+        recipe = variant(recipe, run={"batch_size": smallest_batch_size(recipe.run, group.size)})
     rows = rows_per_batch(len(stores.train), recipe.run)
     if rows < group.size:
         raise ValueError(
@@ -190,7 +199,7 @@ def _require_a_readable_image(test: ImageSet, preprocess: Preprocess) -> None:
 
 def num_steps(recipe: Recipe, train_images: int) -> int:
     """The steps of a run: `run.steps`, or `run.epochs` in steps."""
-    per_epoch = steps_per_epoch(train_images, recipe.run.batch_size)
+    per_epoch = steps_per_epoch(train_images, recipe.run.images_per_step)
     steps = recipe.run.steps or max(round(recipe.run.epochs * per_epoch), 1)
     if steps > MOST["steps"]:
         raise ValueError(
@@ -215,7 +224,7 @@ def fix_steps(training_step: TrainingStep, start: Start | None, spent_s: float) 
     validation_start = time.monotonic()
     validate(trial, stores.val)
     validate(trial, sample)
-    steps_between = recipe.run.eval_every * steps_per_epoch(len(stores.train), recipe.run.batch_size)
+    steps_between = recipe.run.eval_every * steps_per_epoch(len(stores.train), recipe.run.images_per_step)
     validation = (time.monotonic() - validation_start) / steps_between
     left = budget - spent_s - (time.monotonic() - began)
     steps = group.broadcast(max(int(left / (seconds + validation)), 1))

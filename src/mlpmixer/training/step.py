@@ -28,7 +28,7 @@ from mlpmixer.training.optimizers import (
     transfer_optimizer_state,
 )
 from mlpmixer.training.progressive import image_size, resized
-from mlpmixer.training.recipe import Recipe
+from mlpmixer.training.recipe import Recipe, variant
 from mlpmixer.training.start import Start, choose_kernels, initial_model
 from mlpmixer.training.stream import Stream
 
@@ -60,13 +60,19 @@ class TrainingStep:
         self.set_model(model, copy.deepcopy(model).eval() if averaged else model)
 
         self.images = on_device(stores.train, device)
-        mixes = bool(recipe.augment.mixup or recipe.augment.cutmix)  # then the last row with the next process's first
-        self.rows = group.rows(rows_per_batch(len(stores.train), recipe.run), overlap=mixes)
+        self.set_batch_size(recipe.run.images_per_step)
         self.size = pair(recipe.model.image_size)  # of the augmented images, before they get the network's size
         self.statistics = statistics(stores.preprocess, recipe.model.in_channels, device)
         self.class_weights = class_weights(recipe, stores, device)
         self.compiles_augmentation = recipe.run.compile and is_async(device)
         self.augment = torch.compile(augment) if self.compiles_augmentation else augment
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Take so many images per step, over all processes, from now on."""
+        self.recipe = variant(self.recipe, run={"batch_size": batch_size})
+        augment = self.recipe.augment
+        mixes = bool(augment.mixup or augment.cutmix)  # then the last row with the next process's first
+        self.rows = self.group.rows(rows_per_batch(len(self.stores.train), self.recipe.run), overlap=mixes)
 
     def set_model(self, model: nn.Module, average: nn.Module) -> None:
         """Train this network from now on, with fresh optimizers; `average` is the same one if nothing is averaged."""

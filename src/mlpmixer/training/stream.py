@@ -172,7 +172,7 @@ class Stream:
 
     def order(self, run: Run) -> Order:
         """The order of the samples in a run. ValueError for a batch larger than the set."""
-        rows = run.batch_size // run.repeats
+        rows = run.images_per_step // run.repeats
         if len(self) < rows:
             raise ValueError(f"{len(self)} training images do not fill a batch of {rows}; take a smaller --batch-size")
         lanes = self.data.lanes
