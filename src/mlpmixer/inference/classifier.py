@@ -5,9 +5,11 @@ B images of H x W pixels with C channels, K classes, D features. A `Classifier` 
 a run, and does not for an export.
 """
 
+import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from mlpmixer.inference.inputs import as_source
 from mlpmixer.models.configs import Method
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from mlpmixer.inference.inputs import ImageLike
     from mlpmixer.models.architecture import Build
@@ -47,6 +49,9 @@ class Prediction:
     features: Floats | None = field(default=None, compare=False, repr=False)
     """pre_logits (D,), if they were asked for."""
 
+    def __repr__(self) -> str:
+        return f"Prediction(name={self.name!r}, label={self.label!r}, probability={self.probability:.4f})"
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -56,15 +61,38 @@ class Failure:
     reason: str
 
 
+@dataclass(frozen=True)
+class Transform:
+    """One image, in any form that `Classifier.predict` takes, to a float32 tensor (C,H,W) for the network.
+
+    The same bits that `predict` gives to the network: resized, cut and normalised as the model's file says. It can be
+    pickled, so a `DataLoader` may run it in its workers. Errors: ValueError when the image cannot be read.
+    """
+
+    preprocess: Preprocess
+
+    def __call__(self, image: "ImageLike") -> "Tensor":
+        import torch
+
+        pixels = self.preprocess.array(as_source(image, self.preprocess.in_channels))
+        return torch.from_numpy(self.preprocess.normalise(pixels[None])[0])
+
+
 class Classifier:
     """A trained model that classifies images. Make one with `load`.
 
     classes: the K names, in the order of the model's outputs.
     preprocess: the evaluation preprocessing stored with the model.
     meta: configuration and provenance; None if unknown.
-    network: the torch network; None for an export.
+    network: the torch network, images (B,C,H,W) from `transform` -> logits (B,K); None for an export.
+    path: the file of the model; None if there is none.
     runtime: what computes it; None if unknown.
+
+    It can be copied and pickled, for joblib, too: with the weights of a torch network, and with the path of an export,
+    which must then be there unchanged.
     """
+
+    _CHANGEABLE = ("classes", "preprocess", "multi_label")  # what is not as it was opened
 
     def __init__(
         self,
@@ -79,8 +107,12 @@ class Classifier:
         network: "nn.Module | None" = None,
         path: Path | None = None,
         runtime: Runtime | None = None,
+        reopen: "Callable[[], Classifier] | None" = None,
     ) -> None:
-        """both: images -> (logits, pre_logits) in one pass of the network, if it can."""
+        """both: images -> (logits, pre_logits) in one pass of the network, if it can.
+
+        reopen: makes it anew, in another process, too; None if the functions can be pickled.
+        """
         self.classes = tuple(classes)
         self.preprocess = preprocess
         self.multi_label = multi_label
@@ -91,6 +123,30 @@ class Classifier:
         self._logits = logits
         self._pre_logits = pre_logits
         self._both = both or (lambda images: (logits(images), pre_logits(images)))
+        self._reopen = reopen
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._reopen is None:
+            return super().__reduce_ex__(protocol)
+        return operator.call, (self._reopen,), {name: getattr(self, name) for name in self._CHANGEABLE}
+
+    def __repr__(self) -> str:
+        meta, (height, width), channels = self.meta, self.preprocess.image_size, self.preprocess.in_channels
+        names = [*map(repr, self.classes[:3]), *["..."] * (len(self.classes) > 3)]
+        what = [f"{len(self.classes):,} classes ({', '.join(names)})", f"images of {height}x{width}x{channels}"]
+        if meta:
+            what.insert(0, meta.network or f"{meta.config.architecture} of {meta.config.num_params:,} parameters")
+        if self.runtime:
+            weight = next(self.network.parameters(), None) if self.network else None
+            what.append(f"{self.runtime} on {'cpu' if weight is None else weight.device}")
+        if self.path:
+            what.append(str(self.path))
+        return f"<{type(self).__name__}: {', '.join(what)}>"
+
+    @property
+    def transform(self) -> Transform:
+        """A callable, image -> float32 tensor (C,H,W) as `network` takes it, for a torch Dataset."""
+        return Transform(self.preprocess)
 
     def probabilities(self, images: Pixels) -> Floats:
         """Images from `preprocess_image`, stacked (B,H,W,C) -> (B,K) float32; rows sum to 1, but for sigmoid models.
@@ -215,6 +271,7 @@ class Exported(Classifier):
             meta=meta,
             path=export.path,
             runtime=export.runtime,
+            reopen=partial(_reopen_export, export.path.absolute(), _stamp(export.path), export.runtime),
         )
         self.export = export
 
@@ -225,6 +282,23 @@ class Exported(Classifier):
     def _network_input(self, images: Pixels) -> NDArray[Any]:
         """Unchanged: the normalisation is in the graph."""
         return images
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Bytes and nanoseconds that tell one content of a file from another; None when it is not there."""
+    return (found.st_size, found.st_mtime_ns) if (found := file.stat() if file.is_file() else None) else None
+
+
+def _reopen_export(file: Path, stamp: tuple[int, int] | None, how: Runtime) -> Exported:
+    """ValueError when the file is not as it was."""
+    if (now := _stamp(file)) is None or now != stamp:
+        raise ValueError(
+            f"{file} {'is not there' if now is None else 'has changed'}: a copy of an export opens its file again, and "
+            f"needs it as it was; load the export anew with mlpmixer.load"
+        )
+    return Exported(
+        open_export(file, engine=how.engine, precision=how.precision, streams=how.streams, threads=how.threads)
+    )
 
 
 def load(
@@ -355,6 +429,16 @@ def from_network(
             threads=threads,
             streams=streams,
             kernels="compiled" if kernels else "",
+        ),
+        reopen=partial(
+            from_network,
+            network,
+            meta,
+            device=str(where),
+            precision=precision,
+            streams=streams,
+            threads=threads,
+            path=path,
         ),
     )
 
