@@ -23,7 +23,7 @@ from mlpmixer.inference.exported import (
     TOP_CLASSES,
     TOP_PROBABILITIES,
 )
-from mlpmixer.models.architecture import architecture_of, capability, has
+from mlpmixer.models.architecture import architecture_of
 
 
 class Graph(nn.Module):
@@ -78,9 +78,6 @@ def example_of(job: Job) -> tuple[Tensor, dict[int, Dim]]:
 
 
 def plain(network: nn.Module | None) -> nn.Module:
-    """A copy for evaluation without compiled kernels, which a graph cannot hold; it shares the parameters."""
+    """A copy for evaluation, which shares the parameters."""
     assert network is not None
-    copied = copy.deepcopy(network, {id(p): p for p in network.parameters()})
-    if has(copied, "kernels"):
-        capability(copied, "kernels", "export").uninstall(copied)
-    return copied.eval()
+    return copy.deepcopy(network, {id(p): p for p in network.parameters()}).eval()

@@ -5,20 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from mlpmixer.config import pair
-from mlpmixer.models.configs import NetworkConfig, ResNetConfig, ViTConfig
-from mlpmixer.models.network import Network
+from mlpmixer.models.configs import ResNetConfig, ViTConfig
+from mlpmixer.models.network import Network, linear_head
 
 EPS = 1e-6  # of the ViT's LayerNorm, as in the official code
-
-
-def _zero_head(cfg: NetworkConfig) -> nn.Module:
-    """A linear head that starts at zero, as a Mixer's does."""
-    if not cfg.num_classes:
-        return nn.Identity()
-    head = nn.Linear(cfg.num_features, cfg.num_classes)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head
 
 
 class ViT(Network):
@@ -30,7 +20,8 @@ class ViT(Network):
 
         super().__init__()
         self.cfg = cfg
-        self.head = _zero_head(cfg)
+        self.head = linear_head(cfg)
+        self.start_head()
         config = LibraryConfig(
             image_size=pair(cfg.image_size),
             patch_size=cfg.patch_size,
@@ -44,9 +35,14 @@ class ViT(Network):
         )
         self.body = ViTModel(config, add_pooling_layer=False)
 
-    def pre_logits(self, images: Tensor) -> Tensor:
-        tokens: Tensor = self.body(pixel_values=images).last_hidden_state  # (B, 1 + S, D)
-        return tokens[:, 0]
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Normalised tokens (B, 1 + S, D), the class token first."""
+        tokens: Tensor = self.body(pixel_values=images).last_hidden_state
+        return tokens
+
+    def pool(self, features: Tensor) -> Tensor:
+        """The class token: (B, 1 + S, D) -> (B, D)."""
+        return features[:, 0]
 
 
 class ResNet(Network):
@@ -58,7 +54,8 @@ class ResNet(Network):
 
         super().__init__()
         self.cfg = cfg
-        self.head = _zero_head(cfg)
+        self.head = linear_head(cfg)
+        self.start_head()
         config = LibraryConfig(
             num_channels=cfg.in_channels,
             embedding_size=cfg.width,
@@ -75,5 +72,11 @@ class ResNet(Network):
             self.body.embedder.embedder.convolution = stem
             self.body.embedder.pooler = nn.Identity()
 
-    def pre_logits(self, images: Tensor) -> Tensor:
-        return torch.flatten(self.body(pixel_values=images).pooler_output, 1)
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last feature map (B, C, h, w)."""
+        features: Tensor = self.body(pixel_values=images).last_hidden_state
+        return features
+
+    def pool(self, features: Tensor) -> Tensor:
+        """The mean over its places: (B, C, h, w) -> (B, C)."""
+        return torch.flatten(self.body.pooler(features), 1)

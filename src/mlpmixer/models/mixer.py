@@ -8,17 +8,23 @@ Letters (paper -> code), used as shape comments throughout this file:
   DS tokens_mlp_dim    DC channels_mlp_dim         N num_blocks       K num_classes
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from mlpmixer.config import pair
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.network import TRUNCATED_STD, Mlp, TokenNetwork
+from mlpmixer.models.network import TRUNCATED_STD, Mlp, TokenNetwork, linear_head
 
 EPS = 1e-6  # official Flax LayerNorm; PyTorch's default is 1e-5
 
 
 class MixerBlock(nn.Module):
     """One Mixer layer, equation (1): (B, S, C) -> (B, S, C)."""
+
+    kernels: "Callable[[MixerBlock, Tensor], Tensor] | None" = None
+    """What computes the same function instead, see the folder `kernels`; a graph that is traced has the operations."""
 
     def __init__(self, cfg: MixerConfig, drop_path: float) -> None:
         super().__init__()
@@ -65,7 +71,9 @@ class MixerBlock(nn.Module):
         return mask / (1 - self.drop_path) if self.rescale else mask
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mix_channels(self.mix_tokens(x))
+        if torch.compiler.is_compiling() or self.kernels is None:
+            return self.mix_channels(self.mix_tokens(x))
+        return self.kernels(self, x)
 
 
 class Mixer(TokenNetwork):
@@ -84,7 +92,7 @@ class Mixer(TokenNetwork):
         self.stem = nn.Linear(cfg.in_channels * p * q, c)  # "per-patch fully-connected", figure 1
         self.blocks = nn.ModuleList(MixerBlock(cfg, cfg.drop_path * i / last) for i in range(cfg.num_blocks))
         self.norm = nn.LayerNorm(c, eps=EPS)
-        self.head = nn.Linear(c, cfg.num_classes) if cfg.num_classes else nn.Identity()
+        self.head = linear_head(cfg)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -94,8 +102,7 @@ class Mixer(TokenNetwork):
                 std = layer.in_features**-0.5 / TRUNCATED_STD
                 nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
                 nn.init.zeros_(layer.bias)
-        if isinstance(self.head, nn.Linear):
-            nn.init.zeros_(self.head.weight)
+        self.start_head()
 
     def intermediates(self, images: Tensor) -> dict[str, Tensor]:
         """Everything on the way: stem and block_0..block_{N-1} (B, S, C), pre_logits (B, C), logits (B, K)."""

@@ -3,13 +3,16 @@
 `architecture` has the table of networks, and what they can do beyond this.
 """
 
+import dataclasses
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mlpmixer.config import pair
+from mlpmixer.models.architecture import capability
 from mlpmixer.models.configs import Activation, NetworkConfig, PatchConfig
 
 TRUNCATED_STD = (
@@ -18,25 +21,92 @@ TRUNCATED_STD = (
 
 
 class Network(nn.Module):
-    """Images to logits: (B, in_channels, H, W) -> (B, K), or pre-logits (B, D) when num_classes is 0."""
+    """Images to logits: (B, in_channels, H, W) -> (B, K), or pre-logits (B, D) when num_classes is 0.
+
+    A network has `forward_features` and `pool`; all else follows from them and the head. The names are timm's.
+    """
 
     cfg: NetworkConfig
     head: nn.Module
     """nn.Linear(D, K); nn.Identity() without classes."""
+    checkpointing: bool
+    """Recompute each block in the backward pass instead of storing its activations; of networks that can."""
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """What `pool` reads: normalised tokens (B, S, C), or the last feature map (B, C, h, w)."""
+        raise NotImplementedError
+
+    def pool(self, features: Tensor) -> Tensor:
+        """`forward_features` -> pre-logits (B, D)."""
+        raise NotImplementedError
 
     def pre_logits(self, images: Tensor) -> Tensor:
         """Features for a linear classifier: (B, D)."""
-        raise NotImplementedError
+        return self.pool(self.forward_features(images))
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """`forward_features` -> logits (B, K), or what the head reads, (B, D)."""
+        pooled = self.pool(features)
+        return pooled if pre_logits else cast(Tensor, self.head(pooled))
 
     def forward(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.head(self.pre_logits(images)))
 
+    @property
+    def num_features(self) -> int:
+        """D, the width of pre-logits."""
+        return self.cfg.num_features
+
+    @property
+    def num_classes(self) -> int:
+        """K; 0 without a head."""
+        return self.cfg.num_classes
+
+    def get_classifier(self) -> nn.Module:
+        """The head: nn.Linear(D, K), or nn.Identity() without classes."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a fresh head of `num_classes` outputs in the place of the old one, as a new network starts; 0: none.
+
+        Errors: ValueError for a number below 0.
+        """
+        like = next(self.parameters())
+        self.cfg = dataclasses.replace(self.cfg, num_classes=num_classes)
+        with torch.device("meta"):  # draws nothing from torch's generator
+            head = linear_head(self.cfg)
+        self.head = head.to_empty(device=like.device).to(like.dtype).train(self.training)
+        self.start_head()
+
+    @torch.no_grad()
+    def start_head(self) -> None:
+        """Give the head the values that it starts with: zeros, as in the official code."""
+        for p in self.head.parameters():
+            nn.init.zeros_(p)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Switch activation checkpointing on or off: less memory for a slower backward pass, and the same gradients.
+
+        Errors: ValueError when the network has none.
+        """
+        if enable:
+            capability(self, "checkpointing", "set_grad_checkpointing")
+        self.checkpointing = enable
+
+    def extra_repr(self) -> str:
+        cfg, (h, w) = self.cfg, pair(self.cfg.image_size)
+        params = sum(p.numel() for p in self.parameters())
+        out = f"{cfg.num_classes:,} classes" if cfg.num_classes else f"{cfg.num_features:,} features"
+        return f"{cfg.architecture}: {cfg.in_channels} x {h} x {w} px -> {out}, {params:,} parameters"
+
+
+def linear_head(cfg: NetworkConfig) -> nn.Module:
+    """(B, D) -> (B, K), with values of torch's default start; nothing to do without classes."""
+    return nn.Linear(cfg.num_features, cfg.num_classes) if cfg.num_classes else nn.Identity()
+
 
 class TokenNetwork(Network):
-    """A linear stem over patches, blocks of one width, a norm, the mean over the tokens, and a linear head.
-
-    Set `checkpointing = True` to recompute each block in the backward pass instead of storing its activations.
-    """
+    """A linear stem over patches, blocks of one width, a norm, the mean over the tokens, and a linear head."""
 
     cfg: PatchConfig
     stem: nn.Linear
@@ -55,9 +125,13 @@ class TokenNetwork(Network):
             x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
         return cast(Tensor, self.norm(x))
 
-    def pre_logits(self, images: Tensor) -> Tensor:
-        """Features for a linear classifier: (B, C), the mean over the patches."""
-        return self.tokens(images).mean(dim=1)
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Normalised tokens (B, S, C), before pooling."""
+        return self.tokens(images)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """The mean over the patches: (B, S, C) -> (B, C)."""
+        return features.mean(dim=1)
 
     def layers(self) -> list[list[nn.Module]]:
         """From the stem to the head, for rates that fall with depth and for layers that stay frozen."""

@@ -25,7 +25,7 @@ from mlpmixer.models.name_table import (
     unchanged,
     with_stem_as_convolution,
 )
-from mlpmixer.models.network import DropPath, Mlp, TokenNetwork
+from mlpmixer.models.network import DropPath, Mlp, TokenNetwork, linear_head
 
 
 class Affine(nn.Module):
@@ -77,11 +77,20 @@ class ResMLP(TokenNetwork):
         self.stem = nn.Linear(cfg.in_channels * p * q, c)
         self.blocks = nn.ModuleList(ResMLPBlock(cfg) for _ in range(cfg.num_blocks))
         self.norm = Affine(c)
-        self.head = nn.Linear(c, cfg.num_classes) if cfg.num_classes else nn.Identity()
-        for layer in (*self.blocks.modules(), self.head):
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        self.head = linear_head(cfg)
+        for layer in self.blocks.modules():
+            _start(layer)
+        self.start_head()
+
+    def start_head(self) -> None:
+        """As the other linear layers start."""
+        _start(self.head)
+
+
+def _start(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Linear):
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+        nn.init.zeros_(layer.bias)
 
 
 # --- names in other homes ---------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from mlpmixer.training.distillation import TeacherFunction, TeacherSource, open_
 from mlpmixer.training.inputs import Stores, augmented_sample
 from mlpmixer.training.recipe import Recipe
 from mlpmixer.weights import model_file, run_folder
-from mlpmixer.weights.adapt import adapt_to, adapt_trained, reset_head
+from mlpmixer.weights.adapt import adapt_to, adapt_trained
 from mlpmixer.weights.load import Report, load_weights
 
 Pretrained = tuple[Any, model_file.ModelMeta]
@@ -110,7 +110,7 @@ def initial_model(recipe: Recipe, stores: Stores, start: Start | None, resumed: 
     require_capabilities(model, recipe)
     if isinstance(start, tuple):
         if start[1].classes != stores.splits.classes:
-            reset_head(model)
+            model.start_head()
             set_head_bias(model, recipe.init.head_bias)
         elif recipe.init.head_bias:
             raise ValueError(

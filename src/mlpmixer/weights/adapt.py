@@ -29,7 +29,7 @@ def adapt(
 ) -> Any:
     """A new network made from the weights of `model`, which stays as it is. What is not named is kept.
 
-    num_classes: another number gets a fresh zero head (as the official code does); 0 no head, the output is pre_logits.
+    num_classes: another number gets a fresh head, as `Network.reset_classifier` makes it; 0: no head.
     image_size, patch_size (pixels), in_channels, method, magnified: see `models.mixer_resize.resize`.
 
     Errors: ValueError for sizes that do not fit together, and for a network that has no way to another size.
@@ -41,14 +41,10 @@ def adapt(
         module = capability(model, "resize", "another image_size, patch_size or in_channels")
         new = module.resize(model, **sizes, method=method, magnified=magnified)
     state = {name: tensor.to("cpu", copy=True) for name, tensor in new.state_dict().items()}
+    adapted = _with_weights(cfg, state, model)
     if num_classes not in (None, cfg.num_classes):
-        cfg = dataclasses.replace(cfg, num_classes=num_classes)
-        dtype = next(iter(state.values())).dtype
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-        if num_classes:
-            state["head.weight"] = torch.zeros(num_classes, cfg.num_features, dtype=dtype)
-            state["head.bias"] = torch.zeros(num_classes, dtype=dtype)
-    return _with_weights(cfg, state, model)
+        adapted.reset_classifier(num_classes)
+    return adapted
 
 
 def adapt_to(model: Network, target: NetworkConfig, method: Method = "bicubic", magnified: bool = False) -> Any:
@@ -104,16 +100,9 @@ def adapt_trained(
     return new, dataclasses.replace(meta, config=new.cfg, preprocess=preprocess)
 
 
-@torch.no_grad()
-def reset_head(model: Network) -> None:
-    """A head of zeros, in place, as the official code starts fine-tuning."""
-    if isinstance(model.head, nn.Linear):
-        nn.init.zeros_(model.head.weight), nn.init.zeros_(model.head.bias)
-
-
-def _with_weights(cfg: NetworkConfig, state: dict[str, torch.Tensor], like: nn.Module) -> nn.Module:
+def _with_weights(cfg: NetworkConfig, state: dict[str, torch.Tensor], like: nn.Module) -> Any:
     """The network of `cfg` with these weights, in the mode and on the device of another."""
-    model = build_with_weights(cfg, state)
+    model: Any = build_with_weights(cfg, state)
     if hasattr(like, "checkpointing"):
         model.checkpointing = like.checkpointing
     return model.train(like.training).to(next(like.parameters()).device)

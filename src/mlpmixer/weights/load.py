@@ -219,7 +219,7 @@ def create_model(
         if head != "keep":
             raise ValueError(f"head={head!r} is about trained weights, and there are none")
         return build(base)
-    from mlpmixer.weights.adapt import adapt_to, reset_head
+    from mlpmixer.weights.adapt import adapt_to
 
     # a foreign file tells only the number of patches
     oblong = isinstance(model, NetworkConfig) and base.grid[0] != base.grid[1] and "image_size" not in fields
@@ -240,7 +240,7 @@ def create_model(
     }
     adapted = adapt_to(found, dataclasses.replace(base, **files_own, num_classes=asked))
     if head == "reset":
-        reset_head(adapted)
+        adapted.reset_classifier(asked)
     return adapted.train()
 
 

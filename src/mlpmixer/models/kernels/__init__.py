@@ -8,7 +8,7 @@ instead.
 import copy
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -23,53 +23,65 @@ from mlpmixer.models.mixer import Mixer, MixerBlock
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-class FastBlock(MixerBlock):
-    """A MixerBlock on compiled kernels; under another precision than DTYPES, or off the CPU, it is the plain one."""
+class Kernels:
+    """What computes a block instead of torch's operations: (block, x) -> the block's output, (B, S, C).
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype not in DTYPES or x.device.type != "cpu":
-            return super().forward(x)
-        keep = [
-            k.float().flatten() for k in (self.drop_path_mask(x), self.drop_path_mask(x)) if k is not None
-        ]  # drawn in the order of the plain block
-        erf, x = self.token_mixing.approximate == "none", x.contiguous()
+    Under another precision than DTYPES, off the CPU and while a graph is traced, it is torch's operations after all. A
+    copy or a pickle of a network takes its kernels along, to a machine that has none as None.
+    """
+
+    def __call__(self, block: MixerBlock, x: Tensor) -> Tensor:
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if tracing or x.dtype not in DTYPES or x.device.type != "cpu":
+            return block.mix_channels(block.mix_tokens(x))
+        masks = [block.drop_path_mask(x) for _ in range(2)]  # drawn in the order of the plain block
+        keep = [mask.float().flatten() for mask in masks if mask is not None]
+        erf, x = block.token_mixing.approximate == "none", x.contiguous()
         with torch.autocast("cpu", enabled=False):
             if not keep and not torch.is_grad_enabled():
-                return infer(x, erf, *self.operands(x.dtype))
+                return infer(x, erf, *self.operands(block, x.dtype))
             scales = torch.stack(keep) if keep else None
-            return cast(Tensor, Block.apply(x, erf, scales, *self.weights()))  # type: ignore[no-untyped-call]
+            return cast(Tensor, Block.apply(x, erf, scales, *weights(block)))  # type: ignore[no-untyped-call]
 
-    def weights(self) -> list[Tensor]:
-        """gamma1, beta1, W1, b1, W2, b2, gamma2, beta2, W3, b3, W4, b4."""
-        mixers = ((self.norm1, self.token_mixing), (self.norm2, self.channel_mixing))
-        return [
-            p
-            for norm, mlp in mixers
-            for p in (norm.weight, norm.bias, weight(mlp.fc1), mlp.fc1.bias, weight(mlp.fc2), mlp.fc2.bias)
-        ]
-
-    def operands(self, dtype: torch.dtype) -> list[Tensor]:
-        """The same as `infer` takes them: matrices and their biases in `dtype`."""
-        own = [p if i % 6 < 2 else p.to(dtype) for i, p in enumerate(self.weights())]
+    def operands(self, block: MixerBlock, dtype: torch.dtype) -> list[Tensor]:
+        """The block's weights as `infer` takes them: matrices and their biases in `dtype`."""
+        own = [p if i % 6 < 2 else p.to(dtype) for i, p in enumerate(weights(block))]
         return [pack(p) if p.dim() == 2 else p for p in own] if packs(dtype) else own
 
+    def __reduce__(self) -> "tuple[Callable[..., Kernels | None], tuple[type[Kernels]]]":
+        return _on_this_machine, (type(self),)
 
-class InferenceBlock(FastBlock):
-    """A FastBlock that keeps its matrices as `infer` takes them for the next call, as long as they stay what they
-    are."""
+
+class InferenceKernels(Kernels):
+    """Kernels of one block that keep its matrices as `infer` takes them for the next call, as long as they stay what
+    they are."""
 
     converted: tuple[object, list[Tensor]] | None = None
 
-    def operands(self, dtype: torch.dtype) -> list[Tensor]:
+    def operands(self, block: MixerBlock, dtype: torch.dtype) -> list[Tensor]:
+        own = weights(block)
         if dtype == torch.float32 and not packs(dtype):
-            return self.weights()
-        own = self.weights()
+            return own
         if any(p.is_inference() for p in own):  # whose changes nobody counts
-            return super().operands(dtype)
+            return super().operands(block, dtype)
         now = dtype, [(p.data_ptr(), p._version) for p in own]
         if self.converted is None or self.converted[0] != now:
-            self.converted = now, super().operands(dtype)
+            self.converted = now, super().operands(block, dtype)
         return self.converted[1]
+
+
+def _on_this_machine(kind: type[Kernels]) -> Kernels | None:
+    return None if missing() else kind()
+
+
+def weights(block: MixerBlock) -> list[Tensor]:
+    """gamma1, beta1, W1, b1, W2, b2, gamma2, beta2, W3, b3, W4, b4."""
+    mixers = ((block.norm1, block.token_mixing), (block.norm2, block.channel_mixing))
+    return [
+        p
+        for norm, mlp in mixers
+        for p in (norm.weight, norm.bias, weight(mlp.fc1), mlp.fc1.bias, weight(mlp.fc2), mlp.fc2.bias)
+    ]
 
 
 def weight(layer: nn.Linear) -> Tensor:
@@ -88,7 +100,7 @@ def missing(dtypes: Sequence[torch.dtype] = DTYPES) -> str:
 
 def unsupported_reason(model: Mixer, dtypes: Sequence[torch.dtype] = DTYPES) -> str:
     """Why `install` and `for_inference` cannot speed this model up on this machine; empty when they can."""
-    if any(type(block) not in (MixerBlock, FastBlock) for block in model.blocks):
+    if any(type(block) is not MixerBlock for block in model.blocks):
         return "compiled kernels compute the paper's block and no other"
     if model.cfg.dropout:
         return "compiled kernels have no dropout"
@@ -105,17 +117,11 @@ def install(model: Mixer) -> None:
     again, and the system would clear every page of them anew (a fifth of the step of a small model).
     """
     for block in model.blocks:
-        block.__class__ = FastBlock
+        assert isinstance(block, MixerBlock)
+        block.kernels = Kernels()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
-
-
-def uninstall(model: Mixer) -> None:
-    """Undo `install`, in place."""
-    for block in model.blocks:
-        if type(block) in (FastBlock, InferenceBlock):
-            block.__class__ = MixerBlock
 
 
 def for_inference(model: Mixer) -> Mixer:
@@ -123,7 +129,8 @@ def for_inference(model: Mixer) -> Mixer:
     See `unsupported_reason`."""
     copied = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}).eval()
     for block in copied.blocks:
-        block.__class__ = InferenceBlock
+        assert isinstance(block, MixerBlock)
+        block.kernels = InferenceKernels()
     return copied
 
 
