@@ -38,7 +38,7 @@ COMMANDS = sorted(
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the commands of the pages name: photos, runs, a table of labels."""
     folder = tmp_path_factory.mktemp("docs")
-    for name in ("photos", "other-photos", "shards", "parquet-folder", "runs/photos", "runs/other"):
+    for name in ("photos", "other-photos", "more", "shards", "parquet-folder", "runs/photos", "runs/other"):
         (folder / name).mkdir(parents=True)
     (folder / "photos/labels.csv").write_text("file,label\n", encoding="utf-8")
     recipe = recipes.photos()
@@ -83,3 +83,19 @@ def test_every_public_name_has_a_place_in_the_reference() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference/api").glob("*.md"))
     described = re.findall(r"^::: mlpmixer\.(\w+)$", text, re.M)
     assert sorted(described) == sorted(mlpmixer.__all__)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    assert [str(p) for page in PAGES if (p := page.relative_to(DOCS)).as_posix() not in navigation] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_python_compiles_and_imports_what_there_is(page: Path) -> None:
+    for code in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M):
+        if page.name != "learn.md":  # quotes lines of the network
+            compile(code, str(page), "exec")
+        for line in re.findall(r"^(?:from mlpmixer\S* import .*|import mlpmixer\S*)$", code, re.M):
+            exec(line, {})
+        for name in re.findall(r"\bmlpmixer\.(\w+)\(", code):
+            assert name in mlpmixer.__all__
