@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,30 @@ def test_predict_writes_every_format(digits_run: Path, run: RunLine, pictures: l
     file = tmp_path / "out.jsonl"
     assert run("predict", str(digits_run), *pictures, "--format", "jsonl", "--out", str(file))[1] == ""
     assert [json.loads(line)["image"] for line in file.read_text().splitlines()] == pictures
+
+
+def test_predict_writes_the_format_of_the_suffix(
+    digits_run: Path, run: RunLine, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra hf is not installed")
+    for suffix in ("csv", "json", "jsonl", "parquet"):
+        file = str(tmp_path / f"out.{suffix}")
+        assert run("predict", str(digits_run), *pictures, "--top-k", "3", "--out", file) == (0, "", "")
+    records = json.loads((tmp_path / "out.json").read_text())
+    assert records == [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    table = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["image"] for row in table] == pictures and [row["label_3"] for row in table] == [
+        record["top"][2]["label"] for record in records
+    ]
+    assert [row["probability"] for row in table] == pytest.approx([r["probability"] for r in records], abs=1e-6)
+    assert json.loads(parquet.read_schema(tmp_path / "out.parquet").metadata[b"classes"]) == list("0123456789")
+    assert (tmp_path / "out.csv").read_text().startswith("image,label,probability,label_2,")
+    for options in (["--format", "parquet"], ["--format", "csv", "--out", str(tmp_path / "x.parquet")]):
+        code, _, err = run("predict", str(digits_run), *pictures, *options)
+        assert code == 2 and "Parquet is written to a file whose name ends in .parquet" in err
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    code, _, err = run("predict", "no-such-run", *pictures, "--out", str(tmp_path / "y.parquet"))
+    assert code == 2 and 'Parquet files need pyarrow: pip install "mlpmixer[hf]"' in err
 
 
 def test_predict_names_bad_files_and_does_the_rest(

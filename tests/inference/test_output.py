@@ -9,8 +9,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from mlpmixer.inference import output
 from mlpmixer.inference.classifier import Failure, Prediction
-from mlpmixer.inference.output import FeatureFile, csv_lines, json_lines, jsonl_lines
+from mlpmixer.inference.output import FeatureFile, csv_lines, json_lines, jsonl_lines, write_parquet
 
 RESULTS = [
     Prediction('a,"b"\n.png', "dark", 0.75, (("dark", 0.75), ("bright", 0.25))),
@@ -32,6 +33,48 @@ def test_json_equals_jsonl():
     assert lines[0]["top"][1] == {"label": "bright", "probability": 0.25}
     assert lines[1]["error"] == "empty file"
     assert json.loads("".join(json_lines([]))) == []
+
+
+def test_parquet_has_the_columns_of_csv_and_the_classes(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra hf is not installed")
+    write_parquet(tmp_path / "x.parquet", RESULTS, ("bright", "dark", "grün"), top_k=3)
+    table = parquet.read_table(tmp_path / "x.parquet")
+    assert table.column_names == next(csv.reader(csv_lines([], top_k=3)))
+    assert list(map(str, table.schema.types)) == ["string", *["string", "float"] * 3, "string"]
+    assert table.to_pylist() == [
+        dict(zip(table.column_names, row, strict=True))
+        for row in (
+            ['a,"b"\n.png', "dark", 0.75, "bright", 0.25, None, None, None],
+            ["bad\N{REPLACEMENT CHARACTER}.png", *[None] * 6, "empty file"],
+        )
+    ]
+    schema = parquet.read_schema(tmp_path / "x.parquet")
+    assert json.loads(schema.metadata[b"classes"]) == ["bright", "dark", "grün"]
+    write_parquet(tmp_path / "none.parquet", [], ("a",))
+    none = parquet.read_table(tmp_path / "none.parquet")
+    assert none.num_rows == 0 and none.column_names == ["image", "label", "probability", "error"]
+
+
+def test_parquet_is_written_in_groups_and_whole_or_not_at_all(tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra hf is not installed")
+    monkeypatch.setattr(output, "ROW_GROUP", 10)
+    file, asked = tmp_path / "x.parquet", []
+
+    def results(until=25):
+        for i in range(until):
+            asked.append(i)
+            yield Prediction(f"{i}.png", "dark", i / 32, (("dark", i / 32),))
+        if until != 25:
+            raise KeyboardInterrupt
+
+    write_parquet(file, results(), ("dark",))
+    found = parquet.ParquetFile(file)
+    assert [found.metadata.row_group(i).num_rows for i in range(found.num_row_groups)] == [10, 10, 5]
+    assert found.read()["probability"].to_pylist() == [i / 32 for i in range(25)]
+    before = file.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        write_parquet(file, results(15), ("dark",))
+    assert file.read_bytes() == before and os.listdir(tmp_path) == ["x.parquet"]
 
 
 @pytest.mark.parametrize("names", [["a", 'b,"c"\nd', "bad\udcff.png", "ü" * 300], []])

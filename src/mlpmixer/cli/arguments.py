@@ -53,6 +53,7 @@ ELSEWHERE = {  # what timm, ultralytics and others call our options
     "k topk top": "--top-k",
     "csv": "--format=csv",
     "json": "--format=json",
+    "parquet": "--format=parquet",
     "quantize quantise quantization": "--int8",
     "format": "--to",
     "bind address ip": "--host",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlpmixer.inference.classifier import Failure, Prediction
 
 
+SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")  # of --out that say the format
 PEEK = 32  # bytes: every format that Pillow reads safely has one within these
 
 
@@ -31,10 +32,10 @@ class Predict(ModelCommand):
     or a list of names, a line each"""
     top_k: int = 5
     """Number of classes for each image."""
-    format: Literal["table", "csv", "json", "jsonl"] = "table"
-    """Format of the result."""
+    format: Literal["table", "csv", "json", "jsonl", "parquet"] | None = None
+    """Format of the result; default: that of the suffix of --out, or else table."""
     out: Annotated[str, Arg("FILE")] = ""
-    """File for the result, instead of standard output."""
+    """File for the result, instead of standard output. A .parquet is written whole or not at all."""
     features: Annotated[str, Arg("FILE")] = ""
     """Also write each image's feature vector (the input of the head) to FILE.npz or FILE.csv."""
     allow_urls: bool = False
@@ -46,14 +47,22 @@ class Predict(ModelCommand):
             raise ValueError(
                 f"which images? mlpmixer predict {self.run} FILE... (or folders, patterns, or - to read a list)"
             )
+        suffix = Path(self.out).suffix
+        form = self.format or (suffix[1:] if suffix in SUFFIXES else "table")
+        if (form == "parquet") != (suffix == ".parquet"):
+            given = f"--format {form} and {f'--out {self.out}' if self.out else 'no --out'}"
+            raise ValueError(f"{given}: Parquet is written to a file whose name ends in .parquet (--out FILE.parquet)")
         for option, file, suffixes in (("--out", self.out, ()), ("--features", self.features, (".npz", ".csv"))):
             if file:
                 require_writable(option, file, suffixes=suffixes)
                 Path(file).parent.mkdir(parents=True, exist_ok=True)
+        from mlpmixer.data.readers.parquet import import_pyarrow
         from mlpmixer.inference.classifier import Failure
         from mlpmixer.inference.files import find_images, predict_files
-        from mlpmixer.inference.output import FeatureFile, csv_lines, json_lines, jsonl_lines
+        from mlpmixer.inference.output import FeatureFile, csv_lines, json_lines, jsonl_lines, write_parquet
 
+        if form == "parquet":
+            import_pyarrow()
         classifier = self.load()
         image = image_on_stdin() if "-" in self.sources else b""
         listed = [] if image else (line.rstrip("\n") for line in sys.stdin)
@@ -74,7 +83,7 @@ class Predict(ModelCommand):
             for result in predicted:
                 if isinstance(result, Failure):
                     failed += 1
-                    if self.format == "table":
+                    if form == "table":
                         print_error(f"{result.name}: {result.reason}")
                 elif rows and result.features is not None:
                     rows.add(result.name, result.features)
@@ -88,12 +97,14 @@ class Predict(ModelCommand):
             "table": table_lines,
         }
         with FeatureFile(self.features) if self.features else nullcontext() as rows:
-            lines = as_text[self.format](watched(rows))
-            if self.out:
+            results = watched(rows)
+            if form == "parquet":
+                write_parquet(self.out, results, classifier.classes, top_k)
+            elif self.out:
                 with open(self.out, "w", encoding="utf-8") as f:
-                    f.writelines(lines)
+                    f.writelines(as_text[form](results))
             else:
-                for line in lines:
+                for line in as_text[form](results):
                     sys.stdout.write(line)
         if failed:
             print_error(f"{failed} of the images could not be read")

@@ -1,12 +1,13 @@
-"""Predictions as JSON, JSON lines and CSV, and feature vectors as a file."""
+"""Predictions as JSON, JSON lines, CSV and Parquet, and feature vectors as a file."""
 
 import csv
 import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -14,7 +15,12 @@ from zipfile import ZipFile
 
 import numpy as np
 
+from mlpmixer.data.readers.parquet import import_pyarrow
+from mlpmixer.durable import replacing
 from mlpmixer.inference.classifier import Failure, Floats, Prediction
+
+COLUMNS = ("label", "probability")
+ROW_GROUP = 10_000  # rows of a Parquet file that are in memory at a time
 
 
 def to_record(result: Prediction | Failure) -> dict[str, Any]:
@@ -47,14 +53,45 @@ def json_lines(results: Iterable[Prediction | Failure]) -> Iterator[str]:
 
 def csv_lines(results: Iterable[Prediction | Failure], top_k: int = 1) -> Iterator[str]:
     """CSV with a header: image, label, probability, [label_2, probability_2, ...], error."""
-    extra = [column for k in range(2, top_k + 1) for column in (f"label_{k}", f"probability_{k}")]
-    yield _csv(["image", "label", "probability", *extra, "error"])
+    yield _csv(_columns(top_k))
     for result in results:
-        cells: list[str] = []
-        if isinstance(result, Prediction):
-            cells = [cell for label, p in result.top[:top_k] for cell in (label, f"{p:.6f}")]
-        error = _printable(result.reason) if isinstance(result, Failure) else ""
-        yield _csv([_printable(result.name), *cells, *[""] * (2 + len(extra) - len(cells)), error])
+        cells = _row(result, top_k)
+        yield _csv("" if cell is None else f"{cell:.6f}" if isinstance(cell, float) else cell for cell in cells)
+
+
+def write_parquet(
+    path: str | os.PathLike[str], results: Iterable[Prediction | Failure], classes: Sequence[str], top_k: int = 1
+) -> None:
+    """A Parquet file with the columns of `csv_lines`, written whole or not at all; memory does not grow with their
+    number.
+
+    Probabilities are float32, and what a failure has no value for is null. The schema's metadata holds the names of all
+    classes, as JSON: `json.loads(pyarrow.parquet.read_schema(path).metadata[b"classes"])`.
+
+    Errors: ValueError without pyarrow, OSError when it cannot be written.
+    """
+    pa = import_pyarrow()
+    names, results = _columns(top_k), iter(results)
+    types = [pa.float32() if name.startswith("probability") else pa.string() for name in names]
+    schema = pa.schema(list(zip(names, types, strict=True)), {"classes": json.dumps(list(classes))})
+    with replacing(Path(path)) as part, pa.parquet.ParquetWriter(part, schema) as writer:
+        while group := [_row(result, top_k) for result in islice(results, ROW_GROUP)]:
+            columns = zip(zip(*group, strict=True), types, strict=True)
+            writer.write_table(
+                pa.Table.from_arrays([pa.array(values, kind) for values, kind in columns], schema=schema)
+            )
+
+
+def _columns(top_k: int) -> list[str]:
+    return ["image", "label", "probability", *(f"{c}_{k}" for k in range(2, top_k + 1) for c in COLUMNS), "error"]
+
+
+def _row(result: Prediction | Failure, top_k: int) -> list[str | float | None]:
+    """The cells of `_columns`."""
+    if isinstance(result, Failure):
+        return [_printable(result.name), *[None] * 2 * top_k, _printable(result.reason)]
+    cells = [cell for named in result.top[:top_k] for cell in named]
+    return [_printable(result.name), *cells, *[None] * (2 * top_k - len(cells)), None]
 
 
 def _csv(cells: Iterable[str]) -> str:

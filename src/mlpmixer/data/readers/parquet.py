@@ -25,7 +25,7 @@ def import_pyarrow() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as e:
-        raise ValueError('reading Parquet files needs pyarrow: pip install "mlpmixer[hf]"') from e
+        raise ValueError('Parquet files need pyarrow: pip install "mlpmixer[hf]"') from e
     return pyarrow
 
 
