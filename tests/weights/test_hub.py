@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from mlpmixer import cli
@@ -218,6 +219,56 @@ def test_a_repository_is_pushed_and_loaded_by_its_name(
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     np.testing.assert_array_equal(logits(predict.load("hf:ada/digits")), logits(predict.load(run)))
+
+
+@pytest.fixture
+def pushed(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What has been pushed to a Hub."""
+    import huggingface_hub
+
+    monkeypatch.setattr(FakeApi, "repos", {}, raising=False)
+    monkeypatch.setattr(FakeApi, "files", {}, raising=False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    return FakeApi.files
+
+
+def test_a_classifier_pushes_as_the_command_does(run: Path, pushed: dict[str, bytes], tmp_path: Path) -> None:
+    classifier = predict.load(run)
+    assert classifier.push("ada/digits", licence="mit", private=True) == "https://huggingface.co/ada/digits"
+    assert FakeApi.repos == {"ada/digits": True}
+    by_python = dict(pushed)
+    hub.push(run, "hf:ada/digits", licence="mit")
+    assert by_python == pushed and len(pushed) == len(FILES)
+    assert classifier.push("hf:ada/again").endswith("/ada/again")
+    assert classifier.push(tmp_path / "out") == str(tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == FILES
+
+
+def test_a_classifier_pushes_its_network_as_it_is_now(
+    run: Path, pushed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    classifier = predict.load(run)
+    with torch.no_grad():
+        classifier.network.head.bias += 1  # type: ignore[union-attr, operator]
+    assert classifier.push("./trained") == "trained"
+    theirs = predict.load("trained")
+    assert torch.equal(theirs.network.head.bias, classifier.network.head.bias)  # type: ignore[union-attr]
+    assert "top-1" not in (tmp_path / "trained" / "README.md").read_text() and "metrics" not in theirs.meta.provenance  # type: ignore[union-attr]
+    larger = predict.load(run, image_size=16)
+    larger.classes = tuple("abcdefghij")
+    larger.push(Path("larger"))
+    theirs = predict.load("larger")
+    assert theirs.classes == larger.classes and theirs.preprocess.image_size == (16, 16)
+
+
+def test_where_a_classifier_pushes_is_never_guessed(run: Path, pushed: dict[str, bytes], digits_bundle: Path) -> None:
+    for target in ("digits", "a/b/c", "hf:digits"):
+        with pytest.raises(ValueError, match=r"expected ('|hf:)owner/name"):
+            predict.load(run).push(target)
+    with pytest.raises(ValueError, match=r"model\.onnx is not a network of torch: push the run it was made from"):
+        predict.load(digits_bundle).push("ada/digits")
+    assert pushed == {}
 
 
 def test_a_hub_that_refuses_is_answered_with_what_to_do(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ a run, and does not for an export.
 
 import operator
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -215,6 +216,37 @@ class Classifier:
         best = np.argsort(-probabilities, kind="stable")[:top_k]
         top = tuple((self.classes[k], float(probabilities[k])) for k in best)
         return Prediction(name, top[0][0], top[0][1], top)
+
+    def push(self, target: str | os.PathLike[str], *, licence: str = "", private: bool = False) -> str:
+        """Publish the model with a model card, as `mlpmixer push` does: to the Hugging Face Hub, or to a new folder.
+
+        target: "owner/name", a repository of the Hub, which is made if it is new (log in first: hf auth login); or a
+            folder, as a Path, "./folder" or an absolute path.
+        licence: as the Hub writes it (apache-2.0, mit, ...); without one the card says that none is stated.
+        private: who may see a repository that this call makes.
+
+        The weights are those of `network` as it is now. If they are those of its run, the card says what was measured.
+
+        Gives the repository's address, or the folder. Errors: ValueError for an export, a folder that holds something
+        already, and when the Hub refuses or cannot be reached; OSError when nothing can be written.
+        """
+        from mlpmixer.weights.hub import push_network
+
+        if self.network is None or self.meta is None:
+            raise ValueError(
+                f"{self.path or 'this classifier'} is not a network of torch: push the run it was made from"
+            )
+        place = os.fspath(target)
+        if isinstance(target, str) and not place.startswith(("hf:", "./", "../", "~")) and not os.path.isabs(place):
+            if not re.fullmatch(r"[\w.-]+/[\w.-]+", place):
+                raise ValueError(
+                    f"expected 'owner/name' for the Hub, or a folder as a Path or './{place}', got {place!r}"
+                )
+            place = f"hf:{place}"
+        config = getattr(self.network, "cfg", self.meta.config)
+        meta = replace(self.meta, config=config, classes=self.classes, preprocess=self.preprocess)
+        options: Any = {"file": self.path, "licence": licence, "private": private}
+        return push_network(self.network, meta, os.path.expanduser(place), **options)
 
     def _require_head(self) -> None:
         if not self.classes:

@@ -11,13 +11,27 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlpmixer.config import to_json
 from mlpmixer.download import FetchError, hub_file
 from mlpmixer.durable import write_json, write_text
 from mlpmixer.weights.card import model_card
-from mlpmixer.weights.model_file import FORMAT, ModelMeta, public, read_meta, require_network, rewrite_meta
+from mlpmixer.weights.model_file import (
+    FORMAT,
+    CheckpointError,
+    ModelMeta,
+    load_model,
+    public,
+    read_meta,
+    require_network,
+    rewrite_meta,
+    save_model,
+)
 from mlpmixer.weights.run_folder import MODEL_FILE
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def push(
@@ -50,6 +64,40 @@ def push(
     folder.mkdir(parents=True, exist_ok=True)
     _write(model, meta, folder, model_card(model.parent, meta, folder.resolve().name, ".", licence))
     return str(folder)
+
+
+def push_network(
+    network: "nn.Module",
+    meta: ModelMeta,
+    target: str | os.PathLike[str],
+    *,
+    file: Path | None = None,
+    licence: str = "",
+    private: bool = False,
+) -> str:
+    """`push` of a network in memory, in float32.
+
+    file: where it was loaded from. If it still holds this network, it is what is pushed, with the card of its run;
+    otherwise nothing that was measured is said of the network.
+    """
+    if file and _holds(file, network, meta):
+        return push(file, target, licence=licence, private=private)
+    with tempfile.TemporaryDirectory() as scratch:
+        origin = {name: value for name, value in meta.provenance.items() if name != "metrics"}
+        save_model(Path(scratch) / MODEL_FILE, network, replace(meta, provenance=origin))
+        return push(scratch, target, licence=licence, private=private)
+
+
+def _holds(file: Path, network: "nn.Module", meta: ModelMeta) -> bool:
+    import torch
+
+    try:
+        stored, of_file = load_model(file)
+    except (CheckpointError, OSError):  # other code's file, or gone
+        return False
+    theirs, ours = stored.state_dict(), network.state_dict()
+    same = theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name].cpu()) for name in ours)
+    return same and of_file == meta
 
 
 def download(name: str) -> Path:
