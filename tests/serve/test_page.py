@@ -20,6 +20,7 @@ pytest.importorskip("python_multipart", reason="the extra serve is not installed
 import uvicorn
 
 from mlpmixer.serve.app import make_app
+from mlpmixer.serve.page import read_samples
 from mlpmixer.serve.server import listen
 from mlpmixer.serve.settings import Settings
 
@@ -140,6 +141,29 @@ def test_errors_are_shown_on_the_page(digits: Any, serve: Serve, picture: Path, 
         browser.screenshot(tmp_path / "errors.png")
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_empty_page_names_the_classes_and_offers_samples(
+    digits: Any, serve: Serve, picture: Path, tmp_path: Path, width: int
+) -> None:
+    (expected,) = digits.predict(picture)
+    samples = read_samples(str(tmp_path))
+    with Chromium(width=width, height=800) as browser:
+        browser.open(address := serve(make_app(digits, name="digits", samples=samples)))
+        browser.wait("!document.querySelector('#try').hidden")
+        assert browser.value("document.querySelector('#classes summary').textContent").startswith(
+            "Classes: <b>0</b> · 1"
+        )
+        assert browser.value("document.querySelectorAll('#classes li').length") == 0
+        browser.value("document.querySelector('#classes summary').click()")
+        browser.wait("document.querySelectorAll('#classes li').length === 10")
+        browser.value("document.querySelector('#samples button').click()")
+        assert browser.wait(f"{CARD}?.querySelector('h3')?.textContent") == expected.label
+        assert browser.value("document.documentElement.scrollWidth <= innerWidth")
+        browser.screenshot(tmp_path / "empty.png")
+        assert all(url.startswith((address, "blob:", "data:")) for url in browser.asked), browser.asked
+        assert not browser.problems, browser.problems
+
+
 def test_image_that_only_the_service_reads_has_no_broken_picture(digits: Any, serve: Serve, tmp_path: Path) -> None:
     Image.new("L", (8, 8), 200).save(tmp_path / "scan.tiff")
     with Chromium() as browser:
@@ -165,10 +189,19 @@ def test_page_asks_for_token(digits: Any, serve: Serve, picture: Path) -> None:
         browser.wait(f"!!{CARD}?.querySelector('h3')")
 
 
-def test_docs_page_renders(digits: Any, serve: Serve, tmp_path: Path) -> None:
-    with Chromium() as browser:
-        browser.open(serve(make_app(digits)) + "docs")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_docs_page_has_examples_and_a_form(
+    digits: Any, serve: Serve, picture: Path, tmp_path: Path, width: int
+) -> None:
+    with Chromium(width=width) as browser:
+        browser.open((address := serve(make_app(digits))) + "docs")
         browser.wait("document.body && document.body.innerText.includes('POST /predict')")
+        browser.choose("#try input[type=file]", [picture])
+        browser.value("document.querySelector('#try').requestSubmit()")
+        browser.wait("document.querySelector('#answer').textContent.startsWith('200 OK')")
+        assert digits.predict(picture)[0].label in browser.value("document.querySelector('#answer').textContent")
+        assert f"{address}predict?top_k=3" in browser.value("document.querySelector('.example').textContent")
+        assert browser.value("document.documentElement.scrollWidth <= innerWidth")
         browser.screenshot(tmp_path / "docs.png")
         shown = np.asarray(Image.open(io.BytesIO((tmp_path / "docs.png").read_bytes())))
         assert len(np.unique(shown)) > 10 and not browser.problems

@@ -751,7 +751,7 @@ def test_openapi_names_the_token(client: TestClient) -> None:
 
 def test_token_is_required() -> None:
     with TestClient(make_app(by_brightness(), SETTINGS, token="geheim")) as client:
-        for path in ("/", "/health", "/ready"):
+        for path in ("/", "/docs", "/health", "/ready"):
             assert client.get(path).status_code == 200
         for given in (None, "", "Bearer", "Bearer x", "Basic geheim", "geheim", "Bearer geheimer", "Bearer \xfc"):
             headers = JPEG | ({"authorization": given.encode("latin-1")} if given is not None else {})
@@ -759,9 +759,11 @@ def test_token_is_required() -> None:
             assert (
                 "Authorization: Bearer TOKEN" in detail(answer, 401) and answer.headers["www-authenticate"] == "Bearer"
             )
-        for path in ("/metrics", "/model", "/docs", "/openapi.json"):
+        for path in ("/metrics", "/model", "/samples/0", "/openapi.json"):
             assert client.get(path).status_code == 401
-            assert client.get(path, headers={"authorization": "bearer geheim"}).status_code == 200
+            assert client.get(path, headers={"authorization": "bearer geheim"}).status_code == (
+                404 if path == "/samples/0" else 200
+            )
         assert (
             client.post("/predict", content=picture(0), headers=JPEG | {"authorization": "Bearer geheim"}).status_code
             == 200
@@ -1136,8 +1138,46 @@ def test_page_content_security_policy(client: TestClient) -> None:
     assert "default-src 'none'" in policy and "unsafe" not in policy and policy.count("'sha256-") == 2
     assert not re.findall(r"(?:https?:)?//\w", answer.text)
     assert not re.findall(r"<[^>]+\s(?:on\w+|style|src)=", answer.text), "the policy forbids these"
-    assert client.get("/docs").headers["content-security-policy"] == policy
-    assert "<style>" in client.get("/docs").text and not re.findall(r"(?:https?:)?//\w", client.get("/docs").text)
+    docs = client.get("/docs")
+    assert docs.headers["content-security-policy"] == page.policy_of(docs.text) != policy
+    assert "<style>" in docs.text and set(re.findall(r"(?:https?:)?//\w[^/]*", docs.text)) == {"http://127.0.0.1:8000"}
+
+
+def test_docs_show_how_to_send_an_image(client: TestClient) -> None:
+    docs = client.get("/docs").text
+    assert "--data-binary @photo.jpg" in docs and "urllib.request.Request(" in docs and "await fetch(" in docs
+    assert "authorization" not in docs.partition("<script>")[0] and 'name="token"' not in docs
+    private = TestClient(make_app(by_brightness(), token="geheim", name="secret")).get("/docs").text
+    assert "secret" not in private and "bright" not in private, "nothing of the model without the token"
+    assert private.count("Bearer TOKEN") == 3 and 'name="token"' in private
+
+
+def test_samples_are_small_and_without_names_and_metadata(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "taken at home"
+    for i in range(14):
+        Image.new("RGB", (1300, 900 + i), (200, 10, i)).save(tmp_path / f"secret-{i:02}.jpg", exif=exif)
+    samples = page.read_samples(str(tmp_path))
+    assert len(samples) == page.MOST_SAMPLES and not any(b"home" in file or b"secret" in file for file in samples)
+    assert Image.open(io.BytesIO(samples[0])).size == (640, 443)
+    with TestClient(make_app(by_brightness(), samples=samples)) as client:
+        assert client.get("/model").json()["samples"] == 12
+        answer = client.get("/samples/11")
+        assert answer.content == samples[11] and answer.headers["content-type"] == "image/png"
+        assert client.get("/samples/12").json() == {"detail": "there are 12 samples, counted from 0"}
+        assert client.get("/samples/-1").status_code == 404 and client.get("/samples/a").status_code == 422
+    with TestClient(make_app(by_brightness(), samples=samples, token="geheim")) as client:
+        assert client.get("/samples/0").status_code == 401
+
+
+def test_folder_without_samples_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the folder holds no image files"):
+        page.read_samples(str(tmp_path))
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"a\.png"):
+        page.read_samples(str(tmp_path))
+    with pytest.raises(ValueError, match="--samples nowhere: expected a folder of images"):
+        Serve(run="digits", samples="nowhere")()
 
 
 def test_openapi_lists_endpoints_and_statuses(client: TestClient) -> None:

@@ -44,6 +44,9 @@ class Serve(ModelCommand):
     a token answers for localhost only, and any other service for all names (docs/how-to/serving.md)."""
     behind: Annotated[str, Arg("ADDRESS,...")] = ""
     """Trusted proxies: their X-Forwarded-For header is used."""
+    samples: Annotated[str, Arg("FOLDER")] = ""
+    """Folder of images to try on the page, the first 12 by name. Everybody who may open the page sees them, without
+    their file names and metadata."""
     log: bool = False
     """Print a line for each request."""
     settings: Settings = field(default_factory=Settings)
@@ -54,6 +57,8 @@ class Serve(ModelCommand):
         if self.streams < 0:
             raise ValueError(f"--streams must be at least 0, got {self.streams}")
         self.token()
+        if self.samples and not Path(self.samples).is_dir():
+            raise ValueError(f"--samples {self.samples}: expected a folder of images")
         try:
             from mlpmixer.serve.server import listen, run
         except ModuleNotFoundError as e:
@@ -88,11 +93,14 @@ class Serve(ModelCommand):
     def app(self, hosts: frozenset[str] | None = None) -> "FastAPI":
         """The service, in the process that runs it."""
         from mlpmixer.serve.app import make_app
+        from mlpmixer.serve.page import read_samples
         from mlpmixer.weights.privacy import without_folders
 
         warnings.filterwarnings("ignore", module="PIL")  # about damaged metadata: a client must not fill the log
         classifier = self.load(self.streams_of_a_worker())
-        return make_app(classifier, self.settings, token=self.token(), name=without_folders(self.run), hosts=hosts)
+        samples = read_samples(self.samples) if self.samples else ()
+        name = without_folders(self.run)
+        return make_app(classifier, self.settings, token=self.token(), name=name, hosts=hosts, samples=samples)
 
     def streams_of_a_worker(self) -> int:
         """--streams, or the best number for this machine."""

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from io import BytesIO
@@ -111,8 +111,8 @@ class Service:
     draining = False
     """New requests are refused; accepted ones are completed."""
 
-    def __init__(self, classifier: Classifier, settings: Settings, name: str) -> None:
-        self.classifier, self.settings, self.name = classifier, settings, name
+    def __init__(self, classifier: Classifier, settings: Settings, name: str, samples: Sequence[bytes]) -> None:
+        self.classifier, self.settings, self.name, self.samples = classifier, settings, name, samples
         self.metrics = Metrics()
         self.evidence = evidence_of(classifier)
         self.turns = Turns(settings.decoders)
@@ -203,16 +203,18 @@ def make_app(
     token: str = "",
     name: str = "",
     hosts: Collection[str] | None = None,
+    samples: Sequence[bytes] = (),
 ) -> FastAPI:
     """The service as an ASGI app. `app.state.service` is the Service.
 
     token: required as `Authorization: Bearer TOKEN`; "": no token. name: display name of the model.
     hosts: names that requests may be for (their Host header, without the port); None: any.
+    samples: PNG files that the page offers to try, see `page.read_samples`.
 
     ValueError for a model that cannot be served: no head, neither 1 nor 3 channels, broken weights.
     """
     settings = settings or Settings()
-    service = Service(classifier, settings, name)
+    service = Service(classifier, settings, name, samples)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -284,7 +286,14 @@ def _add_pages(app: FastAPI, service: Service, private: dict[str, Any]) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return HTMLResponse(page.docs(app.openapi()), headers={"content-security-policy": page.POLICY})
+        text = page.docs(app.openapi(), private=bool(private["dependencies"]))
+        return HTMLResponse(text, headers={"content-security-policy": page.policy_of(text)})
+
+    @app.get("/samples/{i}", include_in_schema=False, dependencies=private["dependencies"])
+    async def sample(i: int) -> Response:
+        if not 0 <= i < len(service.samples):
+            raise HTTPException(404, f"there are {len(service.samples)} samples, counted from 0")
+        return Response(service.samples[i], media_type="image/png")
 
     @app.get("/health", response_class=PlainTextResponse, summary="Is the process running?", responses=ALWAYS)
     async def health() -> Response:
@@ -319,6 +328,7 @@ def _add_pages(app: FastAPI, service: Service, private: dict[str, Any]) -> None:
             max_pixels=settings.max_pixels,
             max_request_pixels=settings.max_request_pixels,
             max_images=settings.max_images,
+            samples=len(service.samples),
             runtime=str(c.runtime or ""),
             version=__version__,
         )

@@ -17,7 +17,7 @@ from mlpmixer.serve.settings import Settings
 
 FORM, JSON, FILE = "multipart/form-data", "application/json", "application/octet-stream"
 ONCE = ("host", "content-type", "authorization", "origin", "sec-fetch-site")  # twice, one could not tell which counts
-PUBLIC_PATHS = ("/", "/health", "/ready")  # need no token: the page asks for it, and probes have none
+PUBLIC_PATHS = ("/", "/docs", "/health", "/ready")  # need no token: the pages ask for it, and probes have none
 RETRY = {"retry-after": "1"}  # seconds; sent where the same request may succeed later
 LINGER_S, LINGER_BYTES = 2.0, 64 * 2**20  # how long a refused body is still read: many clients read only after sending
 SEND_S = 30.0  # for the client to read the response

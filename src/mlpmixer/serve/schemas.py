@@ -85,5 +85,6 @@ class ModelInfo(Answer):
     max_pixels: int = Field(description="per image")
     max_request_pixels: int = Field(description="of all images of a request together")
     max_images: int
+    samples: int = Field(description="sample images that the page offers")
     runtime: str = Field(description="inference engine and precision")
     version: str

@@ -13,14 +13,14 @@ door.hidden = true;
   form.onsubmit = e => { e.preventDefault(); token = input.value.trim(); opening = open(); };
 }
 
-async function ask(path, blob) {
+async function ask(path, blob, read = answer => answer.json().catch(() => ({}))) {
   const headers = token ? {authorization: "Bearer " + token} : {};
   if (blob) headers["content-type"] = blob.type.startsWith("image/") ? blob.type : "application/octet-stream";
   let answer;
   try { answer = await fetch(path, {method: blob ? "POST" : "GET", headers, body: blob}); }
   catch { throw new Error("The service cannot be reached."); }
   if (answer.status === 401) door.hidden = false;
-  const said = await answer.json().catch(() => ({}));
+  const said = await (answer.ok ? read(answer) : answer.json().catch(() => ({})));
   if (!answer.ok) throw new Error(said.detail?.replace(/^image: /, "") || `The service answered ${answer.status} ${answer.statusText}`);
   return said;
 }
@@ -33,6 +33,7 @@ const backEnd = {
     door.hidden = true;
     return model;
   },
+  sample: i => ask(`samples/${i}`, undefined, answer => answer.blob()),
   async predict(blob, most) {
     const {results, time_ms} = await ask(`predict?top_k=${most}`, blob);
     return {top: results[0].top, time_ms};
