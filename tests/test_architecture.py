@@ -50,7 +50,7 @@ LIGHT_COMMANDS = [  # that need none of them, either
     *("--help", "train --help", "probe --help", "explain --help", "export --help", "bench --help", "reproduce --help"),
     *("list recipes", "summary S/32", "reproduce", "data check digits"),
 ]
-VERBS = ("bench", "compare", "create_model", "evaluate", "export", "load", "probe", "train")
+VERBS = ("bench", "compare", "create_model", "evaluate", "export", "list_models", "load", "probe", "train")
 ANYONE_MAY_IMPORT = {"__version__"}
 USES = (ast.Call, ast.Attribute)
 
@@ -154,6 +154,7 @@ def test_public_names_exist() -> None:
     for name in mlpmixer.__all__:
         assert getattr(mlpmixer, name) is not None
         assert name in dir(mlpmixer)
+    assert all(name in mlpmixer.__all__ or name.startswith("__") for name in dir(mlpmixer))
 
 
 def test_unknown_public_name_gets_suggestion() -> None:

@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from mlpmixer.exporters.benchmark import bench
     from mlpmixer.exporters.export import export
     from mlpmixer.inference.classifier import load
-    from mlpmixer.models.configs import MixerConfig
+    from mlpmixer.models.configs import MixerConfig, ResMLPConfig, ResNetConfig, ViTConfig
     from mlpmixer.models.mixer import Mixer
     from mlpmixer.training.recipe import Augment, Distill, Init, Optim, Recipe, Run
     from mlpmixer.training.run import train
     from mlpmixer.weights.load import create_model
+    from mlpmixer.weights.published import list_models
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,12 +28,16 @@ __all__ = [
     "MixerConfig",
     "Optim",
     "Recipe",
+    "ResMLPConfig",
+    "ResNetConfig",
     "Run",
+    "ViTConfig",
     "bench",
     "compare",
     "create_model",
     "evaluate",
     "export",
+    "list_models",
     "load",
     "probe",
     "train",
@@ -40,13 +45,14 @@ __all__ = [
 
 _HOME = dict.fromkeys(("Augment", "Distill", "Init", "Optim", "Recipe", "Run"), "training.recipe") | {
     "Data": "data.config",
-    "MixerConfig": "models.configs",
+    **dict.fromkeys(("MixerConfig", "ResMLPConfig", "ResNetConfig", "ViTConfig"), "models.configs"),
     "Mixer": "models.mixer",
     "bench": "exporters.benchmark",
     "compare": "evaluation.compare",
     "create_model": "weights.load",
     "evaluate": "evaluation.evaluate",
     "export": "exporters.export",
+    "list_models": "weights.published",
     "load": "inference.classifier",
     "probe": "evaluation.probe",
     "train": "training.run",
@@ -61,4 +67,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """The public names alone, and Python's own."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

@@ -1,6 +1,7 @@
 """Names for things: one dict per kind, filled by a decorator, looked up with a helpful error."""
 
 import difflib
+import fnmatch
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
@@ -17,6 +18,13 @@ def shortened(text: object, most: int = 300) -> str:
 def shown(value: object) -> str:
     """A value from a file or a command line, as an error quotes it."""
     return shortened(repr(value), 80)
+
+
+def matching(names: Iterable[str], patterns: str | Iterable[str]) -> list[str]:
+    """The names that fit a pattern such as "*16*", or one of several, whatever their case; all where there is none."""
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    folded = [p.casefold() for p in patterns if p]
+    return [n for n in names if not folded or any(fnmatch.fnmatchcase(n.casefold(), p) for p in folded)]
 
 
 def nearest(name: str, known: Iterable[str], at_most: int = 3) -> list[str]:

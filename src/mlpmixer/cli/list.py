@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from mlpmixer.cli.arguments import Arg, Command
 from mlpmixer.cli.printing import first_line, percent, print_table
 from mlpmixer.config import pair
+from mlpmixer.registry import matching, shown, suggest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,12 +16,18 @@ class List(Command):
 
     what: Annotated[Literal["models", "weights", "datasets", "recipes"], Arg("WHAT", positional=True)]
     """models, weights, datasets or recipes"""
+    pattern: Annotated[str, Arg("PATTERN", positional=True)] = ""
+    """those whose name, or what stands beside it, fits a pattern such as "*16*" or "mixer*\""""
 
     def __call__(self) -> int:
         header, rows, note = {"models": models, "weights": weights, "datasets": datasets, "recipes": recipes}[
             self.what
         ]()
-        print_table(header, rows)
+        fitting = [row for row in rows if matching(row[:2], self.pattern)]
+        if not fitting:
+            names = [row[0] for row in rows]
+            raise ValueError(f"no {self.what} have a name like {shown(self.pattern)}; {suggest(self.pattern, names)}")
+        print_table(header, fitting)
         if note:
             print(f"\n{note}")
         return 0
@@ -37,18 +44,25 @@ def models() -> Table:
         (name, c.architecture, size_text(c.image_size), size_text(c.grid), f"{c.num_params:,}")
         for name, c in MODELS.items()
     ]
-    return ("model", "architecture", "image px", "grid", "params"), [*rows], "mlpmixer summary MODEL lists its layers"
+    note = "mlpmixer summary MODEL lists its layers; the names with _ are timm's, and compute what timm computes"
+    return ("model", "architecture", "image px", "grid", "params"), [*rows], note
 
 
 def weights() -> Table:
     from mlpmixer.weights.published import WEIGHTS
 
     rows = []
+    timms = {w.url: name for name, w in WEIGHTS.items() if ":" not in name}
     for name, w in WEIGHTS.items():
-        size, top1 = f"{w.num_bytes:,}" if w.num_bytes else "", percent(w.top1) if w.top1 else ""
-        rows.append((name, f"{w.num_classes:,}", top1, size, w.preprocess, w.url))
-    note = "top-1: on ImageNet-1k, as reported by others; weights.published has sources and licences"
-    return ("weights", "classes", "top-1", "bytes", "preprocess", "address"), [*rows], note
+        if ":" in name:
+            size, top1 = f"{w.num_bytes:,}" if w.num_bytes else "", percent(w.top1) if w.top1 else ""
+            address = "" if w.url in timms else w.url
+            rows.append((name, timms.get(w.url, ""), f"{w.num_classes:,}", top1, size, w.preprocess, address))
+    note = (
+        "top-1: on ImageNet-1k, as reported by others; weights.published has sources and licences. timm's are those of "
+        "hf:timm/NAME"
+    )
+    return ("weights", "in timm", "classes", "top-1", "bytes", "preprocess", "address"), [*rows], note
 
 
 def datasets() -> Table:

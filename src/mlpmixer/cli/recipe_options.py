@@ -108,14 +108,8 @@ def start_from(line: Line, resumed: Recipe | None = None) -> Recipe:
 def _differences(found: NetworkConfig, asked: NetworkConfig, sizes: Mapping[str, Any]) -> list[str]:
     """In what trained weights are not the network that is asked for, but for what they adapt to: `sizes` are the ones
     to come to."""
-    if type(found) is not type(asked):
-        return [f"{found.architecture} instead of {asked.architecture}"]
     free = {"image_size", "in_channels", "num_classes", *asked.weight_free, *(name for name in sizes if sizes[name])}
-    return [
-        f"{f.name} {getattr(found, f.name)} instead of {getattr(asked, f.name)}"
-        for f in dataclasses.fields(found)
-        if f.name not in free and getattr(found, f.name) != getattr(asked, f.name)
-    ]
+    return found.differences(asked, free)
 
 
 def _size(line: Line, option: str) -> Any:
@@ -147,7 +141,8 @@ def architecture_of_weights(name: str) -> NetworkConfig:
     from mlpmixer.weights.published import WEIGHTS
 
     if name in WEIGHTS:
-        return WEIGHTS[name].config
+        known: NetworkConfig = WEIGHTS[name].config
+        return known
     from mlpmixer.weights.load import architecture
 
     return architecture(name)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Values = TypeVar("Values", np.ndarray, "Tensor")
 
 MOST = 1e6  # of mean and std, and of 1 / std: float32 holds what comes of it
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB pixels in 0..1
 GREY = 128  # what "pad" fills with: close to the mean of the 0..255 range
 
 
@@ -174,6 +175,14 @@ PREPROCESSINGS |= {
     # the default_cfg of timm's mixers (crop_pct 0.875), and of its miil_in21k tags
     "timm": partial(Preprocess, fit="short_side_crop", interpolation="bicubic"),
     "miil": partial(Preprocess, fit="short_side_crop", mean=(0.0,), std=(1.0,)),
+    "timm_imagenet": lambda *, in_channels, **size: Preprocess(  # of its ResMLPs
+        fit="short_side_crop",
+        interpolation="bicubic",
+        in_channels=in_channels,
+        mean=IMAGENET_MEAN if in_channels == 3 else (sum(IMAGENET_MEAN) / 3,),
+        std=IMAGENET_STD if in_channels == 3 else (sum(IMAGENET_STD) / 3,),
+        **size,
+    ),
 }
 
 

@@ -51,6 +51,24 @@ resize, locality, mirror, kernels, mixing: modules of this folder, whose docstri
 """
 METHOD = ""
 
+TIMM_FIELDS = {
+    "in_chans": "in_channels",
+    "img_size": "image_size",
+    "drop_path_rate": "drop_path",
+    "proj_drop_rate": "dropout",
+}
+"""timm's spellings of fields."""
+TIMM_ONLY: dict[str, tuple[Any, str]] = {
+    "drop_rate": (0, "dropout within the MLPs is dropout=, timm's proj_drop_rate"),
+    "global_pool": ("avg", "forward_features(images) gives what a pooling of your own can read"),
+    "features_only": (False, "forward_features(images) gives the tokens before pooling"),
+    "mlp_ratio": (None, "tokens_mlp_dim= and channels_mlp_dim= are the widths themselves"),
+    "embed_dim": (None, "hidden_dim= is the width, beside tokens_mlp_dim= and channels_mlp_dim="),
+    "act_layer": (None, "activation='gelu_erf' or 'gelu_tanh' chooses the GELU"),
+    "checkpoint_path": (None, "weights=FILE loads it"),
+}
+"""What timm takes beyond: the value that changes nothing, and what to use instead of any other."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -149,14 +167,30 @@ def build_custom(network: Build, cfg: NetworkConfig) -> "nn.Module":
 def configured(model: str | NetworkConfig, **fields: Any) -> Any:
     """The config of a name ("S/16", see `mlpmixer list models`) or config, with fields replaced: `num_classes=10`.
 
+    timm's spellings are taken, too (in_chans, img_size, drop_path_rate, proj_drop_rate), and what timm has and is not
+    here, as long as it changes nothing (drop_rate=0).
+
     Errors: ValueError for an unknown name or field (with the nearest right one) and for sizes that do not fit together.
     """
     cfg = MODELS[model] if isinstance(model, str) else model
+    return dataclasses.replace(cfg, **own_fields(cfg, fields))
+
+
+def own_fields(cfg: NetworkConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a config, some of them spelt as timm spells them, under their own names. ValueError for others."""
     known = [f.name for f in dataclasses.fields(cfg)]
-    for name in fields:
-        if name not in known:
-            raise ValueError(f"{cfg.architecture} has no field {name!r}{did_you_mean(name, known)}")
-    return dataclasses.replace(cfg, **fields)
+    own: dict[str, Any] = {}
+    for name, value in fields.items():
+        ours = TIMM_FIELDS.get(name, name)
+        nothing, instead = TIMM_ONLY.get(name, (0 if name in TIMM_FIELDS else dataclasses.MISSING, ""))
+        if ours in known:
+            if ours in own:
+                raise ValueError(f"{ours} is given twice, once in timm's spelling")
+            own[ours] = value
+        elif value != nothing:
+            help = f"; {instead}" if instead else did_you_mean(name, [*known, *TIMM_FIELDS])
+            raise ValueError(f"{cfg.architecture} has no field {name!r}{help}")
+    return own
 
 
 def create_model(model: str | NetworkConfig, **fields: Any) -> Any:

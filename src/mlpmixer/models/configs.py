@@ -6,6 +6,7 @@ every model, and its JSON says which architecture it is of.
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -76,6 +77,13 @@ class NetworkConfig(Config, owner="model"):
     @property
     def num_params(self) -> int:
         return sum(layer.params for layer in self.layers())
+
+    def differences(self, wanted: "NetworkConfig", but: Iterable[str] = ()) -> list[str]:
+        """What this has and `wanted` has not, `but` for fields: ["hidden_dim 48 instead of 64"]."""
+        if type(self) is not type(wanted):
+            return [f"{self.architecture} instead of {wanted.architecture}"]
+        pairs = {f.name: (getattr(self, f.name), getattr(wanted, f.name)) for f in dataclasses.fields(self)}
+        return [f"{name} {a} instead of {b}" for name, (a, b) in pairs.items() if a != b and name not in but]
 
     def adapted(
         self,
@@ -202,9 +210,10 @@ class MixerConfig(PatchConfig):
     dropout: float = 0.0
     """Probability after each GELU and each MLP output (figure 1 names dropout as an ingredient)."""
     drop_path: float = 0.0
-    """Stochastic depth of the last block; linear from 0 at the first."""
-    drop_path_form: Literal["unscaled", "rescaled"] = "unscaled"
-    """unscaled is big_vision's (no 1/(1-p)); rescaled keeps the expected value of each branch."""
+    """Stochastic depth of the last block; linear from 0 at the first, unless the form is constant."""
+    drop_path_form: Literal["unscaled", "rescaled", "constant"] = "unscaled"
+    """unscaled is big_vision's (no 1/(1-p)); rescaled keeps the expected value of each branch. So does constant,
+    timm's form: one rate for all blocks."""
 
     @property
     def num_features(self) -> int:

@@ -33,7 +33,7 @@ class MixerBlock(nn.Module):
         self.token_mixing = Mlp(self.part_grid[0] * self.part_grid[1], cfg.tokens_mlp_dim, cfg.activation, cfg.dropout)
         self.norm2 = nn.LayerNorm(cfg.hidden_dim, eps=EPS)
         self.channel_mixing = Mlp(cfg.hidden_dim, cfg.channels_mlp_dim, cfg.activation, cfg.dropout)
-        self.drop_path, self.rescale = drop_path, cfg.drop_path_form == "rescaled"
+        self.drop_path, self.rescale = drop_path, cfg.drop_path_form != "unscaled"
 
     def mix_tokens(self, x: Tensor) -> Tensor:
         # U[:,i] = X[:,i] + W2 gelu(W1 LayerNorm(X)[:,i]),  i = 1..C     mixes patches; the same MLP for every channel
@@ -88,9 +88,11 @@ class Mixer(TokenNetwork):
         super().__init__()
         self.cfg = cfg
         (p, q), c = pair(cfg.patch_size), cfg.hidden_dim
-        last = max(cfg.num_blocks - 1, 1)
+        last, constant = max(cfg.num_blocks - 1, 1), cfg.drop_path_form == "constant"
         self.stem = nn.Linear(cfg.in_channels * p * q, c)  # "per-patch fully-connected", figure 1
-        self.blocks = nn.ModuleList(MixerBlock(cfg, cfg.drop_path * i / last) for i in range(cfg.num_blocks))
+        self.blocks = nn.ModuleList(
+            MixerBlock(cfg, cfg.drop_path * (1 if constant else i / last)) for i in range(cfg.num_blocks)
+        )
         self.norm = nn.LayerNorm(c, eps=EPS)
         self.head = linear_head(cfg)
         self.reset_parameters()

@@ -1,12 +1,14 @@
-"""Names for architectures: the paper's Table 1, small-image sizes of our own, and the published sizes of the relatives.
-No torch."""
+"""Names for architectures: the paper's Table 1, small-image sizes of our own, the published sizes of the relatives, and
+timm's names. No torch."""
+
+import dataclasses
 
 from mlpmixer.models.configs import MixerConfig, NetworkConfig, ResMLPConfig, ResNetConfig, ViTConfig
 from mlpmixer.registry import Registry
 
 MIXERS: Registry[MixerConfig] = Registry("Mixer")
 MODELS: Registry[NetworkConfig] = Registry("model")
-"""All of them, the Mixers first."""
+"""All of them, the Mixers first, timm's names last."""
 
 
 def _paper(
@@ -82,3 +84,17 @@ for _name, _patch, _dim, _heads in (
     MODELS[f"vit-{_name.lower()}"] = ViTConfig(patch_size=_patch, hidden_dim=_dim, num_heads=_heads, mlp_dim=4 * _dim)
 MODELS["resnet-18"] = ResNetConfig(depths=(2, 2, 2, 2), bottleneck=False)
 MODELS["resnet-50"] = ResNetConfig()
+
+# timm's names stand for what timm 1.0.31 computes: the erf form of GELU, one rate of stochastic depth for all blocks,
+# and its own start of the scales of resmlp_12. Matrices start as everywhere here.
+for _name, _ours in (
+    *((f"mixer_{_size.lower()}{_patch}_224", f"{_size}/{_patch}") for _size in "SBL" for _patch in (32, 16)),
+    ("resmlp_12_224", "resmlp-s12"), ("resmlp_24_224", "resmlp-s24"), ("resmlp_36_224", "resmlp-s36"),
+    ("resmlp_big_24_224", "resmlp-b24/8"), ("vit_tiny_patch16_224", "vit-ti/16"), ("vit_small_patch32_224", "vit-s/32"),
+    ("vit_small_patch16_224", "vit-s/16"), ("vit_base_patch16_224", "vit-b/16"), ("resnet18", "resnet-18"),
+    ("resnet50", "resnet-50"),
+):  # fmt: skip
+    MODELS[_name] = MODELS[_ours]
+    if _ours in MIXERS:
+        MODELS[_name] = dataclasses.replace(MIXERS[_ours], activation="gelu_erf", drop_path_form="constant")
+MODELS["resmlp_12_224"] = dataclasses.replace(MODELS["resmlp-s12"], layer_scale=1e-4)  # type: ignore[call-arg]

@@ -146,7 +146,7 @@ TABLES = tuple(
         marker=f"blocks.0.{names[1][1]}weight",
         rows=partial(_rows, names=names),
         config=partial(_config, names=names),
-        preprocess="" if names is OWN else "timm",
+        preprocess="" if names is OWN else "timm_imagenet",
         current=with_stem_as_convolution if names is OWN else unchanged,
     )
     for form, names in (("official", OFFICIAL), ("timm", TIMM), ("own", OWN))

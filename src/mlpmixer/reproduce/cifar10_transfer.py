@@ -13,6 +13,7 @@ from typing import Any
 from mlpmixer.config import to_json
 from mlpmixer.data.datasets import open_data
 from mlpmixer.download import Report, cache_path, fetch
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.registry import Registry
 from mlpmixer.reproduce.experiment import ExperimentContext
 from mlpmixer.reproduce.page import Page, Table, make_table, percent
@@ -66,6 +67,7 @@ class Job:
         """Approximate memory of the training: weights and gradients in float32, momentum in bfloat16, activations of a
         part of a batch."""
         cfg, run = WEIGHTS[self.row].config, self.recipe.run
+        assert isinstance(cfg, MixerConfig)
         s, c = cfg.num_patches, cfg.hidden_dim
         block = 5 * s * c + 2 * c * cfg.tokens_mlp_dim + 2 * s * cfg.channels_mlp_dim
         return 10 * cfg.num_params + 4 * cfg.num_blocks * block * (run.images_per_step // run.accumulate)

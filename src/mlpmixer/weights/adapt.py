@@ -65,12 +65,7 @@ def adapt_to(model: Network, target: NetworkConfig, method: Method = "bicubic", 
         magnified=magnified,
     )
     cfg = dataclasses.replace(new.cfg, **{name: getattr(target, name) for name in target.weight_free})
-    different = [
-        f"{f.name} {getattr(cfg, f.name)} instead of {getattr(target, f.name)}"
-        for f in dataclasses.fields(cfg)
-        if getattr(cfg, f.name) != getattr(target, f.name)
-    ]
-    if different:
+    if different := cfg.differences(target):
         raise ValueError(f"the weights are of another {target.architecture}: {', '.join(different)}")
     return _with_weights(cfg, new.state_dict(), new)
 

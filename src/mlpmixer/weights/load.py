@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from mlpmixer.config import checked, pair
 from mlpmixer.data.preprocess import Preprocess, create_preprocess
-from mlpmixer.models.architecture import build, build_with_weights, configured, name_of
+from mlpmixer.models.architecture import build, build_with_weights, configured, name_of, own_fields
 from mlpmixer.models.configs import NetworkConfig, Size
 from mlpmixer.weights import published
 from mlpmixer.weights.model_file import (
@@ -177,17 +177,13 @@ def _require_same_architecture(found: NetworkConfig, wanted: NetworkConfig, wher
         raise ValueError(
             f"the weights in {where} are of another network: {name_of(found)} instead of {name_of(wanted)}"
         )
-    different = [
-        f"{f.name} {getattr(found, f.name)} instead of {getattr(wanted, f.name)}"
-        for f in dataclasses.fields(found)
-        if f.name not in found.weight_free and getattr(found, f.name) != getattr(wanted, f.name)
-    ]
-    if different:
+    if different := found.differences(wanted, found.weight_free):
         raise ValueError(f"the weights in {where} are of another {name_of(found)}: {', '.join(different)}")
 
 
 def create_model(
     model: str | NetworkConfig,
+    pretrained: bool = False,
     *,
     weights: str | os.PathLike[str] | None = None,
     head: Head = "keep",
@@ -197,23 +193,39 @@ def create_model(
     """A network in training mode, a torch module: fresh, or with trained weights.
 
     model: a name of `mlpmixer list models` ("S/16"), one of `mlpmixer list weights` ("B/16:imagenet21k"), or a config.
+        A name of timm's ("mixer_s16_224") is the network that timm computes, with the erf form of GELU, so that timm's
+        weights give timm's logits; ours have the official code's tanh form, but for the small sizes.
+    pretrained: take the published weights of that name: the first in `mlpmixer list weights`, which for timm's names
+        are timm's; with another tag, "mixer_b16_224.miil_in21k", those. Another num_classes gets a fresh head.
     weights: whatever `load_weights` takes. Patch size and widths must be those of `model`; image size, channels and
         classes are the file's.
-    head: keep the file's; reset it to zeros, with num_classes outputs; drop it, so that the output is pre_logits.
-    fields: of the config, replaced: num_classes=10, image_size=64. With weights `adapt.adapt_to` brings them about.
+    head: keep the file's; reset it to a fresh one of num_classes outputs; drop it, so that the output is pre_logits.
+    fields: of the config, replaced: num_classes=10, image_size=64, or in timm's spelling (in_chans, img_size), see
+        `architecture.configured`. With weights `adapt.adapt_to` brings them about.
     report: receives the progress of a download.
 
     Errors: ValueError for unknown names and fields, sizes that do not fit together, weights of another architecture,
     and for a num_classes other than the file's while its head is kept.
     """
-    if isinstance(model, str) and model in WEIGHTS:
+    name = model if isinstance(model, str) else ""
+    if pretrained:
+        if not name:
+            raise ValueError("pretrained=True takes the weights of a name; with a config say weights=FILE")
+        name = published.weights_for(name)
+    if name in WEIGHTS:
         if weights is not None:
             raise ValueError(
-                f"{model} names weights already: leave weights={os.fspath(weights)!r} out, or name the architecture "
+                f"{name} names weights already: leave weights={os.fspath(weights)!r} out, or name the architecture "
                 "alone"
             )
-        model, weights = WEIGHTS[model].model, model
-    base = configured(model, **fields)
+        model = published.model_of(name)
+        if pretrained or ":" in name:
+            weights = name
+        else:  # as in timm, where a tag alone says no more than how many classes
+            fields = {"num_classes": WEIGHTS[name].num_classes} | fields
+    base = configured(model)
+    fields = own_fields(base, fields)
+    base = dataclasses.replace(base, **fields)
     checked(Head, head, "head")
     if weights is None:
         if head != "keep":
@@ -226,6 +238,8 @@ def create_model(
     found, meta = load_weights(weights, image_size=base.image_size if oblong else None, report=report)
     have = meta.config.num_classes
     asked = fields.get("num_classes", 0 if head == "drop" else have)
+    if pretrained and head == "keep" and asked != have:
+        head = "reset" if asked else "drop"
     if head == "keep" and asked != have:
         raise ValueError(
             f"{os.fspath(weights)} has a head of {have} classes, asked for {asked}: say head='reset' for a new head of "

@@ -2,14 +2,15 @@
 
 import gzip
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mlpmixer.models.configs import Activation, MixerConfig
-from mlpmixer.models.names import MIXERS
-from mlpmixer.registry import Registry
+from mlpmixer.models.names import MODELS
+from mlpmixer.registry import Registry, matching, shown, suggest
 
 Classes = Literal["imagenet1k", "imagenet21k", "imagenet21k-miil"]
 NUM_CLASSES: dict[Classes, int] = {"imagenet1k": 1000, "imagenet21k": 21843, "imagenet21k-miil": 11221}
@@ -20,7 +21,7 @@ class Weights:
     """One published file of weights."""
 
     model: str
-    """Its architecture, a name in MIXERS; the head has `num_classes` outputs."""
+    """Its architecture, a name in MODELS; the head has `num_classes` outputs."""
     form: Literal["official", "timm"]
     """official: Google's .npz, made with gelu_tanh. timm: timm's state dict as safetensors, made for gelu_erf."""
     url: str
@@ -29,7 +30,7 @@ class Weights:
     """Exact size of the file, checked after a download; 0 where no source states it."""
     classes: Classes
     """What the outputs of the head mean, see `class_names`."""
-    preprocess: Literal["vit_jax_eval", "bv_resmall_crop", "bv_resize_crop", "timm", "miil"]
+    preprocess: Literal["vit_jax_eval", "bv_resmall_crop", "bv_resize_crop", "timm", "miil", "timm_imagenet"]
     """Name of the evaluation preprocessing that belongs to the weights."""
     top1: float | None
     """ImageNet-1k top-1 on the validation images, a fraction, as reported by `source`; None where nobody was seen to
@@ -45,13 +46,15 @@ class Weights:
         return NUM_CLASSES[self.classes]
 
     @property
-    def config(self) -> MixerConfig:
+    def config(self) -> Any:
         """The architecture, with this head and the activation of the origin."""
+        own = replace(MODELS[self.model], num_classes=self.num_classes)
         activation: Activation = "gelu_tanh" if self.form == "official" else "gelu_erf"
-        return replace(MIXERS[self.model], num_classes=self.num_classes, activation=activation)
+        return replace(own, activation=activation) if isinstance(own, MixerConfig) else own
 
 
 WEIGHTS: Registry[Weights] = Registry("weights")
+"""By name, MODEL:WEIGHTS; a file of timm's has its name there, too: mixer_b16_224.miil_in21k."""
 
 
 def _official(name: str, num_bytes: int, top1: float | None, source: str) -> None:
@@ -73,9 +76,14 @@ def _official(name: str, num_bytes: int, top1: float | None, source: str) -> Non
 
 
 def _timm(
-    name: str, repo: str, classes: Classes, preprocess: Literal["timm", "miil"], top1: float | None, source: str
+    name: str,
+    repo: str,
+    classes: Classes,
+    preprocess: Literal["timm", "miil", "timm_imagenet"],
+    top1: float | None,
+    source: str,
 ) -> None:
-    WEIGHTS[name] = Weights(
+    WEIGHTS[name] = WEIGHTS[repo] = Weights(
         model=name.split(":")[0],
         form="timm",
         url=f"hf:timm/{repo}/model.safetensors",
@@ -158,6 +166,68 @@ _timm(
     None,
     "ImageNet-21K-P (Ridnik et al. 2104.10972), 11,221 classes; pixels in 0..1, bilinear",
 )
+for _size, _model, _plain, _distilled in (
+    ("12", "resmlp-s12", 0.76660, 0.77948), ("24", "resmlp-s24", 0.79380, 0.80766),
+    ("36", "resmlp-s36", 0.79772, 0.81150), ("big_24", "resmlp-b24/8", 0.81034, 0.83594),
+):  # fmt: skip
+    for _tag, _short, _top1, _how in (
+        ("fb_in1k", "imagenet1k", _plain, "trained on ImageNet-1k (Touvron et al. 2105.03404)"),
+        ("fb_distilled_in1k", "distilled", _distilled, "distilled on ImageNet-1k from a convolutional teacher"),
+    ):
+        _timm(
+            f"{_model}:timm-{_short}", f"resmlp_{_size}_224.{_tag}", "imagenet1k", "timm_imagenet", _top1,
+            f"timm's results table; {_how}",
+        )  # fmt: skip
+_timm(
+    "resmlp-b24/8:timm-imagenet22k-imagenet1k",
+    "resmlp_big_24_224.fb_in22k_ft_in1k",
+    "imagenet1k",
+    "timm_imagenet",
+    0.84414,
+    "timm's results table; trained on ImageNet-22k, then on ImageNet-1k",
+)
+
+
+def model_of(name: str) -> str:
+    """The architecture in a name of weights: B/16 of B/16:sam, mixer_b16_224 of mixer_b16_224.goog_in21k."""
+    return name.partition(":")[0] if ":" in name else name.partition(".")[0]
+
+
+def list_models(
+    filter: str | Iterable[str] = "", *, pretrained: bool = False, exclude_filters: str | Iterable[str] = ()
+) -> list[str]:
+    """Names for `create_model`, ours and timm's, as `mlpmixer list models` has them.
+
+    filter: a pattern such as "*16*" or "mixer*", or several; case makes no difference. "": all.
+    pretrained: names of published weights instead, by their own name or that of their architecture.
+    exclude_filters: patterns of names to leave out.
+    """
+    names = list(WEIGHTS if pretrained else MODELS)
+    wanted = {*matching(names, filter), *matching(map(model_of, WEIGHTS) if pretrained else (), filter)}
+    left_out = {*matching(names, exclude_filters)} if exclude_filters else set()
+    return [n for n in names if not wanted.isdisjoint((n, model_of(n))) and n not in left_out]
+
+
+def weights_for(name: str) -> str:
+    """The published weights that `pretrained=True` stands for: the first of an architecture, or those of the name.
+
+    ValueError where none are published, with those of the same network under another name.
+    """
+    if name in WEIGHTS:
+        return name
+    base = model_of(name)
+    cfg = MODELS[base]
+    own = [key for key in WEIGHTS if model_of(key) == base]
+    if name != base:
+        raise ValueError(f"no weights named {shown(name)} are published; {suggest(name, own or WEIGHTS)}")
+    if own:
+        return own[0]
+    free = {"num_classes", *cfg.weight_free}
+    same = [key for key, w in WEIGHTS.items() if not cfg.differences(w.config, free)]
+    raise ValueError(
+        f"no weights of {name} are published; "
+        + (f"of the same network, but for its activation, are: {', '.join(same)}" if same else suggest(name, WEIGHTS))
+    )
 
 
 @cache
