@@ -50,7 +50,18 @@ LIGHT_COMMANDS = [  # that need none of them, either
     *("--help", "train --help", "probe --help", "explain --help", "export --help", "bench --help", "reproduce --help"),
     *("list recipes", "summary S/32", "reproduce", "data check digits"),
 ]
-VERBS = ("bench", "compare", "create_model", "evaluate", "export", "list_models", "load", "probe", "train")
+VERBS = (
+    "bench",
+    "compare",
+    "create_model",
+    "evaluate",
+    "export",
+    "from_pretrained",
+    "list_models",
+    "load",
+    "probe",
+    "train",
+)
 ANYONE_MAY_IMPORT = {"__version__"}
 USES = (ast.Call, ast.Attribute)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlpmixer.models.mixer import Mixer
     from mlpmixer.training.recipe import Augment, Distill, Init, Optim, Recipe, Run
     from mlpmixer.training.run import train
-    from mlpmixer.weights.load import create_model
+    from mlpmixer.weights.load import create_model, from_pretrained
     from mlpmixer.weights.published import list_models
 
 __version__ = "0.1.0"
@@ -37,6 +37,7 @@ __all__ = [
     "create_model",
     "evaluate",
     "export",
+    "from_pretrained",
     "list_models",
     "load",
     "probe",
@@ -49,7 +50,7 @@ _HOME = dict.fromkeys(("Augment", "Distill", "Init", "Optim", "Recipe", "Run"), 
     "Mixer": "models.mixer",
     "bench": "exporters.benchmark",
     "compare": "evaluation.compare",
-    "create_model": "weights.load",
+    **dict.fromkeys(("create_model", "from_pretrained"), "weights.load"),
     "evaluate": "evaluation.evaluate",
     "export": "exporters.export",
     "list_models": "weights.published",

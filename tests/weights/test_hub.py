@@ -3,6 +3,7 @@ this machine."""
 
 import dataclasses
 import json
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.models import GREY, random_mixer
 from huggingface_hub import ModelCard
 
+import mlpmixer
 from mlpmixer import cli
 from mlpmixer.config import to_json
 from mlpmixer.data.config import Data
@@ -20,10 +23,12 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference import classifier as predict
 from mlpmixer.models.configs import MixerConfig, ResNetConfig
 from mlpmixer.models.mixer import Mixer
+from mlpmixer.models.resmlp import ResMLP
 from mlpmixer.training.recipe import Recipe, Run, read_recipe
 from mlpmixer.training.run import train
 from mlpmixer.weights import hub, model_file, run_folder
 from mlpmixer.weights.card import model_card
+from mlpmixer.weights.load import _source
 
 TINY = MixerConfig(
     image_size=8,
@@ -269,6 +274,111 @@ def test_where_a_classifier_pushes_is_never_guessed(run: Path, pushed: dict[str,
     with pytest.raises(ValueError, match=r"model\.onnx is not a network of torch: push the run it was made from"):
         predict.load(digits_bundle).push("ada/digits")
     assert pushed == {}
+
+
+# --- networks by themselves -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_hub(pushed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[FakeApi]:
+    """A Hub in memory, to push to and to fetch from."""
+    import huggingface_hub
+
+    def hf_hub_download(repo: str, file: str, **options: Any) -> str:
+        (tmp_path / "fetched").mkdir(exist_ok=True)
+        (tmp_path / "fetched" / file).write_bytes(pushed[f"{repo}/{file}"])
+        return str(tmp_path / "fetched" / file)
+
+    def metadata(url: str) -> None:
+        if not any(name.rpartition("/")[0] in url for name in pushed):
+            raise FileNotFoundError("404 Repository not found")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", metadata)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    return FakeApi
+
+
+def same(a: Any, b: Any) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(first[k].equal(second[k]) for k in first)
+
+
+def test_a_network_goes_to_the_hub_and_comes_back_bit_for_bit(fake_hub: type[FakeApi]) -> None:
+    model = random_mixer(GREY)
+    assert model.push_to_hub("ada/mine", licence="mit", private=True) == "https://huggingface.co/ada/mine"
+    assert fake_hub.repos == {"ada/mine": True} and fake_hub.files.keys() == {f"ada/mine/{name}" for name in FILES}
+    assert 'mlpmixer.load("hf:ada/mine")' in fake_hub.files["ada/mine/README.md"].decode()
+    for name in ("ada/mine", "hf:ada/mine"):
+        back = mlpmixer.from_pretrained(name)
+        assert same(back, model) and back.cfg == model.cfg and not back.training
+    assert same(Mixer.from_pretrained("ada/mine"), model)
+    with pytest.raises(ValueError, match=r"ada/mine is a Mixer, not a ResMLP: say Mixer\.from_pretrained"):
+        ResMLP.from_pretrained("ada/mine")
+    with pytest.raises(ValueError, match=r"ada/nothing is not a file or folder here, and on the Hub: .*404"):
+        mlpmixer.from_pretrained("ada/nothing")
+
+
+def test_a_fresh_network_has_numbered_classes_and_the_preprocessing_of_a_run(tmp_path: Path) -> None:
+    model = random_mixer(GREY)
+    folder = model.save_pretrained(tmp_path / "out")
+    found = predict.load(folder)
+    assert found.classes == tuple(f"class {i}" for i in range(10))
+    assert found.preprocess == Preprocess(image_size=(8, 8), in_channels=1)
+    assert same(found.network, model) and "Nothing is recorded" in card_of(Path(folder)).text
+    with pytest.raises(ValueError, match="holds something already"):
+        model.save_pretrained(folder)
+    with pytest.raises(ValueError, match="classes has 2 names for the 10 outputs"):
+        model.save_pretrained(tmp_path / "other", classes=["a", "b"])
+    assert not (tmp_path / "other").exists()
+    named = model.save_pretrained(tmp_path / "named", classes="abcdefghij", preprocess=found.preprocess)
+    assert predict.load(named).classes == tuple("abcdefghij")
+
+
+def test_what_came_with_the_weights_goes_out_again_without_the_figures_of_the_run(run: Path, tmp_path: Path) -> None:
+    model = mlpmixer.from_pretrained(run)
+    ours, theirs = predict.load(run), predict.load(model.save_pretrained(tmp_path / "out"))
+    assert theirs.classes == ours.classes == tuple("0123456789") and theirs.preprocess == ours.preprocess
+    assert theirs.meta is not None and theirs.meta.provenance.keys() <= {"loss"} and theirs.meta.splits is None
+    np.testing.assert_array_equal(logits(theirs), logits(ours))
+    copied = pickle.loads(pickle.dumps(model))
+    copied.reset_classifier(10)  # other classes, even if they are as many
+    assert predict.load(copied.save_pretrained(tmp_path / "fresh")).classes[0] == "class 0"
+    half = model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    assert predict.load(half).classes == ours.classes and model.head.weight.dtype == torch.bfloat16
+
+
+def test_another_size_takes_its_preprocessing_along(run: Path, tmp_path: Path) -> None:
+    model = mlpmixer.from_pretrained(run, img_size=16, in_chans=3)
+    found = predict.load(model.save_pretrained(tmp_path / "out"))
+    assert found.preprocess.image_size == (16, 16) and found.preprocess.in_channels == 3
+    assert found.classes == tuple("0123456789")
+    assert mlpmixer.from_pretrained(run, num_classes=3).num_classes == 3
+    with pytest.raises(ValueError, match="mixer has no field 'img_sise'; did you mean img_size"):
+        mlpmixer.from_pretrained(run, img_sise=16)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("B/16:sam", "B/16:sam"),
+        ("B/16", "B/16:imagenet1k"),
+        ("mixer_b16_224", "mixer_b16_224.goog_in21k_ft_in1k"),
+        ("timm/mixer_b16_224.miil_in21k", "mixer_b16_224.miil_in21k"),
+        ("hf-hub:timm/mixer_b16_224.miil_in21k", "mixer_b16_224.miil_in21k"),
+        ("hf:timm/mixer_b16_224.miil_in21k", "mixer_b16_224.miil_in21k"),
+        ("ada/mine", "hf:ada/mine"),
+        ("./ada/mine", "./ada/mine"),
+        ("w.npz", "w.npz"),
+    ],
+)
+def test_names_of_other_libraries_lead_to_the_same_weights(name: str, source: str) -> None:
+    assert _source(name) == source
+
+
+def test_what_lies_here_comes_before_the_hub(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(run, tmp_path / "ada" / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert same(mlpmixer.from_pretrained("ada/mine"), predict.load(run).network)
 
 
 def test_a_hub_that_refuses_is_answered_with_what_to_do(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

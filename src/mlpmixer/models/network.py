@@ -3,8 +3,12 @@
 `architecture` has the table of networks, and what they can do beyond this.
 """
 
+import copy
 import dataclasses
-from typing import cast
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +35,8 @@ class Network(nn.Module):
     """nn.Linear(D, K); nn.Identity() without classes."""
     checkpointing: bool
     """Recompute each block in the backward pass instead of storing its activations; of networks that can."""
+    meta: Any = None
+    """Classes and preprocessing that came with its weights (`weights.model_file.ModelMeta`); None for a fresh one."""
 
     def forward_features(self, images: Tensor) -> Tensor:
         """What `pool` reads: normalised tokens (B, S, C), or the last feature map (B, C, h, w)."""
@@ -77,6 +83,7 @@ class Network(nn.Module):
             head = linear_head(self.cfg)
         self.head = head.to_empty(device=like.device).to(like.dtype).train(self.training)
         self.start_head()
+        self.meta = self.meta and self.meta.with_fresh_head(num_classes)
 
     @torch.no_grad()
     def start_head(self) -> None:
@@ -93,11 +100,67 @@ class Network(nn.Module):
             capability(self, "checkpointing", "set_grad_checkpointing")
         self.checkpointing = enable
 
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], **fields: Any) -> Self:
+        """A trained network, see `mlpmixer.from_pretrained`. ValueError where it is of another class."""
+        found = _weights("load").from_pretrained(name, **fields)
+        if not isinstance(found, cls):
+            kind = type(found).__name__
+            raise ValueError(f"{os.fspath(name)} is a {kind}, not a {cls.__name__}: say {kind}.from_pretrained")
+        return found
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        classes: Sequence[str] | None = None,
+        preprocess: Any = None,
+        licence: str = "",
+    ) -> str:
+        """Write the network to a new folder, as `mlpmixer push` does: weights, description and card; gives the folder.
+
+        classes: a name for each output; else those that came with the weights, or of a fresh head "class 0", ...
+        preprocess: a `Preprocess`; what came with the weights, of a fresh network that of a run: crop, -1..1.
+        licence: as the Hub writes it (apache-2.0, mit, ...).
+
+        Errors: ValueError for a folder that holds something and for other than K classes.
+        """
+        return self._push(os.path.abspath(folder), classes, preprocess, licence=licence)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        classes: Sequence[str] | None = None,
+        preprocess: Any = None,
+        licence: str = "",
+        private: bool = False,
+    ) -> str:
+        """Publish the network as owner/name on the Hugging Face Hub: what `save_pretrained` writes; gives its address.
+
+        private: who may see a repository that this call creates.
+
+        Errors: ValueError when the Hub refuses or cannot be reached.
+        """
+        target = f"hf:{repo.removeprefix('hf:')}"
+        return self._push(target, classes, preprocess, licence=licence, private=private)
+
+    def _push(self, target: str, classes: Sequence[str] | None, preprocess: Any, **how: Any) -> str:
+        meta = _weights("model_file").meta_of(self, classes, preprocess)
+        plain = all(p.dtype == torch.float32 for p in self.parameters())  # as model files hold them
+        network = self if plain else copy.deepcopy(self).float()
+        return str(_weights("hub").push_network(network, meta, target, **how))
+
     def extra_repr(self) -> str:
         cfg, (h, w) = self.cfg, pair(self.cfg.image_size)
         params = sum(p.numel() for p in self.parameters())
         out = f"{cfg.num_classes:,} classes" if cfg.num_classes else f"{cfg.num_features:,} features"
         return f"{cfg.architecture}: {cfg.in_channels} x {h} x {w} px -> {out}, {params:,} parameters"
+
+
+def _weights(module: str) -> Any:
+    """A module of the room of weights, which is below this one, for the methods that lead there."""
+    return import_module(f"mlpmixer.weights.{module}")
 
 
 def linear_head(cfg: NetworkConfig) -> nn.Module:

@@ -7,7 +7,6 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import nn
 
 from mlpmixer.config import pair
 from mlpmixer.models.architecture import build_with_weights, capability, name_of
@@ -92,12 +91,15 @@ def adapt_trained(
     sizes: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
     new = adapt(model, **sizes, method=method, magnified=magnified)
     preprocess = dataclasses.replace(preprocess, image_size=pair(new.cfg.image_size))
-    return new, dataclasses.replace(meta, config=new.cfg, preprocess=preprocess)
+    meta = dataclasses.replace(meta, config=new.cfg, preprocess=preprocess)
+    new.meta = meta.without_history()
+    return new, meta
 
 
-def _with_weights(cfg: NetworkConfig, state: dict[str, torch.Tensor], like: nn.Module) -> Any:
+def _with_weights(cfg: NetworkConfig, state: dict[str, torch.Tensor], like: Network) -> Any:
     """The network of `cfg` with these weights, in the mode and on the device of another."""
     model: Any = build_with_weights(cfg, state)
     if hasattr(like, "checkpointing"):
         model.checkpointing = like.checkpointing
+    model.meta = like.meta
     return model.train(like.training).to(next(like.parameters()).device)

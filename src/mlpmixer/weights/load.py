@@ -12,6 +12,7 @@ The activation follows the origin: gelu_tanh for official files, gelu_erf for ti
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -22,6 +23,7 @@ from mlpmixer.config import checked, pair
 from mlpmixer.data.preprocess import Preprocess, create_preprocess
 from mlpmixer.models.architecture import build, build_with_weights, configured, name_of, own_fields
 from mlpmixer.models.configs import NetworkConfig, Size
+from mlpmixer.models.names import MODELS
 from mlpmixer.weights import published
 from mlpmixer.weights.model_file import (
     CheckpointError,
@@ -65,13 +67,19 @@ def load_file(
     file: Path, name: str, image_size: Size | None = None, report: Report | None = None
 ) -> tuple[Any, ModelMeta]:
     """`load_weights` of a `name` whose file `locate` has found."""
+    model, meta = _load_file(file, name, image_size, report)
+    model.meta = meta.without_history()
+    return model, meta
+
+
+def _load_file(file: Path, name: str, image_size: Size | None, report: Report | None) -> tuple[Any, ModelMeta]:
     if name not in WEIGHTS and file.suffix == ".safetensors":
         with suppress(ForeignFile):
             found = load_model(file)
             if key := split_key(name)[1]:
                 raise ValueError(f"{file} is a model file, which holds one network: leave :{key} out")
             return found
-    return _foreign(file, WEIGHTS.get(name), name, image_size, report or (lambda event: None))
+    return _foreign(file, WEIGHTS.get(name.removeprefix("hf:timm/")), name, image_size, report or (lambda event: None))
 
 
 def split_key(name: str) -> tuple[str, str]:
@@ -256,6 +264,43 @@ def create_model(
     if head == "reset":
         adapted.reset_classifier(asked)
     return adapted.train()
+
+
+def from_pretrained(name: str | os.PathLike[str], *, report: Report | None = None, **fields: Any) -> Any:
+    """A trained network by name, path or repository, in evaluation mode: a torch module.
+
+    name: whatever `load_weights` takes; a name of `mlpmixer list models`, for its published weights as
+        `create_model(name, pretrained=True)` takes them; owner/name on the Hugging Face Hub. A folder here comes first.
+    report: receives the progress of a download.
+    fields: other sizes: num_classes=10 (a fresh head), image_size=448, in_channels=1, also as timm spells them.
+
+    Errors: ValueError for what is not there, damaged, or not a known network, and for sizes that do not fit together.
+    """
+    wanted = os.fspath(name)
+    source = _source(wanted)
+    try:
+        model, _ = load_weights(source, report=report)
+    except ValueError as e:
+        if source == f"hf:{wanted}":
+            raise ValueError(f"{wanted} is not a file or folder here, and on the Hub: {e}") from e
+        raise
+    if fields:
+        from mlpmixer.weights.adapt import adapt_to
+
+        model = adapt_to(model, configured(model.cfg, **fields))
+    return model
+
+
+def _source(name: str) -> str:
+    """What `load_weights` calls the weights of a name that is not only for it: owner/name, hf-hub:timm/NAME, B/16."""
+    if name in WEIGHTS or os.path.exists(split_key(name)[0]):
+        return name
+    bare = re.sub(r"^(hf-hub|hf_hub|hf):", "", name)
+    if (timms := bare.removeprefix("timm/")) in WEIGHTS:
+        return timms
+    if published.model_of(bare) in MODELS:
+        return published.weights_for(bare)
+    return f"hf:{bare}" if re.fullmatch(r"[\w.-]+/[\w.-]+", bare) else name
 
 
 def convert(

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,7 @@ from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.durable import replacing
 from mlpmixer.models.configs import NetworkConfig
 from mlpmixer.registry import shortened, shown
+from mlpmixer.weights.published import numbered
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,6 +68,38 @@ class ModelMeta(Config):
         require(
             given == size, f"preprocess makes images of {given}, the network takes {size} (height, width, channels)"
         )
+
+    def without_history(self) -> "ModelMeta":
+        """What stays true of a network that is trained further: its classes and preprocessing, no data and figures."""
+        loss = {key: value for key, value in self.provenance.items() if key == "loss"}
+        return replace(self, data=None, splits=None, provenance=loss)
+
+    def with_fresh_head(self, num_classes: int) -> "ModelMeta":
+        """What is known once the head is another one: the preprocessing. The classes are numbers."""
+        config = replace(self.config, num_classes=num_classes)
+        return ModelMeta(config=config, classes=numbered(num_classes), preprocess=self.preprocess)
+
+
+def meta_of(network: Any, classes: Sequence[str] | None = None, preprocess: Preprocess | None = None) -> ModelMeta:
+    """What travels with a network by itself: what came with its weights, where that is not given; of a fresh one,
+    numbered classes and the preprocessing of a run here.
+
+    ValueError for another number of classes than the network has outputs.
+    """
+    cfg, size = network.cfg, pair(network.cfg.image_size)
+    known = network.meta or ModelMeta(
+        config=cfg,
+        classes=numbered(cfg.num_classes),
+        preprocess=Preprocess(image_size=size, in_channels=cfg.in_channels),
+    )
+    if preprocess is None:
+        preprocess = replace(known.preprocess, image_size=size)
+        if (n := preprocess.in_channels) != cfg.in_channels:
+            mean, std = sum(preprocess.mean) / n, sum(preprocess.std) / n
+            preprocess = replace(preprocess, in_channels=cfg.in_channels, mean=(mean,), std=(std,))
+    return replace(
+        known, config=cfg, classes=known.classes if classes is None else tuple(classes), preprocess=preprocess
+    )
 
 
 def public(meta: ModelMeta) -> ModelMeta:
