@@ -51,5 +51,5 @@ def test_ctrl_c_leaves_what_is_done_and_says_so(
     monkeypatch.setattr(attribution, "explain", interrupted)
     code, _, err = run("explain", str(digits_run), *images, "--out", str(tmp_path / "out"))
     page = tmp_path / "out" / "explanation.html"
-    assert code == 130 and page.read_text().count("as the network saw it") == 1
+    assert code == 130 and page.read_text().count("What spoke for") == 1
     assert err == f"mlpmixer: stopped after 1 of 3 images, which are on the page {page}\n"

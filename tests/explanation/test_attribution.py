@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import numpy as np
@@ -16,7 +17,7 @@ from mlpmixer import cli
 from mlpmixer.explanation import attribution
 from mlpmixer.explanation.attribution import METHODS
 from mlpmixer.explanation.page import ExplanationFolder
-from mlpmixer.inference.classifier import from_network
+from mlpmixer.inference.classifier import from_network, load
 from mlpmixer.training.recipe import Recipe
 from mlpmixer.weights.model_file import save_model
 from mlpmixer.weights.run_folder import write_recipe
@@ -126,7 +127,8 @@ def test_networks_without_tokens_have_the_other_methods(tmp_path):
     folder = ExplanationFolder(tmp_path / "out")
     folder.add(found)
     page = folder.write_page(model="x", fill="0").read_text(encoding="utf-8")
-    assert "evidence" not in check_safe(page).text
+    text = check_safe(page).text
+    assert "Approximately" in text and "all orange squares" not in text and "Votes of the squares" not in text
     for wrong, says in (
         ({"methods": ["evidence"]}, "Convolutions has no tokens"),
         ({"mixing": True}, "--method mixing"),
@@ -167,14 +169,21 @@ def test_the_command_writes_pictures_and_a_page(folder, capsys):
     code, printed, errors = called(
         capsys, folder / "run", folder / "torn.png", folder / "a<b.png", "--out", out, "--method", methods
     )
-    assert code == 1 and "torn.png" in errors and "a<b.png" in printed and "mean of 512 training images" in printed
+    assert code == 1 and "torn.png" in errors and "a<b.png" in printed
     assert {p.name for p in out.iterdir()} == {f"01-a_b-{m}.png" for m in ("seen", *methods.split(","))} | {
         "explanation.html"
     }
     page = check_safe((out / "explanation.html").read_text(encoding="utf-8"))
-    for text in ("a<b.png", "torn.png", "bias", "How far a patch sees", *METHODS):
+    for text in (
+        "a<b.png",
+        "torn.png",
+        "bias",
+        "mean of 512 training images",
+        "How far a patch sees",
+        *(m for m in METHODS if m != "evidence"),
+    ):
         assert text in page.text, text
-    assert (out / "explanation.html").read_text().count("<img") == 6
+    assert [tag for tag in ("img", "svg", "details") if tag not in page.tags] == []
 
 
 def test_the_command_prints_json(folder, capsys):
@@ -199,6 +208,59 @@ def test_the_command_prints_json(folder, capsys):
         "faithfulness"
     ]["images"] == 5
     assert "Which method is faithful" in check_safe((folder / "out" / "explanation.html").read_text()).text
+
+
+def test_the_page_begins_with_the_answer_and_what_adds_up_to_it(folder, capsys):
+    out = folder / "out"
+    code, printed, _ = called(capsys, folder / "run", folder / "a<b.png", "--out", out, "--method", "evidence")
+    (found,) = attribution.explain(
+        load(folder / "run"), [str(folder / "a<b.png")], torch.zeros(1), methods=["evidence"]
+    )
+    evidence = found.lead_map("evidence")
+    assert evidence.sum() + found.lead_bias == pytest.approx(found.target.logit - found.rival.logit, abs=1e-5)
+    assert found.lead == pytest.approx(math.log(found.target.probability / found.rival.probability), abs=1e-4)
+    answer, _ = printed.split("\n\n")
+    assert code == 0 and f"lead {found.lead:+.2f}" in answer and len(answer.splitlines()) == 2
+    text = re.sub(r"\s+", " ", check_safe((out / "explanation.html").read_text()).text.split("</style>")[-1])
+    start = text.index("What spoke for")
+    for words in (
+        f"What spoke for {found.target.label} {100 * found.target.probability:.1f} %",
+        f"the runner-up is {found.rival.label}",
+        f"{evidence.clip(min=0).sum():+.2f}all orange squares",
+        f"{evidence.clip(max=0).sum():+.2f}all blue squares",
+        f"{found.lead:+.2f}points",
+    ):
+        assert start <= text.index(words) < start + 1200, words
+
+
+def test_a_class_that_is_asked_for_is_compared_with_the_answer(folder):
+    classifier = load(folder / "run")
+    (plain,) = attribution.explain(classifier, [str(folder / "a<b.png")], torch.zeros(1))
+    label = plain.top[3].label
+    (asked,) = attribution.explain(classifier, [str(folder / "a<b.png")], torch.zeros(1), label=label)
+    assert asked.target.label == label and asked.rival == plain.target and asked.lead < 0
+    np.testing.assert_allclose(asked.rival_maps["occlusion"], plain.maps["occlusion"], atol=1e-5)
+
+
+def test_classes_that_do_not_compete_have_no_rival(folder):
+    classifier = load(folder / "run")
+    classifier.multi_label = True
+    (found,) = attribution.explain(classifier, [str(folder / "a<b.png")], torch.zeros(1))
+    assert found.rival is None and not found.rival_maps and found.lead == found.target.logit
+    explained = ExplanationFolder(folder / "out")
+    explained.add(found)
+    page = explained.write_page(model="x", fill="0").read_text(encoding="utf-8")
+    assert "the model says yes" in check_safe(page).text and "runner-up" not in page
+
+
+def test_photos_are_shown_sharper_than_the_network_sees_them(folder):
+    Image.effect_noise((200, 100), 50).save(folder / "wide.png")
+    classifier = load(folder / "run")
+    small, wide = attribution.explain(
+        classifier, [str(folder / "a<b.png"), str(folder / "wide.png")], torch.zeros(1), methods=["evidence"]
+    )
+    assert small.photo is small.pixels and small.pixels.shape == (8, 8, 1)
+    assert wide.pixels.shape == (8, 8, 1) and wide.photo.shape == (100, 100, 1)
 
 
 @pytest.mark.parametrize(

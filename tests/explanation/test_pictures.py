@@ -11,23 +11,28 @@ from mlpmixer.explanation import pictures
 from mlpmixer.weights.model_file import save_model
 
 
-def test_heat_maps_align_with_patches():
+def test_heat_maps_align_with_patches_and_leave_the_photo_visible():
     values = np.zeros((2, 6))
     values[1, 3], values[0, 5] = 2.0, -2.0
-    picture = np.asarray(pictures.heat_map(np.full((8, 12, 3), 128, np.uint8), values))
-    assert picture.shape[0] == 8 * 21  # 256 / 12, rounded
-    body = picture[: 8 * 21, : 12 * 21].reshape(2, 4 * 21, 6, 2 * 21, 3)
-    assert (body == body[:, :1, :, :1]).all()  # one colour in each patch, up to its border
-    cells = body[:, 0, :, 0].astype(int)
-    assert (np.abs(cells - cells[0, 0]).sum(axis=2) > 0).tolist() == [
-        [False] * 5 + [True],
-        [False] * 3 + [True] + [False] * 2,
-    ]
-    red, blue = cells[1, 3], cells[0, 5]
-    assert red[0] > red[2] and blue[2] > blue[0]
-    bar = picture[:, 12 * 21 + pictures.GAP_PX + 7]
-    coloured = bar[(bar.astype(int).max(axis=1) - bar.min(axis=1)) > 60].astype(int)
-    assert coloured[0, 0] > coloured[0, 2] and coloured[-1, 2] > coloured[-1, 0]  # red, for, is above
+    photo = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    picture = np.asarray(pictures.heat_map(photo, values)).astype(int)
+    grey = np.asarray(pictures.grey_picture(photo).convert("RGB")).astype(int)
+    assert picture.shape == (8 * 21 + pictures.SCALE_PX, 12 * 21, 3)  # 256 / 12, rounded
+    picture = picture[: 8 * 21]
+    orange, blue = (slice(4 * 21, None), slice(3 * 42, 4 * 42)), (slice(0, 4 * 21), slice(5 * 42, None))
+    same = (picture == grey).all(axis=2)
+    assert not same[orange].any() and not same[blue].any() and same.sum() == same.size * 10 / 12  # 0 is transparent
+    assert (picture[orange][..., 0] > picture[orange][..., 2]).all() and (
+        picture[blue][..., 2] > picture[blue][..., 0]
+    ).all()
+    light = picture[orange].sum(axis=2)
+    assert light.max() - light.min() > 50  # the strongest patch, too
+
+
+def test_the_scale_goes_from_against_to_for():
+    picture = np.asarray(pictures.heat_map(np.zeros((8, 8, 3), np.uint8), np.ones((2, 2)))).astype(int)
+    bar = picture[256 + pictures.GAP_PX + 6]
+    assert bar[0, 2] > bar[0, 0] and bar[-1, 0] > bar[-1, 2] and np.ptp(bar[128]) <= 2
 
 
 def test_zeros_can_be_drawn():
@@ -41,7 +46,8 @@ def test_units_and_filters_keep_their_order():
     step_y, step_x = 2 * 16 + 3, 4 * 16 + 3
     assert picture.shape == (2 * step_y - 3, 2 * step_x - 3, 3)
     assert (
-        tuple(picture[0, 0]) == tuple(picture[step_y, 0]) == pictures.RED and tuple(picture[0, step_x]) == pictures.BLUE
+        tuple(picture[0, 0]) == tuple(picture[step_y, 0]) == pictures.POSITIVE
+        and tuple(picture[0, step_x]) == pictures.NEGATIVE
     )
     filters = np.zeros((1, 3, 2, 2))
     filters[0, 1, 0, 1] = 5

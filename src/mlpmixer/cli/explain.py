@@ -1,6 +1,7 @@
 """mlpmixer explain."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,8 +21,14 @@ from mlpmixer.cli.printing import STATUS, percent, print_error, print_json, prin
 from mlpmixer.cli.progress import reporter
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mlpmixer.download import Report
+    from mlpmixer.evaluation.data import Chosen
     from mlpmixer.explanation.attribution import Explanation
     from mlpmixer.explanation.faithfulness import Faithfulness
+    from mlpmixer.explanation.page import ExplanationFolder
+    from mlpmixer.inference.classifier import Classifier, Failure
 
 MIXING = "mixing"  # no map over the image, so no entry of explain.METHODS
 MOST = 100  # a page of more images is too large to open
@@ -56,23 +63,14 @@ class Explain(Command):
     inputs: InputOptions = field(default_factory=InputOptions)
 
     def __call__(self) -> int:
-        if not self.images and not self.faithfulness:
-            raise ValueError(f"which images? mlpmixer explain {self.run} FILE... (or folders, or patterns)")
         from mlpmixer.evaluation.data import open_for
-        from mlpmixer.explanation.attribution import METHODS, default_fill, explain
-        from mlpmixer.explanation.faithfulness import faithfulness
+        from mlpmixer.explanation.attribution import default_fill
         from mlpmixer.explanation.page import ExplanationFolder
-        from mlpmixer.inference.classifier import Failure
         from mlpmixer.inference.files import find_images
 
-        names = self.method.split(",") if self.method else []
-        methods = [name for name in names if name != MIXING] if names else None
-        for name in methods or []:
-            METHODS[name]  # a wrong name is an error before anything is loaded
-        if self.faithfulness and methods == []:
-            raise ValueError(
-                f"--faithfulness compares methods, and --method {self.method} names none of {', '.join(METHODS)}"
-            )
+        if not self.images and not self.faithfulness:
+            raise ValueError(f"which images? mlpmixer explain {self.run} FILE... (or folders, or patterns)")
+        methods, mixing = self._asked()
         require_writable("--out", self.out, folder=True)
         paths = list(find_images(self.images))
         if len(paths) > MOST:
@@ -82,70 +80,112 @@ class Explain(Command):
         if self.faithfulness:
             chosen = open_for(classifier, self.faithfulness, self.data_dir).choose().unseen()
             print_changes(chosen.scored)
-        out, found, failed, measured, stopped = ExplanationFolder(Path(self.out)), [], [], None, False
+        folder, measured, stopped = ExplanationFolder(Path(self.out)), None, False
         with reporter() as report:
-            report(progress := {"kind": "progress", "what": "image", "done": 0, "of": len(paths)})
+            report({"kind": "progress", "what": "image", "done": 0, "of": len(paths)})
             fill, fill_text = default_fill(classifier)
             try:
-                for one in explain(classifier, paths, fill, methods=methods, label=self.label, mixing=MIXING in names):
-                    if isinstance(one, Failure):
-                        failed.append(one)
-                        print_error(f"{one.name}: {one.reason}")
-                    else:
-                        out.add(one)
-                        found.append(one.to_json())
-                        if not self.json:
-                            STATUS.clear()
-                            print_explained(one)
-                    report(progress | {"done": len(found) + len(failed)})
+                self._explain(classifier, paths, fill, methods, mixing, folder, report)
                 if chosen:
-                    measured = faithfulness(
-                        classifier,
-                        chosen.images,
-                        fill,
-                        methods=methods,
-                        at_most=self.faithfulness_images,
-                        report=report,
-                    )
+                    measured = self._measure(classifier, chosen, fill, methods, report)
             except KeyboardInterrupt:
                 stopped = True
-        if measured and chosen and not self.json:
-            print(f"\nof {chosen.scored}")
-            print_faithfulness(measured)
+        page = None
+        if folder.explained or measured:
+            data_text = str(chosen.scored) if chosen else ""
+            page = folder.write_page(model=self.run, fill=fill_text, measured=measured, data=data_text)
         bad = measured.bad if measured else ()
         for name, reason in bad[:10]:
             print_error(f"{name}: {reason}")
-        page = None
-        if found or measured:
-            data_text = str(chosen.scored) if chosen else ""
-            page = out.write_page(failed, model=self.run, fill=fill_text, measured=measured, data=data_text)
         if self.json:
             print_json(
                 {
                     "fill": fill_text,
-                    "images": found,
-                    "errors": [dataclasses.asdict(one) for one in failed],
+                    "images": [one.to_json() for one in folder.explained],
+                    "errors": [dataclasses.asdict(one) for one in folder.failures],
                     "faithfulness": measured.to_json() if measured else None,
                     "scored": dataclasses.asdict(chosen.scored) if chosen else None,
                     "page": page and str(page),
                 }
             )
         elif page:
-            print(f"\nfilled  {fill_text}\npage    {page}")
+            print(f"\npage    {page}")
         if stopped:
             where = f", which are on the page {page}" if page else ""
-            print_error(f"stopped after {len(found) + len(failed)} of {len(paths)} images{where}")
+            done = len(folder.explained) + len(folder.failures)
+            print_error(f"stopped after {done} of {len(paths)} images{where}")
             return 130
-        return 1 if failed or bad else 0
+        return 1 if folder.failures or bad else 0
+
+    def _asked(self) -> tuple[list[str] | None, bool]:
+        """The names of METHODS, None for all; and whether mixing is asked for, too."""
+        from mlpmixer.explanation.attribution import METHODS
+
+        if not self.method:
+            return None, False
+        names = self.method.split(",")
+        methods = [name for name in names if name != MIXING]
+        for name in methods:
+            METHODS[name]  # a wrong name is an error before anything is loaded
+        if self.faithfulness and not methods:
+            raise ValueError(
+                f"--faithfulness compares methods, and --method {self.method} names none of {', '.join(METHODS)}"
+            )
+        return methods, MIXING in names
+
+    def _explain(
+        self,
+        classifier: "Classifier",
+        paths: "Sequence[str | Failure]",
+        fill: "Tensor",
+        methods: Sequence[str] | None,
+        mixing: bool,
+        folder: "ExplanationFolder",
+        report: "Report",
+    ) -> None:
+        """Add every image to the folder, and print its answer."""
+        from mlpmixer.explanation.attribution import explain
+        from mlpmixer.inference.classifier import Failure
+
+        found = explain(classifier, paths, fill, methods=methods, label=self.label, mixing=mixing)
+        for done, one in enumerate(found, 1):
+            folder.add(one)
+            if isinstance(one, Failure):
+                print_error(f"{one.name}: {one.reason}")
+            elif not self.json:
+                STATUS.clear()
+                print(answer(one))
+            report({"kind": "progress", "what": "image", "done": done, "of": len(paths)})
+
+    def _measure(
+        self,
+        classifier: "Classifier",
+        chosen: "Chosen",
+        fill: "Tensor",
+        methods: Sequence[str] | None,
+        report: "Report",
+    ) -> "Faithfulness":
+        from mlpmixer.explanation.faithfulness import faithfulness
+
+        images, n = chosen.images, self.faithfulness_images
+        measured = faithfulness(classifier, images, fill, methods=methods, at_most=n, report=report)
+        if not self.json:
+            STATUS.clear()
+            print(f"\nof {chosen.scored}")
+            print_faithfulness(measured)
+        return measured
 
 
-def print_explained(one: "Explanation") -> None:
-    c = one.target
-    exact = c.bias is not None
-    parts = (
-        f"evidence for {c.evidence_for:+.3f}, against {c.evidence_against:+.3f}, bias {c.bias:+.3f}: " if exact else ""
-    )
-    print(f"{one.name}\n  {percent(c.probability):>8}  {c.label}\n  {parts}logit {c.logit:.3f}")
+def answer(one: "Explanation") -> str:
+    """What the image is taken for, before what, and what spoke for it: one line, or two of a long name."""
+    text = f"{one.name}: {one.target.label} ({percent(one.target.probability)})"
+    if one.rival:
+        text += f" {'before' if one.lead >= 0 else 'behind'} {one.rival.label} ({percent(one.rival.probability)})"
+    if "evidence" in one.maps and one.lead_bias is not None:
+        values = one.lead_map("evidence")
+        above, below = (float(values.clip(*ends).sum()) for ends in ((0, None), (None, 0)))
+        text += f"\n  for {above:+.2f}, against {below:+.2f}, bias {one.lead_bias:+.2f}: lead {one.lead:+.2f}"
+    return text
 
 
 def print_faithfulness(f: "Faithfulness") -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mlpmixer.data.datasets import open_images
-from mlpmixer.data.images import Pixels
+from mlpmixer.data.images import Pixels, decode
 from mlpmixer.evaluation.data import resolve_data
 from mlpmixer.inference.classifier import Classifier, Failure
 from mlpmixer.inference.files import decoded_batches, map_images
@@ -32,6 +32,7 @@ Grid = tuple[int, int]
 Method = Callable[[nn.Module, Tensor, Tensor, Tensor, Grid], Tensor]
 CHUNK = 64  # images that go through the network at once; bounds memory, changes no result
 STEPS = 32  # gradients that are integrated; the completeness error they leave is shown beside each picture
+PHOTO_PX = 384  # the longer side of a picture to look at
 FILL_IMAGES = 512  # training images whose mean pixel fills patches
 
 METHODS: Registry[Method] = Registry("method")
@@ -160,26 +161,52 @@ class Explanation:
     name: str
     pixels: Pixels
     """(H, W, in_channels), 0..255, the input of the network before normalisation."""
+    photo: Pixels
+    """The same part of the image for the eye: up to PHOTO_PX on its longer side where the file is that large, else
+    `pixels`."""
     grid: Grid
     """h, w: patches down and across."""
     top: tuple[ClassEvidence, ...]
     """The likeliest classes, likeliest first."""
     target: ClassEvidence
     """The class that `maps` are about."""
+    rival: ClassEvidence | None
+    """The likeliest other class; None where there is none and where classes do not compete (sigmoid)."""
     maps: dict[str, NDArray[np.float32]]
     """Method -> (h, w), logits: positive speaks for the class."""
+    rival_maps: dict[str, NDArray[np.float32]]
+    """The same for the rival; empty without one."""
     filled_logit: float
     """The logit of the class for an image that is nothing but `fill`."""
+    filled_lead: float
+    """That logit less the rival's."""
     mixing: "Mixing | None"
+
+    @property
+    def lead(self) -> float:
+        """The logit of the class less the rival's: the logarithm of how many times as likely it is."""
+        return self.target.logit - (self.rival.logit if self.rival else 0.0)
+
+    @property
+    def lead_bias(self) -> float | None:
+        """The part of `lead` that no patch adds; None where evidence is not exact."""
+        bias, other = self.target.bias, self.rival.bias if self.rival else 0.0
+        return None if bias is None or other is None else bias - other
+
+    def lead_map(self, method: str) -> NDArray[np.float32]:
+        """(h, w): how much each patch adds to `lead`. Every method is linear in the logits, so this is a difference."""
+        return self.maps[method] - self.rival_maps[method] if self.rival else self.maps[method]
 
     def to_json(self) -> dict[str, Any]:
         """All but the pixels; of `mixing` the three numbers after each block."""
         return {
             "image": self.name,
             "asked": dataclasses.asdict(self.target),
+            "rival": dataclasses.asdict(self.rival) if self.rival else None,
             "top": [dataclasses.asdict(c) for c in self.top],
             "filled_logit": self.filled_logit,
             "maps": {name: values.tolist() for name, values in self.maps.items()},
+            "rival_maps": {name: values.tolist() for name, values in self.rival_maps.items()},
             "mixing": None if self.mixing is None else self.mixing.spread.tolist(),
         }
 
@@ -241,20 +268,34 @@ def _explanation(
         above, below = (float(part.sum()) for part in (evidence.clamp_min(0), evidence.clamp_max(0)))
         return dataclasses.replace(found, evidence_for=above, evidence_against=below, bias=float(bias))
 
-    best = [int(k) for k in np.argsort(-probabilities, kind="stable")[:top_k]]
-    target = classifier.classes.index(label) if label else best[0]
-    classes = torch.tensor([target], device=image.device)
+    order = [int(k) for k in np.argsort(-probabilities, kind="stable")]
+    target = classifier.classes.index(label) if label else order[0]
+    compared = [target] if classifier.multi_label else [target, *[k for k in order if k != target][:1]]
+    classes, views = torch.tensor(compared, device=image.device), image.expand(len(compared), -1, -1, -1)
+    maps = {n: method(network, views, classes, fill, grid).reshape(-1, *grid).cpu().numpy() for n, method in methods}
     drawn = capability(network, "mixing", "--method mixing").mixing_of(network, image[0]) if mixing else None
     return Explanation(
         name=name,
         pixels=pixels,
+        photo=_photo(classifier, name, pixels),
         grid=grid,
-        top=tuple(scored(k) for k in best),
+        top=tuple(scored(k) for k in order[:top_k]),
         target=scored(target),
-        maps={n: method(network, image, classes, fill, grid)[0].reshape(grid).cpu().numpy() for n, method in methods},
+        rival=scored(compared[1]) if compared[1:] else None,
+        maps={n: values[0] for n, values in maps.items()},
+        rival_maps={n: values[1] for n, values in maps.items() if compared[1:]},
         filled_logit=float(filled[target]),
+        filled_lead=float(filled[target] - filled[compared[1:]].sum()),
         mixing=drawn,
     )
+
+
+def _photo(classifier: Classifier, path: str, pixels: Pixels) -> Pixels:
+    """`Explanation.photo` of the image in a file that could be read before."""
+    height, width = pixels.shape[:2]
+    file = decode(path, "RGB")
+    factor = min(PHOTO_PX / max(height, width), file.width / width, file.height / height)
+    return classifier.preprocess.scaled(factor).array(path) if factor > 1 else pixels
 
 
 def default_fill(classifier: Classifier) -> tuple[Tensor, str]:

@@ -1,6 +1,7 @@
-"""Pictures of explanations and weights: red is positive and speaks for a class, blue against. Imports no torch.
+"""Pictures of explanations and weights. Imports no torch.
 
-S patches in a grid of h x w, N blocks.
+Maps over an image: orange speaks for a class, blue against it. Weights: red is positive, blue negative. Readers with
+any kind of colour blindness can tell both pairs apart. S patches in a grid of h x w, N blocks.
 """
 
 import io
@@ -19,15 +20,17 @@ Colours = NDArray[np.uint8]
 
 SIDE_PX = 256  # small images are enlarged by a whole factor to about this
 ROW_PX, PANEL_PX, TILE_PX = 1000, 200, 64  # approximate widths
-FONT_PX, GAP_PX, LEGEND_PX = 13, 8, 80
-RED, BLUE = (178, 24, 43), (33, 102, 172)  # the ends of ColorBrewer's RdBu, which colour-blind readers can tell apart
+FONT_PX, GAP_PX, SCALE_PX = 13, 8, 40
+ORANGE, BLUE = (213, 94, 0), (0, 114, 178)  # Okabe and Ito 2008, "Color Universal Design"
+OPACITY = 0.75  # of the strongest patch: the image shows through
+POSITIVE, NEGATIVE = (178, 24, 43), (33, 102, 172)  # the ends of ColorBrewer's RdBu
 
 
-def signed_colours(values: Values, background: Values | float = 255.0) -> Colours:
-    """Values (..) in -1..1 as colours (.., 3): red at 1, `background` (.., 3), 0..255, at 0, blue at -1."""
+def signed_colours(values: Values) -> Colours:
+    """Values (..) in -1..1 as colours (.., 3): red at 1, white at 0, blue at -1."""
     strength = np.abs(values)[..., None]
-    colour = np.where(values[..., None] > 0, np.array(RED), np.array(BLUE))
-    mixed: Colours = np.round(strength * colour + (1 - strength) * background).astype(np.uint8)
+    colour = np.where(values[..., None] > 0, np.array(POSITIVE), np.array(NEGATIVE))
+    mixed: Colours = np.round(strength * colour + (1 - strength) * 255).astype(np.uint8)
     return mixed
 
 
@@ -38,30 +41,34 @@ def input_picture(pixels: NDArray[Any]) -> Image.Image:
     return Image.fromarray(_enlarge(np.round(rgb).astype(np.uint8), factor))
 
 
-def heat_map(pixels: NDArray[Any], values: Values) -> Image.Image:
-    """Values of the patches (h, w), in logits, over the image (H, W, C), scaled to the largest, with a legend."""
-    seen = input_picture(pixels)
-    grey = np.asarray(seen.convert("L").convert("RGB"), dtype=np.float64)
-    most = float(np.abs(values).max())
-    down, across = (np.arange(n) * k // n for n, k in zip((seen.height, seen.width), values.shape, strict=True))
-    scaled = values[down[:, None], across] / (most or 1)
-    background = 70 + 0.7 * grey  # brighter, so that colours show on dark pictures
-    over = Image.fromarray(signed_colours(0.85 * scaled, background))
-    canvas = Image.new("RGB", (seen.width + LEGEND_PX, max(seen.height, 100)), "white")
-    canvas.paste(over, (0, 0))
-    _legend(canvas, seen.width + GAP_PX, most)
+def overlay(values: Values) -> Image.Image:
+    """Values of the patches (h, w) as one RGBA pixel each: orange speaks for, blue against, 0 is transparent."""
+    most = float(np.abs(values).max()) or 1.0
+    colour = np.where(values[..., None] > 0, np.array(ORANGE), np.array(BLUE))
+    alpha = np.round(255 * OPACITY * np.abs(values) / most)[..., None]
+    return Image.fromarray(np.concatenate([colour, alpha], axis=2).astype(np.uint8))
+
+
+def grey_picture(photo: NDArray[Any]) -> Image.Image:
+    """What `overlay` is laid upon: the image (H, W, C) in grey, neither black nor white, so that colours show on it."""
+    grey = np.asarray(input_picture(photo).convert("L"), dtype=np.float64)
+    return Image.fromarray(np.round(60 + 0.75 * grey).astype(np.uint8))
+
+
+def heat_map(photo: NDArray[Any], values: Values) -> Image.Image:
+    """Values of the patches (h, w), in logits, over the image (H, W, C), above a scale that ends at the largest."""
+    grey = grey_picture(photo).convert("RGBA")
+    over = overlay(values).resize(grey.size, Image.Resampling.NEAREST)
+    canvas = Image.new("RGB", (grey.width, grey.height + SCALE_PX), "white")
+    canvas.paste(Image.alpha_composite(grey, over), (0, 0))
+    bar = Image.new("RGBA", (grey.width, 12), (180, 180, 180, 255))
+    bar.alpha_composite(overlay(np.linspace(-1, 1, grey.width)[None]).resize(bar.size))
+    canvas.paste(bar, (0, grey.height + GAP_PX))
+    draw, font, most = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_PX), float(np.abs(values).max())
+    ends = ((0, "la", f"-{most:.2g} against"), (0.5, "ma", "0"), (1, "ra", f"for +{most:.2g}"))
+    for share, anchor, text in ends:
+        draw.text((share * grey.width, grey.height + GAP_PX + 14), text, "black", font, anchor=anchor)
     return canvas
-
-
-def _legend(canvas: Image.Image, left: int, most: float) -> None:
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_PX)
-    top, bottom = 2 * FONT_PX, min(canvas.height, 240) - GAP_PX
-    draw.text((left, GAP_PX), "logits", "black", font)
-    bar = signed_colours(0.85 * np.linspace(1, -1, bottom - top)[:, None].repeat(14, axis=1), 200.0)
-    canvas.paste(Image.fromarray(bar), (left, top))
-    for share, text in ((0, f"+{most:.2g}"), (0.5, "0"), (1, f"-{most:.2g}")):
-        y = top + share * (bottom - top)
-        draw.text((left + 18, y), text, "black", font, anchor="lt" if share == 0 else "lm" if share < 1 else "lb")
 
 
 def units_picture(units: Values, columns: int = 0) -> Image.Image:
