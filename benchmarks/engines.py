@@ -39,6 +39,7 @@ TIMM = {
     "B/32": "mixer_b32_224",
     "B/16": "mixer_b16_224",
     "L/16": "mixer_l16_224",
+    "resmlp-s12": "resmlp_12_224",
 }
 CALIBRATION = 32  # images
 WARM_UP = 2  # turns
@@ -144,8 +145,8 @@ def of_timm(kind: str, precision: str, threads: int, folder: Path) -> Any:
 # given
 
 
-def prepare(model: str, batch: int, folder: Path) -> None:
-    """One network with random weights in every form, and the images."""
+def prepare(model: str, batch: int, folder: Path, **changes: int) -> None:
+    """One network with random weights in every form, and the images. changes: fields of its config."""
     import json
     import logging
     import warnings
@@ -160,17 +161,21 @@ def prepare(model: str, batch: int, folder: Path) -> None:
     from mlpmixer.exporters.targets import onnx
     from mlpmixer.inference.classifier import from_network
     from mlpmixer.models.architecture import create_model
+    from mlpmixer.models.configs import MixerConfig
+    from mlpmixer.models.names import MODELS
     from mlpmixer.weights.formats import write_foreign
     from mlpmixer.weights.model_file import ModelMeta, save_model
 
     torch.manual_seed(0)
-    network = create_model(model, activation="gelu_erf").eval()  # timm's GELU
+    mixer = isinstance(MODELS[model], MixerConfig)
+    gelu = {"activation": "gelu_erf"} if mixer else {}  # timm's
+    network = create_model(model, **gelu, **changes).eval()
     with torch.no_grad():
         for p in network.parameters():
             p += torch.randn(p.shape) * (0.1 if p.ndim == 1 else 0.1 * p[0].numel() ** -0.5)
         assert isinstance(network.head, nn.Linear)
         network.head.weight.normal_(
-            std=4 * network.cfg.hidden_dim**-0.5
+            std=4 * network.cfg.num_features**-0.5
         )  # logits that spread, so that probabilities tell
     cfg = network.cfg
     size, channels = pair(cfg.image_size), cfg.in_channels
@@ -178,15 +183,16 @@ def prepare(model: str, batch: int, folder: Path) -> None:
     meta = ModelMeta(config=cfg, classes=tuple(f"class {k}" for k in range(cfg.num_classes)), preprocess=pre)
     save_model(folder / "model.safetensors", network, meta)
     write_foreign(folder / "timm.safetensors", cfg, network.state_dict(), "timm")
-    ratios = (cfg.tokens_mlp_dim / cfg.hidden_dim, cfg.channels_mlp_dim / cfg.hidden_dim)
-    shape = {
-        "img_size": list(size),
-        "patch_size": list(pair(cfg.patch_size)),
-        "in_chans": channels,
-        "num_classes": cfg.num_classes,
-    }
-    blocks = {"num_blocks": cfg.num_blocks, "embed_dim": cfg.hidden_dim, "mlp_ratio": ratios}
-    (folder / "timm.json").write_text(json.dumps(shape | blocks))
+    if mixer:
+        ratios = (cfg.tokens_mlp_dim / cfg.hidden_dim, cfg.channels_mlp_dim / cfg.hidden_dim)
+        shape = {
+            "img_size": list(size),
+            "patch_size": list(pair(cfg.patch_size)),
+            "in_chans": channels,
+            "num_classes": cfg.num_classes,
+        }
+        blocks = {"num_blocks": cfg.num_blocks, "embed_dim": cfg.hidden_dim, "mlp_ratio": ratios}
+        (folder / "timm.json").write_text(json.dumps(shape | blocks))
     rng = np.random.default_rng(0)
     pixels = smoothed(rng, batch, (*size, channels))
     np.save(folder / "pixels.npy", pixels)
@@ -276,13 +282,22 @@ class Worker:
 
 
 def measure(
-    model: str, batch: int, threads: int, seconds: float, timm_python: str, folder: Path
+    model: str,
+    batch: int,
+    threads: int,
+    seconds: float,
+    timm_python: str,
+    folder: Path,
+    wanted: list[tuple[str, str]] | None = None,
 ) -> list[dict[str, Any]]:
+    """wanted: the rows, all by default; "timm" is timm's network of this model."""
     import torch
 
     from mlpmixer.hardware import has_bf16
 
     kinds = kinds_of(model, timm_python, has_bf16(torch.device("cpu")))
+    if wanted:
+        kinds = [(kind, p) for kind, p in kinds if (kind, p) in wanted or (kind.split(":")[0], p) in wanted]
     workers = {
         row: Worker(*row, threads, folder, timm_python if row[0].startswith("timm") else sys.executable)
         for row in kinds

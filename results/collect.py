@@ -1,13 +1,15 @@
-"""Turn finished runs into a stored result, and keep the table of the README equal to the stored results.
+"""Turn finished runs into a stored result, and keep the tables of the README equal to what is stored.
 
     python results/collect.py add "what is claimed" runs/digits-0 runs/digits-1 ...   # runs of one recipe, other seeds
-    python results/collect.py table                                                    # rewrite the table in README.md
+    python results/collect.py table                                                    # rewrite the tables in README.md
 
 A result is results/<data>/<recipe>/<date>_<commit>_<hardware>/ with recipe.json, env.json, metrics.jsonl (of the first
 run), summary.json (mean, range and number of seeds, on the test split) and a README of the claim, the command and the
-curve.
+curve. What others reach on the same data, and who says so, is in rivals.json. The speeds of the models are those of
+benchmarks/models_*.csv, which benchmarks/models_table.py writes.
 """
 
+import csv
 import json
 import re
 import shlex
@@ -16,12 +18,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mlpmixer.models.configs import NetworkConfig
+from mlpmixer.models.names import MODELS
+from mlpmixer.training import recipes
 from mlpmixer.weights.privacy import without_folders
+from mlpmixer.weights.published import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 COUNTS = {"last": "The last step counts, not the best", "best": "The step with the best validation accuracy counts"}
-START, END = "<!-- results: written by results/collect.py -->", "<!-- end of results -->"
+START, END = "<!-- {}: written by results/collect.py -->", "<!-- end of {} -->"
+TITLES = {
+    "cifar10": "CIFAR-10",
+    "digits": "digits",
+    "flowers89": "Flowers, 89",
+    "mnist": "MNIST",
+    "trashnet": "TrashNet",
+}
+TRAINED = {"Pico/2": "digits/digits", "Nano/4": "cifar10/small-images-2h", "Nano/8": "trashnet/photos"}
+"""Models of the README's table and the result whose accuracy stands there."""
+PUBLISHED = {
+    "S/32": "S/32:gsam", "S/16": "S/16:gsam", "B/32": "B/32:sam", "B/16": "B/16:imagenet1k", "L/16": "L/16:imagenet1k",
+    "resmlp-s12": "",
+}  # fmt: skip
+"""The others, and the name of published weights; "": none has a name here."""
 
 
 def spread(values: list[float]) -> dict[str, Any]:
@@ -107,25 +127,13 @@ def seeds(top1: dict[str, Any]) -> str:
 
 
 def minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.{1 if seconds < 6000 else 0}f} min"
 
 
-def table() -> str:
-    """The stored results as a Markdown table, newest of each recipe and data set."""
-    rows = [
-        "| data | test top-1 | seeds | parameters | training | hardware | command |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    newest: dict[tuple[str, str], Path] = {}
-    for path in sorted(RESULTS.glob("*/*/*/summary.json"), key=begun):
-        newest[(path.parts[-4], path.parts[-3])] = path
-    for path in newest.values():
-        s = json.loads(path.read_text())
-        rows.append(
-            f"| [{s['data']}]({path.parent.relative_to(ROOT).as_posix()}) | {percent(s['top1'])} | {seeds(s['top1'])} "
-            f"| {s['params']:,} | {minutes(s['train_s']['mean'])} | {s['device']} | `{s['command']}` |"
-        )
-    return "\n".join(rows)
+def newest() -> dict[str, Path]:
+    """The summary of the newest result of each data set and recipe: "cifar10/small-images-2h" and so on."""
+    found = sorted(RESULTS.glob("*/*/*/summary.json"), key=begun)
+    return {f"{path.parts[-4]}/{path.parts[-3]}": path for path in found}
 
 
 def begun(summary: Path) -> tuple[str, str, str]:
@@ -133,9 +141,89 @@ def begun(summary: Path) -> tuple[str, str, str]:
     return summary.parts[-4], summary.parts[-3], json.loads(summary.with_name("env.json").read_text())["date"]
 
 
-def readme_with_table(readme: str) -> str:
-    before, rest = readme.split(START)
-    return f"{before}{START}\n{table()}\n{END}{rest.split(END)[1]}"
+def table() -> str:
+    """The stored results, and what others reach on the same data, as a Markdown table."""
+    rivals = json.loads((RESULTS / "rivals.json").read_text(encoding="utf-8"))
+    rows = [
+        "| data | network | test top-1 | parameters | training | command, or who says so |",
+        "|---|---|---|---|---|---|",
+    ]
+    found = newest()
+    for data, title in TITLES.items():
+        for key, path in found.items():
+            if key.split("/")[0] == data:
+                s = json.loads(path.read_text())
+                top1 = s["top1"]
+                threads = s["device"].rsplit(", ", 1)[1].replace("1 threads", "1 thread")
+                command = re.sub(r" --out \S+| --seed 0| --data.split-seed 0", "", s["command"])
+                rows.append(
+                    f"| [{title}](results/{data}) | Mixer, {epochs(path)} epochs | **{percent(top1)}** ({seeds(top1)}) "
+                    f"| {millions(s['params'])} | {minutes(s['train_s']['mean'])}, {threads} | `{command}` |"
+                )
+        for r in rivals:
+            if r["data"] == data:
+                rows.append(
+                    f"| {title} | {r['network']} | {r['top1']} | {r['params']} | {r['training']} | {r['source']} |"
+                )
+    return "\n".join(rows)
+
+
+def epochs(summary: Path) -> str:
+    return f"{json.loads(summary.with_name('recipe.json').read_text())['run']['epochs']:g}"
+
+
+def millions(params: int) -> str:
+    return f"{params / 1e6:.2f} M"
+
+
+def multiply_adds(flops: int) -> str:
+    return f"{flops / 2e9:.2f} G" if flops > 1e9 else f"{flops / 2e6:.1f} M"
+
+
+def config_of(model: str) -> NetworkConfig:
+    """The architecture; for Nano/4 that of the recipe for CIFAR-10, whose accuracy stands in the table."""
+    return recipes.cifar10().model if model == "Nano/4" else MODELS[model]
+
+
+def models() -> str:
+    """Size, speed and accuracy of the models as a Markdown table."""
+    speeds, measured = {}, "not measured."
+    for file in (ROOT / "benchmarks").glob("models_*.csv"):  # one, or none
+        with open(file, newline="") as f:
+            rows_of_file = list(csv.DictReader(f))
+        speeds = {(row["model"], row["engine"], row["precision"]): row["images_per_s"] for row in rows_of_file}
+        measured = f"{rows_of_file[0]['device']}, {rows_of_file[0]['batch']} at a time: `benchmarks/models_table.py`."
+    columns = [("timm in torch", "float32"), ("ours in onnxruntime", "float32"), ("ours in onnxruntime", "int8")]
+    rows = [
+        "| model | pixels | parameters | multiply-adds | timm | float32 | int8 | top-1 | weights |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    found = newest()
+    for name in [*TRAINED, *PUBLISHED]:
+        config = config_of(name)
+        flops = sum(layer.flops for layer in config.layers())
+        if name in TRAINED:
+            s = json.loads(found[TRAINED[name]].read_text())
+            top1 = f"{TITLES[TRAINED[name].split('/')[0]]} {percent(s['top1'])}"
+            weights = "with the package: `digits`" if name == "Pico/2" else "train it"
+        else:
+            weights = f"`{PUBLISHED[name]}`" if PUBLISHED[name] else ""
+            reported = WEIGHTS[PUBLISHED[name]].top1 if PUBLISHED[name] else None
+            top1 = f"ImageNet {100 * reported:.2f} %" if reported else ""
+        cells = [speeds.get((name, *column), "") for column in columns]
+        rows.append(
+            f"| {name} | {config.image_size} | {config.num_params:,} | {multiply_adds(flops)} | {' | '.join(cells)} "
+            f"| {top1} | {weights} |"
+        )
+    return f"Images a second in timm, float32 and int8: {measured}\n\n" + "\n".join(rows)
+
+
+def readme_with_tables(readme: str) -> str:
+    for name, write in (("results", table), ("models", models)):
+        start, end = START.format(name), END.format(name)
+        before, rest = readme.split(start)
+        readme = f"{before}{start}\n{write()}\n{end}{rest.split(end)[1]}"
+    return readme
 
 
 def main(args: list[str]) -> None:
@@ -144,7 +232,7 @@ def main(args: list[str]) -> None:
         print(add(args[1], [Path(a) for a in args[2:]]).relative_to(ROOT))
     elif args != ["table"]:
         raise SystemExit(__doc__)
-    readme.write_text(readme_with_table(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    readme.write_text(readme_with_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
