@@ -1,30 +1,45 @@
-"""What the README says is so: its commands parse, its table is the stored results."""
+"""What the README says is so: its commands run, its tables are what is stored, its links lead somewhere."""
 
-import dataclasses
 import importlib.util
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from helpers.datasets import write_cifar10, write_idx
+from helpers.shared import Once
+from PIL import Image
 
 from mlpmixer import cli
-from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.models.architecture import create_model
-from mlpmixer.training import recipes
-from mlpmixer.weights import model_file, run_folder
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = sorted(
-    {
-        line.split("  #")[0].strip()
-        for line in re.findall(r"^mlpmixer .*$", README, re.M) + re.findall(r"`(mlpmixer [^`]+)`", README)
-    }
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
+LINES = [
+    line.split("  #")[0].strip() for language, text in BLOCKS if not language for line in text.splitlines() if line
+]
+COMMANDS = list(
+    dict.fromkeys(
+        [
+            *LINES,
+            *re.findall(r"^\| `([^`]+)` \|", README, re.M),
+            *re.findall(r"\| `(mlpmixer [^`]+)` \|$", README, re.M),
+        ]
+    )
 )
+MLPMIXER = [command for command in COMMANDS if command.startswith("mlpmixer ")]
+SHORTER = {"train": ["--steps", "2", "--device", "cpu"], "bench": ["--seconds", "0.1"]}
+SLOW = ("--to ", "--int8", "bench", "lr-find", "--faithfulness", "mnist", "cifar10", "DIR/")
+"""Words of commands that are left to `make test-all`."""
 
 
-def collect() -> object:
+def collect() -> Any:
     spec = importlib.util.spec_from_file_location("collect", ROOT / "results" / "collect.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -32,24 +47,125 @@ def collect() -> object:
     return module
 
 
-def test_table_equals_stored_results() -> None:
-    assert collect().readme_with_table(README) == README  # type: ignore[attr-defined]
+def write_photos(folder: Path, colour: int) -> None:
+    """Noise of two colours as photographs of two classes."""
+    rng = np.random.default_rng(0)
+    for label in range(2):
+        (folder / "ab"[label]).mkdir(parents=True)
+        for i in range(40):
+            pixels = rng.integers(0, 120, (24, 32, 3), dtype=np.uint8)
+            pixels[..., (colour + label) % 3] += 10
+            Image.fromarray(pixels).save(folder / "ab"[label] / f"{i}.jpg")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command_parses(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "runs" / "photos").mkdir(parents=True)
-    recipe = recipes.photos()
-    run_folder.write_recipe(tmp_path / "runs" / "photos", recipe)
-    cfg = dataclasses.replace(recipe.model, num_classes=2)
-    meta = model_file.ModelMeta(config=cfg, classes=("a", "b"), preprocess=Preprocess(image_size=(64, 64)))
-    model_file.save_model(tmp_path / "runs" / "other" / run_folder.MODEL_FILE, create_model(cfg), meta)
-    words = [word for word in shlex.split(command)[1:] if word != "--help"]
-    if words != ["train"]:  # the help of a command that needs arguments
-        cli.parse(words).make()
+@pytest.fixture(scope="session")
+def desk(once: Once) -> Path:
+    """A folder in which the README's names exist: photos/, runs/photos, new.jpg and so on, all tiny. Read only."""
+
+    def make(folder: Path) -> None:
+        from helpers.models import SMALL
+
+        from mlpmixer.data.config import Data
+        from mlpmixer.models.configs import MixerConfig
+        from mlpmixer.training.recipe import Optim, Recipe, Run
+        from mlpmixer.training.run import train
+
+        folder.mkdir(exist_ok=True)
+        write_photos(folder / "photos", 0)
+        write_photos(folder / "other-photos", 1)
+        shutil.copytree(folder / "photos" / "a", folder / "more")
+        shutil.copy(folder / "more" / "0.jpg", folder / "new.jpg")
+        shutil.copytree(ROOT / "examples", folder / "examples")
+        write_cifar10(folder / "DIR" / "cifar10")
+        write_idx(folder / "DIR" / "mnist")
+        for name in ("trashnet", "flowers89"):
+            shutil.copytree(folder / "photos", folder / "DIR" / name)
+        model = MixerConfig(image_size=32, patch_size=8, **SMALL | {"num_classes": 2})
+        run = Run(steps=2, batch_size=16, device="cpu")
+        data = Data(name=str(folder / "photos"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mlpmixer.training.finish.write_report", lambda *_: None)
+            train(
+                Recipe(name="photos", model=model, data=data, optim=Optim(name="adamw"), run=run),
+                out=folder / "runs" / "photos",
+            )
+        shutil.copytree(folder / "runs" / "photos", folder / "runs" / "other")
+
+    return once("readme", make)
 
 
-def test_readme_shows_commands() -> None:
-    assert len(COMMANDS) >= 10
+@pytest.fixture
+def at_desk(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(desk, tmp_path / "desk")
+    monkeypatch.chdir(tmp_path / "desk")
+    return tmp_path / "desk"
+
+
+def answer_once(make: Callable[[], Any], *_: Any, **__: Any) -> int:
+    """In place of the server that runs until it is stopped: the page and one prediction."""
+    from starlette.testclient import TestClient
+
+    with TestClient(make(), base_url="http://localhost") as client:
+        assert "<html" in client.get("/").text
+        answer = client.post("/predict", files={"file": Path("examples/seven.png").read_bytes()})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()
+    return 0
+
+
+def slow(command: str) -> Any:
+    return pytest.param(command, marks=pytest.mark.slow) if any(word in command for word in SLOW) else command
+
+
+@pytest.mark.parametrize("command", [slow(command) for command in MLPMIXER])
+def test_command_runs(command: str, at_desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(command)[1:]
+    words = ["3s" if word == "30m" else word for word in words]
+    if words[0] == "train" and "--out" in words:
+        shutil.rmtree(words[words.index("--out") + 1])
+    if words[0] == "serve":
+        monkeypatch.setattr("mlpmixer.serve.server.run", answer_once)
+    timed = "--time" in words or "--resume" in words
+    assert cli.main([*words, *([] if timed else SHORTER.get(words[0], []))]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("torchrun ")])
+def test_torchrun_runs(command: str, at_desk: Path) -> None:
+    words = [str(Path(sys.executable).with_name("torchrun")), *shlex.split(command)[1:], *SHORTER["train"]]
+    subprocess.run(words, check=True, timeout=240)
+    assert (at_desk / "runs" / "two" / "model.safetensors").exists()
+
+
+def test_every_other_line_of_a_block_is_known() -> None:
+    others = [command for command in COMMANDS if command.split()[0] not in ("mlpmixer", "torchrun")]
+    assert others == ['pip install ".[serve]"', "make demo", "make test"]
+    assert re.search(r"^serve = ", (ROOT / "pyproject.toml").read_text(), re.M)
+    subprocess.run(["make", "--dry-run", "demo", "test"], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("code", [text for language, text in BLOCKS if language == "python"])
+def test_python_runs(code: str, at_desk: Path) -> None:
+    exec(code, {})
+
+
+def test_tables_equal_what_is_stored() -> None:
+    assert collect().readme_with_tables(README) == README
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!https?:)[^)#]+)", README))))
+def test_link_leads_to_a_file(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 130
+
+
+def test_rivals_are_dated_and_each_cell_says_how_it_is_known() -> None:
+    table = README[README.index("## Compared") :].split("\n\n")[1].splitlines()
+    assert re.search(r"^On 20\d\d-\d\d-\d\d\.", README[README.index("## Compared") :].split("\n")[1])
+    assert len({row.count("|") for row in table}) == 1
+    for row in table[2:]:
+        for cell in row.split("|")[2:-1]:
+            assert re.search(r"\((t|r)\)$", cell.strip()), f"{cell} in {row}"
