@@ -57,12 +57,15 @@ def rewritten(text: str, names: set[str], section: str) -> str:
     text = literal(text)
     kept: list[str] = []
     items: list[str] = []
+    others: list[str] = []
     errors: list[str] = []
     target = kept
     for line in text.splitlines():
-        start = re.match(r"(\w+): ", line)
-        if start and start[1] in names:
-            items += re.split(rf"(?<=[.;]) (?=(?:{'|'.join(names)}): )", line)
+        start = re.match(r"(\w+(?: \([^)]*\))?(?:, \w+(?: \([^)]*\))?)*): ", line)
+        found = re.findall(r"(\w+)(?: \([^)]*\))?(?:, |$)", start[1]) if start else []
+        if start and names.issuperset(found):
+            items += re.split(rf"(?<=[.;]) (?=(?:{'|'.join(names)}): )", f"{found[0]}: {line[start.end() :]}")
+            others += [f"{name}: as `{found[0]}`." for name in found[1:]]
             target = items
         elif re.match(r"Errors: |Raises ", line):
             errors.append(re.sub(r"^(Errors: |Raises )", "**Errors:** ", line))
@@ -76,5 +79,5 @@ def rewritten(text: str, names: set[str], section: str) -> str:
             target.append(line)
     parts = ["\n".join(kept).rstrip(), "\n".join(errors)]
     if items:
-        parts.append(f"{section}:\n" + "\n".join(f"    {item}" for item in items))
+        parts.append(f"{section}:\n" + "\n".join(f"    {item}" for item in [*items, *others]))
     return "\n\n".join(part for part in parts if part)
