@@ -54,6 +54,7 @@ VERBS = (
     "bench",
     "compare",
     "create_model",
+    "cross_validate",
     "evaluate",
     "export",
     "from_pretrained",

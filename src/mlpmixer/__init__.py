@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mlpmixer.inference.classifier import load
     from mlpmixer.models.configs import MixerConfig, ResMLPConfig, ResNetConfig, ViTConfig
     from mlpmixer.models.mixer import Mixer
+    from mlpmixer.training.cross_validation import cross_validate
     from mlpmixer.training.recipe import Augment, Distill, Init, Optim, Recipe, Run
     from mlpmixer.training.run import train
     from mlpmixer.weights.load import create_model, from_pretrained
@@ -35,6 +36,7 @@ __all__ = [
     "bench",
     "compare",
     "create_model",
+    "cross_validate",
     "evaluate",
     "export",
     "from_pretrained",
@@ -51,6 +53,7 @@ _HOME = dict.fromkeys(("Augment", "Distill", "Init", "Optim", "Recipe", "Run"), 
     "bench": "exporters.benchmark",
     "compare": "evaluation.compare",
     **dict.fromkeys(("create_model", "from_pretrained"), "weights.load"),
+    "cross_validate": "training.cross_validation",
     "evaluate": "evaluation.evaluate",
     "export": "exporters.export",
     "list_models": "weights.published",

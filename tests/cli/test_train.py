@@ -16,9 +16,10 @@ from PIL import Image
 
 from mlpmixer import cli
 from mlpmixer.cli import train
+from mlpmixer.config import to_json
 from mlpmixer.training import run as training
 from mlpmixer.training.loop import Diverged, Interrupted
-from mlpmixer.training.recipe import Recipe, read_recipe
+from mlpmixer.training.recipe import Recipe, read_recipe, variant
 from mlpmixer.weights.run_folder import LOCK_FILE, read_metrics, read_summary
 
 
@@ -126,6 +127,55 @@ def test_latest_unfinished_run(tmp_path: Path, digits_run: Path, monkeypatch: py
         os.utime(folder, (stamp, stamp))
     command: Any = cli.parse(["train", "--resume"]).make()
     assert command.resume == "runs/latest"
+
+
+def test_folds_end_with_the_labels_to_look_at_and_resume_by_name(
+    run: RunLine, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("train", "digits", "--folds", "2", "--data.train-fraction", "0.1", *quick)
+    assert (code, err) == (0, "")
+    table, labels, summary = out[out.index("fold  ") :].split("\n\n")
+    assert len(table.splitlines()) == 3 and len(labels.splitlines()) == 2 + 10
+    result, suspicious, time, files, following = summary.splitlines()
+    folder = "runs/digits-2-folds"
+    number = r"\d+\.\d+"
+    assert re.match(rf"result  top-1 {number} % \+- {number} \({number}-{number}\) over 2 folds; {number} %", result)
+    assert re.fullmatch(r"labels  [\d,]+ images are predicted otherwise; .*: out_of_fold.csv", suspicious)
+    assert files == f"files   {folder}/out_of_fold.csv {folder}/report.html" and time.startswith("time    ")
+    assert following.startswith("next    mlpmixer train digits ")
+    assert run("train", "--resume", folder)[1].endswith(summary), "a finished one says the same again"
+    assert "no unfinished run" in run("train", "--resume")[2]
+    for line in (f"evaluate {folder}", f"predict {folder} x.png", f"compare {folder} {folder}/fold-1"):
+        code, _, err = run(*line.split())
+        assert code == 2 and f"{folder} is a cross-validation" in err and f"{folder}/fold-1, or train" in err
+    assert "already holds a cross-validation" in run("train", "digits", "--out", folder, "--resume", *quick)[2]
+
+
+def test_unfinished_folds_are_the_latest_run(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = variant(read_recipe(digits_run), data={"folds": 5})
+    (tmp_path / "runs" / "folds").mkdir(parents=True)
+    (tmp_path / "runs" / "folds" / "folds.json").write_text(json.dumps({"recipe": to_json(recipe)}))
+    command: Any = cli.parse(["train", "--resume"]).make()
+    assert (command.resume, command.config) == ("runs/folds", recipe)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--folds 1", "--folds must be 2 to 1,000, or 0 for none, got 1"),
+        ("--folds 200", "--folds=200 needs 200 different images of each class"),
+        ("--folds 5 --no-test", "leave --no-test out"),
+        ("--folds 5 --tensorboard", "--tensorboard is for a single run"),
+        ("--data.fold 2", "and --folds is 0"),
+        ("--data.folds 3 --data.fold 4", "--data.fold=4 is the number of one of the parts, and --data.folds is 3"),
+    ],
+)
+def test_folds_that_make_no_sense(options: str, message: str, run: RunLine, tmp_path: Path) -> None:
+    code, out, err = run("train", "digits", "--out", str(tmp_path / "run"), *options.split())
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

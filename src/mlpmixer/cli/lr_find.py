@@ -21,7 +21,9 @@ class LrFind(RecipeCommand):
     """
 
     common: ClassVar[Sequence[str]] = tuple(
-        name for name in SHORT if name not in ("epochs", "steps", "time", "lr", "patience", "progressive", "test")
+        name
+        for name in SHORT
+        if name not in ("epochs", "steps", "time", "lr", "patience", "progressive", "folds", "test")
     )
 
     out: Annotated[str, Arg("FILE")] = "lr-find.png"

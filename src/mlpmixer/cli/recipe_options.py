@@ -23,6 +23,7 @@ SHORT = {
     "patch-size": Short("model.patch-size", "Patch size in pixels; or height, width."),
     "in-channels": Short("model.in-channels", "1 for grey images, 3 for RGB."),
     "progressive": Short("run.progressive", "Smaller images first, such as 16:0.3,24:0.6.", "SIZES"),
+    "folds": Short("data.folds", "Cross-validate: N runs, each on all but one part."),
     "fit": Short("data.fit", "How images of another shape are resized."),
     "data-dir": Short("data.data-dir", "Folder with the files of a named data set."),
     "init": Short("init.weights", "Trained weights to start from (as RUN of predict).", "RUN"),

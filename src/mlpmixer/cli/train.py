@@ -10,15 +10,25 @@ from typing import Annotated, Any, Self
 
 from mlpmixer.cli.arguments import Arg, Line, build
 from mlpmixer.cli.options import DATA, JsonLines, Quiet, require_writable
-from mlpmixer.cli.printing import between, duration, let_another_speak, percent, print_error
+from mlpmixer.cli.printing import between, duration, let_another_speak, percent, print_error, print_table
 from mlpmixer.cli.progress import reporter, unreadable
 from mlpmixer.cli.recipe_options import RecipeCommand, start_from
 from mlpmixer.evaluation.significance import wilson
-from mlpmixer.training.recipe import Recipe, read_recipe
-from mlpmixer.weights.run_folder import new_directory, read_summary, remove_if_empty
+from mlpmixer.training.recipe import Recipe, read_folds_recipe, read_recipe
+from mlpmixer.weights.run_folder import (
+    FOLDS_FILE,
+    OUT_OF_FOLD_FILE,
+    is_folds,
+    is_run,
+    new_directory,
+    read_folds,
+    read_summary,
+    remove_if_empty,
+)
 
 RUNS = Path("runs")
 LATEST = "latest"
+MOST_SUSPICIOUS = 10  # labels that are printed
 FREE = ("tensorboard", "quiet", "json", "peer_timeout")  # what may be given beside --resume
 STREAMED = (
     ". Shards are streamed: a folder of WebDataset tars, https://HOST/FOLDER, 'DIR/train-{000..146}.tar', and with "
@@ -53,12 +63,12 @@ class Train(RecipeCommand):
             raise ValueError("torchrun --max-restarts repeats the command after a failure: give --out DIR --resume")
         if resume == LATEST and out:
             resume = out
-        started = bool(out) and resume == out and (Path(out) / "recipe.json").exists()
+        started = bool(out) and resume == out and (is_run(Path(out)) or is_folds(Path(out)))
         if not resume or (resume == out and (line.words or not started)):
-            recipe = start_from(line, read_recipe(Path(out)) if started else None)
+            recipe = start_from(line, stored_recipe(Path(out)) if started else None)
             return dataclasses.replace(build(cls, line, config=recipe), resume=resume)
         run = latest_unfinished() if resume == LATEST else Path(resume)
-        recipe = read_recipe(run)
+        recipe = stored_recipe(run)
         command = build(cls, dataclasses.replace(line, words=line.words or (recipe.data.name,)), config=recipe)
         command = dataclasses.replace(command, resume=str(run), out="" if command.out == resume else command.out)
         free = {name: getattr(command, name) for name in FREE}
@@ -71,6 +81,7 @@ class Train(RecipeCommand):
     def __call__(self) -> int:
         from mlpmixer.clock import parse_duration
         from mlpmixer.data.streaming.shards import ShardError
+        from mlpmixer.training.cross_validation import cross_validate
         from mlpmixer.training.distributed import PeerFailedError, PeerLostError, ProcessGroup, connected
         from mlpmixer.training.loop import Diverged, Interrupted
         from mlpmixer.training.run import train
@@ -78,7 +89,14 @@ class Train(RecipeCommand):
         from mlpmixer.weights.model_file import last_state
 
         group = ProcessGroup(**ranks_here())
-        out = self.resume or self.out
+        out, by_folds = self.resume or self.out, is_by_folds(self.config)
+        if by_folds and group.size > 1:
+            raise ValueError("data.folds trains one fold after the other in one process: start it without torchrun")
+        if by_folds and self.tensorboard:
+            raise ValueError(
+                "--tensorboard is for a single run: leave it out, and draw a fold when it is finished (mlpmixer train "
+                "--resume DIR/fold-1 --tensorboard)"
+            )
         if group.size == 1:
             require_writable("--out", out or str(RUNS), folder=True)
         try:
@@ -92,7 +110,10 @@ class Train(RecipeCommand):
                 out = out or str(group.on_main(lambda: new_directory(RUNS / run_name(self.config))))
                 drawn = curves(out, show) if self.tensorboard and group.is_main else nullcontext(show)
                 report = group.on_all(lambda: stack.enter_context(drawn))
-                result = train(self.config, out=out, resume=bool(self.resume), report=report, group=group)
+                if by_folds:
+                    result = cross_validate(self.config, out=out, resume=bool(self.resume), report=report)
+                else:
+                    result = train(self.config, out=out, resume=bool(self.resume), report=report, group=group)
         except (Interrupted, Diverged) as e:  # on all processes alike
             if group.is_main and isinstance(e, Interrupted):
                 print_error(f"stopped after step {e.step:,}, saved; to resume: mlpmixer train --resume {e.path}")
@@ -109,7 +130,9 @@ class Train(RecipeCommand):
         except PeerFailedError:
             let_another_speak()
             return 2
-        if group.is_main and not self.json:
+        if by_folds and not self.json:
+            print_folds(result.path, result.summary, self.config)
+        elif group.is_main and not self.json:
             print_result(result.path, result.summary)
             if self.tensorboard:
                 print(f"curves  tensorboard --logdir {result.path}")
@@ -139,18 +162,30 @@ def restarts_by_itself() -> bool:
 
 def run_name(recipe: Recipe) -> str:
     data = Path(recipe.data.name).name.removeprefix("hf:") or "data"
-    return re.sub(r"[^\w.-]+", "-", data if recipe.name == data else f"{data}-{recipe.name}")
+    name = re.sub(r"[^\w.-]+", "-", data if recipe.name == data else f"{data}-{recipe.name}")
+    return f"{name}-{recipe.data.folds}-folds" if is_by_folds(recipe) else name
+
+
+def is_by_folds(recipe: Recipe) -> bool:
+    """Whether a recipe stands for a run for each fold."""
+    return bool(recipe.data.folds and not recipe.data.fold)
+
+
+def stored_recipe(folder: Path) -> Recipe:
+    """The recipe of a run or of a cross-validation."""
+    return read_folds_recipe(folder) if is_folds(folder) else read_recipe(folder)
 
 
 def is_finished(run: Path) -> bool:
     try:
-        return read_summary(run) is not None
+        return (read_folds(run).get("summary") if is_folds(run) else read_summary(run)) is not None
     except ValueError:  # damaged: resuming makes it again
         return False
 
 
 def latest_unfinished() -> Path:
-    runs = [p.parent for p in RUNS.glob("*/recipe.json") if not is_finished(p.parent)]
+    found = [p.parent for name in ("recipe.json", FOLDS_FILE) for p in RUNS.glob(f"*/{name}")]
+    runs = [run for run in found if not is_finished(run)]
     if not runs:
         raise ValueError(
             f"nothing to resume: no unfinished run under {RUNS}/; name the run: mlpmixer train --resume DIR"
@@ -180,3 +215,41 @@ def print_result(path: Path, summary: dict[str, Any]) -> None:
     print(f"time    {duration(summary['train_s'])}{speed}{peak}")
     print(f"files   {path / 'model.safetensors'} {path / 'report.html'}")
     print(f"next    mlpmixer predict {path} IMAGE...")
+
+
+def print_folds(path: Path, summary: dict[str, Any], recipe: Recipe) -> None:
+    """The folds, the labels to look at, and five lines as after a single run."""
+    rows = [
+        (
+            str(number),
+            percent(fold["top1"]),
+            between(fold["top1_interval"]),
+            f"{fold['n']:,}",
+            percent(fold["val_top1"]),
+        )
+        for number, fold in enumerate(summary["per_fold"], 1)
+    ]
+    print_table(("fold", "top-1", "95 %", "images", "validation"), rows)
+    if first := summary["suspicious"][:MOST_SUSPICIOUS]:
+        print("\nmost suspicious labels")
+        cells = [
+            (
+                row["name"],
+                row["label"],
+                percent(row["label_probability"]),
+                row["prediction"],
+                percent(row["probability"]),
+            )
+            for row in first
+        ]
+        print_table(("image", "labelled", "with", "looks like", "with"), cells)
+    whole, spread = summary["metrics"], f"({100 * summary['lowest']:.2f}-{100 * summary['highest']:.2f})"
+    together = f"{percent(whole['top1'])} {between(whole['top1_interval'])} of all {whole['n']:,} images"
+    deviation = f"{100 * summary['deviation']:.2f}"
+    print(
+        f"\nresult  top-1 {percent(summary['top1'])} +- {deviation} {spread} over {summary['folds']} folds; {together}"
+    )
+    print(f"labels  {summary['num_wrong']:,} images are predicted otherwise; most suspicious first: {OUT_OF_FOLD_FILE}")
+    print(f"time    {duration(summary['train_s'])}, {summary['images_per_s']:,.0f} images/s")
+    print(f"files   {path / OUT_OF_FOLD_FILE} {path / 'report.html'}")
+    print(f"next    mlpmixer train {recipe.data.name}   (one network on all of the data)")

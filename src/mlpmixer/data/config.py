@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from mlpmixer.config import Config, require
 from mlpmixer.data.paths import Layout
 
+MOST_FOLDS = 1000
 Fit = Literal["crop", "pad", "squash", "short_side_crop", "vit_jax_eval", "bv_resmall_crop", "bv_resize_crop"]
 
 
@@ -35,6 +36,11 @@ class Data(Config, owner="data"):
     more."""
     train_fraction: float = 1.0
     """Share of each class of train to use, after val and test are cut off. A smaller share is part of a larger one."""
+    folds: int = 0
+    """Parts of train, stratified, each of which is test once (cross-validation); the data's own test images stay out.
+    Files of the same content are in the same part. 0 means off."""
+    fold: int = 0
+    """Number of the part that is test, from 1; 0: all of them, one after the other."""
     split_seed: int = 0
     """Random seed of these splits."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -66,6 +72,14 @@ class Data(Config, owner="data"):
     def validate(self) -> None:
         require(not (self.labels and self.stream), "data.labels is for images in files, not for streamed shards")
         require(self.name == self.name.strip(), f"data.name={self.name!r} must not begin or end with a space")
+        require(
+            self.folds == 0 or 2 <= self.folds <= MOST_FOLDS,
+            f"data.folds must be 2 to {MOST_FOLDS:,}, or 0 for none, got {self.folds}",
+        )
+        require(
+            0 <= self.fold <= self.folds,
+            f"data.fold={self.fold} is the number of one of the parts, and data.folds is {self.folds}",
+        )
         require(self.split_seed >= 0, f"data.split_seed must not be negative, got {self.split_seed}")
         require(1 <= self.lanes <= 1024, f"data.lanes must be in 1..1024, got {self.lanes}")
         require(self.buffer >= 1, f"data.buffer must be at least 1, got {self.buffer}")

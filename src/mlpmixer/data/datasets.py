@@ -18,6 +18,7 @@ import numpy as np
 from mlpmixer.config import require
 from mlpmixer.data.catalog import DATASETS, DatasetInfo
 from mlpmixer.data.config import Data
+from mlpmixer.data.folds import fold_of_each
 from mlpmixer.data.image_set import ImageSet, RawSplits, Splits, chain, doubt_of
 from mlpmixer.data.paths import TEST, TRAIN, VAL, Layout, count, find_files, printable, similar_paths, split_from_path
 from mlpmixer.data.readers.folder import TABLES, read_folder
@@ -53,14 +54,15 @@ def cut_splits(raw: RawSplits, data: Data) -> Splits:
     as_found = [f"data.{split}_fraction" for split in (VAL, TEST) if split in sets]
     without = f"; {' and '.join(as_found)} cut nothing" if as_found else ""
     notes.append(f"found: {sizes} images of {len(classes)} classes{without}")
+    unused = _leave_out_fold(sets, data, notes) if data.folds else None
     for split, fraction in ((TEST, data.test_fraction), (VAL, data.val_fraction)):
         if split not in sets:
             notes.append(_cut_off(sets, split, fraction, data))
-    unused = None
     if data.train_fraction < 1:
         whole = sets[TRAIN]
         used = stratified_share(whole.labels, data.train_fraction, data.split_seed)
-        sets[TRAIN], unused = whole.subset(used), whole.subset(np.setdiff1d(np.arange(len(whole)), used))
+        sets[TRAIN], left = whole.subset(used), whole.subset(np.setdiff1d(np.arange(len(whole)), used))
+        unused = chain([unused, left]) if unused else left
         notes.append(
             f"train: {len(sets[TRAIN])} of its {len(whole)} images, stratified "
             f"(fraction {data.train_fraction}, split_seed {data.split_seed})"
@@ -68,6 +70,24 @@ def cut_splits(raw: RawSplits, data: Data) -> Splits:
     if sets[VAL] is not sets[TRAIN] and (doubt := doubt_of(sets[VAL])):
         notes.append(doubt)
     return Splits(raw.name, sets[TRAIN], sets[VAL], sets.get(TEST), tuple(classes), tuple(notes), unused)
+
+
+def _leave_out_fold(sets: dict[str, ImageSet], data: Data, notes: list[str]) -> ImageSet | None:
+    """Make the images of a fold of train the test images; those that were found for testing are returned."""
+    if not data.fold:
+        raise ValueError(f"data.folds={data.folds} also needs data.fold, the number of the part that is test")
+    whole, found = sets[TRAIN], sets.get(TEST)
+    fold = fold_of_each(whole, data.folds, data.split_seed, data.workers)
+    sets[TRAIN], sets[TEST] = (
+        whole.subset(np.flatnonzero(fold != data.fold)),
+        whole.subset(np.flatnonzero(fold == data.fold)),
+    )
+    notes.append(
+        f"test: fold {data.fold} of {data.folds}, {len(sets[TEST])} of the {len(whole)} images of train, stratified "
+        f"(split_seed {data.split_seed})"
+        + (f"; the {len(found)} test images that were found are left alone" if found else "")
+    )
+    return found
 
 
 def open_images(data: Data, split: SplitName | str) -> ImageSet:

@@ -70,7 +70,7 @@ def view(metrics: Metrics | Json, thumbnails: Sequence[Thumbnail] = ()) -> dict[
         "top1": test["top1"],
         "interval": wilson(round(test["top1"] * test["n"]), test["n"]),
         "scores": _scores(test),
-        "mistakes": list(zip_longest(test["most_wrong"], map(_picture, thumbnails[: len(test["most_wrong"])]))),
+        "mistakes": list(zip_longest(test["most_wrong"], map(picture, thumbnails[: len(test["most_wrong"])]))),
         "calibration": _calibration(test),
         "confusion": _confusion(test),
         "per_class": sorted(rows, key=lambda row: (row["f1"], row["name"])) if many else rows,
@@ -99,7 +99,7 @@ def _scores(test: Json) -> list[tuple[str, str]]:
     return scores
 
 
-def _picture(pixels: Thumbnail) -> str:
+def picture(pixels: Thumbnail) -> str:
     """A picture's address: a small one as PNG, to be enlarged without blur, a larger one as JPEG; "" for None."""
     if pixels is None or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
         return ""

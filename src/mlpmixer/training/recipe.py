@@ -14,7 +14,7 @@ from mlpmixer.clock import parse_duration
 from mlpmixer.config import Config, from_json, one_if_square, pair, require
 from mlpmixer.data.config import Data
 from mlpmixer.models.configs import Method, MixerConfig, NetworkConfig
-from mlpmixer.weights.run_folder import read_recipe_json
+from mlpmixer.weights.run_folder import FOLDS_FILE, read_folds, read_recipe_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,6 +341,14 @@ def variant(recipe: Recipe, name: str = "", **parts: Any) -> Recipe:
         for owner, part in parts.items()
     }
     return dataclasses.replace(recipe, name=name or recipe.name, **changed)
+
+
+def read_folds_recipe(folder: Path) -> Recipe:
+    """The recipe of a cross-validation. ValueError when it is damaged."""
+    try:
+        return from_json(Recipe, read_folds(folder)["recipe"])
+    except ValueError as e:
+        raise ValueError(f"{folder / FOLDS_FILE}: {e}") from e
 
 
 def read_recipe(run: Path) -> Recipe:

@@ -37,11 +37,13 @@ def open_run(
     if problem := stack.enter_context(run_folder.locked(folder)):
         note(f"{folder} could not be locked ({problem}): make sure that nothing else trains in it")
     run_folder.drop_parts(folder)
+    if run_folder.is_folds(folder):
+        raise ValueError(f"{folder} already holds a cross-validation: name another folder (--out)")
     if not run_folder.is_run(folder):
         return folder, recipe, None, None
     if not resume:
         raise ValueError(f"{folder} already holds a run: name another (--out), or go on with it (--resume {folder})")
-    recipe = _same_recipe(recipe, read_recipe(folder))
+    recipe = same_recipe(recipe, read_recipe(folder))
     try:
         summary = run_folder.read_summary(folder)
     except ValueError as e:
@@ -84,7 +86,7 @@ def open_run(
     return folder, recipe, None, saved
 
 
-def _same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
+def same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
     """The stored recipe, if the given one differs in nothing but what training itself fills in."""
     steps = asked.run.steps or (stored.run.steps if asked.run.time else 0)
     batch_size = stored.run.batch_size if asked.run.batch_size == "auto" else asked.run.batch_size

@@ -36,7 +36,7 @@ from mlpmixer.weights.model_file import (
     require_network,
 )
 from mlpmixer.weights.published import WEIGHTS, Weights
-from mlpmixer.weights.run_folder import MODEL_FILE
+from mlpmixer.weights.run_folder import MODEL_FILE, is_folds
 
 Report = Callable[[dict[str, Any]], None]
 Head = Literal["keep", "reset", "drop"]
@@ -105,6 +105,11 @@ def locate(name: str, *, report: Report | None = None) -> Path:
         if (path / "recipe.json").is_file():
             raise ValueError(
                 f"the run in {path} has saved no {MODEL_FILE} yet: let its training finish, then try again"
+            )
+        if is_folds(path):
+            raise ValueError(
+                f"{path} is a cross-validation, each fold of which is a run: name one, such as {path / 'fold-1'}, or "
+                "train one network on all of the data (mlpmixer train DATA)"
             )
         inside = sorted(str(p.parent) for p in path.glob(f"*/{MODEL_FILE}"))
         raise ValueError(

@@ -30,11 +30,25 @@ SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"
 SPLITS_FILE = "splits.json"
+FOLDS_FILE, OUT_OF_FOLD_FILE = "folds.json", "out_of_fold.csv"  # of a cross-validation, whose runs lie in its folder
 
 
 def is_run(path: Path) -> bool:
     """Whether a run was started in this directory."""
     return (path / "recipe.json").exists()
+
+
+def is_folds(path: Path) -> bool:
+    """Whether a cross-validation was started in this directory."""
+    return (path / FOLDS_FILE).exists()
+
+
+def read_folds(folder: Path) -> dict[str, Any]:
+    """folds.json: "recipe", and "summary" when it is finished. ValueError, which names it, when it is damaged."""
+    found = read_json(folder / FOLDS_FILE)
+    if not isinstance(found.get("recipe"), dict) or not isinstance(found.get("summary", {}), dict):
+        raise ValueError(f"{folder / FOLDS_FILE} is damaged: expected a recipe and a summary")
+    return found
 
 
 def read_recipe_json(run: Path) -> dict[str, Any]:
