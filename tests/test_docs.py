@@ -9,6 +9,7 @@ import pytest
 
 import mlpmixer
 from mlpmixer import cli
+from mlpmixer.cli.arguments import spellings_of
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.models.architecture import create_model
 from mlpmixer.training import recipes
@@ -18,6 +19,11 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 NOTES = DOCS / "lab"  # commands there are as they were
+NETWORK_LINES = {
+    line.strip()
+    for file in (ROOT / "src/mlpmixer/models").glob("*.py")
+    for line in file.read_text(encoding="utf-8").splitlines()
+}
 
 
 def commands(text: str) -> list[str]:
@@ -61,6 +67,23 @@ def test_command_parses(command: str, folder: Path, monkeypatch: pytest.MonkeyPa
         line.make()
 
 
+def test_options_exist() -> None:
+    known = {"--help", "--help-all", "--version"}
+    known |= {"--nproc-per-node", "--nnodes", "--rdzv-endpoint", "--max-restarts"}  # torchrun's
+    known |= {"--requeue", "--nodes", "--gpus-per-node"}  # sbatch's
+    known |= {"--price", "--gpu-kw"}  # of examples/scale.py
+    known |= {name for c in cli.COMMANDS for name in spellings_of(cli.command(c))}
+    unknown = [
+        f"{page.relative_to(ROOT)}: {option}"
+        for page in PAGES
+        if NOTES not in page.parents
+        for words in re.findall(r"`(--[^`]+)`", page.read_text(encoding="utf-8"))
+        for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*", words)
+        if option not in known
+    ]
+    assert unknown == []
+
+
 def test_links_outside_the_site_lead_somewhere() -> None:
     """`make docs` checks those between pages, anchors too."""
     pages = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
@@ -93,7 +116,9 @@ def test_every_page_is_in_the_navigation() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
 def test_python_compiles_and_imports_what_there_is(page: Path) -> None:
     for code in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M):
-        if page.name != "learn.md":  # quotes lines of the network
+        if page.parent.name == "concepts":
+            assert [line for line in code.splitlines() if line not in NETWORK_LINES] == []
+        else:
             compile(code, str(page), "exec")
         for line in re.findall(r"^(?:from mlpmixer\S* import .*|import mlpmixer\S*)$", code, re.M):
             exec(line, {})
