@@ -11,7 +11,6 @@ import re
 import shutil
 import socket
 import string
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -28,8 +27,10 @@ from mlpmixer.durable import write_text
 from mlpmixer.hardware import cache_folder
 from mlpmixer.registry import shortened, shown
 
-if sys.platform != "win32":
+try:
     import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 Report = Callable[[dict[str, Any]], None]
@@ -350,7 +351,7 @@ def _file_lock(path: Path) -> Iterator[None]:
     """One process at a time; the others wait. (Where the system has no flock, nobody waits.)"""
     lock = path.with_name(f".{path.name}.lock")
     with open(lock, "w") as f:
-        if sys.platform != "win32":
+        if fcntl is not None:
             fcntl.flock(f, fcntl.LOCK_EX)
         yield
         with suppress(OSError):
