@@ -3,16 +3,19 @@
 import re
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from helpers.models import digits_classifier
 from PIL import Image
 
+from mlpmixer import cli
 from mlpmixer.weights.model_file import save_model
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
+NEEDS = {"lightning_module.py": "lightning", "hf_trainer.py": "accelerate"}
 
 
 @pytest.mark.parametrize(
@@ -22,6 +25,9 @@ EXAMPLES = ROOT / "examples"
         ("own_architecture.py", [], "parameters"),
         ("save_images.py", ["digits", "images", "3"], ""),
         ("learn.py", ["model.safetensors", "7.png", "steps"], "6-head.png"),
+        ("plain_pytorch.py", ["photos", "trained", "1"], "Prediction(name='photos/0/0.png', label="),
+        ("lightning_module.py", ["trained", "1"], "Prediction(name='image[0]', label="),
+        ("hf_trainer.py", ["trained", "1"], "Prediction(name='image[0]', label="),
         ("scale.py", ["--model", "L/16", "--images", "14e6", "--epochs", "300", "--gpus", "8", "16"], "| 16 | 55% |"),
     ],
 )
@@ -37,9 +43,20 @@ def test_example_runs(
     classifier = digits_classifier()
     save_model("model.safetensors", classifier.network, classifier.meta)
     Image.new("L", (8, 8), 120).save("7.png")
+    for i in range(20):
+        path = Path("photos", str(i % 2), f"{i}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 255 * (i % 2)).save(path)
     monkeypatch.setattr(sys, "argv", [script, *args])
-    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    with warnings.catch_warnings():
+        if script in NEEDS:
+            pytest.importorskip(NEEDS[script], reason="what the example is about is not installed")
+            warnings.simplefilter("ignore")
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
     assert says in capsys.readouterr().out
+    if "trained" in args:
+        assert cli.main(["predict", "trained", "photos", "--format", "csv"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 1 + 20
 
 
 def test_every_example_is_tested() -> None:

@@ -146,11 +146,13 @@ class Classifier:
 
     @property
     def transform(self) -> Transform:
-        """A callable, image -> float32 tensor (C,H,W) as `network` takes it, for a torch Dataset."""
+        """What makes of an image the float32 tensor (C,H,W) that `network` takes, for a torch Dataset."""
         return Transform(self.preprocess)
 
     def probabilities(self, images: Pixels) -> Floats:
-        """Images from `preprocess_image`, stacked (B,H,W,C) -> (B,K) float32; rows sum to 1, but for sigmoid models.
+        """Class probabilities (B,K) float32; rows sum to 1, but for sigmoid models.
+
+        images: (B,H,W,C) in 0..255, those of `preprocess_image`, stacked.
 
         Errors: ValueError for another type or shape, and when the weights give NaN.
         """
@@ -158,11 +160,17 @@ class Classifier:
         return self._to_probabilities(self._run(self._logits, images))
 
     def features(self, images: Pixels) -> Floats:
-        """Images from `preprocess_image`, stacked (B,H,W,C) -> pre_logits (B,D) float32, the input of the head."""
+        """Feature vectors (B,D) float32: pre_logits, the input of the head.
+
+        images: (B,H,W,C) in 0..255, those of `preprocess_image`, stacked.
+
+        Errors: as `probabilities`, and ValueError for a network without features.
+        """
         return self._run(self._pre_logits, images)
 
     def probabilities_and_features(self, images: Pixels) -> tuple[Floats, Floats]:
-        """`probabilities` and `features` of the same images, in one pass but for a network of your own."""
+        """Both `probabilities` (B,K) and `features` (B,D) of the same images, in one pass but for a network of your
+        own."""
         self._require_head()
         logits, features = self._run_all(self._both, images)
         return self._to_probabilities(logits), features
@@ -204,7 +212,10 @@ class Classifier:
         return self.preprocess.array(as_source(image, self.preprocess.in_channels))
 
     def rank(self, names: Sequence[str], images: Pixels, top_k: int, *, features: bool = False) -> list[Prediction]:
-        """Predictions for images from `preprocess_image`, stacked (B,H,W,C); with their `features` if asked for."""
+        """A Prediction for each of the images (B,H,W,C) from `preprocess_image`, with its `features` if asked for.
+
+        Errors: as `probabilities`, and ValueError for a `top_k` below 1.
+        """
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
         p, vectors = self.probabilities_and_features(images) if features else (self.probabilities(images), None)
@@ -212,7 +223,7 @@ class Classifier:
         return found if vectors is None else [replace(f, features=v) for f, v in zip(found, vectors, strict=True)]
 
     def prediction(self, name: str, probabilities: Floats, top_k: int) -> Prediction:
-        """One row (K,) of `probabilities` as a Prediction."""
+        """The Prediction that one row (K,) of `probabilities` makes."""
         best = np.argsort(-probabilities, kind="stable")[:top_k]
         top = tuple((self.classes[k], float(probabilities[k])) for k in best)
         return Prediction(name, top[0][0], top[0][1], top)

@@ -129,8 +129,8 @@ def decoded_batches(
 def map_batches(
     batches: Iterable[tuple[NDArray[np.int64], Pixels]], function: Callable[[Pixels], Floats]
 ) -> tuple[NDArray[np.int64], Floats]:
-    """The loop of every evaluation: batches of (indices (B,), images) -> indices (N,), values (N, ...) of
-    `function`."""
+    """The loop of every evaluation: indices (N,) and values (N, ...) of `function` for batches of (indices (B,),
+    images)."""
     done = [(indices, function(images)) for indices, images in batches]
     if not done:
         return np.empty(0, np.int64), np.empty((0, 1), np.float32)
@@ -146,7 +146,7 @@ def map_images(
     preprocess: Callable[[Any], Pixels] | None = None,
     report: "Report | None" = None,
 ) -> tuple[NDArray[np.int64], Floats, list[tuple[str, str]]]:
-    """Values of `function` for every readable image: indices (N,), values (N, ...), bad.
+    """Values of a function for every readable image: indices (N,), values (N, ...), and the bad images.
 
     function: of a batch, such as classifier.probabilities. preprocess: None for that of the classifier.
     report: receives {"kind": "progress", "what": "image", "done", "of"} before each batch.

@@ -30,8 +30,11 @@ EXPECTED = (
 
 
 def named_images(images: Any, *, allow_urls: bool) -> "Iterator[str | Failure | tuple[str, Any]]":
-    """One image or several, of any form, as `files.predict_files` takes them: folders and patterns as `find_images`
-    finds them, batches apart, images without a name of their own as image[i], counted over all."""
+    """One image or several, of any form, as `files.predict_files` takes them.
+
+    Folders and patterns become their files, as `find_images` finds them; batches become their images; an image without
+    a name is called image[i], counted over all.
+    """
     from mlpmixer.inference.files import find_images
 
     count = 0
@@ -49,7 +52,7 @@ def named_images(images: Any, *, allow_urls: bool) -> "Iterator[str | Failure | 
 
 
 def as_source(image: "ImageLike", channels: int) -> Source | NDArray[np.uint8]:
-    """One image of any form but an address as `Preprocess.array` takes it.
+    """One image, of any form but an address, as `Preprocess.array` takes it.
 
     channels: of the model. Floats are pixels in 0..1, and are rounded to 8 bits.
     Errors: ValueError, which says what came, for another type, another shape of a tensor, and other values.

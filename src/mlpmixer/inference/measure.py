@@ -85,6 +85,7 @@ def _require_bfloat16() -> None:
 
 
 def main(model: str, engine: str, precision: str, threads: str, *batches: str) -> None:
+    """The program of this module, with the words of its command line."""
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)  # what a library prints is not part of the answer
 

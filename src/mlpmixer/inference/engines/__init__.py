@@ -50,7 +50,9 @@ def engines_for(file: Path) -> list[str]:
 def open_session(
     file: Path, engine: str | None, precision: Precision, streams: int, threads: int
 ) -> tuple[Session, Runtime]:
-    """The graph in `file`, ready to run. engine: None for the default of such files. threads: see `threads_each`.
+    """The graph in `file`, ready to run.
+
+    engine: None for the default of such files. threads: see `threads_each`.
 
     Its `compute` takes any number of images, also where the graph has a fixed batch: the last one is filled up.
 
@@ -107,7 +109,7 @@ def _in_batches(session: Session, images: Pixels, outputs: Sequence[str]) -> lis
 
 
 def require_file(path: Path) -> None:
-    """ValueError, with the nearest name, unless there is a file."""
+    """Raise ValueError, with the nearest name, unless there is a file."""
     if not path.is_file():
         close = difflib.get_close_matches(str(path), map(str, path.parent.glob(f"*{path.suffix}")), 1)
         raise ValueError(f"{path} does not exist: expected a file" + (f"; did you mean {close[0]}?" if close else ""))
@@ -117,9 +119,11 @@ MOST_THREADS = 1024
 
 
 def threads_each(streams: int, threads: int) -> int:
-    """Threads of each stream: `threads`; with 0 an equal share of the cores, or for one stream 0, the engine's default.
+    """The number of threads of each stream: `threads`, or for 0 an equal share of the cores.
 
-    A stream is a call that computes while others do. Errors: ValueError for numbers out of range.
+    0 stays 0, the engine's default, for one stream. A stream is a call that computes while others do.
+
+    Errors: ValueError for numbers out of range.
     """
     if streams < 1:
         raise ValueError(f"streams must be at least 1, got {streams}")

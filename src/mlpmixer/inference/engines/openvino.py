@@ -16,7 +16,10 @@ HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def open_file(file: Path, precision: Precision, streams: int, threads: int) -> Session:
-    """Errors: ValueError for an .xml without weights or of another kind, and for bfloat16 on a processor without it."""
+    """A session in which as many calls as there are streams compute at the same time.
+
+    Errors: ValueError for an .xml without weights or of another kind, and for bfloat16 on a processor without it.
+    """
     weights = file.with_suffix(".bin") if file.suffix == ".xml" else None
     if weights:
         with open(file, "rb") as f:

@@ -34,6 +34,7 @@ class Runtime:
 
     @property
     def precision_label(self) -> str:
+        """The precision in words, with int8 where there are such layers."""
         return f"int8 and {self.precision}" if self.int8 else self.precision
 
     def __str__(self) -> str:

@@ -17,6 +17,7 @@ METADATA = f"{KEY}.json"  # an extra file in a .pt2
 
 
 def open_file(file: Path, precision: Precision, streams: int, threads: int) -> Session:
+    """A session of the graph in a .pt2, whose calls share torch's threads."""
     import torch
 
     limit_threads(streams, threads)

@@ -1,0 +1,54 @@
+"""Train in a loop of one's own, on a folder of images for each class, and save what `mlpmixer predict` takes:
+python examples/plain_pytorch.py PHOTOS OUT [EPOCHS]"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, random_split
+
+import mlpmixer
+from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.inference.classifier import Transform
+
+
+class Photos(Dataset):
+    """PHOTOS/class/image -> (image (C,H,W), label)."""
+
+    def __init__(self, folder: str, transform: Transform) -> None:
+        self.classes = tuple(sorted(path.name for path in Path(folder).iterdir() if path.is_dir()))
+        self.files = sorted(path for path in Path(folder).glob("*/*") if path.parent.name in self.classes)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.files[i]), self.classes.index(self.files[i].parent.name)
+
+
+def main(folder: str, out: str, epochs: str = "10") -> None:
+    torch.manual_seed(0)
+    preprocess = Preprocess(image_size=(8, 8), in_channels=1)
+    photos = Photos(folder, Transform(preprocess))
+    train, test = random_split(photos, [0.8, 0.2])
+    model = mlpmixer.create_model("Pico/2", num_classes=len(photos.classes), dropout=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
+    for _ in range(int(epochs)):
+        model.train()
+        for images, labels in DataLoader(train, batch_size=64, shuffle=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    model.eval()
+    with torch.inference_mode():
+        right = sum((model(x).argmax(1) == y).sum().item() for x, y in DataLoader(test, batch_size=256))
+    print(f"test top-1 {right / len(test):.3f} of {len(test)} images")
+
+    model.save_pretrained(out, classes=photos.classes, preprocess=preprocess)
+    print(mlpmixer.load(out).predict(photos.files[0]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
