@@ -54,9 +54,8 @@ from mlpmixer.durable import write_json
 from mlpmixer.hardware import device_name
 from mlpmixer.models import names
 from mlpmixer.models.mixer import EPS, Mixer
-from mlpmixer.models.mixer_names import TIMM, state_dict_table
 from mlpmixer.weights import published, run_folder
-from mlpmixer.weights.formats import read_foreign, to_foreign, write_foreign
+from mlpmixer.weights.formats import name_table, read_foreign, to_foreign, write_foreign
 from mlpmixer.weights.load import load_weights
 
 Figures = dict[str, Any]
@@ -163,7 +162,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def timm_weights() -> dict[str, tuple[published.Weights, str]]:
     """Our name -> our entry, and timm's name (mixer_b16_224.goog_in21k) as our address has it."""
-    return {name: (w, w.url.split("/")[1]) for name, w in published.WEIGHTS.items() if w.form == "timm"}
+    return {name: (w, w.url.split("/")[1]) for name, w in published.WEIGHTS.items() if w.form == "timm" and ":" in name}
 
 
 RULES = {w.preprocess: tag for w, tag in reversed(timm_weights().values())}
@@ -178,23 +177,23 @@ def data_config(tag: str) -> dict[str, Any]:
 def disagreements(w: published.Weights, tag: str) -> list[str]:
     """Where our entry and timm's configuration of `tag` say different things."""
     theirs, data = timm.get_pretrained_cfg(tag), data_config(tag)
-    cfg = dataclasses.replace(names.MIXERS[w.model], num_classes=w.num_classes, activation="gelu_erf")
+    cfg, timms = w.config, names.MODELS[theirs.architecture]
     pre = create_preprocess(w.preprocess, image_size=cfg.image_size)
     with torch.device("meta"):
         live = timm.create_model(theirs.architecture, num_classes=theirs.num_classes)
-    act, norm = live.blocks[0].mlp_tokens.act, live.blocks[0].norm1
+    act, norm = live.blocks[0].mlp_channels.act, live.blocks[0].norm1
     pairs = {
         "file": (w.url, f"hf:{theirs.hf_hub_id}/{theirs.hf_hub_filename or HF_SAFE_WEIGHTS_NAME}"),
-        "architecture": (w.model, ours_of(theirs.architecture)),
+        "architecture": (cfg.differences(timms, {"num_classes", *cfg.weight_free}), []),
         "arrays": (
-            {row.theirs: row.shape for row in state_dict_table(cfg, TIMM)},
+            {row.theirs: row.shape for row in name_table(cfg, "timm").rows(cfg)},
             {k: tuple(v.shape) for k, v in live.state_dict().items()},
         ),
         "activation": (
-            cfg.activation,
+            getattr(cfg, "activation", "gelu_erf"),
             "gelu_erf" if isinstance(act, nn.GELU) and act.approximate == "none" else repr(act),
         ),
-        "epsilon": (EPS, norm.eps),
+        "epsilon": (EPS, getattr(norm, "eps", EPS)),
         "num_classes": (w.num_classes, theirs.num_classes),
         "input": ((3, *pre.image_size), data["input_size"]),
         "mean": (pre.mean, data["mean"]),

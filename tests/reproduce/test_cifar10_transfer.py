@@ -18,7 +18,7 @@ from mlpmixer import cli
 from mlpmixer.download import cache_path
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer_names import official_table
-from mlpmixer.models.names import MIXERS
+from mlpmixer.models.names import MIXERS, MODELS
 from mlpmixer.registry import Registry
 from mlpmixer.reproduce import ExperimentContext, OutOfTime, Overrides, cifar10_transfer, run
 from mlpmixer.reproduce.cifar10_transfer import ROWS, Plan, make_plan, published_recipe, read_results
@@ -64,7 +64,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     recipe = dataclasses.replace(
         official, name="small", run=dataclasses.replace(official.run, steps=4, batch_size=16, accumulate=2)
     )
-    monkeypatch.setitem(MIXERS, "Small/8", SMALL)
+    monkeypatch.setitem(MODELS, "Small/8", SMALL)
     monkeypatch.setitem(RECIPES, "small", lambda: recipe)
     for name in NAMES:
         like = WEIGHTS[name.replace("Small/8", "B/16")]

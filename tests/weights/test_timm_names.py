@@ -112,7 +112,7 @@ def test_timms_spellings_are_taken_with_every_name() -> None:
 @pytest.mark.parametrize(
     ("model", "fields", "says"),
     [
-        ("mixer_s32_224", {"drop_rate": 0.1}, "'drop_rate'; dropout within the MLPs is dropout="),
+        ("mixer_s32_224", {"drop_rate": 0.1}, "'drop_rate'; dropout within the MLPs of a Mixer is dropout="),
         ("mixer_s32_224", {"global_pool": ""}, "'global_pool'; forward_features"),
         ("mixer_s32_224", {"mlp_ratio": (0.5, 4)}, "'mlp_ratio'; tokens_mlp_dim= and channels_mlp_dim="),
         ("resnet18", {"drop_path_rate": 0.1}, "resnet has no field 'drop_path_rate'"),
@@ -253,29 +253,41 @@ def test_timms_vit_and_resnet_are_the_same_function(name: str) -> None:
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-3, atol=1e-3)
 
 
+VIT = {  # ours, of the library transformers -> timm's
+    "body.embeddings.position_embeddings": "pos_embed",
+    "body.embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "body.embeddings.": "",
+    "body.layers.": "blocks.",
+    "attention.o_proj": "attn.proj",
+    "attention.": "attn.",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "body.layernorm": "norm",
+}
+
+
 def renamed(theirs: Any, ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """timm's ViT and ResNets under the names of the library transformers: the same order, but for a few."""
-    state = theirs.state_dict()
+    """timm's weights under our names."""
+    state, found = theirs.state_dict(), {}
     if "cls_token" in state:
         for name in [n for n in state if ".qkv." in n]:
-            for part, values in zip(("q", "k", "v"), state.pop(name).chunk(3), strict=True):
-                state[name.replace("qkv", part)] = values
-    pool = list(state.items())
-    found = {}
+            for part, values in zip("qkv", state.pop(name).chunk(3), strict=True):
+                state[name.replace("qkv", f"{part}_proj")] = values
+        for name in ours:
+            timms = name
+            for mine, other in VIT.items():
+                timms = timms.replace(mine, other)
+            found[name] = state[timms]
+        return found
+    pool = list(state.items())  # a ResNet has them in the same order, but for the shortcut of a stage
     for name, want in ours.items():
-        i = next(i for i, (n, t) in enumerate(pool) if t.shape == want.shape and kind(n) == kind(name))
-        found[name] = pool.pop(i)[1]
-    assert not pool
+
+        def fits(other: str, tensor: torch.Tensor, name: str = name, want: torch.Tensor = want) -> bool:
+            return (
+                tensor.shape == want.shape
+                and ("shortcut" in name, "head" in name) == ("downsample" in other, other.startswith("fc."))
+                and name.rpartition(".")[2] == other.rpartition(".")[2]
+            )
+
+        found[name] = pool.pop(next(i for i, known in enumerate(pool) if fits(*known)))[1]
     return found
-
-
-def kind(name: str) -> str:
-    """What two parameters of one shape are told apart by, beside their order."""
-    if "head" in name or name.startswith("fc."):
-        return "head"
-    if "downsample" in name or "shortcut" in name:
-        return "shortcut " + name.rpartition(".")[2]
-    for ours, timms in (("query", "q."), ("key", "k."), ("value", "v.")):
-        if ours in name or f"attn.{timms}" in name:
-            return f"{timms}{name.rpartition('.')[2]}"
-    return name.rpartition(".")[2]

@@ -59,12 +59,12 @@ TIMM_FIELDS = {
 }
 """timm's spellings of fields."""
 TIMM_ONLY: dict[str, tuple[Any, str]] = {
-    "drop_rate": (0, "dropout within the MLPs is dropout=, timm's proj_drop_rate"),
+    "drop_rate": (0, "dropout within the MLPs of a Mixer is dropout=, timm's proj_drop_rate"),
     "global_pool": ("avg", "forward_features(images) gives what a pooling of your own can read"),
     "features_only": (False, "forward_features(images) gives the tokens before pooling"),
     "mlp_ratio": (None, "tokens_mlp_dim= and channels_mlp_dim= are the widths themselves"),
     "embed_dim": (None, "hidden_dim= is the width, beside tokens_mlp_dim= and channels_mlp_dim="),
-    "act_layer": (None, "activation='gelu_erf' or 'gelu_tanh' chooses the GELU"),
+    "act_layer": (None, "activation='gelu_erf' or 'gelu_tanh' chooses the GELU of a Mixer"),
     "checkpoint_path": (None, "weights=FILE loads it"),
 }
 """What timm takes beyond: the value that changes nothing, and what to use instead of any other."""
