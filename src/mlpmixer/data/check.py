@@ -69,7 +69,7 @@ def check_data(data: Data) -> CheckReport:
     first: dict[bytes, tuple[str, str, str]] = {}  # hash of the pixels -> name, class, split
     for split, images in raw.sets.items():
         for i, outcome in enumerate(map_indices(partial(_examine, images), len(images), data.workers)):
-            name, label = images.names[i], images.classes[images.labels[i]]
+            name, label = images.names[i], " and ".join(images.classes_of(i)) or "none"
             if isinstance(outcome, str):
                 broken.append((name, outcome))
                 continue

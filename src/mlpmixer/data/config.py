@@ -19,6 +19,9 @@ class Data(Config, owner="data"):
     labels: str = ""
     """CSV or TSV file, here or in the folder DATA, with the classes of its images: a column of files, a column of
     classes, and a column of splits if there are any."""
+    multi_label: Literal["auto", "yes", "no"] = "auto"
+    """Whether an image may have several classes, or none. auto: if the table of data.labels gives some images several.
+    no: a cell of the table is one class, whatever is in it."""
     layout: Layout = "auto"
     """What folders and files named train, val or test are: splits, or classes like the others. auto: splits, but for
     folders without class folders in them, and for a single one beside folders of other images."""
@@ -66,8 +69,8 @@ class Data(Config, owner="data"):
 
     @classmethod
     def untagged(cls, values: dict[str, Any]) -> tuple[type[Self], dict[str, Any]]:
-        """Recipes and models from before there was `min_per_class` keep the cut that they were made with."""
-        return cls, {"min_per_class": 0} | values
+        """Recipes and models from before these fields keep the cut and the classes that they were made with."""
+        return cls, {"min_per_class": 0, "multi_label": "no"} | values
 
     def validate(self) -> None:
         require(not (self.labels and self.stream), "data.labels is for images in files, not for streamed shards")

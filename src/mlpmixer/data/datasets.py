@@ -6,6 +6,7 @@ open_data(Data(name="photos"))                                photos/[train|val|
 open_data(Data(name="hf:owner/name"))                         the Hugging Face Hub, through `datasets`
 """
 
+import dataclasses
 import difflib
 import math
 import os
@@ -20,7 +21,7 @@ from mlpmixer.data.catalog import DATASETS, DatasetInfo
 from mlpmixer.data.config import Data
 from mlpmixer.data.folds import fold_of_each
 from mlpmixer.data.image_set import ImageSet, RawSplits, Splits, chain, doubt_of
-from mlpmixer.data.paths import TEST, TRAIN, VAL, Layout, count, find_files, printable, similar_paths, split_from_path
+from mlpmixer.data.paths import TEST, TRAIN, VAL, count, find_files, printable, similar_paths, split_from_path
 from mlpmixer.data.readers.folder import TABLES, read_folder
 from mlpmixer.data.readers.hub import download_parquet, read_hub
 from mlpmixer.data.readers.parquet import read_parquet
@@ -60,11 +61,12 @@ def cut_splits(raw: RawSplits, data: Data) -> Splits:
             notes.append(_cut_off(sets, split, fraction, data))
     if data.train_fraction < 1:
         whole = sets[TRAIN]
-        used = stratified_share(whole.labels, data.train_fraction, data.split_seed)
+        share = random_share if whole.multi_label else stratified_share
+        used = share(whole.labels, data.train_fraction, data.split_seed)
         sets[TRAIN], left = whole.subset(used), whole.subset(np.setdiff1d(np.arange(len(whole)), used))
         unused = chain([unused, left]) if unused else left
         notes.append(
-            f"train: {len(sets[TRAIN])} of its {len(whole)} images, stratified "
+            f"train: {len(sets[TRAIN])} of its {len(whole)} images, {'random' if whole.multi_label else 'stratified'} "
             f"(fraction {data.train_fraction}, split_seed {data.split_seed})"
         )
     if sets[VAL] is not sets[TRAIN] and (doubt := doubt_of(sets[VAL])):
@@ -77,6 +79,9 @@ def _leave_out_fold(sets: dict[str, ImageSet], data: Data, notes: list[str]) -> 
     if not data.fold:
         raise ValueError(f"data.folds={data.folds} also needs data.fold, the number of the part that is test")
     whole, found = sets[TRAIN], sets.get(TEST)
+    require(
+        not whole.multi_label, "folds are stratified by class, and these images have several or none: leave them out"
+    )
     fold = fold_of_each(whole, data.folds, data.split_seed, data.workers)
     sets[TRAIN], sets[TEST] = (
         whole.subset(np.flatnonzero(fold != data.fold)),
@@ -133,24 +138,30 @@ def _used_classes(sets: dict[str, ImageSet], notes: list[str], name: str) -> lis
 
 
 def relabelled(images: ImageSet, classes: Sequence[str]) -> ImageSet:
-    """The same images with labels into `classes`; -1 for a class that is not in it."""
+    """The same images with labels into `classes`; -1, or none, for a class that is not in it."""
     if tuple(classes) == images.classes:
         return images
     position = {c: i for i, c in enumerate(classes)}
     number = np.array([position.get(c, -1) for c in images.classes])
+    if images.multi_label:
+        targets = np.zeros((len(images), len(classes)), dtype=bool)
+        targets[:, number[number >= 0]] = images.labels[:, number >= 0]
+        return ImageSet(classes, targets, images.names, images.sources, channels=images.channels)
     return ImageSet(classes, number[images.labels], images.names, images.sources, channels=images.channels)
 
 
 def _cut_off(sets: dict[str, ImageSet], split: str, fraction: float, data: Data) -> str:
     """Move a share of train to `split`; the note about it."""
     whole = sets[TRAIN]
-    keep, cut = stratified_cut(whole.labels, fraction, data.split_seed, data.min_per_class)
+    cut_labels = iterative_cut if whole.multi_label else stratified_cut
+    keep, cut = cut_labels(whole.labels, fraction, data.split_seed, data.min_per_class)
     if len(cut):
         sets[TRAIN], sets[split] = whole.subset(keep), whole.subset(cut)
         more = len(cut) > fraction * len(whole) + 1 and data.min_per_class
         small = int((sets[split].counts() == 0).sum())
         return (
-            f"{split}: {len(cut)} images cut from the {len(whole)} of train, stratified (fraction {fraction}, "
+            f"{split}: {len(cut)} images cut from the {len(whole)} of train, "
+            f"stratified{' by each of the labels' if whole.multi_label else ''} (fraction {fraction}, "
             f"split_seed {data.split_seed}{f', but {data.min_per_class} of each class at least' if more else ''})"
             + (f"; too few images to have one in it: {count(small, 'class', 'es')}" if small else "")
         )
@@ -203,6 +214,37 @@ def _share_of_each(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray
     return np.sort(np.concatenate(picked)) if picked else np.zeros(0, np.int64)
 
 
+def iterative_cut(targets: np.ndarray, fraction: float, seed: int, at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """`stratified_cut` by targets (N,K) of images with several classes or none: (keep, cut), sorted.
+
+    Iterative stratification (Sechidis et al. 2011, algorithm 1) into two parts: the rarest class first, each of its
+    images goes to the part that lacks the most of that class. Cut holds `fraction` of every class about, `at_least` of
+    each that has more; keep at least one of each.
+    """
+    rng, n = np.random.default_rng(seed), len(targets)
+    size = targets.sum(axis=0)
+    wanted = np.minimum(np.maximum(size * fraction, at_least), np.maximum(size - 1, 0))
+    lacking = np.stack([size - wanted, wanted])  # (2, K) of keep and cut
+    room = np.array([n * (1 - fraction), n * fraction])
+    part = np.full(n, -1)
+    for k in [*np.argsort(size, kind="stable"), None]:  # last the images without any class
+        of_class = part < 0 if k is None else (part < 0) & targets[:, k]
+        for i in rng.permutation(np.flatnonzero(of_class)):
+            best = np.argmax(room) if k is None else np.lexsort((room, lacking[:, k]))[-1]
+            part[i] = best
+            room[best] -= 1
+            lacking[best] -= targets[i]
+    for k in np.flatnonzero((size > 0) & ~targets[part == 0].any(axis=0)):
+        part[np.flatnonzero(targets[:, k])[0]] = 0
+    return np.flatnonzero(part == 0), np.flatnonzero(part == 1)
+
+
+def random_share(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """`stratified_share` by chance alone, for images with several classes or none."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return np.sort(order[: math.ceil(fraction * len(labels))])
+
+
 def stratified_share(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Indices, sorted, of `fraction` of every class, rounded up. Those of a smaller fraction are among those of a
     larger one."""
@@ -217,6 +259,13 @@ def stratified_share(labels: np.ndarray, fraction: float, seed: int) -> np.ndarr
 
 def open_raw(data: Data) -> RawSplits:
     """What the files hold: nothing is cut, and classes are not compared between splits."""
+    raw = _open_raw(data)
+    multi_label = data.multi_label == "yes" or any(images.multi_label for images in raw.sets.values())
+    sets = {split: images.as_multi_label() for split, images in raw.sets.items()} if multi_label else raw.sets
+    return dataclasses.replace(raw, sets=sets)
+
+
+def _open_raw(data: Data) -> RawSplits:
     name = data.name
     if not name:
         raise ValueError(f"no data given: a path, hf:owner/name or one of {', '.join(DATASETS)}")
@@ -235,7 +284,7 @@ def open_raw(data: Data) -> RawSplits:
         return _open_named(key, DATASETS[key], data.data_dir)
     for path in (os.path.expanduser(name), os.path.join(os.path.expanduser(data.data_dir or "."), name)):
         if os.path.exists(path):
-            return _open_table(path, data) if data.labels else _open_path(path, data.layout)
+            return _open_table(path, data) if data.labels else _open_path(path, data)
     raise ValueError(
         f"no data set, file or folder named {printable(name)!r}; {suggest(name, [*DATASETS, *similar_paths(name)])}"
     )
@@ -251,14 +300,17 @@ def _open_table(folder: str, data: Data) -> RawSplits:
         near = similar_paths(data.labels) or similar_paths(tables[1])
         some = f"; did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"no file {printable(data.labels)!r} here or in {printable(folder)} (data.labels){some}")
-    return read_table(table, folder, printable(os.path.basename(os.path.abspath(folder))))
+    return read_table(table, folder, printable(os.path.basename(os.path.abspath(folder))), data.multi_label)
 
 
-def _open_path(path: str, layout: Layout) -> RawSplits:
+def _open_path(path: str, data: Data) -> RawSplits:
+    layout = data.layout
     name = printable(os.path.basename(os.path.abspath(path)))
     if os.path.isfile(path):
         if path.lower().endswith(TABLES):
-            return read_table(path, os.path.dirname(path) or ".", printable(os.path.splitext(name)[0]))
+            return read_table(
+                path, os.path.dirname(path) or ".", printable(os.path.splitext(name)[0]), data.multi_label
+            )
         if not path.lower().endswith(".parquet"):
             raise ValueError(
                 f"{printable(path)} is a file, but not .parquet, .csv or .tsv; expected a folder with one subfolder of "

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from mlpmixer.data.images import Source
@@ -73,8 +74,10 @@ def array_images(pixels: np.ndarray) -> Sequence[Source]:
 
 
 class ImageSet:
-    """N images that `decode` takes, with labels (N,) into `classes` and a readable name each.
+    """N images that `decode` takes, with labels into `classes` and a readable name each.
 
+    labels: (N,) int64, the class of each image; or (N,K) bool, whether it has each of the K classes, of which it may
+    have several or none (`multi_label`).
     `channels` is what the files hold: 1 for the grey named data sets, else 3.
     """
 
@@ -88,11 +91,12 @@ class ImageSet:
         channels: int = 3,
     ) -> None:
         self.classes = tuple(classes)
-        self.labels = np.asarray(labels, dtype=np.int64)
+        self.labels: NDArray[Any] = np.asarray(labels, dtype=np.int64 if np.ndim(labels) == 1 else np.bool_)
         self.names = names
         self.sources = sources
         self.channels = channels
         assert len(self.labels) == len(names) == len(sources)
+        assert self.labels.shape[1:] in ((), (len(self.classes),))
 
     @classmethod
     def from_arrays(cls, split: str, pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> "ImageSet":
@@ -110,6 +114,24 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several classes, or none."""
+        return self.labels.ndim == 2
+
+    def classes_of(self, i: int) -> tuple[str, ...]:
+        """The classes of image i."""
+        return tuple(
+            self.classes[k] for k in (np.flatnonzero(self.labels[i]) if self.multi_label else [self.labels[i]])
+        )
+
+    def as_multi_label(self) -> "ImageSet":
+        """The same images with labels (N,K)."""
+        if self.multi_label:
+            return self
+        targets = np.arange(len(self.classes)) == self.labels[:, None]
+        return ImageSet(self.classes, targets, self.names, self.sources, channels=self.channels)
+
     def source(self, i: int) -> Source:
         """Image i as a path, bytes or a Pillow image."""
         return self.sources[i]
@@ -122,7 +144,7 @@ class ImageSet:
 
     def labelled(self) -> "ImageSet":
         """Without the images whose label is -1."""
-        return self if (self.labels >= 0).all() else self.subset(np.flatnonzero(self.labels >= 0))
+        return self if self.multi_label or (self.labels >= 0).all() else self.subset(np.flatnonzero(self.labels >= 0))
 
     def spread(self, at_most: int) -> "ImageSet":
         """Up to `at_most` images, evenly spaced over the set."""
@@ -132,7 +154,7 @@ class ImageSet:
 
     def counts(self) -> np.ndarray:
         """Images per class (K,)."""
-        return np.bincount(self.labels, minlength=len(self.classes))
+        return self.labels.sum(axis=0) if self.multi_label else np.bincount(self.labels, minlength=len(self.classes))
 
     def used_classes(self) -> list[str]:
         """The classes that have images."""

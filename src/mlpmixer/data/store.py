@@ -50,10 +50,10 @@ def content_hashes(images: ImageSet, workers: int = 0) -> NDArray[np.uint64]:
 class Store:
     """The readable images of a set as arrays of `preprocess.dtype`, by position 0..M-1 among them.
 
-    `indices` (M,) are their places in the set, `labels` (M,) int64, `names` M strings; `bad` lists (name, reason) of
-    those that could not be read. Sets larger than `cache_mib` (`nbytes` is what all arrays take) are decoded once at
-    the start to find those, then again for every batch. Nothing here depends on `workers`. ValueError when the share of
-    bad ones is above `max_bad_share`.
+    `indices` (M,) are their places in the set, `labels` (M,) or (M,K) theirs, `names` M strings; `bad` lists (name,
+    reason) of those that could not be read. Sets larger than `cache_mib` (`nbytes` is what all arrays take) are decoded
+    once at the start to find those, then again for every batch. Nothing here depends on `workers`. ValueError when the
+    share of bad ones is above `max_bad_share`.
     """
 
     def __init__(
@@ -124,7 +124,8 @@ class Store:
 
         def candidates() -> Iterator[int]:
             yield position
-            distance = np.abs(np.arange(len(self)) - position) + len(self) * (self.labels != self.labels[position])
+            others = (self.labels != self.labels[position]).reshape(len(self), -1).any(axis=1)
+            distance = np.abs(np.arange(len(self)) - position) + len(self) * others
             yield from np.argsort(distance, kind="stable")[1:].tolist()
 
         failures: list[tuple[str, str]] = []

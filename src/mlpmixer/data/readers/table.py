@@ -1,84 +1,177 @@
-"""Images whose classes are in a table: a CSV or TSV file with a column of files and a column of classes."""
+"""Images whose classes are in a table: a CSV or TSV file with a column of files, and a column of classes or many of 0
+and 1.
+
+An image has several classes where a cell names them (cat;dog or cat|dog), where the file has a row for each, or where
+columns titled after the classes hold 0 and 1.
+"""
 
 import csv
 import io
 import os
 import unicodedata
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
 from mlpmixer.data.image_set import ImageSet, RawSplits
 from mlpmixer.data.images import IMAGE_SUFFIXES
 from mlpmixer.data.labels import LabelEncoder, read_label
-from mlpmixer.data.paths import SPLIT_WORDS, count, printable
+from mlpmixer.data.paths import SPLIT_WORDS, TRAIN, VAL, count, printable
 from mlpmixer.data.readers.folder import image_files
 
-CLASS_COLUMNS = ("label", "class", "labels", "classes", "class_name", "category", "target", "species", "breed", "name")
-SPLIT_COLUMNS = ("split", "set", "subset", "partition")
+FILE_COLUMNS = ("file", "filename", "file_name", "image", "path", "filepath", "image_path", "image_id", "img", "id")
+CLASS_COLUMNS = ("label", "class", "labels", "classes", "class_name", "tags", "category", "target", "species", "breed")
+CLASS_COLUMNS += ("name",)
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "is_valid")
+SPLIT_CELLS = SPLIT_WORDS | {"true": VAL, "1": VAL, "false": TRAIN, "0": TRAIN}  # is_valid
+ZERO_ONE = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 DELIMITERS = ",\t;|"
+SEVERAL = 0.1  # of the files in rows of different classes: these are then several classes of an image, and no mistakes
 SHOWN = 10  # names in a note
 
 Row = tuple[str, ...]
+Find = Callable[[str], str | None]
+MultiLabel = Literal["auto", "yes", "no"]
 
 
-def read_table(file: str, folder: str, name: str) -> RawSplits:
+def read_table(file: str, folder: str, name: str, multi_label: MultiLabel = "auto") -> RawSplits:
     """The images that a table lists, with or without a line of titles and a column of splits.
 
-    Files are relative to `folder` or to the table. What is listed and is not there, listed with two classes, or there
-    and not listed is left out, with a note. ValueError when no columns of files and of classes can be told.
+    Files are relative to `folder` or to the table, or lie below the folder under a name that is there once, with or
+    without its suffix. What is listed and is not there, listed with two classes (unless images have several), or there
+    and not listed is left out, with a note. multi_label: see `Data`. ValueError when no columns of files and of classes
+    can be told, and when cells may be one class or several.
     """
-    rows, where = _rows(file), printable(os.path.basename(file))
-    places = (folder, os.path.dirname(file))
-
-    def find(cell: str) -> str | None:
-        """The path of a listed file."""
-        spellings = dict.fromkeys((cell, *(unicodedata.normalize(form, cell) for form in ("NFC", "NFD"))))
-        paths = (os.path.normpath(os.path.join(place, text)) for place in places for text in spellings)
-        return next((path for path in paths if cell and "\0" not in cell and os.path.isfile(path)), None)
-
-    files, classes, splits, titles = _columns(rows, find, where, printable(folder))
-    listed: dict[str, tuple[str, str]] = {}  # path -> class, split
+    where, found = printable(os.path.basename(file)), list(image_files(folder))
+    exactly, find = _finders((folder, os.path.dirname(file)), folder, found)
+    rows = _rows(file, exactly)
+    files, classes, splits, titles = _columns(rows, exactly, find, where, printable(folder))
+    body = rows[len(titles) > 0 :]
+    if len(classes) > 1:
+        cells = [tuple(titles[k] for k in classes if ZERO_ONE[row[k].casefold()]) for row in body]
+    else:
+        cells = _cells([row[classes[0]] for row in body], multi_label, where)
+    listed: dict[str, tuple[Row, str]] = {}  # path -> classes, split
     shown: dict[str, str] = {}
     missing: list[str] = []
     clashes: dict[str, str] = {}
+    in_rows: set[str] = set()  # paths that have classes in several rows
     repeated = unlabelled = 0
-    for number, row in enumerate(rows[len(titles) > 0 :], 1 + (len(titles) > 0)):
-        split = "all" if splits is None else SPLIT_WORDS.get(row[splits].casefold(), "")
+    for number, (row, own) in enumerate(zip(body, cells, strict=True), 1 + (len(titles) > 0)):
+        split = "all" if splits is None else SPLIT_CELLS.get(row[splits].casefold(), "")
         if not split:
             raise ValueError(f"{where}, row {number}: expected train, val or test, got {row[splits or 0]!r}")
-        path, entry = find(row[files]), (row[classes], split)
+        path = find(row[files])
         if path is None:
             missing.append(row[files])
-        elif not row[classes]:
-            unlabelled += 1
-        elif (before := listed.setdefault(path, entry)) != entry:
-            k = int(before[0] == entry[0])
-            clashes[path] = f"{before[k]} and {entry[k]}"
-        else:
-            repeated += path in shown
-            shown.setdefault(path, printable(row[files]))
-    used = [path for path in listed if path not in clashes]
-    if not used:
+            continue
+        before, split_before = listed.setdefault(path, (own, split))
+        repeated += path in shown and bool(own) and set(own) <= set(before)
+        unlabelled += not own
+        if split != split_before:
+            clashes[path] = f"{split_before} and {split}"
+        listed[path] = tuple(dict.fromkeys([*before, *own])), split_before
+        if set(own) - set(before) and before:
+            in_rows.add(path)
+        shown.setdefault(path, printable(row[files]))
+    several = {path for path, (own, _) in listed.items() if len(own) > 1}
+    decided = several - in_rows or len(in_rows) >= SEVERAL * max(len(listed), 1)
+    is_multi_label = multi_label == "yes" or (multi_label == "auto" and bool(decided))
+    if not is_multi_label:
+        clashes |= {path: " and ".join(listed[path][0]) for path in listed if path in several}
+    used = [path for path, (own, _) in listed.items() if path not in clashes and (own or is_multi_label)]
+    labels = {path: [read_label(text.encode()) for text in listed[path][0]] for path in used}
+    titled = [read_label(titles[k].encode()) for k in classes] if len(classes) > 1 and is_multi_label else []
+    encoder = LabelEncoder.of_labels([*titled, *(label for of_path in labels.values() for label in of_path)])
+    if not used or not encoder.classes:
         raise ValueError(f"{where} lists no image that is there and has one class")
-    labels = [read_label(listed[path][0].encode()) for path in used]
-    encoder = LabelEncoder.of_labels(labels)
-    numbers = np.array([encoder.encode(label, shown[path]) for label, path in zip(labels, used, strict=True)])
-    whole = ImageSet(encoder.classes, numbers, [shown[path] for path in used], used)
+    numbers = [[encoder.encode(label, shown[path]) for label in labels[path]] for path in used]
+    targets = multi_hot(numbers, len(encoder.classes)) if is_multi_label else np.array([k for k, *_ in numbers])
+    whole = ImageSet(encoder.classes, targets, [shown[path] for path in used], used)
     of_split = np.array([listed[path][1] for path in used])
     sets = {s: whole.subset(np.flatnonzero(of_split == s)).labelled() for s in dict.fromkeys(of_split.tolist())}
-    unlisted = [label for path, label in image_files(folder) if path not in listed]
+    unlisted = [label for path, label in found if path not in listed]
+    two = f"are listed in {where} with two classes or splits" + (
+        "; if images have several classes: --data.multi-label yes" if multi_label == "auto" and in_rows else ""
+    )
     left_out = {
         f"are listed in {where}, but not there": missing,
-        f"are listed in {where} with two classes or splits": [f"{shown[p]} ({c})" for p, c in clashes.items()],
+        two: [f"{shown[p]} ({c})" for p, c in clashes.items()],
         f"are not listed in {where}": unlisted,
     }
-    notes = [f"classes from {where}" + (f", columns {titles[files]!r} and {titles[classes]!r}" if titles else "")]
+    columns = [titles[files], *(titles[k] for k in classes[:5])] if titles else []
+    more_columns = ", ..." if len(classes) > 5 else ""
+    notes = [f"classes from {where}" + (f", columns {', '.join(map(repr, columns))}{more_columns}" if columns else "")]
+    if is_multi_label:
+        of_each = targets.sum(axis=1)
+        notes.append(
+            f"several labels an image: {of_each.mean():.3g} of {len(encoder.classes)} classes on average, "
+            f"{of_each.max()} at most, {count(int((of_each == 0).sum()), 'image')} with none"
+        )
     notes += [f"{_some(names)}: {what}" for what, names in left_out.items() if names]
+    unlabelled = 0 if is_multi_label else unlabelled
     if repeated or unlabelled:
         notes.append(f"{where}: {count(repeated, 'row')} repeated, {count(unlabelled, 'row')} without a class left out")
     stray = [(printable(n), what.replace("are ", "", 1)) for what, names in left_out.items() for n in names]
     return RawSplits(name, {s: images for s, images in sets.items() if len(images)}, notes, stray)
+
+
+def _finders(places: Sequence[str], folder: str, found: Sequence[tuple[str, str]]) -> tuple[Find, Find]:
+    """Two functions from a cell to the path of the listed file: as it is written, and also by the rest of its name.
+
+    found: (path, name relative to `folder`) of the images below it.
+    """
+    by_name: dict[str, str | None] = {}
+    for path, label in found:
+        short = unicodedata.normalize("NFC", os.path.basename(label))
+        for key in {short, *(os.path.splitext(n)[0] for n in (short, unicodedata.normalize("NFC", label)))}:
+            by_name[key] = None if key in by_name else path
+
+    def exactly(cell: str) -> str | None:
+        spellings = dict.fromkeys((cell, *(unicodedata.normalize(form, cell) for form in ("NFC", "NFD"))))
+        paths = (os.path.normpath(os.path.join(place, text)) for place in places for text in spellings)
+        return next((path for path in paths if cell and "\0" not in cell and os.path.isfile(path)), None)
+
+    return exactly, lambda cell: exactly(cell) or by_name.get(unicodedata.normalize("NFC", cell))
+
+
+def _cells(cells: Sequence[str], multi_label: MultiLabel, where: str) -> list[Row]:
+    """The classes that each cell names. ValueError when that cannot be told."""
+    different = sorted({*cells} - {""})
+    separators = [s for s in ";|" if multi_label != "no" and any(s in cell for cell in different)]
+    if len(separators) > 1:
+        raise ValueError(
+            f"{where} has cells with ; and cells with |: separate the classes of an image by one of them, or take each "
+            "cell for one class with --data.multi-label no"
+        )
+    for separator in () if separators or multi_label == "no" else ", ":
+        parts = {cell: [part.strip() for part in cell.split(separator) if part.strip()] for cell in different}
+        lists = [cell for cell, own in parts.items() if len(own) > 1]
+        alone = [cell for cell in lists if set(parts[cell]) <= set(different)]
+        is_list = alone or len({word for own in parts.values() for word in own}) < len(different)
+        example = next(iter(alone or lists), "") if is_list else ""
+        if example and multi_label == "auto":
+            several = " and ".join(map(repr, parts[example]))
+            raise ValueError(
+                f"{where}: is {example!r} one class, or {several}? Take it for one with --data.multi-label no, for "
+                "several with --data.multi-label yes"
+            )
+        if example:
+            separators = [separator]
+            break
+    if not separators:
+        return [(cell,) if cell else () for cell in cells]
+    split = ((part.strip() for part in cell.split(separators[0])) for cell in cells)
+    return [tuple(dict.fromkeys(part for part in parts if part)) for parts in split]
+
+
+def multi_hot(numbers: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:
+    """The classes of each of N images, by number and -1 for none, as targets (N,K)."""
+    targets = np.zeros((len(numbers), num_classes), dtype=bool)
+    for row, own in zip(targets, numbers, strict=True):
+        row[[k for k in own if k >= 0]] = True
+    return targets
 
 
 def _some(names: Sequence[str]) -> str:
@@ -86,7 +179,7 @@ def _some(names: Sequence[str]) -> str:
     return f"{count(len(names), 'file')} left out, {', '.join(map(printable, names[:SHOWN]))}{more}"
 
 
-def _rows(file: str) -> list[Row]:
+def _rows(file: str, find: Find) -> list[Row]:
     """The cells of each line that is not empty, without spaces around them."""
     where = printable(file)
     try:
@@ -99,10 +192,7 @@ def _rows(file: str) -> list[Row]:
     except UnicodeDecodeError as e:
         raise ValueError(f"{where} is not text in UTF-8 (byte {e.start}): save it as CSV, in UTF-8") from e
     first = "".join(lines[:1])
-    try:
-        delimiter = csv.Sniffer().sniff("".join(lines[:100]), DELIMITERS).delimiter
-    except csv.Error:  # too few lines, or too even
-        delimiter = max(DELIMITERS, key=first.count)
+    delimiter = max(DELIMITERS, key=lambda delimiter: _fits(lines, delimiter, find))
     try:
         table = [tuple(map(str.strip, row)) for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)]
     except csv.Error as e:
@@ -118,27 +208,47 @@ def _rows(file: str) -> list[Row]:
     return table
 
 
+def _fits(lines: Sequence[str], delimiter: str, find: Find) -> tuple[bool, int]:
+    """Whether the first rows have as many cells each, more than one, if this is what separates them; how many files
+    are then named in one column."""
+    try:
+        rows = [row for row in csv.reader(lines[:200], delimiter=delimiter, skipinitialspace=True) if any(row)]
+    except csv.Error:
+        return False, 0
+    rows = rows[:-1] if len(lines) > 200 else rows  # a cell may go on in the next line
+    widths = {len(row) for row in rows}
+    columns = zip(*rows, strict=False)
+    named = max((sum(find(cell.strip()) is not None for cell in column) for column in columns), default=0)
+    return len(widths) == 1 and min(widths) > 1, named if max(widths, default=0) > 1 else 0
+
+
 def _columns(
-    rows: Sequence[Row], find: Callable[[str], str | None], where: str, folder: str
-) -> tuple[int, int, int | None, Row]:
-    """The columns of files, of classes and, if there is one, of splits, and the titles; () without titles."""
+    rows: Sequence[Row], exactly: Find, find: Find, where: str, folder: str
+) -> tuple[int, list[int], int | None, Row]:
+    """The columns of files, of classes (several: 0 and 1 for each class) and, if there is one, of splits, and the
+    titles; () without titles."""
     width = range(len(rows[0]))
-    found = [sum(find(row[k]) is not None for row in rows[:200]) for k in width]
-    files = int(np.argmax(found))
-    if not found[files]:
+    words = [cell.casefold() for cell in rows[0]]
+    exact, loose = ([sum(f(row[k]) is not None for row in rows[:200]) for k in width] for f in (exactly, find))
+    files = max(width, key=lambda k: (exact[k], loose[k] > 0 and words[k] in FILE_COLUMNS, loose[k]))
+    if not loose[files]:
         raise ValueError(f"{where} names no file that is in {folder} or beside it, e.g. {rows[-1][0]!r}")
     first = rows[0][files]
     titled = find(first) is None and os.path.splitext(first)[1].lower() not in IMAGE_SUFFIXES
     titles, others = rows[0] if titled else (), [k for k in width if k != files]
-    words = [title.casefold() for title in titles]
+    words = words if titled else []
     splits = next((words.index(word) for word in SPLIT_COLUMNS if word in words), None)
     if not titled and len(others) > 1:
         splits = next((k for k in others if all(row[k].casefold() in SPLIT_WORDS for row in rows)), None)
     others = [k for k in others if k != splits]
     named = (words.index(word) for word in CLASS_COLUMNS if word in words and words.index(word) in others)
     classes = next(named, others[0] if len(others) == 1 else None)
-    if classes is None:
+    if classes is not None:
+        return files, [classes], splits, tuple(titles)
+    odd = [k for k in others if not all(row[k].casefold() in ZERO_ONE for row in rows[titled:])]
+    if not titled or odd:
+        zeros = f", or keep only columns of 0 and 1, one for each class ({titles[odd[0]]} has others)" if titled else ""
         raise ValueError(
-            f"{where} has the columns {', '.join(titles or rows[0])}; which one has the classes? Title it label"
+            f"{where} has the columns {', '.join(titles or rows[0])}; which one has the classes? Title it label{zeros}"
         )
-    return files, classes, splits, tuple(titles)
+    return files, others, splits, tuple(titles)
