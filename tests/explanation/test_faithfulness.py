@@ -29,7 +29,7 @@ def test_curves_follow_the_importance():
     model, images = random_mixer(), random_images(n=1)
     importance = torch.arange(12.0)[None]  # the last patch is the most important
     _, gone, come = faithfulness.curves(
-        model, images, CLASSES[:1], importance, FILL, OBLONG.grid, points=12, multi_label=True
+        model, images, CLASSES[:1], importance, FILL, OBLONG.grid, points=12, sigmoid=True
     )
     without = images.clone()
     without[..., 4:8, 10:12] = FILL[:, None, None]

@@ -67,7 +67,7 @@ def test_an_export_gives_the_models_answers(case: str, tmp_path: Path) -> None:
     assert model.meta is not None and found.meta is not None
     licence = options.get("licence", "mit")
     assert found.meta == dataclasses.replace(model.meta, provenance=model.meta.provenance | {"licence": licence})
-    assert (found.classes, found.preprocess, found.multi_label) == (model.classes, model.preprocess, model.multi_label)
+    assert (found.classes, found.preprocess, found.sigmoid) == (model.classes, model.preprocess, model.sigmoid)
     assert found.export.batch == options.get("batch") and found.export.made == written.made
     assert written.made["check"]["agreeing"] == 40
     with pytest.raises(ValueError, match=r"expected (uint8|float32) images of shape"):

@@ -41,7 +41,7 @@ def test_probabilities_do_not_depend_on_the_chunk():
 
 
 def test_sigmoid_probabilities():
-    p = by_brightness(multi_label=True).probabilities(np.zeros((1, 8, 8, 3), dtype=np.uint8))
+    p = by_brightness(sigmoid=True).probabilities(np.zeros((1, 8, 8, 3), dtype=np.uint8))
     np.testing.assert_allclose(p[0], 1 / (1 + np.exp([0.0, 8.0, 16.0])), rtol=1e-5)
 
 

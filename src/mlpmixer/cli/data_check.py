@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlpmixer.cli.arguments import Command
-from mlpmixer.cli.options import DataArg, DataDir, DataLabels, DataLayout, Json
+from mlpmixer.cli.options import DataArg, DataDir, DataLabels, DataLayout, DataMultiLabel, Json
 from mlpmixer.cli.printing import MAX_ROWS, print_json, print_table
 from mlpmixer.data.config import Data
 
@@ -25,12 +25,19 @@ class DataCheck(Command):
     data_dir: DataDir = ""
     layout: DataLayout = "auto"
     labels: DataLabels = ""
+    multi_label: DataMultiLabel = "auto"
 
     def __call__(self) -> int:
         from mlpmixer.data.check import check_data
 
         report = check_data(
-            Data(name=self.data, data_dir=self.data_dir or None, layout=self.layout, labels=self.labels)
+            Data(
+                name=self.data,
+                data_dir=self.data_dir or None,
+                layout=self.layout,
+                labels=self.labels,
+                multi_label=self.multi_label,
+            )
         )
         if self.json:
             print_json(report.to_json())

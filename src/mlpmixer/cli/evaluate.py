@@ -5,13 +5,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from mlpmixer.cli.arguments import Arg
-from mlpmixer.cli.options import EvaluationCommand, Split, print_changes, print_unreadable, require_writable
+from mlpmixer.cli.options import (
+    EvaluationCommand,
+    Split,
+    Threshold,
+    print_changes,
+    print_unreadable,
+    require_writable,
+    set_threshold,
+)
 from mlpmixer.cli.printing import MAX_ROWS, between, percent, print_json, print_table
 from mlpmixer.cli.progress import reporter
 from mlpmixer.durable import write_text
 
 if TYPE_CHECKING:
     from mlpmixer.evaluation.metrics import CalibratedMetrics, Metrics, TTAMetrics
+    from mlpmixer.evaluation.multi_label import MultiLabelMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +38,7 @@ class Evaluate(EvaluationCommand):
     be ImageNet's validation images."""
     html: Annotated[str, Arg("FILE")] = ""
     """Also write a page with plots and the worst mistakes."""
+    threshold: Threshold = None
 
     def __call__(self) -> int:
         from mlpmixer.data.real_labels import read_real
@@ -46,6 +56,7 @@ class Evaluate(EvaluationCommand):
         if self.real:
             read_real(self.real)
         classifier = self.load()
+        set_threshold(classifier, self.threshold)
         opened = open_for(classifier, self.data or None, self.data_dir)
         chosen = opened.choose(self.split)
         with reporter() as report:
@@ -74,10 +85,15 @@ class Evaluate(EvaluationCommand):
         return 1 if metrics.bad else 0
 
 
-def print_metrics(m: "Metrics") -> None:
+def print_metrics(m: "Metrics | MultiLabelMetrics") -> None:
+    from mlpmixer.evaluation.multi_label import MultiLabelMetrics
+
     if m.scored:
         unknown = "; the model does not say which images it was trained on" if m.trained_on is None else ""
         print(f"scored {m.scored}{unknown}")
+    if isinstance(m, MultiLabelMetrics):
+        print_multi_label(m)
+        return
     print(f"{m.n:,} images  {score_text(m)}")
     if m.leak:
         print(m.leak)
@@ -106,6 +122,55 @@ def print_metrics(m: "Metrics") -> None:
         print("\nmost confident mistakes")
         mistakes = [(w.name, w.true, w.predicted, percent(w.probability)) for w in m.most_wrong[:5]]
         print_table(("image", "is", "predicted", "with"), mistakes)
+    print_unreadable(m.bad)
+
+
+def print_multi_label(m: "MultiLabelMetrics") -> None:
+    print(f"{m.n:,} images  mAP {percent(m.map)}  nll {m.nll:.4f}")
+    if m.leak:
+        print(m.leak)
+    if t := m.tta:
+        print(f"with test-time augmentation ({', '.join(t.kinds)}: the mean of {t.views} views)  mAP {percent(t.map)}")
+    exact = f"{percent(m.exact_match)} {between(m.exact_match_interval)}"
+    print(
+        f"at the threshold {m.threshold:g}: F1 {percent(m.f1_micro)} (micro) {percent(m.f1_macro)} (macro), precision "
+        f"{percent(m.precision)}, recall {percent(m.recall)} (micro); {exact} of the images have exactly their classes"
+    )
+    print("mAP and macro F1: the mean over the classes that have images; in brackets: 95 % intervals (Wilson)\n")
+    scored = [c for c in m.per_class if c.average_precision is not None]
+    if empty := len(m.per_class) - len(scored):
+        print(f"{empty:,} of the model's {len(m.per_class):,} classes have no image here, and are left out")
+    shown = (
+        scored if len(scored) <= MAX_ROWS else sorted(scored, key=lambda c: c.average_precision or 0)[: MAX_ROWS // 2]
+    )
+    rows = [
+        (
+            c.name,
+            percent(c.average_precision or 0),
+            percent(c.precision),
+            percent(c.recall),
+            between(c.recall_interval),
+            percent(c.f1),
+            f"{c.support:,}",
+        )
+        for c in shown
+    ]
+    print_table(("class", "AP", "precision", "recall", "", "f1", "images"), rows)
+    if len(shown) < len(scored):
+        print(f"(the {len(shown)} lowest AP of {len(scored)} classes; all of them: --json)")
+    if m.most_wrong:
+        print("\nmost confident mistakes")
+        mistakes = [
+            (
+                w.name,
+                ", ".join(w.true) or "none",
+                w.label,
+                percent(w.probability),
+                "missed" if w.label in w.true else "said",
+            )
+            for w in m.most_wrong[:5]
+        ]
+        print_table(("image", "is", "class", "with", ""), mistakes)
     print_unreadable(m.bad)
 
 

@@ -42,6 +42,17 @@ Split = Annotated[
 ]
 DataDir = Annotated[str, Arg("DIR", "Folder with the files of a named data set.")]
 DataLabels = Annotated[str, Arg("FILE", "CSV or TSV file of files and classes.", name="data.labels")]
+DataMultiLabel = Annotated[
+    Literal["auto", "yes", "no"],
+    Arg(name="data.multi_label", help="Whether an image may have several classes, or none; auto: as the table has it."),
+]
+Threshold = Annotated[
+    float | None,
+    Arg(
+        help="Probability from which a class is said of an image that may have several; default: the model's, chosen "
+        "on validation images."
+    ),
+]
 DataLayout = Annotated[
     Layout, Arg(name="data.layout", help="What folders and files named train, val or test are: splits, or classes.")
 ]
@@ -135,6 +146,18 @@ def load_model(
     if runtime and (is_export or runtime != RuntimeOptions() or streams > 1):
         print_error(f"{run} is computed by {classifier.runtime}")
     return classifier
+
+
+def set_threshold(classifier: "Classifier", threshold: float | None) -> None:
+    """Another threshold than the model's. ValueError for a model that gives an image one class."""
+    from mlpmixer.weights.model_file import require_threshold
+
+    if threshold is None:
+        return
+    require_threshold(threshold)
+    if classifier.threshold is None:
+        raise ValueError("--threshold is for models of several classes an image; this one gives each image one class")
+    classifier.threshold = threshold
 
 
 def require_writable(option: str, path: str, *, suffixes: Sequence[str] = (), folder: bool = False) -> None:

@@ -121,9 +121,12 @@ def lines_of(e: Event) -> list[str]:
     if e["kind"] == "doing":
         return [e["what"]]
     if e["kind"] == "eval":
-        scores = f"{e['split']}: top-1 {percent(e['top1'])}, loss {e['nll']:.4f}"
-        if "train_top1" in e:
-            scores += f"; training images {percent(e['train_top1'])}"
+        from mlpmixer.weights.run_folder import METRICS, metric_of
+
+        metric = metric_of(e)
+        scores = f"{e['split']}: {METRICS[metric]} {percent(e[metric])}, loss {e['nll']:.4f}"
+        if f"train_{metric}" in e:
+            scores += f"; training images {percent(e[f'train_{metric}'])}"
         return [f"epoch {e['epoch']:.4g}  step {e['step']:,}  {scores}"]
     if e["kind"] != "start":
         return []

@@ -193,6 +193,13 @@ def latest_unfinished() -> Path:
     return max(runs, key=lambda run: run.stat().st_mtime)
 
 
+def score_text(m: dict[str, Any]) -> str:
+    """The metric of stored scores."""
+    if "map" in m:
+        return f"mAP {percent(m['map'])}, F1 {percent(m['f1_micro'])} (micro, threshold {m['threshold']:g})"
+    return f"top-1 {percent(m['top1'])} {between(wilson(round(m['top1'] * m['n']), m['n']))}"
+
+
 def print_result(path: Path, summary: dict[str, Any]) -> None:
     """Notes, then five lines: how good it is, which weights these are, how long it took, where it is, what to type."""
     for sentence in summary.get("advice") or ():
@@ -201,11 +208,7 @@ def print_result(path: Path, summary: dict[str, Any]) -> None:
         print("\n".join(f"left out  {line}" for line in unreadable(bad)))
         print(f"{len(bad)} unreadable images were left out, listed in {path / 'summary.json'}")
     measured = (("test", summary.get("test")), ("validation", summary.get("val")))
-    scores = [
-        f"{split} top-1 {percent(m['top1'])} {between(wilson(round(m['top1'] * m['n']), m['n']))} of {m['n']:,} images"
-        for split, m in measured
-        if m
-    ]
+    scores = [f"{split} {score_text(m)} of {m['n']:,} images" for split, m in measured if m]
     steps, best = summary["steps"], summary.get("best_step", summary["steps"])
     which = "the best on validation" if summary.get("kept") == "best" else "the last"
     speed = f", {summary['images_per_s']:,.0f} images/s" if summary.get("images_per_s") else ""

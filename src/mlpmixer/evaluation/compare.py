@@ -16,7 +16,7 @@ from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.paths import TRAIN
 from mlpmixer.evaluation.data import ALL, open_for, seen
-from mlpmixer.evaluation.evaluate import match_classes
+from mlpmixer.evaluation.evaluate import match_classes, require_one_class
 from mlpmixer.evaluation.metrics import Scored, as_json
 from mlpmixer.evaluation.significance import Interval, holm, mcnemar, paired_difference, wilson
 from mlpmixer.inference.classifier import Classifier, load
@@ -123,6 +123,10 @@ def compare(
     """
     pair = [model if isinstance(model, Classifier) else load(model) for model in (model_a, model_b)]
     images, scored, trained = _shared_images(pair, data, split)
+    for name, model in zip("AB", pair, strict=True):
+        if model.multi_label:
+            raise ValueError(f"{name} may give an image several classes: compare counts right answers; use evaluate")
+    require_one_class(images)
     to_model = [_match(name, images, classifier) for name, classifier in zip("AB", pair, strict=True)]
     right, seen, bad = np.zeros((2, len(images)), dtype=bool), np.zeros((2, len(images)), dtype=bool), dict[str, str]()
     for i, classifier in enumerate(pair):

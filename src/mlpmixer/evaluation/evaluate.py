@@ -26,6 +26,7 @@ from mlpmixer.evaluation.metrics import (
     real_metrics,
     without_trained,
 )
+from mlpmixer.evaluation.multi_label import MultiLabelMetrics, TTAScores, best_threshold, multi_label_metrics
 from mlpmixer.inference.classifier import Classifier, load
 from mlpmixer.inference.files import map_images
 from mlpmixer.registry import Registry
@@ -82,7 +83,7 @@ def evaluate(
     validation: ImageSet | None = None,
     real: str | os.PathLike[str] | None = None,
     report: Report | None = None,
-) -> Metrics:
+) -> Metrics | MultiLabelMetrics:
     """Metrics of a model on every image of `data`, once; unreadable images are skipped and named in `Metrics.bad`.
 
     model: a Classifier, or what `load` takes.
@@ -95,6 +96,9 @@ def evaluate(
     real: the file of ReaL labels, for `Metrics.real`, when the data is ImageNet's validation images.
     report: receives the progress, as of `map_images`.
 
+    A model of images with several classes or none gives `MultiLabelMetrics`, at its threshold. Data where an image has
+    one class is then taken as it is: an image has no other.
+
     Raises ValueError when the data has classes that the model does not know, when there is no such split, when no image
     is readable, for unknown names, when no temperature is best, and when ReaL labels do not fit the images.
     """
@@ -106,6 +110,15 @@ def evaluate(
         chosen = data if isinstance(data, Chosen) else open_for(classifier, data).choose(split)
         images, trained, scored = chosen.images, chosen.trained, chosen.scored
     to_model = match_classes(images.classes, classifier.classes)
+    if classifier.threshold is not None:
+        single = {"temperature": validation is not None, "ReaL labels": real is not None}
+        if named := [name for name, is_given in single.items() if is_given]:
+            raise ValueError(
+                f"{named[0]}: this is for models of one class an image, and here an image may have several"
+            )
+        several = _multi_label(classifier, images, to_model, classifier.threshold, views, tta, batch_size, report)
+        return dataclasses.replace(several, scored=scored, trained_on=None if trained is None else int(trained.sum()))
+    require_one_class(images)
     accepted = accepted_classes(real, images, to_model) if real is not None else None
     fitted = _fit_temperature(classifier, validation, batch_size) if validation is not None else None
 
@@ -118,12 +131,7 @@ def evaluate(
     if trained is not None:
         metrics = without_trained(metrics, probabilities.argmax(axis=1) == labels, trained[kept])
     if tta:
-
-        def mean_over_views(arrays: Pixels) -> NDArray[np.float32]:
-            seen = [classifier.probabilities(np.ascontiguousarray(view(arrays))) for view in views]
-            return np.asarray(np.mean(seen, axis=0))
-
-        _, mean, _ = map_images(classifier, images, mean_over_views, batch_size, report=report)
+        mean = _mean_over_views(classifier, images, views, batch_size, report)
         found = vars(metrics_from_probabilities(mean, labels, classifier.classes, names))
         numbers = {f.name: found[f.name] for f in dataclasses.fields(TTAMetrics) if f.name in found}
         metrics = dataclasses.replace(metrics, tta=TTAMetrics(kinds=tuple(tta), views=len(views), **numbers))
@@ -135,9 +143,62 @@ def evaluate(
     return metrics
 
 
+def _mean_over_views(
+    classifier: Classifier, images: ImageSet, views: Sequence[View], batch_size: int, report: Report | None
+) -> NDArray[np.float32]:
+    """The mean probabilities (N,K) over several views of each image."""
+
+    def mean(arrays: Pixels) -> NDArray[np.float32]:
+        seen = [classifier.probabilities(np.ascontiguousarray(view(arrays))) for view in views]
+        return np.asarray(np.mean(seen, axis=0))
+
+    return map_images(classifier, images, mean, batch_size, report=report)[1]
+
+
+def _multi_label(
+    classifier: Classifier,
+    images: ImageSet,
+    to_model: NDArray[np.int64],
+    threshold: float,
+    views: Sequence[View],
+    tta: Sequence[str],
+    batch_size: int,
+    report: Report | None,
+) -> MultiLabelMetrics:
+    kept, p, bad = map_images(classifier, images, classifier.probabilities, batch_size, report=report)
+    targets, names = targets_of(images, to_model, len(classifier.classes))[kept], [str(images.names[i]) for i in kept]
+    metrics = multi_label_metrics(p, targets, classifier.classes, names, threshold, indices=kept.tolist(), bad=bad)
+    if not tta:
+        return metrics
+    mean = _mean_over_views(classifier, images, views, batch_size, report)
+    found = multi_label_metrics(mean, targets, classifier.classes, names, threshold)
+    scores = TTAScores(kinds=tuple(tta), views=len(views), map=found.map, f1_micro=found.f1_micro)
+    return dataclasses.replace(metrics, tta=scores)
+
+
+def targets_of(images: ImageSet, to_model: NDArray[np.int64], num_classes: int) -> NDArray[np.bool_]:
+    """Targets (N,K) of images in the model's K classes; to_model: see `match_classes`."""
+    targets = np.zeros((len(images), num_classes), dtype=bool)
+    targets[:, to_model] = images.as_multi_label().labels
+    return targets
+
+
+def choose_threshold(classifier: Classifier, images: ImageSet, batch_size: int = 256) -> float:
+    """`best_threshold` of a model on these images."""
+    to_model = match_classes(images.classes, classifier.classes)
+    kept, p, _ = map_images(classifier, images, classifier.probabilities, batch_size)
+    return best_threshold(p, targets_of(images, to_model, len(classifier.classes))[kept])
+
+
+def require_one_class(images: ImageSet, what: str = "this model gives an image one class") -> None:
+    """ValueError for images that have several classes or none."""
+    if images.multi_label:
+        raise ValueError(f"{what}, and these images have several or none (--data.multi-label)")
+
+
 def _fit_temperature(classifier: Classifier, validation: ImageSet, batch_size: int) -> tuple[float, int]:
     """The best temperature on these images, and how many of them could be read."""
-    if classifier.multi_label:
+    if classifier.sigmoid:
         raise ValueError("a temperature belongs to a softmax; this model was trained with the sigmoid loss")
     to_model = match_classes(validation.classes, classifier.classes)
     kept, probabilities, _ = map_images(classifier, validation, classifier.probabilities, batch_size)

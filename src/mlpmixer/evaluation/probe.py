@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet, Splits
 from mlpmixer.evaluation.data import ALL, open_for, seen
+from mlpmixer.evaluation.evaluate import require_one_class
 from mlpmixer.evaluation.features import Features, extract_features
 from mlpmixer.evaluation.metrics import Scored, as_json
 from mlpmixer.inference.classifier import Classifier, load
@@ -139,6 +140,7 @@ def probe(
         splits = of_data
     if splits.test is None:
         raise ValueError(f"{splits.name} has no test images and is too small to split some off")
+    require_one_class(splits.train, "a probe needs images of one class each")
     _require_shots(splits.train.labels, shots, splits.classes)  # before the network runs; again without unreadable ones
     if neighbours is not None:
         _require_neighbours(neighbours, len(splits.train))

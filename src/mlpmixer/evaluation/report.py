@@ -14,6 +14,7 @@ from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError, decode
 from mlpmixer.evaluation.html import FIRST, INK, SECOND, TEMPLATES, data_uri, percent, ranged, render, svg
 from mlpmixer.evaluation.metrics import Metrics, Scored
+from mlpmixer.evaluation.multi_label import MultiLabelMetrics
 from mlpmixer.evaluation.significance import wilson
 from mlpmixer.weights.privacy import without_folders
 
@@ -25,11 +26,17 @@ LABELLED_CLASSES = 200  # up to here the picture names its rows and columns
 THUMBNAIL_PX = 160
 
 Json = Mapping[str, Any]
+RATIOS = {
+    "f1_micro": "F1 (micro)",
+    "f1_macro": "F1 (macro)",
+    "precision": "precision (micro)",
+    "recall": "recall (micro)",
+}
 Thumbnail = NDArray[np.uint8] | None
 
 
 def evaluation_html(
-    metrics: Metrics | Json,
+    metrics: Metrics | MultiLabelMetrics | Json,
     thumbnails: Sequence[Thumbnail] = (),
     *,
     title: str = "Evaluation",
@@ -60,9 +67,11 @@ def thumbnails_of(images: ImageSet, indices: Iterable[int], size_px: int = THUMB
     return out
 
 
-def view(metrics: Metrics | Json, thumbnails: Sequence[Thumbnail] = ()) -> dict[str, Any]:
+def view(metrics: Metrics | MultiLabelMetrics | Json, thumbnails: Sequence[Thumbnail] = ()) -> dict[str, Any]:
     """The values for the template `metrics.html`."""
-    test = metrics.to_json() if isinstance(metrics, Metrics) else metrics
+    test = metrics.to_json() if isinstance(metrics, Metrics | MultiLabelMetrics) else metrics
+    if "map" in test:
+        return _multi_label_view(test, thumbnails)
     rows = [row for row in test["per_class"] if row["support"]]
     many = len(rows) > TABLE_CLASSES
     return {
@@ -79,6 +88,26 @@ def view(metrics: Metrics | Json, thumbnails: Sequence[Thumbnail] = ()) -> dict[
     }
 
 
+def _multi_label_view(test: Json, thumbnails: Sequence[Thumbnail]) -> dict[str, Any]:
+    """The values for the macros of `multi_label.html`."""
+    rows = [row for row in test["per_class"] if row["support"]]
+    scores = [(name, percent(test[key])) for key, name in RATIOS.items()]
+    scores.insert(0, ("threshold", f"{test['threshold']:g}"))
+    scores.append(("exactly its classes", ranged(test["exact_match"], test["n"])))
+    if tta := test.get("tta"):
+        scores.append((f"mAP with test-time augmentation ({', '.join(tta['kinds'])})", percent(tta["map"])))
+    return {
+        "multi_label": True,
+        "n": test["n"],
+        "map": test["map"],
+        "scores": [*scores, ("negative log-likelihood", f"{test['nll']:.4f} nats"), *_counted(test)],
+        "mistakes": list(zip_longest(test["most_wrong"], map(_picture, thumbnails[: len(test["most_wrong"])]))),
+        "per_class": sorted(rows, key=lambda row: (row["average_precision"], row["name"])),
+        "many": len(rows) > TABLE_CLASSES,
+        "bad": test.get("bad") or [],
+    }
+
+
 def _scores(test: Json) -> list[tuple[str, str]]:
     scores = [("top-5", ranged(test["top5"], test["n"]))] if test.get("top5") is not None else []
     if tta := test.get("tta"):
@@ -88,8 +117,13 @@ def _scores(test: Json) -> list[tuple[str, str]]:
         scores.append((f"ReaL top-1, {real['n']:,} images", ranged(real["top1"], real["n"])))
     scores += [("negative log-likelihood", f"{test['nll']:.4f} nats"), ("calibration error", percent(test["ece"]))]
     scores += [("Brier score", f"{test['brier']:.4f}")] if "brier" in test else []
+    return scores + _counted(test)
+
+
+def _counted(test: Json) -> list[tuple[str, str]]:
+    """What was scored."""
     empty = sum(not row["support"] for row in test["per_class"])
-    scores.append(("classes", f"{len(test['classes']):,}" + (f", {empty:,} of them without an image" if empty else "")))
+    scores = [("classes", f"{len(test['classes']):,}" + (f", {empty:,} of them without an image" if empty else ""))]
     if scored := test.get("scored"):
         chosen = Scored(**scored)
         scores += [("images", str(chosen)), *(("", note) for note in chosen.notes)]

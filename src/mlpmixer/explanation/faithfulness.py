@@ -89,7 +89,7 @@ def curves(
     fill: Tensor,
     grid: Grid,
     *,
-    multi_label: bool = False,
+    sigmoid: bool = False,
     points: int = POINTS,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Shares (P,), and the probability of the class as patches are removed, and as they are added, (B, P) each.
@@ -102,7 +102,7 @@ def curves(
 
     def probability(where: Tensor) -> Tensor:
         logits = network(fill_patches(images, where, fill, grid))
-        p: Tensor = torch.sigmoid(logits) if multi_label else torch.softmax(logits, dim=1)
+        p: Tensor = torch.sigmoid(logits) if sigmoid else torch.softmax(logits, dim=1)
         return p.gather(1, classes[:, None])[:, 0]
 
     deletion = torch.stack([probability(rank < n) for n in counts.tolist()], dim=1)
@@ -143,9 +143,7 @@ def faithfulness(
         classes = network(x).argmax(dim=1)
         orders = [method(network, x, classes, fill, grid) for method in chosen]
         orders.append(torch.rand(len(x), grid[0] * grid[1], generator=generator).to(x))
-        found = [
-            curves(network, x, classes, order, shown, grid, multi_label=classifier.multi_label) for order in orders
-        ]
+        found = [curves(network, x, classes, order, shown, grid, sigmoid=classifier.sigmoid) for order in orders]
         shares = found[0][0].double().numpy()
         return torch.stack([torch.stack(sides, dim=1) for _, *sides in found], dim=1).float().cpu().numpy()
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from mlpmixer.data.datasets import relabelled
@@ -10,7 +11,7 @@ from mlpmixer.data.image_set import ImageSet, chain
 from mlpmixer.data.images import Pixels, Source, decode
 from mlpmixer.data.paths import TRAIN
 from mlpmixer.evaluation.data import Opened
-from mlpmixer.evaluation.evaluate import match_classes
+from mlpmixer.evaluation.evaluate import match_classes, targets_of
 from mlpmixer.inference.classifier import Classifier, Floats
 from mlpmixer.inference.exported import (
     EVIDENCE,
@@ -54,14 +55,15 @@ class Checked:
     n: int
     """Images that both classified."""
     agreeing: int
-    """Images with the same likeliest class."""
+    """Images with the same likeliest class; of a model of several classes an image, with the same classes but for those
+    whose probabilities are the same but for rounding."""
     probability_max_diff: float
     feature_max_diff: float | None
     """Relative to the largest feature; None without features."""
     n_test: int
     """Test images among them."""
     right: int | None
-    """Test images that the export classifies correctly; None if their classes are not the model's."""
+    """Test images that the export classifies correctly, with all classes; None if their classes are not the model's."""
     unreadable: int
     runtime: str
     """Engine, version and precision of the export."""
@@ -125,36 +127,48 @@ def check(reference: Classifier, export: Export, given: Sample) -> Checked:
     """
     images = given.images
     try:
-        right_class = match_classes(images.classes, reference.classes)[images.labels]
+        to_model = match_classes(images.classes, reference.classes)
+        truth = targets_of(images, to_model, len(reference.classes))
     except ValueError:  # other classes: their images will do for a comparison
-        right_class = None
+        truth = None
+    threshold = reference.threshold
+    if threshold is None and images.multi_label:
+        truth = None
+
+    def answers(p: Floats) -> NDArray[np.bool_]:
+        """The classes that are said of each image, (B,K)."""
+        return p >= threshold if threshold is not None else np.arange(p.shape[1]) == p.argmax(1)[:, None]
+
     has_features = FEATURES in export.outputs
     outputs = [PROBABILITIES, TOP_PROBABILITIES, TOP_CLASSES, *[FEATURES] * has_features]
 
     def compare(pixels: Pixels) -> Floats:
-        """Top-1, whether it is the same, differences of probability and feature, largest feature: (B, 5)."""
+        """Whether the answer is the same, differences of probability and feature, largest feature; (B,K) the answer."""
         p, best_p, best, *features = export(pixels, *outputs)
         if not np.array_equal(np.take_along_axis(p, best, 1), best_p) or not np.array_equal(best_p[:, 0], p.max(1)):
             raise ExportMismatch(
                 f"the top {best.shape[1]} of the export are not the largest of its probabilities. Nothing was written"
             )
-        wanted, top = reference.probabilities(pixels), p.argmax(1)
-        columns = [top, top == wanted.argmax(1), np.abs(p - wanted).max(1)]
+        wanted = reference.probabilities(pixels)
+        differ = answers(p) != answers(wanted)
+        if threshold is not None:
+            differ &= np.abs(p - wanted) >= PROBABILITY_TOLERANCE
+        columns = [~differ.any(1), np.abs(p - wanted).max(1)]
         if features:
             wanted_features = reference.features(pixels)
             columns += [np.abs(features[0] - wanted_features).max(1), np.abs(wanted_features).max(1)]
-        return np.stack(columns, axis=1).astype(np.float32)
+        return np.concatenate([np.stack(columns, axis=1), answers(p)], axis=1).astype(np.float32)
 
     index, found, bad = map_images(reference, images, compare, BATCH)
-    test = index < given.n_test
+    test, said = index < given.n_test, found[:, -len(reference.classes) :] > 0
     return Checked(
         data=given.data,
         n=len(found),
-        agreeing=int(found[:, 1].sum()),
-        probability_max_diff=float(found[:, 2].max()),
-        feature_max_diff=float(found[:, 3].max() / max(found[:, 4].max(), 1e-30)) if has_features else None,
+        agreeing=int(found[:, 0].sum()),
+        probability_max_diff=float(found[:, 1].max()),
+        feature_max_diff=float(found[:, 2].max() / max(found[:, 3].max(), 1e-30)) if has_features else None,
         n_test=int(test.sum()),
-        right=None if right_class is None else int((found[:, 0] == right_class[index])[test].sum()),
+        right=None if truth is None else int((said == truth[index]).all(axis=1)[test].sum()),
         unreadable=len(bad),
         runtime=str(export.runtime),
     )

@@ -150,6 +150,8 @@ def export(
     if int8 and not target.int8:
         able = ", ".join(name for name, other in TARGETS.items() if other.int8)
         raise ValueError(f"{to} has no int8: export to one of {able}")
+    if int8 and classifier.multi_label:
+        raise ValueError("int8 is judged by top-1, and this model may give an image several classes: leave int8 out")
     path = _free_path(out, classifier, target)
     target.require(job)
     opened = open_for(classifier, data)

@@ -39,7 +39,7 @@ class Graph(nn.Module):
     def __init__(self, job: Job) -> None:
         super().__init__()
         self.network, preprocess = plain(job.classifier.network), job.classifier.preprocess
-        self.multi_label, self.top_k, self.evidence = job.classifier.multi_label, job.top_k, job.evidence
+        self.sigmoid, self.top_k, self.evidence = job.classifier.sigmoid, job.top_k, job.evidence
         self.has_features = bool(architecture_of(self.network))
         self.fitted = Fitted(preprocess) if job.any_size else None
         for name, values in zip(("mean", "std"), preprocess.statistics, strict=True):
@@ -60,7 +60,7 @@ class Graph(nn.Module):
             logits = self.network.head(further[FEATURES])
         else:
             logits = self.network(x)
-        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(1)
+        probabilities = logits.sigmoid() if self.sigmoid else logits.softmax(1)
         top, classes = probabilities.topk(self.top_k)
         return {PROBABILITIES: probabilities, TOP_PROBABILITIES: top, TOP_CLASSES: classes} | further | pixels
 

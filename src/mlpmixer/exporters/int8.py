@@ -28,6 +28,7 @@ from mlpmixer.data.images import Pixels
 from mlpmixer.data.streaming.datasets import StreamedSplits
 from mlpmixer.evaluation.data import Opened, unseen
 from mlpmixer.evaluation.evaluate import evaluate, match_classes
+from mlpmixer.evaluation.metrics import Metrics
 from mlpmixer.exporters.check import ExportMismatch
 from mlpmixer.inference.classifier import Classifier, Exported
 from mlpmixer.inference.exported import INPUT, open_export
@@ -124,13 +125,13 @@ def quantise(file: Path, out: Path, given: CalibrationImages, *, engine: str | N
     """
     with tempfile.TemporaryDirectory() as scratch:
         quantiser = Quantiser(file, Path(scratch), given.train, engine)
-        before = evaluate(Exported(open_export(file, engine=engine)), given.val)
+        before = _top1(file, given.val, engine)
         right_float, right = round(before.top1 * before.n), 0
 
         def good_enough(float_layers: Sequence[str]) -> bool:
             nonlocal right
             quantiser.write(out, [layer for layer in quantiser.layers if layer not in float_layers])
-            after = evaluate(Exported(open_export(out, engine=engine)), given.val)
+            after = _top1(out, given.val, engine)
             right = round(after.top1 * after.n)
             return right_float - right <= MAX_LOSS * before.n
 
@@ -149,6 +150,12 @@ def quantise(file: Path, out: Path, given: CalibrationImages, *, engine: str | N
         num_bytes=out.stat().st_size,
         num_bytes_float=file.stat().st_size,
     )
+
+
+def _top1(file: Path, images: ImageSet, engine: str | None) -> Metrics:
+    metrics = evaluate(Exported(open_export(file, engine=engine)), images)
+    assert isinstance(metrics, Metrics)
+    return metrics
 
 
 def choose(

@@ -88,12 +88,15 @@ class Classifier:
     network: the torch network, images (B,C,H,W) from `transform` -> logits (B,K); None for an export.
     path: the file of the model; None if there is none.
     runtime: what computes it; None if unknown.
+    sigmoid: whether probabilities are of each class alone, and do not sum to 1.
+    threshold: where an image may have several classes, or none, the probability from which a class is said of it, which
+        may be set; None where an image has one class.
 
     It can be copied and pickled, for joblib, too: with the weights of a torch network, and with the path of an export,
     which must then be there unchanged.
     """
 
-    _CHANGEABLE = ("classes", "preprocess", "multi_label")  # what is not as it was opened
+    _CHANGEABLE = ("classes", "preprocess", "sigmoid", "threshold")  # what is not as it was opened
 
     def __init__(
         self,
@@ -103,7 +106,8 @@ class Classifier:
         logits: Engine,
         pre_logits: Engine,
         both: Callable[[Floats], tuple[Floats, ...]] | None = None,
-        multi_label: bool = False,
+        sigmoid: bool = False,
+        threshold: float | None = None,
         meta: "ModelMeta | None" = None,
         network: "nn.Module | None" = None,
         path: Path | None = None,
@@ -116,7 +120,8 @@ class Classifier:
         """
         self.classes = tuple(classes)
         self.preprocess = preprocess
-        self.multi_label = multi_label
+        self.sigmoid = sigmoid
+        self.threshold = threshold
         self.meta = meta
         self.network = network
         self.path = path
@@ -148,6 +153,11 @@ class Classifier:
     def transform(self) -> Transform:
         """What makes of an image the float32 tensor (C,H,W) that `network` takes, for a torch Dataset."""
         return Transform(self.preprocess)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several classes, or none."""
+        return self.threshold is not None
 
     def probabilities(self, images: Pixels) -> Floats:
         """Class probabilities (B,K) float32; rows sum to 1, but for sigmoid models.
@@ -266,7 +276,7 @@ class Classifier:
     def _to_probabilities(self, logits: Floats) -> Floats:
         """Logits (B,K) -> probabilities (B,K)."""
         logits64 = logits.astype(np.float64)
-        if self.multi_label:
+        if self.sigmoid:
             return np.exp(-np.logaddexp(0.0, -logits64)).astype(np.float32)
         exp = np.exp(logits64 - logits64.max(axis=1, keepdims=True))
         softmax: Floats = (exp / exp.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -310,7 +320,8 @@ class Exported(Classifier):
             logits=lambda images: outputs(images, PROBABILITIES)[0],
             pre_logits=lambda images: outputs(images, FEATURES)[0],
             both=lambda images: outputs(images, PROBABILITIES, FEATURES),
-            multi_label=meta.provenance.get("loss") == "sigmoid",
+            sigmoid=meta.provenance.get("loss") == "sigmoid",
+            threshold=meta.threshold,
             meta=meta,
             path=export.path,
             runtime=export.runtime,
@@ -461,7 +472,8 @@ def from_network(
         logits=lambda images: run(images, lambda part: (fast(part),))[0],
         pre_logits=lambda images: run(images, lambda part: (pre_logits(part),))[0],
         both=lambda images: run(images, both),
-        multi_label=meta.provenance.get("loss") == "sigmoid",
+        sigmoid=meta.provenance.get("loss") == "sigmoid",
+        threshold=meta.threshold,
         meta=meta,
         network=network,
         path=path,

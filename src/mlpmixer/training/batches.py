@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,8 @@ class Batch(NamedTuple):
     step: int
     images: Pixels | Tensor
     """(b,H,W,C): in memory, or already on the device."""
-    labels: Indices
-    """(b,) int64."""
+    labels: npt.NDArray[Any]
+    """(b,) int64, or (b,K) bool."""
     numbers: Indices
     """(b,) the images' positions among the training images."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mlpmixer.durable import replacing, write_json
-from mlpmixer.evaluation.evaluate import evaluate
+from mlpmixer.evaluation.evaluate import choose_threshold, evaluate
 from mlpmixer.evaluation.report import thumbnails_of
 from mlpmixer.hardware import peak_mib
 from mlpmixer.inference.classifier import load
@@ -51,16 +51,20 @@ def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
         needed_from = state.best_step
     model_file.save_model(last, step.plain_model(), trainer.model_meta())
     classifier = load(model, device=str(step.device), network=network)
+    if classifier.multi_label and not stores.splits.doubt:
+        classifier.threshold = choose_threshold(classifier, stores.splits.val)
     test_images = stores.splits.test if recipe.run.test else None
     val = evaluate(classifier, stores.splits.val)
     test = evaluate(classifier, test_images) if test_images is not None else None
+    scores = val.to_json()
+    metric = run_folder.metric_of(scores)
+    final = {metric: test.to_json()[metric] if test else None, f"val_{metric}": scores[metric]}
     summary = {
         "recipe": recipe.name,
         "data": stores.splits.name,
         "seed": recipe.run.seed,
-        "top1": test.top1 if test else None,
-        "val_top1": val.top1,
-        "val": val.to_json(),
+        **final,
+        "val": scores,
         "test": test.to_json() if test else None,
         "params": count_params(step.plain_model()),
         "train_images": len(stores.train),
@@ -79,9 +83,11 @@ def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
         "bad_images": [list(b) for b in (*stores.bad, *(test.bad if test else ()))],
         "notes": notes(trainer),
     }
-    final = {k: summary[k] for k in ("top1", "val_top1")}
     model_file.rewrite_meta(
-        model, lambda meta: dataclasses.replace(meta, provenance={**meta.provenance, "metrics": final})
+        model,
+        lambda meta: dataclasses.replace(
+            meta, threshold=classifier.threshold, provenance={**meta.provenance, "metrics": final}
+        ),
     )
     metrics, images = (test, test_images) if test and test_images else (val, stores.splits.val)
     write_report(run, metrics, thumbnails_of(images, [wrong.index for wrong in metrics.most_wrong]), summary)
@@ -97,6 +103,10 @@ def notes(trainer: Trainer) -> list[str]:
     step = trainer.training_step
     found, asked = step.rows.batch_size, trainer.recipe.run.images_per_step
     own = [f"batches of {found:,} images: there are no more for run.batch_size={asked}"] if found < asked else []
+    if trainer.stores.multi_label:
+        own.append(
+            "sigmoid loss, as an image may have several classes; mean average precision (mAP) judges the network"
+        )
     if trainer.recipe.run.keep == "best" and not trainer.keeps_best:
         own.append("run.keep=best: validation is too small to choose a model, so the last one is kept")
     teacher = step.teacher.notes if step.teacher else ()

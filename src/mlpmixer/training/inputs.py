@@ -55,6 +55,11 @@ class Stores:
                 images.note_bad(found)
 
     @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several classes, or none."""
+        return self.val.images.multi_label
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What a resumed run must find unchanged: the classes, the number of training images, and their shards."""
         shards = self.train.fingerprint if isinstance(self.train, Stream) else ""

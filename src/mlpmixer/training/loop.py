@@ -18,6 +18,7 @@ from mlpmixer.data.images import Pixels
 from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.data.store import Store
 from mlpmixer.evaluation.metrics import score
+from mlpmixer.evaluation.multi_label import THRESHOLD, binary_cross_entropies, mean_average_precision
 from mlpmixer.hardware import peak_mib
 from mlpmixer.inference.files import map_batches
 from mlpmixer.training.augment import normalise, prepare_eval, resize
@@ -30,7 +31,7 @@ from mlpmixer.training.step import TrainingStep
 from mlpmixer.training.stream import Sampled
 from mlpmixer.weights import model_file
 from mlpmixer.weights.load import Report
-from mlpmixer.weights.run_folder import MetricsFile, is_run
+from mlpmixer.weights.run_folder import MetricsFile, is_run, metric_of
 
 EVAL_BATCH = 250
 
@@ -53,29 +54,30 @@ class State:
 
     step: int = 0
     train_s: float = 0.0
-    best_top1: float = -1.0
+    best_score: float = -1.0
     best_step: int = 0
     evals_without_improvement: int = 0
 
     def to_json(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
-        return values | {"waited": values.pop("evals_without_improvement")}
+        return values | {"waited": values.pop("evals_without_improvement"), "best_top1": values.pop("best_score")}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "State":
-        return cls(evals_without_improvement=values["waited"], **{k: v for k, v in values.items() if k != "waited"})
+        names = {"waited": "evals_without_improvement", "best_top1": "best_score"}
+        return cls(**{names.get(k, k): v for k, v in values.items()})
 
-    def improves(self, top1: float) -> bool:
-        """Record an evaluation; True when it is the best so far."""
-        if top1 > self.best_top1:
-            self.best_top1, self.best_step, self.evals_without_improvement = top1, self.step, 0
+    def improves(self, score: float) -> bool:
+        """Record an evaluation, by its metric; True when it is the best so far."""
+        if score > self.best_score:
+            self.best_score, self.best_step, self.evals_without_improvement = score, self.step, 0
             return True
         self.evals_without_improvement += 1
         return False
 
     def forget_best(self) -> None:
         """Look for the best model from here on, as that of before was not kept."""
-        self.best_top1, self.best_step = -1.0, 0
+        self.best_score, self.best_step = -1.0, 0
 
 
 class Trainer:
@@ -165,7 +167,7 @@ class Trainer:
                 "step": step,
                 "epoch": step / self.steps_per_epoch,
                 "loss": sum(losses) / len(losses),
-                "top1": sum(correct) / len(correct),
+                **({} if self.stores.multi_label else {"top1": sum(correct) / len(correct)}),
                 "lr": self.recipe.optim.lr * lr_factor(step, self.total_steps, self.recipe.optim),
                 "images_per_s": images_per_s,
                 "peak_mib": peak_mib(self.training_step.device),
@@ -182,7 +184,7 @@ class Trainer:
             scores |= {f"train_{name}": value for name, value in validate(training, self.stores.train_sample).items()}
         self.write({"kind": "eval", "step": step, "epoch": step / self.steps_per_epoch, "split": "val", **scores})
         has_final_size = training.image_size == training.size
-        if has_final_size and self.state.improves(scores["top1"]) and self.group.is_main:
+        if has_final_size and self.state.improves(scores[metric_of(scores)]) and self.group.is_main:
             model_file.save_model(model_file.best_model(self.folder, step), training.plain_model(), self.model_meta())
 
     def save(self) -> None:
@@ -237,6 +239,7 @@ class Trainer:
             network=self.recipe.network,
             data=self.recipe.data,
             splits=self.record,
+            threshold=THRESHOLD if self.stores.multi_label else None,
             provenance={
                 "recipe": self.recipe.name,
                 "data": self.stores.splits.name,
@@ -251,7 +254,8 @@ class Trainer:
 
 @torch.no_grad()
 def validate(training_step: TrainingStep, store: Store | Sampled) -> dict[str, float]:
-    """top1 and nll of the averaged model on every image of a split, in the run's precision, shared by the processes."""
+    """top1 (map where images may have several classes) and nll of the averaged model on every image of a split, in the
+    run's precision, shared by the processes."""
     model, device = training_step.average.eval(), training_step.device
     sigmoid = training_step.recipe.optim.loss == "sigmoid"
 
@@ -265,6 +269,10 @@ def validate(training_step: TrainingStep, store: Store | Sampled) -> dict[str, f
     own = training_step.group.rows(len(store)).indices
     parts = (own[start : start + EVAL_BATCH] for start in range(0, len(own), EVAL_BATCH))
     numbers, predicted = map_batches(((part, store.array(part)) for part in parts), probabilities)
+    if store.labels.ndim == 2:
+        parts_of_all = training_step.group.gather((predicted, store.labels[numbers]))
+        p, targets = (np.concatenate(arrays) for arrays in zip(*parts_of_all, strict=True))
+        return {"map": mean_average_precision(p, targets), "nll": float(binary_cross_entropies(p, targets).mean())}
     correct, losses = score(predicted, store.labels[numbers])
     right, nll = training_step.group.all_reduce([float(correct.sum()), float(losses.sum())])
     return {"top1": right / len(store), "nll": nll / len(store)}

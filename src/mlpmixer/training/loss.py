@@ -7,8 +7,8 @@ from mlpmixer.training.recipe import Distill, Optim
 
 
 def soft_targets(labels: Tensor, num_classes: int) -> Tensor:
-    """Labels (B,) int64 -> one-hot targets (B, K) float32."""
-    return F.one_hot(labels, num_classes).float()
+    """Labels (B,) int64 -> one-hot targets (B, K) float32; (B, K) bool -> the same as float32."""
+    return labels.float() if labels.ndim == 2 else F.one_hot(labels, num_classes).float()
 
 
 def smooth(targets: Tensor, label_smoothing: float) -> Tensor:
@@ -19,9 +19,9 @@ def smooth(targets: Tensor, label_smoothing: float) -> Tensor:
 def cross_entropy(logits: Tensor, targets: Tensor, kind: str) -> Tensor:
     """Loss of each sample, (B,): softmax cross-entropy, or the sum over classes of sigmoid cross-entropies."""
     logits = logits.float()
-    if kind == "softmax":
-        return -(targets * F.log_softmax(logits, dim=1)).sum(dim=1)
-    return -(targets * F.logsigmoid(logits) + (1 - targets) * F.logsigmoid(-logits)).sum(dim=1)
+    if kind == "sigmoid":
+        return -(targets * F.logsigmoid(logits) + (1 - targets) * F.logsigmoid(-logits)).sum(dim=1)
+    return -(targets * F.log_softmax(logits, dim=1)).sum(dim=1)
 
 
 def training_loss(

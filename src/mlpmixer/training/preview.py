@@ -44,9 +44,10 @@ def preview(
         raise ValueError(f"a preview needs rows >= 1 and cols >= 2, got rows={rows}, cols={cols}")
     stored: list[Pixels] = []
     plain: list[Pixels] = []
-    labels: list[int] = []
+    targets: list[npt.NDArray[np.bool_]] = []
+    labels = splits.train.as_multi_label().labels
     for i in _spread(splits.train, seed):
-        if len(labels) == rows:
+        if len(targets) == rows:
             break
         try:
             views = [p.array(splits.train.source(int(i))) for p in (preprocess.scaled(data.train_scale), preprocess)]
@@ -54,18 +55,18 @@ def preview(
             continue
         stored.append(views[0])
         plain.append(views[1])
-        labels.append(int(splits.train.labels[i]))
-    if not labels:
+        targets.append(labels[i])
+    if not targets:
         raise ValueError(f"no image of the training split of {splits.name} can be read; look at: mlpmixer data check")
     return contact_sheet(
-        np.stack(stored), np.stack(plain), labels, splits.classes, augment, path, draws=cols - 1, seed=seed
+        np.stack(stored), np.stack(plain), np.stack(targets), splits.classes, augment, path, draws=cols - 1, seed=seed
     )
 
 
 def contact_sheet(
     stored: Pixels,
     plain: Pixels,
-    labels: Sequence[int],
+    labels: Sequence[int] | npt.NDArray[np.bool_],
     classes: Sequence[str],
     cfg: Augment,
     path: str | os.PathLike[str],
@@ -75,17 +76,19 @@ def contact_sheet(
 ) -> Path:
     """Write a row for each image: `plain` (N,h,w,C), then `draws` augmentations of `stored` (N,H,W,C), both in 0..255.
 
-    Each column is a batch as in training, so images are mixed with those of other rows. Below an image is the class
-    that it is trained as, or the shares of several. A class whose letters no font here has is called by its number.
+    labels: (N,) numbers, or targets (N,K). Each column is a batch as in training, so images are mixed with those of
+    other rows. Below an image is the class that it is trained as, or the shares of several. A class whose letters no
+    font here has is called by its number.
     """
     import torch
 
     from mlpmixer.training.augment import augment, mix
+    from mlpmixer.training.loss import soft_targets
 
     size = (plain.shape[1], plain.shape[2])
-    targets = torch.eye(len(classes))[torch.tensor(labels)]
+    targets = soft_targets(torch.as_tensor(np.asarray(labels)), len(classes))
     generator = torch.Generator().manual_seed(seed)
-    columns = [(plain.round().astype(np.uint8), [[("", label)] for label in labels])]
+    columns = [(plain.round().astype(np.uint8), [_shares(t.tolist()) for t in targets])]
     for _ in range(draws):
         images = augment(torch.from_numpy(stored), cfg, size, generator)
         images, mixed = mix(images, targets, cfg, generator)
@@ -94,7 +97,7 @@ def contact_sheet(
 
     factor = max(1, round(TILE_PX / max(size)))
     tile_h, tile_w = size[0] * factor, max(size[1] * factor, TILE_PX // 2)
-    lines = max(len(caption) for _, captions in columns for caption in captions)
+    lines = max(1, *(len(caption) for _, captions in columns for caption in captions))
     step_y, step_x = tile_h + lines * (FONT_PX + 2) + 2 * GAP_PX, tile_w + GAP_PX
     width = GAP_PX + step_x * len(columns)
     font = _font("")
@@ -111,7 +114,7 @@ def contact_sheet(
         draw.text((GAP_PX, GAP_PX + i * (FONT_PX + GAP_PX)), line, "black", font)
     for x, (pixels, captions) in enumerate(columns):
         left = GAP_PX + x * step_x
-        mixed_here = ", mixed" if any(len(lines) > 1 for lines in captions) else ""
+        mixed_here = ", mixed" if any(share for lines in captions for share, _ in lines) else ""
         draw.text((left, top - FONT_PX - GAP_PX), f"draw {x}{mixed_here}" if x else "evaluation", "dimgrey", font)
         for y, caption in enumerate(captions):
             tile = _picture(pixels[y]).resize((size[1] * factor, tile_h), Image.Resampling.NEAREST)
@@ -144,17 +147,18 @@ def describe(cfg: Augment) -> str:
 def _spread(images: "ImageSet", seed: int) -> npt.NDArray[np.int64]:
     """All image numbers in a random order in which the classes take turns."""
     order = np.random.default_rng(seed).permutation(len(images))
-    turn = np.zeros(len(order), np.int64)
-    for label in np.unique(images.labels):
-        mine = images.labels[order] == label
-        turn[mine] = np.arange(mine.sum())
+    _, group = np.unique(images.labels[order], axis=0, return_inverse=True)  # of the same class, or the same classes
+    sizes, turn = np.bincount(group.reshape(-1)), np.zeros(len(order), np.int64)
+    turn[np.argsort(group.reshape(-1), kind="stable")] = np.arange(len(order)) - np.repeat(
+        sizes.cumsum() - sizes, sizes
+    )
     return order[np.argsort(turn, kind="stable")]
 
 
 def _shares(target: Sequence[float]) -> list[tuple[str, int]]:
-    """(share in words, class) of what a target is made of, the largest first; a hard one has no share."""
+    """(share in words, class) of what a target is made of, the largest first; a whole one has no share."""
     parts = sorted(((share, k) for k, share in enumerate(target) if share > 0), reverse=True)
-    return [(f"{100 * share:.0f} % of ", k) if len(parts) > 1 else ("", k) for share, k in parts]
+    return [(f"{100 * share:.0f} % of ", k) if share < 1 else ("", k) for share, k in parts]
 
 
 def _cut(name: str, font: ImageFont.FreeTypeFont, width: float) -> str:

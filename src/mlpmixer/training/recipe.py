@@ -155,8 +155,9 @@ class Optim(Config, owner="optim"):
     """Largest global gradient norm; 0 means no clipping."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes."""
-    loss: Literal["softmax", "sigmoid"] = "softmax"
-    """Cross-entropy over the classes, or the sum of a sigmoid cross-entropy for each class."""
+    loss: Literal["auto", "softmax", "sigmoid"] = "auto"
+    """Cross-entropy over the classes, or the sum of a sigmoid cross-entropy for each class. auto: sigmoid where an
+    image may have several classes, else softmax."""
     ema_decay: float = 0.0
     """Decay of an exponential moving average of the weights, which is evaluated and saved; 0 means off."""
     average_last: float = 0.0

@@ -90,8 +90,13 @@ def same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
     """The stored recipe, if the given one differs in nothing but what training itself fills in."""
     steps = asked.run.steps or (stored.run.steps if asked.run.time else 0)
     batch_size = stored.run.batch_size if asked.run.batch_size == "auto" else asked.run.batch_size
-    filled_in = {"steps": steps, "batch_size": batch_size}
-    if variant(asked, model={"num_classes": stored.model.num_classes}, run=filled_in) != stored:
+    loss = stored.optim.loss if asked.optim.loss == "auto" else asked.optim.loss
+    filled_in: dict[str, Any] = {
+        "model": {"num_classes": stored.model.num_classes},
+        "run": {"steps": steps, "batch_size": batch_size},
+        "optim": {"loss": loss},
+    }
+    if variant(asked, **filled_in) != stored:
         raise ValueError(
             "the run to resume was started with another recipe; resume it with its own "
             "(mlpmixer.training.recipe.read_recipe), or choose another out"

@@ -170,7 +170,7 @@ def make_training_step(
     known = start[1].preprocess if isinstance(start, tuple) else stored_preprocess(saved)
     stores = (images or ImageCache()).load(recipe.data, recipe.model, known)
     classes = stores.splits.classes
-    recipe = variant(recipe, model={"num_classes": len(classes)})
+    recipe = variant(recipe, model={"num_classes": len(classes)}, optim={"loss": loss_for(recipe, stores.multi_label)})
     if recipe.run.batch_size == "auto":
         recipe = variant(recipe, run={"batch_size": smallest_batch_size(recipe.run, group.size)})
     rows = rows_per_batch(len(stores.train), recipe.run)
@@ -180,6 +180,22 @@ def make_training_step(
         )
     teacher = make_teacher(source, recipe.distill, stores.train, classes, device, dtype)
     return TrainingStep(recipe, stores, device, dtype, start, teacher, group, resumed=saved is not None)
+
+
+def loss_for(recipe: Recipe, multi_label: bool) -> str:
+    """The loss of a recipe, `auto` decided. ValueError for what images with several classes or none rule out."""
+    if multi_label and recipe.optim.loss == "softmax":
+        raise ValueError(
+            "optim.loss=softmax makes the classes exclude each other, and these images have several or none: leave it "
+            "out, or give each image one class (--data.multi-label no takes a cell of the table for one)"
+        )
+    if multi_label and recipe.distill.teacher:
+        raise ValueError(
+            "distill.teacher is for images of one class each, and these have several or none: leave it out"
+        )
+    if recipe.optim.loss != "auto":
+        return recipe.optim.loss
+    return "sigmoid" if multi_label else "softmax"
 
 
 def _require_a_readable_image(test: ImageSet, preprocess: Preprocess) -> None:

@@ -14,9 +14,10 @@ from markupsafe import Markup
 from mlpmixer.durable import read_json, write_text
 from mlpmixer.evaluation.html import FIRST, SECOND, percent, render, svg
 from mlpmixer.evaluation.metrics import Metrics
+from mlpmixer.evaluation.multi_label import MultiLabelMetrics
 from mlpmixer.evaluation.report import Json, Thumbnail, view
 from mlpmixer.weights.privacy import without_folders
-from mlpmixer.weights.run_folder import read_metrics, read_recipe_json, read_summary
+from mlpmixer.weights.run_folder import metric_of, read_metrics, read_recipe_json, read_summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +27,7 @@ TEMPLATE = Path(__file__).with_name("templates") / "run.html"
 
 def write_report(
     run_dir: str | os.PathLike[str],
-    metrics: Metrics | None = None,
+    metrics: Metrics | MultiLabelMetrics | None = None,
     thumbnails: Sequence[Thumbnail] = (),
     summary: Json | None = None,
 ) -> Path:
@@ -79,8 +80,9 @@ def _details(summary: Json, recipe: Json, env: Json) -> list[tuple[str, str]]:
     parts = {"num_blocks": "{} blocks", "hidden_dim": "width {}", "patch_size": "patches of {} px"}
     shape = [text.format(model[key]) for key, text in parts.items() if model.get(key)]
     numbers = {"steps": ("steps", ""), "images_per_s": ("speed", " images/s"), "peak_mib": ("peak memory", " MiB")}
+    val = f"val_{metric_of(summary)}"
     details = {
-        "validation": percent(summary["val_top1"]) if summary.get("val_top1") is not None else "",
+        "validation": percent(summary[val]) if summary.get(val) is not None else "",
         "parameters": f"{summary['params']:,}" if summary.get("params") else "",
         "network": str(recipe.get("network") or model.get("architecture") or ""),
         "model": ", ".join(shape),
@@ -127,6 +129,7 @@ def _charts(lines: Sequence[Json]) -> list[tuple[str, Markup]]:
     charts = {
         "Loss": (curve("step", "loss"), curve("eval", "nll"), curve("eval", "train_nll")),
         "Top-1 accuracy, %": (curve("step", "top1", 100), curve("eval", "top1", 100), curve("eval", "train_top1", 100)),
+        "Mean average precision, %": (([], []), curve("eval", "map", 100), curve("eval", "train_map", 100)),
         "Learning rate": (([], []), curve("step", "lr"), ([], [])),
     }
     return [(title, _chart(*curves)) for title, curves in charts.items() if any(x for x, _ in curves)]

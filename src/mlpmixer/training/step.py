@@ -99,8 +99,9 @@ class TrainingStep:
         """Update the weights with a batch, at `lr_factor` times the peak learning rates.
 
         Returns this process's part of (mean loss, share of right answers), both on the device: over all processes they
-        add up to those of the batch. Everything random depends on (seed, step), and what is drawn within the network on
-        the process too. On CUDA the host never waits for the device.
+        add up to those of the batch. Where images may have several classes, no share is counted. Everything random
+        depends on (seed, step), and what is drawn within the network on the process too. On CUDA the host never waits
+        for the device.
         """
         images, targets = self.prepare(batch)
         self.set_learning_rates(batch.step, lr_factor)
@@ -169,6 +170,8 @@ class TrainingStep:
                 # the processes' gradients are averaged
                 (loss * self.group.size).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
+            if self.stores.multi_label:
+                continue
             right += (logits.detach().argmax(1) == wanted[:, : logits.shape[1]].argmax(1)).sum() / self.rows.batch_size
         self.project_symmetric(gradients=True)
         return loss_sum, right
@@ -219,10 +222,12 @@ class TrainingStep:
 def class_weights(recipe: Recipe, stores: Stores, device: torch.device) -> Tensor | None:
     """Weights (K,) of the classes in the loss by `data.class_weights`: the inverse of their frequency, or None.
 
-    Errors: ValueError for streamed images, whose labels are not known before training.
+    Errors: ValueError for streamed images, whose labels are not known before training, and for several labels an image.
     """
     if recipe.data.class_weights != "balanced":
         return None
+    if stores.multi_label:
+        raise ValueError("data.class_weights=balanced weighs an image by its class, and these have several or none")
     if isinstance(stores.train, Stream):
         raise ValueError(
             "data.class_weights=balanced counts the labels before training; streamed data does not have them"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlpmixer.weights.load import Report
-from mlpmixer.weights.run_folder import read_metrics
+from mlpmixer.weights.run_folder import metric_of, read_metrics
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -61,7 +61,8 @@ def add(writer: "SummaryWriter", event: dict[str, Any]) -> None:
     """The numbers of a step, of an evaluation, or of the test split at the end; other events have none."""
     if event["kind"] == "end" and event["summary"].get("test"):
         test = event["summary"]["test"]
-        event = {"split": "test", "step": event["summary"]["steps"], "top1": test["top1"], "nll": test["nll"]}
+        event = {"split": "test", "step": event["summary"]["steps"], "nll": test["nll"]}
+        event |= {metric_of(test): test[metric_of(test)]}
     elif event["kind"] not in ("step", "eval"):
         return
     for name, value in event.items():

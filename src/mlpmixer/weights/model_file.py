@@ -56,11 +56,15 @@ class ModelMeta(Config):
     """What it was trained on; None where nobody said, as in files of before and of other code."""
     splits: SplitRecord | None = None
     """Which images it was trained, validated and tested on; None where the file does not say."""
+    threshold: float | None = None
+    """Probability from which a class is said of an image that may have several, or none; None where an image has one
+    class."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where it comes from: recipe, data, metrics, version, date, loss."""
 
     def validate(self) -> None:
         k, names = self.config.num_classes, len(self.classes)
+        require_threshold(self.threshold)
         require(names == k, f"classes has {names:,} names for the {k:,} outputs of the network")
         require(len(set(self.classes)) == names, "classes has a name twice")
         size = (*pair(self.config.image_size), self.config.in_channels)
@@ -100,6 +104,11 @@ def meta_of(network: Any, classes: Sequence[str] | None = None, preprocess: Prep
     return replace(
         known, config=cfg, classes=known.classes if classes is None else tuple(classes), preprocess=preprocess
     )
+
+
+def require_threshold(value: float | None) -> None:
+    """ValueError for one that no probability is below or above."""
+    require(value is None or 0 < value < 1, f"a threshold is a probability above 0 and below 1, got {value}")
 
 
 def public(meta: ModelMeta) -> ModelMeta:

@@ -26,6 +26,7 @@ except ImportError:  # on Windows
 
 MODEL_FILE = "model.safetensors"
 LAST_FILE, BEST_FILE = "last.safetensors", "best.safetensors"  # beside the model: the one of the two that it is not
+METRICS = {"top1": "top-1", "map": "mAP"}  # where an image has one class; where it may have several
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"
@@ -66,6 +67,11 @@ def read_recipe_json(run: Path) -> dict[str, Any]:
     return recipe
 
 
+def metric_of(scores: Any) -> str:
+    """The name of the metric by which these are judged, a key of METRICS."""
+    return next((name for name in METRICS if isinstance(scores, dict) and name in scores), "top1")
+
+
 def read_summary(run: Path) -> dict[str, Any] | None:
     """summary.json; None while the run is not finished. ValueError, which names it, when it is damaged."""
     path = run / SUMMARY_FILE
@@ -74,8 +80,8 @@ def read_summary(run: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     numbers = [summary, *(summary[part] for part in ("val", "test") if summary.get(part) is not None)]
-    for of, names in zip(numbers, (("steps", "train_s"), ("top1", "n"), ("top1", "n")), strict=False):
-        for name in names:
+    for of in numbers:
+        for name in ("steps", "train_s") if of is summary else (metric_of(of), "n"):
             if not isinstance(of, dict) or type(of.get(name)) not in (int, float):
                 raise ValueError(f"{path} is damaged: expected a number {name}")
     return summary
@@ -267,6 +273,6 @@ def _metrics_line(text: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(line, dict) or not isinstance(line.get("kind"), str) or type(line.get("step")) is not int:
         return None
-    scores = [line[name] for name in ("top1", "train_top1") if name in line]
+    scores = [line[name] for name in (*METRICS, *(f"train_{metric}" for metric in METRICS)) if name in line]
     sound = all(type(score) in (int, float) for score in scores) and (scores or line["kind"] != "eval")
     return line if sound else None

@@ -21,8 +21,8 @@ from mlpmixer.data.paths import SPLIT_WORDS, TRAIN, VAL, count, printable
 from mlpmixer.data.readers.folder import image_files
 
 FILE_COLUMNS = ("file", "filename", "file_name", "image", "path", "filepath", "image_path", "image_id", "img", "id")
-CLASS_COLUMNS = ("label", "class", "labels", "classes", "class_name", "tags", "category", "target", "species", "breed")
-CLASS_COLUMNS += ("name",)
+CLASS_COLUMNS: tuple[str, ...] = ("label", "class", "labels", "classes", "class_name", "tags", "category", "target")
+CLASS_COLUMNS += ("species", "breed", "name")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "is_valid")
 SPLIT_CELLS = SPLIT_WORDS | {"true": VAL, "1": VAL, "false": TRAIN, "0": TRAIN}  # is_valid
 ZERO_ONE = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}

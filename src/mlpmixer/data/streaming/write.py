@@ -34,6 +34,8 @@ def write_shards(
         raise ValueError(f"{os.fspath(out)} exists and is not an empty folder; name a new one")
     os.makedirs(out, exist_ok=True)
     classes = next(iter(sets.values())).classes
+    if any(images.multi_label for images in sets.values()):
+        raise ValueError("a shard has one label an image, and these images have several or none: train from the files")
     info: dict[str, dict[str, list[int] | list[str] | int | str]] = {}
     counts: dict[str, list[int]] = {}
     bad: list[tuple[str, str]] = []

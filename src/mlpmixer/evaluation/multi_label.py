@@ -1,0 +1,209 @@
+"""The numbers of an evaluation on images that may have several classes, or none. Imports no torch.
+
+N images, K classes: probabilities (N,K), targets (N,K) bool. A class is said of an image from the threshold on. Shares
+are fractions between 0 and 1. Averages over classes ("macro", and mAP) leave out classes that no image has.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpmixer.evaluation.calibration import TINY, Probabilities
+from mlpmixer.evaluation.metrics import Scored, as_json
+from mlpmixer.evaluation.significance import Interval, wilson
+
+Targets = NDArray[np.bool_]
+
+THRESHOLD = 0.5  # where none was chosen
+THRESHOLDS = np.arange(1, 100) / 100  # to choose from
+MISTAKES = 24
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """The scores of one class. `support` is its number of images; a ratio with denominator 0 is 0."""
+
+    name: str
+    average_precision: float | None
+    """None without images of the class."""
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    predicted: int
+    """Images that the class is said of."""
+    recall_interval: Interval
+
+
+@dataclass(frozen=True)
+class LabelMistake:
+    """An image and the class that is wrongly said of it, or wrongly not; `index` is its position in the data."""
+
+    name: str
+    true: tuple[str, ...]
+    label: str
+    probability: float
+    index: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TTAScores:
+    """Test-time augmentation: numbers as in `MultiLabelMetrics`, of mean probabilities over views of each image."""
+
+    kinds: tuple[str, ...]
+    views: int
+    map: float
+    f1_micro: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabelMetrics:
+    """The result of an evaluation on `n` readable images that may have several classes, or none."""
+
+    n: int
+    classes: tuple[str, ...]
+    map: float
+    """Mean average precision: the mean over the classes that have images of `LabelScore.average_precision`."""
+    threshold: float
+    """Probability from which a class is said of an image, in all numbers below but `nll`."""
+    f1_micro: float
+    """F1 of all pairs of image and class together."""
+    f1_macro: float
+    """Mean F1 of the classes that have images."""
+    precision: float
+    """Share of the classes said that are right, over all images (micro)."""
+    recall: float
+    """Share of the images' classes that are said (micro)."""
+    exact_match: float
+    """Share of the images with exactly their classes (subset accuracy)."""
+    exact_match_interval: Interval
+    nll: float
+    """Mean over the images of the sum over the classes of the binary cross-entropy, in nats."""
+    per_class: tuple[LabelScore, ...]
+    most_wrong: tuple[LabelMistake, ...]
+    """The most confident mistakes, one an image, most confident first."""
+    bad: tuple[tuple[str, str], ...] = ()
+    """Unreadable images, (name, reason), which are excluded from the numbers above."""
+    tta: TTAScores | None = None
+    """The scores with test-time augmentation, if requested; the numbers above are without."""
+    scored: Scored | None = None
+    """Which images of which data; None where images themselves were given."""
+    trained_on: int | None = None
+    """How many of the `n` images the model was trained on; None where it does not say."""
+
+    @property
+    def leak(self) -> str:
+        """That the model was trained on some of the images, in a sentence; empty when it was not, or is not known."""
+        if not self.trained_on:
+            return ""
+        which = f"all {self.n:,}" if self.trained_on == self.n else f"{self.trained_on:,} of these {self.n:,}"
+        return f"the model was trained on {which} images: these numbers say in part how well it knows them"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; rows become objects."""
+        plain: dict[str, Any] = as_json(self)
+        return plain
+
+
+def average_precisions(probabilities: Probabilities, targets: Targets) -> NDArray[np.float64]:
+    """Average precision of each class (K,), as scikit-learn computes it; nan for a class that no image has."""
+    from sklearn.metrics import average_precision_score
+
+    found = np.full(targets.shape[1], np.nan)
+    for k in np.flatnonzero(targets.any(axis=0)):
+        found[k] = average_precision_score(targets[:, k], probabilities[:, k])
+    return found
+
+
+def mean_average_precision(probabilities: Probabilities, targets: Targets) -> float:
+    """Mean of `average_precisions` over the classes that have images. ValueError when none has."""
+    found = average_precisions(probabilities, targets)
+    if np.isnan(found).all():
+        raise ValueError(f"none of these {len(targets):,} images has a class: average precision needs some")
+    return float(np.nanmean(found))
+
+
+def binary_cross_entropies(probabilities: Probabilities, targets: Targets) -> NDArray[np.float64]:
+    """The sum over the classes of the binary cross-entropy of each image (N,), in nats."""
+    p = probabilities.astype(np.float64)
+    losses: NDArray[np.float64] = -np.log(np.maximum(np.where(targets, p, 1 - p), TINY)).sum(axis=1)
+    return losses
+
+
+def best_threshold(probabilities: Probabilities, targets: Targets) -> float:
+    """The threshold, of 0.01 to 0.99, with the highest micro F1 on these images; of equal ones that nearest 0.5."""
+    p = probabilities.astype(np.float64)
+    f1 = [2 * (said & targets).sum() / max(said.sum() + targets.sum(), 1) for said in (p >= t for t in THRESHOLDS)]
+    best = np.flatnonzero(np.array(f1) == max(f1))
+    return float(THRESHOLDS[best[np.abs(THRESHOLDS[best] - THRESHOLD).argmin()]])
+
+
+def multi_label_metrics(
+    probabilities: Probabilities,
+    targets: Targets,
+    classes: Sequence[str],
+    names: Sequence[str],
+    threshold: float,
+    *,
+    indices: Sequence[int] | None = None,
+    bad: Sequence[tuple[str, str]] = (),
+) -> MultiLabelMetrics:
+    """All metrics from probabilities (N,K) and targets (N,K); `indices` are the images' positions in the data.
+
+    ValueError when the arguments do not fit together, for NaN, and when no image has a class.
+    """
+    p, (n, k) = np.asarray(probabilities).astype(np.float64), targets.shape
+    if n == 0 or p.shape != (n, k) or len(names) != n or len(classes) != k:
+        got = f"{p.shape}, {targets.shape}, {len(names)}, {len(classes)}"
+        raise ValueError(f"expected N >= 1 rows of K probabilities, (N,K) targets, N names, K classes; got {got}")
+    if not np.isfinite(p).all():
+        raise ValueError("the probabilities contain NaN or infinity: the model is broken, as after a diverged training")
+    said = p >= threshold
+    right = said & targets
+    hits, guesses, support = (np.asarray(a.sum(axis=0)) for a in (right, said, targets))
+    mean, ap = mean_average_precision(p, targets), average_precisions(p, targets)
+    exact = int((said == targets).all(axis=1).sum())
+    f1 = 2 * hits / np.maximum(guesses + support, 1)
+    surprise = np.where(said != targets, np.where(targets, 1 - p, p), 0.0)  # confidence of each mistake
+    places = range(n) if indices is None else indices
+    worst = sorted(np.flatnonzero(surprise.any(axis=1)).tolist(), key=lambda i: (-surprise[i].max(), names[i]))
+    return MultiLabelMetrics(
+        n=n,
+        classes=tuple(classes),
+        map=mean,
+        threshold=threshold,
+        f1_micro=float(2 * hits.sum() / max(guesses.sum() + support.sum(), 1)),
+        f1_macro=float(f1[support > 0].mean()),
+        precision=float(hits.sum() / max(guesses.sum(), 1)),
+        recall=float(hits.sum() / max(support.sum(), 1)),
+        exact_match=exact / n,
+        exact_match_interval=wilson(exact, n),
+        nll=float(binary_cross_entropies(p, targets).mean()),
+        per_class=tuple(
+            LabelScore(
+                name=name,
+                average_precision=float(ap[j]) if support[j] else None,
+                precision=float(hits[j] / max(guesses[j], 1)),
+                recall=float(hits[j] / max(support[j], 1)),
+                f1=float(f1[j]),
+                support=int(support[j]),
+                predicted=int(guesses[j]),
+                recall_interval=wilson(int(hits[j]), int(support[j])),
+            )
+            for j, name in enumerate(classes)
+        ),
+        most_wrong=tuple(
+            LabelMistake(
+                names[i],
+                tuple(classes[j] for j in np.flatnonzero(targets[i]).tolist()),
+                classes[int(surprise[i].argmax())],
+                float(p[i, int(surprise[i].argmax())]),
+                int(places[i]),
+            )
+            for i in worst[:MISTAKES]
+        ),
+        bad=tuple(bad),
+    )
