@@ -88,3 +88,27 @@ def digits_bundle(once: Once, digits_run: Path) -> Path:
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     return once("digits-exported", make) / "bundle"
+
+
+@pytest.fixture(scope="session")
+def squares_run(once: Once) -> Path:
+    """A finished run on `helpers.multi_label.write_squares`, whose images have several classes; they are beside it, in
+    images/. Read only."""
+
+    def make(folder: Path) -> None:
+        from helpers.models import GREY
+        from helpers.multi_label import write_squares
+
+        from mlpmixer.data.config import Data
+        from mlpmixer.training.recipe import Optim, Recipe, Run
+        from mlpmixer.training.run import train
+
+        model = GREY.adapted(image_size=16, in_channels=3)
+        data = Data(name=str(write_squares(folder / "images", 200)), val_fraction=0.3)
+        optim, run = (
+            Optim(name="adamw", lr=0.02, warmup_steps=2),
+            Run(steps=60, batch_size=50, device="cpu", eval_every=5),
+        )
+        train(Recipe(name="squares", model=model, data=data, optim=optim, run=run), out=folder / "run")
+
+    return once("squares", make) / "run"

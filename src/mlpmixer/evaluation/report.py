@@ -75,6 +75,7 @@ def view(metrics: Metrics | MultiLabelMetrics | Json, thumbnails: Sequence[Thumb
     rows = [row for row in test["per_class"] if row["support"]]
     many = len(rows) > TABLE_CLASSES
     return {
+        "multi_label": False,
         "n": test["n"],
         "top1": test["top1"],
         "interval": wilson(round(test["top1"] * test["n"]), test["n"]),
