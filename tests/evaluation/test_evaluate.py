@@ -132,7 +132,7 @@ def test_temperature_is_fitted_on_validation_images(tmp_path):
     assert sum(b.count for b in both.tempered.reliability) == 6 and both.tempered.brier != plain.brier
     assert json.loads(json.dumps(both.to_json())) == both.to_json()
     with pytest.raises(ValueError, match="sigmoid loss"):
-        model.multi_label = True
+        model.sigmoid = True
         evaluate(model, test, validation=val)
 
 

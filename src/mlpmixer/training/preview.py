@@ -44,10 +44,9 @@ def preview(
         raise ValueError(f"a preview needs rows >= 1 and cols >= 2, got rows={rows}, cols={cols}")
     stored: list[Pixels] = []
     plain: list[Pixels] = []
-    targets: list[npt.NDArray[np.bool_]] = []
-    labels = splits.train.as_multi_label().labels
+    labels: list[npt.NDArray[Any]] = []
     for i in _spread(splits.train, seed):
-        if len(targets) == rows:
+        if len(labels) == rows:
             break
         try:
             views = [p.array(splits.train.source(int(i))) for p in (preprocess.scaled(data.train_scale), preprocess)]
@@ -55,18 +54,18 @@ def preview(
             continue
         stored.append(views[0])
         plain.append(views[1])
-        targets.append(labels[i])
-    if not targets:
+        labels.append(splits.train.labels[i])
+    if not labels:
         raise ValueError(f"no image of the training split of {splits.name} can be read; look at: mlpmixer data check")
     return contact_sheet(
-        np.stack(stored), np.stack(plain), np.stack(targets), splits.classes, augment, path, draws=cols - 1, seed=seed
+        np.stack(stored), np.stack(plain), np.stack(labels), splits.classes, augment, path, draws=cols - 1, seed=seed
     )
 
 
 def contact_sheet(
     stored: Pixels,
     plain: Pixels,
-    labels: Sequence[int] | npt.NDArray[np.bool_],
+    labels: Sequence[int] | npt.NDArray[Any],
     classes: Sequence[str],
     cfg: Augment,
     path: str | os.PathLike[str],
