@@ -44,7 +44,7 @@ DataDir = Annotated[str, Arg("DIR", "Folder with the files of a named data set."
 DataLabels = Annotated[str, Arg("FILE", "CSV or TSV file of files and classes.", name="data.labels")]
 DataMultiLabel = Annotated[
     Literal["auto", "yes", "no"],
-    Arg(name="data.multi_label", help="Whether an image may have several classes, or none; auto: as the table has it."),
+    Arg(name="data.multi-label", help="Whether an image may have several classes, or none; auto: as the table has it."),
 ]
 Threshold = Annotated[
     float | None,
