@@ -9,7 +9,6 @@ from helpers.multi_label import write_squares
 from sklearn import metrics as sk
 
 from mlpmixer import cli
-from mlpmixer.data.config import Data
 from mlpmixer.evaluation.compare import compare
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.evaluation.multi_label import (
@@ -117,9 +116,9 @@ def test_what_needs_one_class_is_refused(
     assert "several labels an image" in capsys.readouterr().out
 
 
-def test_a_model_of_one_class_refuses_images_of_several(digits_run: Path) -> None:
+def test_a_model_of_one_class_refuses_images_of_several(digits_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="this model gives an image one class, and these images have several or none"):
-        evaluate(digits_run, Data(name="digits", multi_label="yes"))
+        evaluate(digits_run, str(write_squares(tmp_path, 9)))
 
 
 def test_a_preview_shows_all_classes(squares_run: Path, tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ def evaluate(
     else:
         chosen = data if isinstance(data, Chosen) else open_for(classifier, data).choose(split)
         images, trained, scored = chosen.images, chosen.trained, chosen.scored
+    if not classifier.multi_label:
+        require_one_class(images)
     to_model = match_classes(images.classes, classifier.classes)
     if classifier.threshold is not None:
         single = {"temperature": validation is not None, "ReaL labels": real is not None}
@@ -118,7 +120,6 @@ def evaluate(
             )
         several = _multi_label(classifier, images, to_model, classifier.threshold, views, tta, batch_size, report)
         return dataclasses.replace(several, scored=scored, trained_on=None if trained is None else int(trained.sum()))
-    require_one_class(images)
     accepted = accepted_classes(real, images, to_model) if real is not None else None
     fitted = _fit_temperature(classifier, validation, batch_size) if validation is not None else None
 
