@@ -2,8 +2,10 @@
 
 import dataclasses
 import re
+import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,3 +126,23 @@ def test_python_compiles_and_imports_what_there_is(page: Path) -> None:
             exec(line, {})
         for name in re.findall(r"\bmlpmixer\.(\w+)\(", code):
             assert name in mlpmixer.__all__
+
+
+def hook(name: str) -> dict[str, Any]:
+    pytest.importorskip("mkdocstrings_handlers.python", reason='pip install "mlpmixer[docs]"')
+    return runpy.run_path(str(DOCS / "hooks" / f"{name}.py"))
+
+
+def test_docstrings_become_parameters_and_errors() -> None:
+    text = "Do it.\n\na: (B,C)\n    and on.\nb, c (pixels): sizes. d: <x>\n\nSee [i][j].\n\nErrors: ValueError."
+    assert hook("docstrings")["rewritten"](text, {"a", "b", "c", "d"}, "Args").split("\n\n", 1)[1].strip() == (
+        "See [i]\\[j].\n\n**Errors:** ValueError.\n\n"
+        "Args:\n    a: (B,C) and on.\n    b: sizes.\n    d: &lt;x>\n    c: as `b`."
+    )
+
+
+def test_pages_of_the_commands_hold_what_help_prints() -> None:
+    page = hook("commands")["_page"]("train")
+    assert "`--epochs, --run.epochs X`\n:   Passes over the training images." in page and "{crop,pad" in page
+    sheet = hook("commands")["_cheat_sheet"]()
+    assert all(usage in sheet for usage in ("mlpmixer train DATA", "mlpmixer data check DATA", "--epochs X"))

@@ -9,7 +9,8 @@ import textwrap
 
 import griffe
 
-PAGE = re.compile(r"\(?docs/([\w/-]+)\.md\)?")
+PAGE = re.compile(r" ?\(docs/[\w/-]+\.md\)")  # the site has it in its navigation
+NAMED = r"\w+(?: \([^)]*\))?"  # patch_size (pixels)
 
 
 class Docstrings(griffe.Extension):
@@ -23,7 +24,7 @@ class Docstrings(griffe.Extension):
             return
         names = set(cls.members) | {p.name for p in cls.parameters}
         text = rewritten(cls.docstring.value, names, "Attributes")
-        if fields := [m for m in cls.members.values() if is_field(m)]:
+        if "dataclass" in cls.labels and (fields := [m for m in cls.members.values() if is_field(m)]):
             text += "\n\nAttributes:\n" + "\n".join(textwrap.indent(described(field), "    ") for field in fields)
         cls.docstring.value = text
 
@@ -42,7 +43,7 @@ def described(field: griffe.Object | griffe.Alias) -> str:
     text = literal(" ".join(field.docstring.value.split())) if field.docstring else ""
     value = str(field.value) if field.value is not None else ""
     default = f" Default: `{value}`." if value and "field(" not in value else ""
-    return f"{field.name} ({field.annotation}): {PAGE.sub('', text).strip()}{default}"
+    return f"{field.name} ({field.annotation}): {PAGE.sub('', text)}{default}"
 
 
 def literal(text: str) -> str:
@@ -61,11 +62,13 @@ def rewritten(text: str, names: set[str], section: str) -> str:
     errors: list[str] = []
     target = kept
     for line in text.splitlines():
-        start = re.match(r"(\w+(?: \([^)]*\))?(?:, \w+(?: \([^)]*\))?)*): ", line)
-        found = re.findall(r"(\w+)(?: \([^)]*\))?(?:, |$)", start[1]) if start else []
-        if start and names.issuperset(found):
-            items += re.split(rf"(?<=[.;]) (?=(?:{'|'.join(names)}): )", f"{found[0]}: {line[start.end() :]}")
-            others += [f"{name}: as `{found[0]}`." for name in found[1:]]
+        pieces = re.split(rf"(?<=[.;]) (?=(?:(?:{'|'.join(names)}), )*(?:{'|'.join(names)}): )", line)
+        starts = [re.match(rf"({NAMED}(?:, {NAMED})*): ", piece) for piece in pieces]
+        found = [re.findall(r"(\w+)(?: \([^)]*\))?(?:, |$)", start[1]) if start else [""] for start in starts]
+        if names.issuperset(found[0]):
+            for piece, (first, *rest) in zip(pieces, found, strict=True):
+                items.append(f"{first}: {piece.partition(': ')[2]}")
+                others += [f"{name}: as `{first}`." for name in rest]
             target = items
         elif re.match(r"Errors: |Raises ", line):
             errors.append(re.sub(r"^(Errors: |Raises )", "**Errors:** ", line))
