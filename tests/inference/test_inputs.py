@@ -47,6 +47,11 @@ def site(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         server.shutdown()
 
 
+class Answers:
+    def read(self) -> list[int]:
+        return [1]
+
+
 FORMS = {
     "path": lambda p: str(p / "a.png"),
     "PathLike": lambda p: p / "a.png",
@@ -79,7 +84,7 @@ FORMS = {
 def test_an_image_gives_the_same_bits_in_every_form(form: str, photos: Path) -> None:
     model = digits_classifier()
     (wanted,), (found,) = model.predict(photos / "a.png"), model.predict(FORMS[form](photos))
-    assert found.top == wanted.top
+    assert found.top == wanted.top and type(found.name) is str
 
 
 def test_an_address_gives_the_same_bits_when_it_may_be_fetched(site: str, photos: Path) -> None:
@@ -144,7 +149,9 @@ def test_the_type_decides_which_axis_holds_the_channels() -> None:
         ({"image": PIXELS}, "dict is not an image"),
         ([[PIXELS]], "list is not an image"),
         ((PIXELS, 3), r"image\[1\]: int is not an image"),
-        (io.StringIO("text"), r"a file opened for bytes, open\(path, 'rb'\); its read\(\) gives str"),
+        (io.StringIO("text"), r"a file opened for text: expected one opened for bytes, open\(path, 'rb'\)"),
+        (Answers(), r"got one whose read\(\) gives list"),
+        (np.array(None), "got object of shape"),
         (
             torch.from_numpy(PIXELS),
             r"\(C,H,W\) or \(B,C,H,W\) with C = 1 or 3 or 4, got an image of shape \(11, 14, 3\)",

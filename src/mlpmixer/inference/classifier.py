@@ -44,9 +44,13 @@ class Prediction:
     """The likeliest class of one image, and the `top` classes with their probabilities, likeliest first."""
 
     name: str
+    """The image's path or address, or image[i]."""
     label: str
+    """The likeliest class."""
     probability: float
+    """Its probability, 0..1."""
     top: tuple[tuple[str, float], ...]
+    """(class, probability) of the likeliest classes, this one first."""
     features: Floats | None = field(default=None, compare=False, repr=False)
     """pre_logits (D,), if they were asked for."""
 
@@ -59,7 +63,9 @@ class Failure:
     """A source that could not be read as an image, and why."""
 
     name: str
+    """Its path, address or pattern, as it was given or found."""
     reason: str
+    """What is wrong with it, without its name."""
 
 
 @dataclass(frozen=True)

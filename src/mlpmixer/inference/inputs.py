@@ -4,6 +4,7 @@ Imports no torch. B images of H x W pixels with C channels. An array of numpy ha
 has them first, as images have in either; the type decides, whatever the sizes.
 """
 
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -41,7 +42,7 @@ def named_images(images: Any, *, allow_urls: bool) -> "Iterator[str | Failure | 
     for item in images if _is_several(images) else [images]:
         found: Iterable[Any]
         if isinstance(item, str | os.PathLike):
-            found = find_images([os.fsdecode(item)], allow_urls=allow_urls)
+            found = find_images([str(os.fsdecode(item))], allow_urls=allow_urls)  # numpy's str, too
         elif isinstance(item, np.ndarray) or _is_tensor(item):
             found = [(f"image[{count + i}]", row) for i, row in enumerate(item if item.ndim == 4 else [item])]
         else:
@@ -72,7 +73,7 @@ def as_source(image: "ImageLike", channels: int) -> Source | NDArray[np.uint8]:
 
 def _is_several(images: Any) -> bool:
     if isinstance(images, np.ndarray):
-        return images.dtype.kind in "UO"  # of paths
+        return images.dtype.kind in "UO" and images.ndim > 0  # of paths
     one = isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, Mapping))
     return isinstance(images, Iterable) and not (one or _is_tensor(images) or hasattr(images, "read"))
 
@@ -102,11 +103,15 @@ def _for_threads(item: Any) -> Any:
 
 def _content(file: Any) -> bytes:
     """All of an open file, from its start if it can go there, as Pillow reads it."""
+    if isinstance(file, io.TextIOBase):
+        raise ValueError("a file opened for text: expected one opened for bytes, open(path, 'rb')")
     if getattr(file, "seekable", lambda: False)():
         file.seek(0)
     content = file.read()
     if not isinstance(content, bytes):
-        raise ValueError(f"expected a file opened for bytes, open(path, 'rb'); its read() gives {_kind(content)}")
+        raise ValueError(
+            f"expected a file opened for bytes, open(path, 'rb'), got one whose read() gives {_kind(content)}"
+        )
     return content
 
 
