@@ -20,6 +20,14 @@ def test_images_are_found_in_order_and_once(tmp_path):
     assert list(find_images([f"{at}/notes.txt"])) == [f"{at}/notes.txt"]  # a named file is taken at its word
 
 
+def test_one_folder_pattern_or_path_will_do(tmp_path):
+    paths = [grey(tmp_path / f"{i}.png", 0) for i in range(3)]
+    for one in (str(tmp_path), tmp_path, f"{tmp_path}/*.png"):
+        assert list(find_images(one)) == list(find_images([one])) == paths
+        assert [p.name for p in predict_files(by_brightness(), one)] == paths
+    assert [p.name for p in predict_files(by_brightness(), [tmp_path / "1.png"])] == [paths[1]]
+
+
 def test_files_without_a_suffix_are_images_by_their_content(tmp_path):
     path = grey(tmp_path / "photo.png", 0)
     (tmp_path / "photo.png").rename(tmp_path / "photo")

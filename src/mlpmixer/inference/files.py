@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from mlpmixer.inference.inputs import ImageLike
 
 Key = TypeVar("Key")
+PathLike = str | os.PathLike[str]
 ADDRESS = re.compile(r"[a-z][a-z0-9+]+://", re.IGNORECASE)
 
 
-def find_images(sources: Iterable[str], *, allow_urls: bool = False) -> Iterator[str | Failure]:
-    """The image files behind files, folders and glob patterns, in a fixed order, each once.
+def find_images(sources: PathLike | Iterable[PathLike], *, allow_urls: bool = False) -> Iterator[str | Failure]:
+    """The image files behind files, folders and glob patterns, one or several, in a fixed order, each once.
 
     A named file is taken whatever its suffix. A folder is searched recursively for image suffixes (upper or lower
     case), sorted, without hidden files and folders. A pattern may hold `**`. What does not exist, matches nothing or
@@ -34,7 +35,8 @@ def find_images(sources: Iterable[str], *, allow_urls: bool = False) -> Iterator
     remembered, so that each is yielded once.
     """
     seen: set[str] = set()
-    for source in sources:
+    for given in [sources] if isinstance(sources, str | os.PathLike) else sources:
+        source = str(os.fsdecode(given))  # numpy's str, too
         for found in [source] if allow_urls and ADDRESS.match(source) else _expand(source):
             key = os.path.abspath(found) if isinstance(found, str) else f"\0{found.name}"
             if key not in seen:
@@ -176,7 +178,7 @@ def map_images(
 
 def predict_files(
     classifier: Classifier,
-    paths: "Iterable[str | Failure | tuple[str, ImageLike]]",
+    paths: "PathLike | Iterable[PathLike | Failure | tuple[str, ImageLike]]",
     top_k: int = 5,
     batch_size: int = 64,
     *,
@@ -185,22 +187,24 @@ def predict_files(
 ) -> Iterator[Prediction | Failure]:
     """A Prediction or a Failure for every path, in order, batch by batch; memory does not grow with their number.
 
-    paths: as `find_images` yields them; its failures pass through. An image that is in memory: its name and the image,
-    in any form that `Classifier.predict` takes for one image.
+    paths: one folder, pattern or file, or as `find_images` yields them; its failures pass through. An image that is in
+    memory: its name and the image, in any form that `Classifier.predict` takes for one image.
     features: whether the predictions carry them, too.
     allow_urls: whether paths may be addresses, http:// or https://, which are fetched (`download.read_image`).
     """
 
-    def item(given: "str | Failure | tuple[str, ImageLike]") -> tuple[str, Callable[[], Any] | Failure]:
+    def item(given: "PathLike | Failure | tuple[str, ImageLike]") -> tuple[str, Callable[[], Any] | Failure]:
         if isinstance(given, Failure):
             return given.name, given
-        name, source = given if isinstance(given, tuple) else (given, given)
+        name, source = given if isinstance(given, tuple) else (os.fsdecode(given), os.fsdecode(given))
         if allow_urls and isinstance(source, str) and ADDRESS.match(source):
             from mlpmixer.download import read_image
 
             return name, partial(read_image, source)
         return name, lambda: source
 
+    if isinstance(paths, str | os.PathLike):
+        paths = find_images(paths, allow_urls=allow_urls)
     for batch in decoded_batches(map(item, paths), classifier.preprocess_image, batch_size):
         good = [(name, image) for name, image in batch if not isinstance(image, Failure)]
         names, arrays = [name for name, _ in good], [image for _, image in good]

@@ -42,7 +42,7 @@ def named_images(images: Any, *, allow_urls: bool) -> "Iterator[str | Failure | 
     for item in images if _is_several(images) else [images]:
         found: Iterable[Any]
         if isinstance(item, str | os.PathLike):
-            found = find_images([str(os.fsdecode(item))], allow_urls=allow_urls)  # numpy's str, too
+            found = find_images(item, allow_urls=allow_urls)
         elif isinstance(item, np.ndarray) or _is_tensor(item):
             found = [(f"image[{count + i}]", row) for i, row in enumerate(item if item.ndim == 4 else [item])]
         else:
