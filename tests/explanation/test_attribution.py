@@ -244,7 +244,7 @@ def test_a_class_that_is_asked_for_is_compared_with_the_answer(folder):
 
 def test_classes_that_do_not_compete_have_no_rival(folder):
     classifier = load(folder / "run")
-    classifier.multi_label = True
+    classifier.threshold = 0.5
     (found,) = attribution.explain(classifier, [str(folder / "a<b.png")], torch.zeros(1))
     assert found.rival is None and not found.rival_maps and found.lead == found.target.logit
     explained = ExplanationFolder(folder / "out")
