@@ -29,7 +29,8 @@ class Export(Command):
     a folder that needs only onnxruntime, numpy and pillow, with a program, a Dockerfile and a README; web: a folder
     with a page that classifies in the browser, for any static file server."""
     out: Annotated[str, Arg("PATH")] = ""
-    """What to write; default: model.onnx, .xml, .pt2, bundle/ or web/ in the run's folder."""
+    """What to write; default: model.onnx, .xml, .pt2, bundle/ or web/ in the run's folder; here for a model that is
+    not in a run."""
     int8: bool = False
     """Compute layers in 8-bit integers, as many as cost at most half a point of top-1 on validation images. The file is
     smaller and on most CPUs faster; the gain on this machine is measured and printed."""

@@ -49,10 +49,15 @@ def models() -> Table:
 
 
 def weights() -> Table:
-    from mlpmixer.weights.published import WEIGHTS
+    from mlpmixer.weights.model_file import read_meta
+    from mlpmixer.weights.published import BUNDLED, WEIGHTS
 
-    rows = []
+    rows: list[Sequence[str]] = []
     timms = {w.url: name for name, w in WEIGHTS.items() if ":" not in name}
+    for name, file in BUNDLED.items():
+        meta = read_meta(file)
+        size = f"{file.stat().st_size:,}"
+        rows.append((name, "", f"{len(meta.classes):,}", "", size, meta.preprocess.fit, "comes with mlpmixer"))
     for name, w in WEIGHTS.items():
         if ":" in name:
             size, top1 = f"{w.num_bytes:,}" if w.num_bytes else "", percent(w.top1) if w.top1 else ""

@@ -33,10 +33,12 @@ class Probe(EvaluationCommand):
         shots = whole_numbers("--shots", self.shots)
         from mlpmixer.evaluation.data import resolve_data
         from mlpmixer.evaluation.probe import probe
+        from mlpmixer.weights.published import BUNDLED
 
         classifier = self.load()
         data = resolve_data(classifier, self.data or None, self.data_dir)
         assert classifier.path is not None
+        beside = None if classifier.path in BUNDLED.values() else classifier.path.with_name("features")
         result = probe(
             classifier,
             data,
@@ -44,7 +46,7 @@ class Probe(EvaluationCommand):
             neighbours=self.knn or None,
             linear=self.linear,
             batch_size=self.batch_size,
-            cache=self.cache or classifier.path.with_name("features"),
+            cache=self.cache or beside,
         )
         print_changes(result.scored)
         if self.json:

@@ -130,10 +130,10 @@ def architecture_of(name: str) -> NetworkConfig:
     """The architecture of a model by name, or of whatever holds weights."""
     from mlpmixer.models.names import MODELS
     from mlpmixer.weights.load import split_key
-    from mlpmixer.weights.published import WEIGHTS
+    from mlpmixer.weights.published import BUNDLED, WEIGHTS
 
     is_file = name not in MODELS and Path(split_key(name)[0]).exists()
-    is_weights = name in WEIGHTS or name.startswith("hf:") or is_file
+    is_weights = name in (*WEIGHTS, *BUNDLED) or name.startswith("hf:") or is_file
     return architecture_of_weights(name) if is_weights else MODELS[name]
 
 

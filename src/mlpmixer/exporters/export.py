@@ -116,7 +116,7 @@ def export(
     """Write the model to `out` and compare it there with the torch model on real images; on a mismatch nothing is left.
 
     model: a run, a weight file, a name of `mlpmixer list weights`, or a Classifier around a torch network on the CPU.
-    to: a name of TARGETS. out: a file or folder that does not exist; None: in the run's folder.
+    to: a name of TARGETS. out: a file or folder that does not exist; None: in the run's folder, or in the current one.
     data: the images to check on; None: those the run was trained on.
     batch: images at a time; None: any number, which each call chooses.
     any_size: let the graph resize and fit images of any size (a batch has one size), and compare that with Pillow.
@@ -218,9 +218,10 @@ def _require_run(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
 def _free_path(out: str | os.PathLike[str] | None, classifier: Classifier, target: Target) -> Path:
     if out is None:
-        if classifier.path is None or not classifier.path.with_name("recipe.json").is_file():
-            raise ValueError("where to? This model is not in a run, which is the default place: name a path (--out)")
-        out = classifier.path.with_name(target.name)
+        if classifier.path is None:
+            raise ValueError("where to? This model is not in a file, beside which an export lies: name a path (out)")
+        in_run = classifier.path.with_name("recipe.json").is_file()
+        out = classifier.path.with_name(target.name) if in_run else Path(target.name)
     return require_free(Path(out), target)
 
 

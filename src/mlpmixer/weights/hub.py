@@ -28,6 +28,7 @@ from mlpmixer.weights.model_file import (
     rewrite_meta,
     save_model,
 )
+from mlpmixer.weights.published import BUNDLED
 from mlpmixer.weights.run_folder import MODEL_FILE
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def push(
     already, and when the Hub refuses or cannot be reached; OSError when nothing can be written.
     """
     run, place = Path(run), os.fspath(target)
+    if not run.exists():
+        run = BUNDLED.get(str(run), run)
     model = run / MODEL_FILE if run.is_dir() else run
     if not model.is_file():
         raise ValueError(f"nothing to push: expected a finished run, which holds {MODEL_FILE}, or that file, got {run}")

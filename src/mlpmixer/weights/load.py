@@ -1,5 +1,6 @@
 """Trained weights by name, path or address -> a network and all that belongs to it.
 
+    load_weights("digits")                  a model that comes with this package (`published.BUNDLED`)
     load_weights("B/16:imagenet21k")        a published file (`published.WEIGHTS`), fetched once
     load_weights("Mixer-B_16.npz")          an official file; .safetensors, .pth, .pt, .ckpt, ...: a state dict
     load_weights("last.pth:state_dict_ema") one of several networks in a file
@@ -35,7 +36,7 @@ from mlpmixer.weights.model_file import (
     read_meta,
     require_network,
 )
-from mlpmixer.weights.published import WEIGHTS, Weights
+from mlpmixer.weights.published import BUNDLED, WEIGHTS, Weights
 from mlpmixer.weights.run_folder import MODEL_FILE, is_folds
 
 Report = Callable[[dict[str, Any]], None]
@@ -98,7 +99,12 @@ def locate(name: str, *, report: Report | None = None) -> Path:
         from mlpmixer.weights.hub import download
 
         return download(name)
-    path = Path(split_key(name)[0])
+    path, own = Path(split_key(name)[0]), BUNDLED.get(name)
+    if own and not path.exists():
+        _note(report, f"{name} is the model that comes with mlpmixer; a folder or file of that name would come first")
+        return own
+    if own:
+        _note(report, f"{name} is what lies in {path.absolute()}; the model that comes with mlpmixer is {own}")
     if path.is_dir():
         if (path / MODEL_FILE).is_file():
             return path / MODEL_FILE
@@ -117,13 +123,18 @@ def locate(name: str, *, report: Report | None = None) -> Path:
         )
     if not path.exists():
         beside = [str(p.parent) for p in path.parent.glob(f"*/{MODEL_FILE}")] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(name, [*beside, *WEIGHTS], 1, 0.5)
+        close = difflib.get_close_matches(name, [*beside, *BUNDLED, *WEIGHTS], 1, 0.5)
         raise ValueError(f"{path} does not exist: {EXPECTED}" + (f"; did you mean {close[0]}?" if close else ""))
     if path.suffix not in (".npz", *STATE_DICTS):
         raise ValueError(f"{path} is not a model: {EXPECTED}")
     if not path.is_file():  # a named pipe would wait for ever
         raise ValueError(f"{path} is not a regular file")
     return path
+
+
+def _note(report: Report | None, text: str) -> None:
+    if report:
+        report({"kind": "note", "note": text})
 
 
 def architecture(name: str) -> NetworkConfig:
