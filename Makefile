@@ -10,7 +10,7 @@ SHORT := --epochs 40 --lr 3e-3 --optim.muon-lr 5e-3
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types docs clean
+.PHONY: help setup demo test test-all dist lint types docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
@@ -52,6 +52,10 @@ test: $(EVERYTHING) ## run the tests that need neither network, GPU nor browser
 
 test-all: $(EVERYTHING) ## run the tests that are left out of `make test` as well (a GPU, a browser and the network, where there are any)
 	@$(PYTEST) -m ''
+
+dist: $(EVERYTHING) ## build the sdist and the wheel into dist/, and try the wheel in a new environment
+	@rm -rf dist
+	@$(BIN)/python .ci/dist.py
 
 lint: $(EVERYTHING) ## check style with ruff
 	@$(BIN)/ruff check .
