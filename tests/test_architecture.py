@@ -48,7 +48,7 @@ LARGE = {"torch", "torchvision", "transformers", "datasets", "matplotlib.pyplot"
 }
 LIGHT_COMMANDS = [  # that need none of them, either
     *("--help", "train --help", "probe --help", "explain --help", "export --help", "bench --help", "reproduce --help"),
-    *("list recipes", "summary S/32", "reproduce", "data check digits"),
+    *("list recipes", "runs .", "summary S/32", "reproduce", "data check digits"),
 ]
 VERBS = (
     "bench",

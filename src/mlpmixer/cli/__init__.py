@@ -30,6 +30,7 @@ COMMANDS = {  # and the first lines of their docstrings, without which no comman
     "push": "Publish a model, with a model card, to the Hugging Face Hub or to a folder.",
     "reproduce": "Reproduce a claim of the paper.",
     "summary": "Print the shapes, parameters and multiply-adds of a network.",
+    "runs": "List the runs in FOLDER: data, network, accuracy, time, state.",
     "list": "List the names of models, weights, datasets or recipes.",
     "data check": "Find broken, duplicate and misplaced images in DATA.",
     "data preview": "Draw training images of DATA as the network sees them.",

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO
 
 Event = dict[str, Any]
 MOST_LINES, MOST_CHARACTERS = 12, 1000  # of a message
@@ -28,7 +28,7 @@ class StatusLine:
 
     def show(self, parts: Sequence[str]) -> None:
         """The first part and the last one stay where the terminal is too narrow for all."""
-        columns, parts = _columns(), list(parts)
+        columns, parts = columns_of(sys.stderr), list(parts)
         while len(parts) > 1 and len("  ".join(parts)) >= columns:
             del parts[max(len(parts) - 2, 1)]
         text = visible("  ".join(parts)[: columns - 1])
@@ -41,11 +41,11 @@ class StatusLine:
             self._width = 0
 
 
-def _columns() -> int:
-    """The columns of the terminal on standard error, or the variable COLUMNS."""
+def columns_of(stream: TextIO) -> int:
+    """The columns of the terminal that a stream writes to, or the variable COLUMNS; 80 where it is none."""
     found = 0
     with suppress(OSError, ValueError):
-        found = os.get_terminal_size(sys.stderr.fileno()).columns
+        found = os.get_terminal_size(stream.fileno()).columns
     return shutil.get_terminal_size((found or 80, 24)).columns
 
 

@@ -16,11 +16,11 @@ from mlpmixer.models.configs import Layer, NetworkConfig
 class Summary(Command):
     """Print the shapes, parameters and multiply-adds of a network.
 
-    Options change it: mlpmixer summary B/16 --image-size 384. Those of a model: mlpmixer summary MODEL --help
+    The options of MODEL (mlpmixer summary MODEL --help) change it.
     """
 
     model: Annotated[str, Arg("MODEL|RUN", positional=True)]
-    """an architecture's name (mlpmixer list models), a run's folder, or its model.safetensors"""
+    """a name (mlpmixer list models), a run, or a model file"""
     layers: bool = False
     """Print every layer, instead of a line for each kind."""
     json: Annotated[bool, Arg(help="Print every layer as JSON.")] = False

@@ -205,6 +205,18 @@ def locked(run: Path) -> Iterator[str]:
             file.close()
 
 
+def is_locked(run: Path) -> bool:
+    """Whether a training holds this folder now. A shared lock for an instant tells it."""
+    if fcntl is None:
+        return False
+    try:
+        with open(run / LOCK_FILE) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as e:
+        return isinstance(e, BlockingIOError)
+    return False
+
+
 def _lock(run: Path) -> tuple[TextIO, str]:
     """The lock file of a run, locked, or why it cannot be. FileNotFoundError or FileExistsError when another process
     has just removed it or its folder."""
