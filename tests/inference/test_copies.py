@@ -30,13 +30,14 @@ def assert_equal(ours: Classifier, theirs: Classifier) -> None:
     np.testing.assert_array_equal(theirs.probabilities(images), ours.probabilities(images))
     np.testing.assert_array_equal(theirs.features(images), ours.features(images))
     assert type(theirs) is type(ours) and repr(theirs) == repr(ours)
-    assert (theirs.classes, theirs.meta, theirs.path) == (ours.classes, ours.meta, ours.path)
+    assert (theirs.classes, theirs.threshold, theirs.path) == (ours.classes, ours.threshold, ours.path)
+    assert theirs.meta == ours.meta
 
 
 @pytest.mark.parametrize("way", COPIES)
 def test_a_torch_network_is_copied_with_its_weights(way: str) -> None:
     model = digits_classifier()
-    model.classes = tuple("abcdefghij")
+    model.classes, model.threshold = tuple("abcdefghij"), 0.25
     other = COPIES[way](model)
     assert_equal(model, other)
     before = model.probabilities(pixels_for(model, 2))

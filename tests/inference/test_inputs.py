@@ -66,6 +66,7 @@ FORMS = {
     "(H,W,C)": lambda p: PIXELS,
     "(B,H,W,C)": lambda p: PIXELS[None],
     "(H,W,C) not contiguous": lambda p: np.asfortranarray(PIXELS),
+    "(H,W,C) of OpenCV, BGR turned": lambda p: PIXELS[..., ::-1].copy()[..., ::-1],
     "(H,W,C) float32": lambda p: (PIXELS / 255).astype(np.float32),
     "(H,W,C) float64": lambda p: PIXELS / 255,
     "(H,W,C) float16": lambda p: (PIXELS / 255).astype(np.float16),
@@ -85,6 +86,17 @@ def test_an_image_gives_the_same_bits_in_every_form(form: str, photos: Path) -> 
     model = digits_classifier()
     (wanted,), (found,) = model.predict(photos / "a.png"), model.predict(FORMS[form](photos))
     assert found.top == wanted.top and type(found.name) is str
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_a_photo_taken_sideways_is_upright_in_every_form(suffix: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: rotate by 90 degrees
+    Image.fromarray(PIXELS).save(tmp_path / f"a.{suffix}", exif=exif, lossless=True)
+    path, model = tmp_path / f"a.{suffix}", digits_classifier()
+    with Image.open(path) as image:
+        found = [model.predict(form)[0].top for form in (path, path.read_bytes(), image, np.rot90(PIXELS, -1))]
+    assert found == found[:1] * 4 and found[0] != model.predict(PIXELS)[0].top
 
 
 def test_an_address_gives_the_same_bits_when_it_may_be_fetched(site: str, photos: Path) -> None:

@@ -202,8 +202,8 @@ class Classifier:
             a numpy array, channels last: (H,W), (H,W,C), or (B,H,W,C) for B images;
             a torch tensor, channels first: (C,H,W), or (B,C,H,W) for B images;
             an address, http:// or https://, which is fetched if `allow_urls` is set.
-            Pixels are uint8 in 0..255, or floats in 0..1, which are rounded to 8 bits; C is 1, 3 or 4 (with alpha), or
-            the number of channels of a model that takes neither 1 nor 3.
+            Pixels are uint8 in 0..255, or floats in 0..1, which are rounded to 8 bits; C is 1, 3 (RGB) or 4 (with
+            alpha), or the number of channels of a model that takes neither 1 nor 3.
 
         A prediction has the path as its name, or image[i] for the i-th one if the image has no name.
 
