@@ -56,6 +56,7 @@ class Network(nn.Module):
         return pooled if pre_logits else cast(Tensor, self.head(pooled))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (B, in_channels, H, W) -> logits (B, K)."""
         return cast(Tensor, self.head(self.pre_logits(images)))
 
     @property

@@ -200,7 +200,7 @@ def list_models(
 ) -> list[str]:
     """Names for `create_model`, ours and timm's, as `mlpmixer list models` has them.
 
-    filter: a pattern such as "*16*" or "mixer*", or several; case makes no difference. "": all.
+    filter: a pattern such as `*16*` or `mixer*`, or several; case makes no difference. "": all.
     pretrained: names of published weights instead, by their own name or that of their architecture.
     exclude_filters: patterns of names to leave out.
     """
