@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ COMMANDS = list(
 )
 MLPMIXER = [command for command in COMMANDS if command.startswith("mlpmixer ")]
 SHORTER = {"train": ["--steps", "2", "--device", "cpu"], "bench": ["--seconds", "0.1"]}
-SLOW = ("--to ", "--int8", "bench", "lr-find", "--faithfulness", "mnist", "cifar10", "DIR/")
+SLOW = ("--to ", "--int8", "bench", "lr-find", "--faithfulness", "--folds", "mnist", "cifar10", "DIR/")
 """Words of commands that are left to `make test-all`."""
 
 
@@ -139,8 +140,9 @@ def test_torchrun_runs(command: str, at_desk: Path) -> None:
 
 def test_every_other_line_of_a_block_is_known() -> None:
     others = [command for command in COMMANDS if command.split()[0] not in ("mlpmixer", "torchrun")]
-    assert others == ['pip install ".[serve]"', "make demo", "make test"]
-    assert re.search(r"^serve = ", (ROOT / "pyproject.toml").read_text(), re.M)
+    assert others == ['pip install ".[serve,onnx]"', "make demo", "make test"]
+    extras = re.search(r"\[([a-z,]+)\]", others[0])[1].split(",")
+    assert set(extras) <= set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     subprocess.run(["make", "--dry-run", "demo", "test"], cwd=ROOT, check=True, capture_output=True)
 
 
