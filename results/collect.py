@@ -39,9 +39,9 @@ TRAINED = {"Pico/2": "digits/digits", "Nano/4": "cifar10/small-images-2h", "Nano
 """Models of the README's table and the result whose accuracy stands there."""
 PUBLISHED = {
     "S/32": "S/32:gsam", "S/16": "S/16:gsam", "B/32": "B/32:sam", "B/16": "B/16:imagenet1k", "L/16": "L/16:imagenet1k",
-    "resmlp-s12": "",
+    "resmlp-s12": "resmlp-s12:timm-imagenet1k",
 }  # fmt: skip
-"""The others, and the name of published weights; "": none has a name here."""
+"""The others, and the name of published weights."""
 
 
 def spread(values: list[float]) -> dict[str, Any]:
@@ -207,9 +207,8 @@ def models() -> str:
             top1 = f"{TITLES[TRAINED[name].split('/')[0]]} {percent(s['top1'])}"
             weights = "with the package: `digits`" if name == "Pico/2" else "train it"
         else:
-            weights = f"`{PUBLISHED[name]}`" if PUBLISHED[name] else ""
-            reported = WEIGHTS[PUBLISHED[name]].top1 if PUBLISHED[name] else None
-            top1 = f"ImageNet {100 * reported:.2f} %" if reported else ""
+            reported = WEIGHTS[PUBLISHED[name]].top1
+            top1, weights = f"ImageNet {100 * reported:.2f} %" if reported else "", f"`{PUBLISHED[name]}`"
         cells = [speeds.get((name, *column), "") for column in columns]
         rows.append(
             f"| {name} | {config.image_size} | {config.num_params:,} | {multiply_adds(flops)} | {' | '.join(cells)} "

@@ -18,6 +18,8 @@ from helpers.shared import Once
 from PIL import Image
 
 from mlpmixer import cli
+from mlpmixer.models.names import MODELS
+from mlpmixer.weights.published import BUNDLED, WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -108,7 +110,7 @@ def answer_once(make: Callable[[], Any], *_: Any, **__: Any) -> int:
 
     with TestClient(make(), base_url="http://localhost") as client:
         assert "<html" in client.get("/").text
-        answer = client.post("/predict", files={"file": Path("examples/seven.png").read_bytes()})
+        answer = client.post("/predict", files={"file": Path("examples/digit.png").read_bytes()})
         assert answer.status_code == 200, answer.text
         assert answer.json()
     return 0
@@ -158,6 +160,12 @@ def test_tables_equal_what_is_stored() -> None:
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!https?:)[^)#]+)", README))))
 def test_link_leads_to_a_file(link: str) -> None:
     assert (ROOT / link).exists()
+
+
+def test_counts_of_names_are_right() -> None:
+    assert f"| architectures | {sum(bool(set('/-') & set(name)) for name in MODELS)} (t) |" in README
+    named = sum(":" in name for name in WEIGHTS) + len(BUNDLED)  # beside timm's names for the same
+    assert f"| pretrained weights by name | {named}, all but one others' (t) |" in README
 
 
 def test_readme_is_short() -> None:
