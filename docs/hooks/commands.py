@@ -13,7 +13,7 @@ from mlpmixer.cli.help import Rows, everything, most_needed
 
 GROUPS = {
     "Data": ["data check", "data preview", "data shards"],
-    "Train": ["train", "lr-find"],
+    "Train": ["train", "lr-find", "runs"],
     "Evaluate": ["evaluate", "compare", "predict", "probe", "explain"],
     "Deploy": ["export", "bench", "serve", "push", "convert"],
     "Research and help": ["reproduce", "summary", "list", "doctor"],
