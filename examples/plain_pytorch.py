@@ -1,10 +1,12 @@
 """Train in a loop of one's own, on a folder of images for each class, and save what `mlpmixer predict` takes:
-python examples/plain_pytorch.py PHOTOS OUT [EPOCHS]"""
+python examples/plain_pytorch.py PHOTOS OUT [EPOCHS]. The name digits makes such a folder of scikit-learn's digits."""
 
 import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, random_split
 
@@ -17,9 +19,8 @@ class Photos(Dataset):
     """PHOTOS/class/image -> (image (C,H,W), label)."""
 
     def __init__(self, folder: str, transform: Transform) -> None:
-        self.classes = tuple(sorted(path.name for path in Path(folder).iterdir() if path.is_dir()))
-        self.files = sorted(path for path in Path(folder).glob("*/*") if path.parent.name in self.classes)
-        self.transform = transform
+        self.files, self.transform = sorted(Path(folder).glob("*/*")), transform
+        self.classes = sorted({path.parent.name for path in self.files})
 
     def __len__(self) -> int:
         return len(self.files)
@@ -29,8 +30,13 @@ class Photos(Dataset):
 
 
 def main(folder: str, out: str, epochs: str = "10") -> None:
+    if folder == "digits" and not Path(folder).exists():
+        digits = load_digits()
+        for i, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+            Path(folder, str(label)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray((image * 255 / 16).round().astype("uint8")).save(f"{folder}/{label}/{i:04}.png")
     torch.manual_seed(0)
-    preprocess = Preprocess(image_size=(8, 8), in_channels=1)
+    preprocess = Preprocess(image_size=(8, 8), in_channels=1)  # of "Pico/2"; of "S/16": (224, 224), 3
     photos = Photos(folder, Transform(preprocess))
     train, test = random_split(photos, [0.8, 0.2])
     model = mlpmixer.create_model("Pico/2", num_classes=len(photos.classes), dropout=0.1)
@@ -45,7 +51,6 @@ def main(folder: str, out: str, epochs: str = "10") -> None:
     with torch.inference_mode():
         right = sum((model(x).argmax(1) == y).sum().item() for x, y in DataLoader(test, batch_size=256))
     print(f"test top-1 {right / len(test):.3f} of {len(test)} images")
-
     model.save_pretrained(out, classes=photos.classes, preprocess=preprocess)
     print(mlpmixer.load(out).predict(photos.files[0]))
 
