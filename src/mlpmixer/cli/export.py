@@ -110,15 +110,18 @@ def print_written(w: "Written") -> None:
     c = w.checked
     if w.int8:
         print_int8(w.int8)
-    same = f"the likeliest class is the same for {percent(c.agreement)}"
+    same = (
+        f"{'the likeliest class is' if c.threshold is None else 'the classes are'} the same for {percent(c.agreement)}"
+    )
     largest = f"the largest difference of a probability is {c.probability_max_diff:.1e}"
     print(f"compared on {c.n:,} images of {c.data}, by {c.runtime}: {same}, {largest}")
     if f := c.fit:
         off = f"{percent(f.pixels_different)} of the values differ, by at most {f.pixel_max_diff} of 255"
         print(f"resized like Pillow, {f.n:,} images: {off}, and probabilities by at most {f.probability_max_diff:.1e}")
     if c.right is not None and c.n_test:
-        top1 = f"top-1 {percent(c.right / c.n_test)} {between(wilson(c.right, c.n_test))}"
-        print(f"{top1} on the {c.n_test:,} test images among them")
+        metric = "top-1" if c.threshold is None else f"exactly their classes (from {percent(c.threshold)} on)"
+        share = f"{percent(c.right / c.n_test)} {between(wilson(c.right, c.n_test))}"
+        print(f"{metric} {share} on the {c.n_test:,} test images among them")
     if c.unreadable:
         print_error(f"{c.unreadable} images could not be read; they are excluded from the numbers above")
     print(f"written  {' and '.join(map(str, (w.path, *w.beside)))}, {megabytes(w.num_bytes)}")

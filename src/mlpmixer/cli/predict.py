@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from mlpmixer.cli.arguments import Arg
-from mlpmixer.cli.options import BatchSize, ModelCommand, require_writable
+from mlpmixer.cli.options import BatchSize, ModelCommand, Threshold, require_writable, set_threshold
 from mlpmixer.cli.printing import percent, print_error, visible
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ class Predict(ModelCommand):
     """image files, folders (searched recursively), patterns such as 'photos/*.jpg', or - for standard input: one image,
     or a list of names, a line each"""
     top_k: int = 5
-    """Number of classes for each image."""
+    """Number of classes for each image. Where an image may have several, all from the threshold on are given."""
+    threshold: Threshold = None
     format: Literal["table", "csv", "json", "jsonl", "parquet"] | None = None
     """Format of the result; default: that of the suffix of --out, or else table."""
     out: Annotated[str, Arg("FILE")] = ""
@@ -64,6 +65,7 @@ class Predict(ModelCommand):
         if form == "parquet":
             import_pyarrow()
         classifier = self.load()
+        set_threshold(classifier, self.threshold)
         image = image_on_stdin() if "-" in self.sources else b""
         listed = [] if image else (line.rstrip("\n") for line in sys.stdin)
         sources = (source for given in self.sources for source in (listed if given == "-" else [given]) if source)
@@ -91,7 +93,7 @@ class Predict(ModelCommand):
 
         top_k = min(self.top_k, len(classifier.classes))
         as_text = {
-            "csv": lambda r: csv_lines(r, top_k),
+            "csv": lambda r: csv_lines(r, top_k, multi_label=classifier.multi_label),
             "json": json_lines,
             "jsonl": jsonl_lines,
             "table": table_lines,
@@ -99,7 +101,7 @@ class Predict(ModelCommand):
         with FeatureFile(self.features) if self.features else nullcontext() as rows:
             results = watched(rows)
             if form == "parquet":
-                write_parquet(self.out, results, classifier.classes, top_k)
+                write_parquet(self.out, results, classifier.classes, top_k, multi_label=classifier.multi_label)
             elif self.out:
                 with open(self.out, "w", encoding="utf-8") as f:
                     f.writelines(as_text[form](results))
@@ -124,6 +126,9 @@ def table_lines(results: "Iterable[Prediction | Failure]") -> "Iterator[str]":
 
     for result in results:
         if isinstance(result, Prediction):
-            yield f"{visible(result.name)}\n" + "".join(
-                f"  {percent(p):>8}  {visible(label)}\n" for label, p in result.top
-            )
+            shown = result.top if result.threshold is None else result.top[: len(result.labels)]
+            lines = [f"  {percent(p):>8}  {visible(label)}\n" for label, p in shown]
+            if not shown:
+                likeliest = f"likeliest: {visible(result.label)}, {percent(result.probability)}"
+                lines = [f"  none from {percent(result.threshold or 0)} on ({likeliest})\n"]
+            yield "".join([f"{visible(result.name)}\n", *lines])

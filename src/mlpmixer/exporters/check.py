@@ -69,6 +69,8 @@ class Checked:
     """Engine, version and precision of the export."""
     fit: "FitChecked | None" = None
     """For a graph that takes images of any size."""
+    threshold: float | None = None
+    """Of a model of several classes an image."""
     evidence_max_diff: float | None = None
     """For a graph with evidence, relative to the largest logit of a patch."""
 
@@ -171,6 +173,7 @@ def check(reference: Classifier, export: Export, given: Sample) -> Checked:
         right=None if truth is None else int((said == truth[index]).all(axis=1)[test].sum()),
         unreadable=len(bad),
         runtime=str(export.runtime),
+        threshold=threshold,
     )
 
 

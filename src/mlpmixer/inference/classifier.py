@@ -53,9 +53,22 @@ class Prediction:
     """(class, probability) of the likeliest classes, this one first."""
     features: Floats | None = field(default=None, compare=False, repr=False)
     """pre_logits (D,), if they were asked for."""
+    threshold: float | None = None
+    """Probability from which a class is said of an image that may have several, or none: all these are in `top`. None
+    where an image has one class."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes that are said of the image, likeliest first: one, or all from the threshold on, perhaps none."""
+        if self.threshold is None:
+            return (self.label,)
+        return tuple(label for label, p in self.top if p >= self.threshold)
 
     def __repr__(self) -> str:
-        return f"Prediction(name={self.name!r}, label={self.label!r}, probability={self.probability:.4f})"
+        said = f"label={self.label!r}, probability={self.probability:.4f}"
+        if self.threshold is not None:
+            said = f"labels={self.labels!r}, threshold={self.threshold:g}"
+        return f"Prediction(name={self.name!r}, {said})"
 
 
 @dataclass(frozen=True)
@@ -240,9 +253,10 @@ class Classifier:
 
     def prediction(self, name: str, probabilities: Floats, top_k: int) -> Prediction:
         """The Prediction that one row (K,) of `probabilities` makes."""
-        best = np.argsort(-probabilities, kind="stable")[:top_k]
+        said = 0 if self.threshold is None else int((probabilities.astype(np.float64) >= self.threshold).sum())
+        best = np.argsort(-probabilities, kind="stable")[: max(top_k, said)]
         top = tuple((self.classes[k], float(probabilities[k])) for k in best)
-        return Prediction(name, top[0][0], top[0][1], top)
+        return Prediction(name, top[0][0], top[0][1], top, threshold=self.threshold)
 
     def push(self, target: str | os.PathLike[str], *, licence: str = "", private: bool = False) -> str:
         """Publish the model with a model card, as `mlpmixer push` does: to the Hugging Face Hub, or to a new folder.

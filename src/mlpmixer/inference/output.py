@@ -20,14 +20,19 @@ from mlpmixer.durable import replacing
 from mlpmixer.inference.classifier import Failure, Floats, Prediction
 
 COLUMNS = ("label", "probability")
+LISTS = ("labels", "probabilities")  # where an image may have several classes
 ROW_GROUP = 10_000  # rows of a Parquet file that are in memory at a time
 
 
 def to_record(result: Prediction | Failure) -> dict[str, Any]:
-    """One result as plain JSON values: image, label, probability, top; or image, error."""
+    """One result as plain JSON values: image, label, probability, top; image, labels, threshold, top, where an image
+    may have several classes; or image, error."""
     if isinstance(result, Failure):
         return {"image": _printable(result.name), "error": _printable(result.reason)}
     top = [{"label": label, "probability": round(p, 6)} for label, p in result.top]
+    if result.threshold is not None:
+        labels = list(result.labels)
+        return {"image": _printable(result.name), "labels": labels, "threshold": result.threshold, "top": top}
     return {
         "image": _printable(result.name),
         "label": result.label,
@@ -51,47 +56,67 @@ def json_lines(results: Iterable[Prediction | Failure]) -> Iterator[str]:
     yield "[]\n" if start == "[\n" else "\n]\n"
 
 
-def csv_lines(results: Iterable[Prediction | Failure], top_k: int = 1) -> Iterator[str]:
-    """CSV with a header: image, label, probability, [label_2, probability_2, ...], error."""
-    yield _csv(_columns(top_k))
+def csv_lines(results: Iterable[Prediction | Failure], top_k: int = 1, *, multi_label: bool = False) -> Iterator[str]:
+    """CSV with a header: image, label, probability, [label_2, probability_2, ...], error.
+
+    multi_label: where an image may have several classes, image, labels, probabilities, error, with ; between them.
+    """
+    yield _csv(_columns(top_k, multi_label))
     for result in results:
-        cells = _row(result, top_k)
-        yield _csv("" if cell is None else f"{cell:.6f}" if isinstance(cell, float) else cell for cell in cells)
+        yield _csv(map(_text, _row(result, top_k, multi_label)))
 
 
 def write_parquet(
-    path: str | os.PathLike[str], results: Iterable[Prediction | Failure], classes: Sequence[str], top_k: int = 1
+    path: str | os.PathLike[str],
+    results: Iterable[Prediction | Failure],
+    classes: Sequence[str],
+    top_k: int = 1,
+    *,
+    multi_label: bool = False,
 ) -> None:
     """A Parquet file with the columns of `csv_lines`, written whole or not at all; memory does not grow with their
     number.
 
-    Probabilities are float32, and what a failure has no value for is null. The schema's metadata holds the names of all
-    classes, as JSON: `json.loads(pyarrow.parquet.read_schema(path).metadata[b"classes"])`.
+    Probabilities are float32, labels and probabilities of `multi_label` lists; what a failure has no value for is null.
+    The schema's metadata holds the names of all classes, as JSON:
+    `json.loads(pyarrow.parquet.read_schema(path).metadata[b"classes"])`.
 
     Errors: ValueError without pyarrow, OSError when it cannot be written.
     """
     pa = import_pyarrow()
-    names, results = _columns(top_k), iter(results)
-    types = [pa.float32() if name.startswith("probability") else pa.string() for name in names]
+    names, results = _columns(top_k, multi_label), iter(results)
+    types = [pa.float32() if name.startswith("probabilit") else pa.string() for name in names]
+    types = [pa.list_(kind) if name in LISTS else kind for name, kind in zip(names, types, strict=True)]
     schema = pa.schema(list(zip(names, types, strict=True)), {"classes": json.dumps(list(classes))})
     with replacing(Path(path)) as part, pa.parquet.ParquetWriter(part, schema) as writer:
-        while group := [_row(result, top_k) for result in islice(results, ROW_GROUP)]:
+        while group := [_row(result, top_k, multi_label) for result in islice(results, ROW_GROUP)]:
             columns = zip(zip(*group, strict=True), types, strict=True)
             writer.write_table(
                 pa.Table.from_arrays([pa.array(values, kind) for values, kind in columns], schema=schema)
             )
 
 
-def _columns(top_k: int) -> list[str]:
+def _columns(top_k: int, multi_label: bool) -> list[str]:
+    if multi_label:
+        return ["image", *LISTS, "error"]
     return ["image", "label", "probability", *(f"{c}_{k}" for k in range(2, top_k + 1) for c in COLUMNS), "error"]
 
 
-def _row(result: Prediction | Failure, top_k: int) -> list[str | float | None]:
+def _row(result: Prediction | Failure, top_k: int, multi_label: bool) -> list[Any]:
     """The cells of `_columns`."""
     if isinstance(result, Failure):
-        return [_printable(result.name), *[None] * 2 * top_k, _printable(result.reason)]
+        return [_printable(result.name), *[None] * 2 * (1 if multi_label else top_k), _printable(result.reason)]
+    if multi_label:
+        said = result.top[: len(result.labels)]
+        return [_printable(result.name), [label for label, _ in said], [p for _, p in said], None]
     cells = [cell for named in result.top[:top_k] for cell in named]
     return [_printable(result.name), *cells, *[None] * (2 * top_k - len(cells)), None]
+
+
+def _text(cell: str | float | list[Any] | None) -> str:
+    if isinstance(cell, list):
+        return ";".join(map(_text, cell))
+    return "" if cell is None else f"{cell:.6f}" if isinstance(cell, float) else cell
 
 
 def _csv(cells: Iterable[str]) -> str:

@@ -34,6 +34,7 @@ from mlpmixer.serve.schemas import (
     Features,
     FeaturesResponse,
     ModelInfo,
+    MultiLabelPrediction,
     PatchEvidence,
     Prediction,
     PredictResponse,
@@ -321,6 +322,7 @@ def _add_pages(app: FastAPI, service: Service, private: dict[str, Any]) -> None:
             classes=list(c.classes),
             image_size=list(c.preprocess.image_size),
             in_channels=c.preprocess.in_channels,
+            threshold=c.threshold,
             fit=c.preprocess.fit,
             features="features" in service.compute,
             evidence="evidence" in service.compute,
@@ -345,9 +347,11 @@ def _add_inference(app: FastAPI, service: Service, private: dict[str, Any]) -> N
     ) -> PredictResponse:
         start = time.perf_counter()
         answers = await service.handle("predict", request)
-        results = [
-            Prediction(**to_record(classifier.prediction(upload.name, row, top_k))) for upload, _, row in answers
-        ]
+        records = [to_record(classifier.prediction(upload.name, row, top_k)) for upload, _, row in answers]
+        if classifier.multi_label:
+            several = [MultiLabelPrediction(**record) for record in records]
+            return PredictResponse(results=several, time_ms=_ms_since(start))
+        results = [Prediction(**record) for record in records]
         return PredictResponse(results=results, time_ms=_ms_since(start))
 
     @post(

@@ -25,10 +25,19 @@ class Prediction(Answer):
     top: list[ClassProbability]
 
 
+class MultiLabelPrediction(Answer):
+    """Prediction for one image that may have several classes, or none."""
+
+    image: str = Field(description="file name, or images[i]")
+    labels: list[str] = Field(description="the classes from the threshold on, likeliest first; perhaps none")
+    threshold: float
+    top: list[ClassProbability] = Field(description="these and the most likely others, at least `top_k`")
+
+
 class PredictResponse(Answer):
     """One prediction per image, in request order."""
 
-    results: list[Prediction]
+    results: list[Prediction] | list[MultiLabelPrediction]
     time_ms: float = Field(description="milliseconds from the received body to the response")
 
 
@@ -78,6 +87,9 @@ class ModelInfo(Answer):
     classes: list[str]
     image_size: list[int] = Field(description="height and width in pixels", min_length=2, max_length=2)
     in_channels: int
+    threshold: float | None = Field(
+        description="probability from which a class is said of an image that may have several; null: an image has one"
+    )
     fit: str = Field(description="how images of another aspect ratio are resized")
     features: bool
     evidence: bool

@@ -9,7 +9,7 @@ from mlpmixer.data.catalog import DATASETS
 from mlpmixer.templates import render
 from mlpmixer.weights.model_file import STORED_AS, ModelMeta
 from mlpmixer.weights.privacy import without_folders
-from mlpmixer.weights.run_folder import read_recipe_json, read_summary
+from mlpmixer.weights.run_folder import METRICS, metric_of, read_recipe_json, read_summary
 
 TEMPLATE = Path(__file__).with_name("templates") / "card.md"
 CLASSES_SHOWN = 100  # config.json has all
@@ -17,10 +17,15 @@ SHOWN = ("architecture", "image_size", "in_channels", "num_classes")  # fields o
 COLUMNS = {
     "n": ("images", "{:,}"),
     "top1": ("top-1", "%"),
+    "map": ("mAP", "%"),
+    "f1_micro": ("F1 (micro)", "%"),
+    "threshold": ("threshold", "{:g}"),
     "top5": ("top-5", "%"),
     "nll": ("nll", "{:.4f}"),
     "ece": ("ece", "{:.4f}"),
 }
+
+KINDS = {"top1": "accuracy", "map": "mean_average_precision"}  # as the Hub calls them
 
 Scores = dict[str, dict[str, Any]]
 
@@ -57,8 +62,9 @@ def _scores(meta: ModelMeta, summary: dict[str, Any]) -> Scores:
         found = {"test": summary.get("test"), "validation": summary.get("val")}
     else:
         stored = meta.provenance.get("metrics") or {}
-        found = {"test": {"top1": stored.get("top1")}, "validation": {"top1": stored.get("val_top1")}}
-    return {split: score for split, score in found.items() if score and score.get("top1") is not None}
+        metric = metric_of(stored)
+        found = {"test": {metric: stored.get(metric)}, "validation": {metric: stored.get(f"val_{metric}")}}
+    return {split: score for split, score in found.items() if score and score.get(metric_of(score)) is not None}
 
 
 def _cell(key: str, value: Any) -> str:
@@ -96,9 +102,10 @@ def _front_matter(
         {
             "task": {"type": "image-classification"},
             "dataset": {"type": repo or data, "name": data, "split": split},
-            "metrics": [{"type": "accuracy", "name": "top-1", "value": score["top1"]}],
+            "metrics": [{"type": KINDS[metric], "name": METRICS[metric], "value": score[metric]}],
         }
         for split, score in scores.items()
+        for metric in [metric_of(score)]
         if data
     ]
     fields = {

@@ -48,6 +48,7 @@ def _model(job: Job, path: Path) -> dict[str, Any]:
         "classes": meta.classes,
         "image_size": pre.image_size,
         "in_channels": pre.in_channels,
+        "threshold": meta.threshold,
         "fit": pre.fit,
         "batch": job.batch,
         "evidence": job.evidence,

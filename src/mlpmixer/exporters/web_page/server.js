@@ -36,7 +36,7 @@ const backEnd = {
   sample: i => ask(`samples/${i}`, undefined, answer => answer.blob()),
   async predict(blob, most) {
     const {results, time_ms} = await ask(`predict?top_k=${most}`, blob);
-    return {top: results[0].top, time_ms};
+    return {top: results[0].top, labels: results[0].labels, time_ms};
   },
   async evidence(blob, label) { return (await ask(`evidence?class=${encodeURIComponent(label)}`, blob)).results[0]; },
 };

@@ -27,6 +27,7 @@ class Model:
         self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
         about = json.loads(self.session.get_modelmeta().custom_metadata_map["mlpmixer"])["model"]
         self.classes, self.preprocess = about["classes"], about["preprocess"]
+        self.threshold = about.get("threshold")  # None: an image has one class
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 pixels (N, height, width, channels), as `pixels` returns them, stacked -> (N, classes) float32."""
@@ -37,9 +38,14 @@ class Model:
         return np.concatenate(answers)[: len(pixels)]
 
     def predict(self, image: str | Path | Image.Image, top: int = 5) -> list[tuple[str, float]]:
-        """The `top` likeliest classes of one image with their probabilities."""
+        """The `top` likeliest classes of one image with their probabilities, and all others that are said of it."""
         (p,) = self.probabilities(self.pixels(image)[None])
-        return [(self.classes[k], float(p[k])) for k in np.argsort(-p, kind="stable")[:top]]
+        ranked = [(self.classes[k], float(p[k])) for k in np.argsort(-p, kind="stable")]
+        return ranked[: max(top, len(self.said(ranked)))]
+
+    def said(self, top: list[tuple[str, float]]) -> list[tuple[str, float]]:
+        """Those of the likeliest classes that the image has: one; or all from the threshold on, perhaps none."""
+        return top[:1] if self.threshold is None else [(label, p) for label, p in top if p >= self.threshold]
 
     def pixels(self, image: str | Path | Image.Image) -> np.ndarray:
         """An image of any size and mode -> uint8 pixels (height, width, channels), preprocessed as in training."""
@@ -94,7 +100,13 @@ def main() -> int:
             print(f"{name}: {e}", file=sys.stderr)
             continue
         record = {"image": name, "top": [{"label": label, "probability": p} for label, p in top]}
-        lines = [name, *(f"  {100 * p:6.2f} %  {label}" for label, p in top)]
+        shown = top
+        if model.threshold is not None:
+            shown = model.said(top)
+            record = {"image": name, "labels": [label for label, _ in shown], "top": record["top"]}
+        lines = [name, *(f"  {100 * p:6.2f} %  {label}" for label, p in shown)]
+        if not shown:
+            lines.append(f"  none from {100 * model.threshold:.2f} % on")
         text = "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
         print(json.dumps(record, ensure_ascii=False) if args.json else text)
     return failed
