@@ -29,14 +29,14 @@ from mlpmixer.serve.evidence import evidence_of
 from mlpmixer.serve.limits import FILE, FORM, JSON, RETRY, LimitsMiddleware, route_path
 from mlpmixer.serve.metrics import Metrics, MetricsMiddleware
 from mlpmixer.serve.schemas import (
+    Answer,
     ErrorResponse,
     EvidenceResponse,
     Features,
     FeaturesResponse,
     ModelInfo,
-    MultiLabelPrediction,
+    MultiLabelResponse,
     PatchEvidence,
-    Prediction,
     PredictResponse,
 )
 from mlpmixer.serve.settings import Settings
@@ -341,18 +341,16 @@ def _add_inference(app: FastAPI, service: Service, private: dict[str, Any]) -> N
     post = partial(app.post, openapi_extra=BODY, dependencies=private["dependencies"])
     classifier = service.classifier
 
-    @post("/predict", summary="Classify images.", responses=errors)
+    response = MultiLabelResponse if classifier.multi_label else PredictResponse
+
+    @post("/predict", summary="Classify images.", responses=errors, response_model=response)
     async def predict(
         request: Request, top_k: Annotated[int, Query(ge=1, description="Number of classes per image.")] = 5
-    ) -> PredictResponse:
+    ) -> Answer:
         start = time.perf_counter()
         answers = await service.handle("predict", request)
         records = [to_record(classifier.prediction(upload.name, row, top_k)) for upload, _, row in answers]
-        if classifier.multi_label:
-            several = [MultiLabelPrediction(**record) for record in records]
-            return PredictResponse(results=several, time_ms=_ms_since(start))
-        results = [Prediction(**record) for record in records]
-        return PredictResponse(results=results, time_ms=_ms_since(start))
+        return response.model_validate({"results": records, "time_ms": _ms_since(start)})
 
     @post(
         "/features",

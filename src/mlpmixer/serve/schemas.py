@@ -37,7 +37,14 @@ class MultiLabelPrediction(Answer):
 class PredictResponse(Answer):
     """One prediction per image, in request order."""
 
-    results: list[Prediction] | list[MultiLabelPrediction]
+    results: list[Prediction]
+    time_ms: float = Field(description="milliseconds from the received body to the response")
+
+
+class MultiLabelResponse(Answer):
+    """One prediction per image, in request order."""
+
+    results: list[MultiLabelPrediction]
     time_ms: float = Field(description="milliseconds from the received body to the response")
 
 
