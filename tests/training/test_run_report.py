@@ -49,6 +49,15 @@ def test_the_page_shows_the_run_and_how_to_use_it(run):
     assert path.read_text(encoding="utf-8").count("<svg") == 4  # loss, accuracy, learning rate, reliability
 
 
+def test_the_charts_mark_the_step_that_was_kept(run):
+    plain = write_report(run).read_text(encoding="utf-8")
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"best_step": 50, "kept": "best"}))
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "dotted line: step 50, the best on validation" in check_safe(text).text and "dotted line" not in plain
+    assert text.count("stroke-dasharray: 1.2,2.4") == 3 + plain.count("stroke-dasharray: 1.2,2.4")
+
+
 def test_the_page_says_what_limits_the_run(run):
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"advice": ["the network overfits: <99 %>"]}))

@@ -75,9 +75,9 @@ class Evaluate(EvaluationCommand):
         else:
             print_metrics(metrics)
         if self.html:
-            from mlpmixer.evaluation.report import evaluation_html, thumbnails_of
+            from mlpmixer.evaluation.report import evaluation_html, pictured, thumbnails_of
 
-            pictures = thumbnails_of(chosen.images, [w.index for w in metrics.most_wrong])
+            pictures = thumbnails_of(chosen.images, pictured(metrics))
             page = evaluation_html(metrics, pictures, model=self.run)
             write_text(Path(self.html), page)
             if not self.json:

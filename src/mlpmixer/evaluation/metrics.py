@@ -5,9 +5,9 @@ images alone.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from mlpmixer.evaluation.calibration import (
 from mlpmixer.evaluation.significance import Interval, wilson
 
 MOST_WRONG = 24
+EXAMPLE_CLASSES = 100  # of more classes, those with the lowest F1 have examples
 CONFUSION_MAX_CLASSES = 1000  # K x K integers: above this the matrix is left empty
 
 
@@ -44,6 +45,19 @@ class ClassScore:
 class Mistake:
     """A misclassified image: `probability` is that of `predicted`; `index` is the image's position in the data."""
 
+    name: str
+    true: str
+    predicted: str
+    probability: float
+    index: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """An image that shows how its class is seen: `probability` is that of `true`; `index` is as in `Mistake`."""
+
+    kind: Literal["typical", "hardest"]
+    """typical: among the correct ones, the likeliest. hardest: the least likely, correct or not."""
     name: str
     true: str
     predicted: str
@@ -148,6 +162,8 @@ class Metrics:
     """[true][predicted] counts; empty above 1000 classes."""
     most_wrong: tuple[Mistake, ...]
     """The most confident mistakes, most confident first."""
+    examples: tuple[Example, ...] = ()
+    """The most typical and the hardest images of each class, of the weakest EXAMPLE_CLASSES where there are more."""
     bad: tuple[tuple[str, str], ...] = ()
     """Unreadable images, (name, reason), which are excluded from the numbers above."""
     tta: TTAMetrics | None = None
@@ -217,6 +233,7 @@ def metrics_from_probabilities(
     first, five = int(correct.sum()), int((_rank(p, labels) < 5).sum())
     confusion = np.bincount(labels * k + predicted, minlength=k * k).reshape(k, k) if k <= CONFUSION_MAX_CLASSES else ()
     places = range(n) if indices is None else indices
+    scores = _class_scores(labels, predicted, classes)
     wrong = sorted(np.flatnonzero(~correct).tolist(), key=lambda i: (-confidence[i], names[i], places[i]))
     return Metrics(
         n=n,
@@ -229,14 +246,40 @@ def metrics_from_probabilities(
         ece=expected_calibration_error(confidence, correct),
         brier=brier_score(p, labels),
         reliability=reliability(confidence, correct),
-        per_class=_class_scores(labels, predicted, classes),
+        per_class=scores,
         confusion=tuple(tuple(row.tolist()) for row in confusion),
         most_wrong=tuple(
             Mistake(names[i], classes[labels[i]], classes[predicted[i]], float(confidence[i]), int(places[i]))
             for i in wrong[:MOST_WRONG]
         ),
+        examples=tuple(
+            Example(
+                kind=kind,
+                name=names[i],
+                true=classes[labels[i]],
+                predicted=classes[predicted[i]],
+                probability=float(p[i, labels[i]]),
+                index=int(places[i]),
+            )
+            for kind, i in _examples(p, labels, correct, scores)
+        ),
         bad=tuple(bad),
     )
+
+
+def _examples(
+    p: Probabilities, labels: Labels, correct: NDArray[np.bool_], scores: Sequence[ClassScore]
+) -> Iterator[tuple[Literal["typical", "hardest"], int]]:
+    """The images of `Metrics.examples`: two of each kind, or one where there are many classes."""
+    classes = sorted((k for k, score in enumerate(scores) if score.support), key=lambda k: scores[k].f1)
+    each = 2 if len(classes) <= EXAMPLE_CLASSES // 2 else 1
+    of_true = p[np.arange(len(p)), labels]
+    for k in sorted(classes[:EXAMPLE_CLASSES]):
+        images = np.flatnonzero(labels == k)
+        images = images[np.argsort(-of_true[images], kind="stable")].tolist()
+        typical = [i for i in images if correct[i]][:each]
+        yield from (("typical", i) for i in typical)
+        yield from (("hardest", i) for i in images[::-1][:each] if i not in typical)
 
 
 def _require_fit(p: Probabilities, labels: Labels, classes: Sequence[str], names: Sequence[str]) -> None:

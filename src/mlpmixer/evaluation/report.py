@@ -12,6 +12,7 @@ from PIL import Image
 
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError, decode
+from mlpmixer.evaluation.confusion import confusion
 from mlpmixer.evaluation.html import FIRST, INK, SECOND, TEMPLATES, data_uri, percent, ranged, render, svg
 from mlpmixer.evaluation.metrics import Metrics, Scored
 from mlpmixer.evaluation.multi_label import MultiLabelMetrics
@@ -21,9 +22,7 @@ from mlpmixer.weights.privacy import without_folders
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TABLE_CLASSES = 20  # up to here the confusion matrix is a table of numbers, above it a picture
-LABELLED_CLASSES = 200  # up to here the picture names its rows and columns
-THUMBNAIL_PX = 160
+THUMBNAIL_PX, EXAMPLE_PX = 160, 96
 
 Json = Mapping[str, Any]
 RATIOS = {
@@ -45,12 +44,18 @@ def evaluation_html(
 ) -> str:
     """The page of an evaluation.
 
-    metrics: a Metrics, or its stored JSON. thumbnails: uint8 pictures (H,W), (H,W,1) or (H,W,3), or None, in the order
-    of `metrics.most_wrong`. model, data: what was evaluated on what.
+    metrics: a Metrics, or its stored JSON. thumbnails: uint8 pictures (H,W), (H,W,1) or (H,W,3), or None, of the images
+    `pictured(metrics)`. model, data: what was evaluated on what.
     """
     details = [(name, value) for name, value in (("model", without_folders(model)), ("data", data)) if value]
     result = view(metrics, thumbnails)
     return render(TEMPLATES / "evaluation.html", title=title, details=details, result=result)
+
+
+def pictured(metrics: Metrics | MultiLabelMetrics) -> list[int]:
+    """The images that the page shows, by their positions in the data: the mistakes, then the examples of classes."""
+    examples = metrics.examples if isinstance(metrics, Metrics) else ()
+    return [wrong.index for wrong in metrics.most_wrong] + [example.index for example in examples]
 
 
 def thumbnails_of(images: ImageSet, indices: Iterable[int], size_px: int = THUMBNAIL_PX) -> list[Thumbnail]:
@@ -72,19 +77,20 @@ def view(metrics: Metrics | MultiLabelMetrics | Json, thumbnails: Sequence[Thumb
     test = metrics.to_json() if isinstance(metrics, Metrics | MultiLabelMetrics) else metrics
     if "map" in test:
         return _multi_label_view(test, thumbnails)
-    rows = [row for row in test["per_class"] if row["support"]]
-    many = len(rows) > TABLE_CLASSES
+    wrong, examples = test["most_wrong"], test.get("examples") or []
+    sizes = (THUMBNAIL_PX if i < len(wrong) else EXAMPLE_PX for i in range(len(thumbnails)))
+    pictures = list(map(picture, thumbnails, sizes))
     return {
         "multi_label": False,
         "n": test["n"],
+        "data": _data(test),
         "top1": test["top1"],
         "interval": wilson(round(test["top1"] * test["n"]), test["n"]),
         "scores": _scores(test),
-        "mistakes": list(zip_longest(test["most_wrong"], map(picture, thumbnails[: len(test["most_wrong"])]))),
+        "mistakes": list(zip_longest(wrong, pictures[: len(wrong)])),
         "calibration": _calibration(test),
-        "confusion": _confusion(test),
-        "per_class": sorted(rows, key=lambda row: (row["f1"], row["name"])) if many else rows,
-        "many": many,
+        "confusion": confusion(test),
+        "per_class": _classes(test, list(zip(examples, pictures[len(wrong) :], strict=False))),
         "bad": test.get("bad") or [],
     }
 
@@ -100,13 +106,27 @@ def _multi_label_view(test: Json, thumbnails: Sequence[Thumbnail]) -> dict[str, 
     return {
         "multi_label": True,
         "n": test["n"],
+        "data": _data(test),
         "map": test["map"],
         "scores": [*scores, ("negative log-likelihood", f"{test['nll']:.4f} nats"), *_counted(test)],
         "mistakes": list(zip_longest(test["most_wrong"], map(picture, thumbnails[: len(test["most_wrong"])]))),
         "per_class": sorted(rows, key=lambda row: (row["average_precision"], row["name"])),
-        "many": len(rows) > TABLE_CLASSES,
+        "many": len(rows) > 20,
         "bad": test.get("bad") or [],
     }
+
+
+def _classes(test: Json, examples: Sequence[tuple[Json, str]]) -> list[dict[str, Any]]:
+    """The classes that have images, the weakest first, each with what it was taken for and with its examples."""
+    mistaken: dict[str, list[tuple[str, int]]] = {}
+    for i, counts in enumerate(test["confusion"]):
+        others = [(test["classes"][j], n) for j, n in enumerate(counts) if n and i != j]
+        mistaken[test["classes"][i]] = sorted(others, key=lambda pair: -pair[1])[:3]
+    rows = sorted((row for row in test["per_class"] if row["support"]), key=lambda row: (row["f1"], row["name"]))
+    shown: dict[str, list[tuple[Json, str]]] = {}
+    for example, address in examples:
+        shown.setdefault(example["true"], []).append((example, address))
+    return [row | {"taken_for": mistaken.get(row["name"]), "examples": shown.get(row["name"], [])} for row in rows]
 
 
 def _scores(test: Json) -> list[tuple[str, str]]:
@@ -119,6 +139,10 @@ def _scores(test: Json) -> list[tuple[str, str]]:
     scores += [("negative log-likelihood", f"{test['nll']:.4f} nats"), ("calibration error", percent(test["ece"]))]
     scores += [("Brier score", f"{test['brier']:.4f}")] if "brier" in test else []
     return scores + _counted(test)
+
+
+def _data(test: Json) -> str:
+    return str(without_folders((test.get("scored") or {}).get("data", "")))
 
 
 def _counted(test: Json) -> list[tuple[str, str]]:
@@ -134,14 +158,14 @@ def _counted(test: Json) -> list[tuple[str, str]]:
     return scores
 
 
-def picture(pixels: Thumbnail) -> str:
+def picture(pixels: Thumbnail, size_px: int = THUMBNAIL_PX) -> str:
     """A picture's address: a small one as PNG, to be enlarged without blur, a larger one as JPEG; "" for None."""
     if pixels is None or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
         return ""
     image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    file, small = io.BytesIO(), max(image.size) <= 64
-    image.save(file, "PNG") if small else image.save(file, "JPEG", quality=85)
+    image.thumbnail((size_px, size_px))
+    file, small = io.BytesIO(), max(image.size) <= 32
+    image.save(file, "PNG") if small else image.save(file, "JPEG", quality=80)
     return data_uri(file.getvalue())
 
 
@@ -176,47 +200,8 @@ def _reliability_chart(models: Sequence[Sequence[Json]]) -> Markup:
             left = [100 / len(bins) * (k + 0.05) + width * i for k in range(len(bins))]
             below.bar(left, [100 * b["count"] / total for b in bins], width=width, color=colour, align="edge")
         axes.set(xlim=(0, 100), ylim=(0, 100))
+        axes.set_ylabel("right answers, %", color=INK)
+        below.set_ylabel("images, %", color=INK)
+        below.set_xlabel("confidence, %", color=INK)
 
     return svg(draw, 4.6, 4.8)
-
-
-# --- confusion ------------------------------------------------------------------------------------------------------
-
-
-def _confusion(test: Json) -> dict[str, Any] | None:
-    """The ten most frequent confusions, and the matrix: cells (count, colour's strength in percent) for up to
-    TABLE_CLASSES classes, else a picture; None above 1000 classes."""
-    if not test["confusion"]:
-        return None
-    counts = np.array(test["confusion"], dtype=np.int64)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    strength = np.sqrt(share)  # the square root keeps rare confusions visible
-    classes = [str(c) for c in test["classes"]]
-    pairs = [(int(counts[i, j]), int(i), int(j)) for i, j in zip(*np.nonzero(counts), strict=True) if i != j]
-    most = sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2]))[:10]
-    found = {"classes": classes, "pairs": [(classes[i], classes[j], n, share[i, j]) for n, i, j in most]}
-    if len(classes) > TABLE_CLASSES:
-        return found | {"cells": None} | _confusion_picture(strength, classes)
-    cells = [list(zip(*row, strict=True)) for row in zip(counts.tolist(), (85 * strength).tolist(), strict=True)]
-    return found | {"cells": list(zip(classes, cells, strict=True))}
-
-
-def _confusion_picture(strength: NDArray[np.float64], classes: Sequence[str]) -> dict[str, Any]:
-    """One pixel for each cell, to be enlarged without blur, and where its rows and columns are named."""
-    k = len(classes)
-    hit = np.eye(k, dtype=bool)[:, :, None]
-    colour = np.where(hit, np.array([47, 133, 90]), np.array([214, 69, 65]))
-    alpha = np.round(255 * strength)[:, :, None]
-    file = io.BytesIO()
-    Image.fromarray(np.concatenate([colour, alpha], axis=2).astype(np.uint8)).save(file, "PNG")
-    named = k <= LABELLED_CLASSES
-    cell, margin = (min(16, max(8, 850 // k)), 120) if named else (max(1, 900 // k), 4)
-    labels = [(name, margin + cell * (i + 0.75)) for i, name in enumerate(classes)] if named else []
-    width = cell * k
-    return {
-        "picture": data_uri(file.getvalue()),
-        "side": margin + width,
-        "margin": margin,
-        "width": width,
-        "labels": labels,
-    }

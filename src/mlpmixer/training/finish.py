@@ -8,7 +8,7 @@ import torch
 
 from mlpmixer.durable import replacing, write_json
 from mlpmixer.evaluation.evaluate import choose_threshold, evaluate
-from mlpmixer.evaluation.report import thumbnails_of
+from mlpmixer.evaluation.report import pictured, thumbnails_of
 from mlpmixer.hardware import peak_mib
 from mlpmixer.inference.classifier import load
 from mlpmixer.models.architecture import Build, build, count_params
@@ -90,7 +90,7 @@ def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
         ),
     )
     metrics, images = (test, test_images) if test and test_images else (val, stores.splits.val)
-    write_report(run, metrics, thumbnails_of(images, [wrong.index for wrong in metrics.most_wrong]), summary)
+    write_report(run, metrics, thumbnails_of(images, pictured(metrics)), summary)
     model_file.drop_best_models(run, before=needed_from)
     write_json(run / run_folder.SUMMARY_FILE, summary)  # the last one: with it the run is finished
     drop_teacher(run)

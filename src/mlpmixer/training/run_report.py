@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from mlpmixer.durable import read_json, write_text
-from mlpmixer.evaluation.html import FIRST, SECOND, percent, render, svg
+from mlpmixer.evaluation.html import FIRST, INK, SECOND, percent, render, svg
 from mlpmixer.evaluation.metrics import Metrics
 from mlpmixer.evaluation.multi_label import MultiLabelMetrics
 from mlpmixer.evaluation.report import Json, Thumbnail, view
@@ -60,7 +60,9 @@ def write_report(
         result=result,
         details=_details(summary, recipe, env),
         advice=summary.get("advice") or [],
-        charts=_charts(read_metrics(run / "metrics.jsonl")),
+        data=str((recipe.get("data") or {}).get("name") or ""),
+        charts=_charts(read_metrics(run / "metrics.jsonl"), summary.get("best_step")),
+        chosen=_chosen(summary),
         bad=bad,
         train_bad=[image for image in summary.get("bad_images") or [] if image not in bad],
         command=f"mlpmixer predict {shlex.quote(name)} photo.jpg",
@@ -95,6 +97,14 @@ def _details(summary: Json, recipe: Json, env: Json) -> list[tuple[str, str]]:
     return [(name, text) for name, text in details.items() if text]
 
 
+def _chosen(summary: Json) -> str:
+    """What the dotted line of the charts is; runs of before do not say which step they kept."""
+    if not summary.get("best_step"):
+        return ""
+    why = "the best on validation" if summary.get("kept") == "best" else "the last one"
+    return f" · dotted line: step {summary['best_step']:,}, {why}, whose weights the model has"
+
+
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -118,8 +128,11 @@ def _flat(values: Json, prefix: str = "") -> Iterable[tuple[str, str]]:
 Curve = tuple[list[float], list[float]]
 
 
-def _charts(lines: Sequence[Json]) -> list[tuple[str, Markup]]:
-    """(title, picture) of loss, accuracy and learning rate over steps, of those that metrics.jsonl has."""
+def _charts(lines: Sequence[Json], chosen: int | None) -> list[tuple[str, Markup]]:
+    """(title, picture) of loss, accuracy and learning rate over steps, of those that metrics.jsonl has.
+
+    chosen: the step to mark.
+    """
 
     def curve(kind: str, key: str, scale: float = 1.0) -> Curve:
         rows = [line for line in lines if line.get("kind") == kind and isinstance(line.get(key), int | float)]
@@ -127,16 +140,16 @@ def _charts(lines: Sequence[Json]) -> list[tuple[str, Markup]]:
         return [x for x, _ in points], [y for _, y in points]
 
     charts = {
-        "Loss": (curve("step", "loss"), curve("eval", "nll"), curve("eval", "train_nll")),
+        "Loss, nats": (curve("step", "loss"), curve("eval", "nll"), curve("eval", "train_nll")),
         "Top-1 accuracy, %": (curve("step", "top1", 100), curve("eval", "top1", 100), curve("eval", "train_top1", 100)),
         "Mean average precision, %": (([], []), curve("eval", "map", 100), curve("eval", "train_map", 100)),
         "Learning rate": (([], []), curve("step", "lr"), ([], [])),
     }
-    return [(title, _chart(*curves)) for title, curves in charts.items() if any(x for x, _ in curves)]
+    return [(title, _chart(*curves, chosen)) for title, curves in charts.items() if any(x for x, _ in curves)]
 
 
-def _chart(train: Curve, main: Curve, evaluated: Curve) -> Markup:
-    """Curves over steps with nothing but numbers on their axes; a long first one also as a moving mean."""
+def _chart(train: Curve, main: Curve, evaluated: Curve, chosen: int | None) -> Markup:
+    """Curves over steps, whose unit the title says; a long first one also as a moving mean."""
     from matplotlib.ticker import MaxNLocator
 
     def draw(figure: "Figure") -> None:
@@ -148,6 +161,9 @@ def _chart(train: Curve, main: Curve, evaluated: Curve) -> Markup:
         axes.plot(*evaluated, color=SECOND, linewidth=1.4, linestyle="--")
         x, y = main
         axes.plot(x, y, color=FIRST, linewidth=1.8, marker="o" if len(x) <= 30 else None, markersize=3)
+        if chosen:
+            axes.axvline(chosen, color=INK, linewidth=1.2, linestyle=(0, (1, 2)))
+        axes.set_xlabel("step", color=INK)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
 
