@@ -62,7 +62,7 @@ def test_all_that_the_files_say_as_json(runs: Path, run: RunLine, digits_run: Pa
     stored = json.loads((digits_run / "summary.json").read_text())
     done = found["done"]
     assert (done["state"], done["split"], done["n"]) == ("finished", "test", 360)
-    assert done["top1"] == stored["test"]["top1"] and done["train_s"] == stored["train_s"]
+    assert (done["metric"], done["score"]) == ("top1", stored["test"]["top1"]) and done["train_s"] == stored["train_s"]
     assert (done["data"], done["network"], done["step"], done["steps"]) == ("digits", "mixer", 40, 40)
     assert done["started"] == json.loads((digits_run / "env.json").read_text())["date"]
     assert found["torn-recipe"]["problem"].startswith("recipe.json is damaged: ")
@@ -75,6 +75,12 @@ def test_a_run_that_trains_is_running(runs: Path, run: RunLine) -> None:
         with locked(runs / name):
             assert f"running{where}" in run("runs")[1]
         assert "running" not in run("runs")[1]
+
+
+def test_several_labels_an_image_have_mean_average_precision(runs: Path, run: RunLine) -> None:
+    whole = {"steps": 9, "train_s": 1.0, "val": {"map": 0.75, "n": 40}, "test": None}
+    (runs / "done" / "summary.json").write_text(json.dumps(whole))
+    assert "mAP 75.00 % of 40, val" in run("runs", "runs/done")[1]
 
 
 def test_order(runs: Path, run: RunLine) -> None:

@@ -79,3 +79,13 @@ def test_settings_that_make_no_sense_are_refused() -> None:
             Data(name="digits", **wrong)
     with pytest.raises(ValueError, match=r"also needs data\.fold"):
         open_data(Data(name="digits", folds=3))
+
+
+def test_several_labels_an_image_are_refused(tmp_path: Path) -> None:
+    for i in range(8):
+        Image.new("L", (8, 8), 20 * i).save(tmp_path / f"{i}.png")
+    (tmp_path / "labels.csv").write_text(
+        "file,label\n" + "".join(f"{i}.png,{'a;b' if i % 2 else 'b'}\n" for i in range(8))
+    )
+    with pytest.raises(ValueError, match="one class for each image"):
+        open_data(Data(name=str(tmp_path / "labels.csv"), folds=2, fold=1))

@@ -12,17 +12,18 @@ from mlpmixer.cli.arguments import Arg, Command
 from mlpmixer.cli.options import Json
 from mlpmixer.cli.printing import between, columns_of, percent, print_json, print_table
 from mlpmixer.evaluation.significance import wilson
+from mlpmixer.weights.run_folder import METRICS
 
 if TYPE_CHECKING:
     from mlpmixer.weights.run_list import ListedRun
 
-HEADER = ("run", "data", "network", "top-1 (95 %), or state", "time")
+HEADER = ("run", "data", "network", "score (95 %), or state", "time")
 LEAST_WIDTHS = {3: 30, 1: 8, 2: 8, 0: 8}  # of the columns, in the order in which they are cut
 KEYS: "dict[str, Callable[[ListedRun], Any]]" = {
     "date": lambda run: run.started,
     "name": lambda run: run.path,
     "data": lambda run: run.data,
-    "top1": lambda run: -1 if run.top1 is None else run.top1,
+    "score": lambda run: -1 if run.score is None else run.score,
     "time": lambda run: run.train_s or 0,
 }
 
@@ -32,7 +33,7 @@ class Runs(Command):
     """List the runs in FOLDER: data, network, accuracy, time, state."""
 
     folder: Annotated[str, Arg("FOLDER", "a folder that holds runs (default: runs)", positional=True)] = "runs"
-    sort: Literal["date", "name", "data", "top1", "time"] = "date"
+    sort: Literal["date", "name", "data", "score", "time"] = "date"
     """Order of the lines, the last being the newest or the highest."""
     json: Json = False
 
@@ -61,11 +62,13 @@ def outcome(run: "ListedRun") -> str:
     """The accuracy of a finished run, else how far it has come."""
     if run.state == "damaged":
         return f"damaged: {run.problem}"
-    if run.state == "finished" and run.top1 is not None and run.n:
+    if run.state == "finished" and run.score is not None and run.n:
         if run.folds:
-            return f"{percent(run.top1)} +- {100 * (run.deviation or 0):.2f}, {run.folds} folds"
+            return f"{percent(run.score)} +- {100 * (run.deviation or 0):.2f}, {run.folds} folds"
+        name = f"{METRICS[run.metric]} " if run.metric != "top1" else ""
+        interval = f" {between(wilson(round(run.score * run.n), run.n))}" if run.metric == "top1" else ""
         on = "" if run.split == "test" else f", {run.split}"
-        return f"{percent(run.top1)} {between(wilson(round(run.top1 * run.n), run.n))} of {run.n:,}{on}"
+        return f"{name}{percent(run.score)}{interval} of {run.n:,}{on}"
     if run.folds:
         return f"{run.state}, {run.step} of {run.folds} folds done"
     return f"{run.state} at step {run.step or 0:,}" + (f" of {run.steps:,}" if run.steps else "")

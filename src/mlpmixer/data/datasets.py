@@ -79,6 +79,8 @@ def _leave_out_fold(sets: dict[str, ImageSet], data: Data, notes: list[str]) -> 
     if not data.fold:
         raise ValueError(f"data.folds={data.folds} also needs data.fold, the number of the part that is test")
     whole, found = sets[TRAIN], sets.get(TEST)
+    if whole.multi_label:
+        raise ValueError(f"data.folds={data.folds} needs one class for each image, and these have several or none")
     require(
         not whole.multi_label, "folds are stratified by class, and these images have several or none: leave them out"
     )

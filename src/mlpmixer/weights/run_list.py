@@ -18,6 +18,7 @@ from mlpmixer.weights.run_folder import (
     is_folds,
     is_locked,
     is_run,
+    metric_of,
     read_folds,
     read_metrics,
     read_recipe_json,
@@ -45,11 +46,13 @@ class ListedRun:
     steps: int | None = None
     folds: int = 0
     split: str = ""
-    """What top1 is measured on: test, val, or the folds."""
-    top1: float | None = None
+    """What was scored: test, val, or the folds."""
+    metric: str = ""
+    """top1, or map where an image may have several classes."""
+    score: float | None = None
     n: int | None = None
     deviation: float | None = None
-    """Of top1 over the folds."""
+    """Of the score over the folds."""
     train_s: float | None = None
 
 
@@ -85,24 +88,30 @@ def _single(run: Path, found: ListedRun) -> ListedRun:
     found = dataclasses.replace(found, **_about(recipe), state=_state(run, finished=summary is not None))
     if summary is not None:
         split = "test" if summary.get("test") else "val"
+        metric = metric_of(summary[split])
         return dataclasses.replace(
             found,
             step=summary["steps"],
             steps=summary["steps"],
             train_s=summary["train_s"],
             split=split,
-            top1=summary[split]["top1"],
+            metric=metric,
+            score=summary[split][metric],
             n=summary[split]["n"],
         )
     lines = read_metrics(run / "metrics.jsonl")
-    scores = [line["top1"] for line in lines if line["kind"] == "eval" and line.get("split") == "val"]
+    scores: dict[str, Any] = next(
+        (line for line in reversed(lines) if line["kind"] == "eval" and line.get("split") == "val"), {}
+    )
+    metric = metric_of(scores)
     saved = states(run)
     return dataclasses.replace(
         found,
         step=lines[-1]["step"] if lines and found.state == "running" else int(saved[0].stem[5:]) if saved else 0,
         steps=recipe["run"]["steps"] or _steps(recipe, lines),
         split="val" if scores else "",
-        top1=scores[-1] if scores else None,
+        metric=metric if scores else "",
+        score=scores.get(metric),
     )
 
 
@@ -121,8 +130,9 @@ def _folds(folder: Path, found: ListedRun) -> ListedRun:
     )
     if summary is None:
         return found
-    numbers: dict[str, Any] = {key: summary[key] for key in ("top1", "deviation", "train_s")}
-    return dataclasses.replace(found, **numbers, n=summary["metrics"]["n"], split="folds")
+    numbers: dict[str, Any] = {key: summary[key] for key in ("deviation", "train_s")}
+    n, score = summary["metrics"]["n"], summary["top1"]
+    return dataclasses.replace(found, **numbers, n=n, split="folds", metric="top1", score=score)
 
 
 def _state(run: Path, finished: bool) -> Literal["finished", "running", "stopped"]:
