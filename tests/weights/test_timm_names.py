@@ -13,7 +13,7 @@ import torch
 
 import mlpmixer
 from mlpmixer import cli
-from mlpmixer.models.architecture import count_params
+from mlpmixer.models.architecture import configured, count_params
 from mlpmixer.models.configs import MixerConfig, ResMLPConfig
 from mlpmixer.models.names import MODELS
 from mlpmixer.weights import published
@@ -107,6 +107,7 @@ def test_timms_spellings_are_taken_with_every_name() -> None:
     assert (model.cfg.in_channels, model.cfg.image_size, model.cfg.drop_path) == (1, (32, 48), 0.1)
     mixer = create_model("mixer_s32_224", False, proj_drop_rate=0.2, global_pool="avg", mlp_ratio=None, **SMALL)
     assert mixer.cfg.dropout == 0.2
+    assert configured("resnet18", in_chans=None, drop_rate=None) == MODELS["resnet18"]
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,9 @@ def test_timms_spellings_are_taken_with_every_name() -> None:
         ("mixer_s32_224", {"global_pool": ""}, "'global_pool'; forward_features"),
         ("mixer_s32_224", {"mlp_ratio": (0.5, 4)}, "'mlp_ratio'; tokens_mlp_dim= and channels_mlp_dim="),
         ("resnet18", {"drop_path_rate": 0.1}, "resnet has no field 'drop_path_rate'"),
+        ("mixer_s32_224", {"checkpoint_path": "w.pth"}, "'checkpoint_path'; weights=FILE loads it"),
+        ("hf-hub:timm/mixer_b16_224.goog_in21k", {}, r"mlpmixer\.from_pretrained\('hf-hub:timm"),
+        ("B/16:imagenet22k", {}, "no weights named 'B/16:imagenet22k' are published; did you mean B/16:imagenet21k"),
         ("mixer_s32_224", {"in_chan": 1}, "'in_chan'; did you mean in_chans"),
         ("mixer_s32_224", {"in_chans": 1, "in_channels": 3}, "in_channels is given twice"),
         ("mixer_s32_244", {}, "no model named 'mixer_s32_244'; did you mean mixer_s32_224"),

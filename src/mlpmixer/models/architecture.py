@@ -62,10 +62,14 @@ TIMM_ONLY: dict[str, tuple[Any, str]] = {
     "drop_rate": (0, "dropout within the MLPs of a Mixer is dropout=, timm's proj_drop_rate"),
     "global_pool": ("avg", "forward_features(images) gives what a pooling of your own can read"),
     "features_only": (False, "forward_features(images) gives the tokens before pooling"),
-    "mlp_ratio": (None, "tokens_mlp_dim= and channels_mlp_dim= are the widths themselves"),
-    "embed_dim": (None, "hidden_dim= is the width, beside tokens_mlp_dim= and channels_mlp_dim="),
-    "act_layer": (None, "activation='gelu_erf' or 'gelu_tanh' chooses the GELU of a Mixer"),
-    "checkpoint_path": (None, "weights=FILE loads it"),
+    "mlp_ratio": ("", "tokens_mlp_dim= and channels_mlp_dim= are the widths themselves"),
+    "embed_dim": ("", "hidden_dim= is the width, beside tokens_mlp_dim= and channels_mlp_dim="),
+    "act_layer": ("", "activation='gelu_erf' or 'gelu_tanh' chooses the GELU of a Mixer"),
+    "checkpoint_path": ("", "weights=FILE loads it"),
+    "cache_dir": ("", "what is fetched is kept in ~/.cache/mlpmixer"),
+    "pretrained_cfg": ("", "mlpmixer.load(name) has the preprocessing of weights"),
+    "scriptable": (False, "torch.export takes every network as it is"),
+    "exportable": (False, "torch.export takes every network as it is"),
 }
 """What timm takes beyond: the value that changes nothing, and what to use instead of any other."""
 
@@ -182,6 +186,8 @@ def own_fields(cfg: NetworkConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {}
     for name, value in fields.items():
         ours = TIMM_FIELDS.get(name, name)
+        if value is None and (ours in known or name in TIMM_ONLY):  # as timm has it
+            continue
         nothing, instead = TIMM_ONLY.get(name, (0 if name in TIMM_FIELDS else dataclasses.MISSING, ""))
         if ours in known:
             if ours in own:

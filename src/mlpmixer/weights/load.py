@@ -42,6 +42,7 @@ from mlpmixer.weights.run_folder import MODEL_FILE, is_folds
 Report = Callable[[dict[str, Any]], None]
 Head = Literal["keep", "reset", "drop"]
 STATE_DICTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")  # .tar: of .pth.tar
+HUB = r"^(hf-hub|hf_hub|hf):"  # before owner/name of a repository, as timm writes it and as we do
 EXPECTED = (
     f"expected a run folder, written by `mlpmixer train` (it holds {MODEL_FILE}), that .safetensors file, an official "
     f".npz, a state dict (.safetensors, .pth, .ckpt, ...), hf:owner/name, or a name of `mlpmixer list weights`"
@@ -232,9 +233,11 @@ def create_model(
     and for a num_classes other than the file's while its head is kept.
     """
     name = model if isinstance(model, str) else ""
-    if pretrained:
-        if not name:
-            raise ValueError("pretrained=True takes the weights of a name; with a config say weights=FILE")
+    if pretrained and not name:
+        raise ValueError("pretrained=True takes the weights of a name; with a config say weights=FILE")
+    if re.match(HUB, name) or (name not in MODELS and os.path.exists(name)):
+        raise ValueError(f"{name} is not an architecture: mlpmixer.from_pretrained({name!r}) gives the network there")
+    if pretrained or ":" in name:
         name = published.weights_for(name)
     if name in WEIGHTS:
         if weights is not None:
@@ -311,7 +314,7 @@ def _source(name: str) -> str:
     """What `load_weights` calls the weights of a name that is not only for it: owner/name, hf-hub:timm/NAME, B/16."""
     if name in WEIGHTS or os.path.exists(split_key(name)[0]):
         return name
-    bare = re.sub(r"^(hf-hub|hf_hub|hf):", "", name)
+    bare = re.sub(HUB, "", name)
     if (timms := bare.removeprefix("timm/")) in WEIGHTS:
         return timms
     if published.model_of(bare) in MODELS:
