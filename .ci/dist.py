@@ -17,7 +17,7 @@ import urllib.request
 import venv
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,6 +88,14 @@ def check_contents(sdist: Path, wheel: Path) -> None:
     print(f"   {len(installed)} files in the wheel, {len(packed)} in the sdist")
 
 
+def wait_until_ready(address: str) -> None:
+    for _ in range(600):
+        with suppress(OSError), urllib.request.urlopen(f"{address}ready", timeout=60):
+            return
+        time.sleep(0.1)
+    sys.exit(f"dist: {address} is not ready after a minute")
+
+
 def serve_once(programs: Path, folder: Path) -> str:
     """The answer of `mlpmixer serve digits` to one picture; it is stopped afterwards."""
     service = subprocess.Popen(
@@ -99,6 +107,7 @@ def serve_once(programs: Path, folder: Path) -> str:
         found = re.search(r"http://\S+/", line)
         require(found, f"mlpmixer serve digits said {line!r} instead of its address")
         assert found
+        wait_until_ready(found[0])
         headers = {"content-type": "image/png"}
         request = urllib.request.Request(f"{found[0]}predict", (folder / PICTURE.name).read_bytes(), headers)
         with urllib.request.urlopen(request, timeout=60) as answer:

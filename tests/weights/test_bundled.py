@@ -82,6 +82,13 @@ def test_every_command_takes_the_name(run: RunLine, tmp_path: Path) -> None:
     assert {p.name for p in DIGITS.parent.iterdir()} == {"digits.safetensors", "digits.md"}, "nothing is written there"
 
 
+def test_network_can_be_made_by_the_name() -> None:
+    whole = mlpmixer.create_model("digits")
+    assert torch.equal(whole.head.weight, mlpmixer.load("digits").network.head.weight) and whole.training
+    assert mlpmixer.create_model("digits", pretrained=True, num_classes=3).head.out_features == 3
+    assert torch.equal(mlpmixer.create_model("digits", head="drop").stem.weight, whole.stem.weight)
+
+
 @pytest.mark.exports
 def test_export_lies_where_the_command_was_typed(run: RunLine, tmp_path: Path) -> None:
     assert run("export", "digits", "--to", "bundle")[0] == 0

@@ -217,7 +217,8 @@ def create_model(
 ) -> Any:
     """A network in training mode, a torch module: fresh, or with trained weights.
 
-    model: a name of `mlpmixer list models` ("S/16"), one of `mlpmixer list weights` ("B/16:imagenet21k"), or a config.
+    model: a name of `mlpmixer list models` ("S/16"), one of `mlpmixer list weights` ("B/16:imagenet21k", "digits"), or a
+        config.
         A name of timm's ("mixer_s16_224") is the network that timm computes, with the erf form of GELU, so that timm's
         weights give timm's logits; ours have the official code's tanh form, but for the small sizes.
     pretrained: take the published weights of that name: the first in `mlpmixer list weights`, which for timm's names
@@ -235,9 +236,11 @@ def create_model(
     name = model if isinstance(model, str) else ""
     if pretrained and not name:
         raise ValueError("pretrained=True takes the weights of a name; with a config say weights=FILE")
-    if re.match(HUB, name) or (name not in MODELS and os.path.exists(name)):
+    if re.match(HUB, name) or (name not in (*MODELS, *BUNDLED) and os.path.exists(name)):
         raise ValueError(f"{name} is not an architecture: mlpmixer.from_pretrained({name!r}) gives the network there")
-    if pretrained or ":" in name:
+    if name in BUNDLED and weights is None:
+        model, weights = read_meta(BUNDLED[name]).config, BUNDLED[name]
+    elif pretrained or ":" in name:
         name = published.weights_for(name)
     if name in WEIGHTS:
         if weights is not None:
