@@ -217,10 +217,9 @@ def create_model(
 ) -> Any:
     """A network in training mode, a torch module: fresh, or with trained weights.
 
-    model: a name of `mlpmixer list models` ("S/16"), one of `mlpmixer list weights` ("B/16:imagenet21k", "digits"), or a
-        config.
-        A name of timm's ("mixer_s16_224") is the network that timm computes, with the erf form of GELU, so that timm's
-        weights give timm's logits; ours have the official code's tanh form, but for the small sizes.
+    model: a name of `mlpmixer list models` ("S/16"), one of `mlpmixer list weights` ("B/16:imagenet21k", "digits"), or
+        a config. A name of timm's ("mixer_s16_224") is the network that timm computes, with the erf form of GELU, so
+        that timm's weights give timm's logits; ours have the official code's tanh form, but for the small sizes.
     pretrained: take the published weights of that name: the first in `mlpmixer list weights`, which for timm's names
         are timm's; with another tag, "mixer_b16_224.miil_in21k", those. Another num_classes gets a fresh head.
     weights: whatever `load_weights` takes. Patch size and widths must be those of `model`; image size, channels and
