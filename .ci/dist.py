@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -113,7 +112,7 @@ def serve_once(programs: Path, folder: Path) -> str:
         with urllib.request.urlopen(request, timeout=60) as answer:
             label = json.load(answer)["results"][0]["label"]
     finally:
-        service.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
+        service.terminate()
         service.wait(60)
     require(os.name == "nt" or service.returncode == 0, f"the service ended with {service.returncode}")
     return str(label)
