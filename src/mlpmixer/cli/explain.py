@@ -63,23 +63,14 @@ class Explain(Command):
     inputs: InputOptions = field(default_factory=InputOptions)
 
     def __call__(self) -> int:
-        from mlpmixer.evaluation.data import open_for
         from mlpmixer.explanation.attribution import default_fill
         from mlpmixer.explanation.page import ExplanationFolder
-        from mlpmixer.inference.files import find_images
 
-        if not self.images and not self.faithfulness:
-            raise ValueError(f"which images? mlpmixer explain {self.run} FILE... (or folders, or patterns)")
         methods, mixing = self._asked()
+        paths = self._paths()
         require_writable("--out", self.out, folder=True)
-        paths = list(find_images(self.images))
-        if len(paths) > MOST:
-            raise ValueError(f"{len(paths):,} images are too many for one page: name at most {MOST}")
         classifier = load_model(self.run, self.device, self.inputs)
-        chosen = None
-        if self.faithfulness:
-            chosen = open_for(classifier, self.faithfulness, self.data_dir).choose().unseen()
-            print_changes(chosen.scored)
+        chosen = self._images_to_measure(classifier)
         folder, measured, stopped = ExplanationFolder(Path(self.out)), None, False
         with reporter() as report:
             report({"kind": "progress", "what": "image", "done": 0, "of": len(paths)})
@@ -94,28 +85,47 @@ class Explain(Command):
         if folder.explained or measured:
             data_text = str(chosen.scored) if chosen else ""
             page = folder.write_page(model=self.run, fill=fill_text, measured=measured, data=data_text)
-        bad = measured.bad if measured else ()
-        for name, reason in bad[:10]:
-            print_error(f"{name}: {reason}")
         if self.json:
-            print_json(
-                {
-                    "fill": fill_text,
-                    "images": [one.to_json() for one in folder.explained],
-                    "errors": [dataclasses.asdict(one) for one in folder.failures],
-                    "faithfulness": measured.to_json() if measured else None,
-                    "scored": dataclasses.asdict(chosen.scored) if chosen else None,
-                    "page": page and str(page),
-                }
-            )
+            found = {
+                "fill": fill_text,
+                "images": [one.to_json() for one in folder.explained],
+                "errors": [dataclasses.asdict(one) for one in folder.failures],
+                "faithfulness": measured.to_json() if measured else None,
+                "scored": dataclasses.asdict(chosen.scored) if chosen else None,
+                "page": page and str(page),
+            }
+            print_json(found)
         elif page:
             print(f"\npage    {page}")
         if stopped:
-            where = f", which are on the page {page}" if page else ""
-            done = len(folder.explained) + len(folder.failures)
+            done, where = (
+                len(folder.explained) + len(folder.failures),
+                f", which are on the page {page}" if page else "",
+            )
             print_error(f"stopped after {done} of {len(paths)} images{where}")
             return 130
-        return 1 if folder.failures or bad else 0
+        return 1 if folder.failures or (measured and measured.bad) else 0
+
+    def _paths(self) -> "list[str | Failure]":
+        """The images to explain; none where only faithfulness is asked for."""
+        from mlpmixer.inference.files import find_images
+
+        if not self.images and not self.faithfulness:
+            raise ValueError(f"which images? mlpmixer explain {self.run} FILE... (or folders, or patterns)")
+        paths = list(find_images(self.images))
+        if len(paths) > MOST:
+            raise ValueError(f"{len(paths):,} images are too many for one page: name at most {MOST}")
+        return paths
+
+    def _images_to_measure(self, classifier: "Classifier") -> "Chosen | None":
+        """The images for faithfulness that the model was not trained on, if it is asked for."""
+        from mlpmixer.evaluation.data import open_for
+
+        if not self.faithfulness:
+            return None
+        chosen = open_for(classifier, self.faithfulness, self.data_dir).choose().unseen()
+        print_changes(chosen.scored)
+        return chosen
 
     def _asked(self) -> tuple[list[str] | None, bool]:
         """The names of METHODS, None for all; and whether mixing is asked for, too."""
@@ -173,6 +183,8 @@ class Explain(Command):
             STATUS.clear()
             print(f"\nof {chosen.scored}")
             print_faithfulness(measured)
+        for name, reason in measured.bad[:10]:
+            print_error(f"{name}: {reason}")
         return measured
 
 
