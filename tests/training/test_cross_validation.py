@@ -204,3 +204,13 @@ def test_changed_data_is_refused_in_the_end(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"data has changed since .*fold-\d was trained: 1 image of the run missing"):
         cross_validate(recipe, out=tmp_path / "run", report=change)
+
+
+def test_test_images_of_the_data_are_left_alone(tmp_path: Path) -> None:
+    for i in range(24):
+        path = tmp_path / "data" / ("train" if i < 12 else "test") / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 10 * i).save(path)
+    recipe = variant(recipe_for(tmp_path / "data"), data={"folds": 2}, run={"steps": 1, "batch_size": 4})
+    cross_validate(recipe, out=tmp_path / "run")
+    assert {Path(row["name"]).name for row in rows_of(tmp_path / "run")} == {f"{i}.png" for i in range(12)}

@@ -203,7 +203,7 @@ def _by_record(opened: Opened, record: SplitRecord, is_same: bool) -> Opened:
         )
     notes = _changes(record, whole.names, places)
     differ = [((parts == number[split]) != (named == number[split])) for split in stated if split != TRAIN]
-    if differ and (np.any(differ, axis=0) & (parts >= 0)).any():
+    if differ and not opened.data.folds and (np.any(differ, axis=0) & (parts >= 0)).any():
         notes = ("the folders or files of the data split it otherwise than the run did, whose splits are taken", *notes)
     at = {split: np.flatnonzero(parts == number[split]) for split in (TRAIN, VAL, TEST)}
     return replace(
