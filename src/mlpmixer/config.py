@@ -116,8 +116,17 @@ def checked(hint: Any, value: Any, path: str) -> Any:
         raise ValueError(f"{path}={shown(value)}: expected a finite number")
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    expected = hint.__name__ if isinstance(hint, type) and origin is None else hint
-    raise ValueError(f"{path}={shown(value)}: expected {expected}, got {type(value).__name__}")
+    raise ValueError(f"{path}={shown(value)}: expected {_written(hint)}, got {type(value).__name__}")
+
+
+def _written(hint: Any) -> str:
+    """A type as one writes it: int | 'auto'."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(_written, args))
+    if origin is Literal:
+        return " | ".join(map(repr, args))
+    return "None" if hint is types.NoneType else hint.__name__ if isinstance(hint, type) and not origin else str(hint)
 
 
 def did_you_mean(value: object, known: Iterable[str]) -> str:

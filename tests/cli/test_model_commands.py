@@ -124,6 +124,14 @@ def test_predict_writes_the_format_of_the_suffix(
     assert code == 2 and 'Parquet files need pyarrow: pip install "mlpmixer[hf]"' in err
 
 
+def test_no_more_classes_are_listed_than_there_are(digits_run: Path, run: RunLine, pictures: list[str]) -> None:
+    line = ["predict", str(digits_run), pictures[0], "--top-k", "50"]
+    assert len(run(*line)[1].splitlines()) == 1 + 10
+    assert len(json.loads(run(*line, "--format", "json")[1])[0]["top"]) == 10
+    header = run(*line, "--format", "csv")[1].splitlines()[0].split(",")
+    assert "label_10" in header and "label_11" not in header
+
+
 def test_predict_names_bad_files_and_does_the_rest(
     digits_run: Path, run: RunLine, pictures: list[str], tmp_path: Path
 ) -> None:

@@ -100,6 +100,11 @@ def test_measured_run_is_the_run_of_that_number_and_resumes_without_measuring(
     assert train(AUTO, out=auto, resume=True).path == auto
 
 
+def test_other_words_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"run\.batch_size='Auto': expected int \| 'auto', got str"):
+        Run(batch_size="Auto")  # type: ignore[arg-type]
+
+
 def test_system_that_does_not_tell_its_free_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(batch_size, "free_bytes", lambda device: None)
     with pytest.raises(ValueError, match=r"run\.batch_size=auto needs the size of the free memory"):

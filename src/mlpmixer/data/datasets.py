@@ -77,7 +77,10 @@ def cut_splits(raw: RawSplits, data: Data) -> Splits:
 def _leave_out_fold(sets: dict[str, ImageSet], data: Data, notes: list[str]) -> ImageSet | None:
     """Make the images of a fold of train the test images; those that were found for testing are returned."""
     if not data.fold:
-        raise ValueError(f"data.folds={data.folds} also needs data.fold, the number of the part that is test")
+        raise ValueError(
+            f"data.folds={data.folds} also needs data.fold, the number of the part that is test (train --folds and "
+            "cross_validate take all, one after the other)"
+        )
     whole, found = sets[TRAIN], sets.get(TEST)
     if whole.multi_label:
         raise ValueError(f"data.folds={data.folds} needs one class for each image, and these have several or none")
