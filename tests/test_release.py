@@ -1,7 +1,11 @@
 """What a release needs agrees with itself: versions, workflows, and what the distributions hold."""
 
 import re
+import runpy
+import subprocess
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +59,32 @@ def test_release_is_tested_and_tried_before_it_is_published_without_a_secret() -
 
 def test_package_names_no_address_that_nobody_has_registered() -> None:
     assert "urls" not in tomllib.loads(text("pyproject.toml"))["project"]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not in a checkout")
+@pytest.mark.parametrize(
+    ("without", "more", "says"),
+    [
+        ("", "", ""),
+        ("mlpmixer/py.typed", "", "the wheel lacks: mlpmixer/py.typed"),
+        ("mlpmixer/weights/bundled/digits.safetensors", "", "the wheel lacks: mlpmixer/weights/bundled/digits.safet"),
+        ("", "mlpmixer/serve/__pycache__/app.pyc", "the wheel has what is not under version control: mlpmixer/serve/"),
+        ("mlpmixer-1.dist-info/licenses/LICENSE", "", "the wheel lacks: licenses/LICENSE"),
+    ],
+)
+def test_contents_of_the_distributions_are_checked(without: str, more: str, says: str, tmp_path: Path) -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as sdist:
+        for name in (*filter(None, tracked), "PKG-INFO"):
+            sdist.addfile(tarfile.TarInfo(f"mlpmixer-1/{name}"))
+    about = [f"mlpmixer-1.dist-info/{name}" for name in ("METADATA", "entry_points.txt", "licenses/LICENSE")]
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        for name in {*(n.removeprefix("src/") for n in tracked if n.startswith("src/")), *about, more} - {without, ""}:
+            wheel.writestr(name, "")
+    check = runpy.run_path(str(ROOT / ".ci" / "dist.py"))["check_contents"]
+    if not says:
+        return check(tmp_path / "a.tar.gz", tmp_path / "a.whl")
+    with pytest.raises(SystemExit, match=re.escape(says)):
+        check(tmp_path / "a.tar.gz", tmp_path / "a.whl")
