@@ -8,7 +8,9 @@ import pytest
 from helpers.multi_label import write_squares
 from sklearn import metrics as sk
 
-from mlpmixer import cli
+from mlpmixer import cli, load
+from mlpmixer.data.check import check_data
+from mlpmixer.data.config import Data
 from mlpmixer.evaluation.compare import compare
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.evaluation.multi_label import (
@@ -114,6 +116,8 @@ def test_what_needs_one_class_is_refused(
     assert "a shard has one label an image" in capsys.readouterr().err
     assert cli.main(["data", "check", str(table), "--data.multi-label", "yes"]) in (0, 1)
     assert "several labels an image" in capsys.readouterr().out
+    report = check_data(Data(name=str(table)))
+    assert report.images == {"all": 20} != {"all": sum(report.counts["all"].values())}
 
 
 def test_a_model_of_one_class_refuses_images_of_several(digits_run: Path, tmp_path: Path) -> None:
@@ -125,3 +129,11 @@ def test_a_preview_shows_all_classes(squares_run: Path, tmp_path: Path) -> None:
     table = write_squares(tmp_path / "squares", 20)
     out = str(tmp_path / "x.png")
     assert cli.main(["data", "preview", str(table), "--image-size", "16", "--patch-size", "4", "--out", out]) == 0
+
+
+def test_half_precision_is_compared_by_average_precision(
+    squares_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["convert", str(squares_run), str(tmp_path / "x.safetensors"), "--precision", "float16"]) == 0
+    assert "not trained on mAP is" in capsys.readouterr().err
+    assert load(tmp_path / "x.safetensors").threshold == load(squares_run).threshold

@@ -46,7 +46,8 @@ class Convert(Command):
     def difference(self) -> str:
         """What half precision changes, in a sentence."""
         from mlpmixer.evaluation.data import open_for
-        from mlpmixer.evaluation.evaluate import match_classes
+        from mlpmixer.evaluation.evaluate import match_classes, require_one_class, targets_of
+        from mlpmixer.evaluation.multi_label import mean_average_precision
         from mlpmixer.inference.classifier import load
         from mlpmixer.inference.files import map_images
 
@@ -54,14 +55,20 @@ class Convert(Command):
         size = f"float16: {megabytes(Path(self.out).stat().st_size)}"
         try:
             images = open_for(before, self.data or None, self.data_dir).held_out().spread(COMPARED)
-            right = match_classes(images.classes, before.classes)[images.labels]
+            targets = targets_of(images, match_classes(images.classes, before.classes), len(before.classes))
+            if not before.multi_label:
+                require_one_class(images)
         except ValueError as e:
             if self.data:
                 raise
             return f"{size}; the difference to float32 was not measured: {e}"
         (index, p, _), (_, q, _) = (map_images(model, images, model.probabilities, 64) for model in (before, after))
-        scores = [percent((found.argmax(1) == right[index]).mean()) for found in (p, q)]
+        targets = targets[index]
+        metric, scores = "top-1", [targets[range(len(index)), found.argmax(1)].mean() for found in (p, q)]
+        if before.multi_label:
+            metric, scores = "mAP", [mean_average_precision(found, targets) for found in (p, q)]
         return (
-            f"{size}; on {len(index):,} images that the model was not trained on top-1 is {scores[0]} in float32 and "
-            f"{scores[1]} in float16, and no probability differs by more than {abs(p - q).max():.1e}"
+            f"{size}; on {len(index):,} images that the model was not trained on {metric} is {percent(scores[0])} in "
+            f"float32 and {percent(scores[1])} in float16, and no probability differs by more than "
+            f"{abs(p - q).max():.1e}"
         )

@@ -51,7 +51,7 @@ def print_check(report: "CheckReport") -> None:
     classes = list(dict.fromkeys(name for counts in report.counts.values() for name in counts))
     rows = [(name, *(f"{report.counts[split].get(name, 0):,}" for split in splits)) for name in classes]
     shown = rows if len(rows) <= MAX_ROWS else rows[: MAX_ROWS // 2]
-    total = ("all", *(f"{sum(counts.values()):,}" for counts in report.counts.values()))
+    total = ("all", *(f"{n:,}" for n in report.images.values()))
     print_table(("class", *splits), [*shown, total])
     if len(shown) < len(rows):
         print(f"(the first {len(shown)} of {len(rows)} classes; all of them: --json)")

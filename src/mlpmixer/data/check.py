@@ -40,6 +40,8 @@ class CheckReport:
     images, names of classes that differ in case or spaces only."""
     counts: dict[str, dict[str, int]]
     """Images per split and class, the broken ones included."""
+    images: dict[str, int]
+    """Images per split; they may have several classes, or none."""
     sizes: dict[str, int]
     """Images per size, "width x height", the 20 most frequent."""
     modes: dict[str, int]
@@ -118,6 +120,7 @@ def check_data(data: Data) -> CheckReport:
         refused=refused,
         misplaced=tuple(misplaced),
         counts=counts,
+        images={split: len(s) for split, s in raw.sets.items()},
         sizes=dict(sizes.most_common(20)),
         modes=dict(modes.most_common()),
         notes=notes,
