@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.chromium import Chromium
 from helpers.html import check_safe
 from helpers.metrics import random_metrics
 from PIL import Image
@@ -176,3 +177,19 @@ def test_thumbnails_are_small(tmp_path):
     pictures = zip(images.names, thumbnails_of(images, range(3)), strict=True)
     shapes = {Path(name).name: getattr(picture, "shape", None) for name, picture in pictures}
     assert shapes == {"big.png": (53, 160, 3), "small.png": (8, 8, 3), "bad.png": None}
+
+
+@pytest.mark.browser
+def test_a_page_fits_a_phone_and_opens_by_keyboard(tmp_path):
+    classes = [f"{name}{i}" for i in range(3) for name in (*EVIL[:-1], "no_space_" * 22)]
+    (tmp_path / "page.html").write_text(evaluation_html(random_metrics(classes, n=400)), encoding="utf-8")
+    with Chromium(390, 800) as browser:
+        browser.open((tmp_path / "page.html").as_uri())
+        browser.value("document.querySelector('details.term summary').focus()")
+        browser.press("Enter")
+        assert browser.value("document.querySelector('details.term p').getBoundingClientRect().height") > 10
+        browser.value("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+        assert browser.value("document.documentElement.scrollWidth") == 390
+        assert browser.value("document.querySelector('.matrix').scrollWidth") > 390  # in its own box
+        assert not browser.problems
+        assert [address for address in browser.asked if not address.startswith("data:")] == browser.asked[:1]

@@ -160,6 +160,7 @@ def curves_png(found: "Faithfulness") -> bytes:
         ("insertion", "most important patches shown, share", found.insertion),
     )
     for ax, (title, label, curves) in zip(axes, sides, strict=True):
+        ax.set_prop_cycle(color=("#0072b2", "#d55e00", "#009e73", "#cc79a7"), linestyle=("-", "-.", (0, (6, 2)), ":"))
         for name, values in curves.items():
             mean = values.mean(axis=0)
             error = values.std(axis=0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0 * mean
