@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.models import DIGITS, random_images, random_mixer
 
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.models.architecture import create_model
@@ -43,6 +44,16 @@ def test_a_model_comes_back_as_it_was(saved: tuple[Path, Mixer, ModelMeta]) -> N
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
     images = torch.randn(2, 1, 8, 8)
     assert torch.equal(again(images), model.eval()(images))
+
+
+def test_the_last_bits_do_not_depend_on_where_the_header_ends(tmp_path: Path) -> None:
+    model = random_mixer(create_model("Pico/2").cfg)
+    image, size = random_images(model.cfg, 1), (8, 8)
+    for n in range(0, 64, 8):
+        provenance = {"data": "x" * n}
+        meta = ModelMeta(config=model.cfg, classes=DIGITS, preprocess=Preprocess(image_size=size, in_channels=1))
+        model_file.save_model(tmp_path / "x.safetensors", model, dataclasses.replace(meta, provenance=provenance))
+        assert torch.equal(model_file.load_model(tmp_path / "x.safetensors")[0](image), model(image))
 
 
 def test_the_header_is_read_without_torch(saved: tuple[Path, Mixer, ModelMeta]) -> None:

@@ -50,6 +50,7 @@ patches(images) -> (B, S, in*P*P): what stem.weight (C, in*P*P) reads.
 resize, locality, mirror, kernels, mixing: modules of this folder, whose docstrings say what they do.
 """
 METHOD = ""
+ALIGNMENT = 64  # bytes, of torch's own tensors on a CPU
 
 TIMM_FIELDS = {
     "in_chans": "in_channels",
@@ -139,8 +140,11 @@ def require_library(cfg: NetworkConfig) -> None:
 
 
 def build_with_weights(cfg: NetworkConfig, state: Mapping[str, Any], network: Build | None = None) -> "nn.Module":
-    """A network on the CPU that holds the tensors of `state` themselves, in training mode; strict both ways.
+    """A network on the CPU that holds the tensors of `state`, in training mode; strict both ways.
 
+    They are the tensors themselves where they lie as torch lays them out. Those mapped from a file may not, and are
+    copied: the last bits of a product depend on it, and so would differ between a file, a copy of it with a longer
+    header, and a pickle.
     network: what builds it instead. RuntimeError, torch's own, when names or shapes do not fit.
     """
     import torch
@@ -148,7 +152,8 @@ def build_with_weights(cfg: NetworkConfig, state: Mapping[str, Any], network: Bu
     ours = network is None and not ARCHITECTURES[cfg.architecture].extra
     with torch.device("meta" if ours else "cpu"):  # the constructor of other code may compute with its weights
         model = (network or build)(cfg)
-    model.load_state_dict(state, strict=True, assign=True)
+    aligned = {name: t.clone() if t.data_ptr() % ALIGNMENT else t for name, t in state.items()}
+    model.load_state_dict(aligned, strict=True, assign=True)
     return model.requires_grad_(True)
 
 
