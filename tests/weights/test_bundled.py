@@ -106,7 +106,9 @@ def test_folder_of_that_name_comes_first(run: RunLine, digits_run: Path, tmp_pat
     shutil.rmtree(tmp_path / "digits")
     (tmp_path / "digits").mkdir()
     code, _, err = run("predict", "digits", PICTURE)
-    assert code == 2 and "digits is not a run" in err and str(DIGITS) in err
+    assert code == 2 and "digits is not a run" in err and err.endswith(f"that comes with mlpmixer is {DIGITS}\n")
+    with pytest.raises(ValueError, match=r"the model digits that comes with mlpmixer is .*digits\.safetensors$"):
+        mlpmixer.load("digits")
 
 
 def test_wrong_name_suggests_it(run: RunLine) -> None:

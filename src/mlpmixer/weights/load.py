@@ -104,8 +104,19 @@ def locate(name: str, *, report: Report | None = None) -> Path:
     if own and not path.exists():
         _note(report, f"{name} is the model that comes with mlpmixer; a folder or file of that name would come first")
         return own
+    try:
+        file = _file_at(path, name)
+    except ValueError as e:
+        if not own:
+            raise
+        raise ValueError(f"{e}; the model {name} that comes with mlpmixer is {own}") from None
     if own:
         _note(report, f"{name} is what lies in {path.absolute()}; the model that comes with mlpmixer is {own}")
+    return file
+
+
+def _file_at(path: Path, name: str) -> Path:
+    """The model file in a folder, or that is at a path. ValueError when there is none."""
     if path.is_dir():
         if (path / MODEL_FILE).is_file():
             return path / MODEL_FILE
