@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import sys
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -64,3 +65,10 @@ def test_doctor_finds_a_broken_torchvision(run: RunLine, monkeypatch: pytest.Mon
     assert code == 1
     assert "operator torchvision::nms does not exist" in out and "pip uninstall torchvision" in out
     assert "torch " in out and "cpu features" in out
+
+
+def test_serve_without_its_extra_says_what_to_install(run: RunLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "mlpmixer.serve.server", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, _, err = run("serve", "digits")
+    assert code == 2 and err.endswith('(uvicorn is missing): pip install "mlpmixer[serve]"\n')
