@@ -21,6 +21,7 @@ MARGIN = 0.8  # share of the free memory that a step may take
 GAIN = 1.05  # times as many images per second make a larger batch worth it
 LEAST_STEPS = 8  # of an epoch; a batch is not raised beyond that
 SPEND_S = 0.5  # on the speed of one size, and three steps at least
+SLOW_S = 2.0  # a first step that takes longer is not repeated
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,12 @@ def measured_batch_size(training_step: TrainingStep, start: Start | None) -> tup
 
 
 def _seconds_per_step(step: TrainingStep, spend_s: float) -> float:
-    """Seconds of a step at rate 0: of the first one if nothing is to be spent, else without it."""
+    """Seconds of a step at rate 0. The first one, which also prepares, is left out, unless it is slow or nothing is to
+    be spent: then it is the only one."""
     start, times = time.monotonic(), [0.0]
     for batch in batches(step.images, step.recipe.run, 1, 1000, step.rows):
         step(batch, 0.0)[0].item()
         times.append(time.monotonic() - start)
-        if times[-1] > spend_s and (len(times) > 3 or not spend_s):
+        if not spend_s or times[1] > SLOW_S or (times[-1] > spend_s and len(times) > 3):
             break
-    return (times[-1] - times[1]) / (len(times) - 2) if spend_s else times[-1]
+    return (times[-1] - times[1]) / (len(times) - 2) if len(times) > 2 else times[1]
