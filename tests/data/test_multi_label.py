@@ -1,6 +1,8 @@
 """Several labels an image: what a table says, how it is cut, and what cannot be told."""
 
 import dataclasses
+import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from mlpmixer.data.check import check_data
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import iterative_cut, open_data, open_images, open_raw, random_share
 from mlpmixer.data.image_set import ImageSet
+from mlpmixer.data.streaming.datasets import open_streamed
 
 WANTED = {"0": {"cat"}, "1": {"cat", "dog"}, "2": set(), "3": {"dog"}, "4": {"cat", "ox"}, "5": {"ox"}}
 
@@ -164,3 +167,32 @@ def test_the_same_image_with_other_labels_is_found(photos: Path) -> None:
 def test_recipes_of_before_keep_their_classes() -> None:
     assert from_json(Data, {"name": "x"}).multi_label == "no" and Data().multi_label == "auto"
     assert from_json(Data, dataclasses.asdict(Data())) == Data()
+
+
+@pytest.mark.parametrize("stated", ["Sequence", "List", "old", ""])
+def test_parquet_with_lists_of_labels(tmp_path: Path, stated: str) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    names = {"names": ["cat", "dog", "ox"], "_type": "ClassLabel"}
+    feature = [names] if stated == "old" else {"feature": names, "_type": stated}
+    about = {"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}, "labels": feature}}})}
+    image = io.BytesIO()
+    Image.new("L", (4, 4)).save(image, "PNG")
+    lists = [[0], [0, 1], [], [1], [0, 2], None]
+    if not stated:
+        lists = [None if own is None else [names["names"][k] for k in own] for own in lists]
+    table = pa.table({"image": [{"bytes": image.getvalue(), "path": None}] * 6, "labels": lists})
+    parquet.write_table(table.replace_schema_metadata(about if stated else None), tmp_path / "x.parquet")
+    images = open_raw(Data(name=str(tmp_path / "x.parquet"))).sets["all"]
+    assert images.classes == ("cat", "dog", "ox") and images.multi_label
+    assert [set(images.classes_of(i)) for i in range(6)] == [
+        {"cat"},
+        {"cat", "dog"},
+        set(),
+        {"dog"},
+        {"cat", "ox"},
+        set(),
+    ]
+    with pytest.raises(ValueError, match="labels must be one an image to be read as shards"):
+        open_streamed(Data(name=str(tmp_path), stream=True))

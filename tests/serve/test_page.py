@@ -19,6 +19,7 @@ pytest.importorskip("python_multipart", reason="the extra serve is not installed
 
 import uvicorn
 
+from mlpmixer import load
 from mlpmixer.serve.app import make_app
 from mlpmixer.serve.page import read_samples
 from mlpmixer.serve.server import listen
@@ -205,3 +206,19 @@ def test_docs_page_has_examples_and_a_form(
         browser.screenshot(tmp_path / "docs.png")
         shown = np.asarray(Image.open(io.BytesIO((tmp_path / "docs.png").read_bytes())))
         assert len(np.unique(shown)) > 10 and not browser.problems
+
+
+def test_all_classes_from_the_threshold_on_are_named(squares_run: Path, serve: Serve) -> None:
+    model = load(squares_run)
+    names = [squares_run.parent / "images" / f"{i}.png" for i in range(20)]
+    found = model.predict(names)
+    several, none = (
+        next(i for i, p in enumerate(found) if ok(len(p.labels))) for ok in (lambda n: n > 1, lambda n: not n)
+    )
+    with Chromium() as browser:
+        browser.open(serve(make_app(model, name="squares")))
+        browser.wait("document.querySelector('#name').textContent === 'squares'")
+        browser.choose("#file", [names[several]])
+        assert browser.wait(f"{CARD}?.querySelector('h3')?.textContent") == ", ".join(found[several].labels)
+        browser.choose("#file", [names[none]])
+        assert browser.wait(f"{CARD}?.querySelector('h3')?.textContent.startsWith('none of the classes (from ')")

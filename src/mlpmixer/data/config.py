@@ -20,7 +20,7 @@ class Data(Config, owner="data"):
     """CSV or TSV file, here or in the folder DATA, with the classes of its images: a column of files, a column of
     classes, and a column of splits if there are any."""
     multi_label: Literal["auto", "yes", "no"] = "auto"
-    """Whether an image may have several classes, or none. auto: if the table of data.labels gives some images several.
+    """Whether an image may have several classes, or none. auto: if a table or a column of lists gives some several.
     no: a cell of the table is one class, whatever is in it."""
     layout: Layout = "auto"
     """What folders and files named train, val or test are: splits, or classes like the others. auto: splits, but for

@@ -56,6 +56,12 @@ def cut_splits(raw: RawSplits, data: Data) -> Splits:
     without = f"; {' and '.join(as_found)} cut nothing" if as_found else ""
     notes.append(f"found: {sizes} images of {len(classes)} classes{without}")
     unused = _leave_out_fold(sets, data, notes) if data.folds else None
+    if sets[TRAIN].multi_label:
+        of_each = np.concatenate([images.labels.sum(axis=1) for images in sets.values()])
+        notes.append(
+            f"several labels an image: {of_each.mean():.3g} of {len(classes)} classes on average, {of_each.max()} at "
+            f"most, {count(int((of_each == 0).sum()), 'image')} with none"
+        )
     for split, fraction in ((TEST, data.test_fraction), (VAL, data.val_fraction)):
         if split not in sets:
             notes.append(_cut_off(sets, split, fraction, data))

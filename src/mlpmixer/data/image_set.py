@@ -73,6 +73,14 @@ def array_images(pixels: np.ndarray) -> Sequence[Source]:
     return LazySequence(len(pixels), lambda i: Image.fromarray(pixels[i]))
 
 
+def multi_hot(numbers: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:
+    """The classes of each of N images, by number and -1 for none, as targets (N,K)."""
+    targets = np.zeros((len(numbers), num_classes), dtype=bool)
+    for row, own in zip(targets, numbers, strict=True):
+        row[[k for k in own if k >= 0]] = True
+    return targets
+
+
 class ImageSet:
     """N images that `decode` takes, with labels into `classes` and a readable name each.
 

@@ -1,14 +1,15 @@
 """Parquet files as on the Hugging Face Hub: a column of images and a column of labels."""
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain as chain_lists
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from mlpmixer.config import parse_json, require
 from mlpmixer.data.bounded import file_below
-from mlpmixer.data.image_set import ImageSet, LazySequence, RawSplits, chain, numbered
+from mlpmixer.data.image_set import ImageSet, LazySequence, RawSplits, chain, multi_hot, numbered
 from mlpmixer.data.images import Source
 from mlpmixer.data.labels import Label, LabelEncoder, class_name, used_labels
 from mlpmixer.data.paths import Layout, require_all_shards, split_of
@@ -40,9 +41,19 @@ def find_columns(names: Sequence[str], path: str) -> tuple[str, str]:
     return image, label
 
 
-def require_labels(kind: Any, path: str) -> None:
-    """ValueError unless a column of this type can be labels."""
+def is_list(kind: Any) -> bool:
+    """Whether a column of this type has several labels an image, or none."""
     types = import_pyarrow().types
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def require_labels(kind: Any, path: str, *, lists: bool = False) -> None:
+    """ValueError unless a column of this type can be labels; `lists` of them, too, if it says so."""
+    types = import_pyarrow().types
+    if is_list(kind):
+        several = "labels must be one an image to be read as shards"
+        require(lists, f"{path}: {several}, got {shortened(kind)}: train from the files themselves")
+        kind = kind.value_type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
         raise ValueError(f"{path}: labels must be whole numbers or text, got {shortened(kind)}")
@@ -66,8 +77,10 @@ def read_columns(file: Any, columns: Sequence[str], num_bytes: int, row_groups: 
 def class_names(schema: Any, column: str) -> tuple[str, ...] | None:
     """The names of the classes, if the schema has them, as `datasets` writes it."""
     try:
-        names = parse_json(schema.metadata[b"huggingface"])["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError):
+        feature = parse_json(schema.metadata[b"huggingface"])["info"]["features"][column]
+        feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)  # of lists
+        names = feature["names"]
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError):
         return None
     return tuple(class_name(str(name)) for name in names) if isinstance(names, list) and names else None
 
@@ -103,7 +116,9 @@ class Table(NamedTuple):
 
     path: str
     images: Sequence[Source]
-    labels: list[Label]
+    labels: list[Label] | list[list[Label] | None]
+    """One an image, or a list for each; None for a list that is not there."""
+    multi_label: bool
     classes: tuple[str, ...] | None
     """Names that the schema states."""
 
@@ -115,10 +130,10 @@ class Table(NamedTuple):
         column = table[label]
         if types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        require_labels(column.type, path)
+        require_labels(column.type, path, lists=True)
         images = _arrow_images(*encoded_images(table[image], path), os.path.dirname(path))
         try:
-            return cls(path, images, column.to_pylist(), class_names(schema, label))
+            return cls(path, images, column.to_pylist(), is_list(column.type), class_names(schema, label))
         except ValueError as e:  # about a name
             raise ValueError(f"{path}: {e}") from e
 
@@ -156,14 +171,21 @@ def raw_splits(
     tables: Mapping[str, Sequence[Table]], name: str, classes: Sequence[str] | None, channels: int, notes: list[str]
 ) -> RawSplits:
     """The tables of each split as one set. `classes`: what a named data set calls them, if the files do not."""
-    encoder = _encoder([table for of_split in tables.values() for table in of_split], name, classes)
+    whole_tables = [table for of_split in tables.values() for table in of_split]
+    encoder = _encoder(whole_tables, name, classes)
+    kinds = {table.multi_label for table in whole_tables}
+    require(len(kinds) < 2, f"{name}: labels are lists in some files and not in others")
     sets = {}
     for split, of_split in tables.items():
         names = numbered(split, sum(len(table.labels) for table in of_split))
         parts, start = [], 0
         for table in of_split:
             stop = start + len(table.labels)
-            labels = np.array([encoder.encode(label, table.path) for label in table.labels], dtype=np.int64)
+            labels = np.array([encoder.encode(label, table.path) for label in _flat(table)], dtype=np.int64)
+            if table.multi_label:
+                ends = np.cumsum([len(own or ()) for own in table.labels])  # type: ignore[arg-type]
+                parts_of = [part.tolist() for part in np.split(labels, ends[:-1])][: len(table.labels)]
+                labels = multi_hot(parts_of, len(encoder.classes))
             images = ImageSet(encoder.classes, labels, names[start:stop], table.images, channels=channels)
             parts.append(images.labelled())
             start = stop
@@ -177,8 +199,15 @@ def raw_splits(
     return RawSplits(name, sets, notes)
 
 
+def _flat(table: Table) -> Iterable[Label]:
+    """The labels of all images."""
+    if not table.multi_label:
+        return cast(list[Label], table.labels)
+    return chain_lists.from_iterable(own or () for own in cast(list[list[Label]], table.labels))
+
+
 def _encoder(tables: Sequence[Table], name: str, classes: Sequence[str] | None) -> LabelEncoder:
-    used = used_labels(label for table in tables for label in table.labels)
+    used = used_labels(label for table in tables for label in _flat(table))
     kinds = {type(label) for label in used}
     if len(kinds) > 1:
         raise ValueError(f"{name}: labels are text in some files and numbers in others")

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from mlpmixer.data.image_set import ImageSet, RawSplits
+from mlpmixer.data.image_set import ImageSet, RawSplits, multi_hot
 from mlpmixer.data.images import IMAGE_SUFFIXES
 from mlpmixer.data.labels import LabelEncoder, read_label
 from mlpmixer.data.paths import SPLIT_WORDS, TRAIN, VAL, count, printable
@@ -103,12 +103,6 @@ def read_table(file: str, folder: str, name: str, multi_label: MultiLabel = "aut
     columns = [titles[files], *(titles[k] for k in classes[:5])] if titles else []
     more_columns = ", ..." if len(classes) > 5 else ""
     notes = [f"classes from {where}" + (f", columns {', '.join(map(repr, columns))}{more_columns}" if columns else "")]
-    if is_multi_label:
-        of_each = targets.sum(axis=1)
-        notes.append(
-            f"several labels an image: {of_each.mean():.3g} of {len(encoder.classes)} classes on average, "
-            f"{of_each.max()} at most, {count(int((of_each == 0).sum()), 'image')} with none"
-        )
     notes += [f"{_some(names)}: {what}" for what, names in left_out.items() if names]
     unlabelled = 0 if is_multi_label else unlabelled
     if repeated or unlabelled:
@@ -164,14 +158,6 @@ def _cells(cells: Sequence[str], multi_label: MultiLabel, where: str) -> list[Ro
         return [(cell,) if cell else () for cell in cells]
     split = ((part.strip() for part in cell.split(separators[0])) for cell in cells)
     return [tuple(dict.fromkeys(part for part in parts if part)) for parts in split]
-
-
-def multi_hot(numbers: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:
-    """The classes of each of N images, by number and -1 for none, as targets (N,K)."""
-    targets = np.zeros((len(numbers), num_classes), dtype=bool)
-    for row, own in zip(targets, numbers, strict=True):
-        row[[k for k in own if k >= 0]] = True
-    return targets
 
 
 def _some(names: Sequence[str]) -> str:
