@@ -209,7 +209,8 @@ def test_parquet_labels_are_any_whole_numbers_or_text_and_nothing_else(tmp_path:
         splits = open_streamed(data, cache_dir=tmp_path / "cache") if stream else open_data(data)
         assert len(splits.classes) == 3 and splits.val.counts().tolist() == [8, 8, 8]
     for labels in (
-        pa.array([[1], [2]] * 12),
+        pa.array([[0.5], [2]] * 12),
+        pa.array([[[1]], [[2]]] * 12),
         pa.array([{"a": 1}] * 24),
         pa.array([0.5, 1] * 12),
         pa.array([True] * 24),

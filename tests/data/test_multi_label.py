@@ -194,5 +194,8 @@ def test_parquet_with_lists_of_labels(tmp_path: Path, stated: str) -> None:
         {"cat", "ox"},
         set(),
     ]
+    for split in ("train-0", "val-0"):
+        (tmp_path / f"{split}.parquet").write_bytes((tmp_path / "x.parquet").read_bytes())
+    (tmp_path / "x.parquet").unlink()
     with pytest.raises(ValueError, match="labels must be one an image to be read as shards"):
         open_streamed(Data(name=str(tmp_path), stream=True))

@@ -50,13 +50,11 @@ def is_list(kind: Any) -> bool:
 def require_labels(kind: Any, path: str, *, lists: bool = False) -> None:
     """ValueError unless a column of this type can be labels; `lists` of them, too, if it says so."""
     types = import_pyarrow().types
-    if is_list(kind):
-        several = "labels must be one an image to be read as shards"
-        require(lists, f"{path}: {several}, got {shortened(kind)}: train from the files themselves")
-        kind = kind.value_type
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
+    of_each = kind.value_type if is_list(kind) or types.is_dictionary(kind) else kind
+    if not (types.is_integer(of_each) or types.is_string(of_each) or types.is_large_string(of_each)):
         raise ValueError(f"{path}: labels must be whole numbers or text, got {shortened(kind)}")
+    one = f"{path}: labels must be one an image to be read as shards, got {shortened(kind)}: train without streaming"
+    require(lists or not is_list(kind), one)
 
 
 def read_columns(file: Any, columns: Sequence[str], num_bytes: int, row_groups: Sequence[int] | None = None) -> Any:
@@ -172,9 +170,9 @@ def raw_splits(
 ) -> RawSplits:
     """The tables of each split as one set. `classes`: what a named data set calls them, if the files do not."""
     whole_tables = [table for of_split in tables.values() for table in of_split]
-    encoder = _encoder(whole_tables, name, classes)
     kinds = {table.multi_label for table in whole_tables}
     require(len(kinds) < 2, f"{name}: labels are lists in some files and not in others")
+    encoder = _encoder(whole_tables, name, classes)
     sets = {}
     for split, of_split in tables.items():
         names = numbered(split, sum(len(table.labels) for table in of_split))
