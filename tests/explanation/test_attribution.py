@@ -240,6 +240,12 @@ def test_a_class_that_is_asked_for_is_compared_with_the_answer(folder):
     (asked,) = attribution.explain(classifier, [str(folder / "a<b.png")], torch.zeros(1), label=label)
     assert asked.target.label == label and asked.rival == plain.target and asked.lead < 0
     np.testing.assert_allclose(asked.rival_maps["occlusion"], plain.maps["occlusion"], atol=1e-5)
+    explained = ExplanationFolder(folder / "out")
+    explained.add(asked)
+    text = re.sub(r"\s+", " ", check_safe(explained.write_page(model="x", fill="0").read_text(encoding="utf-8")).text)
+    times = f"{asked.rival.probability / asked.target.probability:.1f}"
+    assert f"the model says {asked.rival.label}, with" in text
+    assert f"points: {asked.rival.label} is {times} times as likely as {label} (" in text
 
 
 def test_classes_that_do_not_compete_have_no_rival(folder):
