@@ -27,17 +27,9 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
 LINES = [
     line.split("  #")[0].strip() for language, text in BLOCKS if not language for line in text.splitlines() if line
 ]
-COMMANDS = list(
-    dict.fromkeys(
-        [
-            *LINES,
-            *re.findall(r"^\| `([^`]+)` \|", README, re.M),
-            *re.findall(r"\| `(mlpmixer [^`]+)` \|$", README, re.M),
-        ]
-    )
-)
+COMMANDS = list(dict.fromkeys([*LINES, *re.findall(r"`((?:mlpmixer|torchrun) [^`]+)`", README)]))
 MLPMIXER = [command for command in COMMANDS if command.startswith("mlpmixer ")]
-SHORTER = {"train": ["--steps", "2", "--device", "cpu"], "bench": ["--seconds", "0.1"]}
+SHORTER = {"train": ["--steps", "2", "--device", "cpu"], "bench": ["--seconds", "0.1"], "serve": ["--port", "0"]}
 SLOW = ("--to ", "--int8", "bench", "lr-find", "--faithfulness", "--folds", "mnist", "cifar10", "DIR/")
 """Words of commands that are left to `make test-all`."""
 
