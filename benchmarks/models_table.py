@@ -16,7 +16,16 @@ from table import path_of, write
 
 from mlpmixer.hardware import device_name
 
-MODELS = ["Pico/2", "Nano/4", "Nano/8", "S/32", "S/16", "B/32", "B/16", "L/16", "resmlp-s12"]
+MODELS = [
+    "Pico/2",
+    "Nano/4",
+    "Nano/8",
+    "S/32",
+    "S/16",
+    "B/32",
+    "B/16",
+    "resmlp-s12",
+]  # L/16: int8 takes 14 GB of memory
 RECIPES = {"Nano/4": {"tokens_mlp_dim": 96}}  # the network of the recipe for CIFAR-10
 KINDS = [("torch", "float32"), ("timm", "float32"), ("ours:onnxruntime", "float32"), ("ours:onnxruntime", "int8")]
 
