@@ -120,10 +120,11 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "mlpmixer"
 
 
-def choose_device(name: str) -> "torch.device":
+def choose_device(device: "str | torch.device") -> "torch.device":
     """The device of that name; "auto" prefers cuda, then mps, then cpu. ValueError when it is not available."""
     import torch
 
+    name = str(device)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, here in available.items() if here)

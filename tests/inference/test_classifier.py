@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.greys import GREYS, by_brightness, grey
+from helpers.models import GREY, classifier_of, pixels_for, random_mixer
 from PIL import Image
 
 from mlpmixer.data.images import ImageError
@@ -48,8 +50,25 @@ def test_sigmoid_probabilities():
 def test_top_k_is_sorted_and_at_most_all():
     top = by_brightness().predict(np.zeros((8, 8), dtype=np.uint8), top_k=10)[0].top
     assert [label for label, _ in top] == ["dark", "middle", "bright"]
-    with pytest.raises(ValueError, match="top_k"):
-        by_brightness().predict(np.zeros((8, 8), dtype=np.uint8), top_k=0)
+    for wrong in (0, 2.5, "3", None):
+        with pytest.raises(ValueError, match="top_k"):
+            by_brightness().predict(np.zeros((8, 8), dtype=np.uint8), top_k=wrong)
+
+
+def test_what_is_not_a_batch_of_arrays_is_refused():
+    images = np.zeros((1, 8, 8, 3), np.uint8)
+    for wrong, got in ((list(images), r"list \(1, 8, 8, 3\)"), (3, r"int \(\)"), (images / 255, "float64")):
+        with pytest.raises(ValueError, match=rf"expected uint8 images of shape \(B, 8, 8, 3\), got {got}"):
+            by_brightness().probabilities(wrong)
+
+
+def test_every_output_has_a_name():
+    model, image = by_brightness(), np.zeros((8, 8), np.uint8)
+    model.classes = ["dark"]
+    with pytest.raises(ValueError, match="gives 3 outputs for an image, and classes has 1 names"):
+        model.predict(image)
+    model.classes = ["a", "b", "c"]
+    assert model.predict(image)[0].label == "a"
 
 
 def test_predict_raises_for_an_unreadable_image(tmp_path):
@@ -233,3 +252,45 @@ def test_an_unknown_network_runs_twice():
     p, features = model.probabilities_and_features(images)
     np.testing.assert_array_equal(p, model.probabilities(images))
     np.testing.assert_array_equal(features, model.features(images))
+
+
+def test_a_network_is_computed_as_it_is_now():
+    """With another head, other parameters, and in training mode."""
+    import copy
+
+    import torch
+
+    model, other = classifier_of(GREY, random_mixer(GREY)), random_mixer(GREY, seed=5)
+    images = pixels_for(model, 3)
+
+    def wanted(network):
+        with torch.no_grad():
+            return network(torch.from_numpy(model.preprocess.normalise(images))).softmax(1).numpy()
+
+    model.network.load_state_dict(other.state_dict(), assign=True)
+    np.testing.assert_allclose(model.probabilities(images), wanted(other), atol=1e-6)
+    model.network.reset_classifier(3)
+    torch.nn.init.normal_(model.network.head.weight)
+    with pytest.raises(ValueError, match="gives 3 outputs for an image, and classes has 10 names"):
+        copy.deepcopy(model).predict(images[0])
+    model.classes = tuple("abc")
+    np.testing.assert_allclose(model.probabilities(images), wanted(model.network), atol=1e-6)
+    with pytest.raises(AttributeError):
+        model.network = other
+
+
+def test_a_network_in_training_mode_is_evaluated_and_left_in_it():
+    model = classifier_of(dataclasses.replace(GREY, dropout=0.5))
+    images = pixels_for(model, 3)
+    before = model.features(images)
+    model.network.train().blocks[0].eval()
+    np.testing.assert_array_equal(model.features(images), before)
+    assert [block.training for block in model.network.blocks] == [False, True]
+
+
+def test_a_device_of_torch_is_a_device(run):
+    import torch
+
+    assert load(run, device=torch.device("cpu")).network.head.weight.device.type == "cpu"
+    with pytest.raises(ValueError, match="precision='float16' is not one of float32, bfloat16"):
+        load(run, precision="float16")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlpmixer.config import checked
 from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.engines import Precision, Runtime, threads_each
@@ -25,6 +26,7 @@ from mlpmixer.inference.inputs import as_source
 from mlpmixer.models.configs import Method
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from mlpmixer.inference.inputs import ImageLike
@@ -104,7 +106,6 @@ class Classifier:
     classes: the K names, in the order of the model's outputs.
     preprocess: the evaluation preprocessing stored with the model.
     meta: configuration and provenance; None if unknown.
-    network: the torch network, images (B,C,H,W) from `transform` -> logits (B,K); None for an export.
     path: the file of the model; None if there is none.
     runtime: what computes it; None if unknown.
     sigmoid: whether probabilities are of each class alone, and do not sum to 1.
@@ -142,7 +143,7 @@ class Classifier:
         self.sigmoid = sigmoid
         self.threshold = threshold
         self.meta = meta
-        self.network = network
+        self._network = network
         self.path = path
         self.runtime = runtime
         self._logits = logits
@@ -174,6 +175,11 @@ class Classifier:
         return Transform(self.preprocess)
 
     @property
+    def network(self) -> "nn.Module | None":
+        """The torch network, images (B,C,H,W) from `transform` -> logits (B,K); None for an export."""
+        return self._network
+
+    @property
     def multi_label(self) -> bool:
         """Whether an image may have several classes, or none."""
         return self.threshold is not None
@@ -186,7 +192,7 @@ class Classifier:
         Errors: ValueError for another type or shape, and when the weights give NaN.
         """
         self._require_head()
-        return self._to_probabilities(self._run(self._logits, images))
+        return self._to_probabilities(self._named(self._run(self._logits, images)))
 
     def features(self, images: Pixels) -> Floats:
         """Feature vectors (B,D) float32: pre_logits, the input of the head.
@@ -202,7 +208,7 @@ class Classifier:
         own."""
         self._require_head()
         logits, features = self._run_all(self._both, images)
-        return self._to_probabilities(logits), features
+        return self._to_probabilities(self._named(logits)), features
 
     def predict(
         self, images: "ImageLike | Iterable[ImageLike]", top_k: int = 5, *, allow_urls: bool = False
@@ -245,7 +251,7 @@ class Classifier:
 
         Errors: as `probabilities`, and ValueError for a `top_k` below 1.
         """
-        if top_k < 1:
+        if (top_k := checked(int, top_k, "top_k")) < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
         p, vectors = self.probabilities_and_features(images) if features else (self.probabilities(images), None)
         found = [self.prediction(name, row, top_k) for name, row in zip(names, p, strict=True)]
@@ -293,6 +299,15 @@ class Classifier:
         if not self.classes:
             raise ValueError("this model has no head (num_classes=0), so it gives no probabilities; ask for features()")
 
+    def _named(self, logits: Floats) -> Floats:
+        """Unchanged: each of them has a name."""
+        if (outputs := logits.shape[1]) != (names := len(self.classes)):
+            raise ValueError(
+                f"the model gives {outputs:,} outputs for an image, and classes has {names:,} names; expected one for "
+                f"each: classifier.classes = (...)"
+            )
+        return logits
+
     def _to_probabilities(self, logits: Floats) -> Floats:
         """Logits (B,K) -> probabilities (B,K)."""
         logits64 = logits.astype(np.float64)
@@ -307,9 +322,10 @@ class Classifier:
 
     def _run_all(self, engine: Callable[[Floats], tuple[Floats, ...]], images: Pixels) -> list[Floats]:
         dtype, want = self.preprocess.dtype, (*self.preprocess.image_size, self.preprocess.in_channels)
-        if images.dtype != dtype or images.ndim != 4 or images.shape[1:] != want:
+        shape, given = np.shape(images), getattr(images, "dtype", type(images).__name__)
+        if not isinstance(images, np.ndarray) or given != dtype or len(shape) != 4 or shape[1:] != want:
             raise ValueError(
-                f"expected {dtype} images of shape (B, {', '.join(map(str, want))}), got {images.dtype} {images.shape}"
+                f"expected {dtype} images of shape (B, {', '.join(map(str, want))}), got {given} {tuple(shape)}"
             )
         starts = range(0, max(len(images), 1), CHUNK)
         parts = [engine(self._network_input(images[i : i + CHUNK])) for i in starts]
@@ -378,7 +394,7 @@ def _reopen_export(file: Path, stamp: tuple[int, int] | None, how: Runtime) -> E
 def load(
     path: str | os.PathLike[str],
     *,
-    device: str = "cpu",
+    device: "str | torch.device" = "cpu",
     engine: str | None = None,
     precision: Precision = "float32",
     streams: int = 1,
@@ -416,8 +432,8 @@ def load(
     if file := export_at(path):
         if sizes or network is not None:
             raise ValueError(f"{name} is an export, whose size is fixed: export the run again at another size")
-        if device not in ("auto", "cpu"):
-            raise ValueError(f"{name} is an export, which runs on the CPU; device={device!r} is for runs")
+        if str(device) not in ("auto", "cpu"):
+            raise ValueError(f"{name} is an export, which runs on the CPU; device={str(device)!r} is for runs")
         return Exported(open_export(file, engine=engine, **how))
     if engine not in (None, "torch"):
         raise ValueError(f"{name} is not an export; only torch can run it (engine={engine} given)")
@@ -443,7 +459,7 @@ def from_network(
     network: "nn.Module",
     meta: "ModelMeta",
     *,
-    device: str = "cpu",
+    device: "str | torch.device" = "cpu",
     precision: Precision = "float32",
     streams: int = 1,
     threads: int = 0,
@@ -452,12 +468,13 @@ def from_network(
     """A Classifier around a torch network, which is put in evaluation mode, in float32, on `device`.
 
     On a CPU it runs on compiled kernels where the network and this machine have them: other modules around the same
-    parameters. `network` itself keeps its modules.
+    parameters. `network` itself keeps its modules, may be trained further, and is always computed as it is then, in
+    evaluation mode.
     """
     import torch
 
     from mlpmixer.hardware import choose_device
-    from mlpmixer.inference.engines.torch import computing, limit_threads
+    from mlpmixer.inference.engines.torch import computing, evaluating, limit_threads
     from mlpmixer.models.architecture import architecture_of, capability, has
 
     where, threads = choose_device(device), threads_each(streams, threads)
@@ -465,7 +482,7 @@ def from_network(
         raise ValueError(f"several streams need the CPU: expected streams=1 on {where}, got {streams}")
     limit_threads(streams, threads)
     network = network.to(device=where, dtype=torch.float32).eval()
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[checked(Precision, precision, "precision")]
     fast: Any = network  # what computes
     kernels = capability(network, "kernels", "inference") if where.type == "cpu" and has(network, "kernels") else None
     if kernels and kernels.unsupported_reason(network, [dtype]):
@@ -473,14 +490,19 @@ def from_network(
     if kernels:
         fast = kernels.for_inference(network)
     has_head = bool(architecture_of(network))  # logits are head(pre_logits); other code's networks do not say
-    pre_logits = getattr(fast, "pre_logits", _no_features)
 
     def run(images: Floats, function: Callable[[Any], tuple[Any, ...]]) -> tuple[Floats, ...]:
-        with torch.inference_mode(), computing(where.type, precision, threads):
+        nonlocal fast
+        if kernels and [*map(id, fast.parameters())] != [*map(id, network.parameters())]:  # another head, perhaps
+            fast = kernels.for_inference(network)
+        with torch.inference_mode(), computing(where.type, precision, threads), evaluating(fast):
             size = kernels.images_per_chunk(fast.cfg) if kernels else CHUNK
             parts = torch.split(torch.from_numpy(images).to(where), size)
             outputs = ([output.float().cpu().numpy() for output in function(part)] for part in parts)
             return tuple(np.concatenate(output) for output in zip(*outputs, strict=True))
+
+    def pre_logits(part: Any) -> Any:
+        return getattr(fast, "pre_logits", _no_features)(part)
 
     def both(part: Any) -> tuple[Any, Any]:
         features = pre_logits(part)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mlpmixer.data.images import Source
+from mlpmixer.registry import shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,15 +123,19 @@ def _channels_last(tensor: "Tensor", channels: int) -> NDArray[Any]:
             f"expected tensors (C,H,W) or (B,C,H,W) with C = {' or '.join(map(str, allowed))}, got an image of shape "
             f"{shape}; with channels last: tensor.permute(2, 0, 1), or tensor.numpy()"
         )
-    values = tensor.detach().cpu()
-    array: NDArray[Any] = (values.float() if values.is_floating_point() else values).permute(1, 2, 0).numpy()
+    try:
+        values = tensor.detach().cpu()
+        array: NDArray[Any] = (values.float() if values.is_floating_point() else values).permute(1, 2, 0).numpy()
+    except (TypeError, RuntimeError) as e:  # sparse, quantised, or on the meta device
+        raise ValueError(f"expected a tensor whose pixels numpy can hold: {shortened(e)}") from e
     return array
 
 
 def _eight_bit(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     """Values of another type than uint8 are floats in 0..1."""
-    if pixels.dtype.kind == "f" and pixels.size and pixels.min() >= 0 and pixels.max() <= 1:  # false for NaN
-        pixels = np.rint(pixels * 255).astype(np.uint8)
+    half = 0.5 / 255  # of a step of 8 bits: by less than that a resize may leave 0..1
+    if pixels.dtype.kind == "f" and pixels.size and pixels.min() > -half and pixels.max() < 1 + half:  # false for NaN
+        pixels = np.rint(pixels * 255).clip(0, 255).astype(np.uint8)
     if pixels.dtype == np.uint8:
         return pixels
     values = f" from {pixels.min():g} to {pixels.max():g}" if pixels.dtype.kind in "iuf" and pixels.size else ""

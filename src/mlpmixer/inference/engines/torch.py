@@ -75,6 +75,18 @@ def computing(device: str, precision: Precision, threads: int) -> Iterator[None]
                 torch.set_num_threads(before)
 
 
+@contextmanager
+def evaluating(network: Any) -> Iterator[None]:
+    """A context in which a network is in evaluation mode; each of its modules then is in the mode it was in."""
+    if training := [module for module in network.modules() if module.training]:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def _value(name: str, value: Any) -> Value:
     """`value`: a tensor without data; its free sizes are symbols."""
     shape = tuple(n if isinstance(n, int) else None for n in getattr(value, "shape", ()))
