@@ -20,9 +20,9 @@ def shown(value: object) -> str:
     return shortened(repr(value), 80)
 
 
-def matching(names: Iterable[str], patterns: str | Iterable[str]) -> list[str]:
+def matching(names: Iterable[str], patterns: str | Iterable[str] | None) -> list[str]:
     """The names that fit a pattern such as "*16*", or one of several, whatever their case; all where there is none."""
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns or ())
     folded = [p.casefold() for p in patterns if p]
     return [n for n in names if not folded or any(fnmatch.fnmatchcase(n.casefold(), p) for p in folded)]
 

@@ -105,7 +105,11 @@ def test_the_head_goes_and_comes_back(model: Any) -> None:
         model.reset_classifier(-1)
     with pytest.raises(ValueError, match="num_classes='3': expected int"):
         model.reset_classifier("3")
+    with pytest.raises(ValueError, match="no field 'global_pool'; forward_features"):
+        model.reset_classifier(4, global_pool="")
     assert model.num_classes == 3
+    model.reset_classifier(4, "token" if model.cfg.architecture == "vit" else "avg")  # as timm has it
+    assert model.num_classes == 4
 
 
 def test_a_fresh_head_of_zeros_draws_nothing() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers.models import GREY, random_mixer
 from huggingface_hub import ModelCard
+from torch import nn
 
 import mlpmixer
 from mlpmixer import cli
@@ -346,6 +347,35 @@ def test_what_came_with_the_weights_goes_out_again_without_the_figures_of_the_ru
     assert fresh.classes[0] == "class 0" and np.allclose(logits(fresh), 0.1)  # the head of zeros is in the file
     half = model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
     assert predict.load(half).classes == ours.classes and model.head.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda m: setattr(m, "head", nn.Linear(16, 3)),
+            r"size mismatch for head\.weight.*reset_classifier\(K\) gives",
+        ),
+        (lambda m: setattr(m, "head", nn.Sequential(nn.Dropout(), nn.Linear(16, 10))), r"Missing key.*head\.weight"),
+        (lambda m: nn.utils.parametrizations.weight_norm(m.head), "Missing key"),
+        (lambda m: setattr(m, "blocks", m.blocks[:1]), r"model\.safetensors has .* bytes, too few"),
+        (lambda m: setattr(m.blocks[0], "norm1", m.blocks[1].norm1), "share memory"),
+        (lambda m: nn.init.constant_(m.head.bias, float("nan")), r"'head\.bias' is not finite"),
+    ],
+)
+def test_what_could_not_be_loaded_again_is_not_written(change: Any, says: str, tmp_path: Path) -> None:
+    model = random_mixer(GREY)
+    change(model)
+    with pytest.raises(ValueError, match=f"the network could not be loaded again: .*{says}"):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_set_on_a_classifier_is_pushed(run: Path, tmp_path: Path) -> None:
+    model = predict.load(run)
+    model.classes, model.threshold, model.sigmoid = list("abcdefghij"), 0.3, True
+    found = predict.load(model.push(tmp_path / "out"))
+    assert (found.classes, found.threshold, found.sigmoid) == (tuple("abcdefghij"), 0.3, True)
 
 
 def test_another_size_takes_its_preprocessing_along(run: Path, tmp_path: Path) -> None:

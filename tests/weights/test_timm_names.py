@@ -67,7 +67,7 @@ def test_stochastic_depth_has_one_rate_as_in_timm() -> None:
 
 
 def test_models_are_listed_by_pattern() -> None:
-    assert list_models() == list(MODELS)
+    assert list_models() == list_models(None, exclude_filters=None) == list(MODELS)
     assert list_models("mixer_b*") == ["mixer_b32_224", "mixer_b16_224"]
     assert list_models("*16*")[:3] == ["S/16", "B/16", "L/16"] and "mixer_l16_224" in list_models("*16*")
     assert list_models(["b/*", "resnet?8"]) == ["B/32", "B/16", "resnet18"]
@@ -107,7 +107,9 @@ def test_timms_spellings_are_taken_with_every_name() -> None:
     assert (model.cfg.in_channels, model.cfg.image_size, model.cfg.drop_path) == (1, (32, 48), 0.1)
     mixer = create_model("mixer_s32_224", False, proj_drop_rate=0.2, global_pool="avg", mlp_ratio=None, **SMALL)
     assert mixer.cfg.dropout == 0.2
-    assert configured("resnet18", in_chans=None, drop_rate=None) == MODELS["resnet18"]
+    assert configured("resnet18", in_chans=None, drop_rate=None, bn_eps=None) == MODELS["resnet18"]
+    vit = MODELS["vit_tiny_patch16_224"]
+    assert configured(vit, global_pool="token") == vit
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,10 @@ def test_timms_spellings_are_taken_with_every_name() -> None:
     [
         ("mixer_s32_224", {"drop_rate": 0.1}, "'drop_rate'; dropout within the MLPs of a Mixer is dropout="),
         ("mixer_s32_224", {"global_pool": ""}, "'global_pool'; forward_features"),
+        ("vit_tiny_patch16_224", {"global_pool": "avg"}, "'global_pool'; forward_features"),
+        ("digits", {"weights": "w.npz"}, "digits names weights already: leave weights='w.npz' out"),
+        ("digits", {"pretrained": "imagenet21k"}, "pretrained='imagenet21k': expected bool"),
+        (None, {}, "expected a name of `mlpmixer list models` or a config, got None"),
         ("mixer_s32_224", {"mlp_ratio": (0.5, 4)}, "'mlp_ratio'; tokens_mlp_dim= and channels_mlp_dim="),
         ("resnet18", {"drop_path_rate": 0.1}, "resnet has no field 'drop_path_rate'"),
         ("mixer_s32_224", {"checkpoint_path": "w.pth"}, "'checkpoint_path'; weights=FILE loads it"),
@@ -125,7 +131,7 @@ def test_timms_spellings_are_taken_with_every_name() -> None:
         ("mixer_s32_244", {}, "no model named 'mixer_s32_244'; did you mean mixer_s32_224"),
     ],
 )
-def test_what_is_not_here_is_refused_with_what_to_use(model: str, fields: dict[str, Any], says: str) -> None:
+def test_what_is_not_here_is_refused_with_what_to_use(model: Any, fields: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         create_model(model, **fields)
 

@@ -272,7 +272,8 @@ class Classifier:
         licence: as the Hub writes it (apache-2.0, mit, ...); without one the card says that none is stated.
         private: who may see a repository that this call makes.
 
-        The weights are those of `network` as it is now. If they are those of its run, the card says what was measured.
+        The weights are those of `network` as it is now, with what may be set here, `classes` and `threshold`. If all
+        are those of its run, the card says what was measured.
 
         Gives the repository's address, or the folder. Errors: ValueError for an export, a folder that holds something
         already, and when the Hub refuses or cannot be reached; OSError when nothing can be written.
@@ -291,7 +292,15 @@ class Classifier:
                 )
             place = f"hf:{place}"
         config = getattr(self.network, "cfg", self.meta.config)
-        meta = replace(self.meta, config=config, classes=self.classes, preprocess=self.preprocess)
+        loss = {} if self.sigmoid == _ends_in_sigmoid(self.meta) else {"loss": "sigmoid" if self.sigmoid else "softmax"}
+        meta = replace(
+            self.meta,
+            config=config,
+            classes=tuple(self.classes),
+            preprocess=self.preprocess,
+            threshold=self.threshold,
+            provenance=self.meta.provenance | loss,
+        )
         options: Any = {"file": self.path, "licence": licence, "private": private}
         return push_network(self.network, meta, os.path.expanduser(place), **options)
 
@@ -356,7 +365,7 @@ class Exported(Classifier):
             logits=lambda images: outputs(images, PROBABILITIES)[0],
             pre_logits=lambda images: outputs(images, FEATURES)[0],
             both=lambda images: outputs(images, PROBABILITIES, FEATURES),
-            sigmoid=meta.provenance.get("loss") == "sigmoid",
+            sigmoid=_ends_in_sigmoid(meta),
             threshold=meta.threshold,
             meta=meta,
             path=export.path,
@@ -514,7 +523,7 @@ def from_network(
         logits=lambda images: run(images, lambda part: (fast(part),))[0],
         pre_logits=lambda images: run(images, lambda part: (pre_logits(part),))[0],
         both=lambda images: run(images, both),
-        sigmoid=meta.provenance.get("loss") == "sigmoid",
+        sigmoid=_ends_in_sigmoid(meta),
         threshold=meta.threshold,
         meta=meta,
         network=network,
@@ -538,6 +547,10 @@ def from_network(
             path=path,
         ),
     )
+
+
+def _ends_in_sigmoid(meta: "ModelMeta") -> bool:
+    return meta.provenance.get("loss") == "sigmoid"
 
 
 def _no_features(images: Any) -> Any:

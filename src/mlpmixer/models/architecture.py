@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mlpmixer.config import did_you_mean, pair
 from mlpmixer.models.configs import MixerConfig, NetworkConfig, ResMLPConfig, ResNetConfig, ViTConfig
 from mlpmixer.models.names import MODELS
-from mlpmixer.registry import Registry
+from mlpmixer.registry import Registry, shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +61,7 @@ TIMM_FIELDS = {
 """timm's spellings of fields."""
 TIMM_ONLY: dict[str, tuple[Any, str]] = {
     "drop_rate": (0, "dropout within the MLPs of a Mixer is dropout=, timm's proj_drop_rate"),
-    "global_pool": ("avg", "forward_features(images) gives what a pooling of your own can read"),
+    "global_pool": ("", "forward_features(images) gives what a pooling of your own can read"),
     "features_only": (False, "forward_features(images) gives the tokens before pooling"),
     "mlp_ratio": ("", "tokens_mlp_dim= and channels_mlp_dim= are the widths themselves"),
     "embed_dim": ("", "hidden_dim= is the width, beside tokens_mlp_dim= and channels_mlp_dim="),
@@ -182,6 +182,8 @@ def configured(model: str | NetworkConfig, **fields: Any) -> Any:
     Errors: ValueError for an unknown name or field (with the nearest right one) and for sizes that do not fit together.
     """
     cfg = MODELS[model] if isinstance(model, str) else model
+    if not isinstance(cfg, NetworkConfig):
+        raise ValueError(f"expected a name of `mlpmixer list models` or a config, got {shown(model)}")
     return dataclasses.replace(cfg, **own_fields(cfg, fields))
 
 
@@ -191,9 +193,11 @@ def own_fields(cfg: NetworkConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {}
     for name, value in fields.items():
         ours = TIMM_FIELDS.get(name, name)
-        if value is None and (ours in known or name in TIMM_ONLY):  # as timm has it
+        if value is None:  # not given, as timm has it
             continue
         nothing, instead = TIMM_ONLY.get(name, (0 if name in TIMM_FIELDS else dataclasses.MISSING, ""))
+        if name == "global_pool":
+            nothing = cfg.global_pool
         if ours in known:
             if ours in own:
                 raise ValueError(f"{ours} is given twice, once in timm's spelling")

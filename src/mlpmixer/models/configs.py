@@ -44,6 +44,8 @@ class NetworkConfig(Config, owner="model"):
     title: ClassVar[str] = ""
     """Its name in print, and below the number of its paper: model cards have both."""
     arxiv: ClassVar[str] = ""
+    global_pool: ClassVar[str] = "avg"
+    """timm's word for what makes pre-logits of features."""
     weight_free: ClassVar[tuple[str, ...]] = ()
     """Fields that no weight depends on, such as dropout: a trained network takes those it is asked for."""
 
@@ -336,6 +338,7 @@ class ViTConfig(PatchConfig):
     architecture: ClassVar[str] = "vit"
     title: ClassVar[str] = "Vision Transformer"
     arxiv: ClassVar[str] = "2010.11929"
+    global_pool: ClassVar[str] = "token"
 
     num_blocks: int = 12
     """L, encoder blocks."""

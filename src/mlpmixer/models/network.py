@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mlpmixer.config import pair
-from mlpmixer.models.architecture import capability
+from mlpmixer.models.architecture import capability, own_fields
 from mlpmixer.models.configs import Activation, NetworkConfig, PatchConfig
 
 TRUNCATED_STD = (
@@ -73,11 +73,14 @@ class Network(nn.Module):
         """The head: nn.Linear(D, K), or nn.Identity() without classes."""
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a fresh head of `num_classes` outputs in the place of the old one, as a new network starts; 0: none.
 
-        Errors: ValueError for a number below 0.
+        global_pool: as timm has it; the pooling stays as it is, "avg", of a ViT "token".
+
+        Errors: ValueError for a number below 0, and for another pooling.
         """
+        own_fields(self.cfg, {"global_pool": global_pool})
         like = next(self.parameters())
         self.cfg = dataclasses.replace(self.cfg, num_classes=num_classes)
         with torch.device("meta"):  # draws nothing from torch's generator
@@ -112,7 +115,7 @@ class Network(nn.Module):
 
     def save_pretrained(
         self,
-        folder: str | os.PathLike[str],
+        save_directory: str | os.PathLike[str],
         *,
         classes: Sequence[str] | None = None,
         preprocess: Any = None,
@@ -124,13 +127,14 @@ class Network(nn.Module):
         preprocess: a `Preprocess`; what came with the weights, of a fresh network that of a run: crop, -1..1.
         licence: as the Hub writes it (apache-2.0, mit, ...).
 
-        Errors: ValueError for a folder that holds something and for other than K classes.
+        Errors: ValueError for a folder that holds something, for other than K classes, and for a network that could not
+        be loaded again, such as one with a head of another number of outputs than its config.
         """
-        return self._push(os.path.abspath(folder), classes, preprocess, licence=licence)
+        return self._push(os.path.abspath(save_directory), classes, preprocess, licence=licence)
 
     def push_to_hub(
         self,
-        repo: str,
+        repo_id: str,
         *,
         classes: Sequence[str] | None = None,
         preprocess: Any = None,
@@ -143,7 +147,7 @@ class Network(nn.Module):
 
         Errors: ValueError when the Hub refuses or cannot be reached.
         """
-        target = f"hf:{repo.removeprefix('hf:')}"
+        target = f"hf:{repo_id.removeprefix('hf:')}"
         return self._push(target, classes, preprocess, licence=licence, private=private)
 
     def _push(self, target: str, classes: Sequence[str] | None, preprocess: Any, **how: Any) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mlpmixer.config import to_json
 from mlpmixer.download import FetchError, hub_file
 from mlpmixer.durable import write_json, write_text
+from mlpmixer.registry import shortened
 from mlpmixer.weights.card import model_card
 from mlpmixer.weights.model_file import (
     FORMAT,
@@ -82,12 +83,24 @@ def push_network(
 
     file: where it was loaded from. If it still holds this network, it is what is pushed, with the card of its run;
     otherwise nothing that was measured is said of the network.
+
+    Errors: as `push`, and ValueError for a network that could not be loaded again.
     """
     if file and _holds(file, network, meta):
         return push(file, target, licence=licence, private=private)
     with tempfile.TemporaryDirectory() as scratch:
         origin = {name: value for name, value in meta.provenance.items() if name != "metrics"}
-        save_model(Path(scratch) / MODEL_FILE, network, replace(meta, provenance=origin))
+        model = Path(scratch) / MODEL_FILE
+        try:
+            save_model(model, network, replace(meta, provenance=origin))
+            if not meta.network:
+                load_model(model)
+        except (CheckpointError, RuntimeError) as e:  # another head, say, layers of other kinds, or shared ones
+            reason = shortened(e).replace(f"{model}: ", "").replace(str(model), MODEL_FILE)
+            raise ValueError(
+                f"the network could not be loaded again: {reason}. Its modules must be those of its config; "
+                "network.reset_classifier(K) gives it a head of K classes"
+            ) from e
         return push(scratch, target, licence=licence, private=private)
 
 

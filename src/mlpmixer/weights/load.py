@@ -244,20 +244,20 @@ def create_model(
     and for a num_classes other than the file's while its head is kept.
     """
     name = model if isinstance(model, str) else ""
+    pretrained = bool(checked(bool | None, pretrained, "pretrained"))
     if pretrained and not name:
         raise ValueError("pretrained=True takes the weights of a name; with a config say weights=FILE")
     if re.match(HUB, name) or (name not in (*MODELS, *BUNDLED) and os.path.exists(name)):
         raise ValueError(f"{name} is not an architecture: mlpmixer.from_pretrained({name!r}) gives the network there")
-    if name in BUNDLED and weights is None:
-        model, weights = read_meta(BUNDLED[name]).config, BUNDLED[name]
-    elif pretrained or ":" in name:
+    if name not in BUNDLED and (pretrained or ":" in name):
         name = published.weights_for(name)
+    if weights is not None and (name in WEIGHTS or name in BUNDLED):
+        raise ValueError(
+            f"{name} names weights already: leave weights={os.fspath(weights)!r} out, or name the architecture alone"
+        )
+    if name in BUNDLED:
+        model, weights = read_meta(BUNDLED[name]).config, BUNDLED[name]
     if name in WEIGHTS:
-        if weights is not None:
-            raise ValueError(
-                f"{name} names weights already: leave weights={os.fspath(weights)!r} out, or name the architecture "
-                "alone"
-            )
         model = published.model_of(name)
         if pretrained or ":" in name:
             weights = name

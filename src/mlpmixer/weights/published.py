@@ -196,7 +196,10 @@ def model_of(name: str) -> str:
 
 
 def list_models(
-    filter: str | Iterable[str] = "", *, pretrained: bool = False, exclude_filters: str | Iterable[str] = ()
+    filter: str | Iterable[str] | None = "",
+    *,
+    pretrained: bool = False,
+    exclude_filters: str | Iterable[str] | None = None,
 ) -> list[str]:
     """Names for `create_model`, ours and timm's, as `mlpmixer list models` has them.
 
