@@ -731,7 +731,7 @@ def test_run_resumes_after_a_broken_shard(tmp_path: Path, capsys: pytest.Capture
     )
     victim.write_bytes(sound)
     assert cli.main(["train", "--resume", str(out), "--quiet"]) == 0
-    assert "after 18 steps" in capsys.readouterr().out
+    assert "step 18 of 18" in capsys.readouterr().out
 
 
 def test_other_shards_do_not_continue_a_run(tmp_path: Path) -> None:

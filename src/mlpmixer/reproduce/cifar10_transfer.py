@@ -204,7 +204,9 @@ def _make_job(context: ExperimentContext, row: str) -> Job:
 
 def published_recipe(row: str) -> Recipe:
     """The published settings of a row."""
-    return dataclasses.replace(RECIPES[RECIPE](), model=WEIGHTS[row].config, init=Init(weights=row))
+    recipe = RECIPES[RECIPE]()
+    optim = dataclasses.replace(recipe.optim, loss="softmax")  # what training decides for images of one class
+    return dataclasses.replace(recipe, model=WEIGHTS[row].config, init=Init(weights=row), optim=optim)
 
 
 def _run_folder(out: Path, row: str) -> Path:

@@ -163,8 +163,12 @@ def listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         sock = socket.socket(family, kind, proto)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+        except OSError:
+            sock.close()
+            raise
     except OSError as e:
         hint = "; try another --port (0 takes a free one)" if e.errno in (errno.EADDRINUSE, errno.EACCES) else ""
         raise ValueError(f"cannot listen on {host}:{port}: {e.strerror or e}{hint}") from None
