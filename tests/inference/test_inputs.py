@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.greys import by_brightness, grey
 from helpers.models import classifier_of, digits_classifier
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from mlpmixer.data.images import ImageError
 from mlpmixer.models.configs import MixerConfig
@@ -142,6 +142,27 @@ def test_an_image_or_file_may_be_given_many_times(photos: Path) -> None:
     with open(photos / "a.png", "rb") as file, Image.open(photos / "a.png") as image:
         found = digits_classifier().predict([file, image] * 40)
     assert len({p.top for p in found}) == 1 and {p.name for p in found} == {str(photos / "a.png")}
+
+
+def test_frames_may_come_in_one_array_that_changes() -> None:
+    """As a video's do; a GIF's come in one Pillow image."""
+    frames = [np.full((8, 8, 1), value, np.uint8) for value in (0, 90, 180, 250)]
+    array, picture, gif = np.empty_like(frames[0]), Image.new("L", (8, 8)), io.BytesIO()
+    first, *others = [Image.fromarray(frame[..., 0]) for frame in frames]
+    first.save(gif, "GIF", save_all=True, append_images=others)
+
+    def changing(same: Any) -> Iterator[Any]:
+        for frame in frames:
+            array[:] = frame
+            picture.paste(Image.fromarray(frame[..., 0]))
+            yield same
+
+    model = digits_classifier()
+    tensor, wanted = torch.from_numpy(array).permute(2, 0, 1), [p.top for p in model.predict(frames)]
+    assert len(set(wanted)) == 4
+    for same in (array, array[None], tensor, tensor[None], picture):
+        assert [p.top for p in model.predict(changing(same))] == wanted
+    assert [p.top for p in model.predict(ImageSequence.Iterator(Image.open(gif)))] == wanted
 
 
 def test_the_type_decides_which_axis_holds_the_channels() -> None:

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mlpmixer.data.images import Source
 from mlpmixer.registry import shortened
@@ -45,7 +45,8 @@ def named_images(images: Any, *, allow_urls: bool) -> "Iterator[str | Failure | 
         if isinstance(item, str | os.PathLike):
             found = find_images(item, allow_urls=allow_urls)
         elif isinstance(item, np.ndarray) or _is_tensor(item):
-            found = [(f"image[{count + i}]", row) for i, row in enumerate(item if item.ndim == 4 else [item])]
+            rows = enumerate(item if item.ndim == 4 else [item], start=count)
+            found = ((f"image[{i}]", _for_threads(row)) for i, row in rows)
         else:
             found = [(_name(item) or f"image[{count}]", _for_threads(item))]
         for image in found:
@@ -91,11 +92,15 @@ def _name(item: Any) -> str:
 
 
 def _for_threads(item: Any) -> Any:
-    """What several threads may read at once, also when it is given twice."""
+    """What several threads may read at once, also when it is given twice, or changed as the next one is asked for: the
+    frames of a video may come in one array, those of a GIF in one Pillow image."""
+    if isinstance(item, np.ndarray):
+        return item.copy()
+    if _is_tensor(item):
+        return item.detach().clone()
     if isinstance(item, Image.Image):
         with suppress(Exception):  # the decoder says what is wrong with it
-            item.load()
-            item.getexif()
+            return ImageOps.exif_transpose(item)  # a copy
     elif hasattr(item, "read"):
         with suppress(OSError, ValueError):
             return _content(item)
