@@ -288,6 +288,16 @@ def test_a_network_in_training_mode_is_evaluated_and_left_in_it():
     assert [block.training for block in model.network.blocks] == [False, True]
 
 
+@pytest.mark.parametrize("wrong", [0, 1, 2.0, float("nan"), "0.5", True])
+def test_a_threshold_is_a_probability(wrong):
+    model = by_brightness()
+    with pytest.raises(ValueError, match="threshold"):
+        model.threshold = wrong
+    assert model.threshold is None
+    model.threshold = np.float32(0.25)
+    assert type(model.threshold) is float and model.multi_label
+
+
 def test_a_device_of_torch_is_a_device(run):
     import torch
 

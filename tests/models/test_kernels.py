@@ -236,6 +236,15 @@ def test_inference_shares_the_parameters_and_follows_them(dtype: torch.dtype) ->
 
 
 @needs_compiler
+def test_they_are_differentiated_once_and_say_so() -> None:
+    _, fast = twins(SMALL)
+    loss = fast(torch.randn(2, 3, 12, 12)).square().sum()
+    slope = torch.autograd.grad(loss, fast.stem.weight, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        slope.square().sum().backward()
+
+
+@needs_compiler
 def test_a_run_is_computed_on_them_and_says_so() -> None:
     plain, _ = twins(SMALL)
     meta = ModelMeta(config=SMALL, classes=tuple("abcde"), preprocess=Preprocess(image_size=(12, 12)))

@@ -24,6 +24,7 @@ from mlpmixer.inference.engines import Precision, Runtime, threads_each
 from mlpmixer.inference.exported import FEATURES, PROBABILITIES, Export, export_at, open_export
 from mlpmixer.inference.inputs import as_source
 from mlpmixer.models.configs import Method
+from mlpmixer.weights.model_file import require_threshold
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +117,7 @@ class Classifier:
     which must then be there unchanged.
     """
 
-    _CHANGEABLE = ("classes", "preprocess", "sigmoid", "threshold")  # what is not as it was opened
+    _CHANGEABLE = ("classes", "preprocess", "sigmoid", "_threshold")  # what is not as it was opened
 
     def __init__(
         self,
@@ -178,6 +179,17 @@ class Classifier:
     def network(self) -> "nn.Module | None":
         """The torch network, images (B,C,H,W) from `transform` -> logits (B,K); None for an export."""
         return self._network
+
+    @property
+    def threshold(self) -> float | None:
+        """Where an image may have several classes, or none, the probability from which a class is said of it."""
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float | None) -> None:
+        """Errors: ValueError for anything but None and a number above 0 and below 1."""
+        require_threshold(value := checked(float | None, value, "threshold"))
+        self._threshold = value
 
     @property
     def multi_label(self) -> bool:

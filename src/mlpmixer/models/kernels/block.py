@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mlpmixer.models.kernels.native import call
 
@@ -133,6 +134,7 @@ class Block(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         x, keep, gamma1, gamma2, w1, w2, w3, w4, columns, hidden1, u, y, hidden2, mean1, rstd1, mean2, rstd2 = (
             ctx.saved_tensors
