@@ -226,7 +226,7 @@ def metrics_from_probabilities(
     negative log-likelihood. ValueError when the arguments do not fit together, and for NaN.
     """
     p, labels = np.asarray(probabilities), np.asarray(labels, dtype=np.int64)
-    _require_fit(p, labels, classes, names)
+    require_fit(p, labels, classes, names)
     n, k = p.shape
     correct, losses = score(p, labels)
     predicted, confidence = p.argmax(axis=1), p.max(axis=1).astype(np.float64)
@@ -282,14 +282,17 @@ def _examples(
         yield from (("hardest", i) for i in images[::-1][:each] if i not in typical)
 
 
-def _require_fit(p: Probabilities, labels: Labels, classes: Sequence[str], names: Sequence[str]) -> None:
+def require_fit(p: Probabilities, labels: NDArray[Any], classes: Sequence[str], names: Sequence[str]) -> None:
+    """ValueError unless p (N,K) is finite and belongs to labels (N,) or targets (N,K), N >= 1 names and K classes."""
     n, k = p.shape
-    if n == 0 or labels.shape != (n,) or len(names) != n or len(classes) != k:
+    if n == 0 or labels.shape not in ((n,), (n, k)) or len(names) != n or len(classes) != k:
         got = f"{p.shape}, {labels.shape}, {len(names)}, {len(classes)}"
-        raise ValueError(f"expected N >= 1 rows of K probabilities, N labels, N names, K classes; got {got}")
+        raise ValueError(
+            f"expected N >= 1 rows of K probabilities, N labels or (N,K) targets, N names, K classes; got {got}"
+        )
     if not np.isfinite(p).all():
         raise ValueError("the probabilities contain NaN or infinity: the model is broken, as after a diverged training")
-    if labels.min() < 0 or labels.max() >= k:
+    if labels.ndim == 1 and (labels.min() < 0 or labels.max() >= k):
         raise ValueError(f"labels must be in 0..{k - 1}, got {labels.min()}..{labels.max()}")
 
 

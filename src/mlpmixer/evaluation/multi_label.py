@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpmixer.evaluation.calibration import TINY, Probabilities
-from mlpmixer.evaluation.metrics import Scored, as_json
+from mlpmixer.evaluation.metrics import MOST_WRONG, Scored, as_json, require_fit
 from mlpmixer.evaluation.significance import Interval, wilson
 
 Targets = NDArray[np.bool_]
 
 THRESHOLD = 0.5  # where none was chosen
 THRESHOLDS = np.arange(1, 100) / 100  # to choose from
-MISTAKES = 24
 
 
 @dataclass(frozen=True)
@@ -155,55 +154,69 @@ def multi_label_metrics(
 
     ValueError when the arguments do not fit together, for NaN, and when no image has a class.
     """
-    p, (n, k) = np.asarray(probabilities).astype(np.float64), targets.shape
-    if n == 0 or p.shape != (n, k) or len(names) != n or len(classes) != k:
-        got = f"{p.shape}, {targets.shape}, {len(names)}, {len(classes)}"
-        raise ValueError(f"expected N >= 1 rows of K probabilities, (N,K) targets, N names, K classes; got {got}")
-    if not np.isfinite(p).all():
-        raise ValueError("the probabilities contain NaN or infinity: the model is broken, as after a diverged training")
-    said = p >= threshold
-    right = said & targets
-    hits, guesses, support = (np.asarray(a.sum(axis=0)) for a in (right, said, targets))
-    mean, ap = mean_average_precision(p, targets), average_precisions(p, targets)
-    exact = int((said == targets).all(axis=1).sum())
-    f1 = 2 * hits / np.maximum(guesses + support, 1)
-    surprise = np.where(said != targets, np.where(targets, 1 - p, p), 0.0)  # confidence of each mistake
-    places = range(n) if indices is None else indices
-    worst = sorted(np.flatnonzero(surprise.any(axis=1)).tolist(), key=lambda i: (-surprise[i].max(), names[i]))
+    p, targets = np.asarray(probabilities).astype(np.float64), np.asarray(targets)
+    n = len(targets)
+    require_fit(p, targets, classes, names)
+    predicted = p >= threshold
+    hits, guesses, support = (int(a.sum()) for a in (predicted & targets, predicted, targets))
+    scores = _label_scores(p, targets, predicted, classes)
+    exact = int((predicted == targets).all(axis=1).sum())
     return MultiLabelMetrics(
         n=n,
         classes=tuple(classes),
-        map=mean,
+        map=mean_average_precision(p, targets),
         threshold=threshold,
-        f1_micro=float(2 * hits.sum() / max(guesses.sum() + support.sum(), 1)),
-        f1_macro=float(f1[support > 0].mean()),
-        precision=float(hits.sum() / max(guesses.sum(), 1)),
-        recall=float(hits.sum() / max(support.sum(), 1)),
+        f1_micro=2 * hits / max(guesses + support, 1),
+        f1_macro=float(np.mean([score.f1 for score in scores if score.support])),
+        precision=hits / max(guesses, 1),
+        recall=hits / max(support, 1),
         exact_match=exact / n,
         exact_match_interval=wilson(exact, n),
         nll=float(binary_cross_entropies(p, targets).mean()),
-        per_class=tuple(
-            LabelScore(
-                name=name,
-                average_precision=float(ap[j]) if support[j] else None,
-                precision=float(hits[j] / max(guesses[j], 1)),
-                recall=float(hits[j] / max(support[j], 1)),
-                f1=float(f1[j]),
-                support=int(support[j]),
-                predicted=int(guesses[j]),
-                recall_interval=wilson(int(hits[j]), int(support[j])),
-            )
-            for j, name in enumerate(classes)
-        ),
-        most_wrong=tuple(
-            LabelMistake(
-                names[i],
-                tuple(classes[j] for j in np.flatnonzero(targets[i]).tolist()),
-                classes[int(surprise[i].argmax())],
-                float(p[i, int(surprise[i].argmax())]),
-                int(places[i]),
-            )
-            for i in worst[:MISTAKES]
-        ),
+        per_class=scores,
+        most_wrong=_most_wrong(p, targets, predicted, classes, names, range(n) if indices is None else indices),
         bad=tuple(bad),
+    )
+
+
+def _label_scores(
+    p: Probabilities, targets: Targets, predicted: Targets, classes: Sequence[str]
+) -> tuple[LabelScore, ...]:
+    counts = (a.sum(axis=0).tolist() for a in (predicted & targets, predicted, targets))
+    rows = zip(classes, average_precisions(p, targets).tolist(), *counts, strict=True)
+    return tuple(
+        LabelScore(
+            name=name,
+            average_precision=ap if support else None,
+            precision=hits / max(guesses, 1),
+            recall=hits / max(support, 1),
+            f1=2 * hits / max(guesses + support, 1),
+            support=support,
+            predicted=guesses,
+            recall_interval=wilson(hits, support),
+        )
+        for name, ap, hits, guesses, support in rows
+    )
+
+
+def _most_wrong(
+    p: Probabilities,
+    targets: Targets,
+    predicted: Targets,
+    classes: Sequence[str],
+    names: Sequence[str],
+    places: Sequence[int],
+) -> tuple[LabelMistake, ...]:
+    confidence = np.where(predicted != targets, np.where(targets, 1 - p, p), 0.0)  # of each mistake
+    worst, surprise = confidence.argmax(axis=1).tolist(), confidence.max(axis=1)
+    order = sorted(np.flatnonzero(surprise).tolist(), key=lambda i: (-surprise[i], names[i]))
+    return tuple(
+        LabelMistake(
+            name=names[i],
+            true=tuple(classes[j] for j in np.flatnonzero(targets[i]).tolist()),
+            label=classes[worst[i]],
+            probability=float(p[i, worst[i]]),
+            index=int(places[i]),
+        )
+        for i in order[:MOST_WRONG]
     )

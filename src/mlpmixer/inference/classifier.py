@@ -321,7 +321,7 @@ class Classifier:
             raise ValueError("this model has no head (num_classes=0), so it gives no probabilities; ask for features()")
 
     def _named(self, logits: Floats) -> Floats:
-        """Unchanged: each of them has a name."""
+        """The same logits. ValueError unless each output has a name."""
         if (outputs := logits.shape[1]) != (names := len(self.classes)):
             raise ValueError(
                 f"the model gives {outputs:,} outputs for an image, and classes has {names:,} names; expected one for "

@@ -15,6 +15,7 @@ from mlpmixer.registry import shortened
 from mlpmixer.weights.model_file import states
 from mlpmixer.weights.run_folder import (
     FOLDS_FILE,
+    SUMMARY_FILE,
     is_folds,
     is_locked,
     is_run,
@@ -26,7 +27,7 @@ from mlpmixer.weights.run_folder import (
 )
 
 MOST_DEPTH = 4  # of folders between the one that is named and a run
-TRACES = (FOLDS_FILE, "metrics.jsonl", "summary.json", "checkpoints")  # of a run whose recipe may be lost
+TRACES = (FOLDS_FILE, "metrics.jsonl", SUMMARY_FILE, "checkpoints")  # of a run whose recipe may be lost
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,23 +89,13 @@ def _single(run: Path, found: ListedRun) -> ListedRun:
     found = dataclasses.replace(found, **_about(recipe), state=_state(run, finished=summary is not None))
     if summary is not None:
         split = "test" if summary.get("test") else "val"
-        metric = metric_of(summary[split])
-        return dataclasses.replace(
-            found,
-            step=summary["steps"],
-            steps=summary["steps"],
-            train_s=summary["train_s"],
-            split=split,
-            metric=metric,
-            score=summary[split][metric],
-            n=summary[split]["n"],
-        )
+        steps, metric = summary["steps"], metric_of(summary[split])
+        numbers = {"score": summary[split][metric], "n": summary[split]["n"], "train_s": summary["train_s"]}
+        return dataclasses.replace(found, step=steps, steps=steps, split=split, metric=metric, **numbers)
     lines = read_metrics(run / "metrics.jsonl")
-    scores: dict[str, Any] = next(
-        (line for line in reversed(lines) if line["kind"] == "eval" and line.get("split") == "val"), {}
-    )
-    metric = metric_of(scores)
-    saved = states(run)
+    evaluated = (line for line in reversed(lines) if line["kind"] == "eval" and line.get("split") == "val")
+    scores: dict[str, Any] = next(evaluated, {})
+    metric, saved = metric_of(scores), states(run)
     return dataclasses.replace(
         found,
         step=lines[-1]["step"] if lines and found.state == "running" else int(saved[0].stem[5:]) if saved else 0,
@@ -124,7 +115,7 @@ def _steps(recipe: Mapping[str, Any], lines: list[dict[str, Any]]) -> int | None
 def _folds(folder: Path, found: ListedRun) -> ListedRun:
     stored = read_folds(folder)
     recipe, summary = stored["recipe"], stored.get("summary")
-    folds, done = recipe["data"]["folds"], len(list(folder.glob("fold-*/summary.json")))
+    folds, done = recipe["data"]["folds"], len(list(folder.glob(f"fold-*/{SUMMARY_FILE}")))
     found = dataclasses.replace(
         found, **_about(recipe), folds=folds, step=done, steps=folds, state=_state(folder, finished=summary is not None)
     )
@@ -147,17 +138,13 @@ def _network(model: Mapping[str, Any]) -> str:
     """The name of a network, whatever its input, its classes and what no weight depends on; else its architecture."""
     config = from_json(NetworkConfig, dict(model))
     free = {"image_size", "in_channels", "num_classes", *config.weight_free}
-    widths = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in free}
-    for name, known in MODELS.items():
-        if type(known) is type(config) and all(getattr(known, key) == value for key, value in widths.items()):
-            return name
-    return config.architecture
+    return next((name for name, known in MODELS.items() if not known.differences(config, free)), config.architecture)
 
 
 def _started(run: Path) -> str:
-    for name, key in (("fold-1/env.json", "date"), ("env.json", "date")):
+    for name in ("fold-1/env.json", "env.json"):
         with suppress(ValueError, OSError):
-            return str(read_json(run / name)[key])
+            return str(read_json(run / name)["date"])
     with suppress(OSError):
         return datetime.fromtimestamp(run.stat().st_mtime, UTC).isoformat(timespec="seconds")
     return ""
