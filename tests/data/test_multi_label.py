@@ -78,6 +78,31 @@ def test_one_label_each_is_one_class_unless_asked(photos: Path) -> None:
     assert open_images(Data(name="digits", multi_label="yes"), "test").labels.shape[1] == 10
 
 
+def test_a_row_of_zeros_is_an_image_with_none(photos: Path) -> None:
+    images = read(photos, "file,cat,dog", *(f"{i}.png,{int(i == 1)},{int(i > 3)}" for i in range(6)))
+    assert images.multi_label and images.labels.sum(axis=1).tolist() == [0, 1, 0, 0, 1, 1]
+
+
+def test_an_empty_cell_among_single_classes_is_left_out_with_what_to_type(photos: Path) -> None:
+    lines = ["file,label", *(f"{i}.png,{'cat' if i % 2 else ''}" for i in range(6))]
+    assert not read(photos, *lines).multi_label
+    notes = open_raw(Data(name=str(photos / "labels.csv"))).notes
+    assert any("3 rows without a class left out; if" in note and "--data.multi-label yes" in note for note in notes)
+
+
+def test_the_index_that_pandas_writes_is_not_a_class(photos: Path) -> None:
+    images = read(photos, "," + ONE_HOT[0], *(f"{i},{line}" for i, line in enumerate(ONE_HOT[1:])))
+    assert labels_of(images) == WANTED
+    assert read(photos, ",file,sort", *(f"{i},{i}.png,{'ab'[i % 2]}" for i in range(6))).classes == ("a", "b")
+
+
+def test_lists_in_cells_are_refused_with_what_to_write(photos: Path) -> None:
+    lines = ["file,labels", *(f'{name}.png,"{sorted(own)}"' for name, own in WANTED.items())]
+    with pytest.raises(ValueError, match=r"lists such as \['cat', 'dog'\] in its cells: .*by ; as in cat;dog"):
+        read(photos, *lines)
+    assert "['cat', 'dog']" in read(photos, *lines, multi_label="no").classes
+
+
 def test_a_few_files_in_two_rows_are_mistakes(photos: Path) -> None:
     for i in range(6, 30):
         (photos / f"{i}.png").write_bytes((photos / "0.png").read_bytes())

@@ -99,6 +99,15 @@ def test_data_of_one_class_each_is_taken_as_it_is(squares_run: Path, tmp_path: P
     assert sum(c.support for c in metrics.per_class) == metrics.n
 
 
+def test_images_without_a_class_count_where_none_has_several(squares_run: Path, tmp_path: Path) -> None:
+    table = write_squares(tmp_path / "few", 40)
+    rows = [line for line in table.read_text().splitlines() if ";" not in line]
+    table.write_text("\n".join(rows))
+    metrics = evaluate(squares_run, str(table))
+    assert isinstance(metrics, MultiLabelMetrics) and metrics.n == len(rows) - 1
+    assert sum(c.support for c in metrics.per_class) == sum(not line.endswith(",") for line in rows[1:]) < metrics.n
+
+
 def test_what_needs_one_class_is_refused(
     squares_run: Path, digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -151,7 +151,7 @@ def test_killed_cross_validation_resumes_bit_for_bit(whole: Path, data: Path, tm
         cross_validate(recipe, out=killed)
     with pytest.raises(ValueError, match="already holds a cross-validation"):
         train(variant(recipe, data={"folds": 0}), out=killed, resume=True)
-    with pytest.raises(ValueError, match="started with another recipe"):
+    with pytest.raises(ValueError, match=r"started with another recipe \(data.folds=3, not 4\)"):
         cross_validate(recipe, folds=4, out=killed, resume=True)
     trained: list[str] = []
     cross_validate(
@@ -180,7 +180,7 @@ def test_batch_size_is_measured_once_for_all_folds(data: Path, tmp_path: Path) -
         ({"data": {"folds": 0}}, "needs data.folds"),
         ({"run": {"test": False}}, "leave --no-test out"),
         ({"data": {"folds": 200}}, "needs 200 different images of each class"),
-        ({"data": {"name": "s3/{00..11}.tar"}}, "is streamed"),
+        ({"data": {"name": "s3/{00..11}.tar"}}, "data.folds is for images in files, not for streamed shards"),
     ],
 )
 def test_what_cannot_be_cross_validated_is_refused_before_anything_is_written(

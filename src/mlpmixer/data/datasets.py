@@ -38,6 +38,8 @@ def open_data(data: Data) -> Splits:
     ValueError when there is no such name or path (with the nearest ones), when files are missing or damaged, when a
     class of val or test is not in train, and when there are fewer than two classes.
     """
+    if data.folds and is_streamed(data):
+        raise ValueError("data.folds is for images in files, not for streamed shards")
     return cut_splits(open_raw(data), data)
 
 

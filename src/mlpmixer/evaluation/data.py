@@ -132,11 +132,12 @@ class Opened:
         return Splits(self.name, sets[TRAIN], sets[VAL], sets.get(TEST), classes, self.notes)
 
 
-def open_for(classifier: Classifier, data: Data | str | None, data_dir: str = "") -> Opened:
+def open_for(classifier: Classifier, data: Data | str | None, data_dir: str = "", *, as_model: bool = True) -> Opened:
     """The data that is asked for, cut as the model's run cut it if it is the run's data.
 
     data: a Data, the name or path of a data set, or None for what the run was trained on. data_dir: where the files of
-        a named data set are, when they are elsewhere now.
+        a named data set are, when they are elsewhere now. as_model: read a table as the model answers: for one that may
+        give several classes, an image without a class has none of them, even where no image has several.
 
     The run's data is known by the content of its images, whatever its path and form: it holds at least half of the
     run's validation and test images, and does not itself call mostly other images so. Its splits are the recorded ones,
@@ -158,6 +159,8 @@ def open_for(classifier: Classifier, data: Data | str | None, data_dir: str = ""
             with suppress(ValueError):
                 if (found := open_for(classifier, settings)).own:
                     return found
+    if as_model and classifier.multi_label and asked.multi_label == "auto" and not is_streamed(asked):
+        asked = replace(asked, multi_label="yes")
     try:
         raw = open_shards(asked) if is_streamed(asked) else open_raw(asked)
     except ValueError as e:

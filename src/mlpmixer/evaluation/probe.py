@@ -133,7 +133,7 @@ def probe(
     if isinstance(data, Splits):
         opened, splits = None, data
     else:
-        opened = open_for(classifier, data)
+        opened = open_for(classifier, data, as_model=False)
         of_data = opened.splits()
         if not isinstance(of_data, Splits):
             raise ValueError(f"{opened.name} is streamed; a probe needs the images themselves")

@@ -95,9 +95,7 @@ def load_images(data: Data, model: NetworkConfig, preprocess: Preprocess | None 
     """
     if data.classes and not is_streamed(data):
         raise ValueError(f"data.classes names the classes of shards that do not; {data.name} has its own")
-    if data.folds and is_streamed(data):
-        raise ValueError("data.folds is for images in files, not for streamed shards")
-    splits = open_streamed(data) if is_streamed(data) else open_data(data)
+    splits = open_streamed(data) if is_streamed(data) and not data.folds else open_data(data)
     half = (0.5,) * model.in_channels
     shape = Preprocess(
         image_size=pair(model.image_size), in_channels=model.in_channels, fit=data.fit, mean=half, std=half

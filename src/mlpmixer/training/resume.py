@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from mlpmixer.config import to_json
 from mlpmixer.data.labels import nfc
 from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.registry import shortened
@@ -96,12 +97,21 @@ def same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
         "run": {"steps": steps, "batch_size": batch_size},
         "optim": {"loss": loss},
     }
-    if variant(asked, **filled_in) != stored:
+    if (filled := variant(asked, **filled_in)) != stored:
+        difference = _difference(to_json(stored), to_json(filled))
         raise ValueError(
-            "the run to resume was started with another recipe; resume it with its own "
+            f"the run to resume was started with another recipe ({difference}); resume it with its own "
             "(mlpmixer.training.recipe.read_recipe), or choose another out"
         )
     return stored
+
+
+def _difference(stored: Any, asked: Any, place: str = "") -> str:
+    """The first value that differs between two recipes, as plain JSON."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        key = next(key for key in {**stored, **asked} if stored.get(key) != asked.get(key))
+        return _difference(stored.get(key), asked.get(key), f"{place}.{key}".removeprefix("."))
+    return shortened(f"{place}={stored!r}, not {asked!r}")
 
 
 def restore(path: Path, training_step: TrainingStep, total_steps: int) -> State:

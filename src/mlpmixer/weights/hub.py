@@ -30,7 +30,7 @@ from mlpmixer.weights.model_file import (
     save_model,
 )
 from mlpmixer.weights.published import BUNDLED
-from mlpmixer.weights.run_folder import MODEL_FILE
+from mlpmixer.weights.run_folder import MODEL_FILE, is_folds
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +54,10 @@ def push(
         run = BUNDLED.get(str(run), run)
     model = run / MODEL_FILE if run.is_dir() else run
     if not model.is_file():
-        raise ValueError(f"nothing to push: expected a finished run, which holds {MODEL_FILE}, or that file, got {run}")
+        folds = ", a cross-validation: name one of its folds" if is_folds(run) else ""
+        raise ValueError(
+            f"nothing to push: expected a finished run, which holds {MODEL_FILE}, or that file, got {run}{folds}"
+        )
     meta = read_meta(model)
     require_network(model, meta)
     if place.startswith("hf:"):

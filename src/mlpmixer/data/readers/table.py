@@ -76,7 +76,8 @@ def read_table(file: str, folder: str, name: str, multi_label: MultiLabel = "aut
             in_rows.add(path)
         shown.setdefault(path, printable(row[files]))
     several = {path for path, (own, _) in listed.items() if len(own) > 1}
-    decided = several - in_rows or len(in_rows) >= SEVERAL * max(len(listed), 1)
+    none = len(classes) > 1 and unlabelled  # a row of zeros says that the image has none of the classes
+    decided = none or several - in_rows or len(in_rows) >= SEVERAL * max(len(listed), 1)
     is_multi_label = multi_label == "yes" or (multi_label == "auto" and bool(decided))
     if not is_multi_label:
         clashes |= {path: " and ".join(listed[path][0]) for path in listed if path in several}
@@ -106,7 +107,10 @@ def read_table(file: str, folder: str, name: str, multi_label: MultiLabel = "aut
     notes += [f"{_some(names)}: {what}" for what, names in left_out.items() if names]
     unlabelled = 0 if is_multi_label else unlabelled
     if repeated or unlabelled:
-        notes.append(f"{where}: {count(repeated, 'row')} repeated, {count(unlabelled, 'row')} without a class left out")
+        hint = "; if these images have none of the classes: --data.multi-label yes" if unlabelled else ""
+        notes.append(
+            f"{where}: {count(repeated, 'row')} repeated, {count(unlabelled, 'row')} without a class left out{hint}"
+        )
     stray = [(printable(n), what.replace("are ", "", 1)) for what, names in left_out.items() for n in names]
     return RawSplits(name, {s: images for s, images in sets.items() if len(images)}, notes, stray)
 
@@ -133,6 +137,11 @@ def _finders(places: Sequence[str], folder: str, found: Sequence[tuple[str, str]
 def _cells(cells: Sequence[str], multi_label: MultiLabel, where: str) -> list[Row]:
     """The classes that each cell names. ValueError when that cannot be told."""
     different = sorted({*cells} - {""})
+    if multi_label != "no" and different and all(cell[0] + cell[-1] == "[]" for cell in different):
+        raise ValueError(
+            f"{where} has lists such as {different[0]} in its cells: separate the classes of an image by ; as in "
+            "cat;dog, or take each cell for one class with --data.multi-label no"
+        )
     separators = [s for s in ";|" if multi_label != "no" and any(s in cell for cell in different)]
     if len(separators) > 1:
         raise ValueError(
@@ -227,6 +236,7 @@ def _columns(
     if not titled and len(others) > 1:
         splits = next((k for k in others if all(row[k].casefold() in SPLIT_WORDS for row in rows)), None)
     others = [k for k in others if k != splits]
+    others = [k for k in others if titles and titles[k]] or others  # pandas writes the number of a row without a title
     named = (words.index(word) for word in CLASS_COLUMNS if word in words and words.index(word) in others)
     classes = next(named, others[0] if len(others) == 1 else None)
     if classes is not None:
