@@ -14,6 +14,7 @@ from mlpmixer import cli
 from mlpmixer.cli.arguments import spellings_of
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.models.architecture import create_model
+from mlpmixer.models.names import MODELS
 from mlpmixer.training import recipes
 from mlpmixer.weights import model_file, run_folder
 
@@ -146,3 +147,10 @@ def test_pages_of_the_commands_hold_what_help_prints() -> None:
     assert "`--epochs, --run.epochs X`\n:   Passes over the training images." in page and "{crop,pad" in page
     sheet = hook("commands")["_cheat_sheet"]()
     assert all(usage in sheet for usage in ("mlpmixer train DATA", "mlpmixer data check DATA", "--epochs X"))
+
+
+def test_tables_of_models_and_weights_have_every_name() -> None:
+    networks, weights = hook("commands")["_networks"](), hook("commands")["_weights"]()
+    assert [name for name in MODELS if f"| `{name}` |" not in networks] == []
+    assert "| `S/16` | `mixer_s16_224` | mixer | 224\xa0x\xa0224 | 14\xa0x\xa014 | 18,528,264 | 3.78\xa0G |" in networks
+    assert "| `digits` |  | 10 |  | 304,580 |" in weights and "`mixer_b16_224.miil_in21k_ft_in1k`" in weights

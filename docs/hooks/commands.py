@@ -1,4 +1,4 @@
-"""Pages of the command line, written from the commands themselves: one for each, and the cheat sheet."""
+"""Pages written from the commands themselves: one for each, the cheat sheet, and the tables of models and weights."""
 
 import html
 import re
@@ -6,10 +6,15 @@ from collections.abc import Iterator
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from mlpmixer.cli import COMMANDS, command
 from mlpmixer.cli.arguments import Line, read, usage_of
 from mlpmixer.cli.help import Rows, everything, most_needed
+from mlpmixer.cli.list import weights
+from mlpmixer.config import pair
+from mlpmixer.models.configs import NetworkConfig
+from mlpmixer.models.names import MODELS
 
 GROUPS = {
     "Data": ["data check", "data preview", "data shards"],
@@ -32,6 +37,48 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     pages |= {"reference/cli/index.md": _index(), "reference/cheat-sheet.md": _cheat_sheet()}
     for place, text in pages.items():
         files.append(File.generated(config, place, content=text))
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    tables = "" if page.file.src_uri != "reference/models.md" else f"\n{_networks()}\n\n{_weights()}\n"
+    return markdown + tables
+
+
+def _networks() -> str:
+    names: dict[tuple[object, ...], list[str]] = {}  # of a network: ours, and timm's if it has one
+    for name, c in MODELS.items():
+        names.setdefault((c.architecture, c.grid, c.num_params), []).append(name)
+    rows = [[_code(ours), " ".join(map(_code, timms)), *_sizes(MODELS[ours])] for ours, *timms in names.values()]
+    head = ["model", "in timm", "architecture", "image, px", "patches", "parameters", "multiply-adds"]
+    return f"## Networks\n\n{_table(head, rows)}\n\n" + (
+        "Counted at this size and number of classes: 1,000 at 224 px, 10 below. A name of timm's computes what timm "
+        "computes: for a Mixer the erf form of GELU, where the paper's sizes have the tanh form."
+    )
+
+
+def _sizes(c: NetworkConfig) -> list[str]:
+    size, grid = (" x ".join(map(str, sides)) for sides in (pair(c.image_size), c.grid))
+    multiply_adds = sum(layer.flops for layer in c.layers()) / 2
+    amount = f"{multiply_adds / 1e9:.2f} G" if multiply_adds >= 1e9 else f"{multiply_adds / 1e6:.1f} M"
+    return [c.architecture, size, grid, f"{c.num_params:,}", amount]
+
+
+def _weights() -> str:
+    (*head, _, _), rows, _ = weights()
+    text = [[_code(name), _code(timm), *rest] for name, timm, *rest, _, _ in rows]
+    return f"## Weights\n\n{_table(head, text)}\n\n" + (
+        "top-1 is on ImageNet-1k, as reported by others. `digits` comes with the package; the others are fetched when "
+        "they are first used. [Which weights](../how-to/transfer.md#which-weights) has files and the Hub, too."
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    unbroken = [[cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *unbroken])
+
+
+def _code(name: str) -> str:
+    return f"`{name}`" if name else ""
 
 
 def _place(name: str) -> str:
