@@ -24,7 +24,7 @@ from mlpmixer.inference.classifier import load
 from mlpmixer.models.names import MIXERS
 from mlpmixer.training import finish
 from mlpmixer.training.cross_validation import cross_validate
-from mlpmixer.training.recipe import Optim, Recipe, Run, read_folds_recipe, read_recipe, variant
+from mlpmixer.training.recipe import Optim, Recipe, Run, read_recipe, variant
 from mlpmixer.training.run import train
 from mlpmixer.weights import run_folder
 
@@ -101,7 +101,7 @@ def test_planted_wrong_labels_are_found(whole: Path, data: Path) -> None:
 
 
 def test_summary_is_mean_and_deviation_of_the_folds(whole: Path) -> None:
-    summary = run_folder.read_folds(whole)["summary"]
+    summary = run_folder.read_cross_validation(whole)["summary"]
     scores = [evaluate(whole / f"fold-{number}").top1 for number in (1, 2, 3)]
     assert [fold["top1"] for fold in summary["per_fold"]] == pytest.approx(scores)
     assert (summary["top1"], summary["deviation"]) == pytest.approx((np.mean(scores), np.std(scores, ddof=1)))
@@ -116,7 +116,7 @@ def test_summary_is_mean_and_deviation_of_the_folds(whole: Path) -> None:
 
 def test_page_links_the_folds_and_shows_the_labels(whole: Path) -> None:
     page = (whole / "report.html").read_text()
-    summary = run_folder.read_folds(whole)["summary"]
+    summary = run_folder.read_cross_validation(whole)["summary"]
     Page(page)
     assert all(f'href="fold-{n}/report.html"' in page for n in (1, 2, 3))
     assert page.count("labelled <span") == len(summary["suspicious"]) == page.count("<img")
@@ -170,7 +170,7 @@ def test_batch_size_is_measured_once_for_all_folds(data: Path, tmp_path: Path) -
     folder = cross_validate(recipe, out=tmp_path / "run", report=lambda e: said.append(e.get("what"))).path
     assert sum("by measuring" in str(what) for what in said) == 1
     sizes = [read_recipe(folder / f"fold-{number}").run.batch_size for number in (1, 2, 3)]
-    assert sizes == [read_folds_recipe(folder).run.batch_size] * 3 and sizes[0] != "auto"
+    assert sizes == [read_recipe(folder).run.batch_size] * 3 and sizes[0] != "auto"
     assert cross_validate(recipe, out=folder, resume=True).summary["folds"] == 3  # finished
 
 

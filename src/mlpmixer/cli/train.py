@@ -14,14 +14,14 @@ from mlpmixer.cli.printing import between, duration, let_another_speak, percent,
 from mlpmixer.cli.progress import reporter, unreadable
 from mlpmixer.cli.recipe_options import RecipeCommand, start_from
 from mlpmixer.evaluation.significance import wilson
-from mlpmixer.training.recipe import Recipe, read_folds_recipe, read_recipe
+from mlpmixer.training.recipe import Recipe, read_recipe
 from mlpmixer.weights.run_folder import (
     FOLDS_FILE,
     OUT_OF_FOLD_FILE,
-    is_folds,
+    is_cross_validation,
     is_run,
     new_directory,
-    read_folds,
+    read_cross_validation,
     read_summary,
     remove_if_empty,
 )
@@ -63,12 +63,12 @@ class Train(RecipeCommand):
             raise ValueError("torchrun --max-restarts repeats the command after a failure: give --out DIR --resume")
         if resume == LATEST and out:
             resume = out
-        started = bool(out) and resume == out and (is_run(Path(out)) or is_folds(Path(out)))
+        started = bool(out) and resume == out and (is_run(Path(out)) or is_cross_validation(Path(out)))
         if not resume or (resume == out and (line.words or not started)):
-            recipe = start_from(line, stored_recipe(Path(out)) if started else None)
+            recipe = start_from(line, read_recipe(Path(out)) if started else None)
             return dataclasses.replace(build(cls, line, config=recipe), resume=resume)
         run = latest_unfinished() if resume == LATEST else Path(resume)
-        recipe = stored_recipe(run)
+        recipe = read_recipe(run)
         command = build(cls, dataclasses.replace(line, words=line.words or (recipe.data.name,)), config=recipe)
         command = dataclasses.replace(command, resume=str(run), out="" if command.out == resume else command.out)
         free = {name: getattr(command, name) for name in FREE}
@@ -89,10 +89,10 @@ class Train(RecipeCommand):
         from mlpmixer.weights.model_file import last_state
 
         group = ProcessGroup(**ranks_here())
-        out, by_folds = self.resume or self.out, is_by_folds(self.config)
-        if by_folds and group.size > 1:
+        out, all_folds = self.resume or self.out, is_all_folds(self.config)
+        if all_folds and group.size > 1:
             raise ValueError("data.folds trains one fold after the other in one process: start it without torchrun")
-        if by_folds and self.tensorboard:
+        if all_folds and self.tensorboard:
             raise ValueError(
                 "--tensorboard is for a single run: leave it out, and draw a fold when it is finished (mlpmixer train "
                 "--resume DIR/fold-1 --tensorboard)"
@@ -110,7 +110,7 @@ class Train(RecipeCommand):
                 out = out or str(group.on_main(lambda: new_directory(RUNS / run_name(self.config))))
                 drawn = curves(out, show) if self.tensorboard and group.is_main else nullcontext(show)
                 report = group.on_all(lambda: stack.enter_context(drawn))
-                if by_folds:
+                if all_folds:
                     result = cross_validate(self.config, out=out, resume=bool(self.resume), report=report)
                 else:
                     result = train(self.config, out=out, resume=bool(self.resume), report=report, group=group)
@@ -130,7 +130,7 @@ class Train(RecipeCommand):
         except PeerFailedError:
             let_another_speak()
             return 2
-        if by_folds and not self.json:
+        if all_folds and not self.json:
             print_folds(result.path, result.summary, self.config)
         elif group.is_main and not self.json:
             print_result(result.path, result.summary)
@@ -163,22 +163,19 @@ def restarts_by_itself() -> bool:
 def run_name(recipe: Recipe) -> str:
     data = Path(recipe.data.name).name.removeprefix("hf:") or "data"
     name = re.sub(r"[^\w.-]+", "-", data if recipe.name == data else f"{data}-{recipe.name}")
-    return f"{name}-{recipe.data.folds}-folds" if is_by_folds(recipe) else name
+    return f"{name}-{recipe.data.folds}-folds" if is_all_folds(recipe) else name
 
 
-def is_by_folds(recipe: Recipe) -> bool:
+def is_all_folds(recipe: Recipe) -> bool:
     """Whether a recipe stands for a run for each fold."""
     return bool(recipe.data.folds and not recipe.data.fold)
 
 
-def stored_recipe(folder: Path) -> Recipe:
-    """The recipe of a run or of a cross-validation."""
-    return read_folds_recipe(folder) if is_folds(folder) else read_recipe(folder)
-
-
 def is_finished(run: Path) -> bool:
     try:
-        return (read_folds(run).get("summary") if is_folds(run) else read_summary(run)) is not None
+        return (
+            read_cross_validation(run).get("summary") if is_cross_validation(run) else read_summary(run)
+        ) is not None
     except ValueError:  # damaged: resuming makes it again
         return False
 

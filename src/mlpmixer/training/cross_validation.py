@@ -25,7 +25,7 @@ from mlpmixer.inference.classifier import load
 from mlpmixer.inference.files import map_images
 from mlpmixer.training.cross_validation_report import folds_html
 from mlpmixer.training.loop import Interrupted
-from mlpmixer.training.recipe import Recipe, read_folds_recipe, read_recipe, variant
+from mlpmixer.training.recipe import Recipe, read_recipe, variant
 from mlpmixer.training.resume import RUNS, same_recipe
 from mlpmixer.training.run import RunResult, train
 from mlpmixer.weights import run_folder
@@ -117,13 +117,13 @@ def cross_validate(
         folder = Path(out) if out is not None else run_folder.new_directory(RUNS / recipe.name)
         stack.enter_context(run_folder.locked(folder))
         run_folder.drop_parts(folder)
-        started = run_folder.is_folds(folder)
+        started = run_folder.is_cross_validation(folder)
         if run_folder.is_run(folder) or (started and not resume):
             advice = f", or go on with it (--resume {folder})" if started else ""
             raise ValueError(f"{folder} already holds a run: name another (--out){advice}")
         if started:
-            recipe = same_recipe(recipe, read_folds_recipe(folder))
-            if summary := run_folder.read_folds(folder).get("summary"):
+            recipe = same_recipe(recipe, read_recipe(folder))
+            if summary := run_folder.read_cross_validation(folder).get("summary"):
                 report({"kind": "end", "summary": summary, "out": str(folder)})
                 return RunResult(folder, summary)
         _write(folder, recipe)

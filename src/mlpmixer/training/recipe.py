@@ -14,7 +14,7 @@ from mlpmixer.clock import parse_duration
 from mlpmixer.config import Config, from_json, one_if_square, pair, require
 from mlpmixer.data.config import Data
 from mlpmixer.models.configs import Method, MixerConfig, NetworkConfig
-from mlpmixer.weights.run_folder import FOLDS_FILE, read_folds, read_recipe_json
+from mlpmixer.weights.run_folder import FOLDS_FILE, is_cross_validation, read_cross_validation, read_recipe_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,18 +344,11 @@ def variant(recipe: Recipe, name: str = "", **parts: Any) -> Recipe:
     return dataclasses.replace(recipe, name=name or recipe.name, **changed)
 
 
-def read_folds_recipe(folder: Path) -> Recipe:
-    """The recipe of a cross-validation. ValueError when it is damaged."""
-    try:
-        return from_json(Recipe, read_folds(folder)["recipe"])
-    except ValueError as e:
-        raise ValueError(f"{folder / FOLDS_FILE}: {e}") from e
-
-
-def read_recipe(run: Path) -> Recipe:
-    """The resolved recipe of a run. ValueError when `run` is not a run directory."""
-    values = read_recipe_json(run)
+def read_recipe(folder: Path) -> Recipe:
+    """The resolved recipe of a run or of a cross-validation. ValueError when the folder is neither."""
+    by_folds = is_cross_validation(folder)
+    values = read_cross_validation(folder)["recipe"] if by_folds else read_recipe_json(folder)
     try:
         return from_json(Recipe, values)
     except ValueError as e:
-        raise ValueError(f"{run / 'recipe.json'}: {e}") from e
+        raise ValueError(f"{folder / (FOLDS_FILE if by_folds else 'recipe.json')}: {e}") from e

@@ -38,7 +38,7 @@ def open_run(
     if problem := stack.enter_context(run_folder.locked(folder)):
         note(f"{folder} could not be locked ({problem}): make sure that nothing else trains in it")
     run_folder.drop_parts(folder)
-    if run_folder.is_folds(folder):
+    if run_folder.is_cross_validation(folder):
         raise ValueError(f"{folder} already holds a cross-validation: name another folder (--out)")
     if not run_folder.is_run(folder):
         return folder, recipe, None, None

@@ -37,7 +37,7 @@ from mlpmixer.weights.model_file import (
     require_network,
 )
 from mlpmixer.weights.published import BUNDLED, WEIGHTS, Weights
-from mlpmixer.weights.run_folder import MODEL_FILE, is_folds
+from mlpmixer.weights.run_folder import MODEL_FILE, is_cross_validation
 
 Report = Callable[[dict[str, Any]], None]
 Head = Literal["keep", "reset", "drop"]
@@ -124,7 +124,7 @@ def _file_at(path: Path, name: str) -> Path:
             raise ValueError(
                 f"the run in {path} has saved no {MODEL_FILE} yet: let its training finish, then try again"
             )
-        if is_folds(path):
+        if is_cross_validation(path):
             raise ValueError(
                 f"{path} is a cross-validation, each fold of which is a run: name one, such as {path / 'fold-1'}, or "
                 "train one network on all of the data (mlpmixer train DATA)"

@@ -39,12 +39,12 @@ def is_run(path: Path) -> bool:
     return (path / "recipe.json").exists()
 
 
-def is_folds(path: Path) -> bool:
+def is_cross_validation(path: Path) -> bool:
     """Whether a cross-validation was started in this directory."""
     return (path / FOLDS_FILE).exists()
 
 
-def read_folds(folder: Path) -> dict[str, Any]:
+def read_cross_validation(folder: Path) -> dict[str, Any]:
     """folds.json: "recipe", and "summary" when it is finished. ValueError, which names it, when it is damaged."""
     found = read_json(folder / FOLDS_FILE)
     if not isinstance(found.get("recipe"), dict) or not isinstance(found.get("summary", {}), dict):

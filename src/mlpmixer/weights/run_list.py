@@ -16,11 +16,11 @@ from mlpmixer.weights.model_file import states
 from mlpmixer.weights.run_folder import (
     FOLDS_FILE,
     SUMMARY_FILE,
-    is_folds,
+    is_cross_validation,
     is_locked,
     is_run,
     metric_of,
-    read_folds,
+    read_cross_validation,
     read_metrics,
     read_recipe_json,
     read_summary,
@@ -78,7 +78,7 @@ def read_run(run: Path) -> ListedRun:
     """What the files of a run say; damage is in its `problem`."""
     found = ListedRun(path=str(run), started=_started(run))
     try:
-        return _folds(run, found) if is_folds(run) else _single(run, found)
+        return _folds(run, found) if is_cross_validation(run) else _single(run, found)
     except (ValueError, OSError, TypeError, KeyError, AttributeError) as e:
         problem = str(e).removeprefix(f"{run}/") if isinstance(e, ValueError | OSError) else f"{type(e).__name__}: {e}"
         return dataclasses.replace(found, problem=shortened(problem))
@@ -113,7 +113,7 @@ def _steps(recipe: Mapping[str, Any], lines: list[dict[str, Any]]) -> int | None
 
 
 def _folds(folder: Path, found: ListedRun) -> ListedRun:
-    stored = read_folds(folder)
+    stored = read_cross_validation(folder)
     recipe, summary = stored["recipe"], stored.get("summary")
     folds, done = recipe["data"]["folds"], len(list(folder.glob(f"fold-*/{SUMMARY_FILE}")))
     found = dataclasses.replace(
