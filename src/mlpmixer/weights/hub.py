@@ -30,7 +30,7 @@ from mlpmixer.weights.model_file import (
     save_model,
 )
 from mlpmixer.weights.published import BUNDLED
-from mlpmixer.weights.run_folder import MODEL_FILE, is_folds
+from mlpmixer.weights.run_folder import MODEL_FILE, is_cross_validation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +54,7 @@ def push(
         run = BUNDLED.get(str(run), run)
     model = run / MODEL_FILE if run.is_dir() else run
     if not model.is_file():
-        folds = ", a cross-validation: name one of its folds" if is_folds(run) else ""
+        folds = ", a cross-validation: name one of its folds" if is_cross_validation(run) else ""
         raise ValueError(
             f"nothing to push: expected a finished run, which holds {MODEL_FILE}, or that file, got {run}{folds}"
         )

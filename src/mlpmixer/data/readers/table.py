@@ -9,7 +9,9 @@ import csv
 import io
 import os
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -35,6 +37,58 @@ Find = Callable[[str], str | None]
 MultiLabel = Literal["auto", "yes", "no"]
 
 
+@dataclass
+class Listed:
+    """What the rows of a table say about one file."""
+
+    shown: str
+    split: str
+    classes: Row
+    clash: str = ""
+    """Two splits that it is in."""
+    in_rows: bool = False
+    """Whether it has classes in several rows."""
+
+
+class Listing:
+    """What the rows of a table say, by the path of the file."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, Listed] = {}
+        self.missing: list[str] = []
+        self.repeated = self.unlabelled = 0
+
+    def add(self, path: str | None, cell: str, classes: Row, split: str) -> None:
+        """Take in a row; path: None where there is no such file."""
+        if path is None:
+            self.missing.append(cell)
+            return
+        self.unlabelled += not classes
+        if path not in self.files:
+            self.files[path] = Listed(printable(cell), split, tuple(dict.fromkeys(classes)))
+            return
+        one = self.files[path]
+        new = set(classes) - set(one.classes)
+        self.repeated += bool(classes) and not new
+        one.in_rows |= bool(new and one.classes)
+        one.classes = tuple(dict.fromkeys([*one.classes, *classes]))
+        if split != one.split:
+            one.clash = f"{one.split} and {split}"
+
+    def has_several(self) -> bool:
+        """Whether images have several classes: in a row of their own, or enough of them in several rows."""
+        in_rows = sum(one.in_rows for one in self.files.values())
+        in_a_row = any(len(one.classes) > 1 and not one.in_rows for one in self.files.values())
+        return in_a_row or in_rows >= SEVERAL * max(len(self.files), 1)
+
+    def clashes(self, multi_label: bool) -> dict[str, str]:
+        """The files that are in two splits or, but for `multi_label`, in two classes, and in which."""
+        found = {path: one.clash for path, one in self.files.items() if one.clash}
+        if not multi_label:
+            found |= {path: " and ".join(one.classes) for path, one in self.files.items() if len(one.classes) > 1}
+        return found
+
+
 def read_table(file: str, folder: str, name: str, multi_label: MultiLabel = "auto") -> RawSplits:
     """The images that a table lists, with or without a line of titles and a column of splits.
 
@@ -52,60 +106,36 @@ def read_table(file: str, folder: str, name: str, multi_label: MultiLabel = "aut
         cells = [tuple(titles[k] for k in classes if ZERO_ONE[row[k].casefold()]) for row in body]
     else:
         cells = _cells([row[classes[0]] for row in body], multi_label, where)
-    listed: dict[str, tuple[Row, str]] = {}  # path -> classes, split
-    shown: dict[str, str] = {}
-    missing: list[str] = []
-    clashes: dict[str, str] = {}
-    in_rows: set[str] = set()  # paths that have classes in several rows
-    repeated = unlabelled = 0
+    listing = Listing()
     for number, (row, own) in enumerate(zip(body, cells, strict=True), 1 + (len(titles) > 0)):
         split = "all" if splits is None else SPLIT_CELLS.get(row[splits].casefold(), "")
         if not split:
             raise ValueError(f"{where}, row {number}: expected train, val or test, got {row[splits or 0]!r}")
-        path = find(row[files])
-        if path is None:
-            missing.append(row[files])
-            continue
-        before, split_before = listed.setdefault(path, (own, split))
-        repeated += path in shown and bool(own) and set(own) <= set(before)
-        unlabelled += not own
-        if split != split_before:
-            clashes[path] = f"{split_before} and {split}"
-        listed[path] = tuple(dict.fromkeys([*before, *own])), split_before
-        if set(own) - set(before) and before:
-            in_rows.add(path)
-        shown.setdefault(path, printable(row[files]))
-    several = {path for path, (own, _) in listed.items() if len(own) > 1}
-    none = len(classes) > 1 and unlabelled  # a row of zeros says that the image has none of the classes
-    decided = none or several - in_rows or len(in_rows) >= SEVERAL * max(len(listed), 1)
-    is_multi_label = multi_label == "yes" or (multi_label == "auto" and bool(decided))
-    if not is_multi_label:
-        clashes |= {path: " and ".join(listed[path][0]) for path in listed if path in several}
-    used = [path for path, (own, _) in listed.items() if path not in clashes and (own or is_multi_label)]
-    labels = {path: [read_label(text.encode()) for text in listed[path][0]] for path in used}
-    titled = [read_label(titles[k].encode()) for k in classes] if len(classes) > 1 and is_multi_label else []
-    encoder = LabelEncoder.of_labels([*titled, *(label for of_path in labels.values() for label in of_path)])
-    if not used or not encoder.classes:
+        listing.add(find(row[files]), row[files], own, split)
+    zeros = len(classes) > 1 and listing.unlabelled > 0  # such a row says that the image has none of the classes
+    is_multi_label = multi_label == "yes" or (multi_label == "auto" and (zeros or listing.has_several()))
+    clashes = listing.clashes(is_multi_label)
+    used = {p: one for p, one in listing.files.items() if p not in clashes and (one.classes or is_multi_label)}
+    titled = [titles[k] for k in classes] if len(classes) > 1 and is_multi_label else []
+    whole = _image_set(used, titled, is_multi_label)
+    if not used or not whole.classes:
         raise ValueError(f"{where} lists no image that is there and has one class")
-    numbers = [[encoder.encode(label, shown[path]) for label in labels[path]] for path in used]
-    targets = multi_hot(numbers, len(encoder.classes)) if is_multi_label else np.array([k for k, *_ in numbers])
-    whole = ImageSet(encoder.classes, targets, [shown[path] for path in used], used)
-    of_split = np.array([listed[path][1] for path in used])
+    of_split = np.array([one.split for one in used.values()])
     sets = {s: whole.subset(np.flatnonzero(of_split == s)).labelled() for s in dict.fromkeys(of_split.tolist())}
-    unlisted = [label for path, label in found if path not in listed]
+    in_rows = any(one.in_rows for one in listing.files.values())
     two = f"are listed in {where} with two classes or splits" + (
         "; if images have several classes: --data.multi-label yes" if multi_label == "auto" and in_rows else ""
     )
     left_out = {
-        f"are listed in {where}, but not there": missing,
-        two: [f"{shown[p]} ({c})" for p, c in clashes.items()],
-        f"are not listed in {where}": unlisted,
+        f"are listed in {where}, but not there": listing.missing,
+        two: [f"{listing.files[p].shown} ({clash})" for p, clash in clashes.items()],
+        f"are not listed in {where}": [label for path, label in found if path not in listing.files],
     }
     columns = [titles[files], *(titles[k] for k in classes[:5])] if titles else []
     more_columns = ", ..." if len(classes) > 5 else ""
     notes = [f"classes from {where}" + (f", columns {', '.join(map(repr, columns))}{more_columns}" if columns else "")]
     notes += [f"{_some(names)}: {what}" for what, names in left_out.items() if names]
-    unlabelled = 0 if is_multi_label else unlabelled
+    repeated, unlabelled = listing.repeated, 0 if is_multi_label else listing.unlabelled
     if repeated or unlabelled:
         hint = "; if these images have none of the classes: --data.multi-label yes" if unlabelled else ""
         notes.append(
@@ -113,6 +143,16 @@ def read_table(file: str, folder: str, name: str, multi_label: MultiLabel = "aut
         )
     stray = [(printable(n), what.replace("are ", "", 1)) for what, names in left_out.items() for n in names]
     return RawSplits(name, {s: images for s, images in sets.items() if len(images)}, notes, stray)
+
+
+def _image_set(used: Mapping[str, Listed], titles: Sequence[str], multi_label: bool) -> ImageSet:
+    """The files as images, each with its class; multi_label: with its classes, of which `titles` are some."""
+    labels = [[read_label(text.encode()) for text in one.classes] for one in used.values()]
+    titled = [read_label(title.encode()) for title in titles]
+    encoder, names = LabelEncoder.of_labels([*titled, *chain.from_iterable(labels)]), [o.shown for o in used.values()]
+    numbers = [[encoder.encode(label, name) for label in own] for own, name in zip(labels, names, strict=True)]
+    targets = multi_hot(numbers, len(encoder.classes)) if multi_label else np.array([k for k, *_ in numbers])
+    return ImageSet(encoder.classes, targets, names, [*used])
 
 
 def _finders(places: Sequence[str], folder: str, found: Sequence[tuple[str, str]]) -> tuple[Find, Find]:
