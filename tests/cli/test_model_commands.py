@@ -104,10 +104,11 @@ def test_predict_writes_the_format_of_the_suffix(
     digits_run: Path, run: RunLine, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="the extra hf is not installed")
-    for suffix in ("csv", "json", "jsonl", "parquet"):
+    for suffix in ("csv", "json", "jsonl", "parquet", "JSON"):
         file = str(tmp_path / f"out.{suffix}")
         assert run("predict", str(digits_run), *pictures, "--top-k", "3", "--out", file) == (0, "", "")
     records = json.loads((tmp_path / "out.json").read_text())
+    assert records == json.loads((tmp_path / "out.JSON").read_text())
     assert records == [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     table = parquet.read_table(tmp_path / "out.parquet").to_pylist()
     assert [row["image"] for row in table] == pictures and [row["label_3"] for row in table] == [

@@ -35,6 +35,9 @@ def test_model_by_name() -> None:
     assert train("cifar10", "--model", "S/16").model == MODELS["S/16"]
     larger = dataclasses.replace(MODELS["S/16"], image_size=64)
     assert train("cifar10", "--model", "S/16", "--image-size", "64").model == larger
+    for weights in ("digits", "B/16:sam", "mixer_b16_224.miil_in21k"):
+        with pytest.raises(ValueError, match=f"{weights} names trained weights, to start from: say --init {weights}"):
+            train("cifar10", "--model", weights)
 
 
 def test_recipe_by_name_on_other_data() -> None:

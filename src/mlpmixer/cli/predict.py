@@ -48,7 +48,7 @@ class Predict(ModelCommand):
             raise ValueError(
                 f"which images? mlpmixer predict {self.run} FILE... (or folders, patterns, or - to read a list)"
             )
-        suffix = Path(self.out).suffix
+        suffix = Path(self.out).suffix.lower()
         form = self.format or (suffix[1:] if suffix in SUFFIXES else "table")
         if (form == "parquet") != (suffix == ".parquet"):
             given = f"--format {form} and {f'--out {self.out}' if self.out else 'no --out'}"

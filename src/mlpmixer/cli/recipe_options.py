@@ -81,7 +81,10 @@ def start_from(line: Line, resumed: Recipe | None = None) -> Recipe:
     recipe = RECIPES[name]() if name else recipe_for(data, kind_of_start(weights, data))
     if model := line.value("--model"):
         from mlpmixer.models.names import MODELS
+        from mlpmixer.weights.published import BUNDLED, WEIGHTS
 
+        if model in WEIGHTS or model in BUNDLED:
+            raise ValueError(f"--model {model} names trained weights, to start from: say --init {model}")
         recipe = dataclasses.replace(recipe, model=MODELS[model])
     if level := line.value("--augreg"):
         recipe = dataclasses.replace(recipe, augment=augreg(recipe.augment, level))
