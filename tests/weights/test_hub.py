@@ -371,6 +371,15 @@ def test_what_could_not_be_loaded_again_is_not_written(change: Any, says: str, t
     assert not (tmp_path / "out").exists()
 
 
+def test_a_network_of_ones_own_is_not_stored_as_another(tmp_path: Path) -> None:
+    class Strongest(Mixer):
+        def pool(self, features: torch.Tensor) -> torch.Tensor:
+            return features.amax(dim=1)
+
+    with pytest.raises(ValueError, match=r"Strongest is a network of your own, and would be loaded as a mixer: store"):
+        Strongest(GREY).save_pretrained(tmp_path / "out")
+
+
 def test_what_is_set_on_a_classifier_is_pushed(run: Path, tmp_path: Path) -> None:
     model = predict.load(run)
     model.classes, model.threshold, model.sigmoid = list("abcdefghij"), 0.3, True

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mlpmixer.config import to_json
 from mlpmixer.download import FetchError, hub_file
 from mlpmixer.durable import write_json, write_text
+from mlpmixer.models.architecture import architecture_of
 from mlpmixer.registry import shortened
 from mlpmixer.weights.card import model_card
 from mlpmixer.weights.model_file import (
@@ -91,6 +92,12 @@ def push_network(
     """
     if file and _holds(file, network, meta):
         return push(file, target, licence=licence, private=private)
+    if not meta.network and not architecture_of(network):
+        kind = type(network).__name__
+        raise ValueError(
+            f"{kind} is a network of your own, and would be loaded as a {meta.config.architecture}: "
+            f"store its state_dict() with torch.save, and load that into a {kind}"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         origin = {name: value for name, value in meta.provenance.items() if name != "metrics"}
         model = Path(scratch) / MODEL_FILE
