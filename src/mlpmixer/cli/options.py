@@ -49,8 +49,8 @@ DataMultiLabel = Annotated[
 Threshold = Annotated[
     float | None,
     Arg(
-        help="Probability from which a class is said of an image that may have several; default: the model's, chosen "
-        "on validation images."
+        help="Probability from which a class counts as present in an image that may have several; default: the "
+        "model's, chosen on validation images."
     ),
 ]
 DataLayout = Annotated[

@@ -32,7 +32,7 @@ KEYS: "dict[str, Callable[[ListedRun], Any]]" = {
 class Runs(Command):
     """List the runs in FOLDER: data, network, accuracy, time, state."""
 
-    folder: Annotated[str, Arg("FOLDER", "a folder that holds runs (default: runs)", positional=True)] = "runs"
+    folder: Annotated[str, Arg("FOLDER", "a folder that holds runs", positional=True)] = "runs"
     sort: Literal["date", "name", "data", "score", "time"] = "date"
     """Order of the lines, the last being the newest or the highest."""
     json: Json = False

@@ -60,7 +60,10 @@ class CheckReport:
 
 
 def check_data(data: Data) -> CheckReport:
-    """Decode every image of `data` and report what is wrong. ValueError only when the data cannot be opened."""
+    """Decode every image of `data` and report what is wrong.
+
+    Errors: ValueError only when the data cannot be opened.
+    """
     raw = open_raw(data)
     broken: list[Finding] = []
     duplicates: list[Finding] = []

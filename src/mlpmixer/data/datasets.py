@@ -35,8 +35,8 @@ SplitName = Literal["train", "val", "test", "all"]
 def open_data(data: Data) -> Splits:
     """Train, val and test of `data.name`. A missing val or test is cut off from train, stratified by class.
 
-    ValueError when there is no such name or path (with the nearest ones), when files are missing or damaged, when a
-    class of val or test is not in train, and when there are fewer than two classes.
+    Errors: ValueError when there is no such name or path (with the nearest ones), when files are missing or damaged,
+    when a class of val or test is not in train, and when there are fewer than two classes.
     """
     if data.folds and is_streamed(data):
         raise ValueError("data.folds is for images in files, not for streamed shards")
@@ -109,6 +109,8 @@ def open_images(data: Data, split: SplitName | str) -> ImageSet:
     """One split of open_data(data), or "all": every image, in the order train, val, test.
 
     Unlike open_data it also opens data without train images, such as a lone test split.
+
+    Errors: ValueError as open_data, and for a split that the data does not have.
     """
     if split not in (TRAIN, VAL, TEST, "all"):
         raise ValueError(f"no split {split!r}; expected train, val, test or all")

@@ -49,17 +49,27 @@ class Comparison:
     """Models A and B on the same `n` readable images. Intervals are 95 %, over images, not over seeds."""
 
     a: str
+    """What A is called: its path or name."""
     b: str
+    """What B is called."""
     n: int
+    """Number of images that both read."""
     top1_a: float
+    """Accuracy of A, a fraction."""
     top1_a_interval: Interval
+    """(low, high), Wilson."""
     top1_b: float
+    """Accuracy of B."""
     top1_b_interval: Interval
+    """(low, high), Wilson."""
     both_right: int
+    """Images that both have right."""
     only_a: int
     """Images that A has right and B wrong."""
     only_b: int
+    """Images that B has right and A wrong."""
     both_wrong: int
+    """Images that neither has right."""
     difference: float
     """top1_a - top1_b."""
     difference_interval: Interval
@@ -67,6 +77,7 @@ class Comparison:
     p: float
     """Two-sided exact McNemar test, see `significance.mcnemar`."""
     mid_p: float
+    """The less cautious mid-p form of `p`."""
     per_class: tuple[ClassDifference, ...]
     """In the order of the data's classes, without those that have no images."""
     seeds_apart: bool
@@ -78,6 +89,7 @@ class Comparison:
     trained_on_a: int | None = None
     """How many of the images scored A was trained on; None where it does not say."""
     trained_on_b: int | None = None
+    """The same of B."""
 
     @property
     def better(self) -> str | None:

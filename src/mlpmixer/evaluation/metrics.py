@@ -143,12 +143,17 @@ class Metrics:
     """The result of an evaluation on `n` readable images."""
 
     n: int
+    """Number of images scored."""
     classes: tuple[str, ...]
+    """Names in the order of `per_class` and `confusion`."""
     top1: float
+    """Share of the images whose likeliest class is the true one."""
     top1_interval: Interval
+    """(low, high), Wilson."""
     top5: float | None
-    """None with five classes or fewer, where it would always be 1."""
+    """Share with the true class among the five likeliest; None with five classes or fewer, where it is always 1."""
     top5_interval: Interval | None
+    """(low, high), Wilson."""
     nll: float
     """Mean negative log-likelihood of the true class, in nats."""
     ece: float
@@ -158,6 +163,7 @@ class Metrics:
     reliability: tuple[Bin, ...]
     """Confidence and accuracy of each bin of `ece`."""
     per_class: tuple[ClassScore, ...]
+    """Precision, recall with its interval, f1 and number of images of each class."""
     confusion: tuple[tuple[int, ...], ...]
     """[true][predicted] counts; empty above 1000 classes."""
     most_wrong: tuple[Mistake, ...]

@@ -78,13 +78,21 @@ class ProbeResult:
     """The quality of frozen features on some data; counts are of readable images."""
 
     n_train: int
+    """Training images."""
     n_test: int
+    """Test images."""
     num_features: int
+    """D, the length of a feature vector."""
     classes: tuple[str, ...]
+    """Names of the data's classes."""
     seeds: tuple[int, ...]
+    """One for each draw of the few-shot images."""
     few_shot: tuple[FewShot, ...]
+    """For each number of `shots`: top-1 of every draw, a fraction."""
     neighbours: Neighbours | None = None
+    """Top-1 of the nearest neighbours, if asked for."""
     linear: LinearProbe | None = None
+    """Top-1 of the logistic regression, if asked for."""
     bad: tuple[tuple[str, str], ...] = ()
     """Unreadable images, (name, reason), which are excluded from the numbers above."""
     scored: Scored | None = None

@@ -44,7 +44,13 @@ METHODS: Registry[Method] = Registry("method")
 
 @torch.no_grad()
 def patch_evidence(network: nn.Module, images: Tensor) -> Tensor:
-    """The logits of each patch alone, (B, S, K). Exact: pooling and head are linear, so their mean is the logits."""
+    """The logits of each patch alone, (B, S, K). Exact: pooling and head are linear, so their mean is the logits.
+
+    network: in evaluation mode.
+    images: (B, C, H, W), normalised.
+
+    Errors: ValueError for a network in training mode, and for one without tokens whose mean a linear head reads.
+    """
     _require_eval(network)
     tokens = capability(network, "tokens", "patch evidence")
     return cast(Tensor, cast(nn.Module, network.head)(tokens(images)))
@@ -159,6 +165,7 @@ class Explanation:
     """Why a network sees a class in an image."""
 
     name: str
+    """Path of the image."""
     pixels: Pixels
     """(H, W, in_channels), 0..255, the input of the network before normalisation."""
     photo: Pixels
@@ -181,6 +188,7 @@ class Explanation:
     filled_lead: float
     """That logit less the rival's."""
     mixing: "Mixing | None"
+    """On which patches each patch depends, block by block, if asked for."""
 
     @property
     def lead(self) -> float:
@@ -221,11 +229,18 @@ def explain(
     mixing: bool = False,
     top_k: int = 5,
 ) -> Iterator[Explanation | Failure]:
-    """An Explanation or a Failure for every path, in order; `paths` is what `find_images` yields.
+    """An Explanation or a Failure for every path, in order.
 
-    methods: names of METHODS; default: all that the network supports. label: the class to explain; default: each
-    image's likeliest. mixing: also work out which patches each patch depends on. ValueError for an unknown method or
-    class, for a method that the network does not support, and for a network without a head.
+    classifier: a run or weights, opened by `load`; not an export.
+    paths: what `find_images` yields.
+    fill: (in_channels,), the normalised pixel that stands for "nothing to see"; `default_fill(classifier)[0]`.
+    methods: names of METHODS; default: all that the network supports.
+    label: the class to explain; default: each image's likeliest.
+    mixing: also work out which patches each patch depends on.
+    top_k: number of classes in `Explanation.top`.
+
+    Errors: ValueError for an unknown method or class, for a method that the network does not support, and for a network
+    without a head.
     """
     network = require_network(classifier)
     chosen = [(name, METHODS[name]) for name in (supported(network) if methods is None else methods)]

@@ -123,10 +123,12 @@ def faithfulness(
 ) -> Faithfulness:
     """Deletion and insertion curves of the predicted class on up to `at_most` images, evenly spaced over a set.
 
-    methods: as in `explain`. seed: of the random order, one for each image. curve_fill: fills the patches of the
-    curves; the default, `fill`, favours occlusion, which asks the same question. report: as of `map_images`.
+    classifier, fill, methods: as in `explain`.
+    seed: of the random order, one for each image.
+    curve_fill: fills the patches of the curves; the default, `fill`, favours occlusion, which asks the same question.
+    report: as of `map_images`.
 
-    ValueError for an unknown method, for one that the network does not support, and where no image can be read.
+    Errors: ValueError for an unknown method, for one that the network does not support, and where no image can be read.
     """
     network, grid = require_network(classifier), grid_of(classifier)
     names = supported(network) if methods is None else list(methods)

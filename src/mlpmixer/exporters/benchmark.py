@@ -104,7 +104,9 @@ class Bench:
     images: int
     """Number of images compared."""
     rows: tuple[Row, ...]
+    """What was measured: engine, precision, threads and batch of each row, times in ms, memory in MiB."""
     failed: tuple[Failed, ...]
+    """Engines that could not be measured, with the reason."""
     choice: Choice | None
     """None for a run, which only torch runs, and for an .xml or .pt2, which only one engine opens."""
     exported: tuple[str, float] | None = None

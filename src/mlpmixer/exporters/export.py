@@ -86,6 +86,7 @@ class Written:
     """An export that has passed its check."""
 
     path: Path
+    """The file, or the folder of a bundle or page."""
     beside: tuple[Path, ...]
     """Further files that belong to it."""
     num_bytes: int
@@ -93,6 +94,7 @@ class Written:
     made: dict[str, Any]
     """How it was made, as it is stored in the export."""
     checked: Checked
+    """How far its answers are from the model's."""
     int8: Int8 | None
     """The layers in int8, if they were asked for."""
 

@@ -57,8 +57,8 @@ class Prediction:
     features: Floats | None = field(default=None, compare=False, repr=False)
     """pre_logits (D,), if they were asked for."""
     threshold: float | None = None
-    """Probability from which a class is said of an image that may have several, or none: all these are in `top`. None
-    where an image has one class."""
+    """Probability from which a class counts as present, where an image may have several or none: all these are in
+    `top`. None where an image has one class."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -86,13 +86,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Transform:
-    """One image, in any form that `Classifier.predict` takes, to a float32 tensor (C,H,W) for the network.
+    """A callable that makes of one image, in any form that `Classifier.predict` takes, a float32 tensor (C,H,W).
 
     The same bits that `predict` gives to the network: resized, cut and normalised as the model's file says. It can be
     pickled, so a `DataLoader` may run it in its workers. Errors: ValueError when the image cannot be read.
     """
 
     preprocess: Preprocess
+    """The rule that the model was trained with."""
 
     def __call__(self, image: "ImageLike") -> "Tensor":
         import torch
@@ -110,8 +111,8 @@ class Classifier:
     path: the file of the model; None if there is none.
     runtime: what computes it; None if unknown.
     sigmoid: whether probabilities are of each class alone, and do not sum to 1.
-    threshold: where an image may have several classes, or none, the probability from which a class is said of it, which
-        may be set; None where an image has one class.
+    threshold: where an image may have several classes, or none, the probability from which one counts as present,
+        which may be set; None where an image has one class.
 
     It can be copied and pickled, for joblib, too: with the weights of a torch network, and with the path of an export,
     which must then be there unchanged.
@@ -182,7 +183,7 @@ class Classifier:
 
     @property
     def threshold(self) -> float | None:
-        """Where an image may have several classes, or none, the probability from which a class is said of it."""
+        """Probability from which a class counts as present, where an image may have several or none."""
         return self._threshold
 
     @threshold.setter

@@ -187,8 +187,11 @@ def predict_files(
 ) -> Iterator[Prediction | Failure]:
     """A Prediction or a Failure for every path, in order, batch by batch; memory does not grow with their number.
 
+    classifier: what `load` gives.
     paths: one folder, pattern or file, or as `find_images` yields them; its failures pass through. An image that is in
     memory: its name and the image, in any form that `Classifier.predict` takes for one image.
+    top_k: number of classes of each prediction.
+    batch_size: images computed at a time.
     features: whether the predictions carry them, too.
     allow_urls: whether paths may be addresses, http:// or https://, which are fetched (`download.read_image`).
     """

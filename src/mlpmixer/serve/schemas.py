@@ -95,7 +95,7 @@ class ModelInfo(Answer):
     image_size: list[int] = Field(description="height and width in pixels", min_length=2, max_length=2)
     in_channels: int
     threshold: float | None = Field(
-        description="probability from which a class is said of an image that may have several; null: an image has one"
+        description="probability from which a class counts as present in an image that may have several; else null"
     )
     fit: str = Field(description="how images of another aspect ratio are resized")
     features: bool
