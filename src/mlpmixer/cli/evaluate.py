@@ -166,7 +166,7 @@ def print_multi_label(m: "MultiLabelMetrics") -> None:
                 ", ".join(w.true) or "none",
                 w.label,
                 percent(w.probability),
-                "missed" if w.label in w.true else "said",
+                "missed" if w.label in w.true else "predicted",
             )
             for w in m.most_wrong[:5]
         ]

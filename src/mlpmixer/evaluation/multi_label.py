@@ -1,7 +1,7 @@
 """The numbers of an evaluation on images that may have several classes, or none. Imports no torch.
 
-N images, K classes: probabilities (N,K), targets (N,K) bool. A class is said of an image from the threshold on. Shares
-are fractions between 0 and 1. Averages over classes ("macro", and mAP) leave out classes that no image has.
+N images, K classes: probabilities (N,K), targets (N,K) bool. A class is predicted from the threshold on. Shares are
+fractions between 0 and 1. Averages over classes ("macro", and mAP) leave out classes that no image has.
 """
 
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ class LabelScore:
     f1: float
     support: int
     predicted: int
-    """Images that the class is said of."""
+    """Images for which the class is predicted."""
     recall_interval: Interval
 
 
 @dataclass(frozen=True)
 class LabelMistake:
-    """An image and the class that is wrongly said of it, or wrongly not; `index` is its position in the data."""
+    """An image and a class that is wrongly predicted for it, or missed; `index` is its position in the data."""
 
     name: str
     true: tuple[str, ...]
@@ -67,15 +67,15 @@ class MultiLabelMetrics:
     map: float
     """Mean average precision: the mean over the classes that have images of `LabelScore.average_precision`."""
     threshold: float
-    """Probability from which a class is said of an image, in all numbers below but `nll`."""
+    """Probability from which on a class is predicted, in all numbers below but `nll`."""
     f1_micro: float
     """F1 of all pairs of image and class together."""
     f1_macro: float
     """Mean F1 of the classes that have images."""
     precision: float
-    """Share of the classes said that are right, over all images (micro)."""
+    """Share of the predicted classes that are right, over all images (micro)."""
     recall: float
-    """Share of the images' classes that are said (micro)."""
+    """Share of the images' classes that are predicted (micro)."""
     exact_match: float
     """Share of the images with exactly their classes (subset accuracy)."""
     exact_match_interval: Interval
@@ -135,7 +135,7 @@ def binary_cross_entropies(probabilities: Probabilities, targets: Targets) -> ND
 def best_threshold(probabilities: Probabilities, targets: Targets) -> float:
     """The threshold, of 0.01 to 0.99, with the highest micro F1 on these images; of equal ones that nearest 0.5."""
     p = probabilities.astype(np.float64)
-    f1 = [2 * (said & targets).sum() / max(said.sum() + targets.sum(), 1) for said in (p >= t for t in THRESHOLDS)]
+    f1 = [2 * (found & targets).sum() / max(found.sum() + targets.sum(), 1) for found in (p >= t for t in THRESHOLDS)]
     best = np.flatnonzero(np.array(f1) == max(f1))
     return float(THRESHOLDS[best[np.abs(THRESHOLDS[best] - THRESHOLD).argmin()]])
 

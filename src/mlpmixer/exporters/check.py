@@ -138,7 +138,7 @@ def check(reference: Classifier, export: Export, given: Sample) -> Checked:
         truth = None
 
     def answers(p: Floats) -> NDArray[np.bool_]:
-        """The classes that are said of each image, (B,K)."""
+        """The predicted classes of each image, (B,K) bool."""
         return p >= threshold if threshold is not None else np.arange(p.shape[1]) == p.argmax(1)[:, None]
 
     has_features = FEATURES in export.outputs
@@ -162,7 +162,7 @@ def check(reference: Classifier, export: Export, given: Sample) -> Checked:
         return np.concatenate([np.stack(columns, axis=1), answers(p)], axis=1).astype(np.float32)
 
     index, found, bad = map_images(reference, images, compare, BATCH)
-    test, said = index < given.n_test, found[:, -len(reference.classes) :] > 0
+    test, predicted = index < given.n_test, found[:, -len(reference.classes) :] > 0
     return Checked(
         data=given.data,
         n=len(found),
@@ -170,7 +170,7 @@ def check(reference: Classifier, export: Export, given: Sample) -> Checked:
         probability_max_diff=float(found[:, 1].max()),
         feature_max_diff=float(found[:, 2].max() / max(found[:, 3].max(), 1e-30)) if has_features else None,
         n_test=int(test.sum()),
-        right=None if truth is None else int((said == truth[index]).all(axis=1)[test].sum()),
+        right=None if truth is None else int((predicted == truth[index]).all(axis=1)[test].sum()),
         unreadable=len(bad),
         runtime=str(export.runtime),
         threshold=threshold,

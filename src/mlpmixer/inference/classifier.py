@@ -62,16 +62,16 @@ class Prediction:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes that are said of the image, likeliest first: one, or all from the threshold on, perhaps none."""
+        """The predicted classes, likeliest first: one, or all from the threshold on, perhaps none."""
         if self.threshold is None:
             return (self.label,)
         return tuple(label for label, p in self.top if p >= self.threshold)
 
     def __repr__(self) -> str:
-        said = f"label={self.label!r}, probability={self.probability:.4f}"
+        what = f"label={self.label!r}, probability={self.probability:.4f}"
         if self.threshold is not None:
-            said = f"labels={self.labels!r}, threshold={self.threshold:g}"
-        return f"Prediction(name={self.name!r}, {said})"
+            what = f"labels={self.labels!r}, threshold={self.threshold:g}"
+        return f"Prediction(name={self.name!r}, {what})"
 
 
 @dataclass(frozen=True)
@@ -272,8 +272,8 @@ class Classifier:
 
     def prediction(self, name: str, probabilities: Floats, top_k: int) -> Prediction:
         """The Prediction that one row (K,) of `probabilities` makes."""
-        said = 0 if self.threshold is None else int((probabilities.astype(np.float64) >= self.threshold).sum())
-        best = np.argsort(-probabilities, kind="stable")[: max(top_k, said)]
+        predicted = 0 if self.threshold is None else int((probabilities.astype(np.float64) >= self.threshold).sum())
+        best = np.argsort(-probabilities, kind="stable")[: max(top_k, predicted)]
         top = tuple((self.classes[k], float(probabilities[k])) for k in best)
         return Prediction(name, top[0][0], top[0][1], top, threshold=self.threshold)
 

@@ -107,8 +107,8 @@ def _row(result: Prediction | Failure, top_k: int, multi_label: bool) -> list[An
     if isinstance(result, Failure):
         return [_printable(result.name), *[None] * 2 * (1 if multi_label else top_k), _printable(result.reason)]
     if multi_label:
-        said = result.top[: len(result.labels)]
-        return [_printable(result.name), [label for label, _ in said], [p for _, p in said], None]
+        probabilities = [p for _, p in result.top[: len(result.labels)]]
+        return [_printable(result.name), list(result.labels), probabilities, None]
     cells = [cell for named in result.top[:top_k] for cell in named]
     return [_printable(result.name), *cells, *[None] * (2 * top_k - len(cells)), None]
 

@@ -88,7 +88,7 @@ def push_network(
     """`push` of a network in memory, in float32.
 
     file: where it was loaded from. If it still holds this network, it is what is pushed, with the card of its run;
-    otherwise nothing that was measured is said of the network.
+    otherwise the card states nothing that was measured.
 
     Errors: as `push`, and ValueError for a network that could not be loaded again.
     """

@@ -130,9 +130,9 @@ const backEnd = {
   },
   async predict(blob, most) {
     const pixels = await pixelsOf(blob), start = performance.now(), [p] = await run(pixels, "probabilities"), time_ms = performance.now() - start;
-    const ranked = [...p.keys()].sort((a, b) => p[b] - p[a]), said = MODEL.threshold === null ? 0 : ranked.filter(k => p[k] >= MODEL.threshold).length;
-    const top = ranked.slice(0, Math.max(most, said)).map(k => ({label: MODEL.classes[k], probability: p[k]}));
-    return {top, labels: MODEL.threshold === null ? undefined : top.slice(0, said).map(({label}) => label), time_ms};
+    const ranked = [...p.keys()].sort((a, b) => p[b] - p[a]), predicted = MODEL.threshold === null ? 0 : ranked.filter(k => p[k] >= MODEL.threshold).length;
+    const top = ranked.slice(0, Math.max(most, predicted)).map(k => ({label: MODEL.classes[k], probability: p[k]}));
+    return {top, labels: MODEL.threshold === null ? undefined : top.slice(0, predicted).map(({label}) => label), time_ms};
   },
   async evidence(blob, label) {
     const pixels = await pixelsOf(blob), [logits, own] = await run(pixels, "logits", "evidence");

@@ -38,12 +38,12 @@ class Model:
         return np.concatenate(answers)[: len(pixels)]
 
     def predict(self, image: str | Path | Image.Image, top: int = 5) -> list[tuple[str, float]]:
-        """The `top` likeliest classes of one image with their probabilities, and all others that are said of it."""
+        """The `top` likeliest classes of one image with their probabilities, and all others that are predicted."""
         (p,) = self.probabilities(self.pixels(image)[None])
         ranked = [(self.classes[k], float(p[k])) for k in np.argsort(-p, kind="stable")]
-        return ranked[: max(top, len(self.said(ranked)))]
+        return ranked[: max(top, len(self.predicted(ranked)))]
 
-    def said(self, top: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    def predicted(self, top: list[tuple[str, float]]) -> list[tuple[str, float]]:
         """Those of the likeliest classes that the image has: one; or all from the threshold on, perhaps none."""
         return top[:1] if self.threshold is None else [(label, p) for label, p in top if p >= self.threshold]
 
@@ -102,7 +102,7 @@ def main() -> int:
         record = {"image": name, "top": [{"label": label, "probability": p} for label, p in top]}
         shown = top
         if model.threshold is not None:
-            shown = model.said(top)
+            shown = model.predicted(top)
             record = {"image": name, "labels": [label for label, _ in shown], "top": record["top"]}
         lines = [name, *(f"  {100 * p:6.2f} %  {label}" for label, p in shown)]
         if not shown:
