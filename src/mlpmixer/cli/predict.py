@@ -48,36 +48,22 @@ class Predict(ModelCommand):
             raise ValueError(
                 f"which images? mlpmixer predict {self.run} FILE... (or folders, patterns, or - to read a list)"
             )
-        suffix = Path(self.out).suffix.lower()
-        form = self.format or (suffix[1:] if suffix in SUFFIXES else "table")
-        if (form == "parquet") != (suffix == ".parquet"):
-            given = f"--format {form} and {f'--out {self.out}' if self.out else 'no --out'}"
-            raise ValueError(f"{given}: Parquet is written to a file whose name ends in .parquet (--out FILE.parquet)")
+        form = self.result_format()
         for option, file, suffixes in (("--out", self.out, ()), ("--features", self.features, (".npz", ".csv"))):
             if file:
                 require_writable(option, file, suffixes=suffixes)
                 Path(file).parent.mkdir(parents=True, exist_ok=True)
         from mlpmixer.data.readers.parquet import import_pyarrow
         from mlpmixer.inference.classifier import Failure
-        from mlpmixer.inference.files import find_images, predict_files
+        from mlpmixer.inference.files import predict_files
         from mlpmixer.inference.output import FeatureFile, csv_lines, json_lines, jsonl_lines, write_parquet
 
         if form == "parquet":
             import_pyarrow()
         classifier = self.load()
         set_threshold(classifier, self.threshold)
-        image = image_on_stdin() if "-" in self.sources else b""
-        listed = [] if image else (line.rstrip("\n") for line in sys.stdin)
-        sources = (source for given in self.sources for source in (listed if given == "-" else [given]) if source)
-        paths = chain([("-", image)] if image else [], find_images(sources, allow_urls=self.allow_urls))
-        predicted = predict_files(
-            classifier,
-            paths,
-            self.top_k,
-            self.batch_size,
-            features=bool(self.features),
-            allow_urls=self.allow_urls,
-        )
+        how = {"features": bool(self.features), "allow_urls": self.allow_urls}
+        predicted = predict_files(classifier, self.paths(), self.top_k, self.batch_size, **how)
         failed = 0
 
         def watched(rows: FeatureFile | None) -> "Iterator[Prediction | Failure]":
@@ -111,6 +97,24 @@ class Predict(ModelCommand):
         if failed:
             print_error(f"{failed} of the images could not be read")
         return 1 if failed else 0
+
+    def result_format(self) -> str:
+        """--format, or what the suffix of --out says. ValueError where the two do not fit."""
+        suffix = Path(self.out).suffix.lower()
+        form = self.format or (suffix[1:] if suffix in SUFFIXES else "table")
+        if (form == "parquet") != (suffix == ".parquet"):
+            given = f"--format {form} and {f'--out {self.out}' if self.out else 'no --out'}"
+            raise ValueError(f"{given}: Parquet is written to a file whose name ends in .parquet (--out FILE.parquet)")
+        return form
+
+    def paths(self) -> "Iterator[str | Failure | tuple[str, bytes]]":
+        """The images behind SRC, with the image on standard input, or those that are listed there."""
+        from mlpmixer.inference.files import find_images
+
+        image = image_on_stdin() if "-" in self.sources else b""
+        listed = [] if image else (line.rstrip("\n") for line in sys.stdin)
+        sources = (source for given in self.sources for source in (listed if given == "-" else [given]) if source)
+        return chain([("-", image)] if image else [], find_images(sources, allow_urls=self.allow_urls))
 
 
 def image_on_stdin() -> bytes:

@@ -67,7 +67,7 @@ class MultiLabelMetrics:
     map: float
     """Mean average precision: the mean over the classes that have images of `LabelScore.average_precision`."""
     threshold: float
-    """Probability from which on a class is predicted, in all numbers below but `nll`."""
+    """Lowest probability at which a class is predicted, in all numbers below but `nll`."""
     f1_micro: float
     """F1 of all pairs of image and class together."""
     f1_macro: float

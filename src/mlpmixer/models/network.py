@@ -7,8 +7,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from mlpmixer.config import pair
 from mlpmixer.models.architecture import capability, own_fields
 from mlpmixer.models.configs import Activation, NetworkConfig, PatchConfig
+
+if TYPE_CHECKING:
+    from mlpmixer.data.preprocess import Preprocess
+    from mlpmixer.weights.model_file import ModelMeta
 
 TRUNCATED_STD = (
     0.87962566103423978  # standard deviation of a unit normal cut at +-2: official lecun_normal divides by it
@@ -35,8 +38,8 @@ class Network(nn.Module):
     """nn.Linear(D, K); nn.Identity() without classes."""
     checkpointing: bool
     """Recompute each block in the backward pass instead of storing its activations; of networks that can."""
-    meta: Any = None
-    """Classes and preprocessing that came with its weights (`weights.model_file.ModelMeta`); None for a fresh one."""
+    meta: "ModelMeta | None" = None
+    """Classes and preprocessing that came with its weights; None for a fresh one."""
 
     def forward_features(self, images: Tensor) -> Tensor:
         """What `pool` reads: normalised tokens (B, S, C), or the last feature map (B, C, h, w)."""
@@ -107,7 +110,9 @@ class Network(nn.Module):
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], **fields: Any) -> Self:
         """A trained network, see `mlpmixer.from_pretrained`. ValueError where it is of another class."""
-        found = _weights("load").from_pretrained(name, **fields)
+        from mlpmixer.weights.load import from_pretrained
+
+        found = from_pretrained(name, **fields)
         if not isinstance(found, cls):
             kind = type(found).__name__
             raise ValueError(f"{os.fspath(name)} is a {kind}, not a {cls.__name__}: say {kind}.from_pretrained")
@@ -118,13 +123,13 @@ class Network(nn.Module):
         save_directory: str | os.PathLike[str],
         *,
         classes: Sequence[str] | None = None,
-        preprocess: Any = None,
+        preprocess: "Preprocess | None" = None,
         licence: str = "",
     ) -> str:
         """Write the network to a new folder, as `mlpmixer push` does: weights, description and card; gives the folder.
 
         classes: a name for each output; else those that came with the weights, or of a fresh head "class 0", ...
-        preprocess: a `Preprocess`; what came with the weights, of a fresh network that of a run: crop, -1..1.
+        preprocess: what came with the weights, of a fresh network that of a run: crop, -1..1.
         licence: as the Hub writes it (apache-2.0, mit, ...).
 
         Errors: ValueError for a folder that holds something, for other than K classes, and for a network that could not
@@ -137,7 +142,7 @@ class Network(nn.Module):
         repo_id: str,
         *,
         classes: Sequence[str] | None = None,
-        preprocess: Any = None,
+        preprocess: "Preprocess | None" = None,
         licence: str = "",
         private: bool = False,
     ) -> str:
@@ -150,22 +155,20 @@ class Network(nn.Module):
         target = f"hf:{repo_id.removeprefix('hf:')}"
         return self._push(target, classes, preprocess, licence=licence, private=private)
 
-    def _push(self, target: str, classes: Sequence[str] | None, preprocess: Any, **how: Any) -> str:
-        meta = _weights("model_file").meta_of(self, classes, preprocess)
+    def _push(self, target: str, classes: Sequence[str] | None, preprocess: "Preprocess | None", **how: Any) -> str:
+        from mlpmixer.weights.hub import push_network
+        from mlpmixer.weights.model_file import meta_of
+
+        meta = meta_of(self, classes, preprocess)
         plain = all(p.dtype == torch.float32 for p in self.parameters())  # as model files hold them
         network = self if plain else copy.deepcopy(self).float()
-        return str(_weights("hub").push_network(network, meta, target, **how))
+        return push_network(network, meta, target, **how)
 
     def extra_repr(self) -> str:
         cfg, (h, w) = self.cfg, pair(self.cfg.image_size)
         params = sum(p.numel() for p in self.parameters())
         out = f"{cfg.num_classes:,} classes" if cfg.num_classes else f"{cfg.num_features:,} features"
         return f"{cfg.architecture}: {cfg.in_channels} x {h} x {w} px -> {out}, {params:,} parameters"
-
-
-def _weights(module: str) -> Any:
-    """A module of the room of weights, which is below this one, for the methods that lead there."""
-    return import_module(f"mlpmixer.weights.{module}")
 
 
 def linear_head(cfg: NetworkConfig) -> nn.Module:

@@ -243,26 +243,11 @@ def create_model(
     Errors: ValueError for unknown names and fields, sizes that do not fit together, weights of another architecture,
     and for a num_classes other than the file's while its head is kept.
     """
-    name = model if isinstance(model, str) else ""
     pretrained = bool(checked(bool | None, pretrained, "pretrained"))
-    if pretrained and not name:
+    if isinstance(model, str):
+        model, weights, fields = _named(model, pretrained, weights, fields)
+    elif pretrained:
         raise ValueError("pretrained=True takes the weights of a name; with a config say weights=FILE")
-    if re.match(HUB, name) or (name not in (*MODELS, *BUNDLED) and os.path.exists(name)):
-        raise ValueError(f"{name} is not an architecture: mlpmixer.from_pretrained({name!r}) gives the network there")
-    if name not in BUNDLED and (pretrained or ":" in name):
-        name = published.weights_for(name)
-    if weights is not None and (name in WEIGHTS or name in BUNDLED):
-        raise ValueError(
-            f"{name} names weights already: leave weights={os.fspath(weights)!r} out, or name the architecture alone"
-        )
-    if name in BUNDLED:
-        model, weights = read_meta(BUNDLED[name]).config, BUNDLED[name]
-    if name in WEIGHTS:
-        model = published.model_of(name)
-        if pretrained or ":" in name:
-            weights = name
-        else:  # as in timm, where a tag alone says no more than how many classes
-            fields = {"num_classes": WEIGHTS[name].num_classes} | fields
     base = configured(model)
     fields = own_fields(base, fields)
     base = dataclasses.replace(base, **fields)
@@ -296,6 +281,28 @@ def create_model(
     if head == "reset":
         adapted.reset_classifier(asked)
     return adapted.train()
+
+
+def _named(
+    name: str, pretrained: bool, weights: str | os.PathLike[str] | None, fields: dict[str, Any]
+) -> tuple[str | NetworkConfig, str | os.PathLike[str] | None, dict[str, Any]]:
+    """The architecture, weights and fields that a name for `create_model` stands for, beside those that are given."""
+    if re.match(HUB, name) or (name not in (*MODELS, *BUNDLED) and os.path.exists(name)):
+        raise ValueError(f"{name} is not an architecture: mlpmixer.from_pretrained({name!r}) gives the network there")
+    if name not in BUNDLED and (pretrained or ":" in name):
+        name = published.weights_for(name)
+    if weights is not None and (name in WEIGHTS or name in BUNDLED):
+        raise ValueError(
+            f"{name} names weights already: leave weights={os.fspath(weights)!r} out, or name the architecture alone"
+        )
+    if name in BUNDLED:
+        return read_meta(BUNDLED[name]).config, BUNDLED[name], fields
+    if name not in WEIGHTS:
+        return name, weights, fields
+    if pretrained or ":" in name:
+        return published.model_of(name), name, fields
+    classes = WEIGHTS[name].num_classes  # as in timm, where a tag alone says no more than how many classes
+    return published.model_of(name), None, {"num_classes": classes} | fields
 
 
 def from_pretrained(name: str | os.PathLike[str], *, report: Report | None = None, **fields: Any) -> Any:
