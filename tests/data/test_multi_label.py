@@ -1,4 +1,4 @@
-"""Several labels an image: what a table says, how it is cut, and what cannot be told."""
+"""Several labels per image: what a table says, how it is cut, and what cannot be told."""
 
 import dataclasses
 import io
@@ -175,7 +175,7 @@ def test_the_notes_say_what_was_done(photos: Path) -> None:
     (photos / "labels.csv").write_text("\n".join(["file,label", *joined(";"), "gone.png,cat"]))
     splits = open_data(Data(name=str(photos / "labels.csv"), test_fraction=0.3))
     notes = "\n".join(splits.notes)
-    assert "several labels an image: 1.17 of 3 classes on average, 2 at most, 1 image with none" in notes
+    assert "several labels per image: 1.17 of 3 classes on average, 2 at most, 1 image with none" in notes
     assert "stratified by each of the labels" in notes and "gone.png" in notes
     assert splits.train.labels.shape[1] == 3 and splits.train.multi_label
     report = check_data(Data(name=str(photos / "labels.csv")))
@@ -222,5 +222,5 @@ def test_parquet_with_lists_of_labels(tmp_path: Path, stated: str) -> None:
     for split in ("train-0", "val-0"):
         (tmp_path / f"{split}.parquet").write_bytes((tmp_path / "x.parquet").read_bytes())
     (tmp_path / "x.parquet").unlink()
-    with pytest.raises(ValueError, match="labels must be one an image to be read as shards"):
+    with pytest.raises(ValueError, match="labels must be one per image to be read as shards"):
         open_streamed(Data(name=str(tmp_path), stream=True))

@@ -118,13 +118,13 @@ def test_what_needs_one_class_is_refused(
         compare(squares_run, squares_run)
     for options in (["--temperature"], ["--real", "x.json"]):
         assert cli.main(["evaluate", str(squares_run), *options]) == 2
-    assert "one class an image" in capsys.readouterr().err
+    assert "one class per image" in capsys.readouterr().err
     assert cli.main(["evaluate", str(digits_run), "--threshold", "0.5"]) == 2
     assert "this one gives each image one class" in capsys.readouterr().err
     assert cli.main(["data", "shards", str(table), str(tmp_path / "shards")]) == 2
-    assert "a shard has one label an image" in capsys.readouterr().err
+    assert "a shard has one label per image" in capsys.readouterr().err
     assert cli.main(["data", "check", str(table), "--data.multi-label", "yes"]) in (0, 1)
-    assert "several labels an image" in capsys.readouterr().out
+    assert "several labels per image" in capsys.readouterr().out
     report = check_data(Data(name=str(table)))
     assert report.images == {"all": 20} != {"all": sum(report.counts["all"].values())}
 

@@ -1,4 +1,4 @@
-"""Exports of a model of several classes an image: the same threshold, and the same answers everywhere."""
+"""Exports of a model of several classes per image: the same threshold, and the same answers everywhere."""
 
 import json
 import shutil

@@ -149,14 +149,11 @@ def load_model(
 
 
 def set_threshold(classifier: "Classifier", threshold: float | None) -> None:
-    """Another threshold than the model's. ValueError for a model that gives an image one class."""
-    from mlpmixer.weights.model_file import require_threshold
-
+    """Give a model the threshold, if there is one. ValueError for a model that gives an image one class."""
     if threshold is None:
         return
-    require_threshold(threshold)
     if classifier.threshold is None:
-        raise ValueError("--threshold is for models of several classes an image; this one gives each image one class")
+        raise ValueError("--threshold is for models of several classes per image; this one gives each image one class")
     classifier.threshold = threshold
 
 

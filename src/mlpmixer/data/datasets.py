@@ -61,7 +61,7 @@ def cut_splits(raw: RawSplits, data: Data) -> Splits:
     if sets[TRAIN].multi_label:
         of_each = np.concatenate([images.labels.sum(axis=1) for images in sets.values()])
         notes.append(
-            f"several labels an image: {of_each.mean():.3g} of {len(classes)} classes on average, {of_each.max()} at "
+            f"several labels per image: {of_each.mean():.3g} of {len(classes)} classes on average, {of_each.max()} at "
             f"most, {count(int((of_each == 0).sum()), 'image')} with none"
         )
     for split, fraction in ((TEST, data.test_fraction), (VAL, data.val_fraction)):
@@ -83,7 +83,7 @@ def cut_splits(raw: RawSplits, data: Data) -> Splits:
 
 
 def _leave_out_fold(sets: dict[str, ImageSet], data: Data, notes: list[str]) -> ImageSet | None:
-    """Make the images of a fold of train the test images; those that were found for testing are returned."""
+    """Make one fold of train the test images; return the test images that were found, which are left alone."""
     if not data.fold:
         raise ValueError(
             f"data.folds={data.folds} also needs data.fold, the number of the part that is test (train --folds and "
@@ -227,7 +227,7 @@ def _share_of_each(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray
 
 
 def iterative_cut(targets: np.ndarray, fraction: float, seed: int, at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """`stratified_cut` by targets (N,K) of images with several classes or none: (keep, cut), sorted.
+    """Indices (keep, cut), sorted, by targets (N,K) of images with several classes or none, as `stratified_cut`.
 
     Iterative stratification (Sechidis et al. 2011, algorithm 1) into two parts: the rarest class first, each of its
     images goes to the part that lacks the most of that class. Cut holds `fraction` of every class about, `at_least` of
@@ -252,7 +252,7 @@ def iterative_cut(targets: np.ndarray, fraction: float, seed: int, at_least: int
 
 
 def random_share(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """`stratified_share` by chance alone, for images with several classes or none."""
+    """Indices, sorted, of a random `fraction` of the images, rounded up: for images with several classes or none."""
     order = np.random.default_rng(seed).permutation(len(labels))
     return np.sort(order[: math.ceil(fraction * len(labels))])
 

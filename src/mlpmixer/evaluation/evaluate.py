@@ -116,7 +116,7 @@ def evaluate(
         single = {"temperature": validation is not None, "ReaL labels": real is not None}
         if named := [name for name, is_given in single.items() if is_given]:
             raise ValueError(
-                f"{named[0]}: this is for models of one class an image, and here an image may have several"
+                f"{named[0]}: this is for models of one class per image, and here an image may have several"
             )
         several = _multi_label(classifier, images, to_model, classifier.threshold, views, tta, batch_size, report)
         return dataclasses.replace(several, scored=scored, trained_on=None if trained is None else int(trained.sum()))

@@ -83,7 +83,7 @@ class MultiLabelMetrics:
     """Mean over the images of the sum over the classes of the binary cross-entropy, in nats."""
     per_class: tuple[LabelScore, ...]
     most_wrong: tuple[LabelMistake, ...]
-    """The most confident mistakes, one an image, most confident first."""
+    """The most confident mistakes, one per image, most confident first."""
     bad: tuple[tuple[str, str], ...] = ()
     """Unreadable images, (name, reason), which are excluded from the numbers above."""
     tta: TTAScores | None = None

@@ -182,11 +182,11 @@ class Explanation:
     maps: dict[str, NDArray[np.float32]]
     """Method -> (h, w), logits: positive speaks for the class."""
     rival_maps: dict[str, NDArray[np.float32]]
-    """The same for the rival; empty without one."""
+    """Method -> (h, w) for the rival; empty without one."""
     filled_logit: float
     """The logit of the class for an image that is nothing but `fill`."""
     filled_lead: float
-    """That logit less the rival's."""
+    """The lead over the rival for the same image of `fill`."""
     mixing: "Mixing | None"
     """On which patches each patch depends, block by block, if asked for."""
 

@@ -34,7 +34,7 @@ from mlpmixer.inference.exported import export_at
 from mlpmixer.inference.measure import IMAGES
 
 if TYPE_CHECKING:
-    from mlpmixer.weights.load import Report
+    from mlpmixer.download import Report
 
 TOLERANCE = 1e-4  # of a probability, as in `exporters.check`
 MARGIN = 1.05  # times the speed of the default engine: less is no reason to use another

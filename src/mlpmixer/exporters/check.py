@@ -55,8 +55,8 @@ class Checked:
     n: int
     """Images that both classified."""
     agreeing: int
-    """Images with the same likeliest class; of a model of several classes an image, with the same classes but for those
-    whose probabilities are the same but for rounding."""
+    """Images with the same likeliest class; where an image may have several, with the same classes, but for those whose
+    probabilities differ by rounding alone."""
     probability_max_diff: float
     feature_max_diff: float | None
     """Relative to the largest feature; None without features."""
@@ -70,7 +70,7 @@ class Checked:
     fit: "FitChecked | None" = None
     """For a graph that takes images of any size."""
     threshold: float | None = None
-    """Of a model of several classes an image."""
+    """That of the model, where an image may have several classes; else None."""
     evidence_max_diff: float | None = None
     """For a graph with evidence, relative to the largest logit of a patch."""
 

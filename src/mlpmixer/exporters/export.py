@@ -40,7 +40,7 @@ from mlpmixer.models.architecture import has
 from mlpmixer.registry import Registry
 
 if TYPE_CHECKING:
-    from mlpmixer.weights.load import Report
+    from mlpmixer.download import Report
 
 __all__ = ["IMAGES", "TARGETS", "Checked", "ExportMismatch", "Int8", "Target", "Written", "export", "write_unchecked"]
 

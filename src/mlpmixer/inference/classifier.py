@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from mlpmixer.download import Report
     from mlpmixer.inference.inputs import ImageLike
     from mlpmixer.models.architecture import Build
     from mlpmixer.models.configs import Size
-    from mlpmixer.weights.load import Report
     from mlpmixer.weights.model_file import ModelMeta
 
 Floats = NDArray[np.float32]

@@ -86,7 +86,7 @@ def _is_tensor(value: Any) -> "TypeGuard[Tensor]":
 
 
 def _name(item: Any) -> str:
-    """That of the file behind a Pillow image or an open file, where there is one."""
+    """The name of the file behind a Pillow image or an open file; "" where there is none."""
     name = getattr(item, "filename", None) or getattr(item, "name", None)
     return name if isinstance(name, str) else ""
 

@@ -81,7 +81,7 @@ class NetworkConfig(Config, owner="model"):
         return sum(layer.params for layer in self.layers())
 
     def differences(self, wanted: "NetworkConfig", but: Iterable[str] = ()) -> list[str]:
-        """What this has and `wanted` has not, `but` for fields: ["hidden_dim 48 instead of 64"]."""
+        """The fields other than `but` in which this is not what is wanted: ["hidden_dim 48 instead of 64"]."""
         if type(self) is not type(wanted):
             return [f"{self.architecture} instead of {wanted.architecture}"]
         pairs = {f.name: (getattr(self, f.name), getattr(wanted, f.name)) for f in dataclasses.fields(self)}

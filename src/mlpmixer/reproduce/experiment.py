@@ -12,6 +12,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlpmixer.config import Config
+from mlpmixer.download import Report
 from mlpmixer.durable import write_json
 from mlpmixer.models.architecture import require_library
 from mlpmixer.models.configs import ViTConfig
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from mlpmixer.training.inputs import ImageCache
     from mlpmixer.training.run import RunResult
 
-Report = Callable[[dict[str, Any]], None]
 Scale = Literal["small", "long", "full"]
 """small: minutes on two CPU cores; long: an hour or more on them; full: one GPU, in pieces."""
 SAVE_S = 10.0  # kept back at the end of max_minutes, for saving

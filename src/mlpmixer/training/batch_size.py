@@ -45,7 +45,7 @@ def smallest_batch_size(run: Run, processes: int) -> int:
 
 
 def sizes_to_try(smallest: int, usual: int, num_images: int) -> list[int]:
-    """smallest, 2 smallest, ... up to the usual size, and beyond it while an epoch has LEAST_STEPS steps."""
+    """The smallest size and its doubles, up to the usual one, and beyond it while an epoch has LEAST_STEPS steps."""
     most = min(max(usual, num_images // LEAST_STEPS), num_images)
     return [smallest << k for k in range(max(most // smallest, 1).bit_length())]
 

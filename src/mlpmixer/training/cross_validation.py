@@ -16,6 +16,7 @@ from mlpmixer.config import to_json
 from mlpmixer.data.datasets import open_data, relabelled
 from mlpmixer.data.image_set import ImageSet, chain
 from mlpmixer.data.paths import printable
+from mlpmixer.download import Report
 from mlpmixer.durable import replacing, write_json, write_text
 from mlpmixer.evaluation.data import open_for
 from mlpmixer.evaluation.metrics import metrics_from_probabilities
@@ -29,7 +30,6 @@ from mlpmixer.training.recipe import Recipe, read_recipe, variant
 from mlpmixer.training.resume import RUNS, same_recipe
 from mlpmixer.training.run import RunResult, train
 from mlpmixer.weights import run_folder
-from mlpmixer.weights.load import Report
 
 BATCH = 256
 SUSPICIOUS = 40  # labels on the page and in folds.json; the CSV has all
@@ -43,7 +43,7 @@ class OutOfFold:
     probabilities: NDArray[np.float32]
     """(N,K)"""
     fold: NDArray[np.int64]
-    """(N,) from 1."""
+    """The number of the fold that each image is in, (N,), from 1."""
     bad: list[tuple[str, str]]
 
     @cached_property
@@ -52,7 +52,7 @@ class OutOfFold:
 
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
-        """(N,)"""
+        """The number of the likeliest class of each image, (N,)."""
         found: NDArray[np.int64] = self.probabilities.argmax(1)
         return found
 
@@ -66,11 +66,11 @@ class OutOfFold:
 
     @cached_property
     def suspicious(self) -> list[int]:
-        """Those that are predicted otherwise than they are labelled, in the same order."""
+        """The images whose prediction is not their label, most suspicious first."""
         return [i for i in self.most_suspicious_first if self.predicted[i] != self.images.labels[i]]
 
     def row(self, i: int) -> dict[str, Any]:
-        """What is said about an image, in plain values."""
+        """The row of an image in the tables, as plain values."""
         p, label, predicted = self.probabilities[i], self.images.labels[i], self.predicted[i]
         return {
             "name": self.names[i],

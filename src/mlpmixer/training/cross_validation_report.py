@@ -12,7 +12,7 @@ TEMPLATE = Path(__file__).with_name("templates") / "folds.html"
 
 
 def folds_html(folder: Path, summary: dict[str, Any], recipe: dict[str, Any], thumbnails: Sequence[Thumbnail]) -> str:
-    """thumbnails: of summary["suspicious"], in its order."""
+    """The page as HTML. thumbnails: those of summary["suspicious"], in its order."""
     recipe = without_folders(recipe)
     return render(
         TEMPLATE,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mlpmixer.data.preprocess import standardise
 from mlpmixer.data.store import Store
+from mlpmixer.download import Report
 from mlpmixer.durable import replacing
 from mlpmixer.evaluation.evaluate import match_all_classes
 from mlpmixer.inference.onnx_model import OnnxModel, copy_onnx, open_onnx
@@ -27,7 +28,7 @@ from mlpmixer.training.recipe import Distill, Recipe, variant
 from mlpmixer.training.stream import Stream
 from mlpmixer.weights.adapt import adapt_trained
 from mlpmixer.weights.formats import read_npz
-from mlpmixer.weights.load import Report, load_weights
+from mlpmixer.weights.load import load_weights
 from mlpmixer.weights.model_file import ModelMeta, save_model
 
 TeacherFunction = Callable[[Tensor], Tensor]

@@ -17,6 +17,7 @@ from mlpmixer.config import to_json
 from mlpmixer.data.images import Pixels
 from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.data.store import Store
+from mlpmixer.download import Report
 from mlpmixer.evaluation.metrics import score
 from mlpmixer.evaluation.multi_label import THRESHOLD, binary_cross_entropies, mean_average_precision
 from mlpmixer.hardware import peak_mib
@@ -30,7 +31,6 @@ from mlpmixer.training.schedule import lr_factor
 from mlpmixer.training.step import TrainingStep
 from mlpmixer.training.stream import Sampled
 from mlpmixer.weights import model_file
-from mlpmixer.weights.load import Report
 from mlpmixer.weights.run_folder import MetricsFile, is_run, metric_of
 
 EVAL_BATCH = 250

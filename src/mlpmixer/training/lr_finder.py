@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from mlpmixer.download import Report
 from mlpmixer.training.distillation import TeacherFunction
 from mlpmixer.training.inputs import batches
 from mlpmixer.training.recipe import Recipe, variant
 from mlpmixer.training.run import make_training_step
 from mlpmixer.training.start import load_networks, with_network
-from mlpmixer.weights.load import Report
 
 MEMORY = 0.9  # of the moving average that smooths the losses
 DIVERGED = 2.0  # times the lowest smoothed loss: the sweep ends

@@ -21,6 +21,7 @@ from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.split_record import SplitRecord
+from mlpmixer.download import Report
 from mlpmixer.durable import write_json
 from mlpmixer.hardware import choose_precision, device_name, reset_peak
 from mlpmixer.models.architecture import Build
@@ -44,7 +45,6 @@ from mlpmixer.training.resume import has_best, open_run, recorded, restore
 from mlpmixer.training.start import Start, load_networks, stored_preprocess, with_network
 from mlpmixer.training.step import TrainingStep
 from mlpmixer.weights import run_folder
-from mlpmixer.weights.load import Report
 from mlpmixer.weights.run_folder import MetricsFile
 
 
@@ -183,7 +183,7 @@ def make_training_step(
 
 
 def loss_for(recipe: Recipe, multi_label: bool) -> str:
-    """The loss of a recipe, `auto` decided. ValueError for what images with several classes or none rule out."""
+    """The loss of a recipe, with `auto` decided. ValueError for what images of several classes or none rule out."""
     if multi_label and recipe.optim.loss == "softmax":
         raise ValueError(
             "optim.loss=softmax makes the classes exclude each other, and these images have several or none: leave it "

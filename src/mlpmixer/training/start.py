@@ -9,6 +9,7 @@ from torch import nn
 
 from mlpmixer.config import from_json, pair
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.download import Report
 from mlpmixer.models.architecture import Build, build, build_custom, capability, has, name_of
 from mlpmixer.models.initialization import set_head_bias, whiten_stem
 from mlpmixer.training import progressive
@@ -18,7 +19,7 @@ from mlpmixer.training.inputs import Stores, augmented_sample
 from mlpmixer.training.recipe import Recipe
 from mlpmixer.weights import model_file, run_folder
 from mlpmixer.weights.adapt import adapt_to, adapt_trained
-from mlpmixer.weights.load import Report, load_weights
+from mlpmixer.weights.load import load_weights
 
 Pretrained = tuple[Any, model_file.ModelMeta]
 Start = Pretrained | Build

@@ -68,7 +68,7 @@ class TrainingStep:
         self.augment = torch.compile(augment) if self.compiles_augmentation else augment
 
     def set_batch_size(self, batch_size: int) -> None:
-        """Take so many images per step, over all processes, from now on."""
+        """Take this many images per step, over all processes, from now on."""
         self.recipe = variant(self.recipe, run={"batch_size": batch_size})
         augment = self.recipe.augment
         mixes = bool(augment.mixup or augment.cutmix)  # then the last row with the next process's first
@@ -222,7 +222,8 @@ class TrainingStep:
 def class_weights(recipe: Recipe, stores: Stores, device: torch.device) -> Tensor | None:
     """Weights (K,) of the classes in the loss by `data.class_weights`: the inverse of their frequency, or None.
 
-    Errors: ValueError for streamed images, whose labels are not known before training, and for several labels an image.
+    Errors: ValueError for streamed images, whose labels are not known before training, and for several labels per
+    image.
     """
     if recipe.data.class_weights != "balanced":
         return None

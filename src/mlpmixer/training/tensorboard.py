@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlpmixer.weights.load import Report
+from mlpmixer.download import Report
 from mlpmixer.weights.run_folder import metric_of, read_metrics
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 from mlpmixer.config import checked, pair
 from mlpmixer.data.preprocess import Preprocess, create_preprocess
+from mlpmixer.download import Report
 from mlpmixer.models.architecture import build, build_with_weights, configured, name_of, own_fields
 from mlpmixer.models.configs import NetworkConfig, Size
 from mlpmixer.models.names import MODELS
@@ -39,7 +39,6 @@ from mlpmixer.weights.model_file import (
 from mlpmixer.weights.published import BUNDLED, WEIGHTS, Weights
 from mlpmixer.weights.run_folder import MODEL_FILE, is_cross_validation
 
-Report = Callable[[dict[str, Any]], None]
 Head = Literal["keep", "reset", "drop"]
 STATE_DICTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")  # .tar: of .pth.tar
 HUB = r"^(hf-hub|hf_hub|hf):"  # before owner/name of a repository, as timm writes it and as we do

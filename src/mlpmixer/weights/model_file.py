@@ -107,7 +107,7 @@ def meta_of(network: Any, classes: Sequence[str] | None = None, preprocess: Prep
 
 
 def require_threshold(value: float | None) -> None:
-    """ValueError for one that no probability is below or above."""
+    """ValueError unless the threshold is above 0 and below 1, or None."""
     require(value is None or 0 < value < 1, f"a threshold is a probability above 0 and below 1, got {value}")
 
 

@@ -53,7 +53,7 @@ class ListedRun:
     score: float | None = None
     n: int | None = None
     deviation: float | None = None
-    """Of the score over the folds."""
+    """Standard deviation of the score over the folds (n - 1)."""
     train_s: float | None = None
 
 

@@ -42,7 +42,7 @@ def find_columns(names: Sequence[str], path: str) -> tuple[str, str]:
 
 
 def is_list(kind: Any) -> bool:
-    """Whether a column of this type has several labels an image, or none."""
+    """Whether a column of this type has several labels per image, or none."""
     types = import_pyarrow().types
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
@@ -53,7 +53,7 @@ def require_labels(kind: Any, path: str, *, lists: bool = False) -> None:
     of_each = kind.value_type if is_list(kind) or types.is_dictionary(kind) else kind
     if not (types.is_integer(of_each) or types.is_string(of_each) or types.is_large_string(of_each)):
         raise ValueError(f"{path}: labels must be whole numbers or text, got {shortened(kind)}")
-    one = f"{path}: labels must be one an image to be read as shards, got {shortened(kind)}: train without streaming"
+    one = f"{path}: labels must be one per image to be read as shards, got {shortened(kind)}: train without streaming"
     require(lists or not is_list(kind), one)
 
 

@@ -87,7 +87,7 @@ def open_streamed(
             f"data.train_fraction={data.train_fraction} selects images by number, and those of shards have none: leave "
             f"it at 1"
         )
-    require(data.multi_label != "yes", f"shards have one label an image, not several (data.multi_label): {data.name}")
+    require(data.multi_label != "yes", f"shards have one label per image, not several (data.multi_label): {data.name}")
     require(not data.labels, f"data.labels={data.labels} is for images in files, not for the shards of {data.name}")
     retry = retry or Retry()
     cache = Path(cache_dir) if cache_dir is not None else cache_folder()
