@@ -9,6 +9,7 @@ import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -509,15 +510,15 @@ def from_network(
     kernels = capability(network, "kernels", "inference") if where.type == "cpu" and has(network, "kernels") else None
     if kernels and kernels.unsupported_reason(network, [dtype]):
         kernels = None
-    if kernels:
-        fast = kernels.for_inference(network)
+    shared: list[int] = []  # the parameters that both have
     has_head = bool(architecture_of(network))  # logits are head(pre_logits); other code's networks do not say
 
     def run(images: Floats, function: Callable[[Any], tuple[Any, ...]]) -> tuple[Floats, ...]:
-        nonlocal fast
-        if kernels and [*map(id, fast.parameters())] != [*map(id, network.parameters())]:  # another head, perhaps
-            fast = kernels.for_inference(network)
-        with torch.inference_mode(), computing(where.type, precision, threads), evaluating(fast):
+        nonlocal fast, shared
+        if kernels and (now := [*map(id, network.parameters())]) != shared:  # another head, perhaps
+            fast, shared = kernels.for_inference(network), now
+        mode = nullcontext() if kernels else evaluating(network)
+        with torch.inference_mode(), computing(where.type, precision, threads), mode:
             size = kernels.images_per_chunk(fast.cfg) if kernels else CHUNK
             parts = torch.split(torch.from_numpy(images).to(where), size)
             outputs = ([output.float().cpu().numpy() for output in function(part)] for part in parts)
