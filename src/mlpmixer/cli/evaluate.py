@@ -19,8 +19,8 @@ from mlpmixer.cli.progress import reporter
 from mlpmixer.durable import write_text
 
 if TYPE_CHECKING:
-    from mlpmixer.evaluation.metrics import CalibratedMetrics, Metrics, TTAMetrics
-    from mlpmixer.evaluation.multi_label import MultiLabelMetrics
+    from mlpmixer.evaluation.metrics import CalibratedMetrics, ClassScore, Metrics, TTAMetrics
+    from mlpmixer.evaluation.multi_label import LabelScore, MultiLabelMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +111,7 @@ def print_metrics(m: "Metrics | MultiLabelMetrics") -> None:
     if empty := len(m.per_class) - len(scored):
         print(f"{empty:,} of the model's {len(m.per_class):,} classes have no image here")
     shown = scored if len(scored) <= MAX_ROWS else sorted(scored, key=lambda c: c.f1)[: MAX_ROWS // 2]
-    rows = [
-        (c.name, percent(c.precision), percent(c.recall), between(c.recall_interval), percent(c.f1), f"{c.support:,}")
-        for c in shown
-    ]
+    rows = [(c.name, *class_cells(c)) for c in shown]
     print_table(("class", "precision", "recall", "", "f1", "images"), rows)
     if len(shown) < len(scored):
         print(f"(the {len(shown)} lowest f1 of {len(scored)} classes; all of them: --json)")
@@ -137,41 +134,28 @@ def print_multi_label(m: "MultiLabelMetrics") -> None:
         f"{percent(m.precision)}, recall {percent(m.recall)} (micro); {exact} of the images have exactly their classes"
     )
     print("mAP and macro F1: the mean over the classes that have images; in brackets: 95 % intervals (Wilson)\n")
-    scored = [c for c in m.per_class if c.average_precision is not None]
+    scored = [c for c in m.per_class if c.support]
     if empty := len(m.per_class) - len(scored):
         print(f"{empty:,} of the model's {len(m.per_class):,} classes have no image here, and are left out")
-    shown = (
-        scored if len(scored) <= MAX_ROWS else sorted(scored, key=lambda c: c.average_precision or 0)[: MAX_ROWS // 2]
-    )
-    rows = [
-        (
-            c.name,
-            percent(c.average_precision or 0),
-            percent(c.precision),
-            percent(c.recall),
-            between(c.recall_interval),
-            percent(c.f1),
-            f"{c.support:,}",
-        )
-        for c in shown
-    ]
+    weakest_first = sorted(scored, key=lambda c: c.average_precision or 0)
+    shown = scored if len(scored) <= MAX_ROWS else weakest_first[: MAX_ROWS // 2]
+    rows = [(c.name, percent(c.average_precision or 0), *class_cells(c)) for c in shown]
     print_table(("class", "AP", "precision", "recall", "", "f1", "images"), rows)
     if len(shown) < len(scored):
         print(f"(the {len(shown)} lowest AP of {len(scored)} classes; all of them: --json)")
     if m.most_wrong:
         print("\nmost confident mistakes")
+        kinds = ("predicted", "missed")
         mistakes = [
-            (
-                w.name,
-                ", ".join(w.true) or "none",
-                w.label,
-                percent(w.probability),
-                "missed" if w.label in w.true else "predicted",
-            )
+            (w.name, ", ".join(w.true) or "none", w.label, percent(w.probability), kinds[w.label in w.true])
             for w in m.most_wrong[:5]
         ]
         print_table(("image", "is", "class", "with", ""), mistakes)
     print_unreadable(m.bad)
+
+
+def class_cells(c: "ClassScore | LabelScore") -> tuple[str, ...]:
+    return percent(c.precision), percent(c.recall), between(c.recall_interval), percent(c.f1), f"{c.support:,}"
 
 
 def score_text(m: "Metrics | TTAMetrics") -> str:

@@ -66,7 +66,7 @@ class Explain(Command):
         from mlpmixer.explanation.attribution import default_fill
         from mlpmixer.explanation.page import ExplanationFolder
 
-        methods, mixing = self._asked()
+        methods, mixing = self._methods()
         paths = self._paths()
         require_writable("--out", self.out, folder=True)
         classifier = load_model(self.run, self.device, self.inputs)
@@ -98,10 +98,8 @@ class Explain(Command):
         elif page:
             print(f"\npage    {page}")
         if stopped:
-            done, where = (
-                len(folder.explained) + len(folder.failures),
-                f", which are on the page {page}" if page else "",
-            )
+            done = len(folder.explained) + len(folder.failures)
+            where = f", which are on the page {page}" if page else ""
             print_error(f"stopped after {done} of {len(paths)} images{where}")
             return 130
         return 1 if folder.failures or (measured and measured.bad) else 0
@@ -127,8 +125,8 @@ class Explain(Command):
         print_changes(chosen.scored)
         return chosen
 
-    def _asked(self) -> tuple[list[str] | None, bool]:
-        """The names of METHODS, None for all; and whether mixing is asked for, too."""
+    def _methods(self) -> tuple[list[str] | None, bool]:
+        """The methods that --method names, None for all; and whether mixing is among them."""
         from mlpmixer.explanation.attribution import METHODS
 
         if not self.method:

@@ -173,9 +173,8 @@ def is_all_folds(recipe: Recipe) -> bool:
 
 def is_finished(run: Path) -> bool:
     try:
-        return (
-            read_cross_validation(run).get("summary") if is_cross_validation(run) else read_summary(run)
-        ) is not None
+        summary = read_cross_validation(run).get("summary") if is_cross_validation(run) else read_summary(run)
+        return summary is not None
     except ValueError:  # damaged: resuming makes it again
         return False
 
@@ -220,27 +219,15 @@ def print_result(path: Path, summary: dict[str, Any]) -> None:
 def print_folds(path: Path, summary: dict[str, Any], recipe: Recipe) -> None:
     """The folds, the labels to look at, and five lines as after a single run."""
     rows = [
-        (
-            str(number),
-            percent(fold["top1"]),
-            between(fold["top1_interval"]),
-            f"{fold['n']:,}",
-            percent(fold["val_top1"]),
-        )
-        for number, fold in enumerate(summary["per_fold"], 1)
+        (str(k), percent(f["top1"]), between(f["top1_interval"]), f"{f['n']:,}", percent(f["val_top1"]))
+        for k, f in enumerate(summary["per_fold"], 1)
     ]
     print_table(("fold", "top-1", "95 %", "images", "validation"), rows)
     if first := summary["suspicious"][:MOST_SUSPICIOUS]:
         print("\nmost suspicious labels")
         cells = [
-            (
-                row["name"],
-                row["label"],
-                percent(row["label_probability"]),
-                row["prediction"],
-                percent(row["probability"]),
-            )
-            for row in first
+            (r["name"], r["label"], percent(r["label_probability"]), r["prediction"], percent(r["probability"]))
+            for r in first
         ]
         print_table(("image", "labelled", "with", "looks like", "with"), cells)
     whole, spread = summary["metrics"], f"({100 * summary['lowest']:.2f}-{100 * summary['highest']:.2f})"

@@ -93,10 +93,8 @@ def _leave_out_fold(sets: dict[str, ImageSet], data: Data, notes: list[str]) -> 
     if whole.multi_label:
         raise ValueError(f"data.folds={data.folds} needs one class for each image, and these have several or none")
     fold = fold_of_each(whole, data.folds, data.split_seed, data.workers)
-    sets[TRAIN], sets[TEST] = (
-        whole.subset(np.flatnonzero(fold != data.fold)),
-        whole.subset(np.flatnonzero(fold == data.fold)),
-    )
+    sets[TRAIN] = whole.subset(np.flatnonzero(fold != data.fold))
+    sets[TEST] = whole.subset(np.flatnonzero(fold == data.fold))
     notes.append(
         f"test: fold {data.fold} of {data.folds}, {len(sets[TEST])} of the {len(whole)} images of train, stratified "
         f"(split_seed {data.split_seed})"

@@ -134,7 +134,7 @@ def check(reference: Classifier, export: Export, given: Sample) -> Checked:
     except ValueError:  # other classes: their images will do for a comparison
         truth = None
     threshold = reference.threshold
-    if threshold is None and images.multi_label:
+    if threshold is None and images.multi_label:  # no image has one right class
         truth = None
 
     def answers(p: Floats) -> NDArray[np.bool_]:
