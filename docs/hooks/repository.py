@@ -1,6 +1,5 @@
-"""Links that leave docs/: pages of results become pages of the site, other files are named.
-
-On GitHub and on disk such links work as they are.
+"""Links that leave docs/: pages of results become pages of the site, other files are named. On GitHub and on disk such
+links work as they are. And an option in a sentence is not broken after its hyphens.
 """
 
 import os
@@ -39,3 +38,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{text} (`{inside}` in the repository)" if text.strip("`") != inside else f"`{inside}`"
 
     return re.sub(r"(!?)\[([^\]]*)\]\(((?!\w+:)[^)\s#]+)(#[^)\s]*)?\)", link, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    def unbroken(code: re.Match[str]) -> str:
+        return re.sub(r"(?<![\w-])--?\w[\w.-]*", r'<span class="option">\g<0></span>', code[0])
+
+    return re.sub(r"(?<=<code>)[^<]+(?=</code>)", unbroken, html)
