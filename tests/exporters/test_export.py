@@ -131,6 +131,23 @@ def test_compiled_kernels_stay_out_of_the_graph() -> None:
     assert torch.equal(graph(images), mixer(GREY)(images))
 
 
+def test_a_classifier_is_exported_as_it_is_now(tmp_path: Path) -> None:
+    model = classifier_of(GREY)
+    assert isinstance(model.network, Mixer)
+    model.network.train().reset_classifier(2)
+    with pytest.raises(ValueError, match="classes has 10 names for the 2 outputs of the network"):
+        export(model, out=tmp_path / "model.onnx", data="digits")
+    nn.init.normal_(model.network.head.weight)  # type: ignore[arg-type]
+    model.classes, model.threshold, model.sigmoid = ("x", "y"), 0.3, True
+    with pytest.raises(ValueError, match="batch='2': expected int"):
+        export(model, out=tmp_path / "model.onnx", data="digits", batch="2")  # type: ignore[arg-type]
+    made = export(model, out=tmp_path / "model.onnx", data="digits", images=4, batch=np.int64(2))  # type: ignore[arg-type]
+    found = load(made.path)
+    assert (found.classes, found.threshold, found.sigmoid) == (("x", "y"), 0.3, True)
+    pixels = pixels_for(model, 2)
+    np.testing.assert_allclose(found.probabilities(pixels), model.probabilities(pixels), atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def bundle(digits_bundle: Path) -> Path:
     return digits_bundle

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlpmixer import __version__
+from mlpmixer.config import checked
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.exporters.check import Checked
 from mlpmixer.exporters.int8 import Int8
@@ -64,11 +65,13 @@ def new_job(classifier: Classifier, *, licence: str = "", top_k: int = 5, **opti
             "expected a run, a weight file, or a classifier that mlpmixer.load made of one: only a torch model can be "
             "exported"
         )
+    meta = classifier.current_meta(meta)
     if not meta.classes:
         raise ValueError("this model has no head (num_classes=0), and an export needs one: train it on some data first")
     if any(p.device.type != "cpu" for p in network.parameters()):
         raise ValueError("the model to export must be on the CPU: mlpmixer.load(..., device='cpu')")
-    for name, value in (("batch", options.get("batch")), ("top_k", top_k)):
+    options["batch"], top_k = checked(int | None, options.get("batch"), "batch"), checked(int, top_k, "top_k")
+    for name, value in (("batch", options["batch"]), ("top_k", top_k)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if licence:

@@ -24,6 +24,7 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.engines import Precision, Runtime, threads_each
 from mlpmixer.inference.exported import FEATURES, PROBABILITIES, Export, export_at, open_export
 from mlpmixer.inference.inputs import as_source
+from mlpmixer.models.architecture import architecture_of
 from mlpmixer.models.configs import Method
 from mlpmixer.weights.model_file import require_threshold
 
@@ -305,18 +306,23 @@ class Classifier:
                     f"expected 'owner/name' for the Hub, or a folder as a Path or './{place}', got {place!r}"
                 )
             place = f"hf:{place}"
-        config = getattr(self.network, "cfg", self.meta.config)
-        loss = {} if self.sigmoid == _ends_in_sigmoid(self.meta) else {"loss": "sigmoid" if self.sigmoid else "softmax"}
-        meta = replace(
-            self.meta,
-            config=config,
+        options: Any = {"file": self.path, "licence": licence, "private": private}
+        return push_network(self.network, self.current_meta(self.meta), os.path.expanduser(place), **options)
+
+    def current_meta(self, meta: "ModelMeta") -> "ModelMeta":
+        """`meta` with what `network` is now, and what may be set here; files are written with it.
+
+        Errors: ValueError where `classes` or `preprocess` do not fit the network.
+        """
+        loss = {} if self.sigmoid == _ends_in_sigmoid(meta) else {"loss": "sigmoid" if self.sigmoid else "softmax"}
+        return replace(
+            meta,
+            config=self.network.cfg if architecture_of(self.network) else meta.config,  # type: ignore[union-attr, arg-type]
             classes=tuple(self.classes),
             preprocess=self.preprocess,
             threshold=self.threshold,
-            provenance=self.meta.provenance | loss,
+            provenance=meta.provenance | loss,
         )
-        options: Any = {"file": self.path, "licence": licence, "private": private}
-        return push_network(self.network, meta, os.path.expanduser(place), **options)
 
     def _require_head(self) -> None:
         if not self.classes:
@@ -498,7 +504,7 @@ def from_network(
 
     from mlpmixer.hardware import choose_device
     from mlpmixer.inference.engines.torch import computing, evaluating, limit_threads
-    from mlpmixer.models.architecture import architecture_of, capability, has
+    from mlpmixer.models.architecture import capability, has
 
     where, threads = choose_device(device), threads_each(streams, threads)
     if streams > 1 and where.type != "cpu":
