@@ -83,6 +83,22 @@ def test_several_labels_an_image_have_mean_average_precision(runs: Path, run: Ru
     assert "mAP 75.00 % of 40, val" in run("runs", "runs/done")[1]
 
 
+def test_links_that_lead_back_are_followed_once(runs: Path, run: RunLine) -> None:
+    (runs / "sweep" / "back").symlink_to("..")
+    (runs / "elsewhere").symlink_to(runs / "sweep" / "old")
+    paths = [row["path"] for row in json.loads(run("runs", "--json")[1])]
+    assert len(paths) == 9 + 1 and "runs/elsewhere" in paths
+
+
+def test_files_of_another_shape_are_named(runs: Path, run: RunLine) -> None:
+    (runs / "cv" / "folds.json").write_text('{"recipe": {}}')
+    (runs / "done" / "recipe.json").write_text('{"data": {"name": 5}, "model": 7, "run": 3}')
+    found = {row["path"]: row["problem"] for row in json.loads(run("runs", "--json")[1]) if row["problem"]}
+    assert found["runs/cv"].startswith("folds.json is damaged: not what a run writes (KeyError")
+    assert found["runs/done"].startswith("recipe.json is damaged: not what a run writes (TypeError")
+    assert "damaged: summary.json: " in run("runs")[1]
+
+
 def test_order(runs: Path, run: RunLine) -> None:
     for name in ("no-recipe", "torn-recipe", "torn-summary", "wrong-summary", "sweep", "cv", "photos"):
         shutil.rmtree(runs / name)

@@ -215,6 +215,13 @@ def test_hostile_cifar_pickles(tmp_path: Path, what: str) -> None:
     assert not target.exists()
 
 
+def test_a_folder_with_the_name_of_a_data_set_is_mentioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not any("./digits" in note for note in open_data(Data(name="digits")).notes)
+    (tmp_path / "digits").mkdir()
+    assert "digits is the data set of that name; for the folder here: ./digits" in open_data(Data(name="digits")).notes
+
+
 def test_missing_or_foreign_files_of_a_named_set(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cifar-10-binary.tar.gz.*--data-dir"):
         open_data(Data(name="cifar10", data_dir=str(tmp_path)))

@@ -109,6 +109,13 @@ def test_the_card_has_the_figures_of_the_run(run: Path, tmp_path: Path) -> None:
     assert results["test"].dataset_name == "digits"
 
 
+def test_the_card_says_that_an_image_may_have_several_classes(squares_run: Path, run: Path, tmp_path: Path) -> None:
+    threshold = predict.load(squares_run).threshold
+    several = f"An image may have several of the classes, or none: those whose probability is at least {threshold}."
+    assert several in card_of(Path(hub.push(squares_run, tmp_path / "squares"))).text
+    assert "may have several" not in card_of(Path(hub.push(run, tmp_path / "digits"))).text
+
+
 def test_what_is_not_known_is_not_in_the_card(bare: Path, tmp_path: Path) -> None:
     card = card_of(Path(hub.push(bare, tmp_path / "out")))
     assert "## Metrics\n\nNone are recorded" in card.text and "Nothing is recorded with this model" in card.text

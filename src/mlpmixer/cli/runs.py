@@ -61,7 +61,7 @@ def row(run: "ListedRun", folder: Path) -> list[str]:
 def outcome(run: "ListedRun") -> str:
     """The accuracy of a finished run, else how far it has come."""
     if run.state == "damaged":
-        return f"damaged: {run.problem}"
+        return "damaged: " + run.problem.replace(" is damaged: ", ": ", 1)  # the cell is short
     if run.state == "finished" and run.score is not None and run.n:
         if run.folds:
             return f"{percent(run.score)} +- {100 * (run.deviation or 0):.2f}, {run.folds} folds"

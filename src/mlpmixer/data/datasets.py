@@ -291,7 +291,11 @@ def _open_raw(data: Data) -> RawSplits:
     if name.startswith("hf:"):
         return read_hub(name[3:])
     if key in DATASETS:
-        return _open_named(key, DATASETS[key], data.data_dir)
+        raw = _open_named(key, DATASETS[key], data.data_dir)
+        if data.data_dir is None and os.path.isdir(name):
+            hint = f"{name} is the data set of that name; for the folder here: {os.path.join(os.curdir, name)}"
+            raw = dataclasses.replace(raw, notes=[hint, *raw.notes])
+        return raw
     for path in (os.path.expanduser(name), os.path.join(os.path.expanduser(data.data_dir or "."), name)):
         if os.path.exists(path):
             return _open_table(path, data) if data.labels else _open_path(path, data)

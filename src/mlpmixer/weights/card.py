@@ -49,6 +49,7 @@ def model_card(run: Path, meta: ModelMeta, name: str, where: str, licence: str) 
         stored_as=meta.provenance.get(STORED_AS),
         classes=meta.classes[:CLASSES_SHOWN],
         num_classes=len(meta.classes),
+        threshold=meta.threshold,
         training=[(key, value) for key, value in _training(meta, summary).items() if value],
         recipe=json.dumps(without_folders(recipe), indent=2, ensure_ascii=False) if recipe else "",
         columns=[COLUMNS[key][0] for key in columns],

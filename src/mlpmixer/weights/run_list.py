@@ -64,14 +64,16 @@ def list_runs(folder: Path) -> list[ListedRun]:
     return sorted(map(read_run, _runs_in(folder)), key=lambda run: run.started)
 
 
-def _runs_in(folder: Path, depth: int = 0) -> Iterator[Path]:
+def _runs_in(folder: Path, depth: int = 0, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    if (real := folder.resolve()) in above:  # a link that leads back
+        return
     traces = TRACES if depth else TRACES[1:]  # of a cross-validation that is named itself, the folds are listed
     if is_run(folder) or any((folder / name).exists() for name in traces):
         yield folder
     elif depth < MOST_DEPTH:
         for inner in sorted(folder.iterdir()):
             if inner.is_dir() and not inner.name.startswith("."):
-                yield from _runs_in(inner, depth + 1)
+                yield from _runs_in(inner, depth + 1, above | {real})
 
 
 def read_run(run: Path) -> ListedRun:
@@ -79,9 +81,12 @@ def read_run(run: Path) -> ListedRun:
     found = ListedRun(path=str(run), started=_started(run))
     try:
         return _folds(run, found) if is_cross_validation(run) else _single(run, found)
-    except (ValueError, OSError, TypeError, KeyError, AttributeError) as e:
-        problem = str(e).removeprefix(f"{run}/") if isinstance(e, ValueError | OSError) else f"{type(e).__name__}: {e}"
-        return dataclasses.replace(found, problem=shortened(problem))
+    except (ValueError, OSError) as e:
+        problem = str(e).removeprefix(f"{run}/")
+    except (TypeError, KeyError, AttributeError) as e:
+        file = FOLDS_FILE if is_cross_validation(run) else "recipe.json"
+        problem = f"{file} is damaged: not what a run writes ({type(e).__name__}: {e})"
+    return dataclasses.replace(found, problem=shortened(problem))
 
 
 def _single(run: Path, found: ListedRun) -> ListedRun:
