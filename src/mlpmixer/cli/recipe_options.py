@@ -145,8 +145,7 @@ def architecture_of_weights(name: str) -> NetworkConfig:
     from mlpmixer.weights.published import WEIGHTS
 
     if name in WEIGHTS:
-        known: NetworkConfig = WEIGHTS[name].config
-        return known
+        return WEIGHTS[name].config
     from mlpmixer.weights.load import architecture
 
     return architecture(name)

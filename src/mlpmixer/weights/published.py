@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from mlpmixer.models.configs import Activation, MixerConfig
+from mlpmixer.models.configs import Activation, MixerConfig, NetworkConfig
 from mlpmixer.models.names import MODELS
 from mlpmixer.registry import Registry, matching, shown, suggest
 
+Preprocessing = Literal["vit_jax_eval", "bv_resmall_crop", "bv_resize_crop", "timm", "miil", "timm_imagenet"]
 Classes = Literal["imagenet1k", "imagenet21k", "imagenet21k-miil"]
 NUM_CLASSES: dict[Classes, int] = {"imagenet1k": 1000, "imagenet21k": 21843, "imagenet21k-miil": 11221}
 
@@ -30,7 +31,7 @@ class Weights:
     """Exact size of the file, checked after a download; 0 where no source states it."""
     classes: Classes
     """What the outputs of the head mean, see `class_names`."""
-    preprocess: Literal["vit_jax_eval", "bv_resmall_crop", "bv_resize_crop", "timm", "miil", "timm_imagenet"]
+    preprocess: Preprocessing
     """Name of the evaluation preprocessing that belongs to the weights."""
     top1: float | None
     """ImageNet-1k top-1 on the validation images, a fraction, as reported by `source`; None where nobody was seen to
@@ -46,7 +47,7 @@ class Weights:
         return NUM_CLASSES[self.classes]
 
     @property
-    def config(self) -> Any:
+    def config(self) -> NetworkConfig:
         """The architecture, with this head and the activation of the origin."""
         own = replace(MODELS[self.model], num_classes=self.num_classes)
         activation: Activation = "gelu_tanh" if self.form == "official" else "gelu_erf"
@@ -77,14 +78,7 @@ def _official(name: str, num_bytes: int, top1: float | None, source: str) -> Non
     )
 
 
-def _timm(
-    name: str,
-    repo: str,
-    classes: Classes,
-    preprocess: Literal["timm", "miil", "timm_imagenet"],
-    top1: float | None,
-    source: str,
-) -> None:
+def _timm(name: str, repo: str, classes: Classes, preprocess: Preprocessing, top1: float | None, source: str) -> None:
     WEIGHTS[name] = WEIGHTS[repo] = Weights(
         model=name.split(":")[0],
         form="timm",

@@ -1,9 +1,8 @@
 """Parquet files as on the Hugging Face Hub: a column of images and a column of labels."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain as chain_lists
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -114,8 +113,8 @@ class Table(NamedTuple):
 
     path: str
     images: Sequence[Source]
-    labels: list[Label] | list[list[Label] | None]
-    """One an image, or a list for each; None for a list that is not there."""
+    labels: list[list[Label]]
+    """The labels of each image: one, but for `multi_label`."""
     multi_label: bool
     classes: tuple[str, ...] | None
     """Names that the schema states."""
@@ -130,8 +129,10 @@ class Table(NamedTuple):
             column = column.cast(column.type.value_type)
         require_labels(column.type, path, lists=True)
         images = _arrow_images(*encoded_images(table[image], path), os.path.dirname(path))
+        values, several = column.to_pylist(), is_list(column.type)
+        labels = [own or [] for own in values] if several else [[own] for own in values]
         try:
-            return cls(path, images, column.to_pylist(), is_list(column.type), class_names(schema, label))
+            return cls(path, images, labels, several, class_names(schema, label))
         except ValueError as e:  # about a name
             raise ValueError(f"{path}: {e}") from e
 
@@ -179,12 +180,9 @@ def raw_splits(
         parts, start = [], 0
         for table in of_split:
             stop = start + len(table.labels)
-            labels = np.array([encoder.encode(label, table.path) for label in _flat(table)], dtype=np.int64)
-            if table.multi_label:
-                ends = np.cumsum([len(own or ()) for own in table.labels])  # type: ignore[arg-type]
-                parts_of = [part.tolist() for part in np.split(labels, ends[:-1])][: len(table.labels)]
-                labels = multi_hot(parts_of, len(encoder.classes))
-            images = ImageSet(encoder.classes, labels, names[start:stop], table.images, channels=channels)
+            numbers = [[encoder.encode(label, table.path) for label in own] for own in table.labels]
+            targets = multi_hot(numbers, len(encoder.classes)) if table.multi_label else np.array(numbers).reshape(-1)
+            images = ImageSet(encoder.classes, targets, names[start:stop], table.images, channels=channels)
             parts.append(images.labelled())
             start = stop
         whole = chain(parts)
@@ -197,15 +195,8 @@ def raw_splits(
     return RawSplits(name, sets, notes)
 
 
-def _flat(table: Table) -> Iterable[Label]:
-    """The labels of all images."""
-    if not table.multi_label:
-        return cast(list[Label], table.labels)
-    return chain_lists.from_iterable(own or () for own in cast(list[list[Label]], table.labels))
-
-
 def _encoder(tables: Sequence[Table], name: str, classes: Sequence[str] | None) -> LabelEncoder:
-    used = used_labels(label for table in tables for label in _flat(table))
+    used = used_labels(label for table in tables for own in table.labels for label in own)
     kinds = {type(label) for label in used}
     if len(kinds) > 1:
         raise ValueError(f"{name}: labels are text in some files and numbers in others")
