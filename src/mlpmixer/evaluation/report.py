@@ -75,27 +75,29 @@ def thumbnails_of(images: ImageSet, indices: Iterable[int], size_px: int = THUMB
 def view(metrics: Metrics | MultiLabelMetrics | Json, thumbnails: Sequence[Thumbnail] = ()) -> dict[str, Any]:
     """The values for the template `metrics.html`."""
     test = metrics.to_json() if isinstance(metrics, Metrics | MultiLabelMetrics) else metrics
-    if "map" in test:
-        return _multi_label_view(test, thumbnails)
     wrong, examples = test["most_wrong"], test.get("examples") or []
     sizes = (THUMBNAIL_PX if i < len(wrong) else EXAMPLE_PX for i in range(len(thumbnails)))
     pictures = list(map(picture, thumbnails, sizes))
-    return {
-        "multi_label": False,
+    shared = {
         "n": test["n"],
         "data": _data(test),
+        "mistakes": list(zip_longest(wrong, pictures[: len(wrong)])),
+        "bad": test.get("bad") or [],
+    }
+    if "map" in test:
+        return shared | _multi_label_view(test)
+    return shared | {
+        "multi_label": False,
         "top1": test["top1"],
         "interval": wilson(round(test["top1"] * test["n"]), test["n"]),
         "scores": _scores(test),
-        "mistakes": list(zip_longest(wrong, pictures[: len(wrong)])),
         "calibration": _calibration(test),
         "confusion": confusion(test),
         "per_class": _classes(test, list(zip(examples, pictures[len(wrong) :], strict=False))),
-        "bad": test.get("bad") or [],
     }
 
 
-def _multi_label_view(test: Json, thumbnails: Sequence[Thumbnail]) -> dict[str, Any]:
+def _multi_label_view(test: Json) -> dict[str, Any]:
     """The values for the macros of `multi_label.html`."""
     rows = [row for row in test["per_class"] if row["support"]]
     scores = [(name, percent(test[key])) for key, name in RATIOS.items()]
@@ -105,14 +107,10 @@ def _multi_label_view(test: Json, thumbnails: Sequence[Thumbnail]) -> dict[str, 
         scores.append((f"mAP with test-time augmentation ({', '.join(tta['kinds'])})", percent(tta["map"])))
     return {
         "multi_label": True,
-        "n": test["n"],
-        "data": _data(test),
         "map": test["map"],
         "scores": [*scores, ("negative log-likelihood", f"{test['nll']:.4f} nats"), *_counted(test)],
-        "mistakes": list(zip_longest(test["most_wrong"], map(picture, thumbnails[: len(test["most_wrong"])]))),
         "per_class": sorted(rows, key=lambda row: (row["average_precision"], row["name"])),
         "many": len(rows) > 20,
-        "bad": test.get("bad") or [],
     }
 
 
