@@ -203,8 +203,8 @@ def own_fields(cfg: NetworkConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{ours} is given twice, once in timm's spelling")
             own[ours] = value
         elif value != nothing:
-            help = f"; {instead}" if instead else did_you_mean(name, [*known, *TIMM_FIELDS])
-            raise ValueError(f"{cfg.architecture} has no field {name!r}{help}")
+            hint = f"; {instead}" if instead else did_you_mean(name, [*known, *TIMM_FIELDS])
+            raise ValueError(f"{cfg.architecture} has no field {name!r}{hint}")
     return own
 
 

@@ -43,7 +43,7 @@ class Listed:
 
     shown: str
     split: str
-    classes: Row
+    classes: Row = ()
     clash: str = ""
     """Two splits that it is in."""
     in_rows: bool = False
@@ -63,12 +63,9 @@ class Listing:
         if path is None:
             self.missing.append(cell)
             return
-        self.unlabelled += not classes
-        if path not in self.files:
-            self.files[path] = Listed(printable(cell), split, tuple(dict.fromkeys(classes)))
-            return
-        one = self.files[path]
+        one = self.files.setdefault(path, Listed(printable(cell), split))
         new = set(classes) - set(one.classes)
+        self.unlabelled += not classes
         self.repeated += bool(classes) and not new
         one.in_rows |= bool(new and one.classes)
         one.classes = tuple(dict.fromkeys([*one.classes, *classes]))
@@ -76,7 +73,7 @@ class Listing:
             one.clash = f"{one.split} and {split}"
 
     def has_several(self) -> bool:
-        """Whether images have several classes: in a row of their own, or enough of them in several rows."""
+        """Whether images have several classes: in one row, or enough of them in several rows."""
         in_rows = sum(one.in_rows for one in self.files.values())
         in_a_row = any(len(one.classes) > 1 and not one.in_rows for one in self.files.values())
         return in_a_row or in_rows >= SEVERAL * max(len(self.files), 1)
