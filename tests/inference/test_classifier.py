@@ -67,8 +67,11 @@ def test_every_output_has_a_name():
     model.classes = ["dark"]
     with pytest.raises(ValueError, match="gives 3 outputs for an image, and classes has 1 names"):
         model.predict(image)
-    model.classes = ["a", "b", "c"]
-    assert model.predict(image)[0].label == "a"
+    model.classes = np.array(["a", "b", "c"])
+    assert model.classes == ("a", "b", "c") and type(model.predict(image)[0].label) is str
+    for wrong in (range(3), {0: "a", 1: "b", 2: "c"}):
+        with pytest.raises(ValueError, match=r"classes\[0\]=0: expected str, got int"):
+            model.classes = wrong
 
 
 def test_predict_raises_for_an_unreadable_image(tmp_path):

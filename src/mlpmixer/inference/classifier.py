@@ -107,20 +107,17 @@ class Transform:
 class Classifier:
     """A trained model that classifies images. Make one with `load`.
 
-    classes: the K names, in the order of the model's outputs.
     preprocess: the evaluation preprocessing stored with the model.
     meta: configuration and provenance; None if unknown.
     path: the file of the model; None if there is none.
     runtime: what computes it; None if unknown.
     sigmoid: whether probabilities are of each class alone, and do not sum to 1.
-    threshold: where an image may have several classes, or none, the probability from which one counts as present,
-        which may be set; None where an image has one class.
 
     It can be copied and pickled, for joblib, too: with the weights of a torch network, and with the path of an export,
     which must then be there unchanged.
     """
 
-    _CHANGEABLE = ("classes", "preprocess", "sigmoid", "_threshold")  # what is not as it was opened
+    _CHANGEABLE = ("_classes", "preprocess", "sigmoid", "_threshold")  # what is not as it was opened
 
     def __init__(
         self,
@@ -142,7 +139,7 @@ class Classifier:
 
         reopen: makes it anew, in another process, too; None if the functions can be pickled.
         """
-        self.classes = tuple(classes)
+        self.classes = classes
         self.preprocess = preprocess
         self.sigmoid = sigmoid
         self.threshold = threshold
@@ -184,8 +181,19 @@ class Classifier:
         return self._network
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The K names, in the order of the model's outputs, which may be set."""
+        return self._classes
+
+    @classes.setter
+    def classes(self, names: Iterable[str]) -> None:
+        """Errors: ValueError for names that are not strings."""
+        self._classes: tuple[str, ...] = checked(tuple[str, ...], tuple(names), "classes")
+
+    @property
     def threshold(self) -> float | None:
-        """Probability from which a class counts as present, where an image may have several or none."""
+        """Probability from which a class counts as present, where an image may have several or none, which
+        may be set; None where an image has one class."""
         return self._threshold
 
     @threshold.setter
@@ -318,7 +326,7 @@ class Classifier:
         return replace(
             meta,
             config=self.network.cfg if architecture_of(self.network) else meta.config,  # type: ignore[union-attr, arg-type]
-            classes=tuple(self.classes),
+            classes=self.classes,
             preprocess=self.preprocess,
             threshold=self.threshold,
             provenance=meta.provenance | loss,
