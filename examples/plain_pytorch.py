@@ -1,5 +1,6 @@
 """Train in a loop of one's own, on a folder of images for each class, and save what `mlpmixer predict` takes:
-python examples/plain_pytorch.py PHOTOS OUT [EPOCHS]. The name digits makes such a folder of scikit-learn's digits."""
+python examples/plain_pytorch.py PHOTOS OUT [EPOCHS]. The name digits-images makes such a folder of
+scikit-learn's digits."""
 
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ class Photos(Dataset):
 
 
 def main(folder: str, out: str, epochs: str = "10") -> None:
-    if folder == "digits" and not Path(folder).exists():
+    if folder == "digits-images" and not Path(folder).exists():
         digits = load_digits()
         for i, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
             Path(folder, str(label)).mkdir(parents=True, exist_ok=True)

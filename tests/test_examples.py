@@ -26,6 +26,7 @@ NEEDS = {"lightning_module.py": "lightning", "hf_trainer.py": "accelerate"}
         ("save_images.py", ["digits", "images", "3"], ""),
         ("learn.py", ["model.safetensors", "7.png", "steps"], "6-head.png"),
         ("plain_pytorch.py", ["photos", "trained", "1"], "Prediction(name='photos/0/0.png', label="),
+        ("plain_pytorch.py", ["digits-images", "fresh", "1"], "Prediction(name='digits-images/0/0000.png', label="),
         ("lightning_module.py", ["trained", "1"], "Prediction(name='image[0]', label="),
         ("hf_trainer.py", ["trained", "1"], "Prediction(name='image[0]', label="),
         ("scale.py", ["--model", "L/16", "--images", "14e6", "--epochs", "300", "--gpus", "8", "16"], "| 16 | 55% |"),
