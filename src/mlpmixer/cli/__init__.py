@@ -50,7 +50,7 @@ def overview() -> str:
         "",
         *(f"  {name:{width}}  {text}" for name, text in COMMANDS.items()),
         "",
-        "mlpmixer COMMAND --help shows its options. A first try: mlpmixer train digits",
+        "mlpmixer COMMAND --help shows its options. A first try: mlpmixer serve digits",
     ]
     return "\n".join(lines)
 

@@ -40,7 +40,7 @@ STREAMED = (
 class Train(RecipeCommand):
     """Train a network on DATA.
 
-    The recipe sets everything and options override it: mlpmixer train cifar10 --epochs 5 --lr 3e-4
+    The recipe sets everything and options override it: `mlpmixer train cifar10 --epochs 5 --lr 3e-4`
     """
 
     data: Annotated[str, Arg("DATA", DATA + STREAMED, positional=True, name="data.name")]
