@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from mlpmixer import cli
+from mlpmixer.cli.explain import answer
 from mlpmixer.explanation import attribution
 from mlpmixer.explanation.attribution import METHODS
 from mlpmixer.explanation.page import ExplanationFolder
@@ -250,13 +251,19 @@ def test_a_class_that_is_asked_for_is_compared_with_the_answer(folder):
 
 def test_classes_that_do_not_compete_have_no_rival(folder):
     classifier = load(folder / "run")
-    classifier.threshold = 0.5
+    classifier.threshold = 0.25
     (found,) = attribution.explain(classifier, [str(folder / "a<b.png")], torch.zeros(1))
     assert found.rival is None and not found.rival_maps and found.lead == found.target.logit
     explained = ExplanationFolder(folder / "out")
     explained.add(found)
     page = explained.write_page(model="x", fill="0").read_text(encoding="utf-8")
-    assert "the model says yes" in check_safe(page).text and "runner-up" not in page
+    text = re.sub(r"\s+", " ", check_safe(page).text)
+    said = "a yes" if found.target.probability >= 0.25 else "a no"
+    assert f"{said}: the model says yes from 25.0 % on" in text and "from -1.10 on it is a yes" in text
+    assert "runner-up" not in page and found.least_lead == pytest.approx(-1.0986, abs=1e-4)
+    assert f"{'' if said == 'a yes' else 'not '}given, as its threshold is 25.00 %" in answer(
+        found
+    ) and "logit" in answer(found)
 
 
 def test_photos_are_shown_sharper_than_the_network_sees_them(folder):

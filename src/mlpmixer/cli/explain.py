@@ -189,12 +189,16 @@ class Explain(Command):
 def answer(one: "Explanation") -> str:
     """What the image is taken for, before what, and what spoke for it: one line, or two of a long name."""
     text = f"{one.name}: {one.target.label} ({percent(one.target.probability)})"
-    if one.rival:
+    if one.threshold is not None:
+        is_given = one.target.probability >= one.threshold
+        text += f" {'given' if is_given else 'not given'}, as its threshold is {percent(one.threshold)}"
+    elif one.rival:
         text += f" {'before' if one.lead >= 0 else 'behind'} {one.rival.label} ({percent(one.rival.probability)})"
     if "evidence" in one.maps and one.lead_bias is not None:
         values = one.lead_map("evidence")
         above, below = (float(values.clip(*ends).sum()) for ends in ((0, None), (None, 0)))
-        text += f"\n  for {above:+.2f}, against {below:+.2f}, bias {one.lead_bias:+.2f}: lead {one.lead:+.2f}"
+        name = "lead" if one.rival else "logit"
+        text += f"\n  for {above:+.2f}, against {below:+.2f}, bias {one.lead_bias:+.2f}: {name} {one.lead:+.2f}"
     return text
 
 

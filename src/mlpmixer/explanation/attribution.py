@@ -7,6 +7,7 @@ trusted.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -178,7 +179,9 @@ class Explanation:
     target: ClassEvidence
     """The class that `maps` are about."""
     rival: ClassEvidence | None
-    """The likeliest other class; None where there is none and where classes do not compete (sigmoid)."""
+    """The likeliest other class; None where there is none and where an image may have several classes."""
+    threshold: float | None
+    """The probability from which a class is given where an image may have several; else None."""
     maps: dict[str, NDArray[np.float32]]
     """Method -> (h, w), logits: positive speaks for the class."""
     rival_maps: dict[str, NDArray[np.float32]]
@@ -196,6 +199,11 @@ class Explanation:
         return self.target.logit - (self.rival.logit if self.rival else 0.0)
 
     @property
+    def least_lead(self) -> float:
+        """The lead from which the class is given: 0 before a rival, else the logit of the threshold."""
+        return 0.0 if self.threshold is None else math.log(self.threshold / (1 - self.threshold))
+
+    @property
     def lead_bias(self) -> float | None:
         """The part of `lead` that no patch adds; None where evidence is not exact."""
         bias, other = self.target.bias, self.rival.bias if self.rival else 0.0
@@ -211,6 +219,7 @@ class Explanation:
             "image": self.name,
             "asked": dataclasses.asdict(self.target),
             "rival": dataclasses.asdict(self.rival) if self.rival else None,
+            "threshold": self.threshold,
             "top": [dataclasses.asdict(c) for c in self.top],
             "filled_logit": self.filled_logit,
             "maps": {name: values.tolist() for name, values in self.maps.items()},
@@ -297,6 +306,7 @@ def _explanation(
         top=tuple(scored(k) for k in order[:top_k]),
         target=scored(target),
         rival=scored(compared[1]) if compared[1:] else None,
+        threshold=classifier.threshold,
         maps={n: values[0] for n, values in maps.items()},
         rival_maps={n: values[1] for n, values in maps.items() if compared[1:]},
         filled_logit=float(filled[target]),

@@ -119,6 +119,8 @@ def _image(number: int, one: "Explanation", pictures: dict[str, Any], best: list
         "target": target,
         "rival": rival,
         "ahead": one.lead >= 0,
+        "threshold": one.threshold,
+        "least_lead": one.least_lead,
         "times": _times(abs(one.lead)),
         "lead": one.lead,
         "bias": one.lead_bias,
