@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 MOST_NAMES = 40  # that a message lists
+MUCH_LESS = 0.2  # of difflib's likeness: "trian" means train (0.8), not lr-find (0.5)
 
 
 def shortened(text: object, most: int = 300) -> str:
@@ -28,9 +29,11 @@ def matching(names: Iterable[str], patterns: str | Iterable[str] | None) -> list
 
 
 def nearest(name: str, known: Iterable[str], at_most: int = 3) -> list[str]:
-    """The known names that are most like `name`, whatever their case."""
+    """The known names that are most like `name`, whatever their case; none that is much less like it than the first."""
     folded = {k.casefold(): k for k in known}
-    return [folded[c] for c in difflib.get_close_matches(name.casefold(), folded, at_most, 0.5)]
+    close = difflib.get_close_matches(name.casefold(), folded, at_most, 0.5)
+    ratios = [difflib.SequenceMatcher(None, c, name.casefold()).ratio() for c in close]
+    return [folded[c] for c, ratio in zip(close, ratios, strict=True) if ratio > ratios[0] - MUCH_LESS]
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -19,8 +19,8 @@ FROM_DATA = [["train"], ["lr-find"], ["data", "preview", "--out", "x.png"], ["da
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("trian digits", "train"),
-        ("data chek digits", "data check"),
+        ("trian digits", "did you mean train? ("),
+        ("data chek digits", "did you mean data check? ("),
         ("train digits --recipe cifar01", "cifar10"),
         ("train digits --model S/17", "S/16"),
         ("train digits --optim.lrr 3", "did you mean --optim.lr"),
@@ -103,6 +103,15 @@ def test_mistake(line: str, says: str, run: RunLine, tmp_path: Path, monkeypatch
     assert (code, out) == (2, "")
     assert says in err and err.startswith("mlpmixer: ") and err.count("\n") == 1
     assert not list(tmp_path.iterdir()), "a refused command leaves nothing behind"
+
+
+def test_a_misspelt_folder_is_named_with_or_without_its_slash(
+    run: RunLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for name in ("fotos", "fotos/", f"{tmp_path}/fotos//"):
+        assert "did you mean " in (err := run("train", name)[2]) and "photos?" in err
 
 
 @pytest.mark.parametrize("command", FROM_DATA, ids=" ".join)

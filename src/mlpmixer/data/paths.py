@@ -39,7 +39,7 @@ def printable(path: str) -> str:
 
 def similar_paths(path: str) -> list[str]:
     """Paths beside a missing one whose names are similar."""
-    parent, base = os.path.split(os.path.expanduser(path))
+    parent, base = os.path.split(os.path.expanduser(path).rstrip(os.sep))
     try:
         siblings = sorted(os.listdir(parent or "."))
     except (OSError, ValueError):
