@@ -32,7 +32,8 @@ class Evaluate(EvaluationCommand):
     """Also average several views of each image (test-time augmentation). flip, shift (by 1/32 of the side), or
     flip,shift."""
     temperature: bool = False
-    """Also fit a temperature on validation images. Calibration is reported with logits divided by it, too."""
+    """Also fit a temperature on validation images, and report the calibration with logits divided by it. The model
+    stays as it is."""
     real: Annotated[str, Arg("FILE")] = ""
     """Also report top-1 by ReaL labels of ImageNet. FILE is real.json of google-research/reassessed-imagenet; DATA must
     be ImageNet's validation images."""
@@ -101,7 +102,7 @@ def print_metrics(m: "Metrics | MultiLabelMetrics") -> None:
         views = f"{', '.join(t.kinds)}: the mean of {t.views} views"
         print(f"with test-time augmentation ({views})  {score_text(t)}")
     if c := m.tempered:
-        fitted = f"{c.temperature:.4g} (fitted on {c.n:,} validation images)"
+        fitted = f"{c.temperature:.4g} (fitted on {c.n:,} validation images; the model is left as it is)"
         print(f"with all logits divided by the temperature {fitted}  {calibration_text(c)}")
     if r := m.real:
         top1 = f"{percent(r.top1)} {between(r.top1_interval)}"
