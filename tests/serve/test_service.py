@@ -478,6 +478,13 @@ def test_unknown_content_type_is_415(client: TestClient, kind: str) -> None:
     )
 
 
+def test_what_curl_sends_by_itself_is_told_the_header(client: TestClient) -> None:
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    assert "add -H 'content-type: image/jpeg'" in detail(
+        client.post("/predict", content=picture(0), headers=headers), 415
+    )
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -16,6 +16,7 @@ from mlpmixer.serve.schemas import ErrorResponse
 from mlpmixer.serve.settings import Settings
 
 FORM, JSON, FILE = "multipart/form-data", "application/json", "application/octet-stream"
+OF_CURL = "application/x-www-form-urlencoded"  # what curl says of --data-binary unless it is told
 ONCE = ("host", "content-type", "authorization", "origin", "sec-fetch-site")  # twice, one could not tell which counts
 PUBLIC_PATHS = ("/", "/docs", "/health", "/ready")  # need no token: the pages ask for it, and probes have none
 RETRY = {"retry-after": "1"}  # seconds; sent where the same request may succeed later
@@ -113,7 +114,8 @@ class LimitsMiddleware:
         kind, most = headers.get("content-type", "").partition(";")[0].strip().lower(), self.settings.max_bytes
         if not kind.startswith("image/") and kind not in (FORM, JSON, FILE):  # the first bytes say which kind of image
             expected = f"expected content-type image/jpeg, image/png or another image, {FILE}, {FORM} or {JSON}"
-            raise HTTPException(415, f"{expected}, got {kind[:100] or 'none'}")
+            advice = " (to curl, add -H 'content-type: image/jpeg')" if kind == OF_CURL else ""
+            raise HTTPException(415, f"{expected}, got {kind[:100] or 'none'}{advice}")
         too_large = HTTPException(413, f"the body has more than {most:,} bytes")
         if (said := headers.get("content-length", "")).isdigit() and int(said) > most:
             raise too_large
