@@ -239,4 +239,4 @@ def print_folds(path: Path, summary: dict[str, Any], recipe: Recipe) -> None:
     print(f"labels  {summary['num_wrong']:,} images are predicted otherwise; most suspicious first: {OUT_OF_FOLD_FILE}")
     print(f"time    {duration(summary['train_s'])}, {summary['images_per_s']:,.0f} images/s")
     print(f"files   {path / OUT_OF_FOLD_FILE} {path / 'report.html'}")
-    print(f"next    mlpmixer train {recipe.data.name}   (one network on all of the data)")
+    print(f"next    mlpmixer train {recipe.data.name}   (the network to use: the folds only measure)")

@@ -127,7 +127,8 @@ def train(
             report({"kind": "doing", "what": why})
         stop = stack.enter_context(_stop_signal(None if stop_after_s is None else started + stop_after_s))
         if recipe.run.time and not recipe.run.steps:
-            report({"kind": "doing", "what": f"measuring how many steps fit into {recipe.run.time}"})
+            budget = recipe.run.time + (" for each fold" if recipe.data.folds else "")
+            report({"kind": "doing", "what": f"measuring how many steps fit into {budget}"})
             step.recipe = fix_steps(step, start, time.monotonic() - started)
         total_steps = num_steps(step.recipe, len(step.stores.train))
         record = group.on_main(lambda: recorded(folder, saved, step.stores, (start, source)))
