@@ -29,6 +29,7 @@ LINES = [
 ]
 COMMANDS = list(dict.fromkeys([*LINES, *re.findall(r"`((?:mlpmixer|torchrun) [^`]+)`", README)]))
 MLPMIXER = [command for command in COMMANDS if command.startswith("mlpmixer ")]
+OWN_ENVIRONMENT = "python3 -m venv .venv && . .venv/bin/activate"
 SHORTER = {"train": ["--steps", "2", "--device", "cpu"], "bench": ["--seconds", "0.1"], "serve": ["--port", "0"]}
 SLOW = ("--to ", "--int8", "bench", "lr-find", "--faithfulness", "--folds", "mnist", "cifar10", "DIR/")
 """Words of commands that are left to `make test-all`."""
@@ -134,7 +135,7 @@ def test_torchrun_runs(command: str, at_desk: Path) -> None:
 
 def test_every_other_line_of_a_block_is_known() -> None:
     others = [command for command in COMMANDS if command.split()[0] not in ("mlpmixer", "torchrun")]
-    assert others == ['pip install ".[serve,onnx]"', "make demo", "make test"]
+    assert others == [f'{OWN_ENVIRONMENT} && pip install ".[serve,onnx]"', "make demo", "make test"]
     extras = re.search(r"\[([a-z,]+)\]", others[0])[1].split(",")
     assert set(extras) <= set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     subprocess.run(["make", "--dry-run", "demo", "test"], cwd=ROOT, check=True, capture_output=True)
