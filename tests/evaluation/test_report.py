@@ -95,7 +95,7 @@ def test_the_page_begins_with_the_answer():
     )
     text = re.sub(r"\s+", " ", check_safe(evaluation_html(m)).text.split("</style>")[-1])
     start = text.index("Evaluation ", 50)
-    for words in (f"{100 * m.top1:.1f} % of 60 images of pets are classified correctly", "95 % interval: "):
+    for words in (f"{100 * m.top1:.1f} % of 60 images of pets are classified correctly", "95 % interval (Wilson): "):
         assert start < text.index(words) < start + 200
 
 

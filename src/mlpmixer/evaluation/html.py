@@ -31,7 +31,8 @@ def render(template: Path, **values: object) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.2f} %" if 0.99 <= share < 1 else f"{100 * share:.1f} %"
+    digits = 2 if 0.99 <= share < 1 else 1
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def ranged(share: float, n: int) -> str:

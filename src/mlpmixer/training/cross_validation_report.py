@@ -16,7 +16,7 @@ def folds_html(folder: Path, summary: dict[str, Any], recipe: dict[str, Any], th
     recipe = without_folders(recipe)
     return render(
         TEMPLATE,
-        title=f"{recipe['name']} · {folder.resolve().name}",
+        title=" · ".join(dict.fromkeys([recipe["name"], folder.resolve().name])),
         data=recipe["data"]["name"],
         summary=summary,
         result=view(summary["metrics"]),

@@ -55,7 +55,7 @@ def write_report(
     bad = result["bad"] if result else []
     page = render(
         TEMPLATE,
-        title=f"{recipe.get('name', 'run')} · {name}",
+        title=" · ".join(dict.fromkeys([recipe.get("name", "run"), name])),
         split="validation" if summary.get("val") and not summary.get("test") else "test",
         result=result,
         details=_details(summary, recipe, env),
