@@ -198,7 +198,8 @@ def answer(one: "Explanation") -> str:
         values = one.lead_map("evidence")
         above, below = (float(values.clip(*ends).sum()) for ends in ((0, None), (None, 0)))
         name = "lead" if one.rival else "logit"
-        text += f"\n  for {above:+.2f}, against {below:+.2f}, bias {one.lead_bias:+.2f}: {name} {one.lead:+.2f}"
+        sums = f"for {above:+.2f}, against {below:+.2f}, bias {one.lead_bias:+z.2f}: {name} {one.lead:+.2f}"
+        text += f"\n  in logits: {sums}"
     return text
 
 

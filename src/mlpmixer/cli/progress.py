@@ -133,8 +133,8 @@ def lines_of(e: Event) -> list[str]:
     each = f" in each of {e['processes']} processes" if e.get("processes", 1) > 1 else ""
     return [
         f"{e['train_images']:,} training images, {e['val_images']:,} for validation, {e['classes']} classes",
-        f"{e['params']:,} parameters, {e['steps']:,} steps, {e['precision']} on {e['device']}{each}; "
-        f"kernels: {e['kernels']}",
+        f"{e['params']:,} parameters, {e['steps']:,} step{'s' * (e['steps'] != 1)}, "
+        f"{e['precision']} on {e['device']}{each}; kernels: {e['kernels']}",
         f"run: {e['out']}" + (f", resumed at step {e['step']:,}" if e.get("step") else ""),
         *(f"note: {note}" for note in e.get("notes", ())),
         *(f"cannot be read: {line}" for line in unreadable(e.get("bad_images", ()))),

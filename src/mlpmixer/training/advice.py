@@ -45,7 +45,7 @@ def advice(lines: Sequence[Mapping[str, Any]], train_images: int, val_images: in
     elif rises and seen < LEARNT and not was_better:
         found.append(
             f"the run was too short: {_percent(seen)} of training images and {_percent(last['top1'])} of validation "
-            "images are right, and it was still learning. More --epochs usually help"
+            "images are right, and it was still learning. More --epochs, or a longer --time, usually help"
         )
     elif train[0] > val[1] and seen - last["top1"] > LARGE_GAP:
         found.append(

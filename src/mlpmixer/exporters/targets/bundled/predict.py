@@ -97,7 +97,7 @@ def main() -> int:
             top = model.predict(name, args.top)
         except (OSError, ValueError, Image.DecompressionBombError) as e:
             failed = 1
-            print(f"{name}: {e}", file=sys.stderr)
+            print(f"{name}: {getattr(e, 'strerror', None) or e}", file=sys.stderr)
             continue
         record = {"image": name, "top": [{"label": label, "probability": p} for label, p in top]}
         shown = top
