@@ -126,7 +126,7 @@ def _file_at(path: Path, name: str) -> Path:
         if is_cross_validation(path):
             raise ValueError(
                 f"{path} is a cross-validation, each fold of which is a run: name one, such as {path / 'fold-1'}, or "
-                "train the one to use (mlpmixer train DATA)"
+                "train one of its own (mlpmixer train DATA)"
             )
         inside = sorted(str(p.parent) for p in path.glob(f"*/{MODEL_FILE}"))
         raise ValueError(
