@@ -11,6 +11,7 @@ from helpers.training import Stopped, lines, stop_at
 from mlpmixer import load
 from mlpmixer.data.config import Data
 from mlpmixer.evaluation.evaluate import evaluate
+from mlpmixer.training import inputs
 from mlpmixer.training.augment import mix
 from mlpmixer.training.loss import soft_targets, training_loss
 from mlpmixer.training.recipe import Augment, Distill, Optim, read_recipe, variant
@@ -89,3 +90,35 @@ def test_targets_and_loss_are_those_of_torch() -> None:
     images = torch.rand(2, 3, 4, 4) * 255
     _, mixed = mix(images, targets, Augment(mixup=1.0), torch.Generator().manual_seed(0))
     assert ((mixed >= 0) & (mixed <= 1)).all() and (mixed[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_splits_without_any_class_are_refused_before_the_training(
+    squares_run: Path, tmp_path: Path, split: str
+) -> None:
+    table = write_squares(tmp_path / "squares", 40)
+    title, *rows = table.read_text().splitlines()
+    named = [(row, ("train", "val", "test")[min(i % 6, 2)]) for i, row in enumerate(rows)]
+    lines = [f"{row.split(',')[0]},{'' if of == split else row.split(',')[1]},{of}" for row, of in named]
+    table.write_text("\n".join([f"{title},split", *lines]))
+    recipe = variant(read_recipe(squares_run), data=Data(name=str(table)), run={"steps": 2})
+    with pytest.raises(ValueError, match=f"images of the {split} split has a class, and mean average precision needs"):
+        train(recipe, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    if split == "test":
+        train(variant(recipe, run={"test": False}), out=tmp_path / "run")
+
+
+def test_the_sample_of_training_images_has_one_with_a_class(
+    squares_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "SCORED", 2)
+    table = write_squares(tmp_path / "squares", 30)
+    title, *rows = table.read_text().splitlines()
+    few = [row if i % 5 == 2 else f"{row.split(',')[0]}," for i, row in enumerate(rows)]
+    table.write_text("\n".join([title, *few]))
+    recipe = variant(read_recipe(squares_run), data=Data(name=str(table), multi_label="yes"), run={"steps": 2})
+    stores = inputs.load_images(recipe.data, recipe.model)
+    assert not stores.train.images.labels[stores.train.indices[[0, -1]]].any(), "or the test says nothing"
+    assert len(stores.train_sample) == 2 and stores.train_sample.labels.any()
+    assert len(train(recipe, out=tmp_path / "run").summary) > 0

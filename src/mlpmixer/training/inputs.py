@@ -72,6 +72,9 @@ class Stores:
         if isinstance(self.train, Stream):
             return self.train.labelled_sample(n, self.preprocess)
         places = self.train.indices[np.linspace(0, len(self.train) - 1, n).astype(np.int64)]
+        labels = self.train.images.labels
+        if labels.ndim == 2 and not labels[places].any():  # average precision needs an image that has a class
+            places[0] = self.train.indices[labels[self.train.indices].any(axis=1).argmax()]
         return Store(self.train.images.subset(places), self.preprocess, cache_mib=1024, workers=self.train.workers)
 
     @cached_property

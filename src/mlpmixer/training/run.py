@@ -113,7 +113,9 @@ def train(
             pretrained, source = load_networks(recipe, report, teacher, folder, saved)
             start = network or pretrained
             step = make_training_step(recipe, start, source, group, images, saved)
+            _require_a_class("val", step.stores.splits.val)
             if recipe.run.test and step.stores.splits.test is not None:
+                _require_a_class("test", step.stores.splits.test)
                 _require_a_readable_image(step.stores.splits.test, step.stores.preprocess)
             return step, start, source
 
@@ -197,6 +199,15 @@ def loss_for(recipe: Recipe, multi_label: bool) -> str:
     if recipe.optim.loss != "auto":
         return recipe.optim.loss
     return "sigmoid" if multi_label else "softmax"
+
+
+def _require_a_class(split: str, images: ImageSet) -> None:
+    """ValueError when images may have several classes or none, and all of a split have none: nothing can be ranked."""
+    if images.multi_label and not images.labels.any():
+        raise ValueError(
+            f"none of the {len(images):,} images of the {split} split has a class, and mean average precision needs "
+            f"some: give it images that have{', or train with --no-test' if split == 'test' else ''}"
+        )
 
 
 def _require_a_readable_image(test: ImageSet, preprocess: Preprocess) -> None:
