@@ -587,7 +587,7 @@ def test_download_bar_on_a_terminal(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert cli.main(command("train", tmp_path)) == 0
     out, err = capsys.readouterr()
-    assert "\rB_16.npz  0.0 MB of 0.8 MB" in err and "B_16.npz  0.8 MB of 0.8 MB" in err and "1 steps" in out
+    assert "\rB_16.npz  0.0 MB of 0.8 MB" in err and "B_16.npz  0.8 MB of 0.8 MB" in err and "1 step" in out
     assert re.search(r"\r +\r$", err), "the line is cleared"
 
 

@@ -67,7 +67,7 @@ def test_export_is_evaluated_on_the_images_its_run_kept_for_it(
 
 def test_evaluate_fits_a_temperature(digits_run: Path, run: RunLine) -> None:
     code, out, _ = run("evaluate", str(digits_run), "--temperature")
-    fitted = r"divided by the temperature [\d.]+ \(fitted on \d+ validation images\)  nll"
+    fitted = r"divided by the temperature [\d.]+ \(fitted on \d+ validation images; the model is left as it is\)  nll"
     assert code == 0 and re.search(fitted, out)
     tempered = json.loads(run("evaluate", str(digits_run), "--temperature", "--json")[1])["tempered"]
     assert tempered["n"] > 0 and tempered["temperature"] > 0 and len(tempered["reliability"]) == 15

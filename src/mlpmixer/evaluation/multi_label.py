@@ -95,7 +95,7 @@ class MultiLabelMetrics:
 
     @property
     def leak(self) -> str:
-        """That the model was trained on some of the images, in a sentence; empty when it was not, or is not known."""
+        """The sentence that the model was trained on some of the images; empty when it was not, or is not known."""
         if not self.trained_on:
             return ""
         which = f"all {self.n:,}" if self.trained_on == self.n else f"{self.trained_on:,} of these {self.n:,}"

@@ -70,7 +70,7 @@ class Checked:
     fit: "FitChecked | None" = None
     """For a graph that takes images of any size."""
     threshold: float | None = None
-    """That of the model, where an image may have several classes; else None."""
+    """The model's threshold, where an image may have several classes; else None."""
     evidence_max_diff: float | None = None
     """For a graph with evidence, relative to the largest logit of a patch."""
 

@@ -59,7 +59,7 @@ class Listing:
         self.repeated = self.unlabelled = 0
 
     def add(self, path: str | None, cell: str, classes: Row, split: str) -> None:
-        """Take in a row; path: None where there is no such file."""
+        """Add a row of the table. path: None where there is no such file."""
         if path is None:
             self.missing.append(cell)
             return

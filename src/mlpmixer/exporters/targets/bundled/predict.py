@@ -44,7 +44,7 @@ class Model:
         return ranked[: max(top, len(self.predicted(ranked)))]
 
     def predicted(self, top: list[tuple[str, float]]) -> list[tuple[str, float]]:
-        """Those of the likeliest classes that the image has: one; or all from the threshold on, perhaps none."""
+        """The classes that the image has, of the likeliest: one; or all from the threshold on, perhaps none."""
         return top[:1] if self.threshold is None else [(label, p) for label, p in top if p >= self.threshold]
 
     def pixels(self, image: str | Path | Image.Image) -> np.ndarray:
