@@ -111,7 +111,7 @@ def luminance(colour):
 
 
 def contrast(a, b):
-    """Of WCAG 2.1, of two colours "#rrggbb"."""
+    """The contrast ratio of WCAG 2.1 between two colours "#rrggbb"."""
     low, high = sorted((luminance(a), luminance(b)))
     return (high + 0.05) / (low + 0.05)
 

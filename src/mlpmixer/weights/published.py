@@ -55,7 +55,7 @@ class Weights:
 
 
 WEIGHTS: Registry[Weights] = Registry("weights")
-"""By name, MODEL:WEIGHTS; a file of timm's has its name there, too: mixer_b16_224.miil_in21k."""
+"""Published weights by name, MODEL:WEIGHTS; those of timm's also by their name there, mixer_b16_224.miil_in21k."""
 BUNDLED = {path.stem: path for path in Path(__file__).with_name("bundled").glob("*.safetensors")}
 """Models that come with this package, by name, each with its card beside it. A path of that name comes first."""
 
