@@ -1,0 +1,40 @@
+"""The configs of all networks: frozen, in the paper's words, each able to list its own layers. No torch.
+
+Widths are absolute (paper: D_S, D_C), sizes are pixels. A config is the architecture and nothing else: it is saved with
+every model, and its JSON says which architecture it is of.
+"""
+
+from mlpmixer.models.configs.baselines import ResNetConfig, ViTConfig
+from mlpmixer.models.configs.mixer import MixerConfig
+from mlpmixer.models.configs.network import (
+    MAX_BLOCKS,
+    MAX_CHANNELS,
+    MAX_CLASSES,
+    MAX_INPUT_PIXELS,
+    MAX_WIDTH,
+    Activation,
+    Layer,
+    Method,
+    NetworkConfig,
+    PatchConfig,
+    Size,
+)
+from mlpmixer.models.configs.resmlp import ResMLPConfig
+
+__all__ = [
+    "MAX_BLOCKS",
+    "MAX_CHANNELS",
+    "MAX_CLASSES",
+    "MAX_INPUT_PIXELS",
+    "MAX_WIDTH",
+    "Activation",
+    "Layer",
+    "Method",
+    "MixerConfig",
+    "NetworkConfig",
+    "PatchConfig",
+    "ResMLPConfig",
+    "ResNetConfig",
+    "Size",
+    "ViTConfig",
+]
