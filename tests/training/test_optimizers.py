@@ -29,7 +29,7 @@ def test_only_matrices_decay(name: str) -> None:
 def test_muon_gets_hidden_matrices_only() -> None:
     model = small()
     muon = optim.make_optimizers(model, Optim(name="muon"))[1]
-    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(muon, optim.Muon)
     taken = {id(p) for g in muon.param_groups for p in g["params"]}
     assert {n for n, p in model.named_parameters() if id(p) in taken} == {
         f"blocks.{i}.{m}.fc{k}.weight" for i in (0, 1) for m in ("token_mixing", "channel_mixing") for k in (1, 2)
@@ -188,17 +188,20 @@ def test_optimizer_state_round_trips_as_tensors(options: dict[str, Any]) -> None
 def test_batched_muon_equals_torch(in_hardware: bool, apart: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optim, "has_bf16", lambda device: in_hardware)
     torch.manual_seed(0)
-    shapes = [(12, 5), (5, 12), (5, 12), (7, 7), (7, 7)]
+    shapes = [(12, 5), (5, 12), (5, 12), (7, 7), (7, 7), (3, 7, 7), (2, 12, 5)]  # three: as many matrices
     ours, theirs = (
         [torch.nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(3))) for s in shapes] for _ in "ab"
     )
-    options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
-    batched, single = optim.Muon(ours, **options), torch.optim.Muon(theirs, **options)  # type: ignore[arg-type]
+    alone = [torch.nn.Parameter(m.detach().clone()) for q in theirs for m in (q if q.ndim == 3 else (q,))]
+    single = torch.optim.Muon(alone, lr=0.02, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    batched = optim.Muon(ours, lr=0.02, momentum=0.9)
     for _ in range(4):
-        for p, q in zip(ours, theirs, strict=True):
+        for p in ours:
             p.grad = torch.randn(p.shape)
-            q.grad = p.grad.clone()
+        grads = [g for p in ours if p.grad is not None for g in (p.grad if p.ndim == 3 else (p.grad,))]
+        for q, grad in zip(alone, grads, strict=True):
+            q.grad = grad.clone()
         batched.step()
         single.step()
-    for p, q in zip(ours, theirs, strict=True):
+    for p, q in zip([m for r in ours for m in (r if r.ndim == 3 else (r,))], alone, strict=True):
         torch.testing.assert_close(p, q, atol=apart, rtol=0)  # bfloat16 inside torch's

@@ -3,53 +3,65 @@
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mlpmixer.hardware import has_bf16
-from mlpmixer.models.architecture import capability
+from mlpmixer.models.architecture import capability, has
 from mlpmixer.training.recipe import Optim
 
 Group = dict[str, object]
 
 
-class Muon(torch.optim.Muon):
-    """torch.optim.Muon with the Newton-Schulz iterations of equally shaped matrices in one batch.
+class Muon(torch.optim.Optimizer):
+    """torch.optim.Muon (adjust_lr_fn="match_rms_adamw") with the Newton-Schulz iterations of equal shapes in one batch.
 
-    The same update, faster. The iterations run in bfloat16, as in torch, where the device has it in hardware, otherwise
-    in float32 (emulated bfloat16 takes 10 to 20 times as long).
+    The same update, faster; and a parameter (S, m, n) is S matrices. The iterations run in bfloat16, as in torch, where
+    the device has it in hardware, otherwise in float32 (emulated bfloat16 takes 10 to 20 times as long).
     """
+
+    NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+    NUM_ITERATIONS, EPS = 5, 1e-7
+
+    def __init__(self, params: Iterable[nn.Parameter] | list[Group], momentum: float, lr: float = 1e-3) -> None:
+        super().__init__(cast(Any, params), {"lr": lr, "weight_decay": 0.1, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         assert closure is None
+        a, b, c = self.NEWTON_SCHULZ
         for group in self.param_groups:
-            (a, b, c), lr = group["ns_coefficients"], group["lr"]
-            shapes: dict[tuple[int, int], list[Tensor]] = {}
+            lr = group["lr"]
+            shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    shapes.setdefault((min(p.shape), max(p.shape)), []).append(p)
-            for matrices in shapes.values():
-                grads = [p.grad for p in matrices if p.grad is not None]
-                buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in matrices]
+                    short, long = sorted(p.shape[-2:])
+                    buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                    shapes.setdefault((short, long), []).extend(zip(*map(_matrices, (p, p.grad, buffer)), strict=True))
+            for (_, long), found in shapes.items():
+                matrices, grads, buffers = map(list, zip(*found, strict=True))
                 torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
                 nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
                 wide = [update if update.shape[0] <= update.shape[1] else update.T for update in nesterov]
                 x = torch.stack(wide)  # (matrices of this shape, short side, long side)
                 x = x.bfloat16() if has_bf16(x.device) else x.float()
-                x /= x.flatten(1).norm(dim=1).clamp(min=group["eps"])[:, None, None]
-                for _ in range(group["ns_steps"]):
+                x /= x.flatten(1).norm(dim=1).clamp(min=self.EPS)[:, None, None]
+                for _ in range(self.NUM_ITERATIONS):
                     gram = x @ x.mT
                     x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-                # match_rms_adamw: Liu et al. 2025, "Muon is scalable", equation 4
-                scale = 0.2 * math.sqrt(max(matrices[0].shape))
                 updates = [
                     u if p.shape[0] <= p.shape[1] else u.T
                     for p, u in zip(matrices, x.to(matrices[0].dtype), strict=True)
                 ]
                 torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
-                torch._foreach_add_(matrices, updates, alpha=-lr * scale)
+                # match_rms_adamw: Liu et al. 2025, "Muon is scalable", equation 4
+                torch._foreach_add_(matrices, updates, alpha=-lr * 0.2 * math.sqrt(long))
+
+
+def _matrices(p: Tensor) -> tuple[Tensor, ...]:
+    return p.unbind(0) if p.ndim == 3 else (p,)
 
 
 class HalfMomentumSGD(torch.optim.SGD):
@@ -93,13 +105,16 @@ def make_optimizers(model: nn.Module, cfg: Optim) -> list[torch.optim.Optimizer]
             f"optim.frozen_layers={cfg.frozen_layers}, but the network has {last + 1} layers, of which the last learns "
             f"in any case: at most {last}"
         )
-    hidden = set(capability(model, "hidden_matrices", "optim.name=muon")()) if cfg.name == "muon" else set()
+    if cfg.name == "muon":
+        capability(model, "hidden_matrices", "optim.name=muon")
+    matrices = set(capability(model, "hidden_matrices", "optim")() if has(model, "hidden_matrices") else ())
+    hidden = matrices if cfg.name == "muon" else set()
     groups: dict[tuple[bool, bool, float, int], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         depth = depth_of.get(p, last)
         p.requires_grad_(depth >= cfg.frozen_layers)
         if p.requires_grad:
-            decays = p.ndim == 2 or (p.ndim == 4 and len(p) > 1)
+            decays = p.ndim == 2 or (p.ndim == 4 and len(p) > 1) or p in matrices
             peak_lr = (cfg.muon_lr if p in hidden else cfg.lr) * cfg.layer_decay ** (last - depth)
             from_step = 1 if name.startswith("head.") else 1 + cfg.head_steps
             groups.setdefault((p in hidden, decays, peak_lr, from_step), []).append(p)
@@ -124,7 +139,7 @@ def make_optimizers(model: nn.Module, cfg: Optim) -> list[torch.optim.Optimizer]
     else:
         optimizers.append(torch.optim.AdamW(groups_of(muon=False), lr=cfg.lr, betas=cfg.betas, fused=True))
     if muon := groups_of(muon=True):
-        optimizers.append(Muon(muon, momentum=cfg.muon_momentum, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(Muon(muon, momentum=cfg.muon_momentum))
     return optimizers
 
 
