@@ -3,7 +3,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -13,6 +13,7 @@ from mlpmixer.config import one_if_square, pair
 
 Form = Literal["same", "transposed", "stem_hwio", "stem_oihw", "flat"]
 Arrays = Mapping[str, np.ndarray]
+Replacement = str | Callable[[re.Match[str]], str]
 
 
 class WeightsError(ValueError):
@@ -27,6 +28,28 @@ class Row:
     theirs: str
     shape: tuple[int, ...]
     form: Form = "same"
+    our_shape: tuple[int, ...] | None = None
+    """Of the same numbers in the same order; None: that of the form."""
+
+
+def renamed_rows(
+    state: Mapping[str, Any], names: Sequence[tuple[str, Replacement]], shapes: Mapping[str, tuple[int, ...]]
+) -> list[Row]:
+    """A row for every tensor of a state dict: its name over there by regular expressions, applied in order, and its
+    shape there where that is another one of the same numbers."""
+    rows = []
+    for ours, tensor in state.items():
+        theirs = ours
+        for pattern, replacement in names:
+            theirs = re.sub(pattern, replacement, theirs)
+        shape = tuple(tensor.shape)
+        rows.append(Row(ours, theirs, shapes.get(ours, shape), our_shape=shape))
+    return rows
+
+
+def numbered(arrays: Arrays, pattern: str) -> int:
+    """How many different numbers the first group of a regular expression finds at the start of names."""
+    return len({found[1] for name in arrays if (found := re.match(pattern, name))})
 
 
 def unchanged(arrays: Arrays) -> dict[str, np.ndarray]:
@@ -56,8 +79,11 @@ class NameTable:
     """Arrays of any public variant under the names of `rows`."""
 
 
-def to_ours(array: np.ndarray, form: Form) -> np.ndarray:
+def to_ours(array: np.ndarray, row: Row) -> np.ndarray:
     """A view of a foreign array in our shape; our stem is a matrix over patches in (channel, row, column) order."""
+    form = row.form
+    if row.our_shape is not None:
+        return array.reshape(row.our_shape)
     if form == "transposed":
         return array.T
     if form == "stem_hwio":

@@ -25,6 +25,7 @@ from mlpmixer.registry import shortened
 from mlpmixer.weights.state_dicts import StateDict, choose, find_networks, listed, read_torch_file, state_dicts
 
 MOST_NAMED = 12  # arrays in one error
+STEPS = ".num_batches_tracked"  # of batch norm, the one integer of a network
 MAX_EXPANSION, SPARE_BYTES = 20, 1 << 26  # of an archive: weights hardly compress, but a fresh head is all zeros
 
 
@@ -41,11 +42,15 @@ def from_arrays(arrays: dict[str, np.ndarray], rows: list[Row], where: str) -> d
         for name, row in wanted.items()
         if name in arrays and arrays[name].shape != row.shape
     ]
-    problems += [f"{printable(name)} has dtype {a.dtype}" for name, a in arrays.items() if not _is_float(a.dtype)]
+    problems += [
+        f"{printable(name)} has dtype {a.dtype}"
+        for name, a in arrays.items()
+        if not _is_float(a.dtype) and not (name.endswith(STEPS) and a.dtype == np.int64)
+    ]
     if problems:
         more = [f"and {len(problems) - MOST_NAMED:,} more"] if len(problems) > MOST_NAMED else []
         raise WeightsError(f"{where} does not hold just these weights: " + "; ".join(problems[:MOST_NAMED] + more))
-    state = {row.ours: _tensor(to_ours(arrays.pop(row.theirs), row.form)) for row in rows}
+    state = {row.ours: _tensor(to_ours(arrays.pop(row.theirs), row)) for row in rows}
     if bad := next((row.theirs for row in rows if not state[row.ours].isfinite().all()), None):
         raise WeightsError(f"{where}: {bad} is not finite: its training diverged, or the file is damaged")
     return state
@@ -56,11 +61,11 @@ def _is_float(dtype: np.dtype[Any]) -> bool:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """float32, copied only where it must be. Two bytes of void are bfloat16, as big_vision stores it: the upper half of
-    a float32."""
+    """float32, but for the steps of batch norm; copied only where it must be. Two bytes of void are bfloat16, as
+    big_vision stores it: the upper half of a float32."""
     if array.dtype.kind == "V":
         array = (np.ascontiguousarray(array).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
+    return torch.from_numpy(np.require(array, np.int64 if array.dtype == np.int64 else np.float32, ["C", "W"]))
 
 
 # ------------------------------------------------------------------------------------------------------- official .npz
