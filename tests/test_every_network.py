@@ -31,6 +31,13 @@ TINY = {  # a small one of each architecture, on the digits: the options of `tra
     "mixer": "--model Pico/2 --model.num-blocks 2 --model.hidden-dim 16 --model.tokens-mlp-dim 8 "
     "--model.channels-mlp-dim 32",
     "resmlp": "--model resmlp-s12 --model.num-blocks 2 --model.hidden-dim 16 --model.channels-mlp-dim 32",
+    "gmlp": "--model gmlp-ti/16 --model.num-blocks 2 --model.hidden-dim 16 --model.channels-mlp-dim 32",
+    "s2-mlp": "--model s2-mlp-wide --model.num-blocks 2 --model.hidden-dim 16 --model.channels-mlp-dim 32",
+    "s2-mlpv2": "--model s2-mlpv2-s/7 --model.hidden-dims 8 16 --model.depths 1 1",
+    "as-mlp": "--model as-mlp-t --model.hidden-dims 10 20 --model.depths 1 1",
+    "vip": "--model vip-s/7 --model.hidden-dims 8 16 --model.depths 1 1 --model.strides 2",
+    "repmlpnet": "--model repmlpnet-t224 --model.hidden-dims 8 16 --model.depths 1 1 --model.share-sets 2 4",
+    "eamlp": "--model eamlp-nano --model.num-blocks 2 --model.hidden-dim 16 --model.channels-mlp-dim 32",
     "vit": "--model vit-ti/16 --model.num-blocks 1 --model.hidden-dim 16 --model.num-heads 2 --model.mlp-dim 32",
     "resnet": "--model resnet-18 --model.depths 1 1 --model.width 8 --model.small-images",
 }

@@ -11,7 +11,19 @@ if TYPE_CHECKING:
     from mlpmixer.exporters.benchmark import bench
     from mlpmixer.exporters.export import export
     from mlpmixer.inference.classifier import load
-    from mlpmixer.models.configs import MixerConfig, ResMLPConfig, ResNetConfig, ViTConfig
+    from mlpmixer.models.configs import (
+        ASMLPConfig,
+        EAMLPConfig,
+        GMLPConfig,
+        MixerConfig,
+        RepMLPNetConfig,
+        ResMLPConfig,
+        ResNetConfig,
+        S2MLPConfig,
+        S2MLPv2Config,
+        ViPConfig,
+        ViTConfig,
+    )
     from mlpmixer.models.mixer import Mixer
     from mlpmixer.training.cross_validation import cross_validate
     from mlpmixer.training.recipe import Augment, Distill, Init, Optim, Recipe, Run
@@ -21,17 +33,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = [
+    "ASMLPConfig",
     "Augment",
     "Data",
     "Distill",
+    "EAMLPConfig",
+    "GMLPConfig",
     "Init",
     "Mixer",
     "MixerConfig",
     "Optim",
     "Recipe",
+    "RepMLPNetConfig",
     "ResMLPConfig",
     "ResNetConfig",
     "Run",
+    "S2MLPConfig",
+    "S2MLPv2Config",
+    "ViPConfig",
     "ViTConfig",
     "bench",
     "compare",
@@ -48,7 +67,7 @@ __all__ = [
 
 _HOME = dict.fromkeys(("Augment", "Distill", "Init", "Optim", "Recipe", "Run"), "training.recipe") | {
     "Data": "data.config",
-    **dict.fromkeys(("MixerConfig", "ResMLPConfig", "ResNetConfig", "ViTConfig"), "models.configs"),
+    **dict.fromkeys((name for name in __all__ if name.endswith("Config")), "models.configs"),
     "Mixer": "models.mixer",
     "bench": "exporters.benchmark",
     "compare": "evaluation.compare",

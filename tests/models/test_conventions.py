@@ -14,17 +14,39 @@ from torch import Tensor, nn
 from mlpmixer.config import pair
 from mlpmixer.models import kernels
 from mlpmixer.models.architecture import ARCHITECTURES, build, has
-from mlpmixer.models.configs import MixerConfig, NetworkConfig, ResMLPConfig, ResNetConfig, ViTConfig
+from mlpmixer.models.configs import (
+    ASMLPConfig,
+    EAMLPConfig,
+    GMLPConfig,
+    MixerConfig,
+    NetworkConfig,
+    RepMLPNetConfig,
+    ResMLPConfig,
+    ResNetConfig,
+    S2MLPConfig,
+    S2MLPv2Config,
+    ViPConfig,
+    ViTConfig,
+)
 from mlpmixer.models.mixer import Mixer
 
 SIZES = {"image_size": (8, 12), "in_channels": 2, "num_classes": 5}
 CONFIGS = {
     "mixer": MixerConfig(**SIZES, patch_size=4, num_blocks=2, hidden_dim=16, tokens_mlp_dim=7, channels_mlp_dim=24),
     "resmlp": ResMLPConfig(**SIZES, patch_size=4, num_blocks=2, hidden_dim=16, channels_mlp_dim=24),
+    "gmlp": GMLPConfig(**SIZES, patch_size=4, num_blocks=2, hidden_dim=16, channels_mlp_dim=24),
+    "s2-mlp": S2MLPConfig(**SIZES, patch_size=4, num_blocks=2, hidden_dim=16, channels_mlp_dim=24),
+    "s2-mlpv2": S2MLPv2Config(**SIZES, patch_size=2, hidden_dims=(8, 16), depths=(1, 1)),
+    "as-mlp": ASMLPConfig(**SIZES, patch_size=2, hidden_dims=(8, 16), depths=(1, 1)),
+    "vip": ViPConfig(
+        image_size=8, in_channels=2, num_classes=5, patch_size=2, hidden_dims=(8, 16), depths=(1, 1), strides=(2,)
+    ),
+    "repmlpnet": RepMLPNetConfig(**SIZES, patch_size=2, hidden_dims=(8, 16), depths=(1, 1), share_sets=(1, 4)),
+    "eamlp": EAMLPConfig(**SIZES, patch_size=4, num_blocks=2, hidden_dim=16, num_heads=2, channels_mlp_dim=24),
     "vit": ViTConfig(**SIZES, patch_size=4, num_blocks=1, hidden_dim=16, num_heads=2, mlp_dim=24),
     "resnet": ResNetConfig(**SIZES, depths=(1, 1), width=8, bottleneck=False, small_images=True),
 }
-FEATURES = {"mixer": (6, 16), "resmlp": (6, 16), "vit": (1 + 6, 16), "resnet": (16, 4, 6)}
+FEATURES = dict.fromkeys(CONFIGS, (6, 16)) | {"vip": (4, 16), "vit": (1 + 6, 16), "resnet": (16, 4, 6)}
 needs_kernels = pytest.mark.skipif(bool(kernels.missing()), reason="needs Linux and a C compiler")
 
 
@@ -89,7 +111,7 @@ def test_a_fresh_head_starts_as_that_of_a_new_network(model: Any) -> None:
     assert model(images).shape == (3, 7) and torch.equal(model.pre_logits(images), body)
     fresh: Any = build(dataclasses.replace(model.cfg, num_classes=7))
     assert model.head.weight.std().item() == pytest.approx(fresh.head.weight.std().item(), rel=0.5)
-    assert not model.head.bias.any() and model.head.weight.requires_grad
+    assert model.head.bias.any() == fresh.head.bias.any() and model.head.weight.requires_grad
     assert model.state_dict().keys() == fresh.state_dict().keys()
     fresh.load_state_dict(model.state_dict())
 
@@ -142,7 +164,8 @@ def test_checkpointing_changes_no_gradient(model: Any) -> None:
 def test_the_first_line_of_the_repr_says_what_it_is(model: Any) -> None:
     said = repr(model).splitlines()[1].strip()
     params = sum(p.numel() for p in model.parameters())
-    assert said == f"{model.cfg.architecture}: 2 x 8 x 12 px -> 5 classes, {params:,} parameters"
+    h, w = pair(model.cfg.image_size)
+    assert said == f"{model.cfg.architecture}: 2 x {h} x {w} px -> 5 classes, {params:,} parameters"
     model.reset_classifier(0)
     assert "-> 16 features" in repr(model)
 

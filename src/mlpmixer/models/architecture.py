@@ -14,7 +14,20 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from mlpmixer.config import did_you_mean, pair
-from mlpmixer.models.configs import MixerConfig, NetworkConfig, ResMLPConfig, ResNetConfig, ViTConfig
+from mlpmixer.models.configs import (
+    ASMLPConfig,
+    EAMLPConfig,
+    GMLPConfig,
+    MixerConfig,
+    NetworkConfig,
+    RepMLPNetConfig,
+    ResMLPConfig,
+    ResNetConfig,
+    S2MLPConfig,
+    S2MLPv2Config,
+    ViPConfig,
+    ViTConfig,
+)
 from mlpmixer.models.names import MODELS
 from mlpmixer.registry import Registry, shown
 
@@ -36,6 +49,7 @@ CAPABILITIES = {
     "patches": "linear stem over patches",
     "resize": "way to bring trained weights to another size",
     "locality": "locality that folds into its weights",
+    "folding": "training-time structure that folds away",
     "mirror": "mirror symmetry",
     "kernels": "compiled kernels",
     "mixing": "token mixing that can be drawn",
@@ -47,7 +61,7 @@ layers() -> list of lists of modules: all of the network, from the stem to the h
 hidden_matrices() -> list of parameters: what Muon updates.
 checkpointing: an attribute; set it to True to trade time for memory.
 patches(images) -> (B, S, in*P*P): what stem.weight (C, in*P*P) reads.
-resize, locality, mirror, kernels, mixing: modules of this folder, whose docstrings say what they do.
+resize, locality, folding, mirror, kernels, mixing: modules of this folder, whose docstrings say what they do.
 """
 METHOD = ""
 ALIGNMENT = 64  # bytes, of torch's own tensors on a CPU
@@ -94,22 +108,42 @@ def _ours(name: str) -> str:
     return f"mlpmixer.models.{name}"
 
 
+TOKENS = dict.fromkeys(("tokens", "layers", "hidden_matrices", "checkpointing", "patches"), METHOD)
+ANY_SIZE = {"resize": _ours("any_size")}
+
 ARCHITECTURES: Registry[Architecture] = Registry("architecture")
 ARCHITECTURES |= {
     "mixer": Architecture(
         MixerConfig,
         _ours("mixer:Mixer"),
-        dict.fromkeys(("tokens", "layers", "hidden_matrices", "checkpointing", "patches"), METHOD)
-        | {"resize": _ours("mixer_resize"), "locality": _ours("locality"), "mirror": _ours("mirror")}
+        TOKENS
+        | {
+            "resize": _ours("mixer_resize"),
+            "locality": _ours("locality"),
+            "folding": _ours("locality"),
+            "mirror": _ours("mirror"),
+        }
         | {"kernels": _ours("kernels"), "mixing": _ours("mixing")},
         name_tables=_ours("mixer_names:TABLES"),
     ),
     "resmlp": Architecture(
         ResMLPConfig,
         _ours("resmlp:ResMLP"),
-        dict.fromkeys(("tokens", "layers", "hidden_matrices", "checkpointing", "patches"), METHOD),
+        TOKENS,
         name_tables=_ours("resmlp:TABLES"),
     ),
+    "gmlp": Architecture(GMLPConfig, _ours("gmlp:GMLP"), TOKENS, name_tables=_ours("gmlp:TABLES")),
+    "s2-mlp": Architecture(S2MLPConfig, _ours("s2mlp:S2MLP"), TOKENS | ANY_SIZE),
+    "s2-mlpv2": Architecture(S2MLPv2Config, _ours("s2mlp:S2MLPv2"), TOKENS | ANY_SIZE),
+    "as-mlp": Architecture(ASMLPConfig, _ours("asmlp:ASMLP"), TOKENS | ANY_SIZE, name_tables=_ours("asmlp:TABLES")),
+    "vip": Architecture(ViPConfig, _ours("vip:ViP"), TOKENS, name_tables=_ours("vip:TABLES")),
+    "repmlpnet": Architecture(
+        RepMLPNetConfig,
+        _ours("repmlpnet:RepMLPNet"),
+        TOKENS | {"folding": _ours("repmlpnet")},
+        name_tables=_ours("repmlpnet:TABLES"),
+    ),
+    "eamlp": Architecture(EAMLPConfig, _ours("external_attention:EAMLP"), TOKENS | ANY_SIZE),
     "vit": Architecture(ViTConfig, _ours("baselines:ViT"), extra="rivals"),
     "resnet": Architecture(ResNetConfig, _ours("baselines:ResNet"), extra="rivals"),
 }

@@ -81,7 +81,10 @@ def inject(model: Mixer, size: int) -> None:
 
 
 def folded(model: Mixer) -> Mixer:
-    """A new plain Mixer that is the same function as `model`, its kernels in W1 and W2."""
+    """A new plain Mixer that is the same function as `model`, its kernels in W1 and W2; `model` itself if it has
+    none."""
+    if not any(isinstance(layer, LocalLinear) for layer in model.modules()):
+        return model
     model = copy.deepcopy(model)
     for block in model.blocks:
         assert isinstance(block, MixerBlock)

@@ -3,7 +3,20 @@ timm's names. No torch."""
 
 import dataclasses
 
-from mlpmixer.models.configs import MixerConfig, NetworkConfig, ResMLPConfig, ResNetConfig, ViTConfig
+from mlpmixer.models.configs import (
+    ASMLPConfig,
+    EAMLPConfig,
+    GMLPConfig,
+    MixerConfig,
+    NetworkConfig,
+    RepMLPNetConfig,
+    ResMLPConfig,
+    ResNetConfig,
+    S2MLPConfig,
+    S2MLPv2Config,
+    ViPConfig,
+    ViTConfig,
+)
 from mlpmixer.registry import Registry
 
 MIXERS: Registry[MixerConfig] = Registry("Mixer")
@@ -73,6 +86,43 @@ for _name, _dim, _blocks, _patch, _scale in (
     MODELS[f"resmlp-{_name}"] = ResMLPConfig(
         patch_size=_patch, num_blocks=_blocks, hidden_dim=_dim, channels_mlp_dim=4 * _dim, layer_scale=_scale
     )
+
+# arXiv:2105.08050, table 1.
+for _name, _dim in (("ti", 128), ("s", 256), ("b", 512)):
+    MODELS[f"gmlp-{_name}/16"] = GMLPConfig(hidden_dim=_dim, channels_mlp_dim=6 * _dim)
+
+# arXiv:2106.07477, table 1; arXiv:2108.01072, table 1.
+MODELS["s2-mlp-wide"] = S2MLPConfig()
+MODELS["s2-mlp-deep"] = S2MLPConfig(num_blocks=36, hidden_dim=384, channels_mlp_dim=1536, norm="affine")
+MODELS["s2-mlpv2-s/7"] = S2MLPv2Config()
+MODELS["s2-mlpv2-m/7"] = S2MLPv2Config(hidden_dims=(256, 512), depths=(7, 17))
+MODELS["s2-mlpv2-s/14"] = S2MLPv2Config(patch_size=14, hidden_dims=(384,), depths=(18,))
+
+# arXiv:2106.12368, table 1, as the official code groups the blocks (its large network has 8 + 28, not 9 + 27).
+MODELS["vip-s/14"] = ViPConfig(patch_size=14, hidden_dims=(384,) * 4, strides=(1, 1, 1))
+MODELS["vip-s/7"] = ViPConfig()
+MODELS["vip-m/7"] = ViPConfig(hidden_dims=(256, 256, 512, 512), depths=(4, 3, 14, 3), strides=(1, 2, 1))
+MODELS["vip-l/7"] = ViPConfig(hidden_dims=(256, 512, 512, 512), depths=(8, 8, 16, 4))
+
+# arXiv:2107.08391, table 1.
+MODELS["as-mlp-t"] = ASMLPConfig()
+MODELS["as-mlp-s"] = ASMLPConfig(depths=(2, 2, 18, 2))
+MODELS["as-mlp-b"] = ASMLPConfig(hidden_dims=(128, 256, 512, 1024), depths=(2, 2, 18, 2))
+
+# arXiv:2112.11081, table 1.
+for _name, _px, _dim, _depth, _sets in (
+    ("t224", 224, 64, 6, (1, 4, 16, 128)),
+    ("b224", 224, 96, 12, (1, 4, 32, 128)),
+    ("t256", 256, 64, 6, (1, 4, 16, 128)),
+    ("b256", 256, 96, 12, (1, 4, 32, 128)),
+    ("d256", 256, 80, 18, (1, 4, 16, 128)),
+    ("l256", 256, 96, 18, (1, 4, 32, 256)),
+):
+    MODELS[f"repmlpnet-{_name}"] = RepMLPNetConfig(
+        image_size=_px, hidden_dims=(_dim, 2 * _dim, 4 * _dim, 8 * _dim), depths=(2, 2, _depth, 2), share_sets=_sets
+    )
+
+MODELS["eamlp-nano"] = EAMLPConfig(image_size=32, patch_size=4, num_classes=10)
 
 # What the all-MLP networks are compared with (extra `rivals`).
 for _name, _patch, _dim, _heads in (

@@ -6,7 +6,7 @@
 import copy
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mlpmixer.config import pair
 from mlpmixer.models.architecture import capability, own_fields
-from mlpmixer.models.configs import Activation, NetworkConfig, PatchConfig
+from mlpmixer.models.configs import Activation, NetworkConfig, PatchConfig, StagesConfig
 
 if TYPE_CHECKING:
     from mlpmixer.data.preprocess import Preprocess
@@ -189,9 +189,13 @@ class TokenNetwork(Network):
         """(B, in_channels, H, W) -> (B, S, in_channels*P*P), what the stem reads."""
         return cut_patches(images, self.cfg)
 
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, S, C), what the blocks read."""
+        return cast(Tensor, self.stem(self.patches(images)))  # contiguous, and so is every residual sum after it
+
     def tokens(self, images: Tensor) -> Tensor:
         """Normalised tokens (B, S, C), before pooling."""
-        x = self.stem(self.patches(images))  # (B, S, C), contiguous, and so is every residual sum after it
+        x = self.embed(images)
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
         return cast(Tensor, self.norm(x))
@@ -213,13 +217,113 @@ class TokenNetwork(Network):
         return [p for p in self.blocks.parameters() if p.ndim == 2]
 
 
-class Mlp(nn.Module):
-    """W2 gelu(W1 x) over the last axis: (..., dim) -> (..., dim)."""
+class Merge(nn.Module):
+    """A convolution of size and stride 2 over a map, or 1 where only the width changes: (B, H, W, C) -> (B, H/2, W/2,
+    C').
 
-    def __init__(self, dim: int, mlp_dim: int, activation: Activation = "gelu_erf", dropout: float = 0.0) -> None:
+    Its weight is the convolution's, (C', C, 2, 2), as a matrix.
+    """
+
+    def __init__(self, dim: int, out_dim: int, size: int = 2) -> None:
+        super().__init__()
+        self.size = size
+        self.linear = nn.Linear(dim * size * size, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (b, h, w, c), n = x.shape, self.size
+        x = x.reshape(b, h // n, n, w // n, n, c).permute(0, 1, 3, 5, 2, 4)
+        return cast(Tensor, self.linear(x.reshape(b, h // n, w // n, c * n * n)))
+
+
+class StagedNetwork(Network):
+    """A linear stem over patches, stages of blocks over maps (B, H, W, C) with a merge before all but the first, a
+    norm, the mean over the places of the last, and a linear head."""
+
+    cfg: StagesConfig
+    stem: nn.Linear
+    merges: nn.ModuleList
+    """One a stage: what comes before it; nn.Identity() where nothing does."""
+    stages: nn.ModuleList
+    norm: nn.Module
+    checkpointing = False
+
+    def make_stages(self, block: Callable[[int, int, float], nn.Module]) -> nn.ModuleList:
+        """block: (stage, its width, rate of stochastic depth, linear over all blocks) -> a block."""
+        cfg, most = self.cfg, max(sum(self.cfg.depths) - 1, 1)
+        rates = iter([cfg.drop_path * i / most for i in range(sum(cfg.depths))])
+        return nn.ModuleList(
+            nn.ModuleList(block(i, c, next(rates)) for _ in range(depth))
+            for i, (c, depth) in enumerate(zip(cfg.hidden_dims, cfg.depths, strict=True))
+        )
+
+    def make_merges(self) -> nn.ModuleList:
+        cfg, dims = self.cfg, self.cfg.hidden_dims
+        return nn.ModuleList(
+            Merge(dims[i - 1], c, 2 if cfg.merged[i] else 1)
+            if i and (cfg.merged[i] or c != dims[i - 1])
+            else nn.Identity()
+            for i, c in enumerate(dims)
+        )
+
+    def patches(self, images: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, S, in_channels*P*P), what the stem reads."""
+        return cut_patches(images, self.cfg)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> the map of the first stage (B, H/P, W/P, C)."""
+        (h, w), (p, q) = images.shape[-2:], pair(self.cfg.patch_size)
+        x: Tensor = self.stem(self.patches(images))
+        return x.view(x.shape[0], h // p, w // q, -1)  # len() would fix the batch in a traced graph
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Normalised places of the last stage (B, S, C), before pooling."""
+        x = self.embed(images)
+        for merge, blocks in zip(self.merges, self.stages, strict=True):
+            x = merge(x)
+            for block in cast(nn.ModuleList, blocks):
+                x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+        return cast(Tensor, self.norm(x)).flatten(1, 2)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Normalised places of the last stage (B, S, C), before pooling."""
+        return self.tokens(images)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """The mean over the places: (B, S, C) -> (B, C)."""
+        return features.mean(dim=1)
+
+    def layers(self) -> list[list[nn.Module]]:
+        """From the stem to the head, for rates that fall with depth and for layers that stay frozen."""
+        blocks = [
+            [merge, block] if j == 0 else [block]
+            for merge, stage in zip(self.merges, self.stages, strict=True)
+            for j, block in enumerate(cast(nn.ModuleList, stage))
+        ]
+        return [[self.stem], *blocks, [self.norm, self.head]]
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices of every block; (S, m, n) is S of them."""
+        return [p for p in self.stages.parameters() if p.ndim in (2, 3) and min(p.shape[-2:]) > 1]
+
+
+def truncated_normal(*layers: nn.Module) -> None:
+    """Linear layers start from a truncated normal of deviation 0.02, with zero biases."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+class Mlp(nn.Module):
+    """W2 gelu(W1 x) over the last axis: (..., dim) -> (..., out_dim), which is dim unless it is given."""
+
+    def __init__(
+        self, dim: int, mlp_dim: int, activation: Activation = "gelu_erf", dropout: float = 0.0, out_dim: int = 0
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, mlp_dim)
-        self.fc2 = nn.Linear(mlp_dim, dim)
+        self.fc2 = nn.Linear(mlp_dim, out_dim or dim)
         self.dropout = nn.Dropout(dropout)
         self.approximate = "tanh" if activation == "gelu_tanh" else "none"  # tanh: Flax's default
 
@@ -256,6 +360,7 @@ def require_size(images: Tensor, cfg: NetworkConfig) -> None:
 def cut_patches(images: Tensor, cfg: PatchConfig) -> Tensor:
     """(B, in_channels, H, W) -> (B, S, in_channels*P*P), row-major. ValueError on any other size."""
     require_size(images, cfg)
-    (p, q), (rows, cols) = cfg.cell, cfg.grid
+    (h, w), (p, q) = pair(cfg.image_size), pair(cfg.patch_size)
+    rows, cols = h // p, w // q
     x = images.reshape(-1, cfg.in_channels, rows, p, cols, q)
     return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, cfg.num_patches, cfg.in_channels * p * q)  # (B, S, in*P*P)

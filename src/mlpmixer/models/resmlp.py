@@ -25,7 +25,7 @@ from mlpmixer.models.name_table import (
     unchanged,
     with_stem_as_convolution,
 )
-from mlpmixer.models.network import DropPath, Mlp, TokenNetwork, linear_head
+from mlpmixer.models.network import DropPath, Mlp, TokenNetwork, linear_head, truncated_normal
 
 
 class Affine(nn.Module):
@@ -78,19 +78,12 @@ class ResMLP(TokenNetwork):
         self.blocks = nn.ModuleList(ResMLPBlock(cfg) for _ in range(cfg.num_blocks))
         self.norm = Affine(c)
         self.head = linear_head(cfg)
-        for layer in self.blocks.modules():
-            _start(layer)
+        truncated_normal(*self.blocks.modules())
         self.start_head()
 
     def start_head(self) -> None:
         """As the other linear layers start."""
-        _start(self.head)
-
-
-def _start(layer: nn.Module) -> None:
-    if isinstance(layer, nn.Linear):
-        nn.init.trunc_normal_(layer.weight, std=0.02)
-        nn.init.zeros_(layer.bias)
+        truncated_normal(self.head)
 
 
 # --- names in other homes ---------------------------------------------------------------------------------------------

@@ -84,6 +84,7 @@ def adapt_trained(
     Channels that become one get one mean and deviation, the average of theirs, and the stem is changed to match.
     """
     preprocess = meta.preprocess
+    model.cfg.adapted(image_size=image_size, patch_size=patch_size, in_channels=in_channels, method=method)
     if in_channels not in (None, preprocess.in_channels):
         module = capability(model, "resize", "another in_channels")
         model, mean, std = module.share_normalisation(model, preprocess.mean, preprocess.std, in_channels)

@@ -4,7 +4,10 @@ Widths are absolute (paper: D_S, D_C), sizes are pixels. A config is the archite
 every model, and its JSON says which architecture it is of.
 """
 
+from mlpmixer.models.configs.asmlp import ASMLPConfig
 from mlpmixer.models.configs.baselines import ResNetConfig, ViTConfig
+from mlpmixer.models.configs.external_attention import EAMLPConfig
+from mlpmixer.models.configs.gmlp import GMLPConfig
 from mlpmixer.models.configs.mixer import MixerConfig
 from mlpmixer.models.configs.network import (
     MAX_BLOCKS,
@@ -18,8 +21,12 @@ from mlpmixer.models.configs.network import (
     NetworkConfig,
     PatchConfig,
     Size,
+    StagesConfig,
 )
+from mlpmixer.models.configs.repmlpnet import RepMLPNetConfig
 from mlpmixer.models.configs.resmlp import ResMLPConfig
+from mlpmixer.models.configs.s2mlp import S2MLPConfig, S2MLPv2Config
+from mlpmixer.models.configs.vip import ViPConfig
 
 __all__ = [
     "MAX_BLOCKS",
@@ -27,14 +34,22 @@ __all__ = [
     "MAX_CLASSES",
     "MAX_INPUT_PIXELS",
     "MAX_WIDTH",
+    "ASMLPConfig",
     "Activation",
+    "EAMLPConfig",
+    "GMLPConfig",
     "Layer",
     "Method",
     "MixerConfig",
     "NetworkConfig",
     "PatchConfig",
+    "RepMLPNetConfig",
     "ResMLPConfig",
     "ResNetConfig",
+    "S2MLPConfig",
+    "S2MLPv2Config",
     "Size",
+    "StagesConfig",
+    "ViPConfig",
     "ViTConfig",
 ]

@@ -44,6 +44,8 @@ class NetworkConfig(Config, owner="model"):
     """timm's word for what makes pre-logits of features."""
     weight_free: ClassVar[tuple[str, ...]] = ()
     """Fields that no weight depends on, such as dropout: a trained network takes those it is asked for."""
+    any_size: ClassVar[bool] = False
+    """Whether no weight depends on the number of places, so that the same weights work at another image size."""
 
     image_size: Size = 224
     """H, W in pixels; one number means square."""
@@ -94,7 +96,10 @@ class NetworkConfig(Config, owner="model"):
     ) -> Any:
         """The architecture that `weights.adapt.adapt` makes of this one. An architecture whose trained weights come to
         other sizes overrides this; ValueError for the others."""
-        asked = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
+        asked: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
+        new: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+        if self.any_size and asked["image_size"] is not None:
+            new["image_size"] = asked.pop("image_size")
         for name, value in asked.items():
             have = getattr(self, name, None)
             if value is not None and (have is None or pair(value) != pair(have)):
@@ -102,7 +107,11 @@ class NetworkConfig(Config, owner="model"):
                     f"trained weights of {self.architecture} work at the {name} they were made for, {have}, "
                     f"and not at {value}"
                 )
-        return self if num_classes is None else dataclasses.replace(self, num_classes=num_classes)
+        return dataclasses.replace(self, **new)
+
+    def deployed(self) -> Any:
+        """The config of the network that training leaves: without structure that folds away."""
+        return self
 
     def tag(self) -> dict[str, str]:
         return {"architecture": self.architecture}
@@ -158,26 +167,105 @@ class PatchConfig(NetworkConfig):
         return pair(self.patch_size)
 
     @property
+    def patch(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels, what the stem reads."""
+        return pair(self.patch_size)
+
+    @property
     def num_patches(self) -> int:
         """S."""
-        return self.grid[0] * self.grid[1]
+        (h, w), (p, q) = pair(self.image_size), self.patch
+        return (h // p) * (w // q)
 
     def validate(self) -> None:
         super().validate()
-        (h, w), (p, q) = pair(self.image_size), pair(self.patch_size)
+        p, q = self.patch
         require(min(p, q) >= 1, f"patch_size must be positive, got {p}x{q}")
+        self.require_multiple((p, q))
+
+    def require_multiple(self, cell: tuple[int, int]) -> None:
+        (h, w), (p, q) = pair(self.image_size), cell
+        what = "patch_size" if cell == pair(self.patch_size) else f"patch_size {shown(self.patch_size)} px and merges,"
         require(
             h % p == 0 and w % q == 0,
-            f"image_size {h}x{w} px is not a multiple of patch_size {p}x{q} px; "
+            f"image_size {h}x{w} px is not a multiple of {what} {p}x{q} px; "
             f"nearest that is: {max((2 * h + p - 1) // (2 * p), 1) * p}x{max((2 * w + q - 1) // (2 * q), 1) * q}",
         )
 
     def stem(self, dim: int) -> list[Layer]:
         """The first lines of `layers`: images, patches, and one linear layer for all of them."""
-        s, (p, q) = self.num_patches, self.cell
+        s, (p, q) = self.num_patches, self.patch
         patch = self.in_channels * p * q
         return [
             Layer("images", (self.in_channels, *pair(self.image_size)), 0, 0),
             Layer("patches", (s, patch), 0, 0),
             Layer("stem", (s, dim), patch * dim + dim, 2 * s * patch * dim),
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagesConfig(PatchConfig):
+    """What every network of several stages has: each of one width, with a merge of 2x2 places between some."""
+
+    weight_free: ClassVar[tuple[str, ...]] = ("drop_path",)
+
+    hidden_dims: tuple[int, ...] = (192, 384)
+    """C of each stage."""
+    depths: tuple[int, ...] = (4, 14)
+    """Blocks of each stage."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block; linear from 0 at the first, over all stages."""
+
+    @property
+    def merged(self) -> tuple[bool, ...]:
+        """Whether the resolution is halved before each stage; never before the first, whose places are patches."""
+        return (False,) + (True,) * (len(self.depths) - 1)
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """Pixels of one place of the last stage."""
+        p, q = pair(self.patch_size)
+        return p * 2 ** sum(self.merged), q * 2 ** sum(self.merged)
+
+    @property
+    def grids(self) -> list[tuple[int, int]]:
+        """Places down and across, of each stage."""
+        (h, w), (p, q) = pair(self.image_size), pair(self.patch_size)
+        halved = [sum(self.merged[: i + 1]) for i in range(len(self.depths))]
+        return [(h // p // 2**n, w // q // 2**n) for n in halved]
+
+    @property
+    def num_features(self) -> int:
+        return self.hidden_dims[-1]
+
+    def validate(self) -> None:
+        require(
+            len(self.hidden_dims) == len(self.depths) >= 1,
+            f"hidden_dims and depths must have an entry for each stage, got {shown(self.hidden_dims)} and "
+            f"{shown(self.depths)}",
+        )
+        require(len(self.depths) <= 16, f"there must be at most 16 stages, got {len(self.depths)}")
+        super().validate()
+        for name, most in (("hidden_dims", MAX_WIDTH), ("depths", MAX_BLOCKS)):
+            values = getattr(self, name)
+            require(min(values) >= 1 and max(values) <= most, f"{name} must be 1 to {most:,} each, got {shown(values)}")
+        require(sum(self.depths) <= MAX_BLOCKS, f"depths must be at most {MAX_BLOCKS:,} in all, got {sum(self.depths)}")
+        self.require_rates("drop_path")
+        self.require_multiple(self.cell)
+
+    def staged_stem(self) -> list[Layer]:
+        """The first lines of `layers`: images, patches, and one linear layer for all of them."""
+        return self.stem(self.hidden_dims[0])
+
+    def merge(self, stage: int) -> list[Layer]:
+        """The line of the merge before a stage: a 2x2 convolution of stride 2."""
+        if not stage or (not self.merged[stage] and self.hidden_dims[stage] == self.hidden_dims[stage - 1]):
+            return []
+        (h, w), c, before = self.grids[stage], self.hidden_dims[stage], self.hidden_dims[stage - 1]
+        weights = (4 if self.merged[stage] else 1) * before * c
+        return [Layer(f"merges.{stage}", (h, w, c), weights + c, 2 * h * w * weights)]
+
+    def ending(self) -> list[Layer]:
+        """The last lines of `layers`: a norm, the mean, and the head."""
+        (h, w), c = self.grids[-1], self.num_features
+        return [Layer("norm", (h, w, c), 2 * c, 0), Layer("mean over places", (c,), 0, 0), *self.head()]

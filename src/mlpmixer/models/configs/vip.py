@@ -1,0 +1,66 @@
+"""The config of the Vision Permutator. No torch."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mlpmixer.config import require
+from mlpmixer.models.configs.network import Layer, Size, StagesConfig
+from mlpmixer.registry import shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViPConfig(StagesConfig):
+    """Vision Permutator (Hou et al. 2021, arXiv:2106.12368): rows, columns and channels are mixed by a linear layer
+    each, and weighed by what the image holds. Square images only: a segment of channels for every row and column."""
+
+    architecture: ClassVar[str] = "vip"
+    title: ClassVar[str] = "Vision Permutator"
+    arxiv: ClassVar[str] = "2106.12368"
+
+    patch_size: Size = 7
+    """P in pixels; one number means square."""
+    hidden_dims: tuple[int, ...] = (192, 384, 384, 384)
+    """C of each group of blocks."""
+    depths: tuple[int, ...] = (4, 3, 8, 3)
+    """Blocks of each group, as the official code groups them; the names of its weights count groups."""
+    strides: tuple[int, ...] = (2, 1, 1)
+    """What the resolution is divided by after each group but the last: 2, or 1 to keep it."""
+    mlp_ratio: int = 3
+    """Hidden width of the MLPs, in multiples of C."""
+    bias: bool = False
+    """Whether the layers over rows, columns and channels have biases; in no published network."""
+
+    @property
+    def merged(self) -> tuple[bool, ...]:
+        return (False, *(stride == 2 for stride in self.strides))
+
+    def layers(self) -> list[Layer]:
+        lines = self.staged_stem()
+        for i, (depth, c, (h, w)) in enumerate(zip(self.depths, self.hidden_dims, self.grids, strict=True)):
+            s, m, r = h * w, self.mlp_ratio * c, c // 4
+            mix = 4 * c * c + c + 3 * c * self.bias + (c * r + r) + (r * 3 * c + 3 * c)
+            lines += self.merge(i)
+            for j in range(depth):
+                lines += [
+                    Layer(f"stages.{i}.{j}.norm1", (h, w, c), 2 * c, 0),
+                    Layer(f"stages.{i}.{j}.permute_mlp", (h, w, c), mix, 8 * s * c * c + 8 * c * r),
+                    Layer(f"stages.{i}.{j}.norm2", (h, w, c), 2 * c, 0),
+                    Layer(f"stages.{i}.{j}.channel_mixing", (h, w, c), 2 * c * m + m + c, 4 * s * c * m),
+                ]
+        return [*lines, *self.ending()]
+
+    def validate(self) -> None:
+        require(
+            len(self.strides) == len(self.depths) - 1 and set(self.strides) <= {1, 2},
+            f"strides must be 1 or 2 for each group but the last, {len(self.depths) - 1} in all, got "
+            f"{shown(self.strides)}",
+        )
+        super().validate()
+        self.require_range(1, 64, "mlp_ratio")
+        for c, (h, w) in zip(self.hidden_dims, self.grids, strict=True):
+            require(
+                h == w and c % h == 0,
+                f"vip needs as many places down as across, and hidden_dims that are multiples of that; got {h}x{w} "
+                f"places and {c} channels",
+            )
+            require(c >= 4, f"hidden_dims must be at least 4 each, got {shown(self.hidden_dims)}")

@@ -1,0 +1,117 @@
+"""The block RepMLP of version 1, and how convolutions fold into fully-connected layers.
+
+Paper: Ding et al., "RepMLP: Re-parameterizing Convolutions into Fully-connected Layers for Image Recognition",
+arXiv:2105.01883, section 3. Official code: DingXiaoH/RepMLP, repmlp.py at commit 55c7677.
+
+Letters: B batch, C and O channels before and after, H x W places, h x w places of a tile. `repmlpnet` is the network of
+version 2.
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What a BatchNorm does in evaluation: a factor and a summand for each channel."""
+    scale = norm.weight / torch.sqrt(cast(Tensor, norm.running_var) + norm.eps)
+    return scale, norm.bias - cast(Tensor, norm.running_mean) * scale
+
+
+def kernel_matrix(kernel: Tensor, h: int, w: int) -> Tensor:
+    """Kernels (O, I, k, k) as matrices over an h x w grid with zeros around it: (O, h*w, I, h*w), row (y, x), column
+    (y', x')."""
+    k = kernel.shape[-1]
+    moves = F.unfold(torch.eye(h * w, dtype=kernel.dtype, device=kernel.device).view(h * w, 1, h, w), k, padding=k // 2)
+    return torch.einsum("oik,qkp->opiq", kernel.flatten(2), moves)
+
+
+class RepMLP(nn.Module):
+    """The block of version 1, for the stages of a ResNet: maps (B, C, H, W) -> (B, O, H, W).
+
+    in_channels, out_channels: C, O. image_size: (H, W). tile: (h, w), which divides it; each tile is mixed on its own.
+    reduction: of the global perceptron, which is there when there are several tiles. groups: of the mixing.
+
+    `fold()` puts everything into fully-connected layers, in place: the same function in evaluation, also where C and O
+    differ (the official conversion is right for C = O only). ValueError for sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: tuple[int, int],
+        tile: tuple[int, int],
+        kernels: tuple[int, ...] = (),
+        reduction: int = 1,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        (rows, cols), (h, w) = image_size, tile
+        if rows % h or cols % w:
+            raise ValueError(f"tile must divide image_size {image_size}, got {tile}")
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f"groups must divide {in_channels} and {out_channels} channels, got {groups}")
+        self.image_size, self.tile, self.groups = image_size, tile, groups
+        self.in_channels, self.out_channels = in_channels, out_channels
+        tiles = (rows // h) * (cols // w)
+        self.fc1_fc2: nn.ModuleDict | None = None
+        if tiles > 1:
+            inner = in_channels * tiles // reduction
+            self.fc1_fc2 = nn.ModuleDict(
+                {"fc1": nn.Linear(in_channels * tiles, inner), "fc2": nn.Linear(inner, in_channels * tiles)}
+            )
+            self.avg = nn.Sequential()
+            self.avg.add_module("bn", nn.BatchNorm2d(in_channels))
+        self.fc3 = nn.Conv2d(in_channels * h * w, out_channels * h * w, 1, bias=False, groups=groups)
+        self.fc3_bn = nn.BatchNorm1d(out_channels * h * w)
+        self.kernels = kernels
+        for k in kernels:
+            branch = nn.Sequential()
+            conv = nn.Conv2d(in_channels, out_channels, k, padding=k // 2, groups=groups, bias=False)
+            branch.add_module("conv", conv)
+            branch.add_module("bn", nn.BatchNorm2d(out_channels))
+            self.add_module(f"repconv{k}", branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (rows, cols), (h, w), c, o = self.image_size, self.tile, self.in_channels, self.out_channels
+        if x.shape[1:] != (c, rows, cols):
+            raise ValueError(f"expected maps of shape (B, {c}, {rows}, {cols}), got {tuple(x.shape)}")
+        b, down, across = x.shape[0], rows // h, cols // w
+        if self.fc1_fc2 is not None:
+            v = F.avg_pool2d(x, (h, w))  # (B, C, H/h, W/w)
+            v = self.avg(v) if hasattr(self, "avg") else v
+            v = self.fc1_fc2["fc2"](F.relu(self.fc1_fc2["fc1"](v.flatten(1)))).view(b, c, down, 1, across, 1)
+            x = (x.view(b, c, down, h, across, w) + v).view(x.shape)
+        tiles = x.reshape(b, c, down, h, across, w).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, h, w)
+        y: Tensor = self.fc3(tiles.reshape(-1, c * h * w, 1, 1)).flatten(1)
+        y = self.fc3_bn(y) if hasattr(self, "fc3_bn") else y
+        y = y.view(-1, o, h, w)
+        for k in self.kernels:
+            y = y + self.get_submodule(f"repconv{k}")(tiles)
+        return y.view(b, down, across, o, h, w).permute(0, 3, 1, 4, 2, 5).reshape(b, o, rows, cols)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Put BatchNorm and convolutions into the fully-connected layers, in place. (Section 3.2.)"""
+        (h, w), c, o, g = self.tile, self.in_channels, self.out_channels, self.groups
+        if self.fc1_fc2 is not None:
+            fc1 = cast(nn.Linear, self.fc1_fc2["fc1"])
+            norm = cast(nn.BatchNorm2d, self.avg.bn)
+            factor, summand = (v.repeat_interleave(fc1.in_features // c) for v in scale_and_shift(norm))
+            fc1.bias.add_(fc1.weight @ summand)
+            fc1.weight.mul_(factor)
+            del self.avg
+        scale, bias = scale_and_shift(self.fc3_bn)
+        matrix = (self.fc3.weight.flatten(1) * scale[:, None]).view(o, h * w, c // g, h * w)
+        for k in self.kernels:
+            branch = self.get_submodule(f"repconv{k}")
+            factor, summand = scale_and_shift(cast(nn.BatchNorm2d, branch.bn))
+            matrix = matrix + kernel_matrix(cast(nn.Conv2d, branch.conv).weight * factor[:, None, None, None], h, w)
+            bias = bias + summand.repeat_interleave(h * w)
+            delattr(self, f"repconv{k}")
+        del self.fc3_bn
+        self.kernels = ()
+        self.fc3.weight, self.fc3.bias = nn.Parameter(matrix.reshape(self.fc3.weight.shape)), nn.Parameter(bias)

@@ -1,0 +1,251 @@
+"""RepMLPNet, the whole architecture on one page.
+
+Paper: Ding et al., "RepMLPNet: Hierarchical Vision MLP with Re-parameterized Locality", arXiv:2112.11081, section 3.
+Official code: DingXiaoH/RepMLP, repmlpnet.py.
+
+Letters: B batch, C channels, H x W places, h x w places of a tile, S share-sets, K num_classes. What differs from
+equation (1) of the Mixer: token mixing is one linear layer, C/S channels sharing a matrix; it learns next to
+convolutions that fold into the matrix; a gate per channel multiplies it; and BatchNorm stands in the place of
+LayerNorm.
+"""
+
+import copy
+import dataclasses
+import math
+import re
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlpmixer.models.configs import RepMLPNetConfig, Size
+from mlpmixer.models.name_table import Arrays, NameTable, Row, image_size_of, numbered, renamed_rows, shape_of
+from mlpmixer.models.network import StagedNetwork, linear_head
+from mlpmixer.models.repmlp import kernel_matrix, scale_and_shift
+
+
+class MapBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over the last axis: (..., C) -> (..., C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.reshape(-1, x.shape[-1])).view(x.shape)
+
+
+class NormedLinear(nn.Sequential):
+    """A linear layer without bias, and BatchNorm: (..., C) -> (..., C')."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Linear(dim, out_dim, bias=False)
+        self.bn = MapBatchNorm(out_dim)
+
+
+class ShareSets(nn.Module):
+    """A linear layer over the places of a tile for each share-set: maps (S, h*w, N) -> (S, h*w, N)."""
+
+    def __init__(self, share_sets: int, places: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(share_sets, places, places))
+        self.bias = nn.Parameter(torch.empty(share_sets, places, 1)) if bias else None
+        for p in self.parameters():  # as torch starts a linear layer
+            nn.init.uniform_(p, -1 / math.sqrt(places), 1 / math.sqrt(places))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        y = torch.bmm(self.weight, maps)
+        return y if self.bias is None else y + self.bias
+
+
+class RepBlock(nn.Module):
+    """Section 3.1: maps (B, H, W, C) -> (B, H, W, C); tiles of h x w places, each mixed on its own.
+
+    Channel c uses share-set c mod S. With several tiles and S < C the official code mixes tiles and channels up; here
+    every tile stays on its own.
+    folded: without the convolutions, which are then in `fc3`.
+    """
+
+    def __init__(
+        self, dim: int, h: int, w: int, share_sets: int, kernels: tuple[int, ...], reduction: int, folded: bool = False
+    ) -> None:
+        super().__init__()
+        self.h, self.w, self.share_sets, self.kernels = h, w, share_sets, () if folded else kernels
+        self.gp = nn.ModuleDict({"fc1": nn.Linear(dim, dim // reduction), "fc2": nn.Linear(dim // reduction, dim)})
+        self.fc3 = ShareSets(share_sets, h * w, bias=folded)
+        if not folded:
+            self.fc3_bn = nn.BatchNorm2d(share_sets)
+        for k in self.kernels:
+            conv = nn.Conv2d(share_sets, share_sets, k, padding=k // 2, groups=share_sets, bias=False)
+            self.add_module(f"repconv{k}", nn.Sequential())
+            branch = cast(nn.Sequential, self.get_submodule(f"repconv{k}"))
+            branch.add_module("conv", conv)
+            branch.add_module("bn", nn.BatchNorm2d(share_sets))
+
+    def forward(self, x: Tensor) -> Tensor:
+        (b, rows, cols, c), (h, w, s) = x.shape, (self.h, self.w, self.share_sets)
+        gate = torch.sigmoid(self.gp["fc2"](F.relu(self.gp["fc1"](x.mean(dim=(1, 2))))))  # (B, C)
+        # (B, H/h, h, W/w, w, C/S, S) -> (S, h w, B H/h W/w C/S): a column is a map of a tile
+        tiles = x.reshape(b, rows // h, h, cols // w, w, c // s, s).permute(6, 2, 4, 0, 1, 3, 5)
+        maps = tiles.reshape(s, h * w, -1)
+        y: Tensor = self.fc3(maps)
+        if self.fc3.bias is None:
+            images = maps.permute(2, 0, 1).reshape(-1, s, h, w)  # (B H/h W/w C/S, S, h, w)
+            local = self.fc3_bn(y.permute(2, 0, 1).reshape(-1, s, h, w))
+            for k in self.kernels:
+                local = local + self.get_submodule(f"repconv{k}")(images)
+            y = local.flatten(2).permute(1, 2, 0)
+        y = y.reshape(tiles.shape).permute(3, 4, 1, 5, 2, 6, 0).reshape(b, rows, cols, c)
+        return y * gate[:, None, None]
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Put BatchNorm and convolutions into `fc3`, in place: the same function in evaluation. (Section 3.2.)"""
+        h, w = self.h, self.w
+        scale, bias = scale_and_shift(self.fc3_bn)
+        matrix = self.fc3.weight * scale[:, None, None]
+        for k in self.kernels:
+            branch = self.get_submodule(f"repconv{k}")
+            factor, summand = scale_and_shift(cast(nn.BatchNorm2d, branch.bn))
+            conv = cast(nn.Conv2d, branch.conv)
+            matrix = matrix + kernel_matrix(conv.weight * factor[:, None, None, None], h, w)[:, :, 0]
+            bias = bias + summand
+            delattr(self, f"repconv{k}")
+        del self.fc3_bn
+        self.kernels = ()
+        self.fc3.weight = nn.Parameter(matrix)
+        self.fc3.bias = nn.Parameter(bias[:, None, None].repeat(1, h * w, 1))
+
+
+class RepUnit(nn.Module):
+    """One unit, figure 2: (B, H, W, C) -> (B, H, W, C)."""
+
+    def __init__(self, cfg: RepMLPNetConfig, stage: int, dim: int) -> None:
+        super().__init__()
+        h, w = cfg.grids[stage]
+        self.repmlp_block = RepBlock(dim, h, w, cfg.share_sets[stage], cfg.kernels, cfg.reduction, cfg.folded)
+        self.ffn_block = nn.ModuleDict(
+            {"ffn_fc1": NormedLinear(dim, cfg.mlp_ratio * dim), "ffn_fc2": NormedLinear(cfg.mlp_ratio * dim, dim)}
+        )
+        self.prebn1 = MapBatchNorm(dim)
+        self.prebn2 = MapBatchNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.repmlp_block(self.prebn1(x))
+        hidden = F.gelu(self.ffn_block["ffn_fc1"](self.prebn2(y)))
+        return cast(Tensor, y + self.ffn_block["ffn_fc2"](hidden))
+
+
+class NormedMerge(nn.Module):
+    """A convolution of size and stride n without bias, as a linear layer over cells, BatchNorm and ReLU: (B, H, W, C)
+    -> (B, H/n, W/n, C')."""
+
+    def __init__(self, dim: int, out_dim: int, size: tuple[int, int] = (2, 2)) -> None:
+        super().__init__()
+        self.size = size
+        self.conv = nn.Linear(dim * size[0] * size[1], out_dim, bias=False)
+        self.bn = MapBatchNorm(out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (b, h, w, c), (p, q) = x.shape, self.size
+        cells = x.reshape(b, h // p, p, w // q, q, c).permute(0, 1, 3, 5, 2, 4).reshape(b, h // p, w // q, c * p * q)
+        return F.relu(self.bn(self.conv(cells)))
+
+
+class RepMLPNet(StagedNetwork):
+    """Images to logits: (B, in_channels, H, W) -> (B, K), or pre-logits (B, C) when num_classes is 0.
+
+    Weights start as layers of torch do. `folded(network)` is the same function without convolutions.
+    """
+
+    cfg: RepMLPNetConfig
+
+    def __init__(self, cfg: RepMLPNetConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        (p, q), dims = cfg.patch, cfg.hidden_dims
+        self.stem = nn.Linear(cfg.in_channels * p * q, dims[0], bias=False)
+        self.stem_bn = MapBatchNorm(dims[0])
+        self.merges = nn.ModuleList(NormedMerge(dims[i - 1], c) if i else nn.Identity() for i, c in enumerate(dims))
+        self.stages = self.make_stages(lambda stage, dim, drop_path: RepUnit(cfg, stage, dim))
+        self.norm = MapBatchNorm(cfg.num_features)
+        self.head = linear_head(cfg)
+
+    def start_head(self) -> None:
+        """As torch starts a linear layer."""
+        if isinstance(self.head, nn.Linear):
+            self.head.reset_parameters()
+
+    def embed(self, images: Tensor) -> Tensor:
+        return F.relu(self.stem_bn(super().embed(images)))
+
+
+def folded(model: RepMLPNet) -> RepMLPNet:
+    """A new network of MLPs alone that is the same function as `model` in evaluation; `model` itself if it is one."""
+    if model.cfg.folded:
+        return model
+    model = copy.deepcopy(model)
+    for block in model.modules():
+        if isinstance(block, RepBlock):
+            block.fold()
+    model.cfg = dataclasses.replace(model.cfg, folded=True)
+    return model
+
+
+# --- names in other homes ---------------------------------------------------------------------------------------------
+
+NAMES = (
+    (r"^stem\.", "conv_embedding.conv."),
+    (r"^stem_bn\.", "conv_embedding.bn."),
+    (r"^merges\.(\d+)\.", lambda m: f"embeds.{int(m[1]) - 1}."),
+    (r"^norm\.", "head_norm."),
+)
+
+
+def _rows(cfg: RepMLPNetConfig) -> list[Row]:
+    with torch.device("meta"):
+        state = RepMLPNet(cfg).state_dict()
+    shapes = {
+        name: (*t.shape, 1, 1) for name, t in state.items() if t.ndim == 2 and not name.startswith(("head", "merges"))
+    }
+    for name, t in state.items():
+        if ".fc3." in name:  # (S, h w, h w) and (S, h w, 1) here
+            shapes[name] = (
+                (t.shape[0] * t.shape[1],) if name.endswith("bias") else (t.shape[0] * t.shape[1], t.shape[2], 1, 1)
+            )
+    shapes["stem.weight"] = (cfg.hidden_dims[0], cfg.in_channels, *cfg.patch)
+    for i, (before, c) in enumerate(zip(cfg.hidden_dims, cfg.hidden_dims[1:], strict=False), 1):
+        shapes[f"merges.{i}.conv.weight"] = (c, before, 2, 2)
+    return renamed_rows(state, NAMES, shapes)
+
+
+def _config(arrays: Arrays, image_size: Size | None, where: str) -> RepMLPNetConfig:
+    """The architecture that these arrays are of; the maps of its stages are square unless image_size says otherwise."""
+    c, channels, p, q = shape_of(arrays, "conv_embedding.conv.weight", 4, where)
+    stages, first = range(numbered(arrays, r"stages\.(\d+)\.")), "stages.0.0.repmlp_block"
+    dims = tuple(shape_of(arrays, f"stages.{i}.0.prebn1.weight", 1, where)[0] for i in stages)
+    mixing = [shape_of(arrays, f"stages.{i}.0.repmlp_block.fc3.weight", 4, where) for i in stages]
+    return RepMLPNetConfig(
+        image_size=image_size_of(mixing[0][1], p, q, image_size, where),
+        patch_size=p if p == q else (p, q),
+        in_channels=channels,
+        num_classes=shape_of(arrays, "head.weight", 2, where)[0] if "head.weight" in arrays else 0,
+        hidden_dims=dims,
+        depths=tuple(numbered(arrays, rf"stages\.{i}\.(\d+)\.") for i in stages),
+        share_sets=tuple(rows // places for rows, places, *_ in mixing),
+        kernels=tuple(
+            sorted({int(m[1]) for name in arrays if (m := re.match(rf"{first}\.repconv(\d+)\.", name))}) or (1, 3)
+        ),
+        reduction=c // shape_of(arrays, f"{first}.gp.fc1.weight", 4, where)[0],
+        mlp_ratio=shape_of(arrays, "stages.0.0.ffn_block.ffn_fc1.conv.weight", 4, where)[0] // c,
+        folded=f"{first}.fc3.bias" in arrays,
+    )
+
+
+TABLES = (
+    NameTable(
+        form="official",
+        suffix=".safetensors",
+        marker="stages.0.0.repmlp_block.fc3.weight",
+        rows=_rows,
+        config=_config,
+    ),
+)
