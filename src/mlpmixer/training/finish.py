@@ -21,11 +21,12 @@ from mlpmixer.weights import model_file, run_folder
 
 
 def final_params(step: TrainingStep) -> int:
-    """Parameters of the model that a run leaves; with small images or locality it has others while it trains."""
+    """Parameters of the model that a run leaves; while it trains, small images or structure that folds away give it
+    others."""
     if step.recipe.network:
         return count_params(step.model)
     with torch.device("meta"):
-        return count_params(build(step.recipe.model))
+        return count_params(build(step.recipe.model.deployed()))
 
 
 def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:

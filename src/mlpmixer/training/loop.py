@@ -233,7 +233,7 @@ class Trainer:
     def model_meta(self) -> model_file.ModelMeta:
         """The metadata of the saved model."""
         return model_file.ModelMeta(
-            config=self.recipe.model,
+            config=self.recipe.model.deployed(),
             classes=self.stores.splits.classes,
             preprocess=self.stores.preprocess,
             network=self.recipe.network,

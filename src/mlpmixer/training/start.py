@@ -67,6 +67,15 @@ def require_capabilities(model: nn.Module, recipe: Recipe) -> None:
         raise ValueError(f"{name_of(model)} has no module named head, which {option} needs")
 
 
+def require_one_part(model: nn.Module, parts: int, option: str) -> None:
+    """ValueError when a batch is normalised by its own statistics and would come in several parts."""
+    if parts > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        raise ValueError(
+            f"{name_of(model)} normalises with the statistics of a batch (BatchNorm), so {option} would change what it "
+            "computes; leave it out"
+        )
+
+
 def load_networks(
     recipe: Recipe,
     report: Report | None = None,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mlpmixer.config import pair
 from mlpmixer.data.preprocess import standardise
-from mlpmixer.models.architecture import capability
+from mlpmixer.models.architecture import capability, has
 from mlpmixer.models.configs import Size
 from mlpmixer.training.augment import augment, mix, resize, statistics
 from mlpmixer.training.averaging import update_average
@@ -29,7 +29,7 @@ from mlpmixer.training.optimizers import (
 )
 from mlpmixer.training.progressive import image_size, resized
 from mlpmixer.training.recipe import Recipe, variant
-from mlpmixer.training.start import Start, choose_kernels, initial_model
+from mlpmixer.training.start import Start, choose_kernels, initial_model, require_one_part
 from mlpmixer.training.stream import Stream
 
 
@@ -55,6 +55,8 @@ class TrainingStep:
         self.recipe, self.stores, self.device, self.dtype = recipe, stores, device, dtype
         self.teacher, self.group = teacher, group
         model = initial_model(recipe, stores, start, resumed).to(device)
+        require_one_part(model, recipe.run.accumulate, "run.accumulate")
+        require_one_part(model, group.size, "training with several processes")
         self.image_size = pair(image_size(0, 1, recipe))  # pixels (height, width) that the network takes now
         averaged = recipe.optim.ema_decay or recipe.optim.average_last
         self.set_model(model, copy.deepcopy(model).eval() if averaged else model)
@@ -198,10 +200,10 @@ class TrainingStep:
             update_average(self.average, self.model, weight)
 
     def plain_model(self) -> nn.Module:
-        """The network to save: the average, with its locality kernels folded into the weights."""
-        if not self.recipe.optim.locality:
+        """The network to save: the average, with what only training needs folded into its weights."""
+        if not has(self.average, "folding"):
             return self.average
-        plain: nn.Module = capability(self.average, "locality", "optim.locality").folded(self.average)
+        plain: nn.Module = capability(self.average, "folding", "saving").folded(self.average)
         return plain
 
     def tensors(self) -> dict[str, Tensor]:
