@@ -1,6 +1,7 @@
 """What the pages of the documentation say is so: commands parse, links lead somewhere, public names are described."""
 
 import dataclasses
+import itertools
 import re
 import runpy
 import shlex
@@ -8,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import mlpmixer
 from mlpmixer import cli
 from mlpmixer.cli.arguments import spellings_of
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.models import asmlp, s2mlp
 from mlpmixer.models.architecture import create_model
 from mlpmixer.models.names import MODELS
 from mlpmixer.training import recipes
@@ -93,7 +96,9 @@ def test_links_outside_the_site_lead_somewhere() -> None:
     dead = [
         f"{page.relative_to(ROOT)}: {target}"
         for page in pages
-        for target in re.findall(r"\]\((?!\w+:|#)([^)\s#]+)", page.read_text(encoding="utf-8"))
+        for target in re.findall(
+            r"\]\((?!\w+:|#)([^)\s#]+)", re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.S)
+        )
         if not (page.parent / target).exists() and not target.endswith("cheat-sheet.md") and "/cli/" not in f"/{target}"
     ]
     assert dead == []
@@ -154,3 +159,40 @@ def test_tables_of_models_and_weights_have_every_name() -> None:
     assert [name for name in MODELS if f"| `{name}` |" not in networks] == []
     assert "| `S/16` | `mixer_s16_224` | mixer | 224\xa0x\xa0224 | 14\xa0x\xa014 | 18,528,264 | 3.78\xa0G |" in networks
     assert "| `digits` |  | 10 |  | 304,580 |" in weights and "`mixer_b16_224.miil_in21k_ft_in1k`" in weights
+
+
+FAMILY = runpy.run_path(str(DOCS / "images/draw_family.py"))
+
+
+def test_drawings_of_the_family_are_those_of_their_script() -> None:
+    drawings = {file.stem: file.read_text(encoding="utf-8") for file in FAMILY["OUT"].glob("*.svg")}
+    assert drawings == {name: draw() for name, draw in FAMILY["DRAWINGS"].items()}
+    page = (DOCS / "concepts/family.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"images/family/([\w-]+)\.svg", page)) == sorted(drawings)
+
+
+def test_drawings_of_shifts_show_where_the_code_takes_values_from() -> None:
+    n = FAMILY["N"]
+    places = torch.arange(1.0, n * n + 1).view(1, n, n, 1)
+    for axes, order in (((1, 2), FAMILY["S2"]), ((2, 1), FAMILY["S2_EXCHANGED"])):
+        moved = s2mlp.shift(places.repeat(1, 1, 1, 4), *axes)
+        for i, j, g in itertools.product(range(n), range(n), range(4)):
+            assert moved[0, i, j, g] == places[0, *FAMILY["s2_source"](g, (i, j), order), 0]
+    padded = torch.nn.functional.pad(places, (0, 0, 2, 2, 2, 2))
+    for axis in (0, 1):
+        moved = asmlp.shift(places.repeat(1, 1, 1, 5), 5, axis + 1)
+        for i, j, g in itertools.product(range(n), range(n), range(5)):
+            row, column = FAMILY["as_source"](g, (i, j), axis)
+            assert moved[0, i, j, g] == padded[0, row + 2, column + 2, 0]
+
+
+def test_sizes_on_the_page_of_the_family_are_those_of_the_configs() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \| ([\d,]+) \| (.+)$", (DOCS / "concepts/family.md").read_text("utf-8"), re.M)
+    relatives = {name for name, cfg in MODELS.items() if cfg.architecture not in ("mixer", "vit", "resnet")}
+    assert {MODELS[name] for name, *_ in rows} >= {MODELS[name] for name in relatives if not name.endswith("_224")}
+    for name, params, rest in rows:
+        cfg, multiply_adds = MODELS[name], sum(layer.flops for layer in MODELS[name].layers()) / 2
+        amount = f"{multiply_adds / 1e9:.2f} G" if multiply_adds >= 1e9 else f"{multiply_adds / 1e6:.1f} M"
+        assert f"{cfg.num_params:,}" == params and f"{amount} |" in rest, name
+        if cfg.deployed() != cfg:
+            assert f"{cfg.deployed().num_params:,} | " in rest
