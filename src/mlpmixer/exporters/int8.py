@@ -286,13 +286,15 @@ def _own_log() -> Iterator[None]:
         logging.root.removeHandler(nowhere)
 
 
-def images_per_s(*files: Path, engine: str | None = None) -> tuple[int, *tuple[float, ...]]:
+def images_per_s(*files: Path, engine: str | None = None, batch: int = SPEED_BATCH) -> tuple[int, *tuple[float, ...]]:
     """The batch size, and images/s of each file on one thread, from pixels to probabilities.
+
+    batch: images at a time, where the graph takes any number.
 
     The files take turns, and processor time counts, so that other work on the machine favours neither.
     """
     exports = [open_export(file, engine=engine, threads=1) for file in files]
-    classifiers, batch = [Exported(export) for export in exports], exports[0].batch or SPEED_BATCH
+    classifiers, batch = [Exported(export) for export in exports], exports[0].batch or batch
     images, times = sample_images(exports[0].meta.preprocess, batch), [list[float]() for _ in files]
     for classifier in classifiers:
         classifier.probabilities(images)  # the first call allocates

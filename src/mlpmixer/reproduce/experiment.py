@@ -5,7 +5,8 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
@@ -19,6 +20,7 @@ from mlpmixer.models.configs import ViTConfig
 from mlpmixer.registry import Registry, suggest
 from mlpmixer.reproduce.page import Page, write
 from mlpmixer.training.recipe import Recipe
+from mlpmixer.weights.run_folder import InUse, is_locked, locked
 
 if TYPE_CHECKING:
     from mlpmixer.models.architecture import Build
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 Scale = Literal["small", "long", "full"]
 """small: minutes on two CPU cores; long: an hour or more on them; full: one GPU, in pieces."""
+WAIT_S = 2.0  # between looks at what another process is working on
 SAVE_S = 10.0  # kept back at the end of max_minutes, for saving
 
 
@@ -128,6 +131,14 @@ EXPERIMENTS["ablation"] = Experiment(
     scales={"small": "about 13 min", "long": "about an hour", "full": "one GPU, in pieces"},
     function="ablation:compare_variants",
     data="cifar10",
+)
+EXPERIMENTS["family"] = Experiment(
+    title="nine all-MLP networks of one size on CIFAR-10, for equally many images and for equal time",
+    source="not in the papers, which compare themselves by published figures of other recipes",
+    scales={"small": "about 10 min, a check of the pipeline and no result", "long": "about 5 hours"},
+    function="family_page:compare_relatives",
+    data="cifar10",
+    baselines=True,
 )
 
 
@@ -242,20 +253,40 @@ class ExperimentContext:
         self.finished += 1
         return result
 
+    def train_all(self, recipes: Mapping[str, Recipe]) -> dict[str, "RunResult"]:
+        """Train each of them as `train` does, in this order.
+
+        A run that another process of the same command is busy with is left to it: so several share the work.
+        """
+        results: dict[str, RunResult] = {}
+        while len(results) < len(recipes):
+            before = len(results)
+            for name, recipe in recipes.items():
+                if name not in results and not is_locked(self.out / "runs" / name):
+                    with suppress(InUse):  # another process was quicker
+                        results[name] = self.train(name, recipe)
+            if len(results) == before:
+                self._wait()
+        return {name: results[name] for name in recipes}
+
     def measure(self, name: str, function: Callable[[], Any]) -> Any:
         """The plain JSON value of `function`, from out/measured if it has been called for this name before.
+
+        While another process of the same command measures it, this one waits.
 
         Errors: OutOfTime.
         """
         path = self.out / "measured" / f"{name}.json"
-        try:
-            value = json.loads(path.read_bytes())
-        except (FileNotFoundError, ValueError):  # not measured yet, or damaged
-            self._begin(name)
-            write_json(path, function())
-            value = json.loads(path.read_bytes())
+        while not _is_json(path):
+            try:
+                with locked(path.with_suffix("")):
+                    if not _is_json(path):
+                        self._begin(name)
+                        write_json(path, function())
+            except InUse:
+                self._wait()
         self.finished += 1
-        return value
+        return json.loads(path.read_bytes())
 
     def seeds(self, number: int) -> range:
         """The seeds of so many runs."""
@@ -265,9 +296,17 @@ class ExperimentContext:
         """Write the page into `out`; the path of README.md."""
         return write(page, EXPERIMENTS[self.name].title, self.out, self.command, self.device)
 
-    def _begin(self, name: str) -> None:
+    def _wait(self) -> None:
+        """For another process, before another look at what it has finished."""
+        self._require_time()
+        time.sleep(WAIT_S)
+
+    def _require_time(self) -> None:
         if time.monotonic() >= self._deadline:
             raise self._out_of_time()
+
+    def _begin(self, name: str) -> None:
+        self._require_time()
         if self.report:
             self.report({"kind": "row", "row": name, "number": self.finished + 1, "of": self.num_parts})
 
@@ -284,6 +323,15 @@ class ExperimentContext:
         words += [word for row in rows for word in ("--row", row)]
         words += [w for name, v in options.items() if v for w in (f"--{name.replace('_', '-')}", str(v))]
         return shlex.join(words)
+
+
+def _is_json(path: Path) -> bool:
+    """Whether a value has been measured, and its file is not damaged."""
+    try:
+        json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def run(name: str, scale: str = "", **settings: Any) -> tuple[Page, Path]:

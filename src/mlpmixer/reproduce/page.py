@@ -15,6 +15,17 @@ from mlpmixer.templates import render
 from mlpmixer.weights import run_folder
 
 README, FIGURES_JSON = "README.md", "table.json"
+PLACES = [  # of a name beside its point, in 1/72 inch, and its alignment; those far off get a line
+    ((x, y), "left" if x > 0 else "right" if x < 0 else "center")
+    for x, y in [(6, -3), (-6, -3), (0, 6), (0, -12), (5, 5), (-5, 5), (5, -11), (-5, -11)]
+    + [
+        (x, y)
+        for far in range(16, 80, 4)
+        for y in (far, -far, far // 2, -far // 2, 0)
+        for x in (far, -far, 0)
+        if x or y
+    ]
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +93,8 @@ class Page:
 
     template: str = "page.md"
     """What the paper claims, and how it was measured here and how far it reaches."""
+    title: str = ""
+    """Instead of the experiment's."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """What the template mentions."""
     findings: Sequence[str]
@@ -94,6 +107,7 @@ class Page:
 
 def write(page: Page, title: str, out: Path, command: str, device: str) -> Path:
     """Write the page into the folder `out`; the path of README.md."""
+    title = page.title or title
     out.mkdir(parents=True, exist_ok=True)
     for plot in page.plots:
         _draw(plot, out / f"{plot.name}.png")
@@ -128,7 +142,7 @@ def _draw(plot: Plot, path: Path) -> None:
 
     figure = Figure(figsize=plot.size, layout="constrained")
     FigureCanvasAgg(figure)
-    first, columns = None, math.ceil(len(plot.panels) / plot.num_rows)
+    first, columns, drawn = None, math.ceil(len(plot.panels) / plot.num_rows), []
     for number, panel in enumerate(plot.panels, 1):
         axis = figure.add_subplot(plot.num_rows, columns, number, sharey=first if plot.share_y else None)
         first = first or axis
@@ -143,9 +157,41 @@ def _draw(plot: Plot, path: Path) -> None:
         for s in panel.series:
             x, y = zip(*s.points, strict=True)
             axis.errorbar(x, y, s.error, fmt=s.style, color=s.colour, label=s.label, markersize=4, capsize=2)
-            for point, name in zip(s.points, s.names, strict=False):
-                axis.annotate(name, point, textcoords="offset points", xytext=(6, -3))
         axis.margins(x=0.1)
         if any(s.label for s in panel.series):
             axis.legend(fontsize="small")
+        drawn.append((axis, panel))
+    figure.draw_without_rendering()  # fixes where everything lies
+    figure.set_layout_engine("none")
+    for axis, panel in drawn:
+        _name_points(axis, panel)
     figure.savefig(path, format="png", dpi=120)
+
+
+def _name_points(axis: Any, panel: Panel) -> None:
+    """Write the names beside their points, each at the first place that is free of other names, points and bars."""
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    named, taken = [], []
+    for s in panel.series:
+        below, above = s.error if s.names and s.error is not None else ([0] * len(s.points), [0] * len(s.points))
+        for (x, y), name, down, up in zip(s.points, s.names, below, above, strict=False):
+            (left, low), (_, high) = axis.transData.transform([(x, y - down), (x, y + up)])
+            named.append(((x, y), name))
+            taken.append(Bbox.from_extents(left - 4, low - 4, left + 4, high + 4))
+    taken += [axis.get_legend().get_window_extent()] if axis.get_legend() else []
+    for point, name in named:
+        for offset, side in (*PLACES, PLACES[0]):  # where none is free, the first
+            line = {"arrowstyle": "-", "color": "0.6", "lw": 0.5} if max(map(abs, offset)) > 12 else None
+            where = {"textcoords": "offset points", "xytext": offset, "ha": side, "arrowprops": line}
+            label = axis.annotate(name, point, fontsize="small", **where)
+            label.update_positions(axis.figure.canvas.get_renderer())
+            box = Text.get_window_extent(label)  # without its line
+            inside = axis.bbox.x0 < box.x0 and box.x1 < axis.bbox.x1 and axis.bbox.y0 < box.y0 and box.y1 < axis.bbox.y1
+            if inside and not box.count_overlaps(taken):
+                break
+            label.remove()
+        else:
+            axis.add_artist(label)
+        taken.append(box)

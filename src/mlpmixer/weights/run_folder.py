@@ -179,7 +179,7 @@ def locked(run: Path) -> Iterator[str]:
     """Within, no other process can lock this folder, which is made if need be, and removed if it is left empty.
 
     Gives why files cannot be locked there, or "". The kernel drops the lock of a process that has died in any way.
-    ValueError, which names the process that holds it.
+    InUse, which names the process that holds it.
     """
     made = [run, *(folder for folder in run.parents if not folder.exists())]
     for attempt in range(100):
@@ -217,6 +217,10 @@ def is_locked(run: Path) -> bool:
     return False
 
 
+class InUse(ValueError):
+    """Another process trains in the folder of a run."""
+
+
 def _lock(run: Path) -> tuple[TextIO, str]:
     """The lock file of a run, locked, or why it cannot be. FileNotFoundError or FileExistsError when another process
     has just removed it or its folder."""
@@ -231,7 +235,7 @@ def _lock(run: Path) -> tuple[TextIO, str]:
         except BlockingIOError:
             file.seek(0)
             holder = " ".join(file.read(200).split()) or "another process"
-            raise ValueError(
+            raise InUse(
                 f"{run} is in use: {holder} trains in it; wait until it has ended, stop it, or choose another out"
             ) from None
         except OSError as e:
