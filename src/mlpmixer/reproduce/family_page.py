@@ -257,7 +257,7 @@ def make_page(length: Length, found: Measured, *, result: bool = True) -> Page:
         figures=dataclasses.asdict(found)
         | {"tried": {name: {f"{r:g}": top1 for r, top1 in of.items()} for name, of in found.tried.items()}}
         | {"rates": found.rates, "images": images, "budget_s": 60 * budget_min, "seeds_differ": found.seeds_differ}
-        | {"is_result": result, "sizes": {name: _size(name) for name in NETWORKS}},
+        | {"is_result": result, "sizes": {name: _size(name) for name in NETWORKS}, "published": _published_rows()},
     )
 
 
