@@ -183,7 +183,7 @@ def export_both(context: ExperimentContext, name: str, length: Length) -> dict[s
 
 
 def export_path(context: ExperimentContext, name: str, form: str) -> Path:
-    path: Path = context.out / "exports" / f"{name.replace(' ', '-')}-{form}.onnx"
+    path: Path = context.out / "measured" / f"{name.replace(' ', '-')}-{form}.onnx"
     return path
 
 
