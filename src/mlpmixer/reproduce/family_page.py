@@ -41,21 +41,20 @@ KINDS = {  # colours that the colour-blind can tell apart (Okabe and Ito), and m
     LOCAL: ("#D55E00", "s", (LOCAL,)),
     "ViT and ResNet": ("#595959", "^", tuple(BASELINES)),
 }
-# network | across locations | by | weights | per location | grids at 32 px
 MIXING = """
-Mixer     | all | an MLP, one for all channels | fixed | an MLP | 8 x 8
-ResMLP    | all | a matrix, one for all channels | fixed | an MLP | 8 x 8
-gMLP      | all | a matrix for half of the channels | fixed; it gates the other half | both in one branch | 8 x 8
-S2-MLP    | 4 neighbours | shifts of four groups | fixed, nothing learnt | two layers, an MLP | 8 x 8
-S2-MLPv2  | 4 neighbours | shifts of three parts | shares of the parts: content | two layers, an MLP | 16 x 16, 8 x 8
-AS-MLP    | 2 steps along row, column | shifts | fixed, nothing learnt | four layers, an MLP | 16 x 16, 8 x 8
-ViP       | row, column | a matrix that mixes channels, too | shares of the branches: content | an MLP | 16 x 16, 8 x 8
-RepMLPNet | all | a matrix, one for each set of channels | fixed; a factor from content | an MLP | 16 x 16, 8 x 8
-EAMLP     | all | a memory of 64 slots | fixed memory, addressed by content | an MLP | 8 x 8
-ViT       | all | attention | content | an MLP | 8 x 8
-ResNet    | 3 x 3 | convolutions, which mix channels, too | fixed | nothing apart | 32 x 32 to 4 x 4
+Mixer     | all | an MLP, one for all channels | fixed | an MLP | 8
+ResMLP    | all | a matrix, one for all channels | fixed | an MLP | 8
+gMLP      | all | a matrix for half of the channels | fixed; it gates the other half | both in one branch | 8
+S2-MLP    | 4 neighbours | shifts of four groups | none | two layers, an MLP | 8
+S2-MLPv2  | 4 neighbours | shifts of two parts of three | none; their shares: content | two layers, an MLP | 16, 8
+AS-MLP    | 2 steps along row, column | shifts | none; a norm over the map: content | four layers, an MLP | 16, 8
+ViP       | row, column | matrices, also across channels | fixed; their shares: content | a third branch, an MLP | 16, 8
+RepMLPNet | all | a matrix, one for each set of channels | fixed; a factor: content | an MLP | 16, 8
+EAMLP     | all | a memory of 64 slots | fixed memory, addressed by content | an MLP | 8
+ViT       | all | attention | content | an MLP | 8
+ResNet    | 3 x 3 | convolutions, also across channels | fixed | nothing apart | 32 to 4
 """
-MIXES = ("network", "across locations", "by", "weights across locations", "per location", "grids at 32 px")
+MIXES = ("network", "across locations", "by", "weights across locations", "per location", "grid at 32 px, side")
 # name in MODELS or parameters, multiply-adds | top-1, % | arXiv | recipe; what another paper measured is said there
 PUBLISHED = """
 Mixer-B/16     | B/16          | 76.44 | 2105.01601 | 300 epochs, RandAugment, mixup
