@@ -13,6 +13,7 @@ from typing import Any
 
 from mlpmixer.exporters.export import export
 from mlpmixer.exporters.int8 import images_per_s
+from mlpmixer.models.architecture import has
 from mlpmixer.models.configs import (
     ASMLPConfig,
     EAMLPConfig,
@@ -135,13 +136,16 @@ def best_rates(context: ExperimentContext, length: Length) -> dict[str, dict[flo
 
 
 def training_speeds(context: ExperimentContext, rates: Mapping[str, float], turns: int) -> dict[str, dict[str, float]]:
-    """Images/s in a training step with torch's operations and as shipped: medians over turns in which all take part."""
+    """Images/s in a training step with torch's operations and as shipped: medians over turns in which all take part.
+
+    A network without compiled kernels is shipped with torch's operations, and has one speed.
+    """
     from mlpmixer.training.run import make_training_step
 
     images = ImageCache()
     made = {}
     for name in NETWORKS:
-        for shipped in (False, True):
+        for shipped in (False, True) if has(NETWORKS[name], "kernels") else (False,):
             asked = recipe(name, context, rates[name], 1000, shipped=shipped)
             asked = variant(asked, asked.name, run={"device": context.device})
             step = make_training_step(asked, None, None, images=images)
@@ -156,7 +160,11 @@ def training_speeds(context: ExperimentContext, rates: Mapping[str, float], turn
                     began = time.perf_counter()
                 step(batch, 0.0)[0].item()
             found[key].append(TIMED * step.rows.batch_size / (time.perf_counter() - began))
-    return {name: {"torch": median(found[name, False]), "shipped": median(found[name, True])} for name in NETWORKS}
+    speeds = {key: median(of) for key, of in found.items()}
+    return {
+        name: {"torch": speeds[name, False], "shipped": speeds.get((name, True), speeds[name, False])}
+        for name in NETWORKS
+    }
 
 
 def export_both(context: ExperimentContext, name: str, length: Length) -> dict[str, Any]:
