@@ -72,6 +72,7 @@ COMMANDS = {
     "push": "push {run} {tmp}/pushed",
     "convert": "convert {run} {tmp}/w.safetensors",
     "`convert FILE.npz`": "convert {run} {tmp}/w.npz",
+    "`convert --official`": "convert {run} {tmp}/w.safetensors --official",
     "`convert --timm`": "convert {run} {tmp}/w.safetensors --timm",
     "bench": "bench {run} --seconds 0.1 --batch 1 --threads 1",
     "`export --to onnx`": "export {run} --to onnx --out {tmp}/model.onnx --images 20",

@@ -108,13 +108,13 @@ def test_an_official_file_has_the_listed_size_and_holds_the_parameters_of_its_mo
 
 def test_every_published_file_can_be_used_with_a_model_of_the_zoo() -> None:
     ours = {name: w for name, w in WEIGHTS.items() if ":" in name}
-    assert len(ours) == 26
+    assert len(ours) == 27
     for name, w in ours.items():
         assert w.model in MODELS and name.startswith(f"{w.model}:")
         assert w.url.startswith(
             "https://storage.googleapis.com/mixer_models/"
             if w.form == "official"
-            else ("hf:timm/mixer_", "hf:timm/resmlp_")
+            else ("hf:timm/mixer_", "hf:timm/resmlp_", "hf:timm/gmlp_")
         )
         assert w.source and w.licence
         assert w.top1 is None or 0.7 < w.top1 < 0.85

@@ -27,6 +27,7 @@ PARAMS = {  # of timm 1.0.31
     "mixer_s32_224": 19_104_624, "mixer_s16_224": 18_528_264, "mixer_b32_224": 60_293_428, "mixer_b16_224": 59_880_472,
     "mixer_l32_224": 206_939_264, "mixer_l16_224": 208_196_168, "resmlp_12_224": 15_350_872,
     "resmlp_24_224": 30_020_680, "resmlp_36_224": 44_690_488, "resmlp_big_24_224": 129_138_280,
+    "gmlp_ti16_224": 5_867_328, "gmlp_s16_224": 19_422_656, "gmlp_b16_224": 73_075_392,
     "vit_tiny_patch16_224": 5_717_416, "vit_small_patch32_224": 22_878_952, "vit_small_patch16_224": 22_050_664,
     "vit_base_patch16_224": 86_567_656, "resnet18": 11_689_512, "resnet50": 25_557_032,
 }  # fmt: skip
@@ -183,6 +184,7 @@ def test_timms_default_tag_is_the_default() -> None:
     assert weights_for("mixer_b16_224") == "mixer_b16_224.goog_in21k_ft_in1k"
     assert weights_for("mixer_l16_224") == "mixer_l16_224.goog_in21k_ft_in1k"
     assert weights_for("resmlp_12_224") == "resmlp_12_224.fb_in1k"
+    assert weights_for("gmlp_s16_224") == "gmlp_s16_224.ra3_in1k" and WEIGHTS["gmlp_s16_224.ra3_in1k"].top1 == 0.79652
     assert weights_for("B/16") == "B/16:imagenet1k" and weights_for("S/8") == "S/8:gsam"
     assert weights_for("resmlp-b24/8") == "resmlp-b24/8:timm-imagenet1k"
     assert WEIGHTS["mixer_b16_224.miil_in21k"] is WEIGHTS["B/16:timm-miil-imagenet21k"]
@@ -219,7 +221,7 @@ def test_a_resmlp_of_other_code_is_normalised_as_it_was_trained(tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore")  # timm's and torchvision's own
-@pytest.mark.parametrize("name", ["mixer_s32_224", "mixer_b16_224", "resmlp_12_224"])
+@pytest.mark.parametrize("name", ["mixer_s32_224", "mixer_b16_224", "resmlp_12_224", "gmlp_ti16_224"])
 def test_timm_itself_gives_the_same_features_and_logits(name: str) -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed")
     ours = create_model(name, num_classes=7, in_chans=1, drop_path_rate=0.1)

@@ -14,13 +14,16 @@ COMPARED = 1000  # images
 
 @dataclass(frozen=True, kw_only=True)
 class Convert(Command):
-    """Convert weights to the official .npz, timm's or this package's format."""
+    """Convert weights to the official, timm's or this package's format."""
 
     model: Annotated[str, Arg("RUN", WEIGHTS, positional=True)]
     out: Annotated[str, Arg("FILE", positional=True)]
-    """the file to write: FILE.npz is official, FILE.safetensors is of this package unless --timm is given"""
+    """the file to write: FILE.npz is official of a Mixer, FILE.safetensors is of this package unless --timm or
+    --official is given"""
     timm: bool = False
     """Write FILE.safetensors with timm's names."""
+    official: bool = False
+    """Write FILE.safetensors with the names of the authors' code: ViP, AS-MLP, RepMLPNet, ResMLP."""
     precision: Literal["float32", "float16"] = "float32"
     """Precision of the stored weights, in the format of this package. float16 halves the file; what that changes is
     measured on images and printed."""
@@ -35,7 +38,9 @@ class Convert(Command):
         from mlpmixer.weights.load import convert
 
         with reporter() as report:
-            notes = convert(self.model, self.out, timm=self.timm, precision=self.precision, report=report)
+            notes = convert(
+                self.model, self.out, timm=self.timm, official=self.official, precision=self.precision, report=report
+            )
         if self.precision == "float16":
             notes.append(self.difference())
         for note in notes:

@@ -166,6 +166,18 @@ def _short_side_crop(image: Image.Image, size: tuple[int, int], resample: Image.
     return image.resize(resized, resample).crop((left, top, left + width, top + height))
 
 
+def _imagenet(
+    image_size: tuple[int, int], in_channels: int, fit: Fit, interpolation: Literal["bilinear", "bicubic"]
+) -> Preprocess:
+    """With the mean and deviation of ImageNet's pixels, averaged over the channels where there are not three."""
+    mean, std = (
+        values if in_channels == 3 else (sum(values) / 3,) * in_channels for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    return Preprocess(
+        image_size=image_size, in_channels=in_channels, fit=fit, interpolation=interpolation, mean=mean, std=std
+    )
+
+
 PREPROCESSINGS: Registry[Callable[..., Preprocess]] = Registry("preprocessing")
 """The evaluation preprocessing of published weights, by name. mean = std = 0.5, that is -1..1, unless stated."""
 PREPROCESSINGS |= {
@@ -175,14 +187,10 @@ PREPROCESSINGS |= {
     # the default_cfg of timm's mixers (crop_pct 0.875), and of its miil_in21k tags
     "timm": partial(Preprocess, fit="short_side_crop", interpolation="bicubic"),
     "miil": partial(Preprocess, fit="short_side_crop", mean=(0.0,), std=(1.0,)),
-    "timm_imagenet": lambda *, in_channels, **size: Preprocess(  # of its ResMLPs
-        fit="short_side_crop",
-        interpolation="bicubic",
-        in_channels=in_channels,
-        mean=IMAGENET_MEAN if in_channels == 3 else (sum(IMAGENET_MEAN) / 3,),
-        std=IMAGENET_STD if in_channels == 3 else (sum(IMAGENET_STD) / 3,),
-        **size,
-    ),
+    # timm's ResMLPs, AS-MLP, and ViP-Large; ViP's smaller ones and the official ResMLPs cut 0.9 instead of 0.875
+    "timm_imagenet": partial(_imagenet, fit="short_side_crop", interpolation="bicubic"),
+    # RepMLPNet: the short side is resized to the size itself
+    "imagenet_crop": partial(_imagenet, fit="crop", interpolation="bilinear"),
 }
 
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from mlpmixer.models.configs import ASMLPConfig, Size
-from mlpmixer.models.name_table import Arrays, NameTable, Row, numbered, renamed_rows, shape_of
+from mlpmixer.models.configs import ASMLPConfig
+from mlpmixer.models.name_table import Arrays, Known, NameTable, Row, classes_of, numbered, renamed_rows, shape_of
 from mlpmixer.models.network import DropPath, Mlp, StagedNetwork, linear_head, truncated_normal
 
 
@@ -152,19 +152,20 @@ def _rows(cfg: ASMLPConfig) -> list[Row]:
     return renamed_rows(state, NAMES, convolutions | {"stem.weight": (cfg.hidden_dims[0], cfg.in_channels, *cfg.patch)})
 
 
-def _config(arrays: Arrays, image_size: Size | None, where: str) -> ASMLPConfig:
-    """The architecture that these arrays are of. They say neither the size of the image, 224 px unless it is given, nor
-    that of the shift, 5 as in every published network."""
+def _config(arrays: Arrays, known: Known, where: str) -> ASMLPConfig:
+    """The architecture that these arrays are of. They say neither the size of the image nor that of the shift: unless
+    they are known, 224 px and 5, as in every published network."""
     c, channels, p, q = shape_of(arrays, "patch_embed.proj.weight", 4, where)
     stages = range(numbered(arrays, r"layers\.(\d+)\."))
     return ASMLPConfig(
-        image_size=image_size or 224,
+        image_size=known.get("image_size", 224),
         patch_size=p if p == q else (p, q),
         in_channels=channels,
-        num_classes=shape_of(arrays, "head.weight", 2, where)[0] if "head.weight" in arrays else 0,
+        num_classes=classes_of(arrays, where),
         hidden_dims=tuple(shape_of(arrays, f"layers.{i}.blocks.0.norm1.weight", 1, where)[0] for i in stages),
         depths=tuple(numbered(arrays, rf"layers\.{i}\.blocks\.(\d+)\.") for i in stages),
         mlp_ratio=shape_of(arrays, "layers.0.blocks.0.mlp.fc1.weight", 4, where)[0] // c,
+        shift_size=known.get("shift_size", 5),
     )
 
 
@@ -175,5 +176,6 @@ TABLES = (
         marker="layers.0.blocks.0.axial_shift.conv2_1.weight",
         rows=_rows,
         config=_config,
+        preprocess="timm_imagenet",
     ),
 )

@@ -14,8 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from mlpmixer.models.configs import GMLPConfig, Size
-from mlpmixer.models.name_table import Arrays, NameTable, Row, image_size_of, numbered, renamed_rows, shape_of
+from mlpmixer.models.configs import GMLPConfig
+from mlpmixer.models.name_table import (
+    Arrays,
+    Known,
+    NameTable,
+    Row,
+    classes_of,
+    image_size_of,
+    numbered,
+    renamed_rows,
+    shape_of,
+)
 from mlpmixer.models.network import DropPath, TokenNetwork, linear_head
 
 
@@ -88,14 +98,14 @@ def _rows(cfg: GMLPConfig) -> list[Row]:
     return renamed_rows(state, TIMM, {"stem.weight": (cfg.hidden_dim, cfg.in_channels, *cfg.cell)})
 
 
-def _config(arrays: Arrays, image_size: Size | None, where: str) -> GMLPConfig:
+def _config(arrays: Arrays, known: Known, where: str) -> GMLPConfig:
     c, channels, p, q = shape_of(arrays, "stem.proj.weight", 4, where)
     s, _ = shape_of(arrays, "blocks.0.mlp_channels.gate.proj.weight", 2, where)
     return GMLPConfig(
-        image_size=image_size_of(s, p, q, image_size, where),
+        image_size=image_size_of(s, p, q, known, where),
         patch_size=p if p == q else (p, q),
         in_channels=channels,
-        num_classes=shape_of(arrays, "head.weight", 2, where)[0] if "head.weight" in arrays else 0,
+        num_classes=classes_of(arrays, where),
         num_blocks=numbered(arrays, r"blocks\.(\d+)\."),
         hidden_dim=c,
         channels_mlp_dim=shape_of(arrays, "blocks.0.mlp_channels.fc1.weight", 2, where)[0],

@@ -15,9 +15,10 @@ from mlpmixer.config import pair
 from mlpmixer.models.configs import Activation, MixerConfig
 from mlpmixer.models.name_table import (
     Arrays,
+    Known,
     NameTable,
     Row,
-    WeightsError,
+    classes_of,
     image_size_of,
     shape_of,
     with_stem_as_convolution,
@@ -106,11 +107,9 @@ def current_names(arrays: Arrays) -> dict[str, np.ndarray]:
     return out
 
 
-def official_config(
-    arrays: Arrays, image_size: int | tuple[int, int] | None = None, where: str = "the file"
-) -> MixerConfig:
-    """The architecture that these arrays (today's names) are of. `image_size` is needed where the number of patches is
-    no square."""
+def official_config(arrays: Arrays, known: Known, where: str) -> MixerConfig:
+    """The architecture that these arrays (today's names) are of. image_size must be known where the number of patches
+    is not a square."""
     return _config(
         {
             "stem": shape_of(arrays, "stem/kernel", 4, where),
@@ -120,17 +119,12 @@ def official_config(
         num_blocks=len({m[1] for name in arrays if (m := re.match(r"MixerBlock_(\d+)/", name))}),
         num_classes=shape_of(arrays, "head/kernel", 2, where)[1] if "head/kernel" in arrays else 0,
         activation="gelu_tanh",
-        image_size=image_size,
+        known=known,
         where=where,
     )
 
 
-def state_dict_config(
-    arrays: Arrays,
-    image_size: int | tuple[int, int] | None = None,
-    where: str = "the file",
-    names: Mapping[str, str] = TIMM,
-) -> MixerConfig:
+def state_dict_config(arrays: Arrays, known: Known, where: str, names: Mapping[str, str] = TIMM) -> MixerConfig:
     """The architecture that a state dict of `state_dict_table` is of."""
     c, channels, p, q = shape_of(arrays, f"{names['stem']}.weight", 4, where)
     tokens, mixed = (
@@ -141,9 +135,9 @@ def state_dict_config(
     return _config(
         {"stem": (p, q, channels, c), "tokens": tokens, "channels": mixed},
         num_blocks=num_blocks,
-        num_classes=shape_of(arrays, "head.weight", 2, where)[0] if "head.weight" in arrays else 0,
+        num_classes=classes_of(arrays, where),
         activation="gelu_erf" if names is TIMM else _activation(num_blocks, c, tokens[1], mixed[1]),
-        image_size=image_size,
+        known=known,
         where=where,
     )
 
@@ -162,26 +156,23 @@ def _config(
     num_blocks: int,
     num_classes: int,
     activation: Activation,
-    image_size: int | tuple[int, int] | None,
+    known: Known,
     where: str,
 ) -> MixerConfig:
     p, q, in_channels, c = shapes["stem"]
     s, tokens_mlp_dim = shapes["tokens"]
-    size = image_size_of(s, p, q, image_size, where)
-    try:
-        return MixerConfig(
-            image_size=size,
-            patch_size=p if p == q else (p, q),
-            in_channels=in_channels,
-            num_classes=num_classes,
-            num_blocks=num_blocks,
-            hidden_dim=c,
-            tokens_mlp_dim=tokens_mlp_dim,
-            channels_mlp_dim=shapes["channels"][1],
-            activation=activation,
-        )
-    except ValueError as e:
-        raise WeightsError(f"{where} does not hold a Mixer that can be built: {e}") from e
+    size = image_size_of(s, p, q, known, where)
+    return MixerConfig(
+        image_size=size,
+        patch_size=p if p == q else (p, q),
+        in_channels=in_channels,
+        num_classes=num_classes,
+        num_blocks=num_blocks,
+        hidden_dim=c,
+        tokens_mlp_dim=tokens_mlp_dim,
+        channels_mlp_dim=shapes["channels"][1],
+        activation=activation,
+    )
 
 
 TABLES = (

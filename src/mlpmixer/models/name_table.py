@@ -13,6 +13,8 @@ from mlpmixer.config import one_if_square, pair
 
 Form = Literal["same", "transposed", "stem_hwio", "stem_oihw", "flat"]
 Arrays = Mapping[str, np.ndarray]
+Known = Mapping[str, Any]
+"""Fields of the config that whoever loads weights knows, such as image_size, taken where the weights don't tell."""
 Replacement = str | Callable[[re.Match[str]], str]
 
 
@@ -68,8 +70,8 @@ class NameTable:
     """An array that files of this form have, and no other."""
     rows: Callable[[Any], list[Row]]
     """Every array of the file, by the config."""
-    config: Callable[[Arrays, Any, str], Any]
-    """(arrays, image_size or None, where they are from) -> the config of the network they are of."""
+    config: Callable[[Arrays, Known, str], Any]
+    """(arrays, what is known of what they leave open, where they are from) -> the config of the network they are of."""
     activation: str = ""
     """What this form's code computes, where that is not part of the file."""
     preprocess: str = "timm"
@@ -134,19 +136,23 @@ def shape_of(arrays: Arrays, name: str, ndim: int, where: str) -> tuple[int, ...
     return cast(tuple[int, ...], shape)
 
 
-def image_size_of(
-    num_patches: int, p: int, q: int, image_size: int | tuple[int, int] | None, where: str
-) -> int | tuple[int, int]:
-    """The size of images of so many patches of p x q px: the one that is asked for, or a square of patches."""
-    if image_size is not None:
-        (h, w) = pair(image_size)
-        if (h // p) * (w // q) != num_patches:
-            raise WeightsError(
-                f"{where} has {num_patches} patches of {p}x{q} px; image_size {image_size} would have "
-                f"{(h // p) * (w // q)}"
-            )
-        return image_size
+def classes_of(arrays: Arrays, where: str) -> int:
+    """K, the rows of the head; 0 without one."""
+    return shape_of(arrays, "head.weight", 2, where)[0] if any(name.startswith("head.") for name in arrays) else 0
+
+
+def image_size_of(num_patches: int, p: int, q: int, known: Known, where: str) -> int | tuple[int, int]:
+    """The size of images of so many patches of p x q px: the known one if it has as many, or else a square of
+    patches."""
+    image_size: int | tuple[int, int] | None = known.get("image_size")
     side = math.isqrt(num_patches)
-    if side * side != num_patches:
-        raise WeightsError(f"{where} has {num_patches} patches, which is not a square: say image_size=(height, width)")
-    return one_if_square(side * p, side * q)
+    have = 0 if image_size is None else (pair(image_size)[0] // p) * (pair(image_size)[1] // q)
+    if image_size is not None and have == num_patches:
+        return image_size
+    if side * side == num_patches:
+        return one_if_square(side * p, side * q)
+    if image_size is not None:
+        raise WeightsError(
+            f"{where} has {num_patches} patches of {p}x{q} px; image_size {image_size} would have {have}"
+        )
+    raise WeightsError(f"{where} has {num_patches} patches, which is not a square: say image_size=(height, width)")

@@ -140,7 +140,9 @@ MODELS["resnet-50"] = ResNetConfig()
 for _name, _ours in (
     *((f"mixer_{_size.lower()}{_patch}_224", f"{_size}/{_patch}") for _size in "SBL" for _patch in (32, 16)),
     ("resmlp_12_224", "resmlp-s12"), ("resmlp_24_224", "resmlp-s24"), ("resmlp_36_224", "resmlp-s36"),
-    ("resmlp_big_24_224", "resmlp-b24/8"), ("vit_tiny_patch16_224", "vit-ti/16"), ("vit_small_patch32_224", "vit-s/32"),
+    ("resmlp_big_24_224", "resmlp-b24/8"),
+    *((f"gmlp_{_size}16_224", f"gmlp-{_size}/16") for _size in ("ti", "s", "b")),
+    ("vit_tiny_patch16_224", "vit-ti/16"), ("vit_small_patch32_224", "vit-s/32"),
     ("vit_small_patch16_224", "vit-s/16"), ("vit_base_patch16_224", "vit-b/16"), ("resnet18", "resnet-18"),
     ("resnet50", "resnet-50"),
 ):  # fmt: skip

@@ -19,8 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlpmixer.models.configs import RepMLPNetConfig, Size
-from mlpmixer.models.name_table import Arrays, NameTable, Row, image_size_of, numbered, renamed_rows, shape_of
+from mlpmixer.models.configs import RepMLPNetConfig
+from mlpmixer.models.name_table import (
+    Arrays,
+    Known,
+    NameTable,
+    Row,
+    classes_of,
+    image_size_of,
+    numbered,
+    renamed_rows,
+    shape_of,
+)
 from mlpmixer.models.network import StagedNetwork, linear_head
 from mlpmixer.models.repmlp import kernel_matrix, scale_and_shift
 
@@ -217,26 +227,30 @@ def _rows(cfg: RepMLPNetConfig) -> list[Row]:
     return renamed_rows(state, NAMES, shapes)
 
 
-def _config(arrays: Arrays, image_size: Size | None, where: str) -> RepMLPNetConfig:
-    """The architecture that these arrays are of; the maps of its stages are square unless image_size says otherwise."""
+def _config(arrays: Arrays, known: Known, where: str) -> RepMLPNetConfig:
+    """The architecture that these arrays are of. The maps of its stages are square, and the kernels that were folded
+    away 1 and 3, unless they are known."""
     c, channels, p, q = shape_of(arrays, "conv_embedding.conv.weight", 4, where)
     stages, first = range(numbered(arrays, r"stages\.(\d+)\.")), "stages.0.0.repmlp_block"
     dims = tuple(shape_of(arrays, f"stages.{i}.0.prebn1.weight", 1, where)[0] for i in stages)
+    inner = [shape_of(arrays, f"stages.{i}.0.repmlp_block.gp.fc1.weight", 4, where)[0] for i in stages]
+    folded = f"{first}.fc3.bias" in arrays
+    kernels = tuple(sorted({int(m[1]) for name in arrays if (m := re.match(rf"{first}\.repconv(\d+)\.", name))}))
     mixing = [shape_of(arrays, f"stages.{i}.0.repmlp_block.fc3.weight", 4, where) for i in stages]
     return RepMLPNetConfig(
-        image_size=image_size_of(mixing[0][1], p, q, image_size, where),
+        image_size=image_size_of(mixing[0][1], p, q, known, where),
         patch_size=p if p == q else (p, q),
         in_channels=channels,
-        num_classes=shape_of(arrays, "head.weight", 2, where)[0] if "head.weight" in arrays else 0,
+        num_classes=classes_of(arrays, where),
         hidden_dims=dims,
         depths=tuple(numbered(arrays, rf"stages\.{i}\.(\d+)\.") for i in stages),
         share_sets=tuple(rows // places for rows, places, *_ in mixing),
-        kernels=tuple(
-            sorted({int(m[1]) for name in arrays if (m := re.match(rf"{first}\.repconv(\d+)\.", name))}) or (1, 3)
+        kernels=known.get("kernels", (1, 3)) if folded or set(kernels) == set(known.get("kernels", ())) else kernels,
+        reduction=next(
+            (r for r in (known.get("reduction", 4), *range(1, c + 1)) if inner == [c // r for c in dims]), 0
         ),
-        reduction=c // shape_of(arrays, f"{first}.gp.fc1.weight", 4, where)[0],
         mlp_ratio=shape_of(arrays, "stages.0.0.ffn_block.ffn_fc1.conv.weight", 4, where)[0] // c,
-        folded=f"{first}.fc3.bias" in arrays,
+        folded=folded,
     )
 
 
@@ -247,5 +261,6 @@ TABLES = (
         marker="stages.0.0.repmlp_block.fc3.weight",
         rows=_rows,
         config=_config,
+        preprocess="imagenet_crop",
     ),
 )

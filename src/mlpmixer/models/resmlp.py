@@ -15,11 +15,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mlpmixer.models.configs import ResMLPConfig, Size
+from mlpmixer.models.configs import ResMLPConfig
 from mlpmixer.models.name_table import (
     Arrays,
+    Known,
     NameTable,
     Row,
+    classes_of,
     image_size_of,
     shape_of,
     unchanged,
@@ -114,17 +116,17 @@ def _rows(cfg: ResMLPConfig, names: tuple[tuple[str, str], ...]) -> list[Row]:
     return rows
 
 
-def _config(arrays: Arrays, image_size: Size | None, where: str, names: tuple[tuple[str, str], ...]) -> ResMLPConfig:
+def _config(arrays: Arrays, known: Known, where: str, names: tuple[tuple[str, str], ...]) -> ResMLPConfig:
     """The architecture that these arrays are of."""
     (_, stem), (_, mixing), (_, mlp), *_ = names
     c, channels, p, q = shape_of(arrays, f"{stem}weight", 4, where)
     s, _ = shape_of(arrays, f"blocks.0.{mixing}weight", 2, where)
     num_blocks = len({found[1] for name in arrays if (found := re.match(r"blocks\.(\d+)\.", name))})
     return ResMLPConfig(
-        image_size=image_size_of(s, p, q, image_size, where),
+        image_size=image_size_of(s, p, q, known, where),
         patch_size=p if p == q else (p, q),
         in_channels=channels,
-        num_classes=shape_of(arrays, "head.weight", 2, where)[0] if "head.weight" in arrays else 0,
+        num_classes=classes_of(arrays, where),
         num_blocks=num_blocks,
         hidden_dim=c,
         channels_mlp_dim=shape_of(arrays, f"blocks.0.{mlp}fc1.weight", 2, where)[0],

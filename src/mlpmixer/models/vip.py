@@ -13,8 +13,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mlpmixer.models.configs import Size, ViPConfig
-from mlpmixer.models.name_table import Arrays, NameTable, Row, numbered, renamed_rows, shape_of
+from mlpmixer.models.configs import ViPConfig
+from mlpmixer.models.name_table import Arrays, Known, NameTable, Row, classes_of, numbered, renamed_rows, shape_of
 from mlpmixer.models.network import DropPath, Mlp, StagedNetwork, linear_head, truncated_normal
 
 
@@ -107,15 +107,15 @@ def _rows(cfg: ViPConfig) -> list[Row]:
     return renamed_rows(model.state_dict(), tuple(names), shapes)
 
 
-def _config(arrays: Arrays, image_size: Size | None, where: str) -> ViPConfig:
-    """The architecture that these arrays are of. They don't say the size of the image: 224 px unless it is given."""
+def _config(arrays: Arrays, known: Known, where: str) -> ViPConfig:
+    """The architecture that these arrays are of. They don't say the size of the image: 224 px unless it is known."""
     c, channels, p, q = shape_of(arrays, "patch_embed.proj.weight", 4, where)
     stride = 1
     dims: list[int] = []
     depths: list[int] = []
     strides: list[int] = []
     for k in range(numbered(arrays, r"network\.(\d+)\.")):
-        if f"network.{k}.proj.weight" in arrays:
+        if any(name.startswith(f"network.{k}.proj.") for name in arrays):
             stride = shape_of(arrays, f"network.{k}.proj.weight", 4, where)[-1]
             continue
         strides += [stride] if depths else []
@@ -123,10 +123,10 @@ def _config(arrays: Arrays, image_size: Size | None, where: str) -> ViPConfig:
         dims.append(shape_of(arrays, f"network.{k}.0.norm1.weight", 1, where)[0])
         depths.append(numbered(arrays, rf"network\.{k}\.(\d+)\."))
     return ViPConfig(
-        image_size=image_size or 224,
+        image_size=known.get("image_size", 224),
         patch_size=p if p == q else (p, q),
         in_channels=channels,
-        num_classes=shape_of(arrays, "head.weight", 2, where)[0] if "head.weight" in arrays else 0,
+        num_classes=classes_of(arrays, where),
         hidden_dims=tuple(dims),
         depths=tuple(depths),
         strides=tuple(strides),
@@ -142,5 +142,6 @@ TABLES = (
         marker="network.0.0.attn.reweight.fc1.weight",
         rows=_rows,
         config=_config,
+        preprocess="timm_imagenet",
     ),
 )

@@ -54,6 +54,8 @@ def adapt_to(model: Network, target: NetworkConfig, method: Method = "bicubic", 
     """
     if name_of(model) != name_of(target):
         raise ValueError(f"the weights are of another network: {name_of(model)} instead of {name_of(target)}")
+    if getattr(target, "folded", False):
+        model = capability(model, "folding", "folded=True").folded(model)
     new = adapt(
         model,
         num_classes=target.num_classes,

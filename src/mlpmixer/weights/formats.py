@@ -5,6 +5,7 @@ Files come from strangers: nothing is unpickled, nothing is extracted, and nothi
 file claims are compared with the sizes it has. Every missing, extra or mis-shaped array is named in one WeightsError.
 """
 
+import dataclasses
 import math
 import os
 import zipfile
@@ -18,10 +19,21 @@ from torch import Tensor
 
 from mlpmixer.config import pair
 from mlpmixer.durable import replacing
-from mlpmixer.models.architecture import name_tables
+from mlpmixer.models.architecture import build, name_tables
 from mlpmixer.models.configs import NetworkConfig
-from mlpmixer.models.name_table import NameTable, Row, WeightsError, printable, to_ours, to_theirs
-from mlpmixer.registry import shortened
+from mlpmixer.models.name_table import (
+    Arrays,
+    Known,
+    NameTable,
+    Row,
+    WeightsError,
+    classes_of,
+    printable,
+    renamed_rows,
+    to_ours,
+    to_theirs,
+)
+from mlpmixer.registry import shortened, shown
 from mlpmixer.weights.state_dicts import StateDict, choose, find_networks, listed, read_torch_file, state_dicts
 
 MOST_NAMED = 12  # arrays in one error
@@ -125,34 +137,88 @@ def read_foreign(
     image_size: int | tuple[int, int] | None = None,
     place: str = "",
     note: Callable[[str], None] = lambda text: None,
+    like: NetworkConfig | None = None,
 ) -> tuple[NetworkConfig, dict[str, Tensor], NameTable]:
     """Architecture, our state dict and the form of a file of other code: an .npz, .safetensors, or what torch.save
     wrote, of which nothing but tensors is unpickled. The names in it tell which network it is of.
 
     place: which of several networks in the file, by its key such as state_dict_ema; "": see `state_dicts.choose`.
     note: receives what was assumed, in a sentence.
+    like: the config that the weights are for, which has what a file leaves open, such as AS-MLP's shift_size. With it
+        the plain state dict of any network here is known, too.
 
     WeightsError for what is damaged, hostile, or not of a known network.
     """
     npz = str(path).endswith(".npz")
-    tables = [table for _, table in name_tables() if (table.suffix == ".npz") == npz]
+    tables = {table: architecture for architecture, table in name_tables() if (table.suffix == ".npz") == npz}
+    if like is not None and not npz:
+        tables[_own_names(like)] = like.architecture
     if npz:
         arrays = read_npz(path)
         choose({"": {}}, place, str(path))
     else:
         tensors = _state_dict(path, [table.marker for table in tables], place, note)
         arrays = _arrays(tensors, path)
-    for table in tables:
+    for table, architecture in tables.items():
         if table.marker in (current := table.current(arrays)):
-            cfg = table.config(current, image_size, str(path))
+            try:
+                cfg = _config(table, architecture, current, image_size, like, str(path))
+                state = from_arrays(dict(current), table.rows(cfg), str(path))
+            except WeightsError:
+                if like is not None and like.architecture == architecture:  # then against what is expected
+                    from_arrays(current, table.rows(like), str(path))
+                raise
             if table.form == "own":
                 note(_assumed(path, cfg))
-            return cfg, from_arrays(current, table.rows(cfg), str(path)), table
+            return cfg, state, table
+    for table in sorted(tables, key=lambda table: like is None or tables[table] != like.architecture):
+        module = table.marker.rpartition(".")[0]
+        if module and any(module in name for name in arrays):
+            raise WeightsError(f"{path} does not hold just the weights of a network: missing {table.marker}")
     some = ", ".join(printable(n) for n in sorted(arrays)[:5])
     raise WeightsError(
         f"{path} does not hold weights of a known network; it has: "
         + (some or "no tensors by name, as torch.save(model.state_dict(), FILE) stores them")
     )
+
+
+def _own_names(like: NetworkConfig) -> NameTable:
+    """The plain state dict of the network of a config, with a head for any number of classes."""
+
+    def rows(cfg: NetworkConfig) -> list[Row]:
+        with torch.device("meta"):
+            return renamed_rows(build(cfg).state_dict(), (), {})
+
+    def config(arrays: Arrays, known: Known, where: str) -> NetworkConfig:
+        return dataclasses.replace(like, num_classes=classes_of(arrays, where))
+
+    return NameTable(form="own", suffix=".safetensors", marker="stem.weight", rows=rows, config=config, preprocess="")
+
+
+def _config(
+    table: NameTable,
+    architecture: str,
+    arrays: dict[str, np.ndarray],
+    image_size: int | tuple[int, int] | None,
+    like: NetworkConfig | None,
+    path: str,
+) -> NetworkConfig:
+    """The architecture that arrays under the names of a table are of. WeightsError when there cannot be such a one."""
+    known = vars(like) if like is not None and like.architecture == architecture else {}
+    try:
+        cfg: NetworkConfig = table.config(arrays, known | ({"image_size": image_size} if image_size else {}), path)
+    except WeightsError:
+        raise
+    except (ValueError, ArithmeticError) as e:
+        hint = (
+            "; of images of another size, say image_size"
+            if "image_size" in str(e) and not (image_size or known)
+            else ""
+        )
+        raise WeightsError(f"{path} has the names of {architecture}, but cannot be one: {e}{hint}") from e
+    if image_size and pair(cfg.image_size) != pair(image_size):
+        raise WeightsError(f"{path} is of images of {shown(cfg.image_size)} px, not {shown(image_size)}")
+    return cfg
 
 
 def name_table(cfg: NetworkConfig, form: str) -> NameTable:

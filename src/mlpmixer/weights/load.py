@@ -39,6 +39,7 @@ from mlpmixer.weights.model_file import (
 from mlpmixer.weights.published import BUNDLED, WEIGHTS, Weights
 from mlpmixer.weights.run_folder import MODEL_FILE, is_cross_validation
 
+SIZES = {"image_size", "patch_size", "in_channels", "num_classes"}  # fields that trained weights may be brought to
 Head = Literal["keep", "reset", "drop"]
 STATE_DICTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")  # .tar: of .pth.tar
 HUB = r"^(hf-hub|hf_hub|hf):"  # before owner/name of a repository, as timm writes it and as we do
@@ -49,11 +50,16 @@ EXPECTED = (
 
 
 def load_weights(
-    name: str | os.PathLike[str], *, image_size: Size | None = None, report: Report | None = None
+    name: str | os.PathLike[str],
+    *,
+    image_size: Size | None = None,
+    like: NetworkConfig | None = None,
+    report: Report | None = None,
 ) -> tuple[Any, ModelMeta]:
     """The network, on the CPU and in evaluation mode, and what is stored with it: classes, preprocessing, provenance.
 
     image_size: of a foreign file whose patches fill no square, (height, width) in pixels; otherwise the file says it.
+    like: the config that the weights are for, for what a foreign file leaves open: image_size, AS-MLP's shift_size, ...
     report: receives the progress of a download, and {"kind": "note", "note": ...} where a file leaves something open.
 
     A foreign file with 1000, 21,843 or 11,221 outputs gets the class names of ImageNet-1k, of Google's ImageNet-21k, or
@@ -61,26 +67,33 @@ def load_weights(
     Errors: ValueError (WeightsError, CheckpointError) for what is not there, damaged, or not a known network.
     """
     name = os.fspath(name)
-    return load_file(locate(name, report=report), name, image_size, report)
+    return load_file(locate(name, report=report), name, image_size, like, report)
 
 
 def load_file(
-    file: Path, name: str, image_size: Size | None = None, report: Report | None = None
+    file: Path,
+    name: str,
+    image_size: Size | None = None,
+    like: NetworkConfig | None = None,
+    report: Report | None = None,
 ) -> tuple[Any, ModelMeta]:
     """`load_weights` of a `name` whose file `locate` has found."""
-    model, meta = _load_file(file, name, image_size, report)
+    model, meta = _load_file(file, name, image_size, like, report or (lambda event: None))
     model.meta = meta.without_history()
     return model, meta
 
 
-def _load_file(file: Path, name: str, image_size: Size | None, report: Report | None) -> tuple[Any, ModelMeta]:
+def _load_file(
+    file: Path, name: str, image_size: Size | None, like: NetworkConfig | None, report: Report
+) -> tuple[Any, ModelMeta]:
     if name not in WEIGHTS and file.suffix == ".safetensors":
         with suppress(ForeignFile):
             found = load_model(file)
             if key := split_key(name)[1]:
                 raise ValueError(f"{file} is a model file, which holds one network: leave :{key} out")
             return found
-    return _foreign(file, WEIGHTS.get(name.removeprefix("hf:timm/")), name, image_size, report or (lambda event: None))
+    known = WEIGHTS.get(name.removeprefix("hf:timm/"))
+    return _foreign(file, known, name, image_size, known.config if known else like, report)
 
 
 def split_key(name: str) -> tuple[str, str]:
@@ -182,12 +195,18 @@ def _is_ours(file: Path) -> bool:
 
 
 def _foreign(
-    file: Path, known: Weights | None, name: str, image_size: Size | None, report: Report
+    file: Path,
+    known: Weights | None,
+    name: str,
+    image_size: Size | None,
+    like: NetworkConfig | None,
+    report: Report,
 ) -> tuple[Any, ModelMeta]:
     from mlpmixer.weights.formats import read_foreign
 
     place = split_key(name)[1]
-    cfg, state, table = read_foreign(file, image_size, place, lambda text: report({"kind": "note", "note": text}))
+    note = partial(_note, report)
+    cfg, state, table = read_foreign(file, image_size, place, note, like)
     if known:
         _require_same_architecture(cfg, known.config, str(file))
     preprocess, size = known.preprocess if known else table.preprocess, pair(cfg.image_size)
@@ -257,9 +276,10 @@ def create_model(
         return build(base)
     from mlpmixer.weights.adapt import adapt_to
 
-    # a foreign file tells only the number of patches
-    oblong = isinstance(model, NetworkConfig) and base.grid[0] != base.grid[1] and "image_size" not in fields
-    found, meta = load_weights(weights, image_size=base.image_size if oblong else None, report=report)
+    like = configured(model) if fields.keys() <= SIZES else base
+    found, meta = load_weights(weights, like=like, report=report)
+    if hasattr(base, "patch_size") and found.cfg.architecture == base.architecture:
+        found.cfg.adapted(patch_size=base.patch_size)  # or says that it cannot be
     have = meta.config.num_classes
     asked = fields.get("num_classes", 0 if head == "drop" else have)
     if pretrained and head == "keep" and asked != have:
@@ -273,7 +293,7 @@ def create_model(
         raise ValueError(f"head='drop' leaves no head: leave num_classes={asked} out")
     files_own = {
         f: getattr(meta.config, f)
-        for f in ("image_size", "in_channels", "activation", "parts")
+        for f in ("image_size", "in_channels", "activation", "parts", "folded")
         if f not in fields and hasattr(base, f) and hasattr(meta.config, f)
     }
     adapted = adapt_to(found, dataclasses.replace(base, **files_own, num_classes=asked))
@@ -346,12 +366,13 @@ def convert(
     out: str | os.PathLike[str],
     *,
     timm: bool = False,
+    official: bool = False,
     precision: Precision = "float32",
     report: Report | None = None,
 ) -> list[str]:
     """Write the model behind `name` (see `load_weights`) to the file `out`; returns what that form cannot say.
 
-    out: .npz is the official form; .safetensors is ours, or timm's with `timm`.
+    out: .safetensors is ours, with `timm` or `official` the names of theirs; .npz is a Mixer's official form.
     precision: float16 is half as large, in our form only; see `model_file.save_model`.
     report: receives the progress of a download.
 
@@ -361,13 +382,13 @@ def convert(
     from mlpmixer.weights.model_file import save_model
 
     path = Path(out)
-    if path.suffix not in (".npz", ".safetensors") or (timm and path.suffix == ".npz"):
+    if path.suffix not in (".npz", ".safetensors") or (timm and (official or path.suffix == ".npz")):
         raise ValueError(
-            f"cannot write {path}: expected FILE.npz (official), FILE.safetensors (ours), or FILE.safetensors with "
-            "--timm"
+            f"cannot write {path}: expected FILE.npz (official of a Mixer), FILE.safetensors (ours), or "
+            "FILE.safetensors with either --timm or --official"
         )
     checked(Precision, precision, "precision")
-    ours = path.suffix == ".safetensors" and not timm
+    ours = path.suffix == ".safetensors" and not (timm or official)
     if precision != "float32" and not ours:
         raise ValueError(f"{precision} is for FILE.safetensors of this package; the other forms are float32")
     model, meta = load_weights(name, report=report)
@@ -379,7 +400,8 @@ def convert(
     if pair(getattr(cfg, "parts", 1)) != (1, 1):
         raise ValueError("the other forms have no parts: write the dense form, models.mixer_resize.to_dense")
     if table.suffix != path.suffix:
-        raise ValueError(f"cannot write {path}: the {form} form of {cfg.architecture} is FILE{table.suffix}")
+        instead = " with --official" if table.suffix == ".safetensors" else ""
+        raise ValueError(f"cannot write {path}: the {form} form of {cfg.architecture} is FILE{table.suffix}{instead}")
     write_foreign(path, cfg, model.state_dict(), form)
     notes = ["class names and preprocessing are not part of this form"]
     if table.activation and cfg.activation != table.activation:

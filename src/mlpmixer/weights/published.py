@@ -184,6 +184,12 @@ _timm(
 )
 
 
+_timm(
+    "gmlp-s/16:timm-imagenet1k", "gmlp_s16_224.ra3_in1k", "imagenet1k", "timm", 0.79652,
+    "timm's results table; trained by timm on ImageNet-1k",
+)  # fmt: skip
+
+
 def model_of(name: str) -> str:
     """The architecture in a name of weights: B/16 of B/16:sam, mixer_b16_224 of mixer_b16_224.goog_in21k."""
     return name.partition(":")[0] if ":" in name else name.partition(".")[0]

@@ -60,7 +60,7 @@ class ViPConfig(StagesConfig):
         for c, (h, w) in zip(self.hidden_dims, self.grids, strict=True):
             require(
                 h == w and c % h == 0,
-                f"vip needs as many places down as across, and hidden_dims that are multiples of that; got {h}x{w} "
-                f"places and {c} channels",
+                f"vip needs as many places down as across, and hidden_dims that are multiples of that; image_size "
+                f"{shown(self.image_size)} has {h}x{w} places for {c} channels",
             )
             require(c >= 4, f"hidden_dims must be at least 4 each, got {shown(self.hidden_dims)}")
