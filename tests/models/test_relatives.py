@@ -3,6 +3,7 @@
 S2-MLP has no official code; its numbers are those of the papers' equations in numpy.
 """
 
+import copy
 import dataclasses
 import json
 import re
@@ -308,6 +309,7 @@ def test_sizes_of_folded_repmlpnets(name: str, params: int, multiply_adds: int) 
 
 @pytest.mark.parametrize("cfg", [*SMALL.values(), MODELS["eamlp-nano"]], ids=[*SMALL, "eamlp"])
 def test_layers_count_what_torch_counts(cfg: NetworkConfig) -> None:
+    cfg = cfg.deployed()  # convolutions of a network in training are computed as larger products
     size = cfg.image_size if isinstance(cfg.image_size, tuple) else (cfg.image_size,) * 2
     with FlopCounterMode(display=False) as flops:
         build(cfg).eval()(torch.zeros(1, 3, *size))
@@ -357,3 +359,48 @@ def test_memories_of_external_attention_start_equal_and_train_apart() -> None:
     assert module.linear_1.weight.data_ptr() != module.linear_0.weight.data_ptr()
     with pytest.raises(ValueError, match=r"expected maps of shape \(B, 20, H, W\), got \(2, 12, 4, 4\)"):
         module(torch.zeros(2, 12, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "share_sets", "kernels"),
+    [((4, 3), (4, 3), 2, (1, 3)), ((8, 6), (4, 3), 4, (3, 5)), ((3, 2), (3, 2), 8, (1, 7)), ((5, 5), (5, 5), 1, ())],
+)
+def test_repmlpnet_trains_as_with_convolutions(
+    size: tuple[int, int], tile: tuple[int, int], share_sets: int, kernels: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    (rows, cols), (h, w) = size, tile
+    ours = repmlpnet.RepBlock(8, h, w, share_sets, kernels, 4).double()
+    theirs = copy.deepcopy(ours)
+
+    def explicit(x: Tensor) -> Tensor:
+        """As the paper writes it: (B, C, H, W) -> (B, C, H, W), every tile on its own."""
+        gate = torch.sigmoid(theirs.gp["fc2"](torch.relu(theirs.gp["fc1"](x.mean((2, 3))))))
+        b, down, across = x.shape[0], rows // h, cols // w
+        tiles = x.view(b, 8 // share_sets, share_sets, down, h, across, w).permute(0, 1, 3, 5, 2, 4, 6)
+        tiles = tiles.reshape(-1, share_sets, h, w)
+        y = theirs.fc3_bn(torch.einsum("spq,nsq->nsp", theirs.fc3.weight, tiles.flatten(2)).view(tiles.shape))
+        for k in kernels:
+            y = y + theirs.get_submodule(f"repconv{k}")(tiles)
+        y = y.view(b, 8 // share_sets, down, across, share_sets, h, w).permute(0, 1, 4, 2, 5, 3, 6)
+        return y.reshape(b, 8, rows, cols) * gate[:, :, None, None]
+
+    for _ in range(2):
+        x = torch.randn(3, 8, rows, cols, dtype=torch.float64)
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        got, want = ours(a.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), explicit(b)
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+        for out in (got, want):
+            (out.square().sum() / 2).backward()
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-10)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-9)
+    for p, q in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-10)
+
+
+def test_repmlpnet_can_be_traced_before_it_is_folded() -> None:
+    model = network("repmlpnet", torch.float32)
+    images = inputs("repmlpnet", torch.float32)
+    program = torch.export.export(model, (images,))
+    torch.testing.assert_close(program.module()(images), model(images))

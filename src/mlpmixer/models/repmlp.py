@@ -21,10 +21,11 @@ def scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tens
 
 
 def kernel_matrix(kernel: Tensor, h: int, w: int) -> Tensor:
-    """Kernels (O, I, k, k) as matrices over an h x w grid with zeros around it: (O, h*w, I, h*w), row (y, x), column
+    """Kernels (O, I, k, l) as matrices over an h x w grid with zeros around it: (O, h*w, I, h*w), row (y, x), column
     (y', x')."""
-    k = kernel.shape[-1]
-    moves = F.unfold(torch.eye(h * w, dtype=kernel.dtype, device=kernel.device).view(h * w, 1, h, w), k, padding=k // 2)
+    k, n = kernel.shape[-2:]
+    identity = torch.eye(h * w, dtype=kernel.dtype, device=kernel.device).view(h * w, 1, h, w)
+    moves = F.unfold(identity, (k, n), padding=(k // 2, n // 2))
     return torch.einsum("oik,qkp->opiq", kernel.flatten(2), moves)
 
 
