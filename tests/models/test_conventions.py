@@ -161,6 +161,24 @@ def test_checkpointing_changes_no_gradient(model: Any) -> None:
     assert all(torch.equal(got, want) for got, want in zip(gradients(model, images), wanted, strict=True))
 
 
+def test_statistics_of_a_batch_are_counted_once(model: Any) -> None:
+    model.train()
+    again = copy.deepcopy(model)
+    if has(model, "checkpointing"):
+        again.set_grad_checkpointing()
+    images = images_for(model)
+    for network in (model, again):
+        network(images).sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), again.buffers(), strict=True))
+
+
+def test_layers_hold_every_parameter_once(model: Any) -> None:
+    if not has(model, "layers"):
+        return
+    found = [p for modules in model.layers() for module in modules for p in module.parameters()]
+    assert len(found) == len({id(p) for p in found}) == len(list(model.parameters()))
+
+
 def test_the_first_line_of_the_repr_says_what_it_is(model: Any) -> None:
     said = repr(model).splitlines()[1].strip()
     params = sum(p.numel() for p in model.parameters())

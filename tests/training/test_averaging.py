@@ -16,6 +16,15 @@ def test_moving_average_by_hand() -> None:
     assert average_weight(2, 2000, Optim(ema_decay=0.9)) == 1 - 3 / 12, "its memory is short at the start"
 
 
+def test_statistics_of_batch_norm_are_averaged_and_its_steps_copied() -> None:
+    model, average = (torch.nn.BatchNorm1d(3) for _ in "ab")
+    model(torch.randn(20, 3))
+    update_average(average, model, 0.25)
+    torch.testing.assert_close(average.running_mean, 0.25 * model.running_mean)
+    torch.testing.assert_close(average.running_var, 0.75 + 0.25 * model.running_var)
+    assert average.num_batches_tracked == model.num_batches_tracked == 1
+
+
 @pytest.mark.parametrize(("share", "steps"), [(0.4, 4), (1.0, 10), (0.0, 0), (0.04, 0)])
 def test_average_of_last_steps_is_their_mean(share: float, steps: int) -> None:
     total, cfg = 10, Optim(average_last=share)

@@ -6,7 +6,9 @@
 import copy
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
@@ -197,7 +199,7 @@ class TokenNetwork(Network):
         """Normalised tokens (B, S, C), before pooling."""
         x = self.embed(images)
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+            x = recomputed(block, x) if self.checkpointing and self.training else block(x)
         return cast(Tensor, self.norm(x))
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -281,7 +283,7 @@ class StagedNetwork(Network):
         for merge, blocks in zip(self.merges, self.stages, strict=True):
             x = merge(x)
             for block in cast(nn.ModuleList, blocks):
-                x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+                x = recomputed(block, x) if self.checkpointing and self.training else block(x)
         return cast(Tensor, self.norm(x)).flatten(1, 2)
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -304,6 +306,25 @@ class StagedNetwork(Network):
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The matrices of every block; (S, m, n) is S of them."""
         return [p for p in self.stages.parameters() if p.ndim in (2, 3) and min(p.shape[-2:]) > 1]
+
+
+@contextmanager
+def buffers_unchanged(module: nn.Module) -> Iterator[None]:
+    """Within, the module computes as always; afterwards its buffers are as before: no batch counts twice in the running
+    statistics of a BatchNorm."""
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+
+
+def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """The output of a block, whose activations the backward pass computes again instead of finding them stored."""
+    contexts = partial(lambda block: (nullcontext(), buffers_unchanged(block)), block)
+    return cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=contexts))
 
 
 def truncated_normal(*layers: nn.Module) -> None:

@@ -32,7 +32,7 @@ from mlpmixer.models.name_table import (
     renamed_rows,
     shape_of,
 )
-from mlpmixer.models.network import StagedNetwork, linear_head
+from mlpmixer.models.network import DropPath, StagedNetwork, linear_head
 from mlpmixer.models.repmlp import kernel_matrix, scale_and_shift
 
 
@@ -142,7 +142,7 @@ class RepBlock(nn.Module):
 class RepUnit(nn.Module):
     """One unit, figure 2: (B, H, W, C) -> (B, H, W, C)."""
 
-    def __init__(self, cfg: RepMLPNetConfig, stage: int, dim: int) -> None:
+    def __init__(self, cfg: RepMLPNetConfig, stage: int, dim: int, drop_path: float) -> None:
         super().__init__()
         h, w = cfg.grids[stage]
         self.repmlp_block = RepBlock(dim, h, w, cfg.share_sets[stage], cfg.kernels, cfg.reduction, cfg.folded)
@@ -151,11 +151,12 @@ class RepUnit(nn.Module):
         )
         self.prebn1 = MapBatchNorm(dim)
         self.prebn2 = MapBatchNorm(dim)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x + self.repmlp_block(self.prebn1(x))
+        y = x + self.drop_path(self.repmlp_block(self.prebn1(x)))
         hidden = F.gelu(self.ffn_block["ffn_fc1"](self.prebn2(y)))
-        return cast(Tensor, y + self.ffn_block["ffn_fc2"](hidden))
+        return cast(Tensor, y + self.drop_path(self.ffn_block["ffn_fc2"](hidden)))
 
 
 class NormedMerge(nn.Module):
@@ -189,7 +190,7 @@ class RepMLPNet(StagedNetwork):
         self.stem = nn.Linear(cfg.in_channels * p * q, dims[0], bias=False)
         self.stem_bn = MapBatchNorm(dims[0])
         self.merges = nn.ModuleList(NormedMerge(dims[i - 1], c) if i else nn.Identity() for i, c in enumerate(dims))
-        self.stages = self.make_stages(lambda stage, dim, drop_path: RepUnit(cfg, stage, dim))
+        self.stages = self.make_stages(lambda stage, dim, drop_path: RepUnit(cfg, stage, dim, drop_path))
         self.norm = MapBatchNorm(cfg.num_features)
         self.head = linear_head(cfg)
 
@@ -197,6 +198,11 @@ class RepMLPNet(StagedNetwork):
         """As torch starts a linear layer."""
         if isinstance(self.head, nn.Linear):
             self.head.reset_parameters()
+
+    def layers(self) -> list[list[nn.Module]]:
+        """From the stem with its norm to the head."""
+        _, *others = super().layers()
+        return [[self.stem, self.stem_bn], *others]
 
     def embed(self, images: Tensor) -> Tensor:
         return F.relu(self.stem_bn(super().embed(images)))
@@ -212,69 +218,3 @@ def folded(model: RepMLPNet) -> RepMLPNet:
             block.fold()
     model.cfg = dataclasses.replace(model.cfg, folded=True)
     return model
-
-
-# --- names in other homes ---------------------------------------------------------------------------------------------
-
-NAMES = (
-    (r"^stem\.", "conv_embedding.conv."),
-    (r"^stem_bn\.", "conv_embedding.bn."),
-    (r"^merges\.(\d+)\.", lambda m: f"embeds.{int(m[1]) - 1}."),
-    (r"^norm\.", "head_norm."),
-)
-
-
-def _rows(cfg: RepMLPNetConfig) -> list[Row]:
-    with torch.device("meta"):
-        state = RepMLPNet(cfg).state_dict()
-    shapes = {
-        name: (*t.shape, 1, 1) for name, t in state.items() if t.ndim == 2 and not name.startswith(("head", "merges"))
-    }
-    for name, t in state.items():
-        if ".fc3." in name:  # (S, h w, h w) and (S, h w, 1) here
-            shapes[name] = (
-                (t.shape[0] * t.shape[1],) if name.endswith("bias") else (t.shape[0] * t.shape[1], t.shape[2], 1, 1)
-            )
-    shapes["stem.weight"] = (cfg.hidden_dims[0], cfg.in_channels, *cfg.patch)
-    for i, (before, c) in enumerate(zip(cfg.hidden_dims, cfg.hidden_dims[1:], strict=False), 1):
-        shapes[f"merges.{i}.conv.weight"] = (c, before, 2, 2)
-    return renamed_rows(state, NAMES, shapes)
-
-
-def _config(arrays: Arrays, known: Known, where: str) -> RepMLPNetConfig:
-    """The architecture that these arrays are of. The maps of its stages are square, and the kernels that were folded
-    away 1 and 3, unless they are known."""
-    c, channels, p, q = shape_of(arrays, "conv_embedding.conv.weight", 4, where)
-    stages, first = range(numbered(arrays, r"stages\.(\d+)\.")), "stages.0.0.repmlp_block"
-    dims = tuple(shape_of(arrays, f"stages.{i}.0.prebn1.weight", 1, where)[0] for i in stages)
-    inner = [shape_of(arrays, f"stages.{i}.0.repmlp_block.gp.fc1.weight", 4, where)[0] for i in stages]
-    folded = f"{first}.fc3.bias" in arrays
-    kernels = tuple(sorted({int(m[1]) for name in arrays if (m := re.match(rf"{first}\.repconv(\d+)\.", name))}))
-    mixing = [shape_of(arrays, f"stages.{i}.0.repmlp_block.fc3.weight", 4, where) for i in stages]
-    return RepMLPNetConfig(
-        image_size=image_size_of(mixing[0][1], p, q, known, where),
-        patch_size=p if p == q else (p, q),
-        in_channels=channels,
-        num_classes=classes_of(arrays, where),
-        hidden_dims=dims,
-        depths=tuple(numbered(arrays, rf"stages\.{i}\.(\d+)\.") for i in stages),
-        share_sets=tuple(rows // places for rows, places, *_ in mixing),
-        kernels=known.get("kernels", (1, 3)) if folded or set(kernels) == set(known.get("kernels", ())) else kernels,
-        reduction=next(
-            (r for r in (known.get("reduction", 4), *range(1, c + 1)) if inner == [c // r for c in dims]), 0
-        ),
-        mlp_ratio=shape_of(arrays, "stages.0.0.ffn_block.ffn_fc1.conv.weight", 4, where)[0] // c,
-        folded=folded,
-    )
-
-
-TABLES = (
-    NameTable(
-        form="official",
-        suffix=".safetensors",
-        marker="stages.0.0.repmlp_block.fc3.weight",
-        rows=_rows,
-        config=_config,
-        preprocess="imagenet_crop",
-    ),
-)

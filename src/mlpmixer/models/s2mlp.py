@@ -84,6 +84,11 @@ class S2MLP(TokenNetwork):
         truncated_normal(*self.blocks.modules())
         self.start_head()
 
+    def layers(self) -> list[list[nn.Module]]:
+        """From the stem with its norm to the head."""
+        _, *others = super().layers()
+        return [[self.stem, self.stem_norm], *others]
+
     def embed(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, H/P, W/P, C), normalised."""
         x: Tensor = self.stem_norm(super().embed(images))

@@ -19,7 +19,7 @@ def average_weight(step: int, total: int, cfg: Optim) -> float:
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, weight: float) -> None:
-    """average <- (1 - weight) * average + weight * model; buffers (BatchNorm statistics) are copied."""
+    """average <- (1 - weight) * average + weight * model, with the statistics of BatchNorm; its counts are copied."""
     torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in model.parameters()], weight)
     for own, of_model in zip(average.buffers(), model.buffers(), strict=True):
-        own.copy_(of_model)
+        own.lerp_(of_model, weight) if own.is_floating_point() else own.copy_(of_model)

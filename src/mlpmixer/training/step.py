@@ -10,6 +10,7 @@ from mlpmixer.config import pair
 from mlpmixer.data.preprocess import standardise
 from mlpmixer.models.architecture import capability, has
 from mlpmixer.models.configs import Size
+from mlpmixer.models.network import buffers_unchanged
 from mlpmixer.training.augment import augment, mix, resize, statistics
 from mlpmixer.training.averaging import update_average
 from mlpmixer.training.batches import Batch, rows_per_batch
@@ -181,7 +182,7 @@ class TrainingStep:
     def sam_backward(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """`backward` twice with the same dropout: gradients of the second pass, loss and right answers of the first."""
         result = self.backward(images, targets, step)
-        with sam_perturbation(self.model, self.recipe.optim.sam_rho):
+        with sam_perturbation(self.model, self.recipe.optim.sam_rho), buffers_unchanged(self.model):
             self.backward(images, targets, step)
         return result
 
