@@ -141,7 +141,7 @@ ARCHITECTURES |= {
         RepMLPNetConfig,
         _ours("repmlpnet:RepMLPNet"),
         TOKENS | {"folding": _ours("repmlpnet")},
-        name_tables=_ours("repmlpnet:TABLES"),
+        name_tables=_ours("repmlpnet_names:TABLES"),
     ),
     "eamlp": Architecture(EAMLPConfig, _ours("external_attention:EAMLP"), TOKENS | ANY_SIZE),
     "vit": Architecture(ViTConfig, _ours("baselines:ViT"), extra="rivals"),

@@ -13,7 +13,6 @@ import copy
 import dataclasses
 import functools
 import math
-import re
 from typing import cast
 
 import torch
@@ -21,17 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlpmixer.models.configs import RepMLPNetConfig
-from mlpmixer.models.name_table import (
-    Arrays,
-    Known,
-    NameTable,
-    Row,
-    classes_of,
-    image_size_of,
-    numbered,
-    renamed_rows,
-    shape_of,
-)
 from mlpmixer.models.network import DropPath, StagedNetwork, linear_head
 from mlpmixer.models.repmlp import kernel_matrix, scale_and_shift
 
