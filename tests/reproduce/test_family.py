@@ -17,7 +17,7 @@ from mlpmixer.models.architecture import has
 from mlpmixer.models.configs import MixerConfig, ResMLPConfig, ResNetConfig, ViTConfig
 from mlpmixer.models.names import MIXERS
 from mlpmixer.reproduce import ExperimentContext, family, family_page, run
-from mlpmixer.reproduce.family import BASELINES, LENGTHS, LOCAL, NETWORKS, rate_recipe, rates_of, recipe
+from mlpmixer.reproduce.family import BASELINES, LENGTHS, LOCAL, NETWORKS, RELATIVES, rate_recipe, rates_of, recipe
 from mlpmixer.reproduce.family_page import NO_RESULT, PUBLISHED, Measured, make_page, verdict
 from mlpmixer.reproduce.page import Page, Panel, Series, write
 from mlpmixer.training.recipe import Recipe
@@ -50,14 +50,15 @@ def test_first_table_is_torch_alone(name: str, context: ExperimentContext) -> No
     assert plain.augment == cifar10().augment and plain.data.val_fraction == 0.02 and plain.run.steps == 100
     assert dataclasses.replace(plain, run=shipped.run) == shipped
     muon = has(NETWORKS[name], "hidden_matrices")
-    assert plain.optim.name == ("muon" if muon else "adamw") and muon == (name not in BASELINES)
+    assert plain.optim.name == ("muon" if muon else "adamw") and muon == (name != "ResNet")
     assert (plain.optim.muon_lr if muon else plain.optim.lr) == 0.005
 
 
 def test_rates_are_chosen_without_test_images(context: ExperimentContext) -> None:
     short = rate_recipe("ViP", context, 0.004, LENGTHS["long"])
     assert not short.run.test and short.data.val_fraction == 0.1 and short.run.steps == 703
-    assert [len(rates_of(name)) for name in NETWORKS] == [0 if name == LOCAL else 3 for name in NETWORKS]
+    assert all(len(rates_of(name)) >= 3 and rates_of(name) == tuple(sorted(rates_of(name))) for name in RELATIVES)
+    assert rates_of(LOCAL) == ()
 
 
 # --- several processes --------------------------------------------------------------------------------------------

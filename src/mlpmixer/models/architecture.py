@@ -144,7 +144,7 @@ ARCHITECTURES |= {
         name_tables=_ours("repmlpnet_names:TABLES"),
     ),
     "eamlp": Architecture(EAMLPConfig, _ours("external_attention:EAMLP"), TOKENS | ANY_SIZE),
-    "vit": Architecture(ViTConfig, _ours("baselines:ViT"), extra="rivals"),
+    "vit": Architecture(ViTConfig, _ours("baselines:ViT"), {"hidden_matrices": METHOD}, extra="rivals"),
     "resnet": Architecture(ResNetConfig, _ours("baselines:ResNet"), extra="rivals"),
 }
 

@@ -44,6 +44,10 @@ class ViT(Network):
         """The class token: (B, 1 + S, D) -> (B, D)."""
         return features[:, 0]
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices of every block."""
+        return [p for p in self.body.encoder.parameters() if p.ndim == 2]
+
 
 class ResNet(Network):
     """Images (B, in_channels, H, W) -> logits (B, K), from the mean over the last stage."""

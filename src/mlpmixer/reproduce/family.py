@@ -52,8 +52,14 @@ BASELINES: dict[str, NetworkConfig] = {
     "ResNet": ResNetConfig(**SIZES, depths=(1, 1, 1, 1), width=31, bottleneck=False, small_images=True),
 }
 NETWORKS: dict[str, NetworkConfig] = RELATIVES | {LOCAL: RELATIVES["Mixer"]} | BASELINES
-RATES: dict[str, tuple[float, ...]] = {"ViT": (5e-4, 1e-3, 3e-3), "ResNet": (3e-3, 1e-2, 3e-2)}
 MUON_RATES = (4e-3, 8e-3, 1.6e-2)  # half, once and twice that of the recipe
+RATES: dict[str, tuple[float, ...]] = {  # more where the best of three was an end of them; ResNet's are AdamW's
+    "ResMLP": (*MUON_RATES, 3.2e-2),
+    "gMLP": (2e-3, *MUON_RATES),
+    "S2-MLP": (2e-3, *MUON_RATES),
+    "S2-MLPv2": (1e-3, 2e-3, *MUON_RATES),
+    "ResNet": (1e-3, 3e-3, 1e-2, 3e-2),
+}
 TRAIN_IMAGES = 49_000  # what the recipe leaves for training: 2 % are held out
 WARM, TIMED = 2, 6  # steps of a turn that are left out, and timed
 FORWARD_BATCH = 32  # images at a time in a timed export
@@ -84,16 +90,21 @@ LENGTHS: dict[Scale, Length] = {
 }
 
 
+def uses_muon(name: str) -> bool:
+    """Whether Muon trains the matrices of a network; AdamW has all else."""
+    return has(NETWORKS[name], "hidden_matrices")
+
+
 def recipe(
     name: str, context: ExperimentContext, rate: float, steps: int, *, seed: int = 0, shipped: bool = False
 ) -> Recipe:
     """The recipe cifar10 for a network: with torch's operations and without locality and symmetry, unless `shipped`.
 
-    rate: of Muon; of AdamW for ViT and ResNet, which declare no hidden matrices.
+    rate: of Muon; of AdamW for ResNet, which declares no hidden matrices.
     """
-    local, baseline = name == LOCAL, name in BASELINES
+    local = name == LOCAL
     optim: dict[str, Any] = {"warmup_steps": round(WARMUP * steps), "locality": 3 * local, "mirror": local}
-    optim |= {"name": "adamw", "lr": rate} if baseline else {"muon_lr": rate}
+    optim |= {"muon_lr": rate} if uses_muon(name) else {"name": "adamw", "lr": rate}
     base = variant(
         cifar10(),
         "family",
@@ -101,7 +112,7 @@ def recipe(
         optim=optim,
         run={"steps": steps, "seed": seed, "eval_every": 1.0, "kernels": "auto" if shipped else "torch"},
     )
-    return dataclasses.replace(base, model=NETWORKS[name], init=Init() if baseline else base.init)
+    return dataclasses.replace(base, model=NETWORKS[name], init=Init() if name in BASELINES else base.init)
 
 
 def num_steps(length: Length) -> int:

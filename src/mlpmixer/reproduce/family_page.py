@@ -27,6 +27,7 @@ from mlpmixer.reproduce.family import (
     recipe,
     run_name,
     training_speeds,
+    uses_muon,
 )
 from mlpmixer.reproduce.page import Page, Panel, Plot, Series, Table, make_table, percent
 from mlpmixer.training.recipes import cifar10
@@ -190,7 +191,7 @@ def make_page(length: Length, found: Measured, *, result: bool = True) -> Page:
     tables = [
         make_table(f"Equal images: {apart}", _equal_rows(found, tuple(RELATIVES), minutes)),
         make_table(
-            f"Beside them, {images:,} images: {LOCAL} and mirror symmetry; ViT and ResNet, trained with AdamW",
+            f"Beside them, {images:,} images: {LOCAL} and mirror symmetry; ViT; ResNet, trained with AdamW",
             _equal_rows(found, BESIDE, minutes),
         ),
         make_table(
@@ -382,7 +383,7 @@ def _rate_rows(found: Measured) -> list[dict[str, object]]:
         rows.append(
             {
                 "network": name,
-                "optimizer": "AdamW" if name in BASELINES else "Muon",
+                "optimizer": "Muon" if uses_muon(name) else "AdamW",
                 "tried": ", ".join(f"{rate:g}: {percent(top1)}" for rate, top1 in tried.items()),
                 "taken": f"{best:g}{end}",
             }
