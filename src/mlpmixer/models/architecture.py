@@ -286,10 +286,10 @@ def capability(network: object, name: str, option: str, instead: str = "") -> An
     ValueError in one sentence, which names network and option, where the network does not declare it.
     """
     if not has(network, name):
-        others = [a for a, known in ARCHITECTURES.items() if name in known.capabilities]
+        *others, last = [a for a, known in ARCHITECTURES.items() if name in known.capabilities]
         raise ValueError(
             f"{name_of(network)} has no {CAPABILITIES[name]}, which {option} needs; "
-            f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'} it"
+            + (f"{', '.join(others)} and {last} have it" if others else f"{last} has it")
             + (f". Use {instead}" if instead else "")
         )
     known = architecture_of(network)

@@ -46,7 +46,7 @@ class ViT(Network):
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The matrices of every block."""
-        return [p for p in self.body.encoder.parameters() if p.ndim == 2]
+        return [p for p in self.body.parameters() if p.ndim == 2]
 
 
 class ResNet(Network):
