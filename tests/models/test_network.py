@@ -122,9 +122,10 @@ def test_a_mixer_given_as_the_network_is_the_mixer(tmp_path: Path) -> None:
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
-def test_statistics_of_an_average_are_the_models(tmp_path: Path, whole: Path) -> None:
+def test_statistics_of_an_average_are_averaged(tmp_path: Path, whole: Path) -> None:
     state = model_file.read_tensors(model_file.states(whole)[0])[0]
-    assert torch.equal(state["average.body.1.running_mean"], state["model.body.1.running_mean"])
+    assert not torch.equal(state["average.body.1.running_mean"], state["model.body.1.running_mean"])
+    assert torch.equal(state["average.body.1.num_batches_tracked"], state["model.body.1.num_batches_tracked"])
     assert not torch.equal(state["average.head.weight"], state["model.head.weight"])
 
 
