@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlpmixer.weights.load import create_model, from_pretrained
     from mlpmixer.weights.published import list_models
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     "ASMLPConfig",
     "Augment",

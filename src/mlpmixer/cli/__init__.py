@@ -26,7 +26,7 @@ COMMANDS = {  # and the first lines of their docstrings, without which no comman
     "export": "Export a model to ONNX, OpenVINO, PT2, a bundle or a web page.",
     "bench": "Measure how fast each engine runs a model on this machine.",
     "serve": "Serve a model over HTTP.",
-    "convert": "Convert weights to the official .npz, timm's or this package's format.",
+    "convert": "Convert weights to the official, timm's or this package's format.",
     "push": "Publish a model, with a model card, to the Hugging Face Hub or to a folder.",
     "reproduce": "Reproduce a claim of the paper.",
     "summary": "Print the shapes, parameters and multiply-adds of a network.",
