@@ -169,7 +169,7 @@ def _short_side_crop(image: Image.Image, size: tuple[int, int], resample: Image.
 def _imagenet(
     image_size: tuple[int, int], in_channels: int, fit: Fit, interpolation: Literal["bilinear", "bicubic"]
 ) -> Preprocess:
-    """With the mean and deviation of ImageNet's pixels, averaged over the channels where there are not three."""
+    """A copy with the mean and deviation of ImageNet's pixels; of other than three channels, the average of theirs."""
     mean, std = (
         values if in_channels == 3 else (sum(values) / 3,) * in_channels for values in (IMAGENET_MEAN, IMAGENET_STD)
     )

@@ -31,7 +31,7 @@ class Row:
     shape: tuple[int, ...]
     form: Form = "same"
     our_shape: tuple[int, ...] | None = None
-    """Of the same numbers in the same order; None: that of the form."""
+    """Shape here, of the same numbers in the same order; None: that of the form."""
 
 
 def renamed_rows(
