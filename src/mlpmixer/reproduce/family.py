@@ -58,6 +58,7 @@ RATES: dict[str, tuple[float, ...]] = {  # more where the best of three was an e
     "gMLP": (2e-3, *MUON_RATES),
     "S2-MLP": (2e-3, *MUON_RATES),
     "S2-MLPv2": (1e-3, 2e-3, *MUON_RATES),
+    "ViT": (1e-3, 2e-3, *MUON_RATES),
     "ResNet": (1e-3, 3e-3, 1e-2, 3e-2),
 }
 TRAIN_IMAGES = 49_000  # what the recipe leaves for training: 2 % are held out
