@@ -13,7 +13,8 @@ from mlpmixer.data.datasets import stratified_share
 from mlpmixer.models.configs import MixerConfig, ResNetConfig, ViTConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.reproduce import frontier, permutation, run
-from mlpmixer.reproduce.comparison import COMPARISONS, Comparison, describe_difference, is_tie, nano
+from mlpmixer.reproduce.chance import describe_difference, is_tie
+from mlpmixer.reproduce.comparison import COMPARISONS, Comparison, nano
 from mlpmixer.reproduce.experiment import Scale
 from mlpmixer.reproduce.permutation import MODES, Shuffled, for_shuffled, orders, pixel_order, reordered
 

@@ -14,11 +14,24 @@ from mlpmixer.data.config import Data
 from mlpmixer.exporters import job
 from mlpmixer.models import architecture
 from mlpmixer.models.architecture import has
-from mlpmixer.models.configs import MixerConfig, ResMLPConfig, ResNetConfig, ViTConfig
+from mlpmixer.models.configs import MixerConfig, NetworkConfig, ResMLPConfig, ResNetConfig, ViTConfig
 from mlpmixer.models.names import MIXERS
-from mlpmixer.reproduce import ExperimentContext, family, family_page, run
-from mlpmixer.reproduce.family import BASELINES, LENGTHS, LOCAL, NETWORKS, RELATIVES, rate_recipe, rates_of, recipe
-from mlpmixer.reproduce.family_page import NO_RESULT, PUBLISHED, Measured, make_page, verdict
+from mlpmixer.reproduce import ExperimentContext, run
+from mlpmixer.reproduce.chance import verdict
+from mlpmixer.reproduce.family.compare import compare_relatives
+from mlpmixer.reproduce.family.measured import Measured
+from mlpmixer.reproduce.family.page import NO_RESULT, make_page
+from mlpmixer.reproduce.family.published import MIXES, MIXING, PUBLISHED, published_rows, split
+from mlpmixer.reproduce.family.recipes import (
+    BASELINES,
+    LENGTHS,
+    LOCAL,
+    NETWORKS,
+    RELATIVES,
+    rate_recipe,
+    rates_of,
+    recipe,
+)
 from mlpmixer.reproduce.page import Page, Panel, Series, write
 from mlpmixer.training.recipe import Recipe
 from mlpmixer.training.recipes import cifar10
@@ -137,7 +150,7 @@ def test_missing_onnx_is_named_before_hours_of_training(
 ) -> None:
     monkeypatch.setattr(job, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "mlpmixer\[onnx\]"'):
-        family_page.compare_relatives(context)
+        compare_relatives(context)
 
 
 # --- the page -----------------------------------------------------------------------------------------------------
@@ -214,16 +227,14 @@ def test_no_winner_within_the_noise() -> None:
 
 
 def test_published_figures_have_their_sources() -> None:
-    rows = family_page._published_rows()
+    rows = published_rows()
     assert len(rows) == PUBLISHED.strip().count("\n") + 1
     assert {"network": "ViP-S/7", "parameters": "25,114,984", "multiply-adds, G": "6.90"}.items() <= next(
         row for row in rows if row["network"] == "ViP-S/7"
     ).items()
     networks = {str(row["network"]).split("-")[0] for row in rows}
     assert networks == {"Mixer", "ResMLP", "gMLP", "S2", "AS", "ViP", "RepMLPNet", "EAMLP"}
-    assert {row["network"] for row in family_page._split(family_page.MIXING, family_page.MIXES)} == set(NETWORKS) - {
-        LOCAL
-    }
+    assert {row["network"] for row in split(MIXING, MIXES)} == set(NETWORKS) - {LOCAL}
 
 
 def test_names_of_points_do_not_overlap() -> None:
@@ -263,13 +274,14 @@ def test_family_writes_its_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         ),
     }
     relatives = {"Mixer": mixer, "ResMLP": ResMLPConfig(**sizes, num_blocks=1, hidden_dim=16, channels_mlp_dim=16)}
-    networks = relatives | {LOCAL: mixer} | others
-    for module in (family, family_page):
-        monkeypatch.setattr(module, "NETWORKS", networks)
-    monkeypatch.setattr(family_page, "RELATIVES", relatives)
-    monkeypatch.setattr(family_page, "KINDS", {"all": ("k", "o", tuple(networks))})
+    networks: dict[str, NetworkConfig] = relatives | {LOCAL: mixer} | others
+    for table, small in ((NETWORKS, networks), (RELATIVES, relatives)):
+        for name in list(table):
+            monkeypatch.delitem(table, name)
+        for name, cfg in small.items():
+            monkeypatch.setitem(table, name, cfg)
     monkeypatch.setitem(
-        family.LENGTHS,
+        LENGTHS,
         "small",
         dataclasses.replace(LENGTHS["small"], rate_steps=1, epochs=0.003, rate_val_fraction=0.1, checked=10),
     )

@@ -11,18 +11,8 @@ from mlpmixer.evaluation.significance import wilson
 from mlpmixer.models.architecture import Build, build, count_params
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.names import MIXERS
-from mlpmixer.reproduce.comparison import (
-    COMPARISONS,
-    RATES,
-    Comparison,
-    Trial,
-    cifar10,
-    describe_difference,
-    interval,
-    is_tie,
-    mean_and_range,
-    validation_curve,
-)
+from mlpmixer.reproduce.chance import describe_difference, interval, is_tie, mean_and_range
+from mlpmixer.reproduce.comparison import COMPARISONS, RATES, Comparison, Trial, cifar10, validation_curve
 from mlpmixer.reproduce.experiment import ExperimentContext, Scale
 from mlpmixer.reproduce.page import Page, Panel, Plot, Series, make_table
 from mlpmixer.reproduce.table1 import PAPER, without_head

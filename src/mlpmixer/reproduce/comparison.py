@@ -1,10 +1,8 @@
 """Networks of one size trained alike on CIFAR-10: same images, steps and augmentation, each at its best rate."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from mlpmixer.config import pair
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
-from mlpmixer.evaluation.significance import wilson
 from mlpmixer.models.architecture import Build, build, configured, count_params
 from mlpmixer.models.configs import MixerConfig, NetworkConfig, ResNetConfig, ViTConfig
 from mlpmixer.models.names import MIXERS
@@ -165,29 +162,3 @@ def validation_curve(run: "RunResult") -> list[tuple[int, float]]:
     """(step, top-1) of each evaluation in a finished run."""
     lines = read_metrics(run.path / "metrics.jsonl")
     return [(line["step"], line["top1"]) for line in lines if line["kind"] == "eval"]
-
-
-# --- chance -------------------------------------------------------------------------------------------------------
-
-
-def is_tie(a: float, b: float, n: int) -> bool:
-    """Whether two accuracies on `n` images each differ by no more than chance: 0 is in Newcombe's 95 % interval."""
-    (low_a, high_a), (low_b, high_b) = wilson(round(a * n), n), wilson(round(b * n), n)
-    return a - b - math.hypot(a - low_a, high_b - b) <= 0 <= a - b + math.hypot(high_a - a, b - low_b)
-
-
-def describe_difference(first: str, a: float, second: str, b: float, n: int) -> str:
-    """The result of a comparison in words: "A above B (70.0 % against 50.0 %, on 1,000 images)"."""
-    words = "level with" if is_tie(a, b, n) else "above" if a > b else "below"
-    return f"{first} {words} {second} ({percent(a)} against {percent(b)}, on {n:,} images)"
-
-
-def mean_and_range(values: Sequence[float]) -> str:
-    """Accuracies of several seeds, in percent."""
-    mean = percent(fmean(values), 2)
-    return mean if len(values) == 1 else f"{mean} ({100 * min(values):.2f}-{100 * max(values):.2f})"
-
-
-def interval(share: float, n: int) -> str:
-    """Wilson's 95 % interval of an accuracy on `n` images, in percent."""
-    return "-".join(f"{100 * end:.1f}" for end in wilson(round(share * n), n))

@@ -9,14 +9,8 @@ from typing import Any
 from mlpmixer.data.datasets import open_data, stratified_share
 from mlpmixer.evaluation.probe import probe
 from mlpmixer.inference.classifier import load
-from mlpmixer.reproduce.comparison import (
-    COLOURS,
-    COMPARISONS,
-    Trial,
-    cifar10,
-    describe_difference,
-    mean_and_range,
-)
+from mlpmixer.reproduce.chance import describe_difference, mean_and_range
+from mlpmixer.reproduce.comparison import COLOURS, COMPARISONS, Trial, cifar10
 from mlpmixer.reproduce.experiment import ExperimentContext
 from mlpmixer.reproduce.page import Page, Panel, Plot, Series, make_table
 

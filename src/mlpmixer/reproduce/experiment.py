@@ -136,7 +136,7 @@ EXPERIMENTS["family"] = Experiment(
     title="nine all-MLP networks of one size on CIFAR-10, for equally many images and for equal time",
     source="not in the papers, which compare themselves by published figures of other recipes",
     scales={"small": "about 10 min, a check of the pipeline and no result", "long": "about 5 hours"},
-    function="family_page:compare_relatives",
+    function="family.compare:compare_relatives",
     data="cifar10",
     baselines=True,
 )

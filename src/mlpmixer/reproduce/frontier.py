@@ -13,7 +13,8 @@ from mlpmixer.config import Config, pair
 from mlpmixer.data.datasets import open_data
 from mlpmixer.inference.classifier import load
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.reproduce.comparison import describe_difference, mean_and_range, nano
+from mlpmixer.reproduce.chance import describe_difference, mean_and_range
+from mlpmixer.reproduce.comparison import nano
 from mlpmixer.reproduce.experiment import ExperimentContext, Scale
 from mlpmixer.reproduce.page import Page, Panel, Plot, Series, make_table, percent
 from mlpmixer.reproduce.published import TABLE3, Row

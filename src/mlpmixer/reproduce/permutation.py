@@ -21,16 +21,8 @@ from mlpmixer.inference.classifier import load
 from mlpmixer.models.architecture import build
 from mlpmixer.models.configs import NetworkConfig
 from mlpmixer.models.mixer import Mixer
-from mlpmixer.reproduce.comparison import (
-    COLOURS,
-    COMPARISONS,
-    Trial,
-    cifar10,
-    interval,
-    is_tie,
-    mean_and_range,
-    validation_curve,
-)
+from mlpmixer.reproduce.chance import interval, is_tie, mean_and_range
+from mlpmixer.reproduce.comparison import COLOURS, COMPARISONS, Trial, cifar10, validation_curve
 from mlpmixer.reproduce.experiment import ExperimentContext
 from mlpmixer.reproduce.page import Page, Panel, Plot, Series, make_table, percent
 from mlpmixer.training.augment import normalise, prepare_eval

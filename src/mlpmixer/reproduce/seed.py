@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from mlpmixer.models.architecture import configured
-from mlpmixer.reproduce.comparison import describe_difference
+from mlpmixer.reproduce.chance import describe_difference
 from mlpmixer.reproduce.experiment import ExperimentContext, Scale
 from mlpmixer.reproduce.page import Page, Panel, Plot, Series, Table, make_table, percent
 from mlpmixer.training.recipe import Augment, Init, Optim, Recipe

@@ -21,13 +21,8 @@ from mlpmixer.models.architecture import configured, create_model
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.models.mixing import frequency, hidden_units, opposite_pairs, stem_filters
-from mlpmixer.reproduce.comparison import (
-    COMPARISONS,
-    Comparison,
-    cifar10,
-    describe_difference,
-    nano,
-)
+from mlpmixer.reproduce.chance import describe_difference
+from mlpmixer.reproduce.comparison import COMPARISONS, Comparison, cifar10, nano
 from mlpmixer.reproduce.experiment import ExperimentContext, Scale
 from mlpmixer.reproduce.page import Page, Panel, Plot, Series, make_table, percent
 from mlpmixer.training.recipe import Augment, Recipe
