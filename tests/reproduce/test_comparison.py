@@ -13,8 +13,8 @@ from mlpmixer.data.datasets import stratified_share
 from mlpmixer.models.configs import MixerConfig, ResNetConfig, ViTConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.reproduce import frontier, permutation, run
-from mlpmixer.reproduce.chance import describe_difference, is_tie
-from mlpmixer.reproduce.comparison import COMPARISONS, Comparison, nano
+from mlpmixer.reproduce.chance import describe_difference, error_bars, is_tie
+from mlpmixer.reproduce.comparison import COMPARISONS, Comparison, nano, rate_cells
 from mlpmixer.reproduce.experiment import Scale
 from mlpmixer.reproduce.permutation import MODES, Shuffled, for_shuffled, orders, pixel_order, reordered
 
@@ -98,6 +98,15 @@ def test_ties_are_told_from_differences() -> None:
     assert is_tie(0.5, 0.5, 100) and is_tie(0.50, 0.51, 1000) and not is_tie(0.5, 0.6, 1000)
     assert describe_difference("A", 0.7, "B", 0.5, 1000) == "A above B (70.0 % against 50.0 %, on 1,000 images)"
     assert describe_difference("A", 0.5, "B", 0.51, 100) == "A level with B (50.0 % against 51.0 %, on 100 images)"
+    below, above = error_bars([0.5, 1.0], 100)
+    assert below == pytest.approx([0.0962, 0.0370], abs=1e-4) and above == pytest.approx([0.0962, 0.0], abs=1e-4)
+
+
+def test_best_rate_at_an_end_is_told() -> None:
+    inside = {"tried": "0.1: 50.0 %, 0.3: 70.0 %, 1: 60.0 %", "taken": "0.3"}
+    assert rate_cells({0.1: 0.5, 0.3: 0.7, 1.0: 0.6}) == inside
+    assert rate_cells({0.1: 0.5, 0.3: 0.7})["taken"] == "0.3 (an end of what was tried)"
+    assert rate_cells({0.3: 0.7})["taken"] == "0.3"
 
 
 def test_frontier_has_the_points_that_no_other_beats() -> None:

@@ -21,7 +21,7 @@ from mlpmixer.reproduce.chance import verdict
 from mlpmixer.reproduce.family.compare import compare_relatives
 from mlpmixer.reproduce.family.measured import Measured
 from mlpmixer.reproduce.family.page import NO_RESULT, make_page
-from mlpmixer.reproduce.family.published import MIXES, MIXING, PUBLISHED, published_rows, split
+from mlpmixer.reproduce.family.published import PUBLISHED, mixing_rows, published_rows
 from mlpmixer.reproduce.family.recipes import (
     BASELINES,
     LENGTHS,
@@ -234,7 +234,7 @@ def test_published_figures_have_their_sources() -> None:
     ).items()
     networks = {str(row["network"]).split("-")[0] for row in rows}
     assert networks == {"Mixer", "ResMLP", "gMLP", "S2", "AS", "ViP", "RepMLPNet", "EAMLP"}
-    assert {row["network"] for row in split(MIXING, MIXES)} == set(NETWORKS) - {LOCAL}
+    assert {row["network"] for row in mixing_rows()} == set(NETWORKS) - {LOCAL}
 
 
 def test_names_of_points_do_not_overlap() -> None:

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 
 from mlpmixer.data.datasets import open_data
-from mlpmixer.evaluation.significance import wilson
 from mlpmixer.models.architecture import Build, build, count_params
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.names import MIXERS
-from mlpmixer.reproduce.chance import describe_difference, interval, is_tie, mean_and_range
+from mlpmixer.reproduce.chance import describe_difference, error_bars, interval, is_tie, mean_and_range
 from mlpmixer.reproduce.comparison import COMPARISONS, RATES, Comparison, Trial, cifar10, validation_curve
 from mlpmixer.reproduce.experiment import ExperimentContext, Scale
 from mlpmixer.reproduce.page import Page, Panel, Plot, Series, make_table
@@ -142,10 +141,8 @@ def compare_variants(context: ExperimentContext) -> Page:
 def _plot(rows: dict[str, dict[str, Any]], n: int) -> Plot:
     curves, points = [], []
     for i, (name, row) in enumerate(rows.items()):
-        low, high = wilson(round(row["top1"] * n), n)
-        error = [[row["top1"] - low], [high - row["top1"]]]
         curves.append(Series(row["curve"], name, colour=f"C{i}"))
-        points.append(Series([(row["train_s"], row["top1"])], name, "o", f"C{i}", error))
+        points.append(Series([(row["train_s"], row["top1"])], name, "o", f"C{i}", error_bars([row["top1"]], n)))
     panels = Panel("step", "validation top-1", curves), Panel("training, s", "test top-1", points)
     caption = "Validation top-1, first seed; test top-1 with its 95 % interval over the training time"
     return Plot("variants", caption, panels, size=(10, 4))

@@ -31,9 +31,18 @@ def interval(share: float, n: int) -> str:
     return "-".join(f"{100 * end:.1f}" for end in wilson(round(share * n), n))
 
 
+def error_bars(shares: Sequence[float], n: int) -> tuple[list[float], list[float]]:
+    """How far Wilson's 95 % intervals of accuracies on `n` images reach below and above them, for a plot."""
+    ends = [wilson(round(share * n), n) for share in shares]
+    below = [share - low for share, (low, _) in zip(shares, ends, strict=True)]
+    return below, [high - share for share, (_, high) in zip(shares, ends, strict=True)]
+
+
 def verdict(scores: Mapping[str, float], n: int, spread: float) -> str:
-    """Which network wins, or that none does: a lead must exceed what two seeds differ by (`spread`) and what chance
-    in `n` test images allows."""
+    """Which network wins, or that none does, in words.
+
+    A lead must exceed what two seeds differ by (`spread`) and what chance in `n` test images allows.
+    """
     first, *others = sorted(scores, key=lambda name: scores[name], reverse=True)
 
     def with_score(name: str) -> str:
@@ -53,4 +62,5 @@ def verdict(scores: Mapping[str, float], n: int, spread: float) -> str:
 
 
 def points(share: float) -> str:
+    """A difference of accuracies: 0.02 is "2.0 points"."""
     return f"{100 * share:.1f} points"

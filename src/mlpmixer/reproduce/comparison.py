@@ -1,7 +1,7 @@
 """Networks of one size trained alike on CIFAR-10: same images, steps and augmentation, each at its best rate."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -107,10 +107,8 @@ class Comparison:
                 recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, test=False))
                 result = context.train(f"rates/{name}-{lr:g}", recipe, self.builds.get(name))
                 tried[lr] = result.summary["val_top1"]
-            best[name] = max(tried, key=lambda lr: tried[lr])
-            end = "" if min(tried) < best[name] < max(tried) or len(tried) == 1 else " (an end of what was tried)"
-            row = {"network": name, "tried": ", ".join(f"{lr:g}: {percent(top1)}" for lr, top1 in tried.items())}
-            rows.append(row | {"taken": f"{best[name]:g}{end}"})
+            best[name] = best_rate(tried)
+            rows.append({"network": name, **rate_cells(tried)})
         return best, make_table(f"Learning rates: validation top-1 after {short.steps:,} steps", rows)
 
     def size_of(self, name: str) -> dict[str, int]:
@@ -126,6 +124,24 @@ class Comparison:
     def sizes(self) -> dict[str, dict[str, int]]:
         """The size of each network."""
         return {name: self.size_of(name) for name in self.networks}
+
+
+def best_rate(tried: Mapping[float, float]) -> float:
+    """The learning rate of the best accuracy."""
+    return max(tried, key=lambda rate: tried[rate])
+
+
+def is_end(rate: float, tried: Collection[float]) -> bool:
+    """Whether a rate is the lowest or the highest of several: there may be a better one beyond it."""
+    return len(tried) > 1 and rate in (min(tried), max(tried))
+
+
+def rate_cells(tried: Mapping[float, float]) -> dict[str, object]:
+    """The cells of a table of learning rates: those tried, with their accuracies, and the one taken."""
+    best = best_rate(tried)
+    end = " (an end of what was tried)" if is_end(best, tried) else ""
+    shown = ", ".join(f"{rate:g}: {percent(top1)}" for rate, top1 in tried.items())
+    return {"tried": shown, "taken": f"{best:g}{end}"}
 
 
 def cifar10(context: ExperimentContext) -> Data:

@@ -27,10 +27,14 @@ class Row(NamedTuple):
         return self.model.startswith("Mixer-")
 
 
+def cells(text: str) -> list[list[str]]:
+    """The cells of a table that is written as lines, with a bar between two cells."""
+    return [[cell.strip() for cell in line.split("|")] for line in text.strip().splitlines()]
+
+
 def _rows(table: int, text: str) -> list[Row]:
     rows = []
-    for line in text.strip().splitlines():
-        upstream, model, px, epochs, imagenet, *shares, speed, days, weights = (c.strip() for c in line.split("|"))
+    for upstream, model, px, epochs, imagenet, *shares, speed, days, weights in cells(text):
         px_, epochs_, speed_ = (int(number) if number else None for number in (px, epochs, speed))
         top1, (real, avg5, vtab) = _share(imagenet), (_share(share) if share else None for share in shares)
         scores = (top1, real, avg5, vtab)

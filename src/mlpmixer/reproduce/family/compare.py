@@ -1,4 +1,4 @@
-"""The comparison of the Mixer and its relatives: all runs and measurements in their order."""
+"""The comparison of the Mixer and its relatives: all runs and measurements, in order."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlpmixer.exporters.job import require_packages
 from mlpmixer.reproduce.experiment import ExperimentContext
-from mlpmixer.reproduce.family.measured import Measured, best_of
+from mlpmixer.reproduce.family.measured import BATCH, Measured, best_rates
 from mlpmixer.reproduce.family.page import make_page
 from mlpmixer.reproduce.family.recipes import (
     LENGTHS,
@@ -20,7 +20,6 @@ from mlpmixer.reproduce.family.recipes import (
 )
 from mlpmixer.reproduce.family.speeds import export_both, forward_speeds, training_speeds
 from mlpmixer.reproduce.page import Page
-from mlpmixer.training.recipes import cifar10
 
 if TYPE_CHECKING:
     from mlpmixer.training.run import RunResult
@@ -28,13 +27,13 @@ if TYPE_CHECKING:
 SCORES = ("top1", "val_top1", "steps", "seed", "train_images", "train_s", "images_per_s", "precision", "device")
 
 
-def _kept(run: "RunResult") -> dict[str, Any]:
-    """What the page takes from a summary."""
+def _figures(run: "RunResult") -> dict[str, Any]:
+    """What the page takes from the summary of a run."""
     numbers = {part: {"n": run.summary[part]["n"], "nll": run.summary[part]["nll"]} for part in ("test", "val")}
     return {name: run.summary[name] for name in SCORES} | numbers
 
 
-def best_rates(context: ExperimentContext, length: Length) -> dict[str, dict[float, float]]:
+def try_rates(context: ExperimentContext, length: Length) -> dict[str, dict[float, float]]:
     """Validation top-1 of each rate of each network."""
     tried = {(name, rate): f"rates/{name}-{rate:g}" for name in NETWORKS for rate in rates_of(name)}
     results = context.train_all({run: rate_recipe(key[0], context, key[1], length) for key, run in tried.items()})
@@ -45,25 +44,26 @@ def best_rates(context: ExperimentContext, length: Length) -> dict[str, dict[flo
 
 
 def compare_relatives(context: ExperimentContext) -> Page:
+    """Choose rates; train for equally many images, the best networks twice; then for equal time; export and time."""
     require_packages("ONNX", "onnx", "onnx", "onnxscript", "onnxruntime")  # at the end, hours from now
     length = LENGTHS[context.scale]
     num_rates = sum(len(rates_of(name)) for name in NETWORKS)
     context.num_parts = num_rates + 3 * len(NETWORKS) + length.second_seeds + 2
-    tried = best_rates(context, length)
-    rates, steps, batch = best_of(tried), num_steps(length), cifar10().run.images_per_step
+    tried = try_rates(context, length)
+    rates, steps = best_rates(tried), num_steps(length)
 
     def equal(names: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
         runs = {run_name("images", name, seed): recipe(name, context, rates[name], steps, seed=seed) for name in names}
-        return {name: _kept(found) for name, found in zip(names, context.train_all(runs).values(), strict=True)}
+        return {name: _figures(found) for name, found in zip(names, context.train_all(runs).values(), strict=True)}
 
     firsts = equal(tuple(NETWORKS), context.seed)
     best = sorted(NETWORKS, key=lambda name: firsts[name]["val_top1"], reverse=True)[: length.second_seeds]
     seconds = equal(best, context.seed + 1)
     speeds = context.measure("training-speed", lambda: training_speeds(context, rates, length.turns))
-    budget_s = steps * batch / speeds["Mixer"]["shipped"]
+    budget_s = steps * BATCH / speeds["Mixer"]["shipped"]
     timed = {}
     for name in NETWORKS:
-        affordable = max(round(budget_s * speeds[name]["shipped"] / batch), 1)
+        affordable = max(round(budget_s * speeds[name]["shipped"] / BATCH), 1)
         shipped = recipe(name, context, rates[name], affordable, seed=context.seed, shipped=True)
         timed[run_name("time", name)] = shipped
     in_time = context.train_all(timed)
@@ -73,9 +73,9 @@ def compare_relatives(context: ExperimentContext) -> Page:
     }
     measured = Measured(
         tried=tried,
-        equal={name: [of[name] for of in (firsts, seconds) if name in of] for name in NETWORKS},
+        equal={name: [runs[name] for runs in (firsts, seconds) if name in runs] for name in NETWORKS},
         speeds=speeds,
-        timed={name: _kept(in_time[run_name("time", name)]) for name in NETWORKS},
+        timed={name: _figures(in_time[run_name("time", name)]) for name in NETWORKS},
         exported=exported,
         forward=context.measure("forward-speed", lambda: forward_speeds(context, exported)),
     )

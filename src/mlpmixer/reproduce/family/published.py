@@ -1,8 +1,8 @@
 """What the papers say of the family: what mixes where, and ImageNet-1k accuracies."""
 
-from collections.abc import Mapping, Sequence
-
 from mlpmixer.models.names import MODELS
+from mlpmixer.reproduce.family.measured import deployed_size
+from mlpmixer.reproduce.published import cells
 
 MIXING = """
 Mixer     | all | an MLP, one for all channels | fixed | an MLP | 8
@@ -17,7 +17,7 @@ EAMLP     | all | a memory of 64 slots | fixed memory, addressed by content | an
 ViT       | all | attention | content | an MLP | 8
 ResNet    | 3 x 3 | convolutions, also across channels | fixed | nothing apart | 32 to 4
 """
-MIXES = ("network", "across locations", "by", "weights across locations", "per location", "grid at 32 px, side")
+HEADINGS = ("network", "across locations", "by", "weights across locations", "per location", "grid at 32 px, side")
 # name in MODELS or parameters, multiply-adds | top-1, % | arXiv | recipe; what another paper measured is said there
 PUBLISHED = """
 Mixer-B/16     | B/16          | 76.44 | 2105.01601 | 300 epochs, RandAugment, mixup
@@ -47,20 +47,18 @@ Mixer-B/16     | B/16          | 78.5  | 2106.12368 | ViP's, by its authors
 """
 
 
-def published_rows() -> list[Mapping[str, object]]:
-    rows: list[Mapping[str, object]] = []
-    for cells in split(PUBLISHED, ("network", "size", "top1", "arxiv", "recipe")):
-        if cells["size"] in MODELS:
-            cfg = MODELS[cells["size"]]
-            params, gmacs = f"{cfg.num_params:,}", f"{sum(x.flops for x in cfg.deployed().layers()) / 2e9:.2f}"
+def mixing_rows() -> list[dict[str, object]]:
+    return [dict(zip(HEADINGS, row, strict=True)) for row in cells(MIXING)]
+
+
+def published_rows() -> list[dict[str, object]]:
+    rows = []
+    for network, size, top1, arxiv, recipe in cells(PUBLISHED):
+        if size in MODELS:
+            counted = deployed_size(MODELS[size])
+            params, gmacs = f"{counted['params']:,}", f"{counted['flops'] / 2e9:.2f}"
         else:
-            params, gmacs = cells["size"].rsplit(", ", 1)
-        row = {"network": cells["network"], "top-1, %": cells["top1"], "parameters": params, "multiply-adds, G": gmacs}
-        rows.append(row | {"source": f"arXiv:{cells['arxiv']}", "recipe": cells["recipe"]})
+            params, gmacs = size.rsplit(", ", 1)
+        row: dict[str, object] = {"network": network, "top-1, %": top1, "parameters": params, "multiply-adds, G": gmacs}
+        rows.append(row | {"source": f"arXiv:{arxiv}", "recipe": recipe})
     return rows
-
-
-def split(text: str, names: Sequence[str]) -> list[Mapping[str, str]]:
-    return [
-        dict(zip(names, (cell.strip() for cell in line.split("|")), strict=True)) for line in text.strip().splitlines()
-    ]

@@ -41,6 +41,8 @@ BASELINES: dict[str, NetworkConfig] = {
     "ViT": ViTConfig(**SIZES, patch_size=4, num_blocks=6, hidden_dim=128, num_heads=4, mlp_dim=512),
     "ResNet": ResNetConfig(**SIZES, depths=(1, 1, 1, 1), width=31, bottleneck=False, small_images=True),
 }
+BESIDE = (LOCAL, *BASELINES)
+"""What is shown beside the all-MLP networks, in tables of its own."""
 NETWORKS: dict[str, NetworkConfig] = RELATIVES | {LOCAL: RELATIVES["Mixer"]} | BASELINES
 MUON_RATES = (4e-3, 8e-3, 1.6e-2)  # half, once and twice that of the recipe
 RATES: dict[str, tuple[float, ...]] = {  # more where the best of three was an end of them; ResNet's are AdamW's
