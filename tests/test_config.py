@@ -23,7 +23,8 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.download import Retry
 from mlpmixer.models.architecture import ARCHITECTURES
-from mlpmixer.models.configs import MixerConfig
+from mlpmixer.models.configs import MixerConfig, ViPConfig
+from mlpmixer.models.names import MODELS
 from mlpmixer.registry import shortened, shown
 from mlpmixer.reproduce import Overrides, cost, frontier
 from mlpmixer.reproduce.variants import Grouped, Pyramid
@@ -251,6 +252,30 @@ def test_missing_json_field() -> None:
 def test_impossible_values_are_refused(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "hint"),
+    [
+        ("as-mlp-t", {"image_size": 50}, "64x64"),  # of 4 px and three merges, not 48x48, of 4 px alone
+        ("s2-mlpv2-s/7", {"image_size": 64}, "70x70"),
+        ("repmlpnet-t224", {"image_size": (24, 250)}, "32x256"),
+        ("vip-s/7", {"image_size": 64}, "56x56"),
+        ("vip-s/7", {"image_size": 98}, "84x84"),  # 14 places do not divide 192 channels
+        ("vip-s/7", {"patch_size": 16}, "192x192"),
+        ("vip-s/7", {"image_size": (112, 224)}, "112x112"),
+    ],
+)
+def test_size_that_an_error_names_works(name: str, fields: dict[str, Any], hint: str) -> None:
+    with pytest.raises(ValueError, match=rf"nearest (that is|image_size that fits): {hint}$"):
+        dataclasses.replace(MODELS[name], **fields)
+    rows, cols = map(int, hint.split("x"))
+    assert dataclasses.replace(MODELS[name], **fields | {"image_size": (rows, cols)}).grid
+
+
+def test_no_size_is_named_where_none_fits() -> None:
+    with pytest.raises(ValueError, match=r"make 4x4 places for 37 channels$"):
+        ViPConfig(image_size=16, patch_size=4, hidden_dims=(37, 37), depths=(1, 1), strides=(2,))
 
 
 @pytest.mark.parametrize(

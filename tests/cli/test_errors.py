@@ -79,7 +79,11 @@ FROM_DATA = [["train"], ["lr-find"], ["data", "preview", "--out", "x.png"], ["da
         ("evaluate no/such/run digits --tta flop", "did you mean flip?"),
         ("evaluate no/such/run digits --temperature --split val", "--split val cannot judge it"),
         ("evaluate no/such/run digits --real no/such.json", "no file no/such.json"),
-        ("evaluate S/16 digits", "S/16 does not exist: expected a run folder"),
+        ("evaluate S/16 digits", "S/16 is an architecture: expected trained weights, S/16:gsam or a run"),
+        (
+            "predict vip-s/7 x.png",
+            "expected trained weights, their file or a run (mlpmixer train DATA --model vip-s/7)",
+        ),
         ("evaluate S/16 digits --resize nearest", "give --image-size or --patch-size, too"),
         ("compare no/such/run no/such/other digits", "no/such/run"),
         ("predict no/such/run x.png", "no/such/run"),

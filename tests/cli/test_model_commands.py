@@ -233,3 +233,8 @@ def test_convert_without_the_data_says_that_nothing_was_measured(run: RunLine, t
     files = str(tmp_path / "untold.safetensors"), str(tmp_path / "small.safetensors")
     code, _, err = run("convert", *files, "--precision", "float16")
     assert code == 0 and "the difference to float32 was not measured: which images? This model file does not say" in err
+    code, _, err = run("export", files[0])
+    assert (
+        code == 2
+        and "name a data set or a folder, as DATA after the model or, with export and convert, as --data " in err
+    )

@@ -345,12 +345,24 @@ def test_a_file_of_other_code_comes_back_bit_for_bit(case: str, suffix: str, tmp
     else:
         save_file(theirs, file)
     size = cfg.image_size if isinstance(cfg.image_size, tuple) else (cfg.image_size,) * 2
-    loaded, meta = load_weights(file, image_size=size)
+    notes: list[dict[str, object]] = []
+    loaded, meta = load_weights(file, image_size=size, report=notes.append)
+    left_open = "leaves this open: shift_size 5 assumed; for another, create_model(config, weights=FILE)"
+    assert [str(note["note"]) for note in notes] == ([f"{file} {left_open}"] if case == "asmlp" else [])
     assert dataclasses.replace(meta.config, image_size=cfg.image_size) == cfg
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     again = to_foreign(cfg, loaded.state_dict(), "timm" if case == "gmlp" else "official")
     assert all(torch.equal(again[name], tensor) for name, tensor in theirs.items())
+
+
+def test_what_a_file_leaves_open_is_assumed_and_said(tmp_path: Path) -> None:
+    cfg = dataclasses.replace(SMALL["asmlp"], image_size=224)
+    save_file(to_foreign(cfg, network("asmlp", torch.float32).state_dict(), "official"), tmp_path / "w.safetensors")
+    for like, said in ((None, "image_size 224 and shift_size 5 assumed"), (cfg, "")):
+        notes: list[dict[str, object]] = []
+        assert load_weights(tmp_path / "w.safetensors", like=like, report=notes.append)[1].config == cfg
+        assert said in str(notes) and bool(notes) == bool(said)
 
 
 def test_memories_of_external_attention_start_equal_and_train_apart() -> None:

@@ -194,8 +194,9 @@ def test_timms_default_tag_is_the_default() -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("mixer_s16_224", r"no weights of mixer_s16_224 are published; of the same network.*: S/16:gsam$"),
-        ("vit_base_patch16_224", "no weights of vit_base_patch16_224 are published"),
+        ("mixer_s16_224", r"no weights of mixer_s16_224 are known by name; of the same network.*: S/16:gsam$"),
+        ("vit_base_patch16_224", "list weights has those that are, and weights=FILE"),
+        ("vip-s/7", r"^no weights of vip-s/7 are known by name; [^;]*$"),  # its authors publish some
         ("mixer_b16_224.goog_in1k", r"no weights named 'mixer_b16_224.goog_in1k' are published; did you mean mixer_b1"),
         ("mixer_b61_224", "no model named 'mixer_b61_224'; did you mean mixer_b16_224"),
         (MODELS["S/16"], "takes the weights of a name; with a config say weights=FILE"),

@@ -320,8 +320,8 @@ def resolve_data(classifier: Classifier, data: Data | str | None, data_dir: str 
     elif data is None:
         if own is None:
             raise ValueError(
-                "which images? This model file does not say what data it was trained on: name a data set or a folder "
-                "(mlpmixer evaluate RUN DATA, export RUN --data DATA)"
+                "which images? This model file does not say what data it was trained on: name a data set or a folder, "
+                "as DATA after the model or, with export and convert, as --data DATA"
             )
         asked = own
     else:

@@ -177,5 +177,6 @@ TABLES = (
         rows=_rows,
         config=_config,
         preprocess="timm_imagenet",
+        left_open=("image_size", "shift_size"),
     ),
 )

@@ -77,6 +77,8 @@ class NameTable:
     preprocess: str = "timm"
     """Name of the evaluation preprocessing that goes with it, see `data.preprocess.create_preprocess`; "": as after
     training here, but for mean and deviation, which are 0.5."""
+    left_open: tuple[str, ...] = ()
+    """Fields of the config that the arrays say nothing about."""
     current: Callable[[Arrays], dict[str, np.ndarray]] = unchanged
     """Arrays of any public variant under the names of `rows`."""
 

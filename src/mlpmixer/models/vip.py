@@ -143,5 +143,6 @@ TABLES = (
         rows=_rows,
         config=_config,
         preprocess="timm_imagenet",
+        left_open=("image_size",),
     ),
 )

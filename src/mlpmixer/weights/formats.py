@@ -170,6 +170,9 @@ def read_foreign(
                 raise
             if table.form == "own":
                 note(_assumed(path, cfg))
+            if like is None and (left := [n for n in table.left_open if n != "image_size" or image_size is None]):
+                taken = " and ".join(f"{name} {getattr(cfg, name)}" for name in left)
+                note(f"{path} leaves this open: {taken} assumed; for another, create_model(config, weights=FILE)")
             return cfg, state, table
     for table in sorted(tables, key=lambda table: like is None or tables[table] != like.architecture):
         module = table.marker.rpartition(".")[0]

@@ -146,6 +146,12 @@ def _file_at(path: Path, name: str) -> Path:
             f"{path} is not a run: {EXPECTED}" + (f"; runs in it: {', '.join(inside[:5])}" if inside else "")
         )
     if not path.exists():
+        if name in MODELS:
+            named = ", ".join(w for w in WEIGHTS if w.startswith((f"{name}:", f"{name}."))) or "their file"
+            raise ValueError(
+                f"{name} is an architecture: expected trained weights, {named} or a run (mlpmixer train DATA --model "
+                f"{name})"
+            )
         beside = [str(p.parent) for p in path.parent.glob(f"*/{MODEL_FILE}")] if path.parent.is_dir() else []
         close = difflib.get_close_matches(name, [*beside, *BUNDLED, *WEIGHTS], 1, 0.5)
         raise ValueError(f"{path} does not exist: {EXPECTED}" + (f"; did you mean {close[0]}?" if close else ""))

@@ -230,8 +230,12 @@ def weights_for(name: str) -> str:
     free = {"num_classes", *cfg.weight_free}
     same = [key for key, w in WEIGHTS.items() if not cfg.differences(w.config, free)]
     raise ValueError(
-        f"no weights of {name} are published; "
-        + (f"of the same network, but for its activation, are: {', '.join(same)}" if same else suggest(name, WEIGHTS))
+        f"no weights of {name} are known by name; "
+        + (
+            f"of the same network, but for its activation, are: {', '.join(same)}"
+            if same
+            else "mlpmixer list weights has those that are, and weights=FILE takes a file"
+        )
     )
 
 

@@ -181,16 +181,18 @@ class PatchConfig(NetworkConfig):
         super().validate()
         p, q = self.patch
         require(min(p, q) >= 1, f"patch_size must be positive, got {p}x{q}")
-        self.require_multiple((p, q))
-
-    def require_multiple(self, cell: tuple[int, int]) -> None:
-        (h, w), (p, q) = pair(self.image_size), cell
-        what = "patch_size" if cell == pair(self.patch_size) else f"patch_size {shown(self.patch_size)} px and merges,"
+        (h, w), (p, q) = pair(self.image_size), self.cell
+        what = "patch_size" if self.cell == self.patch else f"patch_size {shown(self.patch_size)} px and merges,"
         require(
             h % p == 0 and w % q == 0,
-            f"image_size {h}x{w} px is not a multiple of {what} {p}x{q} px; "
-            f"nearest that is: {max((2 * h + p - 1) // (2 * p), 1) * p}x{max((2 * w + q - 1) // (2 * q), 1) * q}",
+            f"image_size {h}x{w} px is not a multiple of {what} {p}x{q} px; nearest that is: "
+            + "x".join(map(str, self.nearest_size())),
         )
+
+    def nearest_size(self) -> tuple[int, int]:
+        """Height and width nearest to image_size that patches and merges divide."""
+        (h, w), (p, q) = pair(self.image_size), self.cell
+        return max((2 * h + p - 1) // (2 * p), 1) * p, max((2 * w + q - 1) // (2 * q), 1) * q
 
     def stem(self, dim: int) -> list[Layer]:
         """The first lines of `layers`: images, patches, and one linear layer for all of them."""
@@ -251,7 +253,6 @@ class StagesConfig(PatchConfig):
             require(min(values) >= 1 and max(values) <= most, f"{name} must be 1 to {most:,} each, got {shown(values)}")
         require(sum(self.depths) <= MAX_BLOCKS, f"depths must be at most {MAX_BLOCKS:,} in all, got {sum(self.depths)}")
         self.require_rates("drop_path")
-        self.require_multiple(self.cell)
 
     def staged_stem(self) -> list[Layer]:
         """The first lines of `layers`: images, patches, and one linear layer for all of them."""

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mlpmixer.config import require
+from mlpmixer.config import pair, require
 from mlpmixer.models.configs.network import Layer, Size, StagesConfig
 from mlpmixer.registry import shown
+
+MAX_SIDE = 8192  # places that are tried for a hint, as many as the pixels of the largest square image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +60,23 @@ class ViPConfig(StagesConfig):
         super().validate()
         self.require_range(1, 64, "mlp_ratio")
         for c, (h, w) in zip(self.hidden_dims, self.grids, strict=True):
-            require(
-                h == w and c % h == 0,
-                f"vip needs as many places down as across, and hidden_dims that are multiples of that; image_size "
-                f"{shown(self.image_size)} has {h}x{w} places for {c} channels",
-            )
             require(c >= 4, f"hidden_dims must be at least 4 each, got {shown(self.hidden_dims)}")
+            if h != w or c % h:
+                a, b = self.nearest_size()
+                raise ValueError(
+                    f"vip needs as many places down as across, and hidden_dims that are multiples of that; image_size "
+                    f"{shown(self.image_size)} and patch_size {shown(self.patch_size)} make {h}x{w} places for {c} "
+                    "channels" + f"; nearest image_size that fits: {a}x{b}" * ((a, b) != pair(self.image_size))
+                )
+
+    def nearest_size(self) -> tuple[int, int]:
+        """Of the square grids that divide all hidden_dims, where there are any."""
+        (h, _), (p, q), merges = pair(self.image_size), self.cell, sum(self.merged)
+        finer = [2 ** (merges - sum(self.merged[: i + 1])) for i in range(len(self.depths))]
+        most = min(2 * h // p, *self.hidden_dims, MAX_SIDE)
+        widths = list(zip(self.hidden_dims, finer, strict=True))
+        sides = [n for n in range(1, most + 1) if all(c % (n * more) == 0 for c, more in widths)]
+        if not sides:
+            return super().nearest_size()
+        n = min(sides, key=lambda n: abs(n * p - h))
+        return n * p, n * q
