@@ -72,7 +72,7 @@ def softmax(logits: Any) -> Any:
 
 
 def ours(kind: str, precision: str, threads: int, folder: Path) -> Any:
-    from mlpmixer.inference import classifier as predict
+    from mlpmixer.inference.load import load
 
     engine = kind.split(":")[1]
     file = {"torch": "model.safetensors", "onnxruntime": "model.onnx", "openvino": "model.onnx"}[engine]
@@ -82,11 +82,11 @@ def ours(kind: str, precision: str, threads: int, folder: Path) -> Any:
     if "bfloat16" in precision:
         how = "bfloat16"
     if engine != "torch":
-        return predict.load(folder / file, engine=engine, precision=how, threads=threads).probabilities
+        return load(folder / file, engine=engine, precision=how, threads=threads).probabilities
     import torch
 
     torch.set_num_threads(threads)
-    return predict.load(folder / file, precision=how, threads=threads).probabilities
+    return load(folder / file, precision=how, threads=threads).probabilities
 
 
 def bare(kind: str, precision: str, threads: int, folder: Path) -> Any:
@@ -122,7 +122,7 @@ def in_torch(network: Any, precision: str, threads: int) -> Any:
 
 
 def plain_torch(kind: str, precision: str, threads: int, folder: Path) -> Any:
-    from mlpmixer.inference.classifier import load
+    from mlpmixer.inference.load import load
 
     return in_torch(load(folder / "model.safetensors").network, precision, threads)
 
@@ -159,7 +159,7 @@ def prepare(model: str, batch: int, folder: Path, **changes: int) -> None:
     from mlpmixer.exporters.export import write_unchecked
     from mlpmixer.exporters.int8 import Quantiser
     from mlpmixer.exporters.targets import onnx
-    from mlpmixer.inference.classifier import from_network
+    from mlpmixer.inference.torch_classifier import from_network
     from mlpmixer.models.architecture import create_model
     from mlpmixer.models.configs import MixerConfig
     from mlpmixer.models.names import MODELS

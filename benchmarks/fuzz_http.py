@@ -28,7 +28,8 @@ from fuzz_uploads import FILES, MUTATIONS, REFUSALS, input_of
 from served import HOST, Server, form_of, mlpmixer_serve, read_answer, request_of, serving
 from siege import HUNG_UP, Findings, require_quiet, require_steady
 
-from mlpmixer.inference.classifier import Classifier, load
+from mlpmixer.inference.classifier import Classifier
+from mlpmixer.inference.load import load
 from mlpmixer.serve.headers import NotServed, read_header
 
 PATIENCE_S = 20.0
@@ -43,7 +44,7 @@ def export(folder: Path) -> Path:
     from mlpmixer.data.preprocess import Preprocess
     from mlpmixer.exporters.job import new_job
     from mlpmixer.exporters.targets import onnx
-    from mlpmixer.inference.classifier import from_network
+    from mlpmixer.inference.torch_classifier import from_network
     from mlpmixer.models.configs import MixerConfig
     from mlpmixer.weights.model_file import ModelMeta
 

@@ -18,7 +18,8 @@ from typing import Any
 import litserve as ls
 import numpy as np
 
-from mlpmixer.inference.classifier import Classifier, load
+from mlpmixer.inference.classifier import Classifier
+from mlpmixer.inference.load import load
 from mlpmixer.inference.output import to_record
 
 

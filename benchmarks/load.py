@@ -48,8 +48,9 @@ from served import (
 )
 from table import path_of, write
 
-from mlpmixer.inference.classifier import Exported, load
 from mlpmixer.inference.exported import PROBABILITIES, export_at
+from mlpmixer.inference.exported_classifier import Exported
+from mlpmixer.inference.load import load
 from mlpmixer.serve.server import listen
 
 BATCHES = (1, 2, 4, 8, 16, 32)

@@ -54,7 +54,7 @@ from mlpmixer.data.streaming.datasets import open_streamed
 from mlpmixer.data.streaming.shards import read_rows
 from mlpmixer.download import Retry
 from mlpmixer.exporters.export import export
-from mlpmixer.inference.classifier import load
+from mlpmixer.inference.load import load
 from mlpmixer.inference.onnx_model import open_onnx
 from mlpmixer.models.architecture import create_model
 from mlpmixer.models.configs import MixerConfig

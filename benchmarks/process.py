@@ -36,8 +36,8 @@ def make(name: str, int8: bool, folder: Path) -> None:
     from mlpmixer.exporters.export import write_unchecked
     from mlpmixer.exporters.int8 import Quantiser
     from mlpmixer.exporters.targets.bundle import PROGRAM, write_manifest
-    from mlpmixer.inference.classifier import from_network
     from mlpmixer.inference.measure import sample_images
+    from mlpmixer.inference.torch_classifier import from_network
     from mlpmixer.models.architecture import create_model
     from mlpmixer.weights.model_file import ModelMeta
 

@@ -35,7 +35,9 @@ from mlpmixer.data.image_set import ImageSet
 from mlpmixer.evaluation.data import resolve_data
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.hardware import device_name
-from mlpmixer.inference.classifier import Classifier, from_network, load
+from mlpmixer.inference.classifier import Classifier
+from mlpmixer.inference.load import load
+from mlpmixer.inference.torch_classifier import from_network
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.training.augment import normalise, prepare_eval

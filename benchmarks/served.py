@@ -44,7 +44,7 @@ def make_exports(model: str, folder: Path, precisions: tuple[str, ...] = ("float
     from mlpmixer.data.preprocess import Preprocess
     from mlpmixer.exporters.export import write_unchecked
     from mlpmixer.exporters.int8 import Quantiser
-    from mlpmixer.inference.classifier import from_network
+    from mlpmixer.inference.torch_classifier import from_network
     from mlpmixer.models.names import MIXERS
     from mlpmixer.weights.model_file import ModelMeta
 

@@ -53,8 +53,9 @@ from served import (
     serving,
 )
 
-from mlpmixer.inference.classifier import Classifier, load
+from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.exported import export_at
+from mlpmixer.inference.load import load
 
 BUSY = (429, 503)  # told to come back
 PATIENCE_S = 60.0  # the service answers within --upload-s and --answer-s

@@ -11,7 +11,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 
 import mlpmixer
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.inference.classifier import Transform
+from mlpmixer.inference.transform import Transform
 
 
 class ForTrainer(torch.nn.Module):

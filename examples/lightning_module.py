@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, random_split
 
 import mlpmixer
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.inference.classifier import Transform
+from mlpmixer.inference.transform import Transform
 
 
 class Classifier(lightning.LightningModule):

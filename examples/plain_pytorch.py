@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, random_split
 
 import mlpmixer
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.inference.classifier import Transform
+from mlpmixer.inference.transform import Transform
 
 
 class Photos(Dataset):

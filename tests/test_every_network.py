@@ -216,7 +216,7 @@ def test_every_architecture_has_a_small_one() -> None:
 
 def test_the_service_answers_for_every_network(architecture: str, run: Path, images: Path) -> None:
     testclient = pytest.importorskip("fastapi.testclient", reason="the extra serve is not installed")
-    from mlpmixer.inference.classifier import load
+    from mlpmixer.inference.load import load
     from mlpmixer.models.architecture import has
     from mlpmixer.serve.app import make_app
 

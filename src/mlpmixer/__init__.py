@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mlpmixer.evaluation.probe import probe
     from mlpmixer.exporters.benchmark import bench
     from mlpmixer.exporters.export import export
-    from mlpmixer.inference.classifier import load
+    from mlpmixer.inference.load import load
     from mlpmixer.models.configs import (
         ASMLPConfig,
         EAMLPConfig,
@@ -76,7 +76,7 @@ _HOME = dict.fromkeys(("Augment", "Distill", "Init", "Optim", "Recipe", "Run"), 
     "evaluate": "evaluation.evaluate",
     "export": "exporters.export",
     "list_models": "weights.published",
-    "load": "inference.classifier",
+    "load": "inference.load",
     "probe": "evaluation.probe",
     "train": "training.run",
 }

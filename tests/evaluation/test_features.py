@@ -9,7 +9,8 @@ from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.evaluation.features import extract_features
-from mlpmixer.inference.classifier import Classifier, load
+from mlpmixer.inference.classifier import Classifier
+from mlpmixer.inference.load import load
 
 
 def other_weights(model, photos):

@@ -18,7 +18,8 @@ from mlpmixer.cli.explain import answer
 from mlpmixer.explanation import attribution
 from mlpmixer.explanation.attribution import METHODS
 from mlpmixer.explanation.page import ExplanationFolder
-from mlpmixer.inference.classifier import from_network, load
+from mlpmixer.inference.load import load
+from mlpmixer.inference.torch_classifier import from_network
 from mlpmixer.training.recipe import Recipe
 from mlpmixer.weights.model_file import save_model
 from mlpmixer.weights.run_folder import write_recipe

@@ -21,8 +21,8 @@ from PIL import Image
 
 from mlpmixer import cli
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.inference.classifier import load
 from mlpmixer.inference.exported import digest, metadata, open_export
+from mlpmixer.inference.load import load
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -155,8 +155,8 @@ def test_a_run_without_torch_is_one_line(run: Path) -> None:
 
 def test_load_imports_no_torch(bundle: Path, pictures: list[str]) -> None:
     code = (
-        f"import sys, mlpmixer.inference.classifier; "
-        f"print(mlpmixer.inference.classifier.load({str(bundle)!r}).predict({pictures[0]!r})[0].label)\n"
+        f"import sys, mlpmixer.inference.load; "
+        f"print(mlpmixer.inference.load.load({str(bundle)!r}).predict({pictures[0]!r})[0].label)\n"
     )
     code += "assert not {'torch', 'onnx', 'onnxscript', 'sklearn'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -20,9 +20,11 @@ from mlpmixer.exporters.export import TARGETS, ExportMismatch, export
 from mlpmixer.exporters.graph import Graph
 from mlpmixer.exporters.graph_resize import Fitted
 from mlpmixer.exporters.job import new_job
-from mlpmixer.inference.classifier import Classifier, Exported, load
+from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.engines import Runtime
 from mlpmixer.inference.exported import Export
+from mlpmixer.inference.exported_classifier import Exported
+from mlpmixer.inference.load import load
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")

@@ -22,8 +22,9 @@ from mlpmixer.explanation.attribution import network_input, patch_evidence
 from mlpmixer.exporters.check import check_evidence, sample
 from mlpmixer.exporters.export import TARGETS, ExportMismatch, export
 from mlpmixer.exporters.graph import plain
-from mlpmixer.inference.classifier import Exported, load
 from mlpmixer.inference.exported import open_export
+from mlpmixer.inference.exported_classifier import Exported
+from mlpmixer.inference.load import load
 from mlpmixer.models import kernels
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer

@@ -27,8 +27,11 @@ from mlpmixer.evaluation.data import open_for
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.exporters import int8
 from mlpmixer.exporters.export import ExportMismatch, Written, export
-from mlpmixer.inference.classifier import Classifier, Exported, from_network, load
+from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.exported import open_export
+from mlpmixer.inference.exported_classifier import Exported
+from mlpmixer.inference.load import load
+from mlpmixer.inference.torch_classifier import from_network
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.weights.model_file import ModelMeta

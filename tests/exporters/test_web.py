@@ -35,7 +35,9 @@ from mlpmixer.exporters import onnxruntime_web
 from mlpmixer.exporters.export import export
 from mlpmixer.exporters.onnxruntime_web import FILES, VERSION
 from mlpmixer.exporters.web_page import page, policy
-from mlpmixer.inference.classifier import Classifier, from_network, load
+from mlpmixer.inference.classifier import Classifier
+from mlpmixer.inference.load import load
+from mlpmixer.inference.torch_classifier import from_network
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.serve.evidence import evidence_of

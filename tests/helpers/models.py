@@ -10,7 +10,8 @@ from torch import nn
 
 from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.inference.classifier import Classifier, from_network
+from mlpmixer.inference.classifier import Classifier
+from mlpmixer.inference.torch_classifier import from_network
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.training.recipe import Recipe

@@ -14,10 +14,12 @@ from PIL import Image
 
 from mlpmixer.data.images import ImageError
 from mlpmixer.data.preprocess import Preprocess, create_preprocess
-from mlpmixer.inference.classifier import Classifier, Exported, load
+from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.engines import Runtime
 from mlpmixer.inference.exported import Export
+from mlpmixer.inference.exported_classifier import Exported
 from mlpmixer.inference.files import predict_files
+from mlpmixer.inference.load import load
 
 
 def test_paths_images_and_arrays_agree(tmp_path):
@@ -176,7 +178,7 @@ def test_damaged_weights_are_an_error(run, keep):
 
 def test_this_module_imports_no_torch():
     code = (
-        "import sys, mlpmixer.inference.classifier, mlpmixer.evaluation.evaluate, mlpmixer.evaluation.report; "
+        "import sys, mlpmixer.inference.load, mlpmixer.evaluation.evaluate, mlpmixer.evaluation.report; "
         "print(*{'torch', 'sklearn', 'matplotlib'} & set(sys.modules))"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

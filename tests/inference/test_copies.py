@@ -16,7 +16,10 @@ from helpers.models import GREY, Flat, classifier_of, digits_classifier, pixels_
 from helpers.processes import python
 from PIL import Image
 
-from mlpmixer.inference.classifier import Classifier, Failure, Prediction, Transform, load
+from mlpmixer.inference.classifier import Classifier
+from mlpmixer.inference.load import load
+from mlpmixer.inference.prediction import Failure, Prediction
+from mlpmixer.inference.transform import Transform
 
 COPIES: dict[str, Callable[[Classifier], Classifier]] = {
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),

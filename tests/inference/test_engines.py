@@ -32,11 +32,13 @@ from mlpmixer.data.config import Data
 from mlpmixer.evaluation.features import extract_features
 from mlpmixer.exporters.check import PIXEL_TOLERANCE
 from mlpmixer.exporters.export import TARGETS, export
-from mlpmixer.inference.classifier import Exported, from_network, load
 from mlpmixer.inference.engines import ENGINES
 from mlpmixer.inference.engines.openvino import import_openvino
 from mlpmixer.inference.engines.torch import computing
 from mlpmixer.inference.exported import digest, metadata, open_export
+from mlpmixer.inference.exported_classifier import Exported
+from mlpmixer.inference.load import load
+from mlpmixer.inference.torch_classifier import from_network
 from mlpmixer.models.mixer import Mixer
 
 pytest.importorskip("openvino", reason="the extra openvino is not installed")

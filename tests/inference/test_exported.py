@@ -11,9 +11,9 @@ import pytest
 from helpers.exports import program, with_metadata
 from helpers.models import DIGITS
 
-from mlpmixer.inference.classifier import load
 from mlpmixer.inference.engines import open_session
 from mlpmixer.inference.exported import metadata, open_export
+from mlpmixer.inference.load import load
 from mlpmixer.weights.model_file import ModelMeta
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")

@@ -2,8 +2,8 @@
 
 from helpers.greys import by_brightness, grey
 
-from mlpmixer.inference.classifier import Failure, Prediction
 from mlpmixer.inference.files import find_images, predict_files
+from mlpmixer.inference.prediction import Failure, Prediction
 
 
 def test_images_are_found_in_order_and_once(tmp_path):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mlpmixer import cli, load
-from mlpmixer.inference.classifier import Prediction
 from mlpmixer.inference.output import csv_lines, to_record, write_parquet
+from mlpmixer.inference.prediction import Prediction
 
 P = np.array([0.9, 0.2, 0.7, 0.4], np.float32)
 

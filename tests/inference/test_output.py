@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mlpmixer.inference import output
-from mlpmixer.inference.classifier import Failure, Prediction
 from mlpmixer.inference.output import FeatureFile, csv_lines, json_lines, jsonl_lines, write_parquet
+from mlpmixer.inference.prediction import Failure, Prediction
 
 RESULTS = [
     Prediction('a,"b"\n.png', "dark", 0.75, (("dark", 0.75), ("bright", 0.25))),

@@ -15,7 +15,7 @@ from helpers.models import GREY, classifier_of, save_run
 from PIL import Image
 
 from mlpmixer.exporters.export import export
-from mlpmixer.inference.classifier import load
+from mlpmixer.inference.load import load
 
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 

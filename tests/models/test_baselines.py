@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mlpmixer.config import from_json, pair, to_json
 from mlpmixer.data.config import Data
 from mlpmixer.evaluation.evaluate import evaluate
-from mlpmixer.inference.classifier import load
+from mlpmixer.inference.load import load
 from mlpmixer.models import architecture
 from mlpmixer.models.architecture import build, count_params
 from mlpmixer.models.configs import NetworkConfig, ResNetConfig, ViTConfig

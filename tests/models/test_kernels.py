@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mlpmixer.config import pair
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.inference.classifier import from_network
+from mlpmixer.inference.torch_classifier import from_network
 from mlpmixer.models import kernels, locality
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.kernels import block, native

@@ -17,7 +17,7 @@ from mlpmixer import cli
 from mlpmixer.data.config import Data
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.evaluation.probe import probe
-from mlpmixer.inference.classifier import load
+from mlpmixer.inference.load import load
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.models.names import MIXERS

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.datasets import write_cifar10
 
-from mlpmixer.inference.classifier import load
+from mlpmixer.inference.load import load
 from mlpmixer.models.mixing import hidden_units, opposite_pairs, stem_filters
 from mlpmixer.reproduce import ExperimentContext, run, weights
 from mlpmixer.reproduce.comparison import COMPARISONS, cifar10, nano

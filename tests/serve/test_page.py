@@ -58,7 +58,7 @@ def digits() -> Any:
     import torch
 
     from mlpmixer.data.preprocess import Preprocess
-    from mlpmixer.inference.classifier import from_network
+    from mlpmixer.inference.torch_classifier import from_network
     from mlpmixer.models.configs import MixerConfig
     from mlpmixer.models.mixer import Mixer
     from mlpmixer.weights.model_file import ModelMeta

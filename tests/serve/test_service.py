@@ -250,7 +250,7 @@ def test_unsupported_endpoint_is_404(client: TestClient) -> None:
 def test_evidence_sums_to_logit(exported: bool, tmp_path: Path) -> None:
     import torch
 
-    from mlpmixer.inference.classifier import load
+    from mlpmixer.inference.load import load
     from mlpmixer.models.configs import MixerConfig
     from mlpmixer.models.mixer import Mixer
     from mlpmixer.weights.model_file import ModelMeta, save_model

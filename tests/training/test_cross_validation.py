@@ -20,7 +20,7 @@ from PIL import Image
 from mlpmixer.config import to_json
 from mlpmixer.data.config import Data
 from mlpmixer.evaluation.evaluate import evaluate
-from mlpmixer.inference.classifier import load
+from mlpmixer.inference.load import load
 from mlpmixer.models.names import MIXERS
 from mlpmixer.training import finish
 from mlpmixer.training.cross_validation import cross_validate

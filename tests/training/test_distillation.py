@@ -13,7 +13,7 @@ from helpers.training import Stopped, batch_of, stop_at
 from torch import Tensor
 
 from mlpmixer.data.config import Data
-from mlpmixer.inference.classifier import load
+from mlpmixer.inference.load import load
 from mlpmixer.models.names import MIXERS
 from mlpmixer.training.augment import prepare_eval
 from mlpmixer.training.distillation import FUNCTION, make_teacher, open_teacher, store_teacher, stored_teacher

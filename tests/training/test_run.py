@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from mlpmixer.config import to_json
 from mlpmixer.data.config import Data
 from mlpmixer.evaluation.evaluate import evaluate
-from mlpmixer.inference.classifier import from_network, load
+from mlpmixer.inference.load import load
+from mlpmixer.inference.torch_classifier import from_network
 from mlpmixer.models.architecture import count_params
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.names import MIXERS

@@ -21,7 +21,8 @@ from mlpmixer import cli
 from mlpmixer.config import to_json
 from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.inference import classifier as predict
+from mlpmixer.inference.classifier import Classifier
+from mlpmixer.inference.load import load
 from mlpmixer.models.configs import MixerConfig, ResNetConfig
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.models.resmlp import ResMLP
@@ -65,7 +66,7 @@ def card_of(folder: Path) -> Any:
     return ModelCard((folder / "README.md").read_text(encoding="utf-8"))
 
 
-def logits(classifier: predict.Classifier) -> np.ndarray:
+def logits(classifier: Classifier) -> np.ndarray:
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
     return classifier.probabilities(images)
 
@@ -76,7 +77,7 @@ def logits(classifier: predict.Classifier) -> np.ndarray:
 def test_a_pushed_folder_gives_the_same_answers_as_the_run(run: Path, tmp_path: Path) -> None:
     folder = Path(hub.push(run, tmp_path / "out"))
     assert {p.name for p in folder.iterdir()} == FILES
-    ours, theirs = predict.load(run), predict.load(folder)
+    ours, theirs = load(run), load(folder)
     np.testing.assert_array_equal(logits(theirs), logits(ours))
     assert ours.meta is not None and ours.meta.data == Data(name="digits")
     assert theirs.meta == model_file.public(ours.meta)
@@ -110,7 +111,7 @@ def test_the_card_has_the_figures_of_the_run(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_card_says_that_an_image_may_have_several_classes(squares_run: Path, run: Path, tmp_path: Path) -> None:
-    threshold = predict.load(squares_run).threshold
+    threshold = load(squares_run).threshold
     several = f"An image may have several of the classes, or none: those whose probability is at least {threshold}."
     assert several in card_of(Path(hub.push(squares_run, tmp_path / "squares"))).text
     assert "may have several" not in card_of(Path(hub.push(run, tmp_path / "digits"))).text
@@ -231,7 +232,7 @@ def test_a_repository_is_pushed_and_loaded_by_its_name(
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    np.testing.assert_array_equal(logits(predict.load("hf:ada/digits")), logits(predict.load(run)))
+    np.testing.assert_array_equal(logits(load("hf:ada/digits")), logits(load(run)))
 
 
 @pytest.fixture
@@ -246,7 +247,7 @@ def pushed(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 
 
 def test_a_classifier_pushes_as_the_command_does(run: Path, pushed: dict[str, bytes], tmp_path: Path) -> None:
-    classifier = predict.load(run)
+    classifier = load(run)
     assert classifier.push("ada/digits", licence="mit", private=True) == "https://huggingface.co/ada/digits"
     assert FakeApi.repos == {"ada/digits": True}
     by_python = dict(pushed)
@@ -261,26 +262,26 @@ def test_a_classifier_pushes_its_network_as_it_is_now(
     run: Path, pushed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    classifier = predict.load(run)
+    classifier = load(run)
     with torch.no_grad():
         classifier.network.head.bias += 1  # type: ignore[union-attr, operator]
     assert classifier.push("./trained") == "trained"
-    theirs = predict.load("trained")
+    theirs = load("trained")
     assert torch.equal(theirs.network.head.bias, classifier.network.head.bias)  # type: ignore[union-attr]
     assert "top-1" not in (tmp_path / "trained" / "README.md").read_text() and "metrics" not in theirs.meta.provenance  # type: ignore[union-attr]
-    larger = predict.load(run, image_size=16)
+    larger = load(run, image_size=16)
     larger.classes = tuple("abcdefghij")
     larger.push(Path("larger"))
-    theirs = predict.load("larger")
+    theirs = load("larger")
     assert theirs.classes == larger.classes and theirs.preprocess.image_size == (16, 16)
 
 
 def test_where_a_classifier_pushes_is_never_guessed(run: Path, pushed: dict[str, bytes], digits_bundle: Path) -> None:
     for target in ("digits", "a/b/c", "hf:digits"):
         with pytest.raises(ValueError, match=r"expected ('|hf:)owner/name"):
-            predict.load(run).push(target)
+            load(run).push(target)
     with pytest.raises(ValueError, match=r"model\.onnx is not a network of torch: push the run it was made from"):
-        predict.load(digits_bundle).push("ada/digits")
+        load(digits_bundle).push("ada/digits")
     assert pushed == {}
 
 
@@ -329,7 +330,7 @@ def test_a_network_goes_to_the_hub_and_comes_back_bit_for_bit(fake_hub: type[Fak
 def test_a_fresh_network_has_numbered_classes_and_the_preprocessing_of_a_run(tmp_path: Path) -> None:
     model = random_mixer(GREY)
     folder = model.save_pretrained(tmp_path / "out")
-    found = predict.load(folder)
+    found = load(folder)
     assert found.classes == tuple(f"class {i}" for i in range(10))
     assert found.preprocess == Preprocess(image_size=(8, 8), in_channels=1)
     assert same(found.network, model) and "Nothing is recorded" in card_of(Path(folder)).text
@@ -339,21 +340,21 @@ def test_a_fresh_network_has_numbered_classes_and_the_preprocessing_of_a_run(tmp
         model.save_pretrained(tmp_path / "other", classes=["a", "b"])
     assert not (tmp_path / "other").exists()
     named = model.save_pretrained(tmp_path / "named", classes="abcdefghij", preprocess=found.preprocess)
-    assert predict.load(named).classes == tuple("abcdefghij")
+    assert load(named).classes == tuple("abcdefghij")
 
 
 def test_what_came_with_the_weights_goes_out_again_without_the_figures_of_the_run(run: Path, tmp_path: Path) -> None:
     model = mlpmixer.from_pretrained(run)
-    ours, theirs = predict.load(run), predict.load(model.save_pretrained(tmp_path / "out"))
+    ours, theirs = load(run), load(model.save_pretrained(tmp_path / "out"))
     assert theirs.classes == ours.classes == tuple("0123456789") and theirs.preprocess == ours.preprocess
     assert theirs.meta is not None and theirs.meta.provenance.keys() <= {"loss"} and theirs.meta.splits is None
     np.testing.assert_array_equal(logits(theirs), logits(ours))
     copied = pickle.loads(pickle.dumps(model))
     copied.reset_classifier(10)  # other classes, even if they are as many
-    fresh = predict.load(copied.save_pretrained(tmp_path / "fresh"))
+    fresh = load(copied.save_pretrained(tmp_path / "fresh"))
     assert fresh.classes[0] == "class 0" and np.allclose(logits(fresh), 0.1)  # the head of zeros is in the file
     half = model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
-    assert predict.load(half).classes == ours.classes and model.head.weight.dtype == torch.bfloat16
+    assert load(half).classes == ours.classes and model.head.weight.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -388,15 +389,15 @@ def test_a_network_of_ones_own_is_not_stored_as_another(tmp_path: Path) -> None:
 
 
 def test_what_is_set_on_a_classifier_is_pushed(run: Path, tmp_path: Path) -> None:
-    model = predict.load(run)
+    model = load(run)
     model.classes, model.threshold, model.sigmoid = list("abcdefghij"), 0.3, True
-    found = predict.load(model.push(tmp_path / "out"))
+    found = load(model.push(tmp_path / "out"))
     assert (found.classes, found.threshold, found.sigmoid) == (tuple("abcdefghij"), 0.3, True)
 
 
 def test_another_size_takes_its_preprocessing_along(run: Path, tmp_path: Path) -> None:
     model = mlpmixer.from_pretrained(run, img_size=16, in_chans=3)
-    found = predict.load(model.save_pretrained(tmp_path / "out"))
+    found = load(model.save_pretrained(tmp_path / "out"))
     assert found.preprocess.image_size == (16, 16) and found.preprocess.in_channels == 3
     assert found.classes == tuple("0123456789")
     assert mlpmixer.from_pretrained(run, num_classes=3).num_classes == 3
@@ -425,7 +426,7 @@ def test_names_of_other_libraries_lead_to_the_same_weights(name: str, source: st
 def test_what_lies_here_comes_before_the_hub(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(run, tmp_path / "ada" / "mine")
     monkeypatch.chdir(tmp_path)
-    assert same(mlpmixer.from_pretrained("ada/mine"), predict.load(run).network)
+    assert same(mlpmixer.from_pretrained("ada/mine"), load(run).network)
 
 
 def test_a_hub_that_refuses_is_answered_with_what_to_do(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,7 +443,7 @@ def test_a_hub_that_refuses_is_answered_with_what_to_do(run: Path, monkeypatch: 
     with pytest.raises(
         ValueError, match=r"401 Unauthorized\. Without.*huggingface\.co/ada/digits/resolve/main/model\.safetensors"
     ):
-        predict.load("hf:ada/digits")
+        load("hf:ada/digits")
 
 
 def test_without_huggingface_hub_the_error_says_what_to_install(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,6 +456,6 @@ def test_without_huggingface_hub_the_error_says_what_to_install(run: Path, monke
 
 @pytest.mark.parametrize("name", ["hf:ada", "hf:ada/digits/x", "hf:", "hf:ada/dig its"])
 def test_a_name_that_is_no_repository_is_refused(name: str, run: Path) -> None:
-    for call in (lambda: hub.push(run, name), lambda: predict.load(name)):
+    for call in (lambda: hub.push(run, name), lambda: load(name)):
         with pytest.raises(ValueError, match="expected hf:owner/name"):
             call()

@@ -53,8 +53,8 @@ class Convert(Command):
         from mlpmixer.evaluation.data import open_for
         from mlpmixer.evaluation.evaluate import match_classes, require_one_class, targets_of
         from mlpmixer.evaluation.multi_label import mean_average_precision
-        from mlpmixer.inference.classifier import load
         from mlpmixer.inference.files import map_images
+        from mlpmixer.inference.load import load
 
         before, after = load(self.model), load(self.out)
         size = f"float16: {megabytes(Path(self.out).stat().st_size)}"

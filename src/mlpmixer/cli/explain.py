@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from mlpmixer.explanation.attribution import Explanation
     from mlpmixer.explanation.faithfulness import Faithfulness
     from mlpmixer.explanation.page import ExplanationFolder
-    from mlpmixer.inference.classifier import Classifier, Failure
+    from mlpmixer.inference.classifier import Classifier
+    from mlpmixer.inference.prediction import Failure
 
 MIXING = "mixing"  # no map over the image, so no entry of explain.METHODS
 MOST = 100  # a page of more images is too large to open
@@ -153,7 +154,7 @@ class Explain(Command):
     ) -> None:
         """Add every image to the folder, and print its answer."""
         from mlpmixer.explanation.attribution import explain
-        from mlpmixer.inference.classifier import Failure
+        from mlpmixer.inference.prediction import Failure
 
         found = explain(classifier, paths, fill, methods=methods, label=self.label, mixing=mixing)
         for done, one in enumerate(found, 1):

@@ -123,8 +123,8 @@ def load_model(
     """The model at a path, address or name. What computes it is said if `runtime` is given, except for plain torch."""
     if inputs.image_size is None and inputs.patch_size is None and (inputs.resize != "bicubic" or inputs.magnified):
         raise ValueError("--resize and --magnified are about another size: give --image-size or --patch-size, too")
-    from mlpmixer.inference.classifier import load
     from mlpmixer.inference.exported import export_at
+    from mlpmixer.inference.load import load
 
     is_export = bool(export_at(run))
     if not is_export:

@@ -13,7 +13,7 @@ from mlpmixer.cli.options import BatchSize, ModelCommand, Threshold, require_wri
 from mlpmixer.cli.printing import percent, print_error, visible
 
 if TYPE_CHECKING:
-    from mlpmixer.inference.classifier import Failure, Prediction
+    from mlpmixer.inference.prediction import Failure, Prediction
 
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")  # of --out that say the format
@@ -54,9 +54,9 @@ class Predict(ModelCommand):
                 require_writable(option, file, suffixes=suffixes)
                 Path(file).parent.mkdir(parents=True, exist_ok=True)
         from mlpmixer.data.readers.parquet import import_pyarrow
-        from mlpmixer.inference.classifier import Failure
         from mlpmixer.inference.files import predict_files
         from mlpmixer.inference.output import FeatureFile, csv_lines, json_lines, jsonl_lines, write_parquet
+        from mlpmixer.inference.prediction import Failure
 
         if form == "parquet":
             import_pyarrow()
@@ -126,7 +126,7 @@ def image_on_stdin() -> bytes:
 
 
 def table_lines(results: "Iterable[Prediction | Failure]") -> "Iterator[str]":
-    from mlpmixer.inference.classifier import Prediction
+    from mlpmixer.inference.prediction import Prediction
 
     for result in results:
         if isinstance(result, Prediction):

@@ -19,8 +19,9 @@ from mlpmixer.evaluation.data import ALL, open_for, seen
 from mlpmixer.evaluation.evaluate import match_classes, require_one_class
 from mlpmixer.evaluation.metrics import Scored, as_json
 from mlpmixer.evaluation.significance import Interval, holm, mcnemar, paired_difference, wilson
-from mlpmixer.inference.classifier import Classifier, load
+from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.files import map_images
+from mlpmixer.inference.load import load
 from mlpmixer.weights.run_folder import read_recipe_json
 
 LEVEL = 0.05  # a difference with a smaller p is significant

@@ -27,8 +27,9 @@ from mlpmixer.evaluation.metrics import (
     without_trained,
 )
 from mlpmixer.evaluation.multi_label import MultiLabelMetrics, TTAScores, best_threshold, multi_label_metrics
-from mlpmixer.inference.classifier import Classifier, load
+from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.files import map_images
+from mlpmixer.inference.load import load
 from mlpmixer.registry import Registry
 from mlpmixer.weights import published
 

@@ -18,7 +18,8 @@ from mlpmixer.evaluation.data import ALL, open_for, seen
 from mlpmixer.evaluation.evaluate import require_one_class
 from mlpmixer.evaluation.features import Features, extract_features
 from mlpmixer.evaluation.metrics import Scored, as_json
-from mlpmixer.inference.classifier import Classifier, load
+from mlpmixer.inference.classifier import Classifier
+from mlpmixer.inference.load import load
 
 Matrix = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]

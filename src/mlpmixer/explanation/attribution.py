@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from mlpmixer.data.datasets import open_images
 from mlpmixer.data.images import Pixels, decode
 from mlpmixer.evaluation.data import resolve_data
-from mlpmixer.inference.classifier import Classifier, Failure
+from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.files import decoded_batches, map_images
+from mlpmixer.inference.prediction import Failure
 from mlpmixer.models.architecture import capability, has
 from mlpmixer.registry import Registry, suggest
 

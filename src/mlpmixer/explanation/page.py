@@ -19,7 +19,7 @@ from mlpmixer.explanation.pictures import (
     mixing_picture,
     overlay,
 )
-from mlpmixer.inference.classifier import Failure
+from mlpmixer.inference.prediction import Failure
 from mlpmixer.weights.privacy import without_folders
 
 if TYPE_CHECKING:

@@ -28,9 +28,9 @@ import numpy as np
 
 from mlpmixer import __version__
 from mlpmixer.hardware import cores, cpu_name
-from mlpmixer.inference.classifier import load
 from mlpmixer.inference.engines import ENGINES, Precision, engines_for, require_file, threads_each
 from mlpmixer.inference.exported import export_at
+from mlpmixer.inference.load import load
 from mlpmixer.inference.measure import IMAGES
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from mlpmixer.data.images import Pixels, Source, decode
 from mlpmixer.data.paths import TRAIN
 from mlpmixer.evaluation.data import Opened
 from mlpmixer.evaluation.evaluate import match_classes, targets_of
-from mlpmixer.inference.classifier import Classifier, Floats
+from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.exported import (
     EVIDENCE,
     FEATURES,
@@ -24,6 +24,7 @@ from mlpmixer.inference.exported import (
     Export,
 )
 from mlpmixer.inference.files import map_images
+from mlpmixer.inference.prediction import Floats
 
 PROBABILITY_TOLERANCE = 1e-4
 FEATURE_TOLERANCE = 1e-4  # of the largest feature

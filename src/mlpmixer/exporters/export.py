@@ -33,9 +33,10 @@ from mlpmixer.exporters.check import (
 from mlpmixer.exporters.int8 import CalibrationImages, Int8, images_for, quantise
 from mlpmixer.exporters.job import Job, new_job
 from mlpmixer.exporters.targets import bundle, onnx, openvino, pt2, web
-from mlpmixer.inference.classifier import Classifier, load
+from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.engines import SUFFIXES
 from mlpmixer.inference.exported import export_at, open_export
+from mlpmixer.inference.load import load
 from mlpmixer.models.architecture import has
 from mlpmixer.registry import Registry
 

@@ -30,8 +30,9 @@ from mlpmixer.evaluation.data import Opened, unseen
 from mlpmixer.evaluation.evaluate import evaluate, match_classes
 from mlpmixer.evaluation.metrics import Metrics
 from mlpmixer.exporters.check import ExportMismatch
-from mlpmixer.inference.classifier import Classifier, Exported
+from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.exported import INPUT, open_export
+from mlpmixer.inference.exported_classifier import Exported
 from mlpmixer.inference.files import map_images
 from mlpmixer.inference.measure import sample_images, time_calls
 

@@ -1,17 +1,15 @@
-"""Images to class probabilities and features, with one object for every kind of model file.
+"""Images to class probabilities and features, with one object for every kind of model file. Imports no torch by itself.
 
 B images of H x W pixels with C channels, K classes, D features. A `Classifier` holds two functions, images -> logits
-(B,K) and images -> pre_logits (B,D), whatever runs behind them. This module imports no torch by itself: `load` does for
-a run, and does not for an export.
+(B,K) and images -> pre_logits (B,D), whatever runs behind them: `torch_classifier` and `exported_classifier` make one,
+`load` from a file.
 """
 
 import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,87 +19,22 @@ from numpy.typing import NDArray
 from mlpmixer.config import checked
 from mlpmixer.data.images import ImageError, Pixels
 from mlpmixer.data.preprocess import Preprocess
-from mlpmixer.inference.engines import Precision, Runtime, threads_each
-from mlpmixer.inference.exported import FEATURES, PROBABILITIES, Export, export_at, open_export
+from mlpmixer.inference.engines import Runtime
 from mlpmixer.inference.inputs import as_source
+from mlpmixer.inference.prediction import Failure, Floats, Prediction
+from mlpmixer.inference.transform import Transform
 from mlpmixer.models.architecture import architecture_of
-from mlpmixer.models.configs import Method
 from mlpmixer.weights.model_file import require_threshold
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import nn
 
-    from mlpmixer.download import Report
     from mlpmixer.inference.inputs import ImageLike
-    from mlpmixer.models.architecture import Build
-    from mlpmixer.models.configs import Size
     from mlpmixer.weights.model_file import ModelMeta
 
-Floats = NDArray[np.float32]
 Engine = Callable[[Floats], Floats]
 
 CHUNK = 128  # images through the network at a time; bounds memory, changes no result
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The likeliest class of one image, and the `top` classes with their probabilities, likeliest first."""
-
-    name: str
-    """The image's path or address, or image[i]."""
-    label: str
-    """The likeliest class."""
-    probability: float
-    """Its probability, 0..1."""
-    top: tuple[tuple[str, float], ...]
-    """(class, probability) of the likeliest classes, this one first."""
-    features: Floats | None = field(default=None, compare=False, repr=False)
-    """pre_logits (D,), if they were asked for."""
-    threshold: float | None = None
-    """Probability from which a class counts as present, where an image may have several or none: all these are in
-    `top`. None where an image has one class."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The predicted classes, likeliest first: one, or all from the threshold on, perhaps none."""
-        if self.threshold is None:
-            return (self.label,)
-        return tuple(label for label, p in self.top if p >= self.threshold)
-
-    def __repr__(self) -> str:
-        what = f"label={self.label!r}, probability={self.probability:.4f}"
-        if self.threshold is not None:
-            what = f"labels={self.labels!r}, threshold={self.threshold:g}"
-        return f"Prediction(name={self.name!r}, {what})"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A source that could not be read as an image, and why."""
-
-    name: str
-    """Its path, address or pattern, as it was given or found."""
-    reason: str
-    """What is wrong with it, without its name."""
-
-
-@dataclass(frozen=True)
-class Transform:
-    """A callable that makes of one image, in any form that `Classifier.predict` takes, a float32 tensor (C,H,W).
-
-    The same bits that `predict` gives to the network: resized, cut and normalised as the model's file says. It can be
-    pickled, so a `DataLoader` may run it in its workers. Errors: ValueError when the image cannot be read.
-    """
-
-    preprocess: Preprocess
-    """The rule that the model was trained with."""
-
-    def __call__(self, image: "ImageLike") -> "Tensor":
-        import torch
-
-        pixels = self.preprocess.array(as_source(image, self.preprocess.in_channels))
-        return torch.from_numpy(self.preprocess.normalise(pixels[None])[0])
 
 
 class Classifier:
@@ -322,7 +255,7 @@ class Classifier:
 
         Errors: ValueError where `classes` or `preprocess` do not fit the network.
         """
-        loss = {} if self.sigmoid == _ends_in_sigmoid(meta) else {"loss": "sigmoid" if self.sigmoid else "softmax"}
+        loss = {} if self.sigmoid == meta.sigmoid else {"loss": "sigmoid" if self.sigmoid else "softmax"}
         return replace(
             meta,
             config=self.network.cfg if architecture_of(self.network) else meta.config,  # type: ignore[union-attr, arg-type]
@@ -377,209 +310,3 @@ class Classifier:
     def _network_input(self, images: Pixels) -> NDArray[Any]:
         """Pixels (B,H,W,C) -> normalised images (B,C,H,W)."""
         return self.preprocess.normalise(images)
-
-
-class Exported(Classifier):
-    """A Classifier around an export, whose graph takes pixels and ends in probabilities."""
-
-    def __init__(self, export: Export) -> None:
-        def outputs(images: NDArray[Any], *names: str) -> tuple[Floats, ...]:
-            return tuple(np.asarray(values, np.float32) for values in export(images, *names))
-
-        meta = export.meta
-        super().__init__(
-            classes=meta.classes,
-            preprocess=meta.preprocess,
-            logits=lambda images: outputs(images, PROBABILITIES)[0],
-            pre_logits=lambda images: outputs(images, FEATURES)[0],
-            both=lambda images: outputs(images, PROBABILITIES, FEATURES),
-            sigmoid=_ends_in_sigmoid(meta),
-            threshold=meta.threshold,
-            meta=meta,
-            path=export.path,
-            runtime=export.runtime,
-            reopen=partial(_reopen_export, export.path.absolute(), _stamp(export.path), export.runtime),
-        )
-        self.export = export
-
-    def _to_probabilities(self, logits: Floats) -> Floats:
-        """Unchanged: the softmax or sigmoid is in the graph."""
-        return logits
-
-    def _network_input(self, images: Pixels) -> NDArray[Any]:
-        """Unchanged: the normalisation is in the graph."""
-        return images
-
-
-def _stamp(file: Path) -> tuple[int, int] | None:
-    """Bytes and nanoseconds that tell one content of a file from another; None when it is not there."""
-    return (found.st_size, found.st_mtime_ns) if (found := file.stat() if file.is_file() else None) else None
-
-
-def _reopen_export(file: Path, stamp: tuple[int, int] | None, how: Runtime) -> Exported:
-    """ValueError when the file is not as it was."""
-    if (now := _stamp(file)) is None or now != stamp:
-        raise ValueError(
-            f"{file} {'is not there' if now is None else 'has changed'}: a copy of an export opens its file again, and "
-            f"needs it as it was; load the export anew with mlpmixer.load"
-        )
-    return Exported(
-        open_export(file, engine=how.engine, precision=how.precision, streams=how.streams, threads=how.threads)
-    )
-
-
-def load(
-    path: str | os.PathLike[str],
-    *,
-    device: "str | torch.device" = "cpu",
-    engine: str | None = None,
-    precision: Precision = "float32",
-    streams: int = 1,
-    threads: int = 0,
-    image_size: "int | Size | None" = None,
-    patch_size: "int | Size | None" = None,
-    in_channels: int | None = None,
-    resize: Method = "bicubic",
-    magnified: bool = False,
-    report: "Report | None" = None,
-    network: "Build | None" = None,
-) -> Classifier:
-    """A trained model, ready to classify.
-
-    path: a run, a weight file, hf:owner/name, a name of `mlpmixer list weights`, or an export (an .onnx, .xml or .pt2
-        file or a bundle), which runs on the CPU at its own size and, but for .pt2, without torch.
-    device: auto, cpu, cuda, cuda:1, mps.
-    engine: what runs an export, see `exported.open_export`.
-    precision: bfloat16 is faster where the device has it, with about three digits (in torch: autocast).
-    streams: calls from several threads that compute at the same time, on the CPU: more images/s, and each call takes
-        longer. More than one let torch use no more than `threads` in the whole process.
-    threads: of each stream, on the CPU; 0: the engine's default, or an equal share of the cores for several streams.
-    image_size, patch_size (pixels), in_channels: other sizes, without further training. `adapt.adapt` says what each
-        costs in accuracy, and what `resize` (the method) and `magnified` are. The preprocessing follows.
-    report: receives the progress of a download.
-    network: the function that built the network, for a run that `train(recipe, network=...)` made.
-
-    Errors: ValueError, which says what was expected, when there is no model at `path`, it is damaged, or it cannot be
-    downloaded.
-    """
-    name = os.fspath(path)
-    given: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
-    sizes = {field: value for field, value in given.items() if value is not None}
-    how: dict[str, Any] = {"precision": precision, "streams": streams, "threads": threads}
-    if file := export_at(path):
-        if sizes or network is not None:
-            raise ValueError(f"{name} is an export, whose size is fixed: export the run again at another size")
-        if str(device) not in ("auto", "cpu"):
-            raise ValueError(f"{name} is an export, which runs on the CPU; device={str(device)!r} is for runs")
-        return Exported(open_export(file, engine=engine, **how))
-    if engine not in (None, "torch"):
-        raise ValueError(f"{name} is not an export; only torch can run it (engine={engine} given)")
-    from mlpmixer.weights.load import load_file, locate
-
-    file = locate(name, report=report)
-    if network is None:
-        model, meta = load_file(file, name, report=report)
-        if sizes:
-            from mlpmixer.weights.adapt import adapt_trained
-
-            model, meta = adapt_trained(model, meta, **sizes, method=resize, magnified=magnified)
-    else:
-        from mlpmixer.weights.model_file import load_model
-
-        if sizes:
-            raise ValueError(f"{', '.join(sizes)} cannot be changed for a network of your own (network=)")
-        model, meta = load_model(file, network)
-    return from_network(model, meta, device=device, path=file, **how)
-
-
-def from_network(
-    network: "nn.Module",
-    meta: "ModelMeta",
-    *,
-    device: "str | torch.device" = "cpu",
-    precision: Precision = "float32",
-    streams: int = 1,
-    threads: int = 0,
-    path: Path | None = None,
-) -> Classifier:
-    """A Classifier around a torch network, which is put in evaluation mode, in float32, on `device`.
-
-    On a CPU it runs on compiled kernels where the network and this machine have them: other modules around the same
-    parameters. `network` itself keeps its modules, may be trained further, and is always computed as it is then, in
-    evaluation mode.
-    """
-    import torch
-
-    from mlpmixer.hardware import choose_device
-    from mlpmixer.inference.engines.torch import computing, evaluating, limit_threads
-    from mlpmixer.models.architecture import capability, has
-
-    where, threads = choose_device(device), threads_each(streams, threads)
-    if streams > 1 and where.type != "cpu":
-        raise ValueError(f"several streams need the CPU: expected streams=1 on {where}, got {streams}")
-    limit_threads(streams, threads)
-    network = network.to(device=where, dtype=torch.float32).eval()
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[checked(Precision, precision, "precision")]
-    fast: Any = network  # what computes
-    kernels = capability(network, "kernels", "inference") if where.type == "cpu" and has(network, "kernels") else None
-    if kernels and kernels.unsupported_reason(network, [dtype]):
-        kernels = None
-    shared: list[int] = []  # the parameters that both have
-    has_head = bool(architecture_of(network))  # logits are head(pre_logits); other code's networks do not say
-
-    def run(images: Floats, function: Callable[[Any], tuple[Any, ...]]) -> tuple[Floats, ...]:
-        nonlocal fast, shared
-        if kernels and (now := [*map(id, network.parameters())]) != shared:  # another head, perhaps
-            fast, shared = kernels.for_inference(network), now
-        mode = nullcontext() if kernels else evaluating(network)
-        with torch.inference_mode(), computing(where.type, precision, threads), mode:
-            size = kernels.images_per_chunk(fast.cfg) if kernels else CHUNK
-            parts = torch.split(torch.from_numpy(images).to(where), size)
-            outputs = ([output.float().cpu().numpy() for output in function(part)] for part in parts)
-            return tuple(np.concatenate(output) for output in zip(*outputs, strict=True))
-
-    def pre_logits(part: Any) -> Any:
-        return getattr(fast, "pre_logits", _no_features)(part)
-
-    def both(part: Any) -> tuple[Any, Any]:
-        features = pre_logits(part)
-        return fast.head(features) if has_head else fast(part), features
-
-    return Classifier(
-        classes=meta.classes,
-        preprocess=meta.preprocess,
-        logits=lambda images: run(images, lambda part: (fast(part),))[0],
-        pre_logits=lambda images: run(images, lambda part: (pre_logits(part),))[0],
-        both=lambda images: run(images, both),
-        sigmoid=_ends_in_sigmoid(meta),
-        threshold=meta.threshold,
-        meta=meta,
-        network=network,
-        path=path,
-        runtime=Runtime(
-            engine="torch",
-            version=torch.__version__,
-            precision=precision,
-            threads=threads,
-            streams=streams,
-            kernels="compiled" if kernels else "",
-        ),
-        reopen=partial(
-            from_network,
-            network,
-            meta,
-            device=str(where),
-            precision=precision,
-            streams=streams,
-            threads=threads,
-            path=path,
-        ),
-    )
-
-
-def _ends_in_sigmoid(meta: "ModelMeta") -> bool:
-    return meta.provenance.get("loss") == "sigmoid"
-
-
-def _no_features(images: Any) -> Any:
-    raise ValueError("this network has no features: it needs a method pre_logits, images (B,C,H,W) -> (B,D)")

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpmixer.data.images import ImageError, Pixels, is_image_file
-from mlpmixer.inference.classifier import Classifier, Failure, Floats, Prediction
+from mlpmixer.inference.classifier import Classifier
+from mlpmixer.inference.prediction import Failure, Floats, Prediction
 
 if TYPE_CHECKING:
     from mlpmixer.data.image_set import ImageSet

@@ -21,7 +21,7 @@ from mlpmixer.registry import shortened
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mlpmixer.inference.classifier import Failure
+    from mlpmixer.inference.prediction import Failure
 
     ImageLike = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[Any] | Tensor
 

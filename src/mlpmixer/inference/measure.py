@@ -18,8 +18,10 @@ import numpy as np
 from mlpmixer.data.images import Pixels
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.hardware import peak_mib
-from mlpmixer.inference.classifier import Classifier, Exported, load
+from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.engines import Precision
+from mlpmixer.inference.exported_classifier import Exported
+from mlpmixer.inference.load import load
 
 IMAGES = 32  # generated, to compare answers on
 TURN_S = 0.1  # of calls at a time, or one call

@@ -17,7 +17,7 @@ import numpy as np
 
 from mlpmixer.data.readers.parquet import import_pyarrow
 from mlpmixer.durable import replacing
-from mlpmixer.inference.classifier import Failure, Floats, Prediction
+from mlpmixer.inference.prediction import Failure, Floats, Prediction
 
 COLUMNS = ("label", "probability")
 LISTS = ("labels", "probabilities")  # where an image may have several classes

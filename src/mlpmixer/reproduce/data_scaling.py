@@ -8,7 +8,7 @@ from typing import Any
 
 from mlpmixer.data.datasets import open_data, stratified_share
 from mlpmixer.evaluation.probe import probe
-from mlpmixer.inference.classifier import load
+from mlpmixer.inference.load import load
 from mlpmixer.reproduce.chance import describe_difference, mean_and_range
 from mlpmixer.reproduce.comparison import COLOURS, COMPARISONS, Trial, cifar10
 from mlpmixer.reproduce.experiment import ExperimentContext

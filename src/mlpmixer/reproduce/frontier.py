@@ -11,7 +11,7 @@ import numpy as np
 
 from mlpmixer.config import Config, pair
 from mlpmixer.data.datasets import open_data
-from mlpmixer.inference.classifier import load
+from mlpmixer.inference.load import load
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.reproduce.chance import describe_difference, mean_and_range
 from mlpmixer.reproduce.comparison import nano

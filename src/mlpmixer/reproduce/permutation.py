@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mlpmixer.config import pair
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.image_set import ImageSet
-from mlpmixer.inference.classifier import load
+from mlpmixer.inference.load import load
 from mlpmixer.models.architecture import build
 from mlpmixer.models.configs import NetworkConfig
 from mlpmixer.models.mixer import Mixer

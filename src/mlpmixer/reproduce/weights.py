@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mlpmixer.data.datasets import open_data
 from mlpmixer.explanation.pictures import stem_picture, units_picture
-from mlpmixer.inference.classifier import load
+from mlpmixer.inference.load import load
 from mlpmixer.models.architecture import configured, create_model
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer

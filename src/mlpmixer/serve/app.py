@@ -21,7 +21,8 @@ from starlette.routing import Route
 
 from mlpmixer import __version__
 from mlpmixer.data.images import Pixels
-from mlpmixer.inference.classifier import Classifier, Exported
+from mlpmixer.inference.classifier import Classifier
+from mlpmixer.inference.exported_classifier import Exported
 from mlpmixer.inference.output import to_record
 from mlpmixer.serve import page
 from mlpmixer.serve.batcher import Batcher, Compute, QueueClosed, QueueFull

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpmixer.data.images import Pixels
-from mlpmixer.inference.classifier import Classifier, Exported
+from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.exported import EVIDENCE, LOGITS
+from mlpmixer.inference.exported_classifier import Exported
 from mlpmixer.models.architecture import has
 
 Floats = NDArray[np.float32]

@@ -9,8 +9,8 @@ from jinja2 import Environment
 
 from mlpmixer.data.images import decode
 from mlpmixer.exporters.web_page import page, policy, style
-from mlpmixer.inference.classifier import Failure
 from mlpmixer.inference.files import find_images
+from mlpmixer.inference.prediction import Failure
 
 MOST_SAMPLES, SAMPLE_PX = 12, 640
 HOME = page("server")

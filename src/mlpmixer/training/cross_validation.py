@@ -22,8 +22,8 @@ from mlpmixer.evaluation.data import open_for
 from mlpmixer.evaluation.metrics import metrics_from_probabilities
 from mlpmixer.evaluation.report import thumbnails_of
 from mlpmixer.hardware import choose_device
-from mlpmixer.inference.classifier import load
 from mlpmixer.inference.files import map_images
+from mlpmixer.inference.load import load
 from mlpmixer.training.cross_validation_report import folds_html
 from mlpmixer.training.loop import Interrupted
 from mlpmixer.training.recipe import Recipe, read_recipe, variant

@@ -10,7 +10,7 @@ from mlpmixer.durable import replacing, write_json
 from mlpmixer.evaluation.evaluate import choose_threshold, evaluate
 from mlpmixer.evaluation.report import pictured, thumbnails_of
 from mlpmixer.hardware import peak_mib
-from mlpmixer.inference.classifier import load
+from mlpmixer.inference.load import load
 from mlpmixer.models.architecture import Build, build, count_params
 from mlpmixer.training.advice import advice
 from mlpmixer.training.distillation import drop_teacher

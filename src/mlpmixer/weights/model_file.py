@@ -73,6 +73,11 @@ class ModelMeta(Config):
             given == size, f"preprocess makes images of {given}, the network takes {size} (height, width, channels)"
         )
 
+    @property
+    def sigmoid(self) -> bool:
+        """Whether probabilities are of each class alone, and do not sum to 1."""
+        return self.provenance.get("loss") == "sigmoid"
+
     def without_history(self) -> "ModelMeta":
         """What stays true of a network that is trained further: its classes and preprocessing, no data and figures."""
         loss = {key: value for key, value in self.provenance.items() if key == "loss"}

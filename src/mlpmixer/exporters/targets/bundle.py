@@ -13,8 +13,8 @@ from mlpmixer.exporters.job import Job, require_program
 from mlpmixer.exporters.targets import onnx
 from mlpmixer.exporters.texts import fill, write_licence
 from mlpmixer.hardware import cpu_name
-from mlpmixer.inference.classifier import Exported
 from mlpmixer.inference.exported import MANIFEST, MODEL, digest, open_export
+from mlpmixer.inference.exported_classifier import Exported
 from mlpmixer.inference.measure import sample_images, time_calls
 from mlpmixer.weights.model_file import FORMAT
 

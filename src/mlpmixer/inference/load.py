@@ -1,0 +1,82 @@
+"""A trained model by its name or file: `mlpmixer.load`. Imports torch for a run, and none for an export."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from mlpmixer.inference.classifier import Classifier
+from mlpmixer.inference.engines import Precision
+from mlpmixer.inference.exported import export_at, open_export
+from mlpmixer.inference.exported_classifier import Exported
+from mlpmixer.inference.torch_classifier import from_network
+from mlpmixer.models.configs import Method
+
+if TYPE_CHECKING:
+    import torch
+
+    from mlpmixer.download import Report
+    from mlpmixer.models.architecture import Build
+    from mlpmixer.models.configs import Size
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: "str | torch.device" = "cpu",
+    engine: str | None = None,
+    precision: Precision = "float32",
+    streams: int = 1,
+    threads: int = 0,
+    image_size: "int | Size | None" = None,
+    patch_size: "int | Size | None" = None,
+    in_channels: int | None = None,
+    resize: Method = "bicubic",
+    magnified: bool = False,
+    report: "Report | None" = None,
+    network: "Build | None" = None,
+) -> Classifier:
+    """A trained model, ready to classify.
+
+    path: a run, a weight file, hf:owner/name, a name of `mlpmixer list weights`, or an export (an .onnx, .xml or .pt2
+        file or a bundle), which runs on the CPU at its own size and, but for .pt2, without torch.
+    device: auto, cpu, cuda, cuda:1, mps.
+    engine: what runs an export, see `exported.open_export`.
+    precision: bfloat16 is faster where the device has it, with about three digits (in torch: autocast).
+    streams: calls from several threads that compute at the same time, on the CPU: more images/s, and each call takes
+        longer. More than one let torch use no more than `threads` in the whole process.
+    threads: of each stream, on the CPU; 0: the engine's default, or an equal share of the cores for several streams.
+    image_size, patch_size (pixels), in_channels: other sizes, without further training. `adapt.adapt` says what each
+        costs in accuracy, and what `resize` (the method) and `magnified` are. The preprocessing follows.
+    report: receives the progress of a download.
+    network: the function that built the network, for a run that `train(recipe, network=...)` made.
+
+    Errors: ValueError, which says what was expected, when there is no model at `path`, it is damaged, or it cannot be
+    downloaded.
+    """
+    name = os.fspath(path)
+    given: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
+    sizes = {field: value for field, value in given.items() if value is not None}
+    how: dict[str, Any] = {"precision": precision, "streams": streams, "threads": threads}
+    if file := export_at(path):
+        if sizes or network is not None:
+            raise ValueError(f"{name} is an export, whose size is fixed: export the run again at another size")
+        if str(device) not in ("auto", "cpu"):
+            raise ValueError(f"{name} is an export, which runs on the CPU; device={str(device)!r} is for runs")
+        return Exported(open_export(file, engine=engine, **how))
+    if engine not in (None, "torch"):
+        raise ValueError(f"{name} is not an export; only torch can run it (engine={engine} given)")
+    from mlpmixer.weights.load import load_file, locate
+
+    file = locate(name, report=report)
+    if network is None:
+        model, meta = load_file(file, name, report=report)
+        if sizes:
+            from mlpmixer.weights.adapt import adapt_trained
+
+            model, meta = adapt_trained(model, meta, **sizes, method=resize, magnified=magnified)
+    else:
+        from mlpmixer.weights.model_file import load_model
+
+        if sizes:
+            raise ValueError(f"{', '.join(sizes)} cannot be changed for a network of your own (network=)")
+        model, meta = load_model(file, network)
+    return from_network(model, meta, device=device, path=file, **how)
