@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mlpmixer.cli.printing import multiply_adds
 from mlpmixer.models.configs import NetworkConfig
 from mlpmixer.models.names import MODELS
 from mlpmixer.training import recipes
@@ -179,10 +180,6 @@ def epochs(summary: Path) -> str:
 
 def millions(params: int) -> str:
     return f"{params / 1e6:.2f} M"
-
-
-def multiply_adds(flops: int) -> str:
-    return f"{flops / 2e9:.2f} G" if flops > 1e9 else f"{flops / 2e6:.1f} M"
 
 
 def packaged() -> ModelMeta:

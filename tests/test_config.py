@@ -273,6 +273,12 @@ def test_size_that_an_error_names_works(name: str, fields: dict[str, Any], hint:
     assert dataclasses.replace(MODELS[name], **fields | {"image_size": (rows, cols)}).grid
 
 
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_every_network_has_a_title_and_its_paper(name: str) -> None:
+    config = ARCHITECTURES[name].config
+    assert config.title and re.fullmatch(r"\d{4}\.\d{5}", config.arxiv) and config.arxiv in (config.__doc__ or "")
+
+
 def test_no_size_is_named_where_none_fits() -> None:
     with pytest.raises(ValueError, match=r"make 4x4 places for 37 channels$"):
         ViPConfig(image_size=16, patch_size=4, hidden_dims=(37, 37), depths=(1, 1), strides=(2,))

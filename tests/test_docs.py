@@ -14,6 +14,7 @@ import torch
 import mlpmixer
 from mlpmixer import cli
 from mlpmixer.cli.arguments import spellings_of
+from mlpmixer.cli.printing import multiply_adds
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.models import asmlp, s2mlp
 from mlpmixer.models.architecture import create_model
@@ -191,8 +192,7 @@ def test_sizes_on_the_page_of_the_family_are_those_of_the_configs() -> None:
     relatives = {name for name, cfg in MODELS.items() if cfg.architecture not in ("mixer", "vit", "resnet")}
     assert {MODELS[name] for name, *_ in rows} >= {MODELS[name] for name in relatives if not name.endswith("_224")}
     for name, params, rest in rows:
-        cfg, multiply_adds = MODELS[name], sum(layer.flops for layer in MODELS[name].layers()) / 2
-        amount = f"{multiply_adds / 1e9:.2f} G" if multiply_adds >= 1e9 else f"{multiply_adds / 1e6:.1f} M"
+        cfg, amount = MODELS[name], multiply_adds(sum(layer.flops for layer in MODELS[name].layers()))
         assert f"{cfg.num_params:,}" == params and f"{amount} |" in rest, name
         if cfg.deployed() != cfg:
             assert f"{cfg.deployed().num_params:,} | " in rest

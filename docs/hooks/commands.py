@@ -12,6 +12,7 @@ from mlpmixer.cli import COMMANDS, command
 from mlpmixer.cli.arguments import Line, read, usage_of
 from mlpmixer.cli.help import Rows, everything, most_needed
 from mlpmixer.cli.list import weights
+from mlpmixer.cli.printing import multiply_adds
 from mlpmixer.config import pair
 from mlpmixer.models.configs import NetworkConfig
 from mlpmixer.models.names import MODELS
@@ -49,18 +50,18 @@ def _networks() -> str:
     for name, c in MODELS.items():
         names.setdefault((c.architecture, c.grid, c.num_params), []).append(name)
     rows = [[_code(ours), " ".join(map(_code, timms)), *_sizes(MODELS[ours])] for ours, *timms in names.values()]
-    head = ["model", "in timm", "architecture", "image, px", "patches", "parameters", "multiply-adds"]
+    head = ["model", "in timm", "architecture", "image, px", "grid", "parameters", "multiply-adds"]
     return f"## Networks\n\n{_table(head, rows)}\n\n" + (
-        "Counted at this size and number of classes: 1,000 at 224 px, 10 below. A name of timm's computes what timm "
-        "computes: for a Mixer the erf form of GELU, where the paper's sizes have the tanh form."
+        "Counted at this size, for 1,000 classes from 224 px on and for 10 below, per image; a RepMLPNet as it is "
+        "trained, with its convolutions. The grid is that of the patches; of a network with stages, the places of the "
+        "last. A name of timm's computes what timm computes: for a Mixer the erf form of GELU, where the paper's sizes "
+        "have the tanh form."
     )
 
 
 def _sizes(c: NetworkConfig) -> list[str]:
     size, grid = (" x ".join(map(str, sides)) for sides in (pair(c.image_size), c.grid))
-    multiply_adds = sum(layer.flops for layer in c.layers()) / 2
-    amount = f"{multiply_adds / 1e9:.2f} G" if multiply_adds >= 1e9 else f"{multiply_adds / 1e6:.1f} M"
-    return [c.architecture, size, grid, f"{c.num_params:,}", amount]
+    return [c.architecture, size, grid, f"{c.num_params:,}", multiply_adds(sum(layer.flops for layer in c.layers()))]
 
 
 def _weights() -> str:

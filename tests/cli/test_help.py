@@ -81,6 +81,11 @@ def imported(*args: str) -> set[str]:
     return set(done.stderr.split())
 
 
+def test_help_says_which_options_take_several_numbers(run: RunLine) -> None:
+    out = run("summary", "vip-s/7", "--help")[1]
+    assert re.search(r"^  --hidden-dims N\.\.\.  ", out, re.M) and re.search(r"^  --mlp-ratio N  ", out, re.M)
+
+
 def test_overview_imports_no_command() -> None:
     modules = imported("--help")
     assert {name for name in modules if name.startswith("mlpmixer")} == {"mlpmixer", "mlpmixer.cli"}

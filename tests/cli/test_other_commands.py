@@ -21,9 +21,18 @@ def test_list_prints_a_line_for_each_name(what: str, run: RunLine) -> None:
     assert {"models": "S/16", "weights": "B/16:imagenet21k", "datasets": "cifar10", "recipes": "digits"}[what] in out
 
 
+def test_models_are_listed_with_their_sizes(run: RunLine) -> None:
+    out = run("list", "models", "*mlp*")[1]
+    assert re.search(r"^as-mlp-t +as-mlp +224x224 +7x7 +28,282,696  +4\.35 G$", out, re.M)
+    assert re.search(r"^eamlp-nano +eamlp +32x32 +8x8 +1,183,978  +94\.8 M$", out, re.M) and "places of the last" in out
+
+
 def test_summary_of_a_model_has_the_papers_parameter_count(run: RunLine) -> None:
     short, full = run("summary", "B/16")[1], run("summary", "B/16", "--layers")[1]
-    assert "3 x 224 x 224 images -> 1000 logits\n59,880,472 parameters, 12.6 G multiply-adds" in short
+    assert (
+        "3 x 224 x 224 images -> 1000 logits\n59,880,472 parameters, 12.60 G multiply-adds for an image (25.2 GFLOPs)"
+        in short
+    )
     assert re.search(r"^blocks\.\*\.norm1 +12  196 x 768 +18,432 +0$", short, re.M) and short.count("\n") < 20
     assert re.search(r"^blocks\.11\.norm1 +1  196 x 768 +1,536 +0$", full, re.M) and full.count("\n") > 50
     assert json.loads(run("summary", "B/16", "--json")[1])["params"] == 59_880_472

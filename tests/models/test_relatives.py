@@ -236,6 +236,11 @@ def test_repmlpnet_folds_into_mlps() -> None:
             assert error(state[rows[name.removeprefix("deploy.")].ours], "repmlpnet", name) <= 1e-10
 
 
+def test_repmlp_refuses_even_kernels() -> None:
+    with pytest.raises(ValueError, match=r"kernels must be odd, got \(1, 2\)"):
+        repmlp.RepMLP(4, 4, (4, 4), (4, 4), (1, 2))
+
+
 @pytest.mark.parametrize("channels", [(8, 8), (4, 6)])
 def test_repmlp_folds_into_mlps(channels: tuple[int, int]) -> None:
     torch.manual_seed(0)

@@ -117,7 +117,9 @@ def _metavar(argument: Argument) -> str:
         word = "|".join([word, *(choice for form in forms(argument.type) for choice in get_args(form[0]))])
     if argument.arg.bare or len({len(form) for form in forms(argument.type)}) > 1:  # [DIR], or N [N]
         return f"[{word}]" if argument.arg.bare else f"{word} [{word}]"
-    return " ".join(word for kind in longest if kind is not Ellipsis)
+    if Ellipsis in longest:
+        return f"{word}..."
+    return " ".join(word for _ in longest)
 
 
 def _default(argument: Argument) -> str:

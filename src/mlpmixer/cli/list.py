@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from mlpmixer.cli.arguments import Arg, Command
-from mlpmixer.cli.printing import first_line, percent, print_table
+from mlpmixer.cli.printing import first_line, multiply_adds, percent, print_table
 from mlpmixer.config import pair
 from mlpmixer.registry import matching, shown, suggest
 
@@ -40,12 +40,16 @@ Table = tuple[Sequence[str], list[Sequence[str]], str]
 def models() -> Table:
     from mlpmixer.models.names import MODELS
 
-    rows = [
-        (name, c.architecture, size_text(c.image_size), size_text(c.grid), f"{c.num_params:,}")
-        for name, c in MODELS.items()
-    ]
-    note = "mlpmixer summary MODEL lists its layers; the names with _ are timm's, and compute what timm computes"
-    return ("model", "architecture", "image px", "grid", "params"), [*rows], note
+    rows = []
+    for name, c in MODELS.items():
+        size, layers = (size_text(c.image_size), size_text(c.grid)), c.layers()
+        amount = multiply_adds(sum(layer.flops for layer in layers))
+        rows.append((name, c.architecture, *size, f"{sum(layer.params for layer in layers):,}", amount))
+    note = (
+        "mlpmixer summary MODEL lists its layers; the names with _ are timm's, and compute what timm computes\n"
+        "grid: of the patches; of a network with stages, the places of the last"
+    )
+    return ("model", "architecture", "image px", "grid", "parameters", "multiply-adds"), [*rows], note
 
 
 def weights() -> Table:

@@ -109,7 +109,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     rows = [tuple(map(visible, row)) for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     right = [
-        bool(rows) and all(re.fullmatch(r"[<+-]?[\d.,]*( %)?", row[i]) for row in rows) for i in range(len(header))
+        bool(rows) and all(re.fullmatch(r"[<+-]?[\d.,]*( [%GM])?", row[i]) for row in rows) for i in range(len(header))
     ]
     for row in (header, *rows):
         cells = (f"{c:>{w}}" if r else f"{c:{w}}" for c, w, r in zip(row, widths, right, strict=True))
@@ -122,6 +122,11 @@ def first_line(thing: Any) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
+
+
+def multiply_adds(flops: int) -> str:
+    """For an image, as papers write them: 3.78 G, 80.1 M."""
+    return f"{flops / 2e9:.2f} G" if flops >= 2e9 else f"{flops / 2e6:.1f} M"
 
 
 def between(interval: Sequence[float]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from mlpmixer.cli.arguments import Arg, Command, Line, require_words
-from mlpmixer.cli.printing import print_json, print_table
+from mlpmixer.cli.printing import multiply_adds, print_json, print_table
 from mlpmixer.cli.recipe_options import architecture_of
 from mlpmixer.models.configs import Layer, NetworkConfig
 
@@ -46,7 +46,7 @@ class Summary(Command):
             return 0
         print(f"{self.model}  {self.config.title or self.config.architecture}")
         print(f"{shape(layers[0].output)} images -> {shape(layers[-1].output)} {self.output_name}")
-        print(f"{params:,} parameters, {flops / 2e9:.4g} G multiply-adds for an image ({flops / 1e9:.4g} GFLOPs)\n")
+        print(f"{params:,} parameters, {multiply_adds(flops)} multiply-adds for an image ({flops / 1e9:.3g} GFLOPs)\n")
         groups = [(x.name, [x]) for x in layers] if self.layers else kinds(layers)
         rows = [
             (

@@ -26,9 +26,13 @@ def double_normalise(logits: Tensor) -> Tensor:
 
 
 class ExternalAttention(nn.Module):
-    """The module of the segmentation network, section 3.2: maps (B, C, H, W) -> (B, C, H, W), of any size.
+    """External attention over maps (B, C, H, W), of any height and width: the block of the paper's segmentation network
+    (section 3.2, official model_torch.py).
 
-    Two matrices of M slots start equal and then train apart. ValueError when the channels differ.
+    dim: C, channels of the maps, before and after.
+    num_slots: M, rows of the memories M_k and M_v, two learnt matrices that all images share; 64 in the official code.
+
+    M_k and M_v start equal and train apart; in the official code they share their memory until the module is moved.
     """
 
     def __init__(self, dim: int, num_slots: int = 64) -> None:
@@ -45,11 +49,16 @@ class ExternalAttention(nn.Module):
             self.linear_1.weight.copy_(self.linear_0.weight.transpose(0, 1))
 
     def attention(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, M, N), what every place reads from every slot."""
+        """The attention maps: (B, C, H, W) -> (B, M, N), the share of every slot that each of N = H W places reads, by
+        equation (8)."""
         logits = self.linear_0(self.conv1(images).flatten(2))
         return double_normalise(logits.mT).mT
 
     def forward(self, images: Tensor) -> Tensor:
+        """Maps (B, C, H, W) -> (B, C, H, W): relu(BN(conv(M_v attention)) + images), features of a network.
+
+        Errors: ValueError for maps of another number of channels than dim.
+        """
         if images.ndim != 4 or images.shape[1] != self.conv1.in_channels:
             raise ValueError(f"expected maps of shape (B, {self.conv1.in_channels}, H, W), got {tuple(images.shape)}")
         read = self.linear_1(self.attention(images)).unflatten(2, images.shape[2:])

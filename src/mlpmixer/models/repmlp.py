@@ -30,13 +30,17 @@ def kernel_matrix(kernel: Tensor, h: int, w: int) -> Tensor:
 
 
 class RepMLP(nn.Module):
-    """The block of version 1, for the stages of a ResNet: maps (B, C, H, W) -> (B, O, H, W).
+    """RepMLP over maps (B, C, H, W) -> (B, O, H, W): the block of version 1, for the stages of a ResNet (section 3).
 
-    in_channels, out_channels: C, O. image_size: (H, W). tile: (h, w), which divides it; each tile is mixed on its own.
-    reduction: of the global perceptron, which is there when there are several tiles. groups: of the mixing.
+    in_channels, out_channels: C and O, channels before and after.
+    image_size: (H, W), height and width of the maps, in places of the map rather than pixels of the image.
+    tile: (h, w) in places, which divides image_size. Each tile is mixed on its own, by a matrix of O h w x C h w.
+    kernels: odd sizes of the convolutions beside that matrix, which `fold()` puts into it; (): none.
+    reduction: what the width of the global perceptron is divided by. It lets tiles know of each other, and is there
+        where there are several.
+    groups: of channels, which divide C and O; each is mixed on its own.
 
-    `fold()` puts everything into fully-connected layers, in place: the same function in evaluation, also where C and O
-    differ (the official conversion is right for C = O only). ValueError for sizes that do not fit.
+    Errors: ValueError for sizes that do not fit.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class RepMLP(nn.Module):
         (rows, cols), (h, w) = image_size, tile
         if rows % h or cols % w:
             raise ValueError(f"tile must divide image_size {image_size}, got {tile}")
+        if any(k % 2 == 0 for k in kernels):
+            raise ValueError(f"kernels must be odd, got {kernels}")
         if in_channels % groups or out_channels % groups:
             raise ValueError(f"groups must divide {in_channels} and {out_channels} channels, got {groups}")
         self.image_size, self.tile, self.groups = image_size, tile, groups
@@ -77,6 +83,7 @@ class RepMLP(nn.Module):
             self.add_module(f"repconv{k}", branch)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) -> (B, O, H, W). ValueError for another C, H or W."""
         (rows, cols), (h, w), c, o = self.image_size, self.tile, self.in_channels, self.out_channels
         if x.shape[1:] != (c, rows, cols):
             raise ValueError(f"expected maps of shape (B, {c}, {rows}, {cols}), got {tuple(x.shape)}")
@@ -96,7 +103,8 @@ class RepMLP(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Put BatchNorm and convolutions into the fully-connected layers, in place. (Section 3.2.)"""
+        """Put BatchNorm and convolutions into the fully-connected layers, in place (section 3.2): fewer layers, and in
+        evaluation the same function, also where C and O differ (the official conversion is right for C = O only)."""
         (h, w), c, o, g = self.tile, self.in_channels, self.out_channels, self.groups
         if self.fc1_fc2 is not None:
             fc1 = cast(nn.Linear, self.fc1_fc2["fc1"])

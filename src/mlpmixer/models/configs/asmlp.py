@@ -10,7 +10,7 @@ from mlpmixer.models.configs.network import Layer, Size, StagesConfig
 @dataclass(frozen=True, kw_only=True)
 class ASMLPConfig(StagesConfig):
     """AS-MLP (Lian et al. 2021, arXiv:2107.08391): chunks of channels are shifted along rows and along columns, with
-    zeros at the border. Works at any image size."""
+    zeros at the border. The same weights work at any image size that patches and merges divide."""
 
     architecture: ClassVar[str] = "as-mlp"
     any_size: ClassVar[bool] = True
@@ -20,11 +20,12 @@ class ASMLPConfig(StagesConfig):
     patch_size: Size = 4
     """P in pixels; one number means square."""
     hidden_dims: tuple[int, ...] = (96, 192, 384, 768)
-    """C of each stage; doubles in the published networks."""
+    """C, channels of a place, in each stage; doubles in the published networks."""
     depths: tuple[int, ...] = (2, 2, 6, 2)
     """Blocks of each stage."""
     shift_size: int = 5
-    """Chunks that the channels are cut into, each shifted by another number of places; odd."""
+    """Chunks that the channels are cut into, each shifted by another number of places: -2 to 2 for 5. Odd; 1 is no
+    shift."""
     mlp_ratio: int = 4
     """Hidden width of the MLPs, in multiples of C."""
 

@@ -10,7 +10,8 @@ from mlpmixer.models.configs.network import MAX_BLOCKS, MAX_WIDTH, Layer, PatchC
 @dataclass(frozen=True, kw_only=True)
 class EAMLPConfig(PatchConfig):
     """EAMLP blocks (Guo et al. 2021, arXiv:2105.02358: multi-head external attention) between a linear stem over
-    patches and mean pooling: an all-MLP network for small images. Works at any image size."""
+    patches and mean pooling: an all-MLP network for small images. The same weights work at any image size that the
+    patches divide."""
 
     architecture: ClassVar[str] = "eamlp"
     any_size: ClassVar[bool] = True
@@ -19,13 +20,13 @@ class EAMLPConfig(PatchConfig):
     weight_free: ClassVar[tuple[str, ...]] = ("drop_path",)
 
     num_blocks: int = 5
-    """Blocks."""
+    """Blocks, each of external attention and an MLP."""
     hidden_dim: int = 128
     """C, channels of a token."""
     num_heads: int = 4
     """Heads as the official code counts them; inside there are four times as many, of C / num_heads channels."""
     num_slots: int = 64
-    """Rows of the memory that a token attends to; 64 in the official code."""
+    """M, slots of the memory that tokens read from, shared by all images and heads; 64 in the official code."""
     channels_mlp_dim: int = 384
     """Hidden width of the MLP."""
     drop_path: float = 0.0

@@ -18,7 +18,7 @@ class GMLPConfig(PatchConfig):
     weight_free: ClassVar[tuple[str, ...]] = ("drop_path",)
 
     num_blocks: int = 30
-    """L, blocks."""
+    """L, blocks of one branch each."""
     hidden_dim: int = 256
     """d_model, channels of a token."""
     channels_mlp_dim: int = 1536

@@ -10,7 +10,8 @@ from mlpmixer.models.configs.network import MAX_BLOCKS, MAX_WIDTH, Activation, L
 
 @dataclass(frozen=True, kw_only=True)
 class MixerConfig(PatchConfig):
-    """The architecture: one column of the paper's Table 1, plus the sizes of input and output."""
+    """MLP-Mixer (Tolstikhin et al. 2021, arXiv:2105.01601): an MLP over the patches and one over the channels, in
+    turn. The fields are a column of the paper's table 1, and the sizes of input and output."""
 
     architecture: ClassVar[str] = "mixer"
     title: ClassVar[str] = "MLP-Mixer"

@@ -76,6 +76,7 @@ class NetworkConfig(Config, owner="model"):
 
     @property
     def num_params(self) -> int:
+        """Parameters of the network: weights and biases, without running statistics."""
         return sum(layer.params for layer in self.layers())
 
     def differences(self, wanted: "NetworkConfig", but: Iterable[str] = ()) -> list[str]:
@@ -212,7 +213,7 @@ class StagesConfig(PatchConfig):
     weight_free: ClassVar[tuple[str, ...]] = ("drop_path",)
 
     hidden_dims: tuple[int, ...] = (192, 384)
-    """C of each stage."""
+    """C, channels of a place, in each stage."""
     depths: tuple[int, ...] = (4, 14)
     """Blocks of each stage."""
     drop_path: float = 0.0

@@ -13,7 +13,7 @@ from mlpmixer.registry import shown
 @dataclass(frozen=True, kw_only=True)
 class RepMLPNetConfig(StagesConfig):
     """RepMLPNet (Ding et al. 2022, arXiv:2112.11081): token mixing is one matrix for each share-set of channels, beside
-    convolutions that fold into it when training is over."""
+    convolutions that fold into it when training is over. Trained weights work at the image size they were made for."""
 
     architecture: ClassVar[str] = "repmlpnet"
     title: ClassVar[str] = "RepMLPNet"
@@ -22,19 +22,19 @@ class RepMLPNetConfig(StagesConfig):
     patch_size: Size = 4
     """P in pixels; one number means square."""
     hidden_dims: tuple[int, ...] = (64, 128, 256, 512)
-    """C of each stage."""
+    """C, channels of a place, in each stage."""
     depths: tuple[int, ...] = (2, 2, 6, 2)
-    """Units of each stage."""
+    """Units of each stage, each of a RepMLP block and an FFN."""
     share_sets: tuple[int, ...] = (1, 4, 16, 128)
-    """S of each stage: channel c uses matrix c mod S. Divides C."""
+    """S of each stage, the number of matrices over its places: channel c uses matrix c mod S. Divides C."""
     kernels: tuple[int, ...] = (1, 3)
     """Odd sizes of the convolutions next to each matrix."""
     reduction: int = 4
-    """What the hidden width of the global perceptron is smaller than C by."""
+    """What C is divided by for the hidden width of the global perceptron, the gate of the channels."""
     mlp_ratio: int = 4
     """Hidden width of the FFN, in multiples of C."""
     folded: bool = False
-    """False: with convolutions, to train; True: as MLPs alone, with what they have learnt in the matrices."""
+    """Whether the convolutions are in the matrices: False with convolutions, to train; True as MLPs alone, to use."""
 
     def deployed(self) -> "RepMLPNetConfig":
         return dataclasses.replace(self, folded=True)

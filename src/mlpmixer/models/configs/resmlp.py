@@ -13,10 +13,12 @@ class ResMLPConfig(PatchConfig):
     stands in the place of LayerNorm."""
 
     architecture: ClassVar[str] = "resmlp"
+    title: ClassVar[str] = "ResMLP"
+    arxiv: ClassVar[str] = "2105.03404"
     weight_free: ClassVar[tuple[str, ...]] = ("drop_path", "layer_scale")
 
     num_blocks: int = 12
-    """Layers."""
+    """Layers, each of token mixing and an MLP over the channels."""
     hidden_dim: int = 384
     """d, channels of a token."""
     channels_mlp_dim: int = 1536

@@ -11,7 +11,7 @@ from mlpmixer.registry import shown
 @dataclass(frozen=True, kw_only=True)
 class S2MLPConfig(PatchConfig):
     """S2-MLP (Yu et al. 2021, arXiv:2106.07477): patches are mixed by shifting four groups of channels by one place,
-    without weights. Works at any image size."""
+    without weights. The same weights work at any image size that the patches divide."""
 
     architecture: ClassVar[str] = "s2-mlp"
     any_size: ClassVar[bool] = True
@@ -55,8 +55,9 @@ class S2MLPConfig(PatchConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class S2MLPv2Config(StagesConfig):
-    """S2-MLPv2 (Yu et al. 2021, arXiv:2108.01072): shifts along rows, along columns and none, weighed by what the image
-    holds. Works at any image size; the weights come from a sum over the places, so they change with their number."""
+    """S2-MLPv2 (Yu et al. 2021, arXiv:2108.01072): two orders of shifts and no shift, weighed by what the image holds.
+    The same weights work at any image size that patches and merges divide; but the shares of the three come from a sum
+    over the places, so they change with the size."""
 
     architecture: ClassVar[str] = "s2-mlpv2"
     any_size: ClassVar[bool] = True
@@ -68,7 +69,7 @@ class S2MLPv2Config(StagesConfig):
     mlp_ratio: int = 3
     """Hidden width of the MLPs, in multiples of c."""
     reduction: int = 4
-    """What the hidden width of the split attention is smaller than c by; not in the paper, 4 gives its counts."""
+    """What c is divided by for the hidden width of the split attention; not in the paper, whose counts 4 gives."""
 
     def layers(self) -> list[Layer]:
         lines = self.staged_stem()

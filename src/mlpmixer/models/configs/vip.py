@@ -13,7 +13,8 @@ MAX_SIDE = 8192  # places that are tried for a hint, as many as the pixels of th
 @dataclass(frozen=True, kw_only=True)
 class ViPConfig(StagesConfig):
     """Vision Permutator (Hou et al. 2021, arXiv:2106.12368): rows, columns and channels are mixed by a linear layer
-    each, and weighed by what the image holds. Square images only: a segment of channels for every row and column."""
+    each, and weighed by what the image holds. Square images only: a segment of channels for every row and column.
+    Trained weights work at the size they were made for."""
 
     architecture: ClassVar[str] = "vip"
     title: ClassVar[str] = "Vision Permutator"
@@ -22,9 +23,9 @@ class ViPConfig(StagesConfig):
     patch_size: Size = 7
     """P in pixels; one number means square."""
     hidden_dims: tuple[int, ...] = (192, 384, 384, 384)
-    """C of each group of blocks."""
+    """C, channels of a place, in each group of blocks."""
     depths: tuple[int, ...] = (4, 3, 8, 3)
-    """Blocks of each group, as the official code groups them; the names of its weights count groups."""
+    """Blocks of each group, as the official code groups them: the names of its weights count the groups."""
     strides: tuple[int, ...] = (2, 1, 1)
     """What the resolution is divided by after each group but the last: 2, or 1 to keep it."""
     mlp_ratio: int = 3
@@ -70,7 +71,7 @@ class ViPConfig(StagesConfig):
                 )
 
     def nearest_size(self) -> tuple[int, int]:
-        """Of the square grids that divide all hidden_dims, where there are any."""
+        """Height and width nearest to image_size whose square grids divide all hidden_dims, where there are any."""
         (h, _), (p, q), merges = pair(self.image_size), self.cell, sum(self.merged)
         finer = [2 ** (merges - sum(self.merged[: i + 1])) for i in range(len(self.depths))]
         most = min(2 * h // p, *self.hidden_dims, MAX_SIDE)
