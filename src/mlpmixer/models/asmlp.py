@@ -33,7 +33,8 @@ class MapNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[1:], eps=self.eps) * self.weight + self.bias
+        maps = x.permute(0, 3, 1, 2)  # (B, C, H, W) over the same memory, torch's channels_last
+        return F.group_norm(maps, 1, self.weight, self.bias, self.eps).permute(0, 2, 3, 1)
 
 
 def shift(x: Tensor, size: int, axis: int) -> Tensor:

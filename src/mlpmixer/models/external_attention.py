@@ -18,11 +18,11 @@ from mlpmixer.models.configs import EAMLPConfig
 from mlpmixer.models.network import DropPath, Mlp, TokenNetwork, linear_head, truncated_normal
 
 
-def double_normalise(logits: Tensor) -> Tensor:
-    """Equation (8): softmax over the tokens, then each token divided by its sum over the slots, (..., N, M) -> (..., N,
-    M). The 1e-9 is the official code's."""
-    a = logits.softmax(dim=-2)
-    return a / (1e-9 + a.sum(dim=-1, keepdim=True))
+def double_normalise(logits: Tensor, tokens: int, slots: int) -> Tensor:
+    """Equation (8): softmax over the axis of the tokens, then each token divided by its sum over that of the slots. The
+    1e-9 is the official code's."""
+    a = logits.softmax(dim=tokens)
+    return a * (1e-9 + a.sum(dim=slots, keepdim=True)).reciprocal()  # the gradient of a quotient takes twice the passes
 
 
 class ExternalAttention(nn.Module):
@@ -51,8 +51,7 @@ class ExternalAttention(nn.Module):
     def attention(self, images: Tensor) -> Tensor:
         """The attention maps: (B, C, H, W) -> (B, M, N), the share of every slot that each of N = H W places reads, by
         equation (8)."""
-        logits = self.linear_0(self.conv1(images).flatten(2))
-        return double_normalise(logits.mT).mT
+        return double_normalise(self.linear_0(self.conv1(images).flatten(2)), tokens=2, slots=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps (B, C, H, W) -> (B, C, H, W): relu(BN(conv(M_v attention)) + images), features of a network.
@@ -83,11 +82,11 @@ class MultiHeadExternalAttention(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, heads, N, M)."""
-        heads = self.trans_dims(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
-        return double_normalise(self.linear_0(heads))
+        heads = self.trans_dims(x).unflatten(-1, (self.heads, -1))  # (B, N, heads, d)
+        return double_normalise(self.linear_0(heads), tokens=1, slots=3).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        read = self.linear_1(self.attention(x)).transpose(1, 2).flatten(2)  # (B, N, 4 C)
+        read = self.linear_1(self.attention(x).transpose(1, 2)).flatten(2)  # (B, N, 4 C), the heads never copied
         return cast(Tensor, self.proj(read))
 
 

@@ -26,7 +26,7 @@ from mlpmixer.models.name_table import (
     renamed_rows,
     shape_of,
 )
-from mlpmixer.models.network import DropPath, TokenNetwork, linear_head
+from mlpmixer.models.network import DropPath, TokenLinear, TokenNetwork, linear_head
 
 
 class SpatialGating(nn.Module):
@@ -35,13 +35,13 @@ class SpatialGating(nn.Module):
     def __init__(self, num_patches: int, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim // 2)  # eps 1e-5, unlike the other norms
-        self.proj = nn.Linear(num_patches, num_patches)  # the same for every channel
+        self.proj = TokenLinear(num_patches, num_patches)
         nn.init.normal_(self.proj.weight, std=1e-6)  # starts as u alone
         nn.init.ones_(self.proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         u, v = x.chunk(2, dim=-1)
-        return u * cast(Tensor, self.proj(self.norm(v).mT)).mT
+        return u * cast(Tensor, self.proj(self.norm(v)))
 
 
 class GMLPBlock(nn.Module):

@@ -353,6 +353,19 @@ class Mlp(nn.Module):
         return cast(Tensor, self.dropout(self.fc2(x)))
 
 
+class TokenLinear(nn.Linear):
+    """A linear layer over the tokens, the same for every channel: (B, S, C) -> (B, S, C).
+
+    A product for each image, so that no map is copied to turn it. A traced graph has the layer itself between two
+    transpositions, with its weight where int8 looks for one.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().forward(x.mT).mT
+        return torch.baddbmm(self.bias[:, None], self.weight.expand(x.shape[0], -1, -1), x)
+
+
 class DropPath(nn.Module):
     """Stochastic depth: a branch (B, ...) is left out for a sample with probability `rate`, and scaled by 1 / (1 -
     rate) otherwise. In evaluation nothing changes."""

@@ -27,7 +27,7 @@ from mlpmixer.models.name_table import (
     unchanged,
     with_stem_as_convolution,
 )
-from mlpmixer.models.network import DropPath, Mlp, TokenNetwork, linear_head, truncated_normal
+from mlpmixer.models.network import DropPath, Mlp, TokenLinear, TokenNetwork, linear_head, truncated_normal
 
 
 class Affine(nn.Module):
@@ -49,7 +49,7 @@ class ResMLPBlock(nn.Module):
         super().__init__()
         c = cfg.hidden_dim
         self.norm1 = Affine(c)
-        self.token_mixing = nn.Linear(cfg.num_patches, cfg.num_patches)  # the same for every channel
+        self.token_mixing = TokenLinear(cfg.num_patches, cfg.num_patches)
         self.gamma_1 = nn.Parameter(torch.full((c,), cfg.layer_scale))
         self.norm2 = Affine(c)
         self.channel_mixing = Mlp(c, cfg.channels_mlp_dim)
@@ -58,7 +58,7 @@ class ResMLPBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Z = X + gamma_1 (A Aff(X)^T)^T          mixes patches
-        z = x + self.drop_path(self.gamma_1 * self.token_mixing(self.norm1(x).mT).mT)
+        z = x + self.drop_path(self.gamma_1 * self.token_mixing(self.norm1(x)))
         # Y = Z + gamma_2 C gelu(B Aff(Z))        mixes channels
         return cast(Tensor, z + self.drop_path(self.gamma_2 * self.channel_mixing(self.norm2(z))))
 

@@ -40,7 +40,8 @@ class WeightedPermuteMlp(nn.Module):
         w = w.unflatten(-1, (cols, -1)).transpose(2, 3).reshape(b, rows, cols, c)
         own = self.mlp_c(x)
         a = self.reweight((h + w + own).mean(dim=(1, 2)))  # (B, 3 C), the three branches next to each other
-        a_h, a_w, a_c = a.view(b, 1, 1, c, 3).softmax(dim=-1).unbind(-1)
+        a = a.view(b, c, 3).permute(2, 0, 1).softmax(dim=0)  # one after the other: contiguous, for the products
+        a_h, a_w, a_c = a[:, :, None, None].unbind()
         return cast(Tensor, self.proj(h * a_h + w * a_w + own * a_c))
 
 
