@@ -17,7 +17,7 @@ from torch.nn.functional import gelu
 
 from mlpmixer.models.configs import ASMLPConfig
 from mlpmixer.models.name_table import Arrays, Known, NameTable, Row, classes_of, numbered, renamed_rows, shape_of
-from mlpmixer.models.network import DropPath, Mlp, StagedNetwork, linear_head, truncated_normal
+from mlpmixer.models.network import DropPath, MapLinear, Mlp, StagedNetwork, linear_head, truncated_normal
 
 
 class MapNorm(nn.Module):
@@ -58,10 +58,10 @@ class AxialShift(nn.Module):
     def __init__(self, dim: int, shift_size: int) -> None:
         super().__init__()
         self.shift_size = shift_size
-        self.fc1 = nn.Linear(dim, dim)
-        self.fc_rows = nn.Linear(dim, dim)
-        self.fc_columns = nn.Linear(dim, dim)
-        self.fc3 = nn.Linear(dim, dim)
+        self.fc1 = MapLinear(dim, dim)
+        self.fc_rows = MapLinear(dim, dim)
+        self.fc_columns = MapLinear(dim, dim)
+        self.fc3 = MapLinear(dim, dim)
         self.norm1 = MapNorm(dim)
         self.norm2 = MapNorm(dim)
 
@@ -80,7 +80,7 @@ class ASMLPBlock(nn.Module):
         self.norm1 = MapNorm(dim)
         self.axial_shift = AxialShift(dim, cfg.shift_size)
         self.norm2 = MapNorm(dim)
-        self.channel_mixing = Mlp(dim, cfg.mlp_ratio * dim)
+        self.channel_mixing = Mlp(dim, cfg.mlp_ratio * dim, linear=MapLinear)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
         self.norm = MapNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
+        self.reduction = MapLinear(4 * dim, out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         cells = (x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2])  # (B, H/2, W/2, C) each

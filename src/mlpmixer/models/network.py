@@ -337,14 +337,23 @@ def truncated_normal(*layers: nn.Module) -> None:
 
 
 class Mlp(nn.Module):
-    """W2 gelu(W1 x) over the last axis: (..., dim) -> (..., out_dim), which is dim unless it is given."""
+    """W2 gelu(W1 x) over the last axis: (..., dim) -> (..., out_dim), which is dim unless it is given.
+
+    linear: the class of both layers.
+    """
 
     def __init__(
-        self, dim: int, mlp_dim: int, activation: Activation = "gelu_erf", dropout: float = 0.0, out_dim: int = 0
+        self,
+        dim: int,
+        mlp_dim: int,
+        activation: Activation = "gelu_erf",
+        dropout: float = 0.0,
+        out_dim: int = 0,
+        linear: type[nn.Linear] = nn.Linear,
     ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, mlp_dim)
-        self.fc2 = nn.Linear(mlp_dim, out_dim or dim)
+        self.fc1 = linear(dim, mlp_dim)
+        self.fc2 = linear(mlp_dim, out_dim or dim)
         self.dropout = nn.Dropout(dropout)
         self.approximate = "tanh" if activation == "gelu_tanh" else "none"  # tanh: Flax's default
 
@@ -364,6 +373,19 @@ class TokenLinear(nn.Linear):
         if torch.compiler.is_compiling():
             return super().forward(x.mT).mT
         return torch.baddbmm(self.bias[:, None], self.weight.expand(x.shape[0], -1, -1), x)
+
+
+class MapLinear(nn.Linear):
+    """A linear layer over the channels of maps: (B, H, W, C) -> (B, H, W, C').
+
+    On a CPU a 1x1 convolution over the same memory, in float32 with few channels up to twice as fast as the library's
+    matrix product. A traced graph has the layer itself, for int8.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or not x.is_cpu:
+            return super().forward(x)
+        return F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)
 
 
 class DropPath(nn.Module):
