@@ -46,7 +46,7 @@ def load(
     threads: of each stream, on the CPU; 0: the engine's default, or an equal share of the cores for several streams.
     image_size, patch_size (pixels), in_channels: other sizes, without further training. `adapt.adapt` says what each
         costs in accuracy, and what `resize` (the method) and `magnified` are. The preprocessing follows.
-    report: receives the progress of a download.
+    report: receives the progress of a download, and {"kind": "note", "note": ...}.
     network: the function that built the network, for a run that `train(recipe, network=...)` made.
 
     Errors: ValueError, which says what was expected, when there is no model at `path`, it is damaged, or it cannot be
@@ -72,7 +72,10 @@ def load(
         if sizes:
             from mlpmixer.weights.adapt import adapt_trained
 
+            trained = model.cfg
             model, meta = adapt_trained(model, meta, **sizes, method=resize, magnified=magnified)
+            if report and (note := trained.note_at(model.cfg.image_size)):
+                report({"kind": "note", "note": note})
     else:
         from mlpmixer.weights.model_file import load_model
 

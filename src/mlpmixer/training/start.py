@@ -90,6 +90,8 @@ def load_networks(
     start: Pretrained | None = None
     if recipe.init.weights and stored_preprocess(saved) is None:
         start = adapt_trained(*load_weights(recipe.init.weights, report=report), in_channels=recipe.model.in_channels)
+        if report and (note := start[0].cfg.note_at(recipe.model.image_size)):
+            report({"kind": "note", "note": note})
     if teacher is not None:
         return start, teacher
     copy = stored_teacher(run) if run is not None and run_folder.is_run(run) else None

@@ -102,13 +102,25 @@ class NetworkConfig(Config, owner="model"):
         if self.any_size and asked["image_size"] is not None:
             new["image_size"] = asked.pop("image_size")
         for name, value in asked.items():
+            if value is None:
+                continue
             have = getattr(self, name, None)
-            if value is not None and (have is None or pair(value) != pair(have)):
-                raise ValueError(
-                    f"trained weights of {self.architecture} work at the {name} they were made for, {have}, "
-                    f"and not at {value}"
-                )
+            require(have is not None, f"{self.architecture} has no {name}, got {value}: leave it out")
+            require(
+                pair(value) == pair(have or value),
+                f"trained weights of {self.architecture} work at the {name} they were made for, {have}, "
+                f"and not at {value}",
+            )
+        require(
+            method == "bicubic",
+            f"resize={method} is how the token mixing of a Mixer comes to another grid; {self.architecture} has no "
+            "choice of methods: leave it out",
+        )
         return dataclasses.replace(self, **new)
+
+    def note_at(self, image_size: Size) -> str:
+        """What trained weights do differently at another image size, which is not seen there; "" for nothing."""
+        return ""
 
     def deployed(self) -> Any:
         """The config of the network that training leaves: without structure that folds away."""

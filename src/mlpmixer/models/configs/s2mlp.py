@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mlpmixer.config import require
+from mlpmixer.config import pair, require
 from mlpmixer.models.configs.network import MAX_BLOCKS, MAX_WIDTH, Layer, PatchConfig, Size, StagesConfig
 from mlpmixer.registry import shown
 
@@ -70,6 +70,14 @@ class S2MLPv2Config(StagesConfig):
     """Hidden width of the MLPs, in multiples of c."""
     reduction: int = 4
     """What c is divided by for the hidden width of the split attention; not in the paper, whose counts 4 gives."""
+
+    def note_at(self, image_size: Size) -> str:
+        if pair(image_size) == pair(self.image_size):
+            return ""
+        return (
+            f"the split attention of {self.architecture} sums over the places, so at image_size {shown(image_size)} "
+            f"its weights are others than at {shown(self.image_size)}, where it was trained"
+        )
 
     def layers(self) -> list[Layer]:
         lines = self.staged_stem()
