@@ -31,6 +31,7 @@ from mlpmixer.models.configs import (
     ViPConfig,
 )
 from mlpmixer.models.names import MODELS
+from mlpmixer.models.network import MapLinear, TokenLinear
 from mlpmixer.weights.formats import name_table, to_foreign
 from mlpmixer.weights.load import load_weights
 
@@ -222,6 +223,20 @@ def test_shifts_are_the_official_ones() -> None:
     x = torch.arange(1.0, 301, dtype=torch.float64).view(1, 5, 6, 10)
     np.testing.assert_array_equal(s2mlp.shift(x).numpy(), wanted("s2_shift", "ss1"))
     np.testing.assert_array_equal(s2mlp.shift(x, 2, 1).numpy(), wanted("s2_shift", "ss2"))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(TokenLinear(6, 6), (2, 6, 5)), (MapLinear(5, 7), (2, 3, 4, 5)), (MapLinear(5, 7, bias=False), (2, 1, 1, 5))],
+    ids=["tokens", "maps", "maps without bias"],
+)
+def test_a_traced_layer_computes_the_same(
+    layer: nn.Module, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(shape)
+    computed = layer(x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(layer(x), computed)
 
 
 def test_repmlpnet_folds_into_mlps() -> None:

@@ -8,6 +8,7 @@ Mixer: nothing is learnt across patches. Groups of channels move by one place, a
 after that see the neighbours.
 """
 
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -26,9 +27,9 @@ def shift(x: Tensor, first: int = 1, second: int = 2) -> Tensor:
     Written from the input into a new tensor. The papers' own slices, taken literally, overlap in one tensor and read
     what they have just written.
     """
-    c = x.shape[-1]
-    a, b, d = c // 4, c // 2, 3 * c // 4
-    groups = (x[..., :a], x[..., a:b], x[..., b:d], x[..., d:])
+    cuts = [i * x.shape[-1] // 4 for i in range(5)]
+    # at once: the gradient of each of four slices would be a whole map
+    groups = torch.split(x, [b - a for a, b in pairwise(cuts)], dim=-1)
     moved = []
     for group, axis, forward in zip(groups, (first, first, second, second), (True, False, True, False), strict=True):
         n = group.shape[axis]
