@@ -1,9 +1,23 @@
-"""Starts of the weights other than the official one."""
+"""Starts of the weights: the official one of every relative, and others."""
+
+import re
 
 import pytest
 import torch
+from torch import Tensor
 
-from mlpmixer.models.architecture import create_model
+from mlpmixer.models.architecture import build, create_model
+from mlpmixer.models.configs import (
+    ASMLPConfig,
+    EAMLPConfig,
+    GMLPConfig,
+    NetworkConfig,
+    RepMLPNetConfig,
+    ResMLPConfig,
+    S2MLPConfig,
+    S2MLPv2Config,
+    ViPConfig,
+)
 from mlpmixer.models.initialization import RIDGE, set_head_bias, whiten_stem
 from mlpmixer.models.mixer import Mixer
 
@@ -82,3 +96,56 @@ def test_the_heads_bias_starts_where_it_is_told() -> None:
     set_head_bias(model, -6.9)
     assert torch.equal(model.head.bias, torch.full((10,), -6.9))  # type: ignore[arg-type]
     set_head_bias(create_model("Nano/4", num_classes=0), -6.9)
+
+
+def is_normal(p: Tensor, std: float) -> bool:
+    """Cut nowhere near: a uniform distribution has nothing beyond 1.74 deviations."""
+    far = p.abs().max() / std
+    return p.numel() < 500 or (abs(p.std() / std - 1) < 0.1 and 2.7 < float(far) < 6)
+
+
+def is_uniform(p: Tensor, most: float) -> bool:
+    wide = p.numel() < 500 or abs(p.std() / (most / 3**0.5) - 1) < 0.1
+    return bool(wide and p.any() and p.abs().max() <= most)
+
+
+def starts_as(rule: str, p: Tensor, weight: Tensor) -> bool:
+    """weight: the one that a bias belongs to; (S, m, n) is S matrices."""
+    inputs = weight.shape[-1] if weight.ndim < 4 else weight[0].numel()
+    if rule == "torch":  # kaiming_uniform_(a=sqrt(5)), and the same bound for biases
+        return is_uniform(p, inputs**-0.5)
+    if rule == "xavier":
+        return is_uniform(p, (6 / (inputs + len(weight))) ** 0.5)
+    if rule == "lecun":  # cut at two deviations of the untruncated distribution
+        std = inputs**-0.5
+        return bool(abs(p.std() / std - 1) < 0.1 and 2 * std < p.abs().max() <= 2.2737 * std)
+    kind, number = rule.split()
+    return is_normal(p, float(number)) if kind == "normal" else bool((p == float(number)).all())
+
+
+NORMS = {r"(norm|bn)\d?\.(weight|alpha)$": "all 1", r"(norm|bn)\d?\.(bias|beta)$": "all 0"}
+TRUNCATED = {"^(stem|merges)": "torch", "weight$": "normal 0.02", "bias$": "all 0"}
+STARTS: list[tuple[NetworkConfig, dict[str, str]]] = [
+    (ViPConfig(image_size=32, patch_size=4, hidden_dims=(32, 64), depths=(1, 1), strides=(2,)), TRUNCATED),
+    (ASMLPConfig(image_size=32, hidden_dims=(32, 64), depths=(1, 1)), {
+        r"^merges\.0\.weight": "all 1", r"^(merges\.0|head)\.bias": "all 0",
+        r"^head\.weight": "normal 0.02", "": "torch"}),
+    (RepMLPNetConfig(image_size=32, hidden_dims=(32, 64), depths=(1, 1), share_sets=(1, 4)), {"": "torch"}),
+    (S2MLPConfig(image_size=32, num_blocks=1, hidden_dim=48, channels_mlp_dim=96), {"^head": "all 0"} | TRUNCATED),
+    (S2MLPv2Config(image_size=28, hidden_dims=(32, 64), depths=(1, 1)), TRUNCATED),
+    (ResMLPConfig(image_size=96, num_blocks=1, hidden_dim=48, channels_mlp_dim=96), {"gamma": "all 0.1"} | TRUNCATED),
+    (GMLPConfig(image_size=96, num_blocks=1, hidden_dim=48, channels_mlp_dim=1200), {
+        "^head": "all 0", r"stem\.weight": "lecun", r"stem\.bias": "all 0", r"gate\.proj\.weight": "normal 1e-6",
+        r"gate\.proj\.bias": "all 1", "weight$": "xavier", "bias$": "normal 1e-6"}),
+    (EAMLPConfig(image_size=32, hidden_dim=64, num_heads=2, channels_mlp_dim=96), TRUNCATED),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cfg", "rules"), STARTS, ids=[cfg.architecture for cfg, _ in STARTS])
+def test_every_relative_starts_as_its_authors_start_it(cfg: NetworkConfig, rules: dict[str, str]) -> None:
+    torch.manual_seed(0)
+    parameters = {name: p.detach() for name, p in build(cfg).named_parameters()}
+    for name, p in parameters.items():
+        rule = next(rule for pattern, rule in (NORMS | rules).items() if re.search(pattern, name))
+        weight = parameters.get(re.sub(r"\w+$", "weight", name), p)
+        assert starts_as(rule, p, weight), (name, rule)

@@ -26,7 +26,7 @@ from mlpmixer.models.name_table import (
     renamed_rows,
     shape_of,
 )
-from mlpmixer.models.network import DropPath, TokenLinear, TokenNetwork, linear_head
+from mlpmixer.models.network import DropPath, TokenLinear, TokenNetwork, lecun_normal, linear_head
 
 
 class SpatialGating(nn.Module):
@@ -64,8 +64,8 @@ class GMLPBlock(nn.Module):
 class GMLP(TokenNetwork):
     """Images to logits: (B, in_channels, H, W) -> (B, K), or pre-logits (B, C) when num_classes is 0.
 
-    Weights start as in timm: Xavier uniform, biases of the blocks normal with deviation 1e-6, a zero head; the gate's
-    matrix with deviation 1e-6 and its bias at 1 (section 2.1), so that every block begins without mixing patches.
+    Weights start as in timm: stem LeCun normal, blocks Xavier uniform with biases of deviation 1e-6, head zero; the
+    gate's matrix with deviation 1e-6 and its bias at 1 (section 2.1), so that no block begins by mixing patches.
     """
 
     cfg: GMLPConfig
@@ -75,8 +75,7 @@ class GMLP(TokenNetwork):
         self.cfg = cfg
         (p, q), c = cfg.cell, cfg.hidden_dim
         self.stem = nn.Linear(cfg.in_channels * p * q, c)
-        nn.init.trunc_normal_(self.stem.weight, std=self.stem.in_features**-0.5)
-        nn.init.zeros_(self.stem.bias)
+        lecun_normal(self.stem)
         self.blocks = nn.ModuleList(GMLPBlock(cfg) for _ in range(cfg.num_blocks))
         self.norm = nn.LayerNorm(c, eps=1e-6)
         self.head = linear_head(cfg)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mlpmixer.config import pair
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.network import TRUNCATED_STD, Mlp, TokenNetwork, linear_head
+from mlpmixer.models.network import Mlp, TokenNetwork, lecun_normal, linear_head
 
 EPS = 1e-6  # official Flax LayerNorm; PyTorch's default is 1e-5
 
@@ -101,9 +101,7 @@ class Mixer(TokenNetwork):
         """Official initialisation (Flax defaults; the head's kernel is zero), from torch's global generator."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                std = layer.in_features**-0.5 / TRUNCATED_STD
-                nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
-                nn.init.zeros_(layer.bias)
+                lecun_normal(layer)
         self.start_head()
 
     def intermediates(self, images: Tensor) -> dict[str, Tensor]:

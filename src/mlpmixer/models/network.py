@@ -327,6 +327,14 @@ def recomputed(block: nn.Module, x: Tensor) -> Tensor:
     return cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=contexts))
 
 
+def lecun_normal(layer: nn.Linear) -> None:
+    """A linear layer starts from a truncated normal of deviation 1/sqrt(inputs), cut at two of the untruncated one's,
+    with zero biases."""
+    std = layer.in_features**-0.5 / TRUNCATED_STD
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    nn.init.zeros_(layer.bias)
+
+
 def truncated_normal(*layers: nn.Module) -> None:
     """Linear layers start from a truncated normal of deviation 0.02, with zero biases."""
     for layer in layers:
