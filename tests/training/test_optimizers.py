@@ -5,7 +5,19 @@ from typing import Any
 import pytest
 import torch
 
-from mlpmixer.models.architecture import create_model
+from mlpmixer.models.architecture import build, create_model
+from mlpmixer.models.configs import (
+    ASMLPConfig,
+    EAMLPConfig,
+    GMLPConfig,
+    NetworkConfig,
+    RepMLPNetConfig,
+    ResMLPConfig,
+    S2MLPConfig,
+    S2MLPv2Config,
+    StagesConfig,
+    ViPConfig,
+)
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.training import optimizers as optim
 from mlpmixer.training.recipe import Optim
@@ -33,6 +45,37 @@ def test_muon_gets_hidden_matrices_only() -> None:
     taken = {id(p) for g in muon.param_groups for p in g["params"]}
     assert {n for n, p in model.named_parameters() if id(p) in taken} == {
         f"blocks.{i}.{m}.fc{k}.weight" for i in (0, 1) for m in ("token_mixing", "channel_mixing") for k in (1, 2)
+    }
+
+
+MLP = {"channel_mixing.fc1", "channel_mixing.fc2"}
+HIDDEN: dict[type[NetworkConfig], set[str]] = {
+    ResMLPConfig: MLP | {"token_mixing"},
+    GMLPConfig: {"fc1", "gate.proj", "fc2"},
+    S2MLPConfig: MLP | {"fc1", "fc2"},
+    EAMLPConfig: {"attn.trans_dims", "attn.linear_0", "attn.linear_1", "attn.proj", "mlp.fc1", "mlp.fc2"},
+    S2MLPv2Config: MLP | {"mlp1", "split_attention.fc1", "split_attention.fc2", "mlp2"},
+    ASMLPConfig: MLP | {f"axial_shift.{fc}" for fc in ("fc1", "fc_rows", "fc_columns", "fc3")},
+    ViPConfig: MLP
+    | {f"permute_mlp.{fc}" for fc in ("mlp_c", "mlp_h", "mlp_w", "reweight.fc1", "reweight.fc2", "proj")},
+    RepMLPNetConfig: {f"repmlp_block.{fc}" for fc in ("gp.fc1", "gp.fc2", "fc3")}
+    | {f"ffn_block.ffn_fc{i}.conv" for i in (1, 2)},
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN, ids=lambda kind: kind.architecture)
+def test_muon_gets_the_matrices_of_the_blocks_of_every_network(kind: type[NetworkConfig]) -> None:
+    """Neither stem, merges (the embeddings of later stages) and head, nor norms, biases, scales and kernels."""
+    stages: dict[str, Any] = {"hidden_dims": (8, 12), "depths": (1, 1)}
+    own: dict[Any, dict[str, Any]] = {ViPConfig: {"strides": (2,)}, RepMLPNetConfig: {"share_sets": (1, 4)}}
+    if not issubclass(kind, StagesConfig):
+        stages = {"num_blocks": 2, "hidden_dim": 8, "channels_mlp_dim": 12}
+    model = build(kind(image_size=16, num_classes=3, **{"patch_size": 4} | stages | own.get(kind, {})))
+    muon = optim.make_optimizers(model, Optim(name="muon"))[1]
+    taken = {id(p) for g in muon.param_groups for p in g["params"]}
+    blocks = ("stages.0.0", "stages.1.0") if issubclass(kind, StagesConfig) else ("blocks.0", "blocks.1")
+    assert {n for n, p in model.named_parameters() if id(p) in taken} == {
+        f"{block}.{name}.weight" for block in blocks for name in HIDDEN[kind]
     }
 
 
