@@ -21,11 +21,14 @@ from PIL import Image
 
 from mlpmixer.config import to_json
 from mlpmixer.data.config import Data
-from mlpmixer.models.names import MIXERS
+from mlpmixer.models.architecture import build
+from mlpmixer.models.configs import ASMLPConfig, NetworkConfig, RepMLPNetConfig
+from mlpmixer.models.names import MIXERS, MODELS
 from mlpmixer.training.augment import augment, mix
 from mlpmixer.training.batches import row_range
 from mlpmixer.training.distributed import ProcessGroup
 from mlpmixer.training.recipe import Augment, Optim, Recipe, Run, read_recipe
+from mlpmixer.training.start import require_one_part
 from mlpmixer.training.stream import Order
 from mlpmixer.weights import model_file, run_folder
 
@@ -52,6 +55,11 @@ MUON = dataclasses.replace(
     EXACT, optim=dataclasses.replace(EXACT.optim, name="muon", lr=1e-3, head_steps=0, mirror=True)
 )
 STREAMED = dataclasses.replace(EXACT, run=dataclasses.replace(EXACT.run, batch_size=20, progressive="4:0.5"))
+RELATIVE = dataclasses.replace(
+    EXACT,
+    model=ASMLPConfig(image_size=8, patch_size=2, in_channels=1, num_classes=10, hidden_dims=(10, 20), depths=(1, 1)),
+    optim=dataclasses.replace(EXACT.optim, locality=0),
+)
 NOISY = dataclasses.replace(MUON, model=dataclasses.replace(SMALL, dropout=0.1, drop_path=0.1))
 
 LOST, STOPPED = 99, 100  # exit codes
@@ -146,6 +154,8 @@ class Runs:
             "killed": job(EXACT, 2, **killed),
             "killed, then one": job(EXACT, 1, after="killed"),
             "killed, then four": job(EXACT, 4, after="killed"),
+            "as-mlp, one": job(RELATIVE, 1),
+            "as-mlp, two": job(RELATIVE, 2),
             "muon, one": job(MUON, 1),
             "muon, two": job(MUON, 2),
             "streamed, one": job(streamed, 1),
@@ -196,6 +206,7 @@ def lines(run: Path, kind: str, key: str) -> list[float]:
     [
         ("one", "killed, then one", 1e-6),
         pytest.param("one", "killed, then four", 1e-6, marks=pytest.mark.slow),
+        ("as-mlp, one", "as-mlp, two", 1e-6),
         ("streamed, one", "streamed, two", 1e-6),
         # Muon makes its matrices orthogonal in bfloat16: what rounds the other way is seen
         pytest.param("muon, one", "muon, two", 5e-4, marks=pytest.mark.slow),
@@ -213,6 +224,20 @@ def test_any_number_of_processes_trains_the_same_weights(alone: str, several: st
         np.testing.assert_allclose(lines(others, "step", key)[:2], single[:2], atol=1e-5)
     for key in ("top1", "nll"):
         np.testing.assert_allclose(lines(others, "eval", key), lines(one, "eval", key), atol=1e-4)
+
+
+@pytest.mark.parametrize("cfg", [RepMLPNetConfig(image_size=32, num_classes=2), MODELS["resnet-18"]])
+def test_statistics_of_a_batch_are_not_those_of_its_parts(cfg: NetworkConfig) -> None:
+    if cfg.architecture == "resnet":
+        pytest.importorskip("transformers", reason='pip install "mlpmixer[rivals]"')
+    with torch.device("meta"):
+        model = build(cfg)
+    require_one_part(model, 1, "run.accumulate")
+    for option in ("run.accumulate", "training with several processes"):
+        with pytest.raises(
+            ValueError, match=rf"^{cfg.architecture} normalises with .*\(BatchNorm\), so {option} would"
+        ):
+            require_one_part(model, 2, option)
 
 
 def test_processes_agree_on_a_measured_batch_size(runs: Runs) -> None:
