@@ -407,7 +407,7 @@ def test_repmlpnet_trains_as_with_convolutions(
 
     def explicit(x: Tensor) -> Tensor:
         """As the paper writes it: (B, C, H, W) -> (B, C, H, W), every tile on its own."""
-        gate = torch.sigmoid(theirs.gp["fc2"](torch.relu(theirs.gp["fc1"](x.mean((2, 3))))))
+        gate = torch.sigmoid(theirs.gp.fc2(torch.relu(theirs.gp.fc1(x.mean((2, 3))))))
         b, down, across = x.shape[0], rows // h, cols // w
         tiles = x.view(b, 8 // share_sets, share_sets, down, h, across, w).permute(0, 1, 3, 5, 2, 4, 6)
         tiles = tiles.reshape(-1, share_sets, h, w)

@@ -219,6 +219,13 @@ class TokenNetwork(Network):
         return [p for p in self.blocks.parameters() if p.ndim == 2]
 
 
+def cells(x: Tensor, n: int) -> Tensor:
+    """Cells of n x n places side by side, a cell as a convolution reads it: (B, H, W, C) -> (B, H/n, W/n, C*n*n)."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // n, n, w // n, n, c).permute(0, 1, 3, 5, 2, 4)
+    return x.reshape(b, h // n, w // n, c * n * n)
+
+
 class Merge(nn.Module):
     """A convolution of size and stride 2 over a map, or 1 where only the width changes: (B, H, W, C) -> (B, H/2, W/2,
     C').
@@ -232,9 +239,7 @@ class Merge(nn.Module):
         self.linear = nn.Linear(dim * size * size, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        (b, h, w, c), n = x.shape, self.size
-        x = x.reshape(b, h // n, n, w // n, n, c).permute(0, 1, 3, 5, 2, 4)
-        return cast(Tensor, self.linear(x.reshape(b, h // n, w // n, c * n * n)))
+        return cast(Tensor, self.linear(cells(x, self.size)))
 
 
 class StagedNetwork(Network):

@@ -1,4 +1,4 @@
-"""The block RepMLP of version 1, and how convolutions fold into fully-connected layers.
+"""The block RepMLP of version 1.
 
 Paper: Ding et al., "RepMLP: Re-parameterizing Convolutions into Fully-connected Layers for Image Recognition",
 arXiv:2105.01883, section 3. Official code: DingXiaoH/RepMLP, repmlp.py at commit 55c7677.
@@ -7,29 +7,17 @@ Letters: B batch, C and O channels before and after, H x W places, h x w places 
 version 2.
 """
 
+from collections import OrderedDict
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What a BatchNorm does in evaluation: a factor and a summand for each channel."""
-    scale = norm.weight / torch.sqrt(cast(Tensor, norm.running_var) + norm.eps)
-    return scale, norm.bias - cast(Tensor, norm.running_mean) * scale
+from mlpmixer.models.folding_convolutions import FoldingConvolutions, scale_and_shift
 
 
-def kernel_matrix(kernel: Tensor, h: int, w: int) -> Tensor:
-    """Kernels (O, I, k, l) as matrices over an h x w grid with zeros around it: (O, h*w, I, h*w), row (y, x), column
-    (y', x')."""
-    k, n = kernel.shape[-2:]
-    identity = torch.eye(h * w, dtype=kernel.dtype, device=kernel.device).view(h * w, 1, h, w)
-    moves = F.unfold(identity, (k, n), padding=(k // 2, n // 2))
-    return torch.einsum("oik,qkp->opiq", kernel.flatten(2), moves)
-
-
-class RepMLP(nn.Module):
+class RepMLP(FoldingConvolutions):
     """RepMLP over maps (B, C, H, W) -> (B, O, H, W): the block of version 1, for the stages of a ResNet (section 3).
 
     in_channels, out_channels: C and O, channels before and after.
@@ -70,17 +58,10 @@ class RepMLP(nn.Module):
             self.fc1_fc2 = nn.ModuleDict(
                 {"fc1": nn.Linear(in_channels * tiles, inner), "fc2": nn.Linear(inner, in_channels * tiles)}
             )
-            self.avg = nn.Sequential()
-            self.avg.add_module("bn", nn.BatchNorm2d(in_channels))
+            self.avg = nn.Sequential(OrderedDict(bn=nn.BatchNorm2d(in_channels)))
         self.fc3 = nn.Conv2d(in_channels * h * w, out_channels * h * w, 1, bias=False, groups=groups)
         self.fc3_bn = nn.BatchNorm1d(out_channels * h * w)
-        self.kernels = kernels
-        for k in kernels:
-            branch = nn.Sequential()
-            conv = nn.Conv2d(in_channels, out_channels, k, padding=k // 2, groups=groups, bias=False)
-            branch.add_module("conv", conv)
-            branch.add_module("bn", nn.BatchNorm2d(out_channels))
-            self.add_module(f"repconv{k}", branch)
+        self.add_convolutions(kernels, in_channels, out_channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) -> (B, O, H, W). ValueError for another C, H or W."""
@@ -97,8 +78,8 @@ class RepMLP(nn.Module):
         y: Tensor = self.fc3(tiles.reshape(-1, c * h * w, 1, 1)).flatten(1)
         y = self.fc3_bn(y) if hasattr(self, "fc3_bn") else y
         y = y.view(-1, o, h, w)
-        for k in self.kernels:
-            y = y + self.get_submodule(f"repconv{k}")(tiles)
+        for conv, norm in self.convolutions():
+            y = y + norm(conv(tiles))
         return y.view(b, down, across, o, h, w).permute(0, 3, 1, 4, 2, 5).reshape(b, o, rows, cols)
 
     @torch.no_grad()
@@ -115,12 +96,8 @@ class RepMLP(nn.Module):
             del self.avg
         scale, bias = scale_and_shift(self.fc3_bn)
         matrix = (self.fc3.weight.flatten(1) * scale[:, None]).view(o, h * w, c // g, h * w)
-        for k in self.kernels:
-            branch = self.get_submodule(f"repconv{k}")
-            factor, summand = scale_and_shift(cast(nn.BatchNorm2d, branch.bn))
-            matrix = matrix + kernel_matrix(cast(nn.Conv2d, branch.conv).weight * factor[:, None, None, None], h, w)
-            bias = bias + summand.repeat_interleave(h * w)
-            delattr(self, f"repconv{k}")
+        for convolution, shift in self.take_convolutions(h, w):
+            matrix = matrix + convolution
+            bias = bias + shift.repeat_interleave(h * w)
         del self.fc3_bn
-        self.kernels = ()
         self.fc3.weight, self.fc3.bias = nn.Parameter(matrix.reshape(self.fc3.weight.shape)), nn.Parameter(bias)

@@ -11,8 +11,8 @@ LayerNorm.
 
 import copy
 import dataclasses
-import functools
 import math
+from collections import OrderedDict
 from typing import cast
 
 import torch
@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlpmixer.models.configs import RepMLPNetConfig
-from mlpmixer.models.network import DropPath, StagedNetwork, linear_head
-from mlpmixer.models.repmlp import kernel_matrix, scale_and_shift
+from mlpmixer.models.folding_convolutions import FoldingConvolutions, convolved, scale_and_shift
+from mlpmixer.models.network import DropPath, StagedNetwork, cells, linear_head
 
 
 class MapBatchNorm(nn.BatchNorm1d):
@@ -55,21 +55,7 @@ class ShareSets(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def convolved(maps: Tensor, kernel: Tensor, h: int, w: int) -> Tensor:
-    """Depth-wise convolution with zeros around: maps (S, h*w, N), kernels (S, 1, k, k) -> (S, h*w, N).
-
-    A row of a kernel is a w x w matrix over a row of a map, so this is k batched products: on a CPU several times as
-    fast as a convolution of so few channels.
-    """
-    s, _, k, _ = kernel.shape
-    rows, up = maps.view(s, h, w, -1), k // 2
-    bands = kernel_matrix(kernel.reshape(s * k, 1, 1, k), 1, w).view(s, k, 1, w, w)
-    inside = range(max(0, up - h + 1), min(k, up + h))  # rows of a large kernel may lie outside a small map
-    moved = [F.pad(bands[:, i] @ rows, (0, 0, 0, 0, up - i, i - up)) for i in inside]
-    return functools.reduce(torch.add, moved).view(maps.shape)
-
-
-class RepBlock(nn.Module):
+class RepBlock(FoldingConvolutions):
     """Section 3.1: maps (B, H, W, C) -> (B, H, W, C); tiles of h x w places, each mixed on its own.
 
     Channel c uses share-set c mod S. With several tiles and S < C the official code mixes tiles and channels up; here
@@ -81,30 +67,25 @@ class RepBlock(nn.Module):
         self, dim: int, h: int, w: int, share_sets: int, kernels: tuple[int, ...], reduction: int, folded: bool = False
     ) -> None:
         super().__init__()
-        self.h, self.w, self.share_sets, self.kernels = h, w, share_sets, () if folded else kernels
-        self.gp = nn.ModuleDict({"fc1": nn.Linear(dim, dim // reduction), "fc2": nn.Linear(dim // reduction, dim)})
+        self.h, self.w, self.share_sets = h, w, share_sets
+        inner = dim // reduction
+        self.gp = nn.Sequential(OrderedDict(fc1=nn.Linear(dim, inner), relu=nn.ReLU(), fc2=nn.Linear(inner, dim)))
         self.fc3 = ShareSets(share_sets, h * w, bias=folded)
         if not folded:
             self.fc3_bn = nn.BatchNorm2d(share_sets)
-        for k in self.kernels:
-            conv = nn.Conv2d(share_sets, share_sets, k, padding=k // 2, groups=share_sets, bias=False)
-            self.add_module(f"repconv{k}", nn.Sequential())
-            branch = cast(nn.Sequential, self.get_submodule(f"repconv{k}"))
-            branch.add_module("conv", conv)
-            branch.add_module("bn", nn.BatchNorm2d(share_sets))
+        self.add_convolutions(() if folded else kernels, share_sets, share_sets, groups=share_sets)
 
     def forward(self, x: Tensor) -> Tensor:
         (b, rows, cols, c), (h, w, s) = x.shape, (self.h, self.w, self.share_sets)
-        gate = torch.sigmoid(self.gp["fc2"](F.relu(self.gp["fc1"](x.mean(dim=(1, 2))))))  # (B, C)
+        gate = torch.sigmoid(self.gp(x.mean(dim=(1, 2))))  # (B, C)
         # (B, H/h, h, W/w, w, C/S, S) -> (S, h w, B H/h W/w C/S): a column is a map of a tile
         tiles = x.reshape(b, rows // h, h, cols // w, w, c // s, s).permute(6, 2, 4, 0, 1, 3, 5)
         maps = tiles.reshape(s, h * w, -1)
         y: Tensor = self.fc3(maps)
         if self.fc3.bias is None:
             y = self.fc3_bn(y[None])[0]
-            for k in self.kernels:
-                conv, norm = cast(nn.Sequential, self.get_submodule(f"repconv{k}"))
-                y = y + norm(convolved(maps, cast(nn.Conv2d, conv).weight, h, w)[None])[0]
+            for conv, norm in self.convolutions():
+                y = y + norm(convolved(maps, conv.weight, h, w)[None])[0]
         y = y.reshape(tiles.shape).permute(3, 4, 1, 5, 2, 6, 0).reshape(b, rows, cols, c)
         return y * gate[:, None, None]
 
@@ -114,15 +95,9 @@ class RepBlock(nn.Module):
         h, w = self.h, self.w
         scale, bias = scale_and_shift(self.fc3_bn)
         matrix = self.fc3.weight * scale[:, None, None]
-        for k in self.kernels:
-            branch = self.get_submodule(f"repconv{k}")
-            factor, summand = scale_and_shift(cast(nn.BatchNorm2d, branch.bn))
-            conv = cast(nn.Conv2d, branch.conv)
-            matrix = matrix + kernel_matrix(conv.weight * factor[:, None, None, None], h, w)[:, :, 0]
-            bias = bias + summand
-            delattr(self, f"repconv{k}")
+        for convolution, shift in self.take_convolutions(h, w):
+            matrix, bias = matrix + convolution[:, :, 0], bias + shift
         del self.fc3_bn
-        self.kernels = ()
         self.fc3.weight = nn.Parameter(matrix)
         self.fc3.bias = nn.Parameter(bias[:, None, None].repeat(1, h * w, 1))
 
@@ -134,33 +109,26 @@ class RepUnit(nn.Module):
         super().__init__()
         h, w = cfg.grids[stage]
         self.repmlp_block = RepBlock(dim, h, w, cfg.share_sets[stage], cfg.kernels, cfg.reduction, cfg.folded)
-        self.ffn_block = nn.ModuleDict(
-            {"ffn_fc1": NormedLinear(dim, cfg.mlp_ratio * dim), "ffn_fc2": NormedLinear(cfg.mlp_ratio * dim, dim)}
-        )
+        fc1, fc2 = NormedLinear(dim, cfg.mlp_ratio * dim), NormedLinear(cfg.mlp_ratio * dim, dim)
+        self.ffn_block = nn.Sequential(OrderedDict(ffn_fc1=fc1, gelu=nn.GELU(), ffn_fc2=fc2))
         self.prebn1 = MapBatchNorm(dim)
         self.prebn2 = MapBatchNorm(dim)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x + self.drop_path(self.repmlp_block(self.prebn1(x)))
-        hidden = F.gelu(self.ffn_block["ffn_fc1"](self.prebn2(y)))
-        return cast(Tensor, y + self.drop_path(self.ffn_block["ffn_fc2"](hidden)))
+        return cast(Tensor, y + self.drop_path(self.ffn_block(self.prebn2(y))))
 
 
-class NormedMerge(nn.Module):
-    """A convolution of size and stride n without bias, as a linear layer over cells, BatchNorm and ReLU: (B, H, W, C)
-    -> (B, H/n, W/n, C')."""
+class NormedMerge(NormedLinear):
+    """A convolution of size and stride 2 without bias, as a linear layer over cells, BatchNorm and ReLU: (B, H, W, C)
+    -> (B, H/2, W/2, C')."""
 
-    def __init__(self, dim: int, out_dim: int, size: tuple[int, int] = (2, 2)) -> None:
-        super().__init__()
-        self.size = size
-        self.conv = nn.Linear(dim * size[0] * size[1], out_dim, bias=False)
-        self.bn = MapBatchNorm(out_dim)
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__(4 * dim, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        (b, h, w, c), (p, q) = x.shape, self.size
-        cells = x.reshape(b, h // p, p, w // q, q, c).permute(0, 1, 3, 5, 2, 4).reshape(b, h // p, w // q, c * p * q)
-        return F.relu(self.bn(self.conv(cells)))
+        return F.relu(self.bn(self.conv(cells(x, 2))))
 
 
 class RepMLPNet(StagedNetwork):
