@@ -45,9 +45,11 @@ TRAINED = {"Nano/4": "cifar10/small-images-2h", "Nano/8": "trashnet/photos"}
 """Models of the README's table and the result whose accuracy stands there."""
 PUBLISHED = {
     "S/32": "S/32:gsam", "S/16": "S/16:gsam", "B/32": "B/32:sam", "B/16": "B/16:imagenet1k", "L/16": "L/16:imagenet1k",
-    "resmlp-s12": "resmlp-s12:timm-imagenet1k",
+    "resmlp-s12": "resmlp-s12:timm-imagenet1k", "gmlp-s/16": "gmlp-s/16:timm-imagenet1k",
 }  # fmt: skip
 """The others, and the name of published weights."""
+BY_AUTHORS = {"vip-s/7": 0.815}  # arXiv:2106.12368, table 1
+"""Those whose weights have no name here, and the top-1 that their paper reports."""
 
 
 def spread(values: list[float]) -> dict[str, Any]:
@@ -208,7 +210,7 @@ def models() -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     found = newest()
-    for name in [PACKAGED, *TRAINED, *PUBLISHED]:
+    for name in [PACKAGED, *TRAINED, *PUBLISHED, *BY_AUTHORS]:
         config = config_of(name)
         flops = sum(layer.flops for layer in config.layers())
         if name in TRAINED:
@@ -218,6 +220,9 @@ def models() -> str:
         elif name == PACKAGED:
             top1 = f"digits {100 * packaged().provenance['metrics']['top1']:.2f} %"
             weights = "with the package: `digits`"
+        elif name in BY_AUTHORS:
+            page = "docs/concepts/family.md#weights-of-their-authors"
+            top1, weights = f"ImageNet {100 * BY_AUTHORS[name]:.2f} %", f"[of its authors]({page})"
         else:
             reported = WEIGHTS[PUBLISHED[name]].top1
             top1, weights = f"ImageNet {100 * reported:.2f} %" if reported else "", f"`{PUBLISHED[name]}`"
