@@ -77,8 +77,8 @@ TIMM_ONLY: dict[str, tuple[Any, str]] = {
     "drop_rate": (0, "dropout within the MLPs of a Mixer is dropout=, timm's proj_drop_rate"),
     "global_pool": ("", "forward_features(images) gives what a pooling of your own can read"),
     "features_only": (False, "forward_features(images) gives the tokens before pooling"),
-    "mlp_ratio": ("", "tokens_mlp_dim= and channels_mlp_dim= are the widths themselves"),
-    "embed_dim": ("", "hidden_dim= is the width, beside tokens_mlp_dim= and channels_mlp_dim="),
+    "mlp_ratio": ("", "channels_mlp_dim= is the width itself, of a Mixer beside tokens_mlp_dim="),
+    "embed_dim": ("", "hidden_dim= is the width, hidden_dims= those of stages"),
     "act_layer": ("", "activation='gelu_erf' or 'gelu_tanh' chooses the GELU of a Mixer"),
     "checkpoint_path": ("", "weights=FILE loads it"),
     "cache_dir": ("", "what is fetched is kept in ~/.cache/mlpmixer"),
@@ -237,7 +237,11 @@ def own_fields(cfg: NetworkConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{ours} is given twice, once in timm's spelling")
             own[ours] = value
         elif value != nothing:
-            hint = f"; {instead}" if instead else did_you_mean(name, [*known, *TIMM_FIELDS])
+            hint = (
+                f"; {instead}"
+                if instead
+                else did_you_mean(name, [*known, *(t for t in TIMM_FIELDS if TIMM_FIELDS[t] in known)])
+            )
             raise ValueError(f"{cfg.architecture} has no field {name!r}{hint}")
     return own
 
