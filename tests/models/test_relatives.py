@@ -30,8 +30,8 @@ from mlpmixer.models.configs import (
     S2MLPv2Config,
     ViPConfig,
 )
+from mlpmixer.models.layers import MapLinear, TokenLinear
 from mlpmixer.models.names import MODELS
-from mlpmixer.models.network import MapLinear, TokenLinear
 from mlpmixer.weights.formats import name_table, to_foreign
 from mlpmixer.weights.load import load_weights
 

@@ -135,7 +135,9 @@ ARCHITECTURES |= {
     "gmlp": Architecture(GMLPConfig, _ours("gmlp:GMLP"), TOKENS, name_tables=_ours("gmlp:TABLES")),
     "s2-mlp": Architecture(S2MLPConfig, _ours("s2mlp:S2MLP"), TOKENS | ANY_SIZE),
     "s2-mlpv2": Architecture(S2MLPv2Config, _ours("s2mlpv2:S2MLPv2"), TOKENS | ANY_SIZE),
-    "as-mlp": Architecture(ASMLPConfig, _ours("asmlp:ASMLP"), TOKENS | ANY_SIZE, name_tables=_ours("asmlp:TABLES")),
+    "as-mlp": Architecture(
+        ASMLPConfig, _ours("asmlp:ASMLP"), TOKENS | ANY_SIZE, name_tables=_ours("asmlp_names:TABLES")
+    ),
     "vip": Architecture(ViPConfig, _ours("vip:ViP"), TOKENS, name_tables=_ours("vip:TABLES")),
     "repmlpnet": Architecture(
         RepMLPNetConfig,

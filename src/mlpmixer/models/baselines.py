@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from mlpmixer.config import pair
 from mlpmixer.models.configs import ResNetConfig, ViTConfig
-from mlpmixer.models.network import Network, linear_head
+from mlpmixer.models.layers import linear_head
+from mlpmixer.models.network import Network
 
 EPS = 1e-6  # of the ViT's LayerNorm, as in the official code
 FUSED_FROM = 256  # patches; with fewer, plain products train faster on a CPU than torch's fused attention (64: 2 times)

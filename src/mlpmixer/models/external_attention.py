@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from mlpmixer.models.configs import EAMLPConfig
-from mlpmixer.models.network import DropPath, Mlp, TokenNetwork, linear_head, truncated_normal
+from mlpmixer.models.layers import DropPath, Mlp, linear_head, truncated_normal
+from mlpmixer.models.patch_networks import TokenNetwork
 
 
 def double_normalise(logits: Tensor, tokens: int, slots: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from mlpmixer.models.configs import GMLPConfig
+from mlpmixer.models.layers import DropPath, TokenLinear, lecun_normal, linear_head
 from mlpmixer.models.name_table import (
     Arrays,
     Known,
@@ -26,7 +27,7 @@ from mlpmixer.models.name_table import (
     renamed_rows,
     shape_of,
 )
-from mlpmixer.models.network import DropPath, TokenLinear, TokenNetwork, lecun_normal, linear_head
+from mlpmixer.models.patch_networks import TokenNetwork
 
 
 class SpatialGating(nn.Module):

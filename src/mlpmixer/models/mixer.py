@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from mlpmixer.config import pair
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.network import Mlp, TokenNetwork, lecun_normal, linear_head
+from mlpmixer.models.layers import Mlp, lecun_normal, linear_head
+from mlpmixer.models.patch_networks import TokenNetwork
 
 EPS = 1e-6  # official Flax LayerNorm; PyTorch's default is 1e-5
 

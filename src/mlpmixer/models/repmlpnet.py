@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from mlpmixer.models.configs import RepMLPNetConfig
 from mlpmixer.models.folding_convolutions import FoldingConvolutions, convolved, scale_and_shift
-from mlpmixer.models.network import DropPath, StagedNetwork, cells, linear_head
+from mlpmixer.models.layers import DropPath, cells, linear_head
+from mlpmixer.models.patch_networks import StagedNetwork
 
 
 class MapBatchNorm(nn.BatchNorm1d):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpmixer.models.configs import ResMLPConfig
+from mlpmixer.models.layers import DropPath, Mlp, TokenLinear, linear_head, truncated_normal
 from mlpmixer.models.name_table import (
     Arrays,
     Known,
@@ -27,7 +28,7 @@ from mlpmixer.models.name_table import (
     unchanged,
     with_stem_as_convolution,
 )
-from mlpmixer.models.network import DropPath, Mlp, TokenLinear, TokenNetwork, linear_head, truncated_normal
+from mlpmixer.models.patch_networks import TokenNetwork
 
 
 class Affine(nn.Module):

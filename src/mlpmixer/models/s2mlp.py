@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from mlpmixer.models.configs import S2MLPConfig
-from mlpmixer.models.network import DropPath, Mlp, TokenNetwork, linear_head, truncated_normal
+from mlpmixer.models.layers import DropPath, Mlp, linear_head, truncated_normal
+from mlpmixer.models.patch_networks import TokenNetwork
 from mlpmixer.models.resmlp import Affine
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from mlpmixer.models.configs import S2MLPv2Config
-from mlpmixer.models.network import DropPath, Mlp, StagedNetwork, linear_head, truncated_normal
+from mlpmixer.models.layers import DropPath, Mlp, linear_head, truncated_normal
+from mlpmixer.models.patch_networks import StagedNetwork
 from mlpmixer.models.s2mlp import shift
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mlpmixer.models.configs import ViPConfig
+from mlpmixer.models.layers import DropPath, Mlp, linear_head, truncated_normal
 from mlpmixer.models.name_table import Arrays, Known, NameTable, Row, classes_of, numbered, renamed_rows, shape_of
-from mlpmixer.models.network import DropPath, Mlp, StagedNetwork, linear_head, truncated_normal
+from mlpmixer.models.patch_networks import StagedNetwork
 
 
 class WeightedPermuteMlp(nn.Module):

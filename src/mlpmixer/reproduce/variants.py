@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mlpmixer.config import Config, pair
 from mlpmixer.models.configs import MixerConfig
+from mlpmixer.models.layers import Mlp
 from mlpmixer.models.mixer import Mixer, MixerBlock
-from mlpmixer.models.network import Mlp
 
 
 class PerChannel(nn.Linear):

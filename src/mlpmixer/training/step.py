@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from mlpmixer.config import pair
 from mlpmixer.data.preprocess import standardise
 from mlpmixer.models.architecture import capability, has
+from mlpmixer.models.checkpointing import buffers_unchanged
 from mlpmixer.models.configs import Size
-from mlpmixer.models.network import buffers_unchanged
 from mlpmixer.training.augment import augment, mix, resize, statistics
 from mlpmixer.training.averaging import update_average
 from mlpmixer.training.batches import Batch, rows_per_batch
