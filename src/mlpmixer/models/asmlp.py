@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from mlpmixer.models.configs import ASMLPConfig
-from mlpmixer.models.layers import DropPath, MapLinear, Mlp, linear_head, truncated_normal
+from mlpmixer.models.layers import DropPath, MapLinear, Mlp, linear_head, linear_stem, truncated_normal
 from mlpmixer.models.patch_networks import StagedNetwork
 
 
@@ -114,8 +114,8 @@ class ASMLP(StagedNetwork):
     def __init__(self, cfg: ASMLPConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        (p, q), dims = cfg.patch, cfg.hidden_dims
-        self.stem = nn.Linear(cfg.in_channels * p * q, dims[0])
+        dims = cfg.hidden_dims
+        self.stem = linear_stem(cfg, dims[0])
         self.merges = nn.ModuleList(
             PatchMerging(dims[i - 1], c) if i else MapNorm(c)  # the first: the norm of the stem
             for i, c in enumerate(dims)

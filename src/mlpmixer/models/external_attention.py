@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from mlpmixer.models.configs import EAMLPConfig
-from mlpmixer.models.layers import DropPath, Mlp, linear_head, truncated_normal
+from mlpmixer.models.layers import DropPath, Mlp, linear_head, linear_stem, truncated_normal
 from mlpmixer.models.patch_networks import TokenNetwork
 
 
@@ -119,8 +119,8 @@ class EAMLP(TokenNetwork):
     def __init__(self, cfg: EAMLPConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        (p, q), c, last = cfg.patch, cfg.hidden_dim, max(cfg.num_blocks - 1, 1)
-        self.stem = nn.Linear(cfg.in_channels * p * q, c)
+        c, last = cfg.hidden_dim, max(cfg.num_blocks - 1, 1)
+        self.stem = linear_stem(cfg, c)
         self.blocks = nn.ModuleList(
             EAMLPBlock(c, cfg.num_heads, cfg.channels_mlp_dim, cfg.num_slots, cfg.drop_path * i / last)
             for i in range(cfg.num_blocks)

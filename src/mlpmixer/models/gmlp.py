@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from mlpmixer.models.configs import GMLPConfig
-from mlpmixer.models.layers import DropPath, TokenLinear, lecun_normal, linear_head
+from mlpmixer.models.layers import DropPath, TokenLinear, lecun_normal, linear_head, linear_stem
 from mlpmixer.models.name_table import (
     Arrays,
     Known,
@@ -74,8 +74,8 @@ class GMLP(TokenNetwork):
     def __init__(self, cfg: GMLPConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        (p, q), c = cfg.cell, cfg.hidden_dim
-        self.stem = nn.Linear(cfg.in_channels * p * q, c)
+        c = cfg.hidden_dim
+        self.stem = linear_stem(cfg, c)
         lecun_normal(self.stem)
         self.blocks = nn.ModuleList(GMLPBlock(cfg) for _ in range(cfg.num_blocks))
         self.norm = nn.LayerNorm(c, eps=1e-6)

@@ -1,5 +1,6 @@
 """Layers that several networks share, how they start, and how images become patches."""
 
+import math
 from typing import cast
 
 import torch
@@ -79,6 +80,12 @@ class DropPath(nn.Module):
             return branch
         mask = branch.new_empty(len(branch), *[1] * (branch.ndim - 1)).bernoulli_(1 - self.rate)
         return branch * (mask / (1 - self.rate))
+
+
+def linear_stem(cfg: PatchConfig, dim: int, bias: bool = True) -> nn.Linear:
+    """Patches (B, S, in_channels*P*P) -> (B, S, dim): a convolution of size and stride P, with values of torch's
+    default start."""
+    return nn.Linear(cfg.in_channels * math.prod(cfg.patch), dim, bias=bias)
 
 
 def linear_head(cfg: NetworkConfig) -> nn.Module:

@@ -12,12 +12,11 @@ from mlpmixer.models.layers import cells, cut_patches
 from mlpmixer.models.network import Network
 
 
-class TokenNetwork(Network):
-    """A linear stem over patches, blocks of one width, a norm, the mean over the tokens, and a linear head."""
+class PatchNetwork(Network):
+    """A linear stem over patches, blocks, a norm, the mean over the tokens, and a linear head."""
 
     cfg: PatchConfig
     stem: nn.Linear
-    blocks: nn.ModuleList
     norm: nn.Module
     checkpointing = False
 
@@ -25,24 +24,37 @@ class TokenNetwork(Network):
         """(B, in_channels, H, W) -> (B, S, in_channels*P*P), what the stem reads."""
         return cut_patches(images, self.cfg)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, S, C), what the blocks read."""
-        return cast(Tensor, self.stem(self.patches(images)))  # contiguous, and so is every residual sum after it
-
     def tokens(self, images: Tensor) -> Tensor:
         """Normalised tokens (B, S, C), before pooling."""
-        x = self.embed(images)
-        for block in self.blocks:
-            x = recomputed(block, x) if self.checkpointing and self.training else block(x)
-        return cast(Tensor, self.norm(x))
+        raise NotImplementedError
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalised tokens (B, S, C), before pooling."""
         return self.tokens(images)
 
     def pool(self, features: Tensor) -> Tensor:
-        """The mean over the patches: (B, S, C) -> (B, C)."""
+        """The mean over the tokens: (B, S, C) -> (B, C)."""
         return features.mean(dim=1)
+
+    def through(self, blocks: nn.Module, x: Tensor) -> Tensor:
+        """`x` after all blocks of a list, recomputed in the backward pass if `checkpointing` says so."""
+        for block in cast(nn.ModuleList, blocks):
+            x = recomputed(block, x) if self.checkpointing and self.training else block(x)
+        return x
+
+
+class TokenNetwork(PatchNetwork):
+    """Blocks of one width over tokens (B, S, C)."""
+
+    blocks: nn.ModuleList
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, S, C), what the blocks read."""
+        return cast(Tensor, self.stem(self.patches(images)))  # contiguous, and so is every residual sum after it
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Normalised tokens (B, S, C), before pooling."""
+        return cast(Tensor, self.norm(self.through(self.blocks, self.embed(images))))
 
     def layers(self) -> list[list[nn.Module]]:
         """From the stem to the head, for rates that fall with depth and for layers that stay frozen."""
@@ -69,17 +81,14 @@ class Merge(nn.Module):
         return cast(Tensor, self.linear(cells(x, self.size)))
 
 
-class StagedNetwork(Network):
-    """A linear stem over patches, stages of blocks over maps (B, H, W, C) with a merge before all but the first, a
-    norm, the mean over the places of the last, and a linear head."""
+class StagedNetwork(PatchNetwork):
+    """Stages of blocks over maps (B, H, W, C), with a merge before all but the first; tokens are the places of the
+    last."""
 
     cfg: StagesConfig
-    stem: nn.Linear
     merges: nn.ModuleList
     """One a stage: what comes before it; nn.Identity() where nothing does."""
     stages: nn.ModuleList
-    norm: nn.Module
-    checkpointing = False
 
     def make_stages(self, block: Callable[[int, int, float], nn.Module]) -> nn.ModuleList:
         """block: (stage, its width, rate of stochastic depth, linear over all blocks) -> a block."""
@@ -99,10 +108,6 @@ class StagedNetwork(Network):
             for i, c in enumerate(dims)
         )
 
-    def patches(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, S, in_channels*P*P), what the stem reads."""
-        return cut_patches(images, self.cfg)
-
     def embed(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> the map of the first stage (B, H/P, W/P, C)."""
         (h, w), (p, q) = images.shape[-2:], pair(self.cfg.patch_size)
@@ -113,18 +118,8 @@ class StagedNetwork(Network):
         """Normalised places of the last stage (B, S, C), before pooling."""
         x = self.embed(images)
         for merge, blocks in zip(self.merges, self.stages, strict=True):
-            x = merge(x)
-            for block in cast(nn.ModuleList, blocks):
-                x = recomputed(block, x) if self.checkpointing and self.training else block(x)
+            x = self.through(blocks, merge(x))
         return cast(Tensor, self.norm(x)).flatten(1, 2)
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Normalised places of the last stage (B, S, C), before pooling."""
-        return self.tokens(images)
-
-    def pool(self, features: Tensor) -> Tensor:
-        """The mean over the places: (B, S, C) -> (B, C)."""
-        return features.mean(dim=1)
 
     def layers(self) -> list[list[nn.Module]]:
         """From the stem to the head, for rates that fall with depth and for layers that stay frozen."""

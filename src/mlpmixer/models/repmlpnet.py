@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mlpmixer.models.configs import RepMLPNetConfig
 from mlpmixer.models.folding_convolutions import FoldingConvolutions, convolved, scale_and_shift
-from mlpmixer.models.layers import DropPath, cells, linear_head
+from mlpmixer.models.layers import DropPath, cells, linear_head, linear_stem
 from mlpmixer.models.patch_networks import StagedNetwork
 
 
@@ -143,8 +143,8 @@ class RepMLPNet(StagedNetwork):
     def __init__(self, cfg: RepMLPNetConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        (p, q), dims = cfg.patch, cfg.hidden_dims
-        self.stem = nn.Linear(cfg.in_channels * p * q, dims[0], bias=False)
+        dims = cfg.hidden_dims
+        self.stem = linear_stem(cfg, dims[0], bias=False)
         self.stem_bn = MapBatchNorm(dims[0])
         self.merges = nn.ModuleList(NormedMerge(dims[i - 1], c) if i else nn.Identity() for i, c in enumerate(dims))
         self.stages = self.make_stages(lambda stage, dim, drop_path: RepUnit(cfg, stage, dim, drop_path))

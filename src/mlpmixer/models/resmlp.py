@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpmixer.models.configs import ResMLPConfig
-from mlpmixer.models.layers import DropPath, Mlp, TokenLinear, linear_head, truncated_normal
+from mlpmixer.models.layers import DropPath, Mlp, TokenLinear, linear_head, linear_stem, truncated_normal
 from mlpmixer.models.name_table import (
     Arrays,
     Known,
@@ -76,8 +76,8 @@ class ResMLP(TokenNetwork):
     def __init__(self, cfg: ResMLPConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        (p, q), c = cfg.cell, cfg.hidden_dim
-        self.stem = nn.Linear(cfg.in_channels * p * q, c)
+        c = cfg.hidden_dim
+        self.stem = linear_stem(cfg, c)
         self.blocks = nn.ModuleList(ResMLPBlock(cfg) for _ in range(cfg.num_blocks))
         self.norm = Affine(c)
         self.head = linear_head(cfg)

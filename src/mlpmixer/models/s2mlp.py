@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from mlpmixer.models.configs import S2MLPConfig
-from mlpmixer.models.layers import DropPath, Mlp, linear_head, truncated_normal
+from mlpmixer.models.layers import DropPath, Mlp, linear_head, linear_stem, truncated_normal
 from mlpmixer.models.patch_networks import TokenNetwork
 from mlpmixer.models.resmlp import Affine
 
@@ -75,8 +75,8 @@ class S2MLP(TokenNetwork):
     def __init__(self, cfg: S2MLPConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        (p, q), c = cfg.cell, cfg.hidden_dim
-        self.stem = nn.Linear(cfg.in_channels * p * q, c)
+        c = cfg.hidden_dim
+        self.stem = linear_stem(cfg, c)
         self.stem_norm = NORMS[cfg.norm](c)
         self.blocks = nn.ModuleList(S2MLPBlock(cfg) for _ in range(cfg.num_blocks))
         self.norm = nn.Identity()

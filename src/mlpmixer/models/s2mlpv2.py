@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from mlpmixer.models.configs import S2MLPv2Config
-from mlpmixer.models.layers import DropPath, Mlp, linear_head, truncated_normal
+from mlpmixer.models.layers import DropPath, Mlp, linear_head, linear_stem, truncated_normal
 from mlpmixer.models.patch_networks import StagedNetwork
 from mlpmixer.models.s2mlp import shift
 
@@ -70,8 +70,7 @@ class S2MLPv2(StagedNetwork):
     def __init__(self, cfg: S2MLPv2Config) -> None:
         super().__init__()
         self.cfg = cfg
-        (p, q), c = cfg.patch, cfg.hidden_dims[0]
-        self.stem = nn.Linear(cfg.in_channels * p * q, c)
+        self.stem = linear_stem(cfg, cfg.hidden_dims[0])
         self.merges = self.make_merges()
         self.stages = self.make_stages(lambda stage, dim, drop_path: S2MLPv2Block(cfg, dim, drop_path))
         self.norm = nn.LayerNorm(cfg.num_features)

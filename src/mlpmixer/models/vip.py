@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpmixer.models.configs import ViPConfig
-from mlpmixer.models.layers import DropPath, Mlp, linear_head, truncated_normal
+from mlpmixer.models.layers import DropPath, Mlp, linear_head, linear_stem, truncated_normal
 from mlpmixer.models.name_table import Arrays, Known, NameTable, Row, classes_of, numbered, renamed_rows, shape_of
 from mlpmixer.models.patch_networks import StagedNetwork
 
@@ -74,8 +74,7 @@ class ViP(StagedNetwork):
     def __init__(self, cfg: ViPConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        (p, q), c = cfg.patch, cfg.hidden_dims[0]
-        self.stem = nn.Linear(cfg.in_channels * p * q, c)
+        self.stem = linear_stem(cfg, cfg.hidden_dims[0])
         self.merges = self.make_merges()
         self.stages = self.make_stages(lambda stage, dim, drop_path: Permutator(cfg, stage, dim, drop_path))
         self.norm = nn.LayerNorm(cfg.num_features)
