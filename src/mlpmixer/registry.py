@@ -18,7 +18,10 @@ def shortened(text: object, most: int = 300) -> str:
 
 def shown(value: object) -> str:
     """A value from a file or a command line, as an error quotes it."""
-    return shortened(repr(value), 80)
+    try:
+        return shortened(repr(value), 80)
+    except ValueError:  # Python prints no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def matching(names: Iterable[str], patterns: str | Iterable[str] | None) -> list[str]:

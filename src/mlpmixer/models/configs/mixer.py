@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from mlpmixer.config import checked, one_if_square, pair, require
 from mlpmixer.models.configs.network import MAX_BLOCKS, MAX_WIDTH, Activation, Layer, Method, PatchConfig, Size
+from mlpmixer.registry import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,9 @@ class MixerConfig(PatchConfig):
         self.require_range(1, MAX_WIDTH, "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
         self.require_rates("dropout", "drop_path")
         (rows, cols), (down, across) = self.grid, pair(self.parts)
+        most, wrong = max(rows, cols), shown(self.parts)
+        require(min(down, across) >= 1 and max(down, across) <= most, f"parts must be 1 to {most}, got {wrong}")
         require(
-            min(down, across) >= 1 and rows % down == 0 and cols % across == 0,
+            rows % down == 0 and cols % across == 0,
             f"a grid of {rows}x{cols} patches cannot be cut into {down}x{across} equal parts",
         )

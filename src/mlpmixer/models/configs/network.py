@@ -142,21 +142,21 @@ class NetworkConfig(Config, owner="model"):
         return found, fields
 
     def validate(self) -> None:
-        require(min(pair(self.image_size)) >= 1, f"image_size must be positive, got {self.image_size}")
+        require(min(pair(self.image_size)) >= 1, f"image_size must be positive, got {shown(self.image_size)}")
         pixels = math.prod(pair(self.image_size))
         require(
             pixels <= MAX_INPUT_PIXELS,
-            f"image_size must be at most {MAX_INPUT_PIXELS:,} px in all, got {self.image_size}",
+            f"image_size must be at most {MAX_INPUT_PIXELS:,} px in all, got {shown(self.image_size)}",
         )
         self.require_range(1, MAX_CHANNELS, "in_channels")
-        require(self.num_classes >= 0, f"num_classes must be 0 (no head) or more, got {self.num_classes}")
+        require(self.num_classes >= 0, f"num_classes must be 0 (no head) or more, got {shown(self.num_classes)}")
         self.require_range(0, MAX_CLASSES, "num_classes")
 
     def require_range(self, least: int, most: int, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            require(value >= least, f"{name} must be at least {least}, got {value}")
-            require(value <= most, f"{name} must be at most {most:,}, got {value}")
+            require(value >= least, f"{name} must be at least {least}, got {shown(value)}")
+            require(value <= most, f"{name} must be at most {most:,}, got {shown(value)}")
 
     def require_rates(self, *names: str) -> None:
         for name in names:
@@ -193,7 +193,9 @@ class PatchConfig(NetworkConfig):
     def validate(self) -> None:
         super().validate()
         p, q = self.patch
-        require(min(p, q) >= 1, f"patch_size must be positive, got {p}x{q}")
+        require(min(p, q) >= 1, f"patch_size must be positive, got {shown(self.patch_size)}")
+        most = f"patch_size must be at most {MAX_INPUT_PIXELS:,} px, got {shown(self.patch_size)}"
+        require(max(p, q) <= MAX_INPUT_PIXELS, most)
         (h, w), (p, q) = pair(self.image_size), self.cell
         what = "patch_size" if self.cell == self.patch else f"patch_size {shown(self.patch_size)} px and merges,"
         require(

@@ -55,8 +55,8 @@ class ViPConfig(StagesConfig):
     def validate(self) -> None:
         require(
             len(self.strides) == len(self.depths) - 1 and set(self.strides) <= {1, 2},
-            f"strides must be 1 or 2 for each group but the last, {len(self.depths) - 1} in all, got "
-            f"{shown(self.strides)}",
+            f"strides must be 1 or 2, one for each entry of depths but the last; got {shown(self.strides)} and depths "
+            f"{shown(self.depths)}",
         )
         super().validate()
         self.require_range(1, 64, "mlp_ratio")
