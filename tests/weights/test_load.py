@@ -98,6 +98,14 @@ def test_what_does_not_fit_is_said(arguments: dict[str, object], message: str) -
         create_model(TINY_CONFIG, weights=TINY, **arguments)  # type: ignore[arg-type]
 
 
+def test_another_patch_size_is_resampled_when_asked_for() -> None:
+    other = dataclasses.replace(TINY_CONFIG, patch_size=4)
+    with pytest.raises(ValueError, match=r"another mixer: patch_size 8 instead of 4; say patch_size=4 to have them"):
+        create_model(other, weights=TINY)
+    assert create_model(other, weights=TINY, patch_size=4).cfg.grid == (8, 8)
+    assert create_model(dataclasses.replace(TINY_CONFIG, patch_size=(8, 8)), weights=TINY).cfg.grid == (4, 4)
+
+
 def test_weights_of_another_architecture_are_refused() -> None:
     with pytest.raises(ValueError, match="num_blocks 2 instead of 8"):
         create_model("S/16", weights=TINY)

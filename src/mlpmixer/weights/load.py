@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from mlpmixer.config import checked, pair
+from mlpmixer.config import checked, pair, require
 from mlpmixer.data.preprocess import Preprocess, create_preprocess
 from mlpmixer.download import Report
 from mlpmixer.models.architecture import build, build_with_weights, configured, name_of, own_fields
@@ -40,6 +40,13 @@ from mlpmixer.weights.published import BUNDLED, WEIGHTS, Weights
 from mlpmixer.weights.run_folder import MODEL_FILE, is_cross_validation
 
 SIZES = {"image_size", "patch_size", "in_channels", "num_classes"}  # fields that trained weights may be brought to
+FILES_OWN = (
+    "image_size",
+    "in_channels",
+    "activation",
+    "parts",
+    "folded",
+)  # fields that are the file's unless asked for
 Head = Literal["keep", "reset", "drop"]
 STATE_DICTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")  # .tar: of .pth.tar
 HUB = r"^(hf-hub|hf_hub|hf):"  # before owner/name of a repository, as timm writes it and as we do
@@ -257,8 +264,8 @@ def create_model(
         that timm's weights give timm's logits; ours have the official code's tanh form, but for the small sizes.
     pretrained: take the published weights of that name: the first in `mlpmixer list weights`, which for timm's names
         are timm's; with another tag, "mixer_b16_224.miil_in21k", those. Another num_classes gets a fresh head.
-    weights: whatever `load_weights` takes. Patch size and widths must be those of `model`; image size, channels and
-        classes are the file's.
+    weights: whatever `load_weights` takes. Patch size and widths must be those of `model`; image size, channels,
+        classes, and whether convolutions are folded, are the file's.
     head: keep the file's; reset it to a fresh one of num_classes outputs; drop it, so that the output is pre_logits.
     fields: of the config, replaced: num_classes=10, image_size=64, or in timm's spelling (in_chans, img_size), see
         `architecture.configured`. With weights `adapt.adapt_to` brings them about.
@@ -286,6 +293,12 @@ def create_model(
     found, meta = load_weights(weights, like=like, report=report)
     if hasattr(base, "patch_size") and found.cfg.architecture == base.architecture:
         found.cfg.adapted(patch_size=base.patch_size)  # or says that it cannot be
+        different = found.cfg.differences(base, (*SIZES - {"patch_size"}, *FILES_OWN, *base.weight_free))
+        require(
+            "patch_size" in fields or pair(base.patch_size) == pair(found.cfg.patch_size),
+            f"the weights in {os.fspath(weights)} are of another {base.architecture}: {', '.join(different)}"
+            + f"; say patch_size={base.patch_size} to have them resampled" * (len(different) == 1),
+        )
     have = meta.config.num_classes
     asked = fields.get("num_classes", 0 if head == "drop" else have)
     if pretrained and head == "keep" and asked != have:
@@ -299,7 +312,7 @@ def create_model(
         raise ValueError(f"head='drop' leaves no head: leave num_classes={asked} out")
     files_own = {
         f: getattr(meta.config, f)
-        for f in ("image_size", "in_channels", "activation", "parts", "folded")
+        for f in FILES_OWN
         if f not in fields and hasattr(base, f) and hasattr(meta.config, f)
     }
     adapted = adapt_to(found, dataclasses.replace(base, **files_own, num_classes=asked))
