@@ -25,6 +25,8 @@ Pretrained = tuple[Any, model_file.ModelMeta]
 Start = Pretrained | Build
 """A trained network, or a function that builds a fresh one."""
 
+FOLDED = "its convolutions are folded into matrices, and training goes on with the matrices alone"
+
 
 def with_network(recipe: Recipe, network: Build | None) -> Recipe:
     """The recipe of a run that trains what `network` builds, if it is given.
@@ -90,8 +92,10 @@ def load_networks(
     start: Pretrained | None = None
     if recipe.init.weights and stored_preprocess(saved) is None:
         start = adapt_trained(*load_weights(recipe.init.weights, report=report), in_channels=recipe.model.in_channels)
-        if report and (note := start[0].cfg.note_at(recipe.model.image_size)):
-            report({"kind": "note", "note": note})
+        trained = start[0].cfg
+        for note in (trained.note_at(recipe.model.image_size), FOLDED if getattr(trained, "folded", False) else ""):
+            if note and report:
+                report({"kind": "note", "note": f"{recipe.init.weights}: {note}"})
     if teacher is not None:
         return start, teacher
     copy = stored_teacher(run) if run is not None and run_folder.is_run(run) else None

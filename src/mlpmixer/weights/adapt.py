@@ -56,6 +56,11 @@ def adapt_to(model: Network, target: NetworkConfig, method: Method = "bicubic", 
         raise ValueError(f"the weights are of another network: {name_of(model)} instead of {name_of(target)}")
     if getattr(target, "folded", False):
         model = capability(model, "folding", "folded=True").folded(model)
+    elif getattr(model.cfg, "folded", False):
+        raise ValueError(
+            f"these weights of {target.architecture} are folded: their convolutions cannot be taken out of the "
+            "matrices again, so leave folded=False out, or take weights in training form"
+        )
     new = adapt(
         model,
         num_classes=target.num_classes,
