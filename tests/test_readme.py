@@ -159,6 +159,9 @@ def test_counts_of_names_are_right() -> None:
     assert f"| architectures | {sum(bool(set('/-') & set(name)) for name in MODELS)} (t) |" in README
     named = sum(":" in name for name in WEIGHTS) + len(BUNDLED)  # beside timm's names for the same
     assert f"| pretrained weights by name | {named}, all but one others' (t) |" in README
+    assert f"| {named} names; one, `digits`," in (ROOT / "docs" / "reference" / "features.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_readme_is_short() -> None:

@@ -66,7 +66,10 @@ FROM_DATA = [["train"], ["lr-find"], ["data", "preview", "--out", "x.png"], ["da
         ("train digits --run.epochs 0", "--run.epochs must be positive"),
         ("train digits --magnified", "--magnified need --init"),
         ("train digits --init runs/nope", "runs/nope does not exist: expected a run folder"),
-        ("train digits --init B/16:imagenet21", "did you mean B/16:imagenet21k?"),
+        (
+            "train digits --init B/16:imagenet21",
+            "does not exist; did you mean B/16:imagenet21k? Expected a run folder, ",
+        ),
         ("train no/such/folder", "no/such/folder"),
         ("train digitz", "digits"),
         ("train digits --seed -3 --out x", "--seed must be in [0, 2^63), got -3"),

@@ -161,7 +161,9 @@ def _file_at(path: Path, name: str) -> Path:
             )
         beside = [str(p.parent) for p in path.parent.glob(f"*/{MODEL_FILE}")] if path.parent.is_dir() else []
         close = difflib.get_close_matches(name, [*beside, *BUNDLED, *WEIGHTS], 1, 0.5)
-        raise ValueError(f"{path} does not exist: {EXPECTED}" + (f"; did you mean {close[0]}?" if close else ""))
+        raise ValueError(
+            f"{path} does not exist" + (f"; did you mean {close[0]}? E{EXPECTED[1:]}" if close else f": {EXPECTED}")
+        )
     if path.suffix not in (".npz", *STATE_DICTS):
         raise ValueError(f"{path} is not a model: {EXPECTED}")
     if not path.is_file():  # a named pipe would wait for ever
