@@ -1,7 +1,7 @@
 """Our docstrings for the API pages.
 
-`name: text` lines of a function become its parameters, `Errors: text` a paragraph of its own, and the fields of a
-dataclass with the docstrings below them a list with types and defaults.
+`name: text` lines of a function or a constructor become its parameters, `Errors: text` a paragraph of its own, and the
+fields of a dataclass with the docstrings below them a list with types and defaults.
 """
 
 import re
@@ -22,8 +22,9 @@ class Docstrings(griffe.Extension):
     def on_class(self, *, cls: griffe.Class, **_: object) -> None:
         if not cls.docstring:
             return
-        names = set(cls.members) | {p.name for p in cls.parameters}
-        text = rewritten(cls.docstring.value, names, "Attributes")
+        arguments = {p.name for p in cls.parameters if p.name != "self" and "dataclass" not in cls.labels}
+        text = rewritten(cls.docstring.value, arguments, "Args") if arguments else cls.docstring.value
+        text = rewritten(text, set(cls.members), "Attributes")
         if "dataclass" in cls.labels and (fields := [m for m in cls.members.values() if is_field(m)]):
             text += "\n\nAttributes:\n" + "\n".join(textwrap.indent(described(field), "    ") for field in fields)
         cls.docstring.value = text
