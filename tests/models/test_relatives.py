@@ -251,9 +251,26 @@ def test_repmlpnet_folds_into_mlps() -> None:
             assert error(state[rows[name.removeprefix("deploy.")].ours], "repmlpnet", name) <= 1e-10
 
 
-def test_repmlp_refuses_even_kernels() -> None:
-    with pytest.raises(ValueError, match=r"kernels must be odd, got \(1, 2\)"):
-        repmlp.RepMLP(4, 4, (4, 4), (4, 4), (1, 2))
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"kernels": (1, 2)}, r"kernels must be odd, got \(1, 2\)"),
+        ({"kernels": (-1,)}, r"kernels must be odd, got \(-1,\)"),
+        ({"tile": (0, 4)}, r"tile, .* must be positive, got 4, 4, \(4, 4\), \(0, 4\), 1 and 1"),
+        ({"groups": 0}, "groups must be positive"),
+        ({"groups": 3}, "groups must divide 4 and 4 channels, got 3"),
+        ({"tile": (2, 3)}, r"tile must divide image_size \(4, 4\), got \(2, 3\)"),
+        ({"tile": (2, 4), "reduction": 9}, r"reduction must be at most 8 \(channels times tiles\), got 9"),
+    ],
+)
+def test_repmlp_refuses_sizes_that_do_not_fit(sizes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        repmlp.RepMLP(4, 4, **{"image_size": (4, 4), "tile": (4, 4)} | sizes)
+
+
+def test_heads_of_external_attention_share_the_channels() -> None:
+    with pytest.raises(ValueError, match="num_heads must divide dim 24, got 5"):
+        external_attention.MultiHeadExternalAttention(24, 5)
 
 
 @pytest.mark.parametrize("channels", [(8, 8), (4, 6)])

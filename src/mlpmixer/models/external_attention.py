@@ -74,6 +74,8 @@ class MultiHeadExternalAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, num_slots: int = 64) -> None:
         super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads must divide dim {dim}, got {num_heads}")
         d = dim // num_heads
         self.heads = 4 * num_heads
         self.trans_dims = nn.Linear(dim, 4 * dim)

@@ -43,9 +43,14 @@ class RepMLP(FoldingConvolutions):
     ) -> None:
         super().__init__()
         (rows, cols), (h, w) = image_size, tile
+        if min(in_channels, out_channels, rows, cols, h, w, reduction, groups) < 1:
+            raise ValueError(
+                "in_channels, out_channels, image_size, tile, reduction and groups must be positive, got "
+                f"{in_channels}, {out_channels}, {image_size}, {tile}, {reduction} and {groups}"
+            )
         if rows % h or cols % w:
             raise ValueError(f"tile must divide image_size {image_size}, got {tile}")
-        if any(k % 2 == 0 for k in kernels):
+        if any(k < 1 or k % 2 == 0 for k in kernels):
             raise ValueError(f"kernels must be odd, got {kernels}")
         if in_channels % groups or out_channels % groups:
             raise ValueError(f"groups must divide {in_channels} and {out_channels} channels, got {groups}")
@@ -55,6 +60,10 @@ class RepMLP(FoldingConvolutions):
         self.fc1_fc2: nn.ModuleDict | None = None
         if tiles > 1:
             inner = in_channels * tiles // reduction
+            if not inner:
+                raise ValueError(
+                    f"reduction must be at most {in_channels * tiles} (channels times tiles), got {reduction}"
+                )
             self.fc1_fc2 = nn.ModuleDict(
                 {"fc1": nn.Linear(in_channels * tiles, inner), "fc2": nn.Linear(inner, in_channels * tiles)}
             )
