@@ -2,6 +2,7 @@
 
 import torch
 
+from mlpmixer.config import one_if_square
 from mlpmixer.models.asmlp import ASMLP
 from mlpmixer.models.configs import ASMLPConfig
 from mlpmixer.models.name_table import Arrays, Known, NameTable, Row, classes_of, numbered, renamed_rows, shape_of
@@ -34,7 +35,7 @@ def _config(arrays: Arrays, known: Known, where: str) -> ASMLPConfig:
     stages = range(numbered(arrays, r"layers\.(\d+)\."))
     return ASMLPConfig(
         image_size=known.get("image_size", 224),
-        patch_size=p if p == q else (p, q),
+        patch_size=one_if_square(p, q),
         in_channels=channels,
         num_classes=classes_of(arrays, where),
         hidden_dims=tuple(shape_of(arrays, f"layers.{i}.blocks.0.norm1.weight", 1, where)[0] for i in stages),

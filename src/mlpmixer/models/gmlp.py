@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from mlpmixer.config import one_if_square
 from mlpmixer.models.configs import GMLPConfig
 from mlpmixer.models.layers import DropPath, TokenLinear, lecun_normal, linear_head, linear_stem
 from mlpmixer.models.name_table import (
@@ -103,7 +104,7 @@ def _config(arrays: Arrays, known: Known, where: str) -> GMLPConfig:
     s, _ = shape_of(arrays, "blocks.0.mlp_channels.gate.proj.weight", 2, where)
     return GMLPConfig(
         image_size=image_size_of(s, p, q, known, where),
-        patch_size=p if p == q else (p, q),
+        patch_size=one_if_square(p, q),
         in_channels=channels,
         num_classes=classes_of(arrays, where),
         num_blocks=numbered(arrays, r"blocks\.(\d+)\."),

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from mlpmixer.config import pair
+from mlpmixer.config import one_if_square, pair
 from mlpmixer.models.configs import Activation, MixerConfig
 from mlpmixer.models.name_table import (
     Arrays,
@@ -20,6 +20,7 @@ from mlpmixer.models.name_table import (
     Row,
     classes_of,
     image_size_of,
+    numbered,
     shape_of,
     with_stem_as_convolution,
 )
@@ -116,7 +117,7 @@ def official_config(arrays: Arrays, known: Known, where: str) -> MixerConfig:
             "tokens": shape_of(arrays, "MixerBlock_0/token_mixing/Dense_0/kernel", 2, where),
             "channels": shape_of(arrays, "MixerBlock_0/channel_mixing/Dense_0/kernel", 2, where),
         },
-        num_blocks=len({m[1] for name in arrays if (m := re.match(r"MixerBlock_(\d+)/", name))}),
+        num_blocks=numbered(arrays, r"MixerBlock_(\d+)/"),
         num_classes=shape_of(arrays, "head/kernel", 2, where)[1] if "head/kernel" in arrays else 0,
         activation="gelu_tanh",
         known=known,
@@ -131,7 +132,7 @@ def state_dict_config(arrays: Arrays, known: Known, where: str, names: Mapping[s
         shape_of(arrays, f"blocks.0.{names[mlp]}.fc1.weight", 2, where)[::-1]
         for mlp in ("token_mixing", "channel_mixing")
     )
-    num_blocks = len({m[1] for name in arrays if (m := re.match(r"blocks\.(\d+)\.", name))})
+    num_blocks = numbered(arrays, r"blocks\.(\d+)\.")
     return _config(
         {"stem": (p, q, channels, c), "tokens": tokens, "channels": mixed},
         num_blocks=num_blocks,
@@ -164,7 +165,7 @@ def _config(
     size = image_size_of(s, p, q, known, where)
     return MixerConfig(
         image_size=size,
-        patch_size=p if p == q else (p, q),
+        patch_size=one_if_square(p, q),
         in_channels=in_channels,
         num_classes=num_classes,
         num_blocks=num_blocks,

@@ -4,6 +4,7 @@ import re
 
 import torch
 
+from mlpmixer.config import one_if_square
 from mlpmixer.models.configs import RepMLPNetConfig
 from mlpmixer.models.name_table import (
     Arrays,
@@ -55,7 +56,7 @@ def _config(arrays: Arrays, known: Known, where: str) -> RepMLPNetConfig:
     mixing = [shape_of(arrays, f"stages.{i}.0.repmlp_block.fc3.weight", 4, where) for i in stages]
     return RepMLPNetConfig(
         image_size=image_size_of(mixing[0][1], p, q, known, where),
-        patch_size=p if p == q else (p, q),
+        patch_size=one_if_square(p, q),
         in_channels=channels,
         num_classes=classes_of(arrays, where),
         hidden_dims=dims,

@@ -8,13 +8,13 @@ is one S x S matrix instead of an MLP, an affine map per channel stands in the p
 scaled per channel before it is added.
 """
 
-import re
 from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from mlpmixer.config import one_if_square
 from mlpmixer.models.configs import ResMLPConfig
 from mlpmixer.models.layers import DropPath, Mlp, TokenLinear, linear_head, linear_stem, truncated_normal
 from mlpmixer.models.name_table import (
@@ -24,6 +24,7 @@ from mlpmixer.models.name_table import (
     Row,
     classes_of,
     image_size_of,
+    numbered,
     shape_of,
     unchanged,
     with_stem_as_convolution,
@@ -122,10 +123,10 @@ def _config(arrays: Arrays, known: Known, where: str, names: tuple[tuple[str, st
     (_, stem), (_, mixing), (_, mlp), *_ = names
     c, channels, p, q = shape_of(arrays, f"{stem}weight", 4, where)
     s, _ = shape_of(arrays, f"blocks.0.{mixing}weight", 2, where)
-    num_blocks = len({found[1] for name in arrays if (found := re.match(r"blocks\.(\d+)\.", name))})
+    num_blocks = numbered(arrays, r"blocks\.(\d+)\.")
     return ResMLPConfig(
         image_size=image_size_of(s, p, q, known, where),
-        patch_size=p if p == q else (p, q),
+        patch_size=one_if_square(p, q),
         in_channels=channels,
         num_classes=classes_of(arrays, where),
         num_blocks=num_blocks,

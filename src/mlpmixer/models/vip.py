@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mlpmixer.config import one_if_square
 from mlpmixer.models.configs import ViPConfig
 from mlpmixer.models.layers import DropPath, Mlp, linear_head, linear_stem, truncated_normal
 from mlpmixer.models.name_table import Arrays, Known, NameTable, Row, classes_of, numbered, renamed_rows, shape_of
@@ -125,7 +126,7 @@ def _config(arrays: Arrays, known: Known, where: str) -> ViPConfig:
         depths.append(numbered(arrays, rf"network\.{k}\.(\d+)\."))
     return ViPConfig(
         image_size=known.get("image_size", 224),
-        patch_size=p if p == q else (p, q),
+        patch_size=one_if_square(p, q),
         in_channels=channels,
         num_classes=classes_of(arrays, where),
         hidden_dims=tuple(dims),
