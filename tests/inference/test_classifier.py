@@ -168,6 +168,12 @@ def test_load_says_what_it_expected(run, tmp_path):
         load(run)
 
 
+@pytest.mark.parametrize("options", [{"resize": "blocks"}, {"magnified": True, "in_channels": 1}])
+def test_ways_of_resizing_need_another_size(run, options):
+    with pytest.raises(ValueError, match="give image_size or patch_size"):
+        load(run, **options)
+
+
 @pytest.mark.parametrize("keep", [0, 5, 200, -1])
 def test_damaged_weights_are_an_error(run, keep):
     file = run / "model.safetensors"

@@ -121,8 +121,6 @@ def load_model(
     run: str, device: str, inputs: InputOptions, runtime: RuntimeOptions | None = None, streams: int = 1
 ) -> "Classifier":
     """The model at a path, address or name. What computes it is said if `runtime` is given, except for plain torch."""
-    if inputs.image_size is None and inputs.patch_size is None and (inputs.resize != "bicubic" or inputs.magnified):
-        raise ValueError("--resize and --magnified are about another size: give --image-size or --patch-size, too")
     from mlpmixer.inference.exported import export_at
     from mlpmixer.inference.load import load
 

@@ -55,6 +55,8 @@ def load(
     name = os.fspath(path)
     given: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size, "in_channels": in_channels}
     sizes = {field: value for field, value in given.items() if value is not None}
+    if (resize != "bicubic" or magnified) and not sizes.keys() - {"in_channels"}:
+        raise ValueError("resize and magnified are about another size: give image_size or patch_size, too")
     how: dict[str, Any] = {"precision": precision, "streams": streams, "threads": threads}
     if file := export_at(path):
         if sizes or network is not None:
