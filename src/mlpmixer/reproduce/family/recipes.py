@@ -66,7 +66,7 @@ class Length:
     rate_val_fraction: float = 0.1
     """Share of train on which a rate is chosen."""
     epochs: float
-    """Of a run of the first table."""
+    """Epochs of a run of the first table."""
     second_seeds: int
     """How many of the best networks get a second run."""
     turns: int
