@@ -46,7 +46,7 @@ def make_page(length: Length, found: Measured, *, result: bool = True) -> Page:
             "precision": mixer["precision"],
             "pairs": found.pairs,
             "local": LOCAL,
-            "sizes": [cfg.num_params / 1e6 for cfg in RELATIVES.values()],
+            "sizes": [deployed_size(cfg)["params"] / 1e6 for cfg in RELATIVES.values()],
         },
         findings=says,
         tables=[
