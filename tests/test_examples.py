@@ -67,9 +67,8 @@ def test_every_example_is_tested() -> None:
 
 def test_learning_page_quotes_the_model() -> None:
     page = (ROOT / "docs/concepts/learn.md").read_text(encoding="utf-8")
-    model = "\n".join(
-        (ROOT / f"src/mlpmixer/models/{name}.py").read_text(encoding="utf-8") for name in ("mixer", "network")
-    )
+    homes = ("mixer", "patch_networks", "layers", "network")
+    model = "\n".join((ROOT / f"src/mlpmixer/models/{name}.py").read_text(encoding="utf-8") for name in homes)
     quoted = [line for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
     lines = {line.strip() for line in model.splitlines()}
     assert len(quoted) == 9 and [line for line in quoted if line not in lines] == []

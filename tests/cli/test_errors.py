@@ -87,7 +87,7 @@ FROM_DATA = [["train"], ["lr-find"], ["data", "preview", "--out", "x.png"], ["da
             "predict vip-s/7 x.png",
             "expected trained weights, their file or a run (mlpmixer train DATA --model vip-s/7)",
         ),
-        ("evaluate S/16 digits --resize nearest", "give --image-size or --patch-size, too"),
+        ("evaluate S/16 digits --resize nearest", "give image_size or patch_size, too"),
         ("compare no/such/run no/such/other digits", "no/such/run"),
         ("predict no/such/run x.png", "no/such/run"),
         ("predict no/such/run", "which images"),
