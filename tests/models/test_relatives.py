@@ -214,6 +214,17 @@ def test_tiles_of_repmlpnet_stay_apart(case: str) -> None:
     assert error(block(inputs(case).permute(0, 2, 3, 1)), case, "out_straight") <= 1e-10
 
 
+def test_the_norm_of_a_map_has_gradients_after_frozen_layers() -> None:
+    # torch's own backward crashes the process for maps of this layout whose input has no gradient
+    norm, x = asmlp.MapNorm(8).double(), torch.rand(2, 3, 4, 8, dtype=torch.float64)
+    grads = []
+    for maps in (x, x.clone().requires_grad_()):
+        norm.zero_grad()
+        norm(maps).pow(2).sum().backward()
+        grads.append([p.grad for p in norm.parameters()])
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=1e-12)
+
+
 def test_shifts_are_the_official_ones() -> None:
     for case in (name for name in CASES if name.startswith("asmlp_shift")):
         c, size = CASES[case]["config"]["channels"], CASES[case]["config"]["shift_size"]

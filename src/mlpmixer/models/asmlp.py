@@ -34,7 +34,10 @@ class MapNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = x.permute(0, 3, 1, 2)  # (B, C, H, W) over the same memory, torch's channels_last
-        return F.group_norm(maps, 1, self.weight, self.bias, self.eps).permute(0, 2, 3, 1)
+        if x.requires_grad or not torch.is_grad_enabled() or torch.compiler.is_exporting():
+            return F.group_norm(maps, 1, self.weight, self.bias, self.eps).permute(0, 2, 3, 1)
+        # after frozen layers: torch 2.13 crashes in the gradient of the weight in this layout where the input has none
+        return F.group_norm(maps, 1, eps=self.eps).permute(0, 2, 3, 1) * self.weight + self.bias
 
 
 def shift(x: Tensor, size: int, axis: int) -> Tensor:
