@@ -34,6 +34,16 @@ def cpu_name() -> str:
     return f"{name} (family {facts['cpu family']}, model {facts['model']})"
 
 
+def cpu_flags() -> set[str]:
+    """Instruction-set names as Linux spells them; empty where /proc/cpuinfo is not there."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    lines = [line for line in text.splitlines() if line.startswith(("flags", "Features"))]
+    return {flag for line in lines for flag in line.partition(":")[2].split()}
+
+
 def cores() -> int:
     """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,9 +14,9 @@ from torch import Tensor
 from mlpmixer.config import pair
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.torch_classifier import from_network
-from mlpmixer.models import kernels, locality
+from mlpmixer.models import kernels, locality, native
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.kernels import block, native
+from mlpmixer.models.kernels import block
 from mlpmixer.models.kernels.block import gelu, gelu_backward
 from mlpmixer.models.mixer import Mixer, MixerBlock
 from mlpmixer.training.recipe import Recipe, Run
@@ -315,7 +315,7 @@ def test_a_processor_with_other_instructions_gets_code_of_its_own(
 ) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     for avx512 in (False, True):  # one name for both, as clouds have it, and one home
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda avx512=avx512: {"avx2": True, "avx512_f": avx512})
+        monkeypatch.setattr(native, "cpu_flags", lambda avx512=avx512: {"avx2", *(["avx512f"] if avx512 else [])})
         native.library.__wrapped__(torch.float32)
     assert len(list((tmp_path / ".cache" / "mlpmixer" / "kernels").iterdir())) == 2
 

@@ -52,7 +52,7 @@ def diagnose() -> list[Finding]:
     """Versions, CPU, matrix products, threads, GPU, and known breakages, in that order."""
     import torch
 
-    from mlpmixer.hardware import choose_device, cpu_name, device_name
+    from mlpmixer.hardware import choose_device, cpu_flags, cpu_name, device_name
     from mlpmixer.models import kernels
 
     cpu = torch.device("cpu")
@@ -75,16 +75,6 @@ def diagnose() -> list[Finding]:
         ),
         *torchvision_findings(),
     ]
-
-
-def cpu_flags() -> set[str]:
-    """Instruction-set names as Linux spells them; empty where /proc/cpuinfo is not there."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    lines = [line for line in text.splitlines() if line.startswith(("flags", "Features"))]
-    return {flag for line in lines for flag in line.partition(":")[2].split()}
 
 
 def torchvision_findings() -> list[Finding]:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.kernels.block import Block, infer, pack, packs
-from mlpmixer.models.kernels.native import Unavailable, library
 from mlpmixer.models.locality import LocalLinear
 from mlpmixer.models.mixer import Mixer, MixerBlock
+from mlpmixer.models.native import Unavailable, library
 
 DTYPES = (torch.float32, torch.bfloat16)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mlpmixer.models.kernels.native import call
+from mlpmixer.models.native import call
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

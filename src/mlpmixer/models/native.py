@@ -1,4 +1,4 @@
-"""block.c compiled for this machine by its C compiler, once, and loaded."""
+"""kernels/block.c compiled for this machine by its C compiler, once, and loaded. No torch."""
 
 import ctypes
 import functools
@@ -10,13 +10,18 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from mlpmixer.hardware import cache_folder, cpu_name
+from mlpmixer.hardware import cache_folder, cpu_flags, cpu_name
 
-SOURCE = Path(__file__).with_name("block.c")
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+SOURCE = Path(__file__).parent / "kernels" / "block.c"
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=gnu11", "-shared", "-fPIC"]
 
 
@@ -25,16 +30,14 @@ class Unavailable(RuntimeError):
 
 
 @functools.cache
-def library(dtype: torch.dtype) -> ctypes.CDLL:
-    """The functions of block.c for tensors of `dtype` (float32 or bfloat16). Unavailable without Linux or a C compiler
-    that has OpenMP."""
+def library(dtype: "torch.dtype | str") -> ctypes.CDLL:
+    """The functions of block.c for float32 or bfloat16, torch's type or its name. Unavailable without Linux or a C
+    compiler that has OpenMP."""
     if sys.platform != "linux":
         raise Unavailable("compiled kernels are for Linux")
-    flags = [*FLAGS, *(["-DBFLOAT16"] if dtype == torch.bfloat16 else [])]
-    can = sorted(
-        name for name, there in torch.cpu.get_capabilities().items() if there is True
-    )  # two "AMD EPYC" may share a home
-    what = "\n".join([SOURCE.read_text(encoding="utf-8"), *flags, platform.machine(), cpu_name(), *can])
+    flags = [*FLAGS, *(["-DBFLOAT16"] if str(dtype).endswith("bfloat16") else [])]
+    machine = platform.machine(), cpu_name(), *sorted(cpu_flags())  # two "AMD EPYC" may share a home
+    what = "\n".join([SOURCE.read_text(encoding="utf-8"), *flags, *machine])
     try:
         folder = cache_folder() / "kernels"
     except RuntimeError as e:
@@ -87,12 +90,16 @@ def compile_to(path: Path, flags: list[str]) -> None:
         os.replace(made, path)  # whole or not at all, whoever else is compiling
 
 
-def call(name: str, dtype: torch.dtype, *args: Tensor | int | None) -> None:
-    """Run a function of block.c; tensors go as pointers and must be contiguous, None as a null pointer."""
-    assert all(not isinstance(a, Tensor) or a.is_contiguous() for a in args)
-    getattr(library(dtype), name)(
-        *(
-            ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(None if a is None else a.data_ptr())
-            for a in args
-        )
-    )
+def call(name: str, dtype: "torch.dtype | str", *args: "Tensor | NDArray[Any] | int | None") -> None:
+    """Run a function of block.c; tensors and arrays go as pointers and must be contiguous, None as a null pointer."""
+    getattr(library(dtype), name)(*map(_argument, args))
+
+
+def _argument(value: "Tensor | NDArray[Any] | int | None") -> ctypes.c_int64 | ctypes.c_void_p:
+    if value is None or isinstance(value, int):
+        return ctypes.c_void_p(None) if value is None else ctypes.c_int64(value)
+    if isinstance(value, np.ndarray):
+        assert value.flags.c_contiguous
+        return ctypes.c_void_p(value.ctypes.data)
+    assert value.is_contiguous()
+    return ctypes.c_void_p(value.data_ptr())
