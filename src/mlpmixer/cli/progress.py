@@ -7,15 +7,18 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from mlpmixer.cli.printing import STATUS, Event, duration, percent, print_error, print_json
-from mlpmixer.download import Report
+
+if TYPE_CHECKING:
+    from mlpmixer.download import Report
 
 EVERY_S = 10.0  # between plain lines
 
 
 @contextmanager
-def reporter(*, quiet: bool = False, as_json: bool = False) -> Iterator[Report]:
+def reporter(*, quiet: bool = False, as_json: bool = False) -> "Iterator[Report]":
     """A function that shows events as they happen."""
     if as_json or quiet:
         yield print_json if as_json else print_note
@@ -32,7 +35,7 @@ def print_note(event: Event) -> None:
         print_error(f"note: {event['note']}")
 
 
-def shown(every_s: float = EVERY_S) -> Report:
+def shown(every_s: float = EVERY_S) -> "Report":
     """Show events: lines that stay, and the state of what goes on, live or as a plain line now and then."""
     total_steps, last, pace = 0, time.monotonic(), Pace()
 

@@ -15,7 +15,6 @@ from zipfile import ZipFile
 
 import numpy as np
 
-from mlpmixer.data.readers.parquet import import_pyarrow
 from mlpmixer.durable import replacing
 from mlpmixer.inference.prediction import Failure, Floats, Prediction
 
@@ -83,6 +82,8 @@ def write_parquet(
 
     Errors: ValueError without pyarrow, OSError when it cannot be written.
     """
+    from mlpmixer.data.readers.parquet import import_pyarrow
+
     pa = import_pyarrow()
     names, results = _columns(top_k, multi_label), iter(results)
     types = [pa.float32() if name.startswith("probabilit") else pa.string() for name in names]

@@ -17,11 +17,10 @@ import re
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlpmixer.config import checked, pair, require
 from mlpmixer.data.preprocess import Preprocess, create_preprocess
-from mlpmixer.download import Report
 from mlpmixer.models.architecture import build, build_with_weights, configured, name_of, own_fields
 from mlpmixer.models.configs import NetworkConfig, Size
 from mlpmixer.models.names import MODELS
@@ -38,6 +37,9 @@ from mlpmixer.weights.model_file import (
 )
 from mlpmixer.weights.published import BUNDLED, WEIGHTS, Weights
 from mlpmixer.weights.run_folder import MODEL_FILE, is_cross_validation
+
+if TYPE_CHECKING:
+    from mlpmixer.download import Report
 
 SIZES = {"image_size", "patch_size", "in_channels", "num_classes"}  # fields that trained weights may be brought to
 FILES_OWN = (
@@ -61,7 +63,7 @@ def load_weights(
     *,
     image_size: Size | None = None,
     like: NetworkConfig | None = None,
-    report: Report | None = None,
+    report: "Report | None" = None,
 ) -> tuple[Any, ModelMeta]:
     """The network, on the CPU and in evaluation mode, and what is stored with it: classes, preprocessing, provenance.
 
@@ -82,7 +84,7 @@ def load_file(
     name: str,
     image_size: Size | None = None,
     like: NetworkConfig | None = None,
-    report: Report | None = None,
+    report: "Report | None" = None,
 ) -> tuple[Any, ModelMeta]:
     """`load_weights` of a `name` whose file `locate` has found."""
     model, meta = _load_file(file, name, image_size, like, report or (lambda event: None))
@@ -91,7 +93,7 @@ def load_file(
 
 
 def _load_file(
-    file: Path, name: str, image_size: Size | None, like: NetworkConfig | None, report: Report
+    file: Path, name: str, image_size: Size | None, like: NetworkConfig | None, report: "Report"
 ) -> tuple[Any, ModelMeta]:
     if name not in WEIGHTS and file.suffix == ".safetensors":
         with suppress(ForeignFile):
@@ -109,7 +111,7 @@ def split_key(name: str) -> tuple[str, str]:
     return (path, place) if os.path.isfile(path) and not os.path.exists(name) else (name, "")
 
 
-def locate(name: str, *, report: Report | None = None) -> Path:
+def locate(name: str, *, report: "Report | None" = None) -> Path:
     """The file behind a name, path or address; fetched when it is not here yet. ValueError saying what was expected."""
     if name in WEIGHTS:
         from mlpmixer.download import fetch
@@ -171,7 +173,7 @@ def _file_at(path: Path, name: str) -> Path:
     return path
 
 
-def _note(report: Report | None, text: str) -> None:
+def _note(report: "Report | None", text: str) -> None:
     if report:
         report({"kind": "note", "note": text})
 
@@ -215,7 +217,7 @@ def _foreign(
     name: str,
     image_size: Size | None,
     like: NetworkConfig | None,
-    report: Report,
+    report: "Report",
 ) -> tuple[Any, ModelMeta]:
     from mlpmixer.weights.formats import read_foreign
 
@@ -256,7 +258,7 @@ def create_model(
     *,
     weights: str | os.PathLike[str] | None = None,
     head: Head = "keep",
-    report: Report | None = None,
+    report: "Report | None" = None,
     **fields: Any,
 ) -> Any:
     """A network in training mode, a torch module: fresh, or with trained weights.
@@ -345,7 +347,7 @@ def _named(
     return published.model_of(name), None, {"num_classes": classes} | fields
 
 
-def from_pretrained(name: str | os.PathLike[str], *, report: Report | None = None, **fields: Any) -> Any:
+def from_pretrained(name: str | os.PathLike[str], *, report: "Report | None" = None, **fields: Any) -> Any:
     """A trained network by name, path or repository, in evaluation mode: a torch module.
 
     name: whatever `load_weights` takes; a name of `mlpmixer list models`, for its published weights as
@@ -389,7 +391,7 @@ def convert(
     timm: bool = False,
     official: bool = False,
     precision: Precision = "float32",
-    report: Report | None = None,
+    report: "Report | None" = None,
 ) -> list[str]:
     """Write the model behind `name` (see `load_weights`) to the file `out`; returns what that form cannot say.
 
