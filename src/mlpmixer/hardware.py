@@ -130,6 +130,11 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "mlpmixer"
 
 
+def has_gpu() -> bool:
+    """Whether Linux shows a GPU that torch may be able to compute on (NVIDIA's, AMD's, and Windows' behind WSL)."""
+    return any(os.path.exists(f"/dev/{name}") for name in ("nvidiactl", "kfd", "dxg"))
+
+
 def choose_device(device: "str | torch.device") -> "torch.device":
     """The device of that name; "auto" prefers cuda, then mps, then cpu. ValueError when it is not available."""
     import torch

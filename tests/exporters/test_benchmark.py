@@ -124,9 +124,10 @@ def test_a_run_is_measured_beside_its_export(digits_run: Path) -> None:
 def test_engines_that_fail_are_reported(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engines = fake(monkeypatch, seconds={"torch": 0.004, "onnxruntime": 0.002})
     found = bench(digits_run, batches=(1, 8), threads=(1, 0), seconds=0.01)
-    assert engines.started[:5] == [
+    assert engines.started[:6] == [
         ("torch", "float32", 1),
         ("torch", "bfloat16", 1),
+        ("compiled", "float32", 1),
         ("onnxruntime", "float32", 1),
         ("openvino", "float32", 1),
         ("openvino", "bfloat16", 1),
@@ -137,7 +138,8 @@ def test_engines_that_fail_are_reported(digits_run: Path, monkeypatch: pytest.Mo
         and found.exported == ("onnxruntime", pytest.approx(2))
     )
     assert [(f.engine, f.precision, f.reason) for f in found.failed] == [
-        ("openvino", precision, "openvino does not want to") for precision in ("float32", "bfloat16")
+        (engine, precision, f"{engine} does not want to")
+        for engine, precision in (("compiled", "float32"), ("openvino", "float32"), ("openvino", "bfloat16"))
     ]
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     lacking = bench(digits_run, batches=(1,), threads=(1,), seconds=0.01)

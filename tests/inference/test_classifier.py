@@ -219,7 +219,7 @@ def test_features_and_probabilities_in_one_pass(run, counted, tmp_path, capsys):
 
     paths = [grey(tmp_path / "pictures" / f"{i}.png", 40 * i, (9 + i, 12)) for i in range(5)]
     (tmp_path / "pictures" / "2.png").write_bytes(b"")
-    options = ["--batch-size", "2", "--format", "jsonl"]
+    options = ["--batch-size", "2", "--format", "jsonl", "--engine", "torch"]
     assert cli.main(["predict", str(run), str(tmp_path / "pictures"), *options]) == 1
     alone = capsys.readouterr().out
     model, names = load(run), [p for p in paths if "2.png" not in p]

@@ -502,7 +502,7 @@ def test_commands_take_each_form(made: Path, run: Path, capsys: pytest.CaptureFi
         ("predict {run} x.png --threads -1", "threads must be at least 0"),
         (
             "predict {run} x.png --engine openvino",
-            "{run} is not an export; only torch can run it (engine=openvino given)",
+            "{run} is not an export; only torch and compiled can run it (engine=openvino given)",
         ),
         ("predict {made}/modle.xml x.png", "did you mean {made}/model.xml?"),
         ("predict {made}/model.pt2 x.png --image-size 16", "is an export, whose size is fixed"),

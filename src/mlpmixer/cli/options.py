@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from mlpmixer.cli.arguments import Arg, Command
 from mlpmixer.cli.printing import print_error
@@ -84,9 +84,10 @@ class InputOptions:
 class RuntimeOptions:
     """Runtime."""
 
-    engine: Literal["auto", "onnxruntime", "openvino", "torch"] = "auto"
-    """What runs an export. auto: onnxruntime for an .onnx file or a bundle (openvino takes those, too), openvino for an
-    .xml, torch for a .pt2. `mlpmixer bench` says which is the fastest here."""
+    engine: Literal["auto", "onnxruntime", "openvino", "torch", "compiled"] = "auto"
+    """What computes the model. auto, for an export: onnxruntime for an .onnx file or a bundle (openvino takes those,
+    too), openvino for an .xml, torch for a .pt2; for a run: torch, or compiled, which takes a plain Mixer on the CPU in
+    float32 without importing torch, where `predict` can do with it. `mlpmixer bench` says which is the fastest here."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Data type of the computation. bfloat16 is faster on processors that have it, at about three digits, with openvino
     and torch; int8 layers stay int8."""
@@ -103,8 +104,11 @@ class ModelCommand(Command):
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     inputs: InputOptions = field(default_factory=InputOptions)
 
+    torch_free: ClassVar[bool] = False
+    """Whether a run may be computed without torch by default, and so without the torch network."""
+
     def load(self, streams: int = 1) -> "Classifier":
-        return load_model(self.run, self.device, self.inputs, self.runtime, streams)
+        return load_model(self.run, self.device, self.inputs, self.runtime, streams, torch_free=self.torch_free)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,23 +122,32 @@ class EvaluationCommand(ModelCommand):
 
 
 def load_model(
-    run: str, device: str, inputs: InputOptions, runtime: RuntimeOptions | None = None, streams: int = 1
+    run: str,
+    device: str,
+    inputs: InputOptions,
+    runtime: RuntimeOptions | None = None,
+    streams: int = 1,
+    *,
+    torch_free: bool = False,
 ) -> "Classifier":
-    """The model at a path, address or name. What computes it is said if `runtime` is given, except for plain torch."""
+    """The model at a path, address or name. What computes it is said if `runtime` is given, except for plain torch.
+
+    torch_free: a run may be computed without torch where nobody says what computes it.
+    """
     from mlpmixer.inference.exported import export_at
     from mlpmixer.inference.load import load
 
-    is_export = bool(export_at(run))
-    if not is_export:
+    is_export, chosen = bool(export_at(run)), runtime or RuntimeOptions()
+    engine = None if chosen.engine == "auto" and not torch_free else chosen.engine
+    if not is_export and (engine in (None, "torch") or device not in ("auto", "cpu")):
         from mlpmixer.hardware import choose_device
 
         device = str(choose_device(device))
-    chosen = runtime or RuntimeOptions()
     with reporter() as report:
         classifier = load(
             run,
             device=device,
-            engine=None if chosen.engine == "auto" else chosen.engine,
+            engine=engine,
             precision=chosen.precision,
             threads=chosen.threads,
             streams=streams,

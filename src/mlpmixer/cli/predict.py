@@ -42,6 +42,7 @@ class Predict(ModelCommand):
     allow_urls: bool = False
     """Fetch images whose SRC is an address, http:// or https:// (at most 50 MiB each)."""
     batch_size: BatchSize = 64
+    torch_free = True
 
     def __call__(self) -> int:
         if not self.sources:
@@ -53,12 +54,13 @@ class Predict(ModelCommand):
             if file:
                 require_writable(option, file, suffixes=suffixes)
                 Path(file).parent.mkdir(parents=True, exist_ok=True)
-        from mlpmixer.data.readers.parquet import import_pyarrow
         from mlpmixer.inference.files import predict_files
         from mlpmixer.inference.output import FeatureFile, csv_lines, json_lines, jsonl_lines, write_parquet
         from mlpmixer.inference.prediction import Failure
 
         if form == "parquet":
+            from mlpmixer.data.readers.parquet import import_pyarrow
+
             import_pyarrow()
         classifier = self.load()
         set_threshold(classifier, self.threshold)

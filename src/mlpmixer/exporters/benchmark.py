@@ -28,6 +28,7 @@ import numpy as np
 
 from mlpmixer import __version__
 from mlpmixer.hardware import cores, cpu_name
+from mlpmixer.inference.compiled_classifier import COMPILED
 from mlpmixer.inference.engines import ENGINES, Precision, engines_for, require_file, threads_each
 from mlpmixer.inference.exported import export_at
 from mlpmixer.inference.load import load
@@ -108,7 +109,7 @@ class Bench:
     failed: tuple[Failed, ...]
     """Engines that could not be measured, with the reason."""
     choice: Choice | None
-    """None for a run, which only torch runs, and for an .xml or .pt2, which only one engine opens."""
+    """None for a run, and for an .xml or .pt2, which only one engine opens."""
     exported: tuple[str, float] | None = None
     """For a run: the fastest engine in float32 for its export, and its speed relative to the run's."""
 
@@ -141,7 +142,7 @@ def bench(
     """Measure every engine that runs `model` here, in every precision it has.
 
     model: an export (file or bundle), in the engines that open it; or a run, a weight file or a name of `mlpmixer list
-        weights`, in torch and, exported into a temporary folder, in onnxruntime and openvino.
+        weights`, in torch, in compiled kernels and, exported into a temporary folder, in onnxruntime and openvino.
     batches: images per call. threads: 0 is the engine's default.
     seconds: for all calls together; starting the engines, and three calls of each row, may take longer.
     report: receives the progress of a download.
@@ -168,7 +169,7 @@ def bench(
             paths = dict.fromkeys(engines_for(file), str(file))
         else:
             paths = _of_run(name, Path(scratch) / "model.onnx", report, failed)
-        for engine in [engine for engine in paths if find_spec(engine) is None]:
+        for engine in [engine for engine in paths if engine != COMPILED and find_spec(engine) is None]:
             reason = f'{engine} is not installed: pip install "{ENGINES[engine].package}"'
             failed.append(Failed(engine=engine, precision="", reason=reason))
             del paths[engine]
@@ -247,6 +248,7 @@ def choose(rows: Sequence[Row], min_agreement: float = 1.0, max_diff: float = TO
 def _best_export(best: Choice | None) -> tuple[str, float] | None:
     speeds = dict(best.images_per_s) if best else {}
     of_run = speeds.pop("torch", None)
+    speeds.pop(COMPILED, None)
     if of_run is None or not speeds:
         return None
     engine = max(speeds, key=speeds.__getitem__)
@@ -257,7 +259,7 @@ def _best_export(best: Choice | None) -> tuple[str, float] | None:
 
 
 def _of_run(name: str, file: Path, report: "Report | None", failed: list[Failed]) -> dict[str, str]:
-    """Engine -> path: the run for torch, and its export, which is written to `file`, for the others."""
+    """Engine -> path: the run for torch and compiled, and its export, which is written to `file`, for the others."""
     from mlpmixer.exporters.export import write_unchecked
 
     classifier = load(name, report=report)
@@ -269,7 +271,7 @@ def _of_run(name: str, file: Path, report: "Report | None", failed: list[Failed]
     except ValueError as e:
         failed += [Failed(engine=engine, precision="", reason=str(e)) for engine in others]
         others = []
-    return {"torch": name} | dict.fromkeys(others, str(file))
+    return {"torch": name, COMPILED: name} | dict.fromkeys(others, str(file))
 
 
 def _measure(

@@ -33,7 +33,7 @@ class Exported(Classifier):
             meta=meta,
             path=export.path,
             runtime=export.runtime,
-            reopen=partial(_reopen_export, export.path.absolute(), _stamp(export.path), export.runtime),
+            reopen=partial(_reopen, export.path.absolute(), stamp(export.path), export.runtime),
         )
         self.export = export
 
@@ -46,18 +46,22 @@ class Exported(Classifier):
         return images
 
 
-def _stamp(file: Path) -> tuple[int, int] | None:
+def stamp(file: Path) -> tuple[int, int] | None:
     """Bytes and nanoseconds that tell one content of a file from another; None when it is not there."""
     return (found.st_size, found.st_mtime_ns) if (found := file.stat() if file.is_file() else None) else None
 
 
-def _reopen_export(file: Path, stamp: tuple[int, int] | None, how: Runtime) -> Exported:
+def require_unchanged(file: Path, before: tuple[int, int] | None) -> None:
     """ValueError when the file is not as it was."""
-    if (now := _stamp(file)) is None or now != stamp:
+    if (now := stamp(file)) is None or now != before:
         raise ValueError(
-            f"{file} {'is not there' if now is None else 'has changed'}: a copy of an export opens its file again, and "
-            f"needs it as it was; load the export anew with mlpmixer.load"
+            f"{file} {'is not there' if now is None else 'has changed'}: a copy of what was loaded without torch opens "
+            f"its file again, and needs it as it was; load it anew with mlpmixer.load"
         )
+
+
+def _reopen(file: Path, before: tuple[int, int] | None, how: Runtime) -> Exported:
+    require_unchanged(file, before)
     return Exported(
         open_export(file, engine=how.engine, precision=how.precision, streams=how.streams, threads=how.threads)
     )

@@ -1,10 +1,13 @@
-"""A trained model by its name or file: `mlpmixer.load`. Imports torch for a run, and none for an export."""
+"""A trained model by its name or file: `mlpmixer.load`. Imports torch for a run, unless another engine
+computes it, and none for an export."""
 
 import os
 from typing import TYPE_CHECKING, Any
 
 from mlpmixer.inference.classifier import Classifier
+from mlpmixer.inference.compiled_classifier import COMPILED, require_suitable, without_torch
 from mlpmixer.inference.engines import Precision
+from mlpmixer.inference.engines.compiled import Unsuitable
 from mlpmixer.inference.exported import export_at, open_export
 from mlpmixer.inference.exported_classifier import Exported
 from mlpmixer.inference.torch_classifier import from_network
@@ -39,7 +42,9 @@ def load(
     path: a run, a weight file, hf:owner/name, a name of `mlpmixer list weights`, or an export (an .onnx, .xml or .pt2
         file or a bundle), which runs on the CPU at its own size and, but for .pt2, without torch.
     device: auto, cpu, cuda, cuda:1, mps.
-    engine: what runs an export, see `exported.open_export`.
+    engine: what computes it. Of an export, see `exported.open_export`. Of a run: torch, the default; compiled, for a
+        plain Mixer on the CPU in float32, which needs no torch and starts sooner, and has no `network`; or auto:
+        compiled where that can be, and else torch.
     precision: bfloat16 is faster where the device has it, with about three digits (in torch: autocast).
     streams: calls from several threads that compute at the same time, on the CPU: more images/s, and each call takes
         longer. More than one let torch use no more than `threads` in the whole process.
@@ -59,16 +64,24 @@ def load(
         raise ValueError("resize and magnified are about another size: give image_size or patch_size, too")
     how: dict[str, Any] = {"precision": precision, "streams": streams, "threads": threads}
     if file := export_at(path):
+        engine = None if engine == "auto" else engine
         if sizes or network is not None:
             raise ValueError(f"{name} is an export, whose size is fixed: export the run again at another size")
         if str(device) not in ("auto", "cpu"):
             raise ValueError(f"{name} is an export, which runs on the CPU; device={str(device)!r} is for runs")
         return Exported(open_export(file, engine=engine, **how))
-    if engine not in (None, "torch"):
-        raise ValueError(f"{name} is not an export; only torch can run it (engine={engine} given)")
+    if engine not in (None, "auto", "torch", COMPILED):
+        raise ValueError(f"{name} is not an export; only torch and compiled can run it (engine={engine} given)")
     from mlpmixer.weights.load import load_file, locate
 
     file = locate(name, report=report)
+    if engine in ("auto", COMPILED):
+        try:
+            require_suitable(str(device), precision, resized=bool(sizes), own=network is not None)
+            return without_torch(file, streams=streams, threads=threads)
+        except Unsuitable as e:
+            if engine == COMPILED:
+                raise ValueError(f"{name} cannot be computed without torch: {e}; engine=torch computes it") from None
     if network is None:
         model, meta = load_file(file, name, report=report)
         if sizes:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from mlpmixer.config import Config, from_json, pair, parse_json, require, to_json
 from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
@@ -22,6 +24,7 @@ from mlpmixer.registry import shortened, shown
 from mlpmixer.weights.published import numbered
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from mlpmixer.models.architecture import Build
@@ -136,15 +139,22 @@ def write_tensors(path: str | os.PathLike[str], tensors: "Mapping[str, Tensor]",
             raise OSError(str(e)) from e
 
 
-def _digest(tensors: "Mapping[str, Tensor]", meta: Mapping[str, Any]) -> str:
-    """SHA-256 of names, types, shapes and bytes of the tensors, on the CPU, and of the other JSON beside them."""
-    import torch
-
+def _digest(tensors: "Mapping[str, Tensor | NDArray[Any]]", meta: Mapping[str, Any]) -> str:
+    """SHA-256 of names, types, shapes and bytes of the tensors, on the CPU, or arrays, and of the other JSON beside
+    them."""
     digest = hashlib.sha256(json.dumps({k: v for k, v in meta.items() if k != DIGEST}).encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name!r} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(f"{name!r} torch.{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _bytes(tensor: "Tensor | NDArray[Any]") -> memoryview:
+    if isinstance(tensor, np.ndarray):
+        return tensor.reshape(-1).view(np.uint8).data
+    import torch
+
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -184,8 +194,20 @@ def read_tensors(path: str | os.PathLike[str]) -> "tuple[dict[str, Tensor], dict
 
     Old files hold no digest: there, only what makes the file unreadable is seen.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    return _read(path, load_file)
+
+
+def read_arrays(path: str | os.PathLike[str]) -> "tuple[dict[str, NDArray[Any]], dict[str, Any]]":
+    """`read_tensors` as arrays, without torch; TypeError for a type that numpy lacks, bfloat16."""
+    from safetensors.numpy import load_file
+
+    return _read(path, load_file)
+
+
+def _read(path: str | os.PathLike[str], load_file: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
+    from safetensors import SafetensorError
 
     meta = read_header(path)
     try:

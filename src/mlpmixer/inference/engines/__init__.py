@@ -12,11 +12,21 @@ from numpy.typing import NDArray
 
 from mlpmixer.data.images import Pixels
 from mlpmixer.hardware import cores
-from mlpmixer.inference.engines import onnxruntime, openvino, torch
+from mlpmixer.inference.engines import compiled, onnxruntime, openvino, torch
 from mlpmixer.inference.engines.session import Precision, Runtime, Session
 from mlpmixer.registry import Registry, shortened
 
-__all__ = ["ENGINES", "SUFFIXES", "Precision", "Runtime", "Session", "engines_for", "open_session", "threads_each"]
+__all__ = [
+    "ENGINES",
+    "MODEL_SUFFIX",
+    "SUFFIXES",
+    "Precision",
+    "Runtime",
+    "Session",
+    "engines_for",
+    "open_session",
+    "threads_each",
+]
 
 
 @dataclass(frozen=True)
@@ -33,13 +43,16 @@ class Engine:
     means that the library cannot open the file."""
 
 
+MODEL_SUFFIX = ".safetensors"
 ENGINES: Registry[Engine] = Registry("engine")
 """The first one that opens a file is its default."""
 ENGINES["onnxruntime"] = Engine((".onnx",), ("float32",), "mlpmixer[onnx]", onnxruntime.open_file)
 ENGINES["openvino"] = Engine((".xml", ".onnx"), ("float32", "bfloat16"), "mlpmixer[openvino]", openvino.open_file)
 ENGINES["torch"] = Engine((".pt2",), ("float32", "bfloat16"), "torch", torch.open_file)
+ENGINES["compiled"] = Engine((MODEL_SUFFIX,), ("float32",), "mlpmixer", compiled.open_file)
 
-SUFFIXES = tuple(dict.fromkeys(suffix for engine in ENGINES.values() for suffix in engine.suffixes))
+SUFFIXES = tuple(dict.fromkeys(s for engine in ENGINES.values() for s in engine.suffixes if s != MODEL_SUFFIX))
+"""Suffixes of exports. A run's model file is none: its network is torch's, unless it is asked to do without."""
 
 
 def engines_for(file: Path) -> list[str]:
