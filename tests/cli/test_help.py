@@ -56,7 +56,7 @@ def test_help_all_has_every_option_with_a_text(command: str, run: RunLine) -> No
 def test_help_of_train_has_every_short_option_it_promises(run: RunLine) -> None:
     out = run("train", "--help")[1]
     shown = set(re.findall(r"^  --(?:\[no-\])?([\w-]+)", out, re.M))
-    assert shown >= set(SHORT) - {"resize", "magnified"}
+    assert shown >= set(SHORT) - {"resize", "magnified", "threads"}
     assert run("train", "--help-all")[1].count("--") > 4 * out.count("--")
 
 

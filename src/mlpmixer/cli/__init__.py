@@ -84,7 +84,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
     # Torch's threads wait for each other in a busy loop. When another process holds a core, the loop burns whole time
     # slices: a step of the digits model took 3.6 s instead of 0.05 s. A bounded loop avoids that (0.25 s then, and no
-    # difference on an idle machine).
+    # difference on an idle machine). A training lets them sleep as well (`training.threads`).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     with ExitStack() as stack:
         if sys.stdout is None:  # closed by the shell: >&-

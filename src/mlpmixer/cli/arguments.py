@@ -43,6 +43,7 @@ ELSEWHERE = {  # what timm, ultralytics and others call our options
     "noaug noaugmentation": "--augreg=none",
     "valsplit valsize valratio": "--data.val-fraction",
     "j workers numworkers": "--data.workers --threads",
+    "numthreads nthreads cpus cores": "--threads",
     "amp half fp16 bf16 dtype": "--precision=bfloat16",
     "gpu gpus cuda cpu accelerator": "--device",
     "m arch architecture net": "--model",

@@ -33,6 +33,7 @@ SHORT = {
     "seed": Short("run.seed", "Random seed."),
     "device": Short("run.device", "auto, cpu, cuda, cuda:1 or mps."),
     "precision": Short("run.precision", "Data type of the computation."),
+    "threads": Short("run.threads", "CPU threads; 0: measured when the run starts."),
     "compile": Short("run.compile", "Use torch.compile."),
     "test": Short("run.test", "Score the test split at the end."),
 }
@@ -46,7 +47,7 @@ class RecipeCommand(Command):
     """A command on DATA, with a recipe that its options override."""
 
     short: ClassVar[Mapping[str, Short]] = SHORT
-    common: ClassVar[Sequence[str]] = [name for name in SHORT if name not in ("resize", "magnified")]
+    common: ClassVar[Sequence[str]] = [name for name in SHORT if name not in ("resize", "magnified", "threads")]
     heading: ClassVar[str] = "common options; their defaults are the recipe's, shown when DATA is given"
     refused: ClassVar[Mapping[str, str]] = {"--model.num-classes": "the classes are those of DATA"}
 

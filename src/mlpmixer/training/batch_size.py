@@ -103,7 +103,7 @@ def measured_batch_size(training_step: TrainingStep, start: Start | None) -> tup
         reset_peak(device)
         held, seconds = peak_mib(device) or 0.0, math.nan
         try:
-            seconds = _seconds_per_step(trial, SPEND_S if size >= usual else 0.0)
+            seconds = seconds_per_step(trial, SPEND_S if size >= usual else 0.0)
         except (MemoryError, RuntimeError) as e:
             if not is_out_of_memory(e):
                 raise
@@ -121,12 +121,13 @@ def measured_batch_size(training_step: TrainingStep, start: Start | None) -> tup
     )
 
 
-def _seconds_per_step(step: TrainingStep, spend_s: float) -> float:
+def seconds_per_step(step: TrainingStep, spend_s: float, between: Callable[[], None] = lambda: None) -> float:
     """Seconds of a step at rate 0. The first one, which also prepares, is left out, unless it is slow or nothing is to
-    be spent: then it is the only one."""
+    be spent: then it is the only one. `between` is called after each."""
     start, times = time.monotonic(), [0.0]
     for batch in batches(step.images, step.recipe.run, 1, 1000, step.rows):
         step(batch, 0.0)[0].item()
+        between()
         times.append(time.monotonic() - start)
         if not spend_s or times[1] > SLOW_S or (times[-1] > spend_s and len(times) > 3):
             break

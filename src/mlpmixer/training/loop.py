@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -116,14 +117,16 @@ class Trainer:
         run = self.recipe.run
         return (run.keep == "best" or (run.keep == "auto" and run.patience > 0)) and not self.stores.splits.doubt
 
-    def train(self, stop: threading.Event) -> None:
-        """Train to the last step, or until validation stops improving (`run.patience`).
+    def train(self, stop: threading.Event, between: Callable[[], None] = lambda: None) -> None:
+        """Train to the last step, or until validation stops improving (`run.patience`). `between` is called before each
+        step.
 
         Errors: Interrupted, after saving, when `stop` is set; Diverged; OSError when nothing can be written.
         """
         step, state, clock, run, optim = self.training_step, self.state, self.clock, self.recipe.run, self.recipe.optim
         eval_every = max(round(run.eval_every * self.steps_per_epoch), 1)
         for batch in batches(step.images, run, state.step + 1, self.total_steps, step.rows):
+            between()
             step.resize(image_size(batch.step, self.total_steps, self.recipe))
             loss, correct = step(batch, lr_factor(batch.step, self.total_steps, optim))
             step.average_in(average_weight(batch.step, self.total_steps, optim))

@@ -16,6 +16,7 @@ from mlpmixer.training.inputs import batches
 from mlpmixer.training.recipe import Recipe, variant
 from mlpmixer.training.run import make_training_step
 from mlpmixer.training.start import load_networks, with_network
+from mlpmixer.training.threads import on_threads
 
 MEMORY = 0.9  # of the moving average that smooths the losses
 DIVERGED = 2.0  # times the lowest smoothed loss: the sweep ends
@@ -80,7 +81,7 @@ def find_lr(
     optim = recipe.optim
     start, source = load_networks(recipe, report, teacher)
     rates, losses, smooth = np.geomspace(low, high, steps).tolist(), [], []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), on_threads(recipe.run.threads):
         training_step = make_training_step(recipe, start, source)
         mean = 0.0
         for batch in batches(training_step.images, recipe.run, 1, steps):

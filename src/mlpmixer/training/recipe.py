@@ -204,7 +204,13 @@ class Distill(Config, owner="distill"):
         require(not self.hard or self.temperature == 1, "distill.hard has no temperature; leave one of the two out")
 
 
-MOST = {"epochs": 1_000_000, "steps": 10**9, "batch_size": 2**20, "eval_every": 1_000_000}  # of Run: a slip beyond it
+MOST = {
+    "epochs": 1_000_000,
+    "steps": 10**9,
+    "batch_size": 2**20,
+    "eval_every": 1_000_000,
+    "threads": 1024,
+}  # of Run: a slip beyond it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +259,9 @@ class Run(Config, owner="run"):
     kernels: Literal["auto", "compiled", "torch"] = "auto"
     """What computes the blocks on a CPU: kernels compiled on this machine, or torch's operations; auto uses the former
     where they are available, and the run says which it used."""
+    threads: int = 0
+    """CPU threads. 0: measured when the run starts (fewer than the cores where they would hinder each other), and saved
+    as a number, on which the last bits of the result depend."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     test: bool = True
@@ -302,6 +311,7 @@ class Run(Config, owner="run"):
             require(divides, f"run.{name}={parts} must divide run.batch_size={self.batch_size}")
         require(self.eval_every > 0 and self.log_every >= 1, "run.eval_every and run.log_every must be positive")
         require(self.steps >= 0 and self.patience >= 0, "run.steps and run.patience must not be negative")
+        require(self.threads >= 0, f"run.threads must be at least 0 (measured), got {self.threads}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,10 +91,11 @@ def same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
     """The stored recipe, if the given one differs in nothing but what training itself fills in."""
     steps = asked.run.steps or (stored.run.steps if asked.run.time else 0)
     batch_size = stored.run.batch_size if asked.run.batch_size == "auto" else asked.run.batch_size
+    threads = asked.run.threads or stored.run.threads
     loss = stored.optim.loss if asked.optim.loss == "auto" else asked.optim.loss
     filled_in: dict[str, Any] = {
         "model": {"num_classes": stored.model.num_classes},
-        "run": {"steps": steps, "batch_size": batch_size},
+        "run": {"steps": steps, "batch_size": batch_size, "threads": threads},
         "optim": {"loss": loss},
     }
     if (filled := variant(asked, **filled_in)) != stored:

@@ -44,6 +44,7 @@ from mlpmixer.training.recipe import MOST, Recipe, variant
 from mlpmixer.training.resume import has_best, open_run, recorded, restore
 from mlpmixer.training.start import Start, load_networks, stored_preprocess, with_network
 from mlpmixer.training.step import TrainingStep
+from mlpmixer.training.threads import Waiting, chosen_threads, on_threads
 from mlpmixer.weights import run_folder
 from mlpmixer.weights.run_folder import MetricsFile
 
@@ -120,6 +121,7 @@ def train(
             return step, start, source
 
         stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(on_threads(recipe.run.threads))
         step, start, source = group.on_all(prepare)
         if recipe.run.batch_size == "auto":
             report({"kind": "doing", "what": "measuring which batch size is fast and fits in memory"})
@@ -127,6 +129,12 @@ def train(
             step.set_batch_size(batch_size)
             reset_peak(step.device)
             report({"kind": "doing", "what": why})
+        if saved is None and not recipe.run.threads:  # an old state without a number is of torch's own
+            threads, why = chosen_threads(step, start)
+            stack.enter_context(on_threads(threads))
+            step.recipe = variant(step.recipe, run={"threads": threads})
+            if why:
+                report({"kind": "doing", "what": why})
         stop = stack.enter_context(_stop_signal(None if stop_after_s is None else started + stop_after_s))
         if recipe.run.time and not recipe.run.steps:
             budget = recipe.run.time + (" for each fold" if recipe.data.folds else "")
@@ -147,7 +155,7 @@ def train(
                 note(f"{metrics.num_lost} lines of {folder / 'metrics.jsonl'} were damaged, and are left out")
         trainer = Trainer(folder, step, total_steps, state, environment, report, metrics, record)
         report(start_event(trainer))
-        trainer.train(stop)
+        trainer.train(stop, stack.enter_context(closing(Waiting())).look)
         step.stores.share_bad(group)
         if not group.is_main:
             return RunResult(folder, {})
