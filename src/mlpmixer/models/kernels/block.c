@@ -37,11 +37,14 @@ static inline T store(float f) { return f; }
 
 enum { TILE = 16 }; /* rows that are transposed together */
 
-/* e^x for |x| <= 80, the bound beyond: 2^k e^r with |r| <= ln(2)/2, Taylor's polynomial of degree 7 (error 5e-9). */
-static inline float exponential(float x) {
+/* Beyond which exponents are cut off. The compiler is not to know it: it would compute what follows for x = 80 apart, and blend everything. */
+static const volatile float BOUND = 80.0f;
+
+/* e^x for |x| <= bound, the bound beyond: 2^k e^r with |r| <= ln(2)/2, Taylor's polynomial of degree 7 (error 5e-9). */
+static inline float exponential(float x, float bound) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, which stands in the low bits */
-    x = x > -80.0f ? x : -80.0f;
-    x = x < 80.0f ? x : 80.0f;
+    x = x > -bound ? x : -bound;
+    x = x < bound ? x : bound;
     float shifted = x * 1.44269504f + magic, k = shifted - magic;
     float r = x - k * 0.693145752f; /* ln(2) in two parts, the first exact when multiplied by k */
     r = r - k * 1.42860677e-6f;
@@ -64,16 +67,16 @@ static inline float exponential(float x) {
 /* gelu(x) = x p(x) and its slope p + x p'. Where x is NaN p is some number, and the product stays NaN. */
 
 /* The tanh form: p = (1 + tanh(v/2)) / 2 = 1 / (1 + e^-v), v = 2 sqrt(2/pi) (x + 0.044715 x^3) */
-static inline float gelu_tanh(float x, float *slope) {
+static inline float gelu_tanh(float x, float bound, float *slope) {
     const float a = 1.5957691216057308f, a3 = 0.0713548162726009f; /* a3 = 0.044715 a */
-    float p = 1.0f / (1.0f + exponential(-x * (a + a3 * x * x)));
+    float p = 1.0f / (1.0f + exponential(-x * (a + a3 * x * x), bound));
     *slope = p + x * p * (1.0f - p) * (a + 3.0f * a3 * x * x);
     return x * p;
 }
 
 /* The erf form: p = erfc(-x / sqrt(2)) / 2, by Abramowitz and Stegun 7.1.26 (error 1.5e-7); p' is the normal density */
-static inline float gelu_erf(float x, float *slope) {
-    float z = x < 0 ? -x : x, bell = exponential(-0.5f * x * x);
+static inline float gelu_erf(float x, float bound, float *slope) {
+    float z = x < 0 ? -x : x, bell = exponential(-0.5f * x * x, bound);
     float t = 1.0f / (1.0f + 0.3275911f * 0.70710678f * z);
     float tail = 1.061405429f;
     tail = tail * t - 1.453152027f;
@@ -87,10 +90,11 @@ static inline float gelu_erf(float x, float *slope) {
 }
 
 #define EACH_GELU(F) \
+    const float bound = BOUND; \
     _Pragma("omp parallel for simd schedule(static)") \
     for (int64_t i = 0; i < n; i++) { \
         float slope; \
-        h[i] = store(F(load(u[i]), &slope)); \
+        h[i] = store(F(load(u[i]), bound, &slope)); \
     }
 
 void gelu(const T *u, T *h, int64_t n, int64_t erf) {
@@ -120,10 +124,11 @@ static inline void share(int64_t n, int64_t *from, int64_t *to) { /* the rows of
 }
 
 #define ROW_BACKWARD(F) \
+    const float bound = BOUND; \
     _Pragma("omp simd") \
     for (int64_t j = 0; j < D; j++) { \
         float slope; \
-        hi[j] = store(F(load(ui[j]), &slope)); \
+        hi[j] = store(F(load(ui[j]), bound, &slope)); \
         float d = load(di[j]) * slope; \
         di[j] = store(d); \
         sum[j] += d; \
@@ -410,16 +415,17 @@ static void apply(const MLP *m, const float *y, float *h, float *out, int64_t co
         int64_t depth = least(m->depth, m->D - d), step = m->depth * LANES;
         fill(h, step, m->b1 + d, depth, count);
         add_product(m->w1 + d * m->K, m->K * TALL, y, m->K * LANES, h, step, depth, m->K, count);
+        const float bound = BOUND;
         for (int64_t p = 0; p < count; p++) {
             float *u = h + p * step, slope;
             if (erf) {
 #pragma omp simd private(slope)
                 for (int64_t i = 0; i < depth * LANES; i++)
-                    u[i] = gelu_erf(u[i], &slope);
+                    u[i] = gelu_erf(u[i], bound, &slope);
             } else {
 #pragma omp simd private(slope)
                 for (int64_t i = 0; i < depth * LANES; i++)
-                    u[i] = gelu_tanh(u[i], &slope);
+                    u[i] = gelu_tanh(u[i], bound, &slope);
             }
         }
         add_product(m->w2 + d * TALL, m->D * TALL, h, step, out, out_step(m), m->K, depth, count);
