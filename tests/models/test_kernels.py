@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+import platform
 import subprocess
 from pathlib import Path
 
@@ -309,11 +310,20 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert list((tmp_path / ".cache" / "mlpmixer" / "kernels").iterdir()) == []
 
 
+@pytest.fixture
+def small_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Code that is compiled in no time, into a home of its own."""
+    (tmp_path / "small.c").write_text("int one(void) { return 1; }\n")
+    monkeypatch.setattr(native, "SOURCE", tmp_path / "small.c")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+
+
 @needs_compiler
+@pytest.mark.usefixtures("small_source")
 def test_a_processor_with_other_instructions_gets_code_of_its_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
     for avx512 in (False, True):  # one name for both, as clouds have it, and one home
         monkeypatch.setattr(native, "cpu_flags", lambda avx512=avx512: {"avx2", *(["avx512f"] if avx512 else [])})
         native.library.__wrapped__(torch.float32)
@@ -321,8 +331,23 @@ def test_a_processor_with_other_instructions_gets_code_of_its_own(
 
 
 @needs_compiler
-def test_code_that_others_could_have_put_there_is_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+@pytest.mark.usefixtures("small_source")
+def test_a_processor_with_avx512_can_do_without_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    can = block.can.__wrapped__
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_f": True, "amx_int8": False})
+    monkeypatch.setattr(native, "cpu_flags", lambda: {"avx2", "avx512f"})
+    assert can("avx2", "avx512_f") and not can("amx_int8")
+    native.library.__wrapped__(torch.float32)
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert can("avx2") and not can("avx512_f")
+    if platform.machine() == "x86_64":
+        native.library.__wrapped__(torch.float32)
+        assert len(list((tmp_path / ".cache" / "mlpmixer" / "kernels").iterdir())) == 2
+
+
+@needs_compiler
+@pytest.mark.usefixtures("small_source")
+def test_code_that_others_could_have_put_there_is_not_loaded(tmp_path: Path) -> None:
     kernels = tmp_path / ".cache" / "mlpmixer" / "kernels"
     kernels.mkdir(parents=True, mode=0o777)
     kernels.chmod(0o777)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SOURCE = Path(__file__).parent / "kernels" / "block.c"
-FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=gnu11", "-shared", "-fPIC"]
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=gnu11", "-shared", "-fPIC"]
 
 
 class Unavailable(RuntimeError):
@@ -35,7 +35,8 @@ def library(dtype: "torch.dtype | str") -> ctypes.CDLL:
     compiler that has OpenMP."""
     if sys.platform != "linux":
         raise Unavailable("compiled kernels are for Linux")
-    flags = [*FLAGS, *(["-DBFLOAT16"] if str(dtype).endswith("bfloat16") else [])]
+    target = ["-march=haswell", "-mtune=native"] if leaves_avx512() else ["-march=native"]
+    flags = [*FLAGS, *target, *(["-DBFLOAT16"] if str(dtype).endswith("bfloat16") else [])]
     machine = platform.machine(), cpu_name(), *sorted(cpu_flags())  # two "AMD EPYC" may share a home
     what = "\n".join([SOURCE.read_text(encoding="utf-8"), *flags, *machine])
     try:
@@ -53,6 +54,11 @@ def library(dtype: "torch.dtype | str") -> ctypes.CDLL:
             return ctypes.CDLL(str(path))
     except OSError as e:
         raise Unavailable(f"the compiled code cannot be kept or loaded: {e}") from None
+
+
+def leaves_avx512() -> bool:
+    """Whether torch was told to do without this processor's AVX-512 (ATEN_CPU_CAPABILITY=avx2): then we do, too."""
+    return os.environ.get("ATEN_CPU_CAPABILITY") == "avx2" and "avx512f" in cpu_flags()
 
 
 def is_own(path: Path) -> bool:
