@@ -5,6 +5,7 @@ import dataclasses
 import os
 import platform
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -77,18 +78,94 @@ def distances(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[float]:
     return [distance(got[name], wanted[name]) for name in wanted if name not in idle]
 
 
+CAN: dict[str, Callable[..., bool]] = {
+    "whole": lambda *instructions: instructions == ("avx2",),  # products by block.c
+    "apart": lambda *instructions: False,  # by torch and oneDNN
+    "fused": lambda *instructions: True,  # by oneDNN, with what follows them
+}
+
+
+@pytest.fixture(params=CAN)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every way to compute a block, whatever this processor takes."""
+    monkeypatch.setattr(block, "can", CAN[request.param])
+    return str(request.param)
+
+
 @needs_compiler
+@pytest.mark.parametrize("way", ["whole", "apart"], indirect=True)
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("form", ["unscaled", "rescaled"])
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
 @pytest.mark.parametrize("cfg", [SMALL, ODD])
-def test_float32_is_the_plain_block(cfg: MixerConfig, drop_path: float, form: str, local: bool) -> None:
+def test_float32_is_the_plain_block(cfg: MixerConfig, drop_path: float, form: str, local: bool, way: str) -> None:
     plain, fast = twins(dataclasses.replace(cfg, drop_path=drop_path, drop_path_form=form), local=local)  # type: ignore[arg-type]
     images = torch.randn(7, 3, *pair(cfg.image_size))
     logits, wanted = gradients(plain, images, torch.float32)
     got_logits, got = gradients(fast, images, torch.float32)
     assert distance(got_logits, logits) < 1e-6
     assert max(distances(got, wanted)) < 1e-5
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+# grid, hidden_dim, tokens_mlp_dim, channels_mlp_dim, images: tiles have 6 rows and 16 columns, chunks 96 rows
+SIZES = [
+    ((1, 1), 1, 1, 1, 1),  # less than a tile, and than a tile for each thread
+    ((2, 3), 16, 16, 32, 2),  # tiles filled exactly
+    ((3, 5), 17, 31, 15, 3),  # one more and one less
+    ((5, 5), 97, 7, 400, 9),  # a chunk ends within an image; hidden values in two parts
+    ((7, 7), 40, 300, 500, 30),  # several groups of chunks
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("way", ["whole"], indirect=True)
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("grid", "c", "ds", "dc", "n"), SIZES)
+def test_a_whole_block_of_any_size_on_any_threads(
+    grid: tuple[int, int], c: int, ds: int, dc: int, n: int, count: int, way: str, threads: Callable[[int], None]
+) -> None:
+    threads(count)
+    size = (4 * grid[0], 4 * grid[1])
+    cfg = dataclasses.replace(SMALL, image_size=size, hidden_dim=c, tokens_mlp_dim=ds, channels_mlp_dim=dc)
+    plain, fast = twins(dataclasses.replace(cfg, num_blocks=1))
+    images = torch.randn(n, 3, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(images), plain(images), atol=1e-5, rtol=1e-5)
+    _, wanted = gradients(plain, images, torch.float32)
+    _, got = gradients(fast, images, torch.float32)
+    _, again = gradients(fast, images, torch.float32)
+    largest = max(float(g.norm()) for g in wanted.values())
+    assert all((got[name] - wanted[name]).norm() < 1e-5 * largest for name in wanted)
+    assert all(torch.equal(got[name], again[name]) for name in got)
+
+
+@needs_compiler
+@pytest.mark.parametrize("way", ["whole"], indirect=True)
+def test_gradients_have_the_bits_of_the_threads_of_the_forward_pass(way: str, threads: Callable[[int], None]) -> None:
+    _, fast = twins(ODD)
+    tokens, weight = torch.randn(9, 35, 19), fast.blocks[0].channel_mixing.fc1.weight
+    found = []
+    for after in (2, 1):
+        threads(2)
+        out = fast.blocks[0](tokens)
+        threads(after)
+        found.append(torch.autograd.grad(out, weight, tokens)[0])
+    assert torch.equal(*found)
+
+
+@needs_compiler
+@pytest.mark.parametrize("way", ["whole", "apart"], indirect=True)
+def test_no_images_have_no_gradient(way: str) -> None:
+    _, fast = twins(SMALL)
+    logits, got = gradients(fast, torch.empty(0, 3, 12, 12), torch.float32)
+    assert logits.shape == (0, 5) and not any(g.any() for g in got.values())
 
 
 @needs_compiler
@@ -143,8 +220,9 @@ def test_the_derivative_of_gelu_is_autograds(dtype: torch.dtype, erf: bool, form
 
 
 @needs_compiler
+@pytest.mark.parametrize("way", ["whole", "apart"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_not_finite_stays_seen(dtype: torch.dtype) -> None:
+def test_what_is_not_finite_stays_seen(dtype: torch.dtype, way: str) -> None:
     _, fast = twins(SMALL)
     images = torch.randn(4, 3, 12, 12)
     images[1, 0, 3, 3] = torch.nan
@@ -154,7 +232,8 @@ def test_what_is_not_finite_stays_seen(dtype: torch.dtype) -> None:
 
 
 @needs_compiler
-def test_evaluation_and_memory_saving_take_them_too() -> None:
+@pytest.mark.parametrize("way", ["whole", "apart"], indirect=True)
+def test_evaluation_and_memory_saving_take_them_too(way: str) -> None:
     plain, fast = twins(SMALL)
     images = torch.randn(3, 3, 12, 12)
     with torch.inference_mode():
@@ -165,13 +244,6 @@ def test_evaluation_and_memory_saving_take_them_too() -> None:
     assert max(distances(got, wanted)) < 1e-5
 
 
-@pytest.fixture(params=["apart", "fused"])
-def fusing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Both ways of `infer`, whatever this processor takes."""
-    monkeypatch.setattr(block, "fuses", lambda: request.param == "fused")
-    return bool(request.param == "fused")
-
-
 def outputs(model: Mixer, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         return model.eval()(images).float()
@@ -180,7 +252,7 @@ def outputs(model: Mixer, images: Tensor, dtype: torch.dtype = torch.float32) ->
 @needs_compiler
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("cfg", [SMALL, ODD, WIDE])
-def test_inference_is_the_plain_network(cfg: MixerConfig, local: bool, fusing: bool) -> None:
+def test_inference_is_the_plain_network(cfg: MixerConfig, local: bool, way: str) -> None:
     plain, _ = twins(dataclasses.replace(cfg, drop_path=0.5), local=local)
     ready = kernels.for_inference(plain)
     for n in (0, 1, 7):
@@ -191,9 +263,10 @@ def test_inference_is_the_plain_network(cfg: MixerConfig, local: bool, fusing: b
 
 
 @needs_compiler
+@pytest.mark.parametrize("way", ["apart", "fused"], indirect=True)
 @pytest.mark.parametrize("cfg", [SMALL, ODD])
-def test_inference_in_bfloat16_is_no_further_from_float32_than_autocast(cfg: MixerConfig, fusing: bool) -> None:
-    if fusing and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+def test_inference_in_bfloat16_is_no_further_from_float32_than_autocast(cfg: MixerConfig, way: str) -> None:
+    if way == "fused" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("oneDNN has no bfloat16 on this processor")
     plain, _ = twins(cfg)
     images = torch.randn(64, 3, *pair(cfg.image_size))
@@ -203,7 +276,7 @@ def test_inference_in_bfloat16_is_no_further_from_float32_than_autocast(cfg: Mix
 
 
 @needs_compiler
-def test_inference_keeps_what_is_not_finite_in_sight(fusing: bool) -> None:
+def test_inference_keeps_what_is_not_finite_in_sight(way: str) -> None:
     plain, _ = twins(SMALL)
     images = torch.randn(4, 3, 12, 12)
     images[1, 0, 3, 3] = torch.nan
@@ -211,16 +284,17 @@ def test_inference_keeps_what_is_not_finite_in_sight(fusing: bool) -> None:
 
 
 @needs_compiler
-def test_an_image_gets_the_same_bits_in_any_company(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block, "fuses", lambda: False)
+@pytest.mark.parametrize("way", ["whole"], indirect=True)
+def test_an_image_gets_the_same_bits_in_any_company(way: str) -> None:
     ready, tokens = kernels.for_inference(twins(WIDE)[0]).blocks[0], torch.randn(5, 25, 300)
     with torch.inference_mode():
         assert torch.equal(ready(tokens), torch.cat([ready(t[None]) for t in tokens]))
 
 
 @needs_compiler
+@pytest.mark.parametrize("way", ["whole", "apart"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_inference_shares_the_parameters_and_follows_them(dtype: torch.dtype) -> None:
+def test_inference_shares_the_parameters_and_follows_them(dtype: torch.dtype, way: str) -> None:
     plain, _ = twins(SMALL)
     ready, images = kernels.for_inference(plain), torch.randn(3, 3, 12, 12)
     assert {type(b) for b in plain.blocks} == {MixerBlock} and all(
@@ -237,7 +311,8 @@ def test_inference_shares_the_parameters_and_follows_them(dtype: torch.dtype) ->
 
 
 @needs_compiler
-def test_they_are_differentiated_once_and_say_so() -> None:
+@pytest.mark.parametrize("way", ["whole", "apart"], indirect=True)
+def test_they_are_differentiated_once_and_say_so(way: str) -> None:
     _, fast = twins(SMALL)
     loss = fast(torch.randn(2, 3, 12, 12)).square().sum()
     slope = torch.autograd.grad(loss, fast.stem.weight, create_graph=True)[0]

@@ -109,3 +109,9 @@ def _argument(value: "Tensor | NDArray[Any] | int | None") -> ctypes.c_int64 | c
         return ctypes.c_void_p(value.ctypes.data)
     assert value.is_contiguous()
     return ctypes.c_void_p(value.data_ptr())
+
+
+@functools.cache
+def constant(name: str) -> int:
+    """A constant of block.c for float32."""
+    return ctypes.c_int64.in_dll(library("float32"), name).value

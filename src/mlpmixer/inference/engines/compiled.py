@@ -17,7 +17,7 @@ from mlpmixer import __version__
 from mlpmixer.config import from_json, pair
 from mlpmixer.inference.engines.session import Precision, Session, Value
 from mlpmixer.models.configs import MixerConfig, NetworkConfig
-from mlpmixer.models.native import Unavailable, call, library
+from mlpmixer.models.native import Unavailable, call, constant, library
 from mlpmixer.weights.model_file import ForeignFile, read_arrays, read_header
 
 Floats = NDArray[np.float32]
@@ -164,9 +164,10 @@ class Network:
     def block(self, x: Floats, weights: list[Floats]) -> Floats:
         """Equation (1): (B, S, C) -> (B, S, C)."""
         (b, s, c), cfg = x.shape, self.cfg
-        out, (mean, rstd) = np.empty_like(x), np.empty((2, b * s), np.float32)
-        sizes = (b, s, c, cfg.tokens_mlp_dim, cfg.channels_mlp_dim, cfg.activation == "gelu_erf")
-        call("infer_block", "float32", x, *weights, mean, rstd, out, *sizes)
+        out, moments = np.empty_like(x), tuple(np.empty((2, b * s), np.float32))
+        threads = library("float32").omp_get_max_threads()
+        sizes = (b, s, c, cfg.tokens_mlp_dim, cfg.channels_mlp_dim, threads, cfg.activation == "gelu_erf")
+        call("forward", "float32", x, *weights, None, None, *moments, *moments, None, None, out, out, *sizes)
         return out
 
 
@@ -175,6 +176,7 @@ def take(weights: dict[str, Floats], name: str) -> Floats:
     found = weights.pop(name)
     if found.ndim == 1:
         return found
-    packed = np.empty((-(-len(found) // 6), found.shape[1], 6), np.float32)
-    call("pack", "float32", found, packed, *found.shape)
+    (n, k), lanes = found.shape, constant("lanes")
+    packed = np.empty((-(-n // lanes), k, lanes), np.float32)
+    call("pack", "float32", found, packed, n, k, k, 1)
     return packed

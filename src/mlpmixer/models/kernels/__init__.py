@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpmixer.models.configs import MixerConfig
-from mlpmixer.models.kernels.block import Block, infer, pack, packs
+from mlpmixer.models.kernels.block import Block, WholeBlock, computes_whole, infer, pack
 from mlpmixer.models.locality import LocalLinear
 from mlpmixer.models.mixer import Mixer, MixerBlock
 from mlpmixer.models.native import Unavailable, library
@@ -41,12 +41,13 @@ class Kernels:
             if not keep and not torch.is_grad_enabled():
                 return infer(x, erf, *self.operands(block, x.dtype))
             scales = torch.stack(keep) if keep else None
-            return cast(Tensor, Block.apply(x, erf, scales, *weights(block)))  # type: ignore[no-untyped-call]
+            kind = WholeBlock if computes_whole(x.dtype) else Block
+            return cast(Tensor, kind.apply(x, erf, scales, *weights(block)))  # type: ignore[no-untyped-call]
 
     def operands(self, block: MixerBlock, dtype: torch.dtype) -> list[Tensor]:
         """The block's weights as `infer` takes them: matrices and their biases in `dtype`."""
         own = [p if i % 6 < 2 else p.to(dtype) for i, p in enumerate(weights(block))]
-        return [pack(p) if p.dim() == 2 else p for p in own] if packs(dtype) else own
+        return [pack(p) if p.dim() == 2 else p for p in own] if computes_whole(dtype) else own
 
     def __reduce__(self) -> "tuple[Callable[..., Kernels | None], tuple[type[Kernels]]]":
         return _on_this_machine, (type(self),)
@@ -60,7 +61,7 @@ class InferenceKernels(Kernels):
 
     def operands(self, block: MixerBlock, dtype: torch.dtype) -> list[Tensor]:
         own = weights(block)
-        if dtype == torch.float32 and not packs(dtype):
+        if dtype == torch.float32 and not computes_whole(dtype):
             return own
         if any(p.is_inference() for p in own):  # whose changes nobody counts
             return super().operands(block, dtype)

@@ -1,6 +1,7 @@
-"""A Mixer block on a CPU as one step of autograd: its matrix products by oneDNN, everything between them by block.c.
+"""A Mixer block on a CPU as one step of autograd.
 
-For inference in float32 without AVX-512 block.c computes the products, too.
+`WholeBlock` is block.c's, products included: float32 on AVX2 without AVX-512. In `Block` the matrix products are
+oneDNN's, and what is between them block.c's: bfloat16, and float32 elsewhere.
 
 Letters as in mixer.py; D stands for DS or DC, M for rows of a matrix product: B*C for token mixing, B*S for channel
 mixing.
@@ -14,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mlpmixer.models.native import call, leaves_avx512
+from mlpmixer.models.native import call, constant, leaves_avx512
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a (M, K) @ b (K, N) + bias (N). In float32 by oneDNN: torch's default is MKL, which leaves AVX-512 unused on an
-    AMD CPU."""
-    if a.dtype == torch.float32:
+    AMD CPU, and which alone multiplies what is empty."""
+    if a.dtype == torch.float32 and a.numel():
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(a, b.T, bias, "none", [], ""))
     return a @ b if bias is None else torch.addmm(bias, a, b)
 
@@ -46,17 +47,22 @@ def can(*instructions: str) -> bool:
 
 
 def fuses() -> bool:
-    """Whether oneDNN's products are to take the GELU and the residual sum along: on AVX-512, where that is free.
-
-    On AVX2 its GELU is slower than that of block.c, and torch's own products are as fast and begin sooner.
-    """
+    """Whether oneDNN's products are to take the GELU and the residual sum along: on AVX-512, where that is free."""
     return can("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl")  # what oneDNN wants for bfloat16, too
 
 
-def packs(dtype: torch.dtype) -> bool:
-    """Whether `infer` takes its matrices packed and computes its products itself, which is 1.1 to 1.3 times as fast on
-    AVX2."""
+def computes_whole(dtype: torch.dtype) -> bool:
+    """Whether block.c computes the products, too: in float32 on AVX2 without AVX-512."""
     return dtype == torch.float32 and can("avx2") and not fuses()
+
+
+def pack(w: Tensor) -> Tensor:
+    """w (N, K) -> (N / lanes rounded up, K, lanes): the order in which block.c reads w^T, which rows are multiplied
+    by."""
+    (n, k), lanes = w.shape, constant("lanes")
+    out = w.new_empty(-(-n // lanes), k, lanes)
+    call("pack", torch.float32, w.data_ptr(), out, n, k, *w.stride())  # whether contiguous or not
+    return out
 
 
 def hidden(x: Tensor, w: Tensor, b: Tensor, erf: bool) -> Tensor:
@@ -68,24 +74,19 @@ def hidden(x: Tensor, w: Tensor, b: Tensor, erf: bool) -> Tensor:
     return u
 
 
-def pack(w: Tensor) -> Tensor:
-    """w (M, K) -> (M / 6 rounded up, K, 6), the order in which block.c reads it."""
-    out = w.new_empty(-(-len(w) // 6), w.shape[1], 6)
-    call("pack", torch.float32, w, out, *w.shape)
-    return out
-
-
 def infer(
     x: Tensor, erf: bool, gamma1: Tensor, beta1: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
     gamma2: Tensor, beta2: Tensor, w3: Tensor, b3: Tensor, w4: Tensor, b4: Tensor,
 ) -> Tensor:  # fmt: skip
     """`Block` without gradients, which keeps nothing. Matrices w and biases b are of x's dtype, matrices packed where
-    `packs` says so."""
+    block.c `computes_whole`."""
     (b, s, c), dtype = x.shape, x.dtype
     u, (mean, rstd) = torch.empty_like(x), x.new_empty(2, b * s, dtype=torch.float32)
-    if packs(dtype):
+    if computes_whole(dtype):
         weights = (gamma1, beta1, w1, b1, w2, b2, gamma2, beta2, w3, b3, w4, b4)
-        call("infer_block", dtype, x, *weights, mean, rstd, u, b, s, c, len(b1), len(b3), erf)
+        kept = (mean, rstd, mean, rstd, None, None, u)
+        sizes = (b, s, c, len(b1), len(b3), torch.get_num_threads(), erf)
+        call("forward", dtype, x, *weights, None, None, *kept, u, *sizes)
         return u
     columns = x.new_empty(b * c, s)
     call("norm_to_columns", dtype, x, gamma1, beta1, columns, mean, rstd, b, s, c)
@@ -201,3 +202,44 @@ class Block(torch.autograd.Function):
         )
         dw1, dw2, dw3, dw4 = (d.float().contiguous() for d in (dw1, dw2, dw3, dw4))
         return dx, None, None, dgamma1, dbeta1, dw1, db1, dw2, db2, dgamma2, dbeta2, dw3, db3, dw4, db4
+
+
+class WholeBlock(torch.autograd.Function):
+    """`Block` with products by block.c, in float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, erf: bool, keep: Tensor | None, gamma1: Tensor, beta1: Tensor, w1: Tensor, b1: Tensor,
+        w2: Tensor, b2: Tensor,
+        gamma2: Tensor, beta2: Tensor, w3: Tensor, b3: Tensor, w4: Tensor, b4: Tensor,
+    ) -> Tensor:  # fmt: skip
+        b, s, c = x.shape
+        sizes = (b, s, c, len(b1), len(b3), torch.get_num_threads(), erf)
+        moments, u, out = x.new_empty(4, b * s), torch.empty_like(x), torch.empty_like(x)
+        hidden1, hidden2 = panels(x, b * c, len(b1)), panels(x, b * s, len(b3))
+        weights = (gamma1, beta1, pack(w1), b1, pack(w2), b2, gamma2, beta2, pack(w3), b3, pack(w4), b4)
+        scales = keep if keep is not None else (None, None)
+        call("forward", x.dtype, x, *weights, *scales, *moments, hidden1, hidden2, u, out, *sizes)
+        ctx.sizes = sizes
+        ctx.save_for_backward(x, keep, moments, hidden1, hidden2, u, gamma1, beta1, w1, w2, gamma2, beta2, w3, w4)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, keep, moments, hidden1, hidden2, u, gamma1, beta1, w1, w2, gamma2, beta2, w3, w4 = ctx.saved_tensors
+        _, s, c, ds, dc, *_ = ctx.sizes
+        weights = (gamma1, beta1, pack(w1.T), pack(w2.T), gamma2, beta2, pack(w3.T), pack(w4.T))
+        scales = keep if keep is not None else (None, None)
+        g1, dy, dx = (torch.empty_like(x) for _ in range(3))
+        shapes = ((c,), (c,), (ds, s), (ds,), (s, ds), (s,), (c,), (c,), (dc, c), (dc,), (c, dc), (c,))
+        grads = [x.new_empty(shape) for shape in shapes]  # in the order of the parameters of `forward`
+        kept = (x, u, *moments, hidden1, hidden2)
+        call("backward", x.dtype, g.contiguous(), *kept, *weights, *scales, g1, dy, dx, *grads, *ctx.sizes)
+        return dx, None, None, *grads
+
+
+def panels(x: Tensor, rows: int, features: int) -> Tensor:
+    """Room for values of these rows as block.c lays them out."""
+    lanes, tall = constant("lanes"), constant("tall")
+    return x.new_empty(-(-rows // tall) * tall * -(-features // lanes) * lanes)
