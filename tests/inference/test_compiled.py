@@ -12,9 +12,9 @@ from helpers.processes import python
 from PIL import Image
 
 from mlpmixer import cli
-from mlpmixer.inference import classifier as inference
-from mlpmixer.inference.load import load
+from mlpmixer.inference import compiled_classifier
 from mlpmixer.inference.engines.compiled import on_threads
+from mlpmixer.inference.load import load
 from mlpmixer.models import kernels, native
 from mlpmixer.models.architecture import build
 from mlpmixer.models.configs import GMLPConfig, MixerConfig
@@ -43,7 +43,7 @@ def run_of(cfg: MixerConfig, folder: Path, **options: object) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "has_gpu", lambda: False)
+    monkeypatch.setattr(compiled_classifier, "has_gpu", lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_what_only_torch_can_do_is_refused(options: dict[str, object], tmp_path:
 
 def test_a_gpu_and_a_missing_compiler_leave_it_to_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(GREY, tmp_path / "run")
-    monkeypatch.setattr(inference, "has_gpu", lambda: True)
+    monkeypatch.setattr(compiled_classifier, "has_gpu", lambda: True)
     assert str(load(run, engine="auto", device="auto").runtime).startswith("torch")
     assert str(load(run, engine="auto", device="cpu").runtime).startswith("compiled")
     monkeypatch.setattr(native, "FLAGS", ["--no-such-option"])

@@ -57,8 +57,10 @@ def library(dtype: "torch.dtype | str") -> ctypes.CDLL:
 
 
 def leaves_avx512() -> bool:
-    """Whether torch was told to do without this processor's AVX-512 (ATEN_CPU_CAPABILITY=avx2): then we do, too."""
-    return os.environ.get("ATEN_CPU_CAPABILITY") == "avx2" and "avx512f" in cpu_flags()
+    """Whether torch, where it is imported, was told to do without this processor's AVX-512 (ATEN_CPU_CAPABILITY=avx2):
+    then we do, too."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.backends.cpu.get_cpu_capability() == "AVX2" and "avx512f" in cpu_flags()
 
 
 def is_own(path: Path) -> bool:
