@@ -1,10 +1,15 @@
 """Batches depend on (seed, epoch, index) and nothing else."""
 
+import os
+import sys
+import threading
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpmixer.training.batches import batch_indices, steps_per_epoch
+from mlpmixer.training.batches import NICE, batch_indices, loading_pool, steps_per_epoch
 from mlpmixer.training.inputs import batches
 from mlpmixer.training.recipe import Run
 
@@ -53,3 +58,14 @@ def test_repeats_lengthen_a_pass() -> None:
     assert (batch_indices(24, 12, 0, 7, repeats=3) != parts[0]).any()
     batch, *_ = batches(Numbers(24), Run(batch_size=12, repeats=3), 1, 2)
     assert (batch.numbers == parts[0]).all() and (batch.images == parts[0]).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux alone")
+def test_threads_that_load_give_way() -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = priority()
+    with loading_pool(1, "batch") as pool:
+        assert pool.submit(priority).result() == min(before + NICE, 19)
+    assert priority() == before

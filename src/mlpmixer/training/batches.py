@@ -1,6 +1,9 @@
 """Which images make batch number i: a function of (seed, epoch, index) and nothing else."""
 
 import functools
+import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from mlpmixer.training.recipe import Run
 
 Indices = npt.NDArray[np.int64]
 T = TypeVar("T")
+NICE = 5  # of a thread that loads: where it wants the same core, one that trains gets three quarters of it
 
 
 class Batch(NamedTuple):
@@ -91,6 +95,17 @@ def repeated(numbers: Indices, repeats: int) -> Indices:
 @functools.lru_cache(maxsize=2)
 def _order(num_images: int, seed: int, epoch: int) -> Indices:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_images)
+
+
+def loading_pool(threads: int, name: str) -> ThreadPoolExecutor:
+    """Threads that load images, and on Linux give way to those that train."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=_give_way)
+
+
+def _give_way() -> None:
+    if sys.platform == "linux":  # where each thread has a priority of its own
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE)
 
 
 def prefetch(pool: ThreadPoolExecutor, fetch: Callable[[int], T], first: int, last: int) -> Iterator[T]:

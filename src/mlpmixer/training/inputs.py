@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,7 +23,7 @@ from mlpmixer.data.store import Store, content_hashes
 from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_streamed
 from mlpmixer.models.configs import NetworkConfig
 from mlpmixer.training.augment import augment, mix, normalise
-from mlpmixer.training.batches import Batch, RowRange, batch_indices, prefetch, row_range, rows_per_batch
+from mlpmixer.training.batches import Batch, RowRange, batch_indices, loading_pool, prefetch, row_range, rows_per_batch
 from mlpmixer.training.device_store import DeviceStore
 from mlpmixer.training.distributed import ProcessGroup
 from mlpmixer.training.recipe import Recipe, Run
@@ -165,7 +164,7 @@ def batches(
     if isinstance(images, DeviceStore):  # nothing to wait for
         yield from map(fetch, range(first, last + 1))
         return
-    with ThreadPoolExecutor(1) as pool:
+    with loading_pool(1, "batch") as pool:
         yield from prefetch(pool, fetch, first, last)
 
 

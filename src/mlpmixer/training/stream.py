@@ -26,7 +26,7 @@ from mlpmixer.data.store import by_reason, worker_count
 from mlpmixer.data.streaming.datasets import fingerprint
 from mlpmixer.data.streaming.shards import Sample, Shard, read_rows
 from mlpmixer.download import Retry
-from mlpmixer.training.batches import Batch, Indices, RowRange, prefetch, repeated, steps_per_epoch
+from mlpmixer.training.batches import Batch, Indices, RowRange, loading_pool, prefetch, repeated, steps_per_epoch
 from mlpmixer.training.recipe import Run
 
 ENOUGH_TO_JUDGE = 256  # images decoded before max_bad_share is applied
@@ -195,7 +195,7 @@ class Stream:
         with ExitStack() as stack:
 
             def pool(threads: int, name: str) -> ThreadPoolExecutor:
-                executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+                executor = loading_pool(threads, name)
                 stack.callback(executor.shutdown, wait=True, cancel_futures=True)
                 return executor
 
