@@ -29,9 +29,16 @@ ROWS: Registry[float] = Registry("row")
 ROWS |= {"B/16:imagenet1k": 0.9672, "L/16:imagenet1k": 0.9659, "B/16:imagenet21k": 0.9682, "L/16:imagenet21k": 0.9834}
 TRAIN_IMAGES, TEST_IMAGES = 49_000, 10_000  # train[:98%], and the whole test split
 
-SET_BY_DATA = {"model.num_classes"}
+SET_AT_START = {"model.num_classes", "run.threads"}  # by the data, by measuring
 # What may differ from the published settings: they fix neither seed nor order, and the parts of a batch add up to it.
-FREE = SET_BY_DATA | {"data.data_dir", "data.min_per_class", "init.weights", "run.device", "run.seed", "run.accumulate"}
+FREE = SET_AT_START | {
+    "data.data_dir",
+    "data.min_per_class",
+    "init.weights",
+    "run.device",
+    "run.seed",
+    "run.accumulate",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +56,7 @@ class Job:
     def conflicts(self) -> list[str]:
         """The differences of a run that is in the folder already."""
         started = (self.run / "recipe.json").exists()
-        return _differences(self.recipe, read_recipe(self.run), SET_BY_DATA) if started else []
+        return _differences(self.recipe, read_recipe(self.run), SET_AT_START) if started else []
 
     @property
     def done(self) -> bool:

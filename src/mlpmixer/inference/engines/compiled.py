@@ -38,12 +38,14 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
 
     Errors: Unsuitable; CheckpointError for a damaged file.
     """
-    cfg = plain_mixer(file)
     try:
+        cfg = plain_mixer(file)
         library("float32")
+        network = Network(cfg, weights_in(file, cfg))
     except Unavailable as e:
         raise Unsuitable(str(e)) from None
-    network = Network(cfg, weights_in(file, cfg))
+    except ModuleNotFoundError as e:  # safetensors
+        raise Unsuitable(f"{e.name} is not installed") from None
 
     def compute(images: NDArray[Any], outputs: Sequence[str]) -> list[NDArray[Any]]:
         with on_threads(threads):
