@@ -2,9 +2,10 @@
 
 k processes of one thread each keep two cores busy, and a training runs beside them at the same priority. Its fair
 share is 2 / (2 + k) of its rate on the idle machine; `of_fair` says how much of it is there. A row is the median of the
-rounds, which take turns. Settings: "measured" is the default, in which the run chooses its threads at its start and
-lets them sleep beside others; "2 looping" is what it replaces, two threads that wait for each other in the bounded loop
-of libgomp; "1" is one thread. `share` is the part of a core that each of the k processes had: on a machine that is busy
+rounds, which take turns. Settings: "measured" is the default, in which the run chooses its threads at its start, cuts
+batches that are worth it into a part for each thread, and lets threads that share operations sleep beside others; "2
+sharing operations" is what it replaces, two threads that wait for each other in the bounded loop of libgomp; "1" is one
+thread. `share` is the part of a core that each of the k processes had: on a machine that is busy
 otherwise, `images_per_share` (images/s over it) still compares the settings of one k.
 Writes benchmarks/busy_<torch>_<cpu>.csv.
 """
@@ -22,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-SETTINGS = {"measured": (0, True), "2 looping": (2, False), "1": (1, True)}
+SETTINGS = {"measured": (0, True), "2 sharing operations": (2, False), "1": (1, True)}
 FIRST = 5  # step from which a training is timed
 
 
@@ -31,20 +32,22 @@ def cpu_s(pid: int) -> float:
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
-def work(model: str, batch: int, threads: int, sleeps: bool, seconds: float, beside: list[int]) -> None:
+def work(model: str, batch: int, threads: int, new: bool, seconds: float, beside: list[int]) -> None:
     """Train for so many seconds from step FIRST on; print images/s, the threads that were chosen, and the share of a
     core that each of the processes beside had meanwhile."""
     import torch
 
     from mlpmixer.models.architecture import configured
+    from mlpmixer.training import step
     from mlpmixer.training import threads as waiting
     from mlpmixer.training.loop import Interrupted
     from mlpmixer.training.recipe import variant
     from mlpmixer.training.recipes import digits
     from mlpmixer.training.run import train
 
-    if not sleeps:
+    if not new:
         waiting.Waiting.look = lambda self: None  # type: ignore[method-assign]
+        step.can_split = lambda *_: False
     now: tuple[float, float] = (0.0, 0.0)
     begin, used, counted = now, 0, 0
 
@@ -95,8 +98,8 @@ def main() -> None:
     parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        model, batch, threads, sleeps, seconds, *beside = args.work
-        work(model, int(batch), int(threads), sleeps == "True", float(seconds), [*map(int, beside)])
+        model, batch, threads, new, seconds, *beside = args.work
+        work(model, int(batch), int(threads), new == "True", float(seconds), [*map(int, beside)])
         return
     import torch
     from table import path_of, write
@@ -107,8 +110,8 @@ def main() -> None:
     found: dict[tuple[int, str], list[tuple[float, int, float]]] = {}
     for _ in range(args.rounds):
         for k in args.busy:
-            for setting, (threads, sleeps) in SETTINGS.items():
-                one = measured([model, batch, str(threads), str(sleeps), str(args.seconds)], k)
+            for setting, (threads, new) in SETTINGS.items():
+                one = measured([model, batch, str(threads), str(new), str(args.seconds)], k)
                 found.setdefault((k, setting), []).append(one)
                 print(k, setting, *one, flush=True)
     rate = {key: statistics.median(images for images, _, _ in values) for key, values in found.items()}

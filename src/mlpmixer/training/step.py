@@ -1,6 +1,8 @@
 """One update of the weights: augment, forward, loss, backward, clip, step."""
 
 import copy
+from collections.abc import Callable
+from math import prod
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from mlpmixer.training.optimizers import (
     state_tensors,
     transfer_optimizer_state,
 )
+from mlpmixer.training.parts import Parts, can_split, num_parts
 from mlpmixer.training.progressive import image_size, resized
 from mlpmixer.training.recipe import Recipe, variant
 from mlpmixer.training.start import Start, choose_kernels, initial_model, require_one_part
@@ -87,6 +90,10 @@ class TrainingStep:
         self.mirror = capability(model, "mirror", "optim.mirror") if self.recipe.optim.mirror else None
         self.symmetric = self.mirror.symmetric(model) if self.mirror else None
         self.learning: list[bool] = []  # which parameters learn: not known before the first step
+        self.parts: Parts | None = None
+        self.flops = sum(layer.flops for layer in self.recipe.model.layers()) / prod(pair(self.recipe.model.image_size))
+        """Of the forward pass, for a pixel."""
+        self.can_split = can_split(model, self.recipe, self.device, self.group)
 
     def resize(self, size: Size) -> None:
         """Continue with images of this size: weights and average are resized, optimizers keep the state that fits."""
@@ -150,6 +157,7 @@ class TrainingStep:
             run = self.recipe.run
             self.learning, self.parallel = learning, self.group.data_parallel(self.model)
             self.network = torch.compile(self.parallel, mode=run.compile_mode) if run.compile else self.parallel
+            self.parts = None
 
     def compute_gradients(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Forward and backward pass of a batch; loss and right answers as in `__call__`."""
@@ -166,18 +174,36 @@ class TrainingStep:
         )
         for number, (part, wanted) in enumerate(parts, 1):
             with gradient_exchange(self.parallel, now=number == len(parts)):
-                with self.autocast():
-                    logits = self.network(part)
-                loss = training_loss(logits, wanted, self.recipe.optim, self.recipe.distill, self.class_weights)
-                loss = loss.sum() / self.rows.batch_size
-                # the processes' gradients are averaged
-                (loss * self.group.size).backward()  # type: ignore[no-untyped-call]
-            loss_sum += loss.detach()
-            if self.stores.multi_label:
-                continue
-            right += (logits.detach().argmax(1) == wanted[:, : logits.shape[1]].argmax(1)).sum() / self.rows.batch_size
+                for loss, hits in self.on_threads(part, wanted):
+                    loss_sum += loss
+                    right += hits
         self.project_symmetric(gradients=True)
         return loss_sum, right
+
+    def on_threads(self, images: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """`part_backward` of the images, on a CPU in parts with a thread each."""
+        threads = torch.get_num_threads()
+        num = num_parts(threads, len(images), self.flops * images[0, 0].numel()) if self.can_split else 1
+        if num == 1:
+            return [self.part_backward(self.network, images, targets)]
+        if self.parts is None or len(self.parts.networks) != num:
+            self.parts = Parts(self.model, num, max(1, threads // num))
+        return self.parts.run(self.part_backward, images, targets)
+
+    def part_backward(
+        self, network: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Add the gradients of some images of a batch; their part of its mean loss, and of its right answers."""
+        with self.autocast():
+            logits = network(images)
+        loss = training_loss(logits, targets, self.recipe.optim, self.recipe.distill, self.class_weights)
+        loss = loss.sum() / self.rows.batch_size
+        # the processes' gradients are averaged
+        (loss * self.group.size).backward()  # type: ignore[no-untyped-call]
+        if self.stores.multi_label:
+            return loss.detach(), torch.zeros((), device=self.device)
+        right = (logits.detach().argmax(1) == targets[:, : logits.shape[1]].argmax(1)).sum()
+        return loss.detach(), right / self.rows.batch_size
 
     def sam_backward(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """`backward` twice with the same dropout: gradients of the second pass, loss and right answers of the first."""
