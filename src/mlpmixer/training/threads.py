@@ -1,8 +1,9 @@
 """The threads that a CPU computes a run on: how many, by measuring, and how they wait for each other.
 
-Where a batch is not cut into parts (parts.py), OpenMP's threads meet after every operation. A thread that waits for another in a loop keeps a core from whoever has
-work, and the other may be the one without a core: beside other programs a small network then falls to a fraction of
-its share. Threads that sleep pass the core on, but wake up late, which costs an idle machine more than the loop.
+Where a batch is not cut into parts (parts.py), OpenMP's threads meet after every operation. A thread that waits for
+another in a loop keeps a core from whoever has work, and the other may be the one without a core: beside other programs
+a small network then falls to a fraction of its share. Threads that sleep pass the core on, but wake up late,
+which costs an idle machine more than the loop.
 """
 
 import ctypes
