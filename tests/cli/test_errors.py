@@ -121,6 +121,11 @@ def test_a_misspelt_folder_is_named_with_or_without_its_slash(
         assert "did you mean " in (err := run("train", name)[2]) and "photos?" in err
 
 
+@pytest.mark.parametrize(("command", "name"), [("predict", "SRC"), ("explain", "IMAGE")])
+def test_an_empty_name_among_images_is_refused(command: str, name: str, run: RunLine) -> None:
+    assert run(command, "digits", "x.png", "") == (2, "", f"mlpmixer: {name}: expected a value\n")
+
+
 @pytest.mark.parametrize("command", FROM_DATA, ids=" ".join)
 @pytest.mark.parametrize("empty", [[], [""]], ids=["none", "an unset variable"])
 def test_without_data_nothing_starts(

@@ -355,6 +355,8 @@ def build(command: type[C], line: Line, **configs: Any) -> C:
     arguments = list(arguments_of(command, configs))
     for a in arguments:
         if a.arg.positional and a.is_variadic:
+            if "" in words:  # an unset variable
+                raise ValueError(f"{a.name.rstrip('.')}: expected a value")
             values[a.path] = tuple(words)
         elif a.arg.positional and words:
             values[a.path] = converted(a.type, (a.name, words.popleft()))
