@@ -114,6 +114,37 @@ def test_a_gpu_and_a_missing_compiler_leave_it_to_torch(tmp_path: Path, monkeypa
         native.library.cache_clear()
 
 
+def test_damaged_compiled_code_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, open_library, tried = run_of(GREY, tmp_path / "run"), native.ctypes.CDLL, []
+
+    def fails_first(path: str) -> object:
+        tried.append(path)
+        if len(tried) == 2:  # the first compiles, and the second finds what it left
+            raise OSError("file too short")
+        return open_library(path)
+
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(native.ctypes, "CDLL", fails_first)
+    try:
+        for _ in range(2):
+            native.library.cache_clear()
+            load(run, engine="compiled")
+        assert len(tried) == 3 and len(set(tried)) == 1
+    finally:
+        native.library.cache_clear()
+
+
+def test_activations_that_overflow_are_refused_as_by_torch(tmp_path: Path) -> None:
+    model = random_mixer(GREY)
+    torch.nn.init.constant_(model.stem.weight[0, :1].detach(), 1e30)
+    run = save_run(classifier_of(GREY, model, classes=tuple(DIGITS)), tmp_path / "run")
+    for engine in ("compiled", "torch"):
+        classifier = load(run, engine=engine)
+        with pytest.raises(ValueError, match="not finite"):
+            classifier.probabilities(pixels_for(classifier, 2) | 1)
+
+
 def test_a_damaged_file_is_refused_as_by_torch(tmp_path: Path) -> None:
     run = run_of(GREY, tmp_path / "run")
     file = run / "model.safetensors"

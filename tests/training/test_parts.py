@@ -1,5 +1,6 @@
 """Parts of a batch on threads of their own: the gradients of the whole, the same bits on resume, and where not."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,37 @@ def test_a_run_in_parts_resumes_to_the_same_bits(tmp_path: Path) -> None:
         train(recipe, out=tmp_path / "stopped", report=stop_at(3))
     train(recipe, out=tmp_path / "stopped", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_threads_of_others_keep_their_number() -> None:
+    def in_a_new_thread() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    def work(network: torch.nn.Module, images: torch.Tensor, _: torch.Tensor) -> int:
+        network(images).sum().backward()
+        return torch.get_num_threads()
+
+    images = torch.zeros(4, 2)
+    with on_threads(3):
+        halves = parts.Parts(torch.nn.Linear(2, 2), 2, 1)
+        assert torch.get_num_threads() == in_a_new_thread() == 3
+        torch.set_num_threads(2)
+        used = [halves.run(work, images, images) for _ in range(5)]
+        assert used == [[1, 1]] * 5
+    assert torch.get_num_threads() == in_a_new_thread()
+
+
+def test_parts_follow_the_number_of_threads() -> None:
+    step = TrainingStep(
+        variant(RECIPE, run={"batch_size": 16}), load_images(RECIPE.data, RECIPE.model), CPU, torch.float32
+    )
+    images, targets = torch.rand(16, 1, 8, 8), torch.eye(10)[torch.arange(16) % 10]
+    step.set_learning_rates(1, 1.0)
+    for threads, each in ((4, 2), (2, 1)):
+        with on_threads(threads):
+            step.compute_gradients(images, targets, 1)
+        assert step.parts is not None and (len(step.parts.networks), step.parts.threads) == (2, each)
 
 
 def test_a_failure_in_a_part_is_raised() -> None:

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,10 @@ def library(dtype: "torch.dtype | str") -> ctypes.CDLL:
     name = f"block-{hashlib.sha256(what.encode()).hexdigest()[:16]}.so"
     try:
         if is_private(folder):
-            if not is_own(path := folder / name):
-                compile_to(path, flags)
+            if is_own(path := folder / name):
+                with suppress(OSError):  # damaged
+                    return ctypes.CDLL(str(path))
+            compile_to(path, flags)
             return ctypes.CDLL(str(path))
         with tempfile.TemporaryDirectory() as other:  # what is loaded stays when its file is gone
             compile_to(path := Path(other) / name, flags)
@@ -95,6 +98,8 @@ def compile_to(path: Path, flags: list[str]) -> None:
         except subprocess.CalledProcessError as e:
             raise Unavailable(f"cc cannot compile {SOURCE.name}: {e.stderr.strip()[-500:]}") from None
         made.chmod(0o700)
+        with made.open("rb") as file:
+            os.fsync(file.fileno())  # a cut library would end the process that loads it
         os.replace(made, path)  # whole or not at all, whoever else is compiling
 
 

@@ -7,6 +7,7 @@ other; threads that share a batch meet once a step.
 import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Barrier
 from typing import TypeVar
 
 import torch
@@ -47,7 +48,17 @@ class Parts:
         """threads: of each part, for its operations."""
         self.networks = [network, *(copy.deepcopy(network) for _ in range(num - 1))]
         self.params = [list(net.parameters()) for net in self.networks]
-        self.pool = ThreadPoolExecutor(num, "part", initializer=torch.set_num_threads, initargs=(threads,))
+        self.threads = threads
+        before, all_there = torch.get_num_threads(), Barrier(num)
+
+        def start() -> None:
+            torch.get_num_threads()  # torch takes the number of the process at the first call in a thread
+            torch.set_num_threads(threads)
+            all_there.wait()
+
+        self.pool = ThreadPoolExecutor(num, "part")
+        wait([self.pool.submit(start) for _ in range(num)])
+        torch.set_num_threads(before)  # for threads that start later, whose number was set, too
 
     def run(self, work: Callable[[nn.Module, Tensor, Tensor], T], images: Tensor, targets: Tensor) -> list[T]:
         """work(network, images, targets) of each part, which goes backward, too. The gradients add up, in the order of

@@ -186,8 +186,9 @@ class TrainingStep:
         num = num_parts(threads, len(images), self.flops * images[0, 0].numel()) if self.can_split else 1
         if num == 1:
             return [self.part_backward(self.network, images, targets)]
-        if self.parts is None or len(self.parts.networks) != num:
-            self.parts = Parts(self.model, num, max(1, threads // num))
+        each = max(1, threads // num)
+        if self.parts is None or (len(self.parts.networks), self.parts.threads) != (num, each):
+            self.parts = Parts(self.model, num, each)
         return self.parts.run(self.part_backward, images, targets)
 
     def part_backward(

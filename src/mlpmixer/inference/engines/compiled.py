@@ -148,7 +148,10 @@ class Network:
         for block in self.blocks:
             x = self.block(x, block)
         x -= x.mean(axis=2, keepdims=True)
-        x /= np.sqrt(np.square(x).mean(axis=2, keepdims=True) + np.float32(EPS))
+        with np.errstate(over="ignore", invalid="ignore"):
+            variance = np.square(x).mean(axis=2, keepdims=True)
+            x /= np.sqrt(variance + np.float32(EPS))
+            x += 0 * variance  # not a number where it overflows, rather than 0
         mean: Floats = x.mean(axis=1) * w["norm.weight"] + w["norm.bias"]
         return mean
 
