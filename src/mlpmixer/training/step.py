@@ -92,7 +92,7 @@ class TrainingStep:
         self.learning: list[bool] = []  # which parameters learn: not known before the first step
         self.parts: Parts | None = None
         self.flops = sum(layer.flops for layer in self.recipe.model.layers()) / prod(pair(self.recipe.model.image_size))
-        """Of the forward pass, for a pixel."""
+        """FLOPs of the forward pass for each pixel of an image."""
         self.can_split = can_split(model, self.recipe, self.device, self.group)
 
     def resize(self, size: Size) -> None:
