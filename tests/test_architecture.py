@@ -36,7 +36,7 @@ TORCH_FREE = [  # rooms and modules that are imported without torch and other la
     *("__init__", "registry", "config", "hardware", "clock", "durable", "download"),
     *("models.__init__", "models.configs", "models.names"),
     "data",
-    *("weights.model_file", "weights.run_folder", "weights.load", "weights.hub"),
+    *("weights.model_file", "weights.run_folder", "weights.load", "weights.create", "weights.hub"),
     "inference",
     "evaluation",
     *("training.recipe", "training.recipes"),

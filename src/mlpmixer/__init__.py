@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlpmixer.training.cross_validation import cross_validate
     from mlpmixer.training.recipe import Augment, Distill, Init, Optim, Recipe, Run
     from mlpmixer.training.run import train
-    from mlpmixer.weights.load import create_model, from_pretrained
+    from mlpmixer.weights.create import create_model, from_pretrained
     from mlpmixer.weights.published import list_models
 
 __version__ = "0.3.0"
@@ -71,7 +71,7 @@ _HOME = dict.fromkeys(("Augment", "Distill", "Init", "Optim", "Recipe", "Run"), 
     "Mixer": "models.mixer",
     "bench": "exporters.benchmark",
     "compare": "evaluation.compare",
-    **dict.fromkeys(("create_model", "from_pretrained"), "weights.load"),
+    **dict.fromkeys(("create_model", "from_pretrained"), "weights.create"),
     "cross_validate": "training.cross_validation",
     "evaluate": "evaluation.evaluate",
     "export": "exporters.export",

@@ -16,8 +16,8 @@ from mlpmixer.models.architecture import build, count_params, create_model
 from mlpmixer.models.configs import ResMLPConfig
 from mlpmixer.models.names import MODELS
 from mlpmixer.models.resmlp import ResMLP
+from mlpmixer.weights.create import create_model as create_trained
 from mlpmixer.weights.formats import WeightsError, from_arrays, name_table, read_foreign, to_foreign
-from mlpmixer.weights.load import create_model as create_trained
 from mlpmixer.weights.load import load_weights
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "family"

@@ -13,7 +13,8 @@ from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.models.configs import RepMLPNetConfig
 from mlpmixer.training.recipe import Init, Optim, Recipe, Run
 from mlpmixer.training.run import train
-from mlpmixer.weights.load import create_model, load_weights
+from mlpmixer.weights.create import create_model
+from mlpmixer.weights.load import load_weights
 from mlpmixer.weights.model_file import read_tensors
 from mlpmixer.weights.run_folder import MODEL_FILE, read_metrics
 

@@ -30,7 +30,7 @@ from mlpmixer.training.recipe import Recipe, Run, read_recipe
 from mlpmixer.training.run import train
 from mlpmixer.weights import hub, model_file, run_folder
 from mlpmixer.weights.card import model_card
-from mlpmixer.weights.load import _source
+from mlpmixer.weights.create import _source
 
 TINY = MixerConfig(
     image_size=8,

@@ -14,8 +14,10 @@ from mlpmixer.models.architecture import create_model as fresh
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.models.names import MIXERS
 from mlpmixer.weights import load, model_file
+from mlpmixer.weights.convert import convert
+from mlpmixer.weights.create import create_model
 from mlpmixer.weights.formats import write_foreign
-from mlpmixer.weights.load import convert, create_model, load_weights
+from mlpmixer.weights.load import load_weights
 from mlpmixer.weights.published import WEIGHTS
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny_weights.npz"

@@ -20,7 +20,8 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.models.architecture import create_model
 from mlpmixer.models.mixer import Mixer
 from mlpmixer.weights import model_file
-from mlpmixer.weights.load import convert, load_weights
+from mlpmixer.weights.convert import convert
+from mlpmixer.weights.load import load_weights
 from mlpmixer.weights.model_file import CheckpointError, ModelMeta
 
 

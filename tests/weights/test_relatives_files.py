@@ -22,8 +22,9 @@ from mlpmixer.models.configs import (
     S2MLPv2Config,
     ViPConfig,
 )
+from mlpmixer.weights.create import create_model
 from mlpmixer.weights.formats import WeightsError, to_foreign
-from mlpmixer.weights.load import create_model, load_weights
+from mlpmixer.weights.load import load_weights
 from mlpmixer.weights.model_file import meta_of, save_model
 
 VIP = ViPConfig(image_size=16, patch_size=4, num_classes=5, hidden_dims=(8, 12, 8), depths=(1, 2, 1), strides=(1, 2))

@@ -17,8 +17,9 @@ from mlpmixer.models.architecture import configured, count_params
 from mlpmixer.models.configs import MixerConfig, ResMLPConfig
 from mlpmixer.models.names import MODELS
 from mlpmixer.weights import published
+from mlpmixer.weights.create import create_model
 from mlpmixer.weights.formats import to_foreign, write_foreign
-from mlpmixer.weights.load import create_model, load_weights
+from mlpmixer.weights.load import load_weights
 from mlpmixer.weights.published import WEIGHTS, list_models, weights_for
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -35,7 +35,7 @@ class Convert(Command):
         if self.precision == "float32" and (self.data or self.data_dir):
             raise ValueError("--data and --data-dir are for --precision float16, which is measured on images")
         require_writable("FILE", self.out)
-        from mlpmixer.weights.load import convert
+        from mlpmixer.weights.convert import convert
 
         with reporter() as report:
             notes = convert(

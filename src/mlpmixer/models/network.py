@@ -105,7 +105,7 @@ class Network(nn.Module):
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], **fields: Any) -> Self:
         """A trained network, see `mlpmixer.from_pretrained`. ValueError where it is of another class."""
-        from mlpmixer.weights.load import from_pretrained
+        from mlpmixer.weights.create import from_pretrained
 
         found = from_pretrained(name, **fields)
         if not isinstance(found, cls):
