@@ -458,6 +458,24 @@ def test_split_folder_names(tmp_path: Path, words: tuple[str, str, str]) -> None
     assert (len(s.train), len(s.val), len(s.test)) == (8, 4, 6) and s.test.names[0] == f"{words[2]}/a/0.png"
 
 
+def test_own_val_can_be_the_test_as_for_imagenet(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"train/a": 10, "train/b": 10, "val/a": 3, "val/b": 3})
+    usual = open_data(Data(name=str(tmp_path)))
+    assert (len(usual.train), len(usual.val), len(usual.test or ())) == (16, 6, 4)
+    assert "data.val_is_test takes val instead" in notes_of(usual)
+    splits = open_data(Data(name=str(tmp_path), val_is_test=True))
+    assert (len(splits.train), len(splits.val), len(splits.test or ())) == (18, 2, 6)
+    assert splits.test and list(splits.test.names) == list(usual.val.names)
+    assert "test: what the data calls val" in notes_of(splits)
+
+
+@pytest.mark.parametrize("others", [{}, {"val/a": 1, "val/b": 1, "test/a": 1, "test/b": 1}])
+def test_val_is_test_needs_val_and_no_test(tmp_path: Path, others: dict[str, int]) -> None:
+    make_folder(tmp_path, {"train/a": 3, "train/b": 3} | others)
+    with pytest.raises(ValueError, match=r"data\.val_is_test is for data with val and without test; .* has train"):
+        open_data(Data(name=str(tmp_path), val_is_test=True))
+
+
 def notes_of(splits: Splits) -> str:
     return "\n".join(splits.notes)
 

@@ -318,6 +318,13 @@ def greys_of(splits: StreamedSplits) -> dict[str, set[int]]:
     return {"train": train} | by_index
 
 
+def test_own_val_shards_can_be_the_test(tmp_path: Path) -> None:
+    write_shards({"train": image_set(103), "val": image_set(6, 200)}, tmp_path / "shards", kind="tar", per_shard=10)
+    splits = open_streamed(Data(name=str(tmp_path / "shards"), val_is_test=True))
+    assert greys_of(splits)["test"] == set(range(200, 206)) and len(splits.val) == 10
+    assert "test: what the data calls val (data.val_is_test)" in splits.notes
+
+
 def test_unnamed_splits_are_cut_by_shards(tmp_path: Path) -> None:
     folder = write(tmp_path / "shards")
     (folder / "_info.json").unlink()

@@ -51,7 +51,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_takes_two_steps(name: str, photos: Path, tmp_path: Path) -> None:
     recipe = RECIPES[name]()
-    data = recipe.data if name == "digits" else dataclasses.replace(recipe.data, name=str(photos), val_fraction=0.2)
+    data = (
+        recipe.data
+        if name == "digits"
+        else dataclasses.replace(recipe.data, name=str(photos), val_fraction=0.2, val_is_test=False)
+    )
     run = dataclasses.replace(recipe.run, steps=2, batch_size=8, accumulate=min(recipe.run.accumulate, 8))
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **NARROW), data=data, run=run)
     assert train(recipe, out=tmp_path / "run").summary["steps"] == 2

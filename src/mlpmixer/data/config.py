@@ -34,6 +34,9 @@ class Data(Config, owner="data"):
     """Share of train that becomes validation, stratified, if the data has none."""
     test_fraction: float = 0.2
     """Share of train that becomes test, stratified, if the data has none (digits, plain folders)."""
+    val_is_test: bool = False
+    """Make the data's own validation images test, and cut validation from train: ImageNet's protocol, as the labels of
+    its test images are not public. For data with val and without test."""
     min_per_class: int = 1
     """Images that validation and test take of each class at least, where these shares are less and the class has
     more."""

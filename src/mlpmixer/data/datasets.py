@@ -20,7 +20,7 @@ from mlpmixer.config import require
 from mlpmixer.data.catalog import DATASETS, DatasetInfo
 from mlpmixer.data.config import Data
 from mlpmixer.data.folds import fold_of_each
-from mlpmixer.data.image_set import ImageSet, RawSplits, Splits, chain, doubt_of
+from mlpmixer.data.image_set import ImageSet, RawSplits, Splits, chain, doubt_of, rename_val
 from mlpmixer.data.paths import TEST, TRAIN, VAL, count, find_files, printable, similar_paths, split_from_path
 from mlpmixer.data.readers.folder import TABLES, read_folder
 from mlpmixer.data.readers.hub import download_parquet, read_hub
@@ -51,6 +51,8 @@ def cut_splits(raw: RawSplits, data: Data) -> Splits:
     if TRAIN not in sets:
         overrule = "; if its name means something else: --data.layout classes" if data.layout == "auto" else ""
         raise ValueError(f"{raw.name} has only {' and '.join(sets)} images, and none to train on{overrule}")
+    if data.val_is_test:
+        notes.append(rename_val(sets, raw.name))
     classes = _used_classes(sets, notes, raw.name)
     sets = {split: relabelled(images, classes) for split, images in sets.items()}
     sizes = ", ".join(f"{split} {len(sets[split])}" for split in (TRAIN, VAL, TEST) if split in sets)
@@ -66,7 +68,8 @@ def cut_splits(raw: RawSplits, data: Data) -> Splits:
         )
     for split, fraction in ((TEST, data.test_fraction), (VAL, data.val_fraction)):
         if split not in sets:
-            notes.append(_cut_off(sets, split, fraction, data))
+            with_val = split == TEST and VAL in sets
+            notes.append(_cut_off(sets, split, fraction, data) + "; data.val_is_test takes val instead" * with_val)
     if data.train_fraction < 1:
         whole = sets[TRAIN]
         share = random_share if whole.multi_label else stratified_share

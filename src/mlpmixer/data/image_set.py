@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mlpmixer.config import require
 from mlpmixer.data.images import Source
 from mlpmixer.data.paths import TEST, TRAIN, VAL, count
 
@@ -226,3 +227,13 @@ class Splits:
     def doubt(self) -> str:
         """Why the accuracy on val says little, in a sentence; empty when it does not."""
         return doubt_of(self.val, self.train)
+
+
+def rename_val(parts: dict[str, Any], name: str) -> str:
+    """Call val test, as data.val_is_test asks; the note about it. ValueError for data without val or with test."""
+    require(
+        VAL in parts and TEST not in parts,
+        f"data.val_is_test is for data with val and without test; {name} has {' and '.join(parts)}",
+    )
+    parts[TEST] = parts.pop(VAL)
+    return "test: what the data calls val (data.val_is_test)"

@@ -191,11 +191,11 @@ def finetune_flowers() -> Recipe:
 
 @RECIPES.register("finetune-imagenet")
 def finetune_imagenet() -> Recipe:
-    """The paper's fine-tuning on ImageNet-1k: 20,000 steps, a hundredth of train for validation.
+    """The paper's fine-tuning on ImageNet-1k: 20,000 steps, a hundredth of train for validation, its val as test.
 
     The paper's table 2 is at --image-size 448. As published; not run here.
     """
-    data = {"name": "folder", "fit": "crop", "val_fraction": 0.01}
+    data = {"name": "folder", "fit": "crop", "val_fraction": 0.01, "val_is_test": True}
     return variant(finetune_official(), "finetune-imagenet", data=data, run={"steps": 20_000})
 
 
@@ -287,7 +287,7 @@ def pretrain_imagenet1k() -> Recipe:
     return Recipe(
         name="pretrain-imagenet1k",
         model=dataclasses.replace(names.MIXERS["B/16"], drop_path=0.1),
-        data=Data(name="folder", val_fraction=0.01),
+        data=Data(name="folder", val_fraction=0.01, val_is_test=True),
         init=Init(head_bias=-6.9),
         augment=augreg(Augment(inception_crop=0.05, flip=True), "medium2"),
         optim=Optim(
@@ -318,7 +318,7 @@ def pretrain_imagenet21k() -> Recipe:
     return variant(
         base,
         "pretrain-imagenet21k",
-        data={"val_fraction": 0.0018, "test_fraction": 0.0018},
+        data={"val_fraction": 0.0018, "test_fraction": 0.0018, "val_is_test": False},
         init={"head_bias": -10.0},
         augment=augreg(base.augment, "light2"),
         run={"steps": 1_036_078, "eval_every": 0.1},  # 300 epochs of 14,145,922 images

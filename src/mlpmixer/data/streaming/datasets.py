@@ -14,7 +14,7 @@ import numpy as np
 
 from mlpmixer.config import checked, require
 from mlpmixer.data.config import Data
-from mlpmixer.data.image_set import ImageSet, RawSplits, chain, doubt_of
+from mlpmixer.data.image_set import ImageSet, RawSplits, chain, doubt_of, rename_val
 from mlpmixer.data.labels import LabelEncoder, meaning_of, used_labels
 from mlpmixer.data.paths import TEST, TRAIN, VAL
 from mlpmixer.data.streaming.listing import INFO, Listing, find_shards, is_pattern, read_classes, shards_in
@@ -103,6 +103,8 @@ def open_streamed(
     if TRAIN not in shards:
         overrule = "; if that name means something else: --data.layout classes" if data.layout == "auto" else ""
         raise ValueError(f"{name} has only {' and '.join(shards)} shards, and none to train on{overrule}")
+    if data.val_is_test:
+        notes.append(rename_val(shards, name))
     for split, fraction in ((TEST, data.test_fraction), (VAL, data.val_fraction)):
         if split not in shards:
             notes.append(_cut_off(shards, split, fraction, data.split_seed, name))
