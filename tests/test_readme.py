@@ -19,7 +19,8 @@ from PIL import Image
 
 from mlpmixer import cli
 from mlpmixer.models.names import MODELS
-from mlpmixer.weights.published import BUNDLED, WEIGHTS
+from mlpmixer.weights.own import OWN
+from mlpmixer.weights.published import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -157,11 +158,10 @@ def test_link_leads_to_a_file(link: str) -> None:
 
 def test_counts_of_names_are_right() -> None:
     assert f"| architectures | {sum(bool(set('/-') & set(name)) for name in MODELS)} (t) |" in README
-    named = sum(":" in name for name in WEIGHTS) + len(BUNDLED)  # beside timm's names for the same
-    assert f"| pretrained weights by name | {named}, all but one others' (t) |" in README
-    assert f"| {named} names; one, `digits`," in (ROOT / "docs" / "reference" / "features.md").read_text(
-        encoding="utf-8"
-    )
+    named = sum(":" in name for name in WEIGHTS) + len(OWN)  # beside timm's names for the same
+    features = (ROOT / "docs" / "reference" / "features.md").read_text(encoding="utf-8")
+    assert f"| pretrained weights by name | {named}, {len(OWN)} of them ours (t) |" in README
+    assert f"| {named} names, {len(OWN)} of them ours (`digits` comes with the package)" in features
 
 
 def test_readme_is_short() -> None:

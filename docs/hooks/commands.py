@@ -11,7 +11,7 @@ from mkdocs.structure.pages import Page
 from mlpmixer.cli import COMMANDS, command
 from mlpmixer.cli.arguments import Line, read, usage_of
 from mlpmixer.cli.help import Rows, everything, most_needed
-from mlpmixer.cli.list import weights
+from mlpmixer.cli.list import own_weights, published_weights
 from mlpmixer.cli.printing import multiply_adds
 from mlpmixer.config import pair
 from mlpmixer.models.configs import NetworkConfig
@@ -65,11 +65,16 @@ def _sizes(c: NetworkConfig) -> list[str]:
 
 
 def _weights() -> str:
-    (*head, _, _), rows, _ = weights()
-    text = [[_code(name), _code(timm), *rest] for name, timm, *rest, _, _ in rows]
-    return f"## Weights\n\n{_table(head, text)}\n\n" + (
-        "top-1 is on ImageNet-1k, as reported by others. `digits` comes with the package; the others are fetched when "
-        "they are first used. [Which weights](../how-to/transfer.md#which-weights) has files and the Hub, too."
+    (*own_head, _), own, _ = own_weights()
+    (*head, _, _), rows, _ = published_weights()
+    ours = [[_code(name), *rest] for name, *rest, _ in own]
+    others = [[_code(name), _code(timm), *rest] for name, timm, *rest, _, _ in rows]
+    return f"## Weights of ours\n\n{_table(own_head, ours)}\n\n" + (
+        "Each was trained by this project, and its card says how. `digits` comes with the package, the others with the "
+        "repository: [where they are looked for](../how-to/transfer.md#weights-of-ours).\n\n"
+        f"## Weights of others\n\n{_table(head, others)}\n\n"
+        "top-1 is on ImageNet-1k, as reported by others. They are fetched when they are first used. "
+        "[Which weights](../how-to/transfer.md#which-weights) has files and the Hub, too."
     )
 
 

@@ -14,13 +14,16 @@ from PIL import Image
 
 import mlpmixer
 from mlpmixer import cli
+from mlpmixer.weights import own
 from mlpmixer.weights.model_file import read_meta, read_tensors
-from mlpmixer.weights.published import BUNDLED
 
-DIGITS = BUNDLED["digits"]
+DIGITS = own.PACKAGED / "digits.safetensors"
 CARD = DIGITS.with_suffix(".md").read_text(encoding="utf-8")
 PICTURE = str(Path(__file__).parents[2] / "examples" / "digit.png")
-TAKEN = "mlpmixer: note: digits is the model that comes with mlpmixer; a folder or file of that name would come first\n"
+TAKEN = (
+    "mlpmixer: note: digits is the model that comes with mlpmixer, trained on 1,221 images of scikit-learn's digits "
+    "(CC BY 4.0); a folder or file of that name would come first\n"
+)
 
 
 @pytest.fixture
@@ -100,7 +103,8 @@ def test_folder_of_that_name_comes_first(run: RunLine, digits_run: Path, tmp_pat
     code, _, err = run("predict", "digits", PICTURE)
     assert (
         code == 0
-        and f"note: digits is what lies in {tmp_path / 'digits'}; the model that comes with mlpmixer is {DIGITS}" in err
+        and f"note: digits is what lies in {tmp_path / 'digits'}; the model digits that comes with mlpmixer is {DIGITS}"
+        in err
     )
     assert run("predict", str(DIGITS), PICTURE)[1].splitlines()[1].split()[-1] == "5"
     shutil.rmtree(tmp_path / "digits")
@@ -117,7 +121,9 @@ def test_wrong_name_suggests_it(run: RunLine) -> None:
 
 
 def test_list_shows_it(run: RunLine) -> None:
-    assert re.search(r"^digits +10 .*comes with mlpmixer", run("list", "weights")[1], re.MULTILINE)
+    out = run("list", "weights")[1]
+    assert re.search(rf"^digits +1,221 images .* CC BY 4.0  98.89 %  360 test images .* {DIGITS}$", out, re.MULTILINE)
+    assert out.index("digits") < out.index("B/16")
 
 
 def test_file_is_small_and_says_nothing_of_where_it_was_made() -> None:

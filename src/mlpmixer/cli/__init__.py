@@ -8,8 +8,8 @@ never for help. Exit codes: 0 done; 1 done, with failures that were printed; 2 a
 import io
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error: it may not have the letters of a class's name
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            return _run(sys.argv[1:] if args is None else args)
+            return _run(sys.argv[1:] if args is None else args, stack)
         except SystemExit as e:
             return int(e.code or 0)
         except KeyboardInterrupt:
@@ -105,7 +105,20 @@ def main(args: Sequence[str] | None = None) -> int:
             return 1
 
 
-def _run(args: Sequence[str]) -> int:
+@contextmanager
+def weights_in(folder: str) -> Iterator[None]:
+    """Within, this process and those that it starts look for weights of ours in a folder."""
+    from mlpmixer.weights.own import VARIABLE
+
+    before = os.environ.get(VARIABLE, "")
+    os.environ[VARIABLE] = folder
+    try:
+        yield
+    finally:
+        os.environ[VARIABLE] = before
+
+
+def _run(args: Sequence[str], stack: ExitStack) -> int:
     if not args or args[0] in ("-h", "--help") or [*args] in (["help"], ["data", "--help"], ["data", "-h"]):
         print(overview(), flush=True)
         return 0 if args else 2
@@ -120,6 +133,8 @@ def _run(args: Sequence[str]) -> int:
     try:
         try:
             line = parse([*args[1:], "--help"] if args[0] == "help" else args)
+            if folder := line.value("--weights-dir"):
+                stack.enter_context(weights_in(folder))
             if line.help:
                 from mlpmixer.cli.help import page
 

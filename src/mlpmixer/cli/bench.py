@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from mlpmixer.cli.arguments import Arg, Command
-from mlpmixer.cli.options import MODEL, Json, require_writable, whole_numbers
+from mlpmixer.cli.options import MODEL, Json, WeightsDir, require_writable, whole_numbers
 from mlpmixer.cli.printing import percent, print_error, print_json, print_table
 from mlpmixer.cli.progress import reporter
 from mlpmixer.durable import write_text
@@ -34,6 +34,7 @@ class Bench(Command):
     csv: Annotated[str, Arg("FILE")] = ""
     """Also write the table, with the machine and the versions in each line."""
     json: Json = False
+    weights_dir: WeightsDir = ""
 
     def __call__(self) -> int:
         batches, threads = whole_numbers("--batch", self.batch), whole_numbers("--threads", self.threads)

@@ -15,6 +15,7 @@ from mlpmixer.cli.options import (
     Json,
     RuntimeOptions,
     Split,
+    WeightsDir,
     load_model,
     print_changes,
     print_unreadable,
@@ -42,6 +43,7 @@ class Compare(Command):
     data_dir: DataDir = ""
     batch_size: BatchSize = 256
     device: Device = "auto"
+    weights_dir: WeightsDir = ""
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
 
     def __call__(self) -> int:

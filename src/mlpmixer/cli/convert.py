@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from mlpmixer.cli.arguments import Arg, Command
-from mlpmixer.cli.options import WEIGHTS, DataDir, require_writable
+from mlpmixer.cli.options import WEIGHTS, DataDir, WeightsDir, require_writable
 from mlpmixer.cli.printing import percent, print_error
 from mlpmixer.cli.progress import megabytes, reporter
 
@@ -30,6 +30,7 @@ class Convert(Command):
     data: Annotated[str, Arg("DATA")] = ""
     """Data to measure that on, named as for train; default: the data RUN was trained on."""
     data_dir: DataDir = ""
+    weights_dir: WeightsDir = ""
 
     def __call__(self) -> int:
         if self.precision == "float32" and (self.data or self.data_dir):

@@ -13,6 +13,7 @@ from mlpmixer.cli.options import (
     InputOptions,
     Json,
     WeightsArg,
+    WeightsDir,
     load_model,
     print_changes,
     require_writable,
@@ -61,6 +62,7 @@ class Explain(Command):
     json: Json = False
     data_dir: DataDir = ""
     device: Device = "auto"
+    weights_dir: WeightsDir = ""
     inputs: InputOptions = field(default_factory=InputOptions)
 
     def __call__(self) -> int:

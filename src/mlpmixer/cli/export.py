@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from mlpmixer.cli.arguments import Arg, Command
-from mlpmixer.cli.options import DataDir, InputOptions, Json, WeightsArg, load_model, require_writable
+from mlpmixer.cli.options import DataDir, InputOptions, Json, WeightsArg, WeightsDir, load_model, require_writable
 from mlpmixer.cli.printing import between, percent, print_error, print_json
 from mlpmixer.cli.progress import megabytes
 
@@ -54,6 +54,7 @@ class Export(Command):
     """Number of images to check on."""
     json: Json = False
     data_dir: DataDir = ""
+    weights_dir: WeightsDir = ""
     inputs: InputOptions = field(default_factory=InputOptions)
 
     def __call__(self) -> int:

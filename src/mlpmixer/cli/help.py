@@ -15,7 +15,7 @@ from typing import get_args
 
 from mlpmixer.cli.arguments import Arg, Argument, Line, arguments_of, forms, usage_of, with_defaults
 
-SCREEN = 44  # lines; a page that is no longer than this is shown whole
+SCREEN = 45  # lines; a page that is no longer than this is shown whole
 WIDEST = 100  # columns
 INDENT = 26  # of the texts
 NBSP = "\N{NO-BREAK SPACE}"

@@ -1,10 +1,11 @@
 """mlpmixer list."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from mlpmixer.cli.arguments import Arg, Command
+from mlpmixer.cli.options import WeightsDir
 from mlpmixer.cli.printing import first_line, multiply_adds, percent, print_table
 from mlpmixer.config import pair
 from mlpmixer.registry import matching, shown, suggest
@@ -19,17 +20,21 @@ class List(Command):
     pattern: Annotated[str, Arg("PATTERN", positional=True)] = ""
     """those whose name, or what stands beside it, fits a pattern such as "*16*" or "mixer*\""""
 
+    weights_dir: WeightsDir = ""
+
     def __call__(self) -> int:
-        header, rows, note = {"models": models, "weights": weights, "datasets": datasets, "recipes": recipes}[
-            self.what
-        ]()
-        fitting = [row for row in rows if matching(row[:2], self.pattern)]
-        if not fitting:
-            names = [row[0] for row in rows]
+        tables = [table() for table in TABLES[self.what]]
+        fitting = [(head, [r for r in rows if matching(r[:2], self.pattern)], note) for head, rows, note in tables]
+        shown_tables = [table for table in fitting if table[1]]
+        if not shown_tables:
+            names = [row[0] for _, rows, _ in tables for row in rows]
             raise ValueError(f"no {self.what} have a name like {shown(self.pattern)}; {suggest(self.pattern, names)}")
-        print_table(header, fitting)
-        if note:
-            print(f"\n{note}")
+        for number, (header, rows, note) in enumerate(shown_tables):
+            if number:
+                print()
+            print_table(header, rows)
+            if note:
+                print(f"\n{note}")
         return 0
 
 
@@ -52,16 +57,29 @@ def models() -> Table:
     return ("model", "architecture", "image px", "grid", "parameters", "multiply-adds"), [*rows], note
 
 
-def weights() -> Table:
-    from mlpmixer.weights.model_file import read_meta
-    from mlpmixer.weights.published import BUNDLED, WEIGHTS
+def own_weights() -> Table:
+    from mlpmixer.weights.own import OWN, SOURCE, VARIABLE, find
+
+    def place(name: str) -> str:
+        try:
+            return str(find(name) or "not here")
+        except ValueError:
+            return "not here: another file has its name"
+
+    rows = [
+        (name, w.data, w.terms, percent(w.top1), w.measured_on, f"{w.num_classes:,}", size_text(w.image_size),
+         f"{w.num_params:,}", f"{w.num_bytes:,}", place(name))
+        for name, w in OWN.items()
+    ]  # fmt: skip
+    header = ("ours", "trained on", "its terms", "top-1", "on", "classes", "image px", "parameters", "bytes", "file")
+    return header, [*rows], f"{SOURCE}; what is not in the package is looked for where {VARIABLE} or --weights-dir says"
+
+
+def published_weights() -> Table:
+    from mlpmixer.weights.published import WEIGHTS
 
     rows: list[Sequence[str]] = []
     timms = {w.url: name for name, w in WEIGHTS.items() if ":" not in name}
-    for name, file in BUNDLED.items():
-        meta = read_meta(file)
-        size = f"{file.stat().st_size:,}"
-        rows.append((name, "", f"{len(meta.classes):,}", "", size, meta.preprocess.fit, "comes with mlpmixer"))
     for name, w in WEIGHTS.items():
         if ":" in name:
             size, top1 = f"{w.num_bytes:,}" if w.num_bytes else "", percent(w.top1) if w.top1 else ""
@@ -71,7 +89,7 @@ def weights() -> Table:
         "top-1: on ImageNet-1k, as reported by others; weights.published has sources and licences. timm's are those of "
         "hf:timm/NAME"
     )
-    return ("weights", "in timm", "classes", "top-1", "bytes", "preprocess", "address"), [*rows], note
+    return ("others' weights", "in timm", "classes", "top-1", "bytes", "preprocess", "address"), [*rows], note
 
 
 def datasets() -> Table:
@@ -86,6 +104,14 @@ def recipes() -> Table:
     from mlpmixer.training.recipes import RECIPES
 
     return ("recipe", ""), [(name, first_line(recipe)) for name, recipe in RECIPES.items()], ""
+
+
+TABLES: dict[str, Sequence[Callable[[], Table]]] = {
+    "models": [models],
+    "weights": [own_weights, published_weights],
+    "datasets": [datasets],
+    "recipes": [recipes],
+}
 
 
 def size_text(size: int | tuple[int, int]) -> str:

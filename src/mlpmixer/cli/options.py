@@ -56,6 +56,7 @@ Threshold = Annotated[
 DataLayout = Annotated[
     Layout, Arg(name="data.layout", help="What folders and files named train, val or test are: splits, or classes.")
 ]
+WeightsDir = Annotated[str, Arg("DIR", "Folder with our weights; default: MLPMIXER_WEIGHTS.")]
 BatchSize = Annotated[int, Arg(help="Batch size.")]
 Device = Annotated[str, Arg(help="auto, cpu, cuda, cuda:1 or mps.")]
 Json = Annotated[bool, Arg(help="Print all numbers as JSON.")]
@@ -101,6 +102,7 @@ class ModelCommand(Command):
 
     run: Annotated[str, Arg("RUN", MODEL, positional=True)]
     device: Device = "auto"
+    weights_dir: WeightsDir = ""
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     inputs: InputOptions = field(default_factory=InputOptions)
 

@@ -33,12 +33,12 @@ class Probe(EvaluationCommand):
         shots = whole_numbers("--shots", self.shots)
         from mlpmixer.evaluation.data import resolve_data
         from mlpmixer.evaluation.probe import probe
-        from mlpmixer.weights.published import BUNDLED
+        from mlpmixer.weights.own import OWN
 
         classifier = self.load()
         data = resolve_data(classifier, self.data or None, self.data_dir)
         assert classifier.path is not None
-        beside = None if classifier.path in BUNDLED.values() else classifier.path.with_name("features")
+        beside = None if classifier.path.stem in OWN else classifier.path.with_name("features")
         result = probe(
             classifier,
             data,

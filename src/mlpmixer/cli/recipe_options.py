@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from mlpmixer.cli.arguments import Arg, Command, Line, Short, converted, require_words
-from mlpmixer.cli.options import DATA
+from mlpmixer.cli.options import DATA, WeightsDir
 from mlpmixer.models.configs import Method, NetworkConfig
 from mlpmixer.training.recipe import Init, Recipe, variant
 
@@ -58,6 +58,7 @@ class RecipeCommand(Command):
     """Architecture (mlpmixer list models)."""
     augreg: Annotated[str, Arg("LEVEL")] = ""
     """RandAugment and mixup level of AugReg. none, light1, light2, medium1, medium2, strong1 or strong2."""
+    weights_dir: WeightsDir = ""
     config: Recipe = field(default_factory=Recipe)
 
     @classmethod
@@ -82,9 +83,10 @@ def start_from(line: Line, resumed: Recipe | None = None) -> Recipe:
     recipe = RECIPES[name]() if name else recipe_for(data, kind_of_start(weights, data))
     if model := line.value("--model"):
         from mlpmixer.models.names import MODELS
-        from mlpmixer.weights.published import BUNDLED, WEIGHTS
+        from mlpmixer.weights.own import OWN
+        from mlpmixer.weights.published import WEIGHTS
 
-        if model in WEIGHTS or model in BUNDLED:
+        if model in WEIGHTS or model in OWN:
             raise ValueError(f"--model {model} names trained weights, to start from: say --init {model}")
         recipe = dataclasses.replace(recipe, model=MODELS[model])
     if level := line.value("--augreg"):
@@ -134,11 +136,14 @@ def architecture_of(name: str) -> NetworkConfig:
     """The architecture of a model by name, or of whatever holds weights."""
     from mlpmixer.models.names import MODELS
     from mlpmixer.weights.load import split_key
-    from mlpmixer.weights.published import BUNDLED, WEIGHTS
+    from mlpmixer.weights.own import OWN, require_model
+    from mlpmixer.weights.published import WEIGHTS
 
     is_file = name not in MODELS and Path(split_key(name)[0]).exists()
-    is_weights = name in (*WEIGHTS, *BUNDLED) or name.startswith("hf:") or is_file
-    return architecture_of_weights(name) if is_weights else MODELS[name]
+    if name in (*WEIGHTS, *OWN) or name.startswith("hf:") or is_file:
+        return architecture_of_weights(name)
+    require_model(name)
+    return MODELS[name]
 
 
 def architecture_of_weights(name: str) -> NetworkConfig:

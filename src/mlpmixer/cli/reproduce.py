@@ -30,7 +30,8 @@ class Reproduce(Command):
     data_dir: Annotated[str, Arg("DIR")] = ""
     """Folder with the files of the data set; default: the Hugging Face Hub."""
     weights_dir: Annotated[str, Arg("DIR")] = ""
-    """Folder with the published weight files, such as DIR/imagenet21k/Mixer-B_16.npz; default: they are downloaded."""
+    """Folder with weight files: ours, and published ones such as DIR/imagenet21k/Mixer-B_16.npz; default: those that
+    MLPMIXER_WEIGHTS names, and the published ones are downloaded."""
     out: Annotated[str, Arg("DIR")] = ""
     """Folder for page and runs; default: results/NAME/SCALE, or results/NAME/SCALE-reduced for a reduced trial."""
     row: Annotated[tuple[str, ...], Arg("NAME")] = ()

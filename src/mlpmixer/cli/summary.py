@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from mlpmixer.cli.arguments import Arg, Command, Line, require_words
+from mlpmixer.cli.options import WeightsDir
 from mlpmixer.cli.printing import multiply_adds, print_json, print_table
 from mlpmixer.cli.recipe_options import architecture_of
 from mlpmixer.models.configs import Layer, NetworkConfig
@@ -24,6 +25,7 @@ class Summary(Command):
     layers: bool = False
     """Print every layer, instead of a line for each kind."""
     json: Annotated[bool, Arg(help="Print every layer as JSON.")] = False
+    weights_dir: WeightsDir = ""
     config: NetworkConfig = field(default_factory=NetworkConfig)
 
     @classmethod

@@ -29,7 +29,7 @@ from mlpmixer.weights.run_folder import (
 RUNS = Path("runs")
 LATEST = "latest"
 MOST_SUSPICIOUS = 10  # labels that are printed
-FREE = ("tensorboard", "quiet", "json", "peer_timeout")  # what may be given beside --resume
+FREE = ("tensorboard", "quiet", "json", "peer_timeout", "weights_dir")  # what may be given beside --resume
 STREAMED = (
     ". Shards are streamed: a folder of WebDataset tars, https://HOST/FOLDER, 'DIR/train-{000..146}.tar', and with "
     "--data.stream Parquet and hf:"
@@ -40,7 +40,7 @@ STREAMED = (
 class Train(RecipeCommand):
     """Train a network on DATA.
 
-    The recipe sets everything and options override it: `mlpmixer train cifar10 --epochs 5 --lr 3e-4`
+    Options override the recipe: `mlpmixer train cifar10 --epochs 5 --lr 3e-4`
     """
 
     data: Annotated[str, Arg("DATA", DATA + STREAMED, positional=True, name="data.name")]

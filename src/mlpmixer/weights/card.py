@@ -1,18 +1,21 @@
 """The model card of a repository of the Hugging Face Hub: what the model file and its run say, and nothing else."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 from mlpmixer.config import to_json
 from mlpmixer.data.catalog import DATASETS
+from mlpmixer.durable import read_json
 from mlpmixer.templates import render
 from mlpmixer.weights.model_file import STORED_AS, ModelMeta
+from mlpmixer.weights.own import OWN
 from mlpmixer.weights.privacy import without_folders
 from mlpmixer.weights.run_folder import METRICS, metric_of, read_recipe_json, read_summary
 
 TEMPLATE = Path(__file__).with_name("templates") / "card.md"
-CLASSES_SHOWN = 100  # config.json has all
+CLASSES_SHOWN = 100  # the model file has all
 SHOWN = ("architecture", "image_size", "in_channels", "num_classes")  # fields of the network that have their own line
 COLUMNS = {
     "n": ("images", "{:,}"),
@@ -50,7 +53,9 @@ def model_card(run: Path, meta: ModelMeta, name: str, where: str, licence: str) 
         classes=meta.classes[:CLASSES_SHOWN],
         num_classes=len(meta.classes),
         threshold=meta.threshold,
-        training=[(key, value) for key, value in _training(meta, summary).items() if value],
+        training=[(key, value) for key, value in _training(run, meta, summary, recipe).items() if value],
+        limits=meta.provenance.get("limits"),
+        terms=meta.provenance.get("terms"),
         recipe=json.dumps(without_folders(recipe), indent=2, ensure_ascii=False) if recipe else "",
         columns=[COLUMNS[key][0] for key in columns],
         rows=[(split, [_cell(key, score.get(key)) for key in columns]) for split, score in scores.items()],
@@ -73,18 +78,25 @@ def _cell(key: str, value: Any) -> str:
     return "" if value is None else f"{100 * value:.2f} %" if form == "%" else form.format(value)
 
 
-def _training(meta: ModelMeta, summary: dict[str, Any]) -> dict[str, str]:
-    origin = meta.provenance
+def _training(run: Path, meta: ModelMeta, summary: dict[str, Any], recipe: dict[str, Any] | None) -> dict[str, str]:
+    origin, env = meta.provenance, read_json(run / "env.json") if (run / "env.json").is_file() else {}
+    counted = f"{summary['train_images']:,}" if summary.get("train_images") else ""
+    start = str(recipe["init"]["weights"]) if recipe else ""
+    ours = f", trained on {OWN[start].data} ({OWN[start].terms})" if start in OWN else ""
     hardware = (str(summary.get(key) or "") for key in ("device", "precision"))
     return {
         "data": _code(str(origin["data"])) if origin.get("data") else "",
-        "training images": f"{summary['train_images']:,}" if summary.get("train_images") else "",
+        "terms of the data": str(origin.get("terms", "")),
+        "started from": _code(without_folders(start)) + ours if start else "",
+        "training images": str(origin.get("images") or counted),
         "recipe": _code(str(origin["recipe"])) if origin.get("recipe") else "",
+        "command": _code(shlex.join(without_folders(env["command"]))) if env.get("command") else "",
         "optimizer steps": f"{summary['steps']:,}" if summary.get("steps") else "",
         "training time": f"{summary['train_s']:,.0f} s" if summary.get("train_s") else "",
         "hardware": ", ".join(filter(None, hardware)) if summary.get("device") else "",
         "loss": str(origin.get("loss", "")),
         "seed": str(summary.get("seed", "")),
+        "source": str(origin.get("source", "")),
         "mlpmixer": " ".join(str(origin[key]) for key in ("version", "commit") if origin.get(key)),
         "date": str(origin.get("date", "")),
     }

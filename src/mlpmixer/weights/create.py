@@ -10,9 +10,9 @@ from mlpmixer.models.architecture import build, configured, own_fields
 from mlpmixer.models.configs import NetworkConfig
 from mlpmixer.models.names import MODELS
 from mlpmixer.weights import published
-from mlpmixer.weights.load import load_weights, split_key
-from mlpmixer.weights.model_file import read_meta
-from mlpmixer.weights.published import BUNDLED, WEIGHTS
+from mlpmixer.weights.load import architecture, load_weights, split_key
+from mlpmixer.weights.own import OWN, require_model
+from mlpmixer.weights.published import WEIGHTS
 
 if TYPE_CHECKING:
     from mlpmixer.download import Report
@@ -106,17 +106,18 @@ def _named(
     name: str, pretrained: bool, weights: str | os.PathLike[str] | None, fields: dict[str, Any]
 ) -> tuple[str | NetworkConfig, str | os.PathLike[str] | None, dict[str, Any]]:
     """The architecture, weights and fields that a name for `create_model` stands for, beside those that are given."""
-    if re.match(HUB, name) or (name not in (*MODELS, *BUNDLED) and os.path.exists(name)):
+    if re.match(HUB, name) or (name not in (*MODELS, *OWN) and os.path.exists(name)):
         raise ValueError(f"{name} is not an architecture: mlpmixer.from_pretrained({name!r}) gives the network there")
-    if name not in BUNDLED and (pretrained or ":" in name):
+    if name not in OWN and (pretrained or ":" in name):
         name = published.weights_for(name)
-    if weights is not None and (name in WEIGHTS or name in BUNDLED):
+    if weights is not None and (name in WEIGHTS or name in OWN):
         raise ValueError(
             f"{name} names weights already: leave weights={os.fspath(weights)!r} out, or name the architecture alone"
         )
-    if name in BUNDLED:
-        return read_meta(BUNDLED[name]).config, BUNDLED[name], fields
+    if name in OWN:
+        return architecture(name), name, fields
     if name not in WEIGHTS:
+        require_model(name)
         return name, weights, fields
     if pretrained or ":" in name:
         return published.model_of(name), name, fields

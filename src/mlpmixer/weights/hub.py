@@ -18,6 +18,7 @@ from mlpmixer.download import FetchError, hub_file
 from mlpmixer.durable import write_json, write_text
 from mlpmixer.models.architecture import architecture_of
 from mlpmixer.registry import shortened
+from mlpmixer.weights import own
 from mlpmixer.weights.card import model_card
 from mlpmixer.weights.model_file import (
     FORMAT,
@@ -30,7 +31,7 @@ from mlpmixer.weights.model_file import (
     rewrite_meta,
     save_model,
 )
-from mlpmixer.weights.published import BUNDLED
+from mlpmixer.weights.own import OWN
 from mlpmixer.weights.run_folder import MODEL_FILE, is_cross_validation
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ def push(
     already, and when the Hub refuses or cannot be reached; OSError when nothing can be written.
     """
     run, place = Path(run), os.fspath(target)
-    if not run.exists():
-        run = BUNDLED.get(str(run), run)
+    if str(run) in OWN and not run.exists():
+        run = own.get(str(run))
     model = run / MODEL_FILE if run.is_dir() else run
     if not model.is_file():
         folds = ", a cross-validation: name one of its folds" if is_cross_validation(run) else ""

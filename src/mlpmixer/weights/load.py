@@ -1,6 +1,6 @@
 """Trained weights by name, path or address -> a network and all that belongs to it.
 
-    load_weights("digits")                  a model that comes with this package (`published.BUNDLED`)
+    load_weights("digits")                  a model of ours (`own.OWN`)
     load_weights("B/16:imagenet21k")        a published file (`published.WEIGHTS`), fetched once
     load_weights("Mixer-B_16.npz")          an official file; .safetensors, .pth, .pt, .ckpt, ...: a state dict
     load_weights("last.pth:state_dict_ema") one of several networks in a file
@@ -22,7 +22,7 @@ from mlpmixer.data.preprocess import Preprocess, create_preprocess
 from mlpmixer.models.architecture import build_with_weights, name_of
 from mlpmixer.models.configs import NetworkConfig, Size
 from mlpmixer.models.names import MODELS
-from mlpmixer.weights import published
+from mlpmixer.weights import own, published
 from mlpmixer.weights.model_file import (
     CheckpointError,
     ForeignFile,
@@ -32,7 +32,8 @@ from mlpmixer.weights.model_file import (
     read_meta,
     require_network,
 )
-from mlpmixer.weights.published import BUNDLED, WEIGHTS, Weights
+from mlpmixer.weights.own import OWN
+from mlpmixer.weights.published import WEIGHTS, Weights
 from mlpmixer.weights.run_folder import MODEL_FILE, is_cross_validation
 
 if TYPE_CHECKING:
@@ -108,18 +109,20 @@ def locate(name: str, *, report: "Report | None" = None) -> Path:
         from mlpmixer.weights.hub import download
 
         return download(name)
-    path, own = Path(split_key(name)[0]), BUNDLED.get(name)
-    if own and not path.exists():
-        _note(report, f"{name} is the model that comes with mlpmixer; a folder or file of that name would come first")
-        return own
+    path = Path(split_key(name)[0])
+    if name not in OWN:
+        return _file_at(path, name)
+    if not path.exists():
+        file, known = own.get(name, report=report), OWN[name]
+        about = f"trained on {known.data} ({known.terms}); a folder or file of that name would come first"
+        _note(report, f"{name} is the model that comes with mlpmixer, {about}")
+        return file
+    ours = f"the model {name} that comes with mlpmixer is {own.here(name) or 'not here'}"
     try:
         file = _file_at(path, name)
     except ValueError as e:
-        if not own:
-            raise
-        raise ValueError(f"{e}; the model {name} that comes with mlpmixer is {own}") from None
-    if own:
-        _note(report, f"{name} is what lies in {path.absolute()}; the model that comes with mlpmixer is {own}")
+        raise ValueError(f"{e}; {ours}") from None
+    _note(report, f"{name} is what lies in {path.absolute()}; {ours}")
     return file
 
 
@@ -149,7 +152,7 @@ def _file_at(path: Path, name: str) -> Path:
                 f"{name})"
             )
         beside = [str(p.parent) for p in path.parent.glob(f"*/{MODEL_FILE}")] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(name, [*beside, *BUNDLED, *WEIGHTS], 1, 0.5)
+        close = difflib.get_close_matches(name, [*beside, *OWN, *WEIGHTS], 1, 0.5)
         raise ValueError(
             f"{path} does not exist" + (f"; did you mean {close[0]}? E{EXPECTED[1:]}" if close else f": {EXPECTED}")
         )

@@ -56,8 +56,6 @@ class Weights:
 
 WEIGHTS: Registry[Weights] = Registry("weights")
 """Published weights by name, MODEL:WEIGHTS; those of timm's also by their name there, mixer_b16_224.miil_in21k."""
-BUNDLED = {path.stem: path for path in Path(__file__).with_name("bundled").glob("*.safetensors")}
-"""Models that come with this package, by name, each with its card beside it. A path of that name comes first."""
 
 
 def _official(name: str, num_bytes: int, top1: float | None, source: str) -> None:

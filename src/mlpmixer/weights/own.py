@@ -1,0 +1,116 @@
+"""Our own trained weights by name, each file accepted by its digest alone. No torch.
+
+`digits` is part of the package. The others lie in weights/ of the repository and are not installed: they are found in
+the folder that the variable MLPMIXER_WEIGHTS names (--weights-dir sets it), or in the checkout that the package runs
+from. weights/add.py makes such a file of a finished run, its card, and its entry here.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlpmixer.models.configs import Size
+from mlpmixer.models.names import MODELS
+from mlpmixer.registry import Registry, UnknownName, shown, suggest
+
+if TYPE_CHECKING:
+    from mlpmixer.download import Report
+
+VARIABLE = "MLPMIXER_WEIGHTS"
+SOURCE = "trained by this project"
+PACKAGED = Path(__file__).with_name("bundled")
+DIGITS_SHOWN = 16  # of a digest's 64, in a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnWeights:
+    """A model file of ours: what is worth knowing without opening it."""
+
+    sha256: str
+    num_bytes: int
+    num_params: int
+    num_classes: int
+    image_size: Size
+    data: str
+    """What it was trained on, in words: how many of which images."""
+    terms: str
+    """The terms of that data."""
+    top1: float
+    """Top-1 on images that it was not trained on, a fraction."""
+    measured_on: str
+    """Which images, and how many."""
+    gains: Mapping[str, float] = field(default_factory=dict)
+    """Top-1, as a fraction, that fine-tuning gained over training from scratch, for each data set that was tried."""
+    url: str = ""
+    """Where the file can be fetched; empty until it is published."""
+
+
+OWN: Registry[OwnWeights] = Registry("weights")
+OWN["digits"] = OwnWeights(
+    sha256="680a013c978ffcd94d7c693bbe1d673b3d7f53ebf2d7a4799f562aff7fbc680c",
+    num_bytes=304_580,
+    num_params=139_530,
+    num_classes=10,
+    image_size=16,
+    data="1,221 images of scikit-learn's digits",
+    terms="CC BY 4.0",
+    top1=0.9889,
+    measured_on="360 test images",
+)
+
+
+def folders() -> list[Path]:
+    """Where the files are looked for, in this order."""
+    named, root = os.environ.get(VARIABLE), Path(__file__).parents[3]
+    checkout = [root / "weights"] if (root / "pyproject.toml").is_file() else []
+    return [PACKAGED, *([Path(named).expanduser()] if named else []), *checkout]
+
+
+def find(name: str) -> Path | None:
+    """The file of these weights, where it is here. ValueError for a file of that name with another content."""
+    for folder in folders():
+        if (file := folder / f"{name}.safetensors").is_file():
+            return _accepted(file, name)
+    return None
+
+
+def here(name: str) -> Path | None:
+    """The file of these weights; None where it is not here, or is another."""
+    with suppress(ValueError, OSError):
+        return find(name)
+    return None
+
+
+def get(name: str, *, report: "Report | None" = None) -> Path:
+    """The file of these weights, fetched where it has an address. ValueError that says where it was looked for."""
+    if file := find(name):
+        return file
+    if url := OWN[name].url:
+        from mlpmixer.download import fetch
+
+        return _accepted(fetch(url, num_bytes=OWN[name].num_bytes, report=report), name)
+    looked = [f"{folder}{'' if folder.is_dir() else ' (no such folder)'}" for folder in folders() if folder != PACKAGED]
+    raise ValueError(
+        f"{name}.safetensors, {SOURCE}, is not in {' or '.join(looked) or 'the package'}: take it from weights/ of the "
+        f"repository, and name its folder with --weights-dir DIR or {VARIABLE}=DIR, or give the path of the file"
+    )
+
+
+def _accepted(file: Path, name: str) -> Path:
+    expected, found = OWN[name].sha256, hashlib.sha256(file.read_bytes()).hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"{file} is not the {name} of this version: expected the SHA-256 digest {expected[:DIGITS_SHOWN]}..., "
+            f"found {found[:DIGITS_SHOWN]}...; put the right file there, or give its path to use it as it is"
+        )
+    return file
+
+
+def require_model(name: str) -> None:
+    """ValueError, which suggests the nearest, unless this is a network's name or that of weights of ours."""
+    if name not in MODELS and name not in OWN:
+        raise UnknownName(f"no model named {shown(name)}; {suggest(name, (*MODELS, *OWN))}")

@@ -1,0 +1,263 @@
+"""Weights of ours: a file that weights/add.py makes of a run is found by its name, and accepted by its digest alone."""
+
+import dataclasses
+import hashlib
+import json
+import runpy
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from helpers.lines import RunLine
+
+import mlpmixer
+from mlpmixer import cli
+from mlpmixer.data.config import Data
+from mlpmixer.weights import own
+from mlpmixer.weights.model_file import read_meta, read_tensors, save_model
+from mlpmixer.weights.own import OWN, OwnWeights
+
+ROOT = Path(__file__).parents[2]
+PICTURE = str(ROOT / "examples" / "digit.png")
+TOLD = {
+    "images": "images of scikit-learn's digits",
+    "terms": "CC BY 4.0",
+    "limits": "Light digits on dark; a stand-in.",
+}
+NAME = "stand-in"
+
+
+def script(folder: Path) -> SimpleNamespace:
+    """weights/add.py, writing into this folder."""
+    found = runpy.run_path(str(ROOT / "weights" / "add.py"))
+    found["add"].__globals__["FOLDER"] = folder
+    return SimpleNamespace(**found)
+
+
+@pytest.fixture(scope="module")
+def finished(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the digits, started in a folder that nobody needs to know."""
+    run = shutil.copytree(digits_run, tmp_path_factory.mktemp("own") / "run")
+    env = json.loads((run / "env.json").read_text())
+    env["command"] = ["mlpmixer", "train", "digits", "--out", "/home/ada/run"]
+    (run / "env.json").write_text(json.dumps(env))
+    return run
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with weights that are in the table, made of a run; it is where one is, elsewhere than the weights."""
+    place = tmp_path / "weights"
+    place.mkdir()
+    monkeypatch.setitem(OWN, NAME, script(place).add(NAME, finished, **TOLD))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.delenv(own.VARIABLE, raising=False)
+    return place
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> RunLine:
+    def line(*words: str) -> tuple[int, str, str]:
+        code = cli.main(list(words))
+        return code, *capsys.readouterr()
+
+    return line
+
+
+def require_complete(card: str, known: OwnWeights) -> None:
+    """The card states data, terms, recipe, command, accuracy with n, and limits."""
+    assert known.data.split()[0] in card and known.terms in card and "mlpmixer train " in card and "imits" in card
+    assert f"{100 * known.top1:.2f} %" in card and known.measured_on.split()[0] in card
+    assert "recipe" in card or "--epochs" in card
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not in a checkout")
+@pytest.mark.parametrize("name", OWN)
+def test_file_and_card_of_the_repository_agree_with_the_table(name: str) -> None:
+    known = OWN[name]
+    (file,) = (f for f in (own.PACKAGED / f"{name}.safetensors", ROOT / f"weights/{name}.safetensors") if f.exists())
+    content, meta = file.read_bytes(), read_meta(file)
+    assert (hashlib.sha256(content).hexdigest(), len(content)) == (known.sha256, known.num_bytes)
+    sizes = meta.config.num_params, len(meta.classes), meta.config.image_size
+    assert sizes == (known.num_params, known.num_classes, known.image_size)
+    assert known.top1 == pytest.approx(
+        meta.provenance["metrics"]["top1"] or meta.provenance["metrics"]["val_top1"], abs=1e-4
+    )
+    assert meta.provenance["stored_as"] == "float16"
+    require_complete(file.with_suffix(".md").read_text(encoding="utf-8"), known)
+
+
+def test_each_file_of_the_repository_is_in_the_table() -> None:
+    files = [*(ROOT / "weights").glob("*.safetensors"), *own.PACKAGED.glob("*.safetensors")]
+    assert {file.stem for file in files} <= OWN.keys()
+
+
+def test_script_writes_file_card_and_entry(folder: Path, digits_run: Path) -> None:
+    known, file = OWN[NAME], folder / f"{NAME}.safetensors"
+    entry: dict[str, Any] = {"OWN": {}, "OwnWeights": OwnWeights}
+    exec(script(folder).source_of(NAME, known), entry)
+    assert entry["OWN"][NAME] == known, "what it prints is the entry"
+    assert {t.dtype for t in read_tensors(file)[0].values()} == {torch.float16}
+    meta, stored = read_meta(file), read_meta(digits_run / "model.safetensors")
+    assert meta.classes == stored.classes and meta.splits and not meta.splits.all_names
+    assert meta.data == Data(name="digits") and meta.provenance["terms"] == "CC BY 4.0"
+    card = file.with_suffix(".md").read_text(encoding="utf-8")
+    require_complete(card, known)
+    assert "/home/ada" not in card
+    for line in (
+        "- command: `mlpmixer train digits --out run`",
+        "- training images: 1,293 images of scikit-learn's digits",
+        "- terms of the data: CC BY 4.0",
+        "- recipe: `digits`",
+        "- source: trained by this project",
+        "## Limits\n\nLight digits on dark; a stand-in.\n",
+        f"| test | 360 | {100 * known.top1:.2f} % |",
+        "None is stated. The terms of its data: CC BY 4.0.",
+    ):
+        assert line in card
+    assert known.data == "1,293 images of scikit-learn's digits" and known.measured_on == "360 test images"
+
+
+def test_script_refuses_names_that_mean_something_else_and_unfinished_runs(digits_run: Path, tmp_path: Path) -> None:
+    for name in ("resmlp-s12", "../digits", "B/16:sam"):
+        with pytest.raises(SystemExit, match="expected a new name"):
+            script(tmp_path).add(name, digits_run, **TOLD)
+    with pytest.raises(SystemExit, match="is not a finished run"):
+        script(tmp_path).add("new", tmp_path, **TOLD)
+
+
+def test_name_is_found_in_the_folder_that_option_or_variable_names(
+    folder: Path, run: RunLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = run("predict", NAME, PICTURE, "--weights-dir", str(folder))
+    assert code == 0 and len(out.splitlines()) == 6
+    assert f"note: {NAME} is the model that comes with mlpmixer, trained on 1,293 images of scikit-learn's" in err
+    assert run("predict", NAME, PICTURE)[0] == 2, "the option is of its command alone"
+    monkeypatch.setenv(own.VARIABLE, str(folder))
+    assert run("predict", NAME, PICTURE)[1] == out
+    monkeypatch.setenv(own.VARIABLE, "/nowhere")
+    assert run("predict", NAME, PICTURE, "--weights-dir", str(folder))[1] == out, "the option counts"
+
+
+def test_name_is_found_in_a_checkout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = folder.parent / "src" / "mlpmixer" / "weights" / "own.py"
+    monkeypatch.setattr(own, "__file__", str(module))
+    assert own.here(NAME) is None, "installed somewhere"
+    (folder.parent / "pyproject.toml").touch()
+    assert own.here(NAME) == folder / f"{NAME}.safetensors"
+    monkeypatch.setenv(own.VARIABLE, "/nowhere")
+    assert own.here(NAME) == folder / f"{NAME}.safetensors"
+
+
+def test_every_command_takes_the_name(folder: Path, run: RunLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(own.VARIABLE, str(folder))
+    tiny = "--steps 1 --device cpu --quiet"
+    for words in (
+        f"evaluate {NAME}",
+        f"explain {NAME} {PICTURE} --out explained",
+        f"probe {NAME} --shots 1 --knn 0",
+        f"summary {NAME}",
+        f"convert {NAME} {NAME}.npz",
+        f"push {NAME} pushed",
+        f"train digits --init {NAME} {tiny} --out tuned",
+        f"train digits --teacher {NAME} {tiny} --out taught --model.num-blocks 1",
+        f"compare {NAME} tuned",
+    ):
+        code, _, err = run(*words.split())
+        assert code == 0, (words, err)
+    assert mlpmixer.create_model(NAME, num_classes=3, head="reset").head.out_features == 3
+    whole = mlpmixer.from_pretrained(NAME)
+    assert torch.equal(whole.head.weight, mlpmixer.load(NAME).network.head.weight)
+    assert {p.name for p in folder.iterdir()} == {f"{NAME}.safetensors", f"{NAME}.md"}, "nothing is written there"
+    assert "## Limits\n\nLight digits" in Path("pushed/README.md").read_text(encoding="utf-8")
+    assert run("push", "tuned", "passed-on")[0] == 0
+    card = Path("passed-on/README.md").read_text(encoding="utf-8")
+    assert f"- started from: `{NAME}`, trained on 1,293 images of scikit-learn's digits (CC BY 4.0)" in card
+
+
+@pytest.mark.exports
+def test_export_and_service_take_the_name(folder: Path, run: RunLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlpmixer.cli.serve import Serve
+
+    monkeypatch.setenv(own.VARIABLE, str(folder))
+    assert run("export", NAME)[0] == 0 and Path("model.onnx").exists()
+    assert Serve(run=NAME, device="cpu").app().title
+
+
+def test_what_is_not_here_is_answered_with_where_it_was_looked_for(
+    folder: Path, run: RunLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in (("predict", NAME, PICTURE), ("train", "digits", "--init", NAME), ("summary", NAME)):
+        code, _, err = run(*words, "--weights-dir", "nowhere")
+        assert code == 2 and err.count("\n") == 1
+        assert (
+            f"{NAME}.safetensors, trained by this project, is not in nowhere (no such folder) or {ROOT}/weights: "
+            in err
+        )
+        assert "--weights-dir DIR or MLPMIXER_WEIGHTS=DIR, or give the path of the file" in err
+    monkeypatch.setattr(own, "__file__", "/usr/lib/python3/site-packages/mlpmixer/weights/own.py")
+    with pytest.raises(ValueError, match=r"is not in the package: take it from weights/ of the repository"):
+        mlpmixer.load(NAME)
+
+
+def test_file_of_another_digest_is_refused_by_name_and_taken_by_path(
+    folder: Path, run: RunLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(own.VARIABLE, str(folder))
+    file = folder / f"{NAME}.safetensors"
+    model, meta = mlpmixer.load(NAME).network, read_meta(file)
+    save_model(file, model, dataclasses.replace(meta, provenance={}))
+    found = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    code, _, err = run("predict", NAME, PICTURE)
+    assert code == 2 and err.count("\n") == 1 and f"{file} is not the {NAME} of this version: expected" in err
+    assert f"{OWN[NAME].sha256[:16]}..., found {found}...; put the right file there, or give its path" in err
+    assert "not here: another file has its name" in run("list", "weights", NAME)[1]
+    assert run("predict", str(file), PICTURE)[0] == 0
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "of this version: expected" in run("evaluate", NAME)[2]
+    assert "cut off" in run("predict", str(file), PICTURE)[2]
+
+
+def test_wrong_name_suggests_it(folder: Path, run: RunLine) -> None:
+    for words in ("predict stnad-in x.png", "train digits --init stand-inn", "summary stand_in", "list weights stand"):
+        code, _, err = run(*words.split())
+        assert code == 2 and f"did you mean {NAME}" in err, words
+    with pytest.raises(ValueError, match=f"did you mean {NAME}"):
+        mlpmixer.create_model("standin")
+    assert f"say --init {NAME}" in run("train", "digits", "--model", NAME)[2]
+
+
+def test_folder_of_that_name_comes_first(
+    folder: Path, digits_run: Path, run: RunLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(digits_run, NAME)
+    assert (
+        f"note: {NAME} is what lies in {Path(NAME).absolute()}; the model {NAME} that comes with mlpmixer is not here\n"
+        in run("predict", NAME, PICTURE)[2]
+    )
+    notes: list[dict[str, Any]] = []
+    mlpmixer.create_model(NAME, report=notes.append)
+    assert "is what lies in" in notes[0]["note"]
+
+
+def test_list_shows_ours_first_with_data_terms_and_whether_they_are_here(folder: Path, run: RunLine) -> None:
+    absent, present = run("list", "weights")[1], run("list", "weights", "--weights-dir", str(folder))[1]
+    line = next(line for line in absent.splitlines() if line.startswith(NAME))
+    assert "1,293 images of scikit-learn's digits  CC BY 4.0" in line and "360 test images" in line
+    assert line.endswith("not here") and f"  {folder / NAME}.safetensors\n" in present
+    assert absent.index(NAME) < absent.index("B/16:imagenet1k")
+    assert run("list", "weights", "*gsam*")[1].startswith("others' weights")
+
+
+def test_weights_with_an_address_are_fetched_and_checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder / f"{NAME}.safetensors"
+    monkeypatch.setattr("mlpmixer.download.fetch", lambda url, *, num_bytes, report: file)
+    monkeypatch.setitem(OWN, NAME, dataclasses.replace(OWN[NAME], url="https://example.org/a.safetensors"))
+    assert own.get(NAME) == file
+    monkeypatch.setitem(OWN, NAME, dataclasses.replace(OWN[NAME], sha256="0" * 64))
+    with pytest.raises(ValueError, match="expected the SHA-256 digest 0000"):
+        own.get(NAME)
