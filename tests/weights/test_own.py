@@ -16,6 +16,9 @@ from helpers.lines import RunLine
 import mlpmixer
 from mlpmixer import cli
 from mlpmixer.data.config import Data
+from mlpmixer.models.names import MODELS
+from mlpmixer.training import recipes, start
+from mlpmixer.training.recipe import Init, Recipe, variant
 from mlpmixer.weights import own
 from mlpmixer.weights.model_file import read_meta, read_tensors, save_model
 from mlpmixer.weights.own import OWN, OwnWeights
@@ -261,3 +264,65 @@ def test_weights_with_an_address_are_fetched_and_checked(folder: Path, monkeypat
     monkeypatch.setitem(OWN, NAME, dataclasses.replace(OWN[NAME], sha256="0" * 64))
     with pytest.raises(ValueError, match="expected the SHA-256 digest 0000"):
         own.get(NAME)
+
+
+PHOTOS = variant(recipes.photos(), data={"name": "photos/"}, model={"num_classes": 2})
+
+
+@pytest.fixture
+def helped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of ours that fit photos, and helped on one of two sets; in a folder that the variable names."""
+    torch.manual_seed(0)
+    model = mlpmixer.create_model("Nano/8", num_classes=200)
+    file = folder / "photo-weights.safetensors"
+    mlpmixer.weights.model_file.save_model(file, model, mlpmixer.weights.model_file.meta_of(model), "float16")
+    known = dataclasses.replace(
+        OWN[NAME],
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        data="45 photos",
+        terms="for tests",
+        gains={"flowers": 0.0321, "trash": -0.01},
+    )
+    monkeypatch.setitem(OWN, "photo-weights", known)
+    monkeypatch.setenv(own.VARIABLE, str(folder))
+
+
+OFFER = (
+    "--init photo-weights starts from weights trained on 45 photos (for tests), which usually helps: +3.2 "
+    "points on 1 of 2 sets tried"
+)
+
+
+@pytest.mark.usefixtures("helped")
+def test_weights_of_ours_are_offered_for_few_photos() -> None:
+    assert start.offer(PHOTOS, 500, multi_label=False) == [OFFER]
+    assert start.offer(PHOTOS, start.FEW_IMAGES + 1, multi_label=False) == []
+    assert start.offer(PHOTOS, 500, multi_label=True) == []
+
+
+@pytest.mark.usefixtures("helped")
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        dataclasses.replace(PHOTOS, init=Init(weights="runs/other")),
+        variant(PHOTOS, model={"image_size": 96}),
+        variant(PHOTOS, model={"in_channels": 1}),
+        variant(PHOTOS, data={"folds": 5, "fold": 2}),
+        variant(PHOTOS, data={"name": "cifar10"}),
+        recipes.digits(),
+        dataclasses.replace(PHOTOS, model=MODELS["eamlp-nano"]),
+        dataclasses.replace(PHOTOS, network="mine"),
+    ],
+    ids=["init", "size", "grey", "fold", "named", "recipe", "network", "own network"],
+)
+def test_nothing_is_offered_where_it_does_not_fit(recipe: Recipe) -> None:
+    assert start.offer(recipe, 500, multi_label=False) == []
+
+
+@pytest.mark.usefixtures("helped")
+def test_nothing_is_offered_that_is_not_here_or_did_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(own.VARIABLE, "/nowhere")
+    assert start.offer(PHOTOS, 500, multi_label=False) == []
+    monkeypatch.undo()
+    monkeypatch.setitem(OWN, "photo-weights", dataclasses.replace(OWN["digits"], gains={"flowers": -0.1}))
+    assert start.offer(PHOTOS, 500, multi_label=False) == []

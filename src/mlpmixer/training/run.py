@@ -42,7 +42,7 @@ from mlpmixer.training.inputs import ImageCache, batches
 from mlpmixer.training.loop import State, Trainer, validate
 from mlpmixer.training.recipe import MOST, Recipe, variant
 from mlpmixer.training.resume import has_best, open_run, recorded, restore
-from mlpmixer.training.start import Start, load_networks, stored_preprocess, with_network
+from mlpmixer.training.start import Start, load_networks, offer, stored_preprocess, with_network
 from mlpmixer.training.step import TrainingStep
 from mlpmixer.training.threads import Waiting, chosen_threads, on_threads
 from mlpmixer.weights import run_folder
@@ -293,6 +293,8 @@ def _write_start(
 def start_event(trainer: Trainer) -> dict[str, Any]:
     """What is reported before the first step."""
     step, stores, environment = trainer.training_step, trainer.stores, trainer.environment
+    begins = trainer.state.step == 0
+    offered = offer(step.recipe, len(stores.train), stores.multi_label) if begins else []
     return {
         "kind": "start",
         "out": str(trainer.folder),
@@ -306,7 +308,7 @@ def start_event(trainer: Trainer) -> dict[str, Any]:
         "classes": len(stores.splits.classes),
         "steps": trainer.total_steps,
         "step": trainer.state.step,
-        "notes": notes(trainer),
+        "notes": notes(trainer) + offered,
         "bad_images": [list(b) for b in stores.bad],
     }
 

@@ -8,23 +8,29 @@ import torch
 from torch import nn
 
 from mlpmixer.config import from_json, pair
+from mlpmixer.data.catalog import DATASETS
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.download import Report
 from mlpmixer.models.architecture import Build, build, build_custom, capability, has, name_of
+from mlpmixer.models.configs import NetworkConfig
 from mlpmixer.models.initialization import set_head_bias, whiten_stem
-from mlpmixer.training import progressive
+from mlpmixer.training import progressive, recipes
 from mlpmixer.training.augment import resize
 from mlpmixer.training.distillation import TeacherFunction, TeacherSource, open_teacher, stored_teacher
 from mlpmixer.training.inputs import Stores, augmented_sample
 from mlpmixer.training.recipe import Recipe
-from mlpmixer.weights import model_file, run_folder
+from mlpmixer.weights import model_file, own, run_folder
 from mlpmixer.weights.adapt import adapt_to, adapt_trained
 from mlpmixer.weights.load import load_weights
+from mlpmixer.weights.own import OWN
 
 Pretrained = tuple[Any, model_file.ModelMeta]
 Start = Pretrained | Build
 """A trained network, or a function that builds a fresh one."""
 
+FEW_IMAGES = 5_000
+"""Training images up to which weights of ours are offered: about twice those of the larger set that they were tried on,
+2,208. With more there is less to gain, and how much was not measured."""
 FOLDED = "its convolutions are folded into matrices, and training goes on with the matrices alone"
 
 
@@ -100,6 +106,30 @@ def load_networks(
         return start, teacher
     copy = stored_teacher(run) if run is not None and run_folder.is_run(run) else None
     return start, open_teacher(recipe.distill.teacher, report, copy)
+
+
+def offer(recipe: Recipe, train_images: int, multi_label: bool) -> list[str]:
+    """Sentences that offer weights of ours to a run from scratch like those that they helped; none of weights that are
+    not here. They are never taken without being asked for."""
+    usual, data = recipes.photos(), recipe.data
+    is_usual = recipe.name == usual.name and recipe.model.adapted(num_classes=usual.model.num_classes) == usual.model
+    if not is_usual or recipe.init.weights or recipe.network or data.name in DATASETS or data.fold > 1:
+        return []
+    if multi_label or train_images > FEW_IMAGES:
+        return []
+    for name, known in OWN.items():
+        gains = sorted(100 * gain for gain in known.gains.values() if gain > 0)
+        if gains and (file := own.here(name)) and _takes(model_file.read_meta(file).config, recipe.model):
+            points = f"{gains[0]:+.1f}" + (f" to {gains[-1]:+.1f}" if len(gains) > 1 else "")
+            return [
+                f"--init {name} starts from weights trained on {known.data} ({known.terms}), which usually helps: "
+                f"{points} points on {len(gains)} of {len(known.gains)} sets tried"
+            ]
+    return []
+
+
+def _takes(trained: NetworkConfig, model: NetworkConfig) -> bool:
+    return (pair(trained.image_size), trained.in_channels) == (pair(model.image_size), model.in_channels)
 
 
 def stored_preprocess(saved: Path | None) -> Preprocess | None:
