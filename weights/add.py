@@ -39,8 +39,9 @@ def add(name: str, run: Path, *, images: str, terms: str, limits: str, licence: 
     provenance = meta.provenance | {"source": SOURCE, "images": images, "terms": terms, "limits": limits}
     save_model(file, model, replace(public(meta), data=data, provenance=provenance), "float16")
     file.with_suffix(".md").write_text(model_card(run, read_meta(file), name, name, licence), encoding="utf-8")
-    split = "test" if summary["test"] else "validation"
-    scores = summary["test"] or summary["val"]
+    scores, split = (summary["test"], "test images") if summary["test"] else (summary["val"], "validation images")
+    if meta.data and meta.data.val_is_test:
+        split = "images of its own validation split"
     return OwnWeights(
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
         num_bytes=file.stat().st_size,
@@ -50,7 +51,7 @@ def add(name: str, run: Path, *, images: str, terms: str, limits: str, licence: 
         data=images,
         terms=terms,
         top1=round(scores["top1"], 4),
-        measured_on=f"{scores['n']:,} {split} images",
+        measured_on=f"{scores['n']:,} {split}",
     )
 
 

@@ -51,7 +51,8 @@ def test_switch_before_data(switch: str) -> None:
     command: Any = cli.parse(["train", *start, switch, "photos/"]).make()
     assert command.data == command.config.data.name == "photos/"
     owner, _, leaf = switch.removeprefix("--").rpartition(".")
-    assert getattr(getattr(command.config, owner), leaf.removeprefix("no-")) is not leaf.startswith("no-")
+    field = leaf.removeprefix("no-").replace("-", "_")
+    assert getattr(getattr(command.config, owner), field) is not leaf.startswith("no-")
     with pytest.raises(ValueError, match=f"{switch} takes no value"):
         cli.parse(["train", f"{switch}=yes", "photos/"]).make()
 
