@@ -248,3 +248,23 @@ def test_batched_muon_equals_torch(in_hardware: bool, apart: float, monkeypatch:
         single.step()
     for p, q in zip([m for r in ours for m in (r if r.ndim == 3 else (r,))], alone, strict=True):
         torch.testing.assert_close(p, q, atol=apart, rtol=0)  # bfloat16 inside torch's
+
+
+def test_muon_divides_by_the_root_of_the_second_moment_before_it_orthogonalises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(optim, "has_bf16", lambda device: True)
+    start = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    polar = optim.Muon([ours], lr=0.02, momentum=0.9, beta2=0.99)
+    plain = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, momentum=0.0, adjust_lr_fn="match_rms_adamw")
+    first, second = torch.zeros(6, 9), torch.zeros(6, 9)
+    scale = torch.logspace(-3, 0, 9)  # columns whose gradients differ a thousandfold
+    for i in range(4):
+        grad = scale * torch.randn(6, 9, generator=torch.Generator().manual_seed(i + 1))
+        first, second = first.lerp(grad, 0.1), 0.99 * second + 0.01 * grad**2
+        ours.grad, theirs.grad = grad.clone(), grad.lerp(first, 0.9) / (second.sqrt() + 1e-8)
+        polar.step()
+        plain.step()
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)
+    assert polar.state[ours].keys() == {"momentum_buffer", "exp_avg_sq"}

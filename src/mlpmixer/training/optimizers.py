@@ -18,15 +18,20 @@ Group = dict[str, object]
 class Muon(torch.optim.Optimizer):
     """torch.optim.Muon (adjust_lr_fn="match_rms_adamw") with the Newton-Schulz iterations of equal shapes in one batch.
 
-    The same update, faster; and a parameter (S, m, n) is S matrices. The iterations run in bfloat16, as in torch, where
-    the device has it in hardware, otherwise in float32 (emulated bfloat16 takes 10 to 20 times as long).
+    The same update, faster; and a parameter (S, m, n) is S matrices. With `beta2` the momentum is divided by the
+    root of the second moment first, as Adam divides it: PolarAdamW (Zhang 2026, arXiv:2605.07067).
+
+    The iterations run in bfloat16, as in torch, where the device has it in hardware, otherwise in float32 (emulated
+    bfloat16 takes 10 to 20 times as long).
     """
 
     NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-    NUM_ITERATIONS, EPS = 5, 1e-7
+    NUM_ITERATIONS, EPS, ADAM_EPS = 5, 1e-7, 1e-8
 
-    def __init__(self, params: Iterable[nn.Parameter] | list[Group], momentum: float, lr: float = 1e-3) -> None:
-        super().__init__(cast(Any, params), {"lr": lr, "weight_decay": 0.1, "momentum": momentum})
+    def __init__(
+        self, params: Iterable[nn.Parameter] | list[Group], momentum: float, beta2: float = 0.0, lr: float = 1e-3
+    ) -> None:
+        super().__init__(cast(Any, params), {"lr": lr, "weight_decay": 0.1, "momentum": momentum, "beta2": beta2})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -34,16 +39,25 @@ class Muon(torch.optim.Optimizer):
         a, b, c = self.NEWTON_SCHULZ
         for group in self.param_groups:
             lr = group["lr"]
-            shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]] = {}
+            kept = ("momentum_buffer", "exp_avg_sq") if group["beta2"] else ("momentum_buffer",)
+            shapes: dict[tuple[int, int], list[tuple[Tensor, ...]]] = {}
             for p in group["params"]:
                 if p.grad is not None:
                     short, long = sorted(p.shape[-2:])
-                    buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                    shapes.setdefault((short, long), []).extend(zip(*map(_matrices, (p, p.grad, buffer)), strict=True))
+                    buffers = [self.state[p].setdefault(name, torch.zeros_like(p)) for name in kept]
+                    shapes.setdefault((short, long), []).extend(
+                        zip(*map(_matrices, (p, p.grad, *buffers)), strict=True)
+                    )
             for (_, long), found in shapes.items():
-                matrices, grads, buffers = map(list, zip(*found, strict=True))
-                torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-                nesterov = torch._foreach_lerp(grads, buffers, group["momentum"])
+                matrices, grads, momenta, *squares = map(list, zip(*found, strict=True))
+                torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+                nesterov = torch._foreach_lerp(grads, momenta, group["momentum"])
+                for moments in squares:  # without Adam's correction of the first steps, which x /= norm takes out again
+                    torch._foreach_mul_(moments, group["beta2"])
+                    torch._foreach_addcmul_(moments, grads, grads, 1 - group["beta2"])
+                    roots = torch._foreach_sqrt(moments)
+                    torch._foreach_add_(roots, self.ADAM_EPS)
+                    torch._foreach_div_(nesterov, roots)
                 wide = [update if update.shape[0] <= update.shape[1] else update.T for update in nesterov]
                 x = torch.stack(wide)  # (matrices of this shape, short side, long side)
                 x = x.bfloat16() if has_bf16(x.device) else x.float()
@@ -139,7 +153,7 @@ def make_optimizers(model: nn.Module, cfg: Optim) -> list[torch.optim.Optimizer]
     else:
         optimizers.append(torch.optim.AdamW(groups_of(muon=False), lr=cfg.lr, betas=cfg.betas, fused=True))
     if muon := groups_of(muon=True):
-        optimizers.append(Muon(muon, momentum=cfg.muon_momentum))
+        optimizers.append(Muon(muon, momentum=cfg.muon_momentum, beta2=cfg.muon_beta2))
     return optimizers
 
 

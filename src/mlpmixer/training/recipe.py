@@ -124,6 +124,9 @@ class Optim(Config, owner="optim"):
     becomes 0.8984375."""
     muon_momentum: float = 0.95
     """Muon momentum."""
+    muon_beta2: float = 0.0
+    """Decay of the second moment by whose root Muon divides its momentum before it orthogonalises it (PolarAdamW, Zhang
+    2026, arXiv:2605.07067). 0 means off."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW betas."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -168,7 +171,7 @@ class Optim(Config, owner="optim"):
         for name in ("lr", "muon_lr"):
             require(getattr(self, name) > 0, f"optim.{name} must be positive, got {getattr(self, name)}")
         require(0 < self.layer_decay <= 1, f"optim.layer_decay must be in (0, 1], got {self.layer_decay}")
-        for name in ("ema_decay", "label_smoothing", "momentum", "muon_momentum", "lr_end"):
+        for name in ("ema_decay", "label_smoothing", "momentum", "muon_momentum", "muon_beta2", "lr_end"):
             require(0 <= getattr(self, name) < 1, f"optim.{name} must be in [0, 1), got {getattr(self, name)}")
         share = self.average_last
         require(0 <= share <= 1, f"optim.average_last is a share of the steps, from 0 to 1, got {share}")
