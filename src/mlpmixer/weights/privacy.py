@@ -9,7 +9,7 @@ from mlpmixer.models.names import MODELS
 from mlpmixer.weights.published import WEIGHTS
 
 FOLDER = "DIR"  # stands for a folder whose own name says nothing about the model
-FOLDER_OPTION = re.compile(r"--(data\.)?data[-_]dir")
+FOLDER_OPTION = re.compile(r"--((data\.)?data|weights)[-_]dir")
 
 
 def without_folders(value: Any) -> Any:
