@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 from helpers.lines import RunLine
+from helpers.models import GREY
 
 import mlpmixer
 from mlpmixer import cli
 from mlpmixer.data.config import Data
 from mlpmixer.models.names import MODELS
 from mlpmixer.training import recipes, start
-from mlpmixer.training.recipe import Init, Recipe, variant
+from mlpmixer.training.recipe import Init, Optim, Recipe, variant
+from mlpmixer.training.run import train
 from mlpmixer.weights import own
 from mlpmixer.weights.model_file import read_meta, read_tensors, save_model
 from mlpmixer.weights.own import OWN, OwnWeights
@@ -150,8 +152,12 @@ def test_name_is_found_in_a_checkout(folder: Path, monkeypatch: pytest.MonkeyPat
     module = folder.parent / "src" / "mlpmixer" / "weights" / "own.py"
     monkeypatch.setattr(own, "__file__", str(module))
     assert own.here(NAME) is None, "installed somewhere"
-    (folder.parent / "pyproject.toml").touch()
+    module.parents[1].mkdir(parents=True)
     assert own.here(NAME) == folder / f"{NAME}.safetensors"
+    monkeypatch.setattr(own, "__file__", "/usr/lib/python3/site-packages/mlpmixer/weights/own.py")
+    assert own.here(NAME) is None
+    monkeypatch.chdir(folder.parent)
+    assert own.here(NAME) == folder / f"{NAME}.safetensors", "installed, in a clone"
     monkeypatch.setenv(own.VARIABLE, "/nowhere")
     assert own.here(NAME) == folder / f"{NAME}.safetensors"
 
@@ -326,3 +332,27 @@ def test_nothing_is_offered_that_is_not_here_or_did_not_help(monkeypatch: pytest
     monkeypatch.undo()
     monkeypatch.setitem(OWN, "photo-weights", dataclasses.replace(OWN["digits"], gains={"flowers": -0.1}))
     assert start.offer(PHOTOS, 500, multi_label=False) == []
+
+
+def test_offer_stands_at_the_start_of_a_run_and_not_of_a_resumed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlpmixer.training.run.offer", lambda *asked: ["an offer"])
+    recipe = Recipe(model=GREY, data=Data(name="digits"), optim=Optim(name="adamw"))
+    events: list[dict[str, Any]] = []
+    short = variant(recipe, run={"steps": 2, "batch_size": 16, "device": "cpu", "save_every_s": 0.0})
+
+    def report(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["kind"] == "save" and len(starts()) == 1:
+            raise KeyboardInterrupt
+
+    def starts() -> list[list[str]]:
+        return [event["notes"] for event in events if event["kind"] == "start"]
+
+    with pytest.raises(KeyboardInterrupt):
+        train(short, out=tmp_path / "run", report=report)
+    train(short, out=tmp_path / "run", resume=True, report=report)
+    first, second = starts()
+    assert "an offer" in first and "an offer" not in second
+    assert "an offer" not in json.loads((tmp_path / "run" / "summary.json").read_text())["notes"]

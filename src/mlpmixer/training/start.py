@@ -30,7 +30,7 @@ Start = Pretrained | Build
 
 FEW_IMAGES = 5_000
 """Training images up to which weights of ours are offered: about twice those of the larger set that they were tried on,
-2,208. With more there is less to gain, and how much was not measured."""
+2,208. What is gained with more was not measured."""
 FOLDED = "its convolutions are folded into matrices, and training goes on with the matrices alone"
 
 

@@ -1,8 +1,8 @@
 """Our own trained weights by name, each file accepted by its digest alone. No torch.
 
 `digits` is part of the package. The others lie in weights/ of the repository and are not installed: they are found in
-the folder that the variable MLPMIXER_WEIGHTS names (--weights-dir sets it), or in the checkout that the package runs
-from. weights/add.py makes such a file of a finished run, its card, and its entry here.
+the folder that the variable MLPMIXER_WEIGHTS names (--weights-dir sets it), or in a checkout that the package runs
+from or that one works in. weights/add.py makes such a file of a finished run, its card, and its entry here.
 """
 
 import hashlib
@@ -65,9 +65,9 @@ OWN["digits"] = OwnWeights(
 
 def folders() -> list[Path]:
     """Where the files are looked for, in this order."""
-    named, root = os.environ.get(VARIABLE), Path(__file__).parents[3]
-    checkout = [root / "weights"] if (root / "pyproject.toml").is_file() else []
-    return [PACKAGED, *([Path(named).expanduser()] if named else []), *checkout]
+    named, roots = os.environ.get(VARIABLE), dict.fromkeys((Path(__file__).parents[3], Path.cwd()))
+    checkouts = [root / "weights" for root in roots if (root / "src" / "mlpmixer").is_dir()]
+    return [PACKAGED, *([Path(named).expanduser()] if named else []), *checkouts]
 
 
 def find(name: str) -> Path | None:
