@@ -12,6 +12,7 @@ import pytest
 from fixtures import seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 import mlpmixer.evaluation.probe as module
@@ -21,6 +22,7 @@ from mlpmixer.data.datasets import open_data
 from mlpmixer.evaluation.probe import (
     draw_shots,
     few_shot,
+    fit_linear,
     knn,
     linear_probe,
     probe,
@@ -191,6 +193,22 @@ def test_l2_is_chosen_on_validation():
     assert got.l2 == max(l2 for l2, share in on_val.items() if share == got.val_top1)
     assert got.top1 == pytest.approx(fits[got.l2].score((test[0] - mean) / std, test[1]), abs=0.01)
     assert got.converged and got.top1 > 0.8
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_head_gives_the_probabilities_of_scikit_learn(classes):
+    (x, labels), val = clouds(60, 0, classes), clouds(45, 1, classes)
+    mean, std = module._mean_std(x)
+    head = fit_linear(x, labels, *val, l2s=(1.0,))
+    wanted = LogisticRegression(C=1.0, max_iter=1000).fit((x - mean) / std, labels).predict_proba((val[0] - mean) / std)
+    np.testing.assert_allclose(softmax(head.logits(val[0]), axis=1), wanted, atol=1e-9)
+    assert (head.l2, head.converged) == (1.0, True)
+
+
+def test_class_without_training_images_is_never_predicted():
+    x, labels = clouds(60, 0)
+    logits = fit_linear(x, labels * 2, x, labels * 2).logits(x)
+    assert logits.shape == (60, 5) and np.isneginf(logits[:, [1, 3]]).all() and np.isfinite(logits[:, ::2]).all()
 
 
 def test_test_images_choose_nothing():
