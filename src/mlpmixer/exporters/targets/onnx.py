@@ -3,6 +3,7 @@
 import ast
 import logging
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from mlpmixer.inference.exported import INPUT, metadata
 
 if TYPE_CHECKING:
     import onnx
+    from torch import Tensor, nn
+    from torch.export import Dim
 
 OPSET = 20  # the first in which GELU is one operation (onnx.ai/onnx/operators/onnx__Gelu.html)
 
@@ -27,28 +30,38 @@ def write(job: Job, path: Path) -> None:
 
         _save(onnx.load(str(job.onnx)), job, path)
         return
-    import torch
-
     from mlpmixer.exporters.graph import Graph, example_of
 
     graph = Graph(job).eval()
     example, free = example_of(job)
+    _save(graph_of(graph, example, free, list(graph(example))), job, path)
+
+
+def graph_of(
+    module: "nn.Module", example: "Tensor", free: "Mapping[int, Dim]", outputs: Sequence[str]
+) -> "onnx.ModelProto":
+    """A module of one input, `images`, without traces of this machine.
+
+    example: an input to trace it with. free: its axes of any length. outputs: names of what it returns.
+    """
+    import torch
+
     with log_level("torch.onnx", logging.ERROR), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecations between torch and onnxscript
         program = torch.onnx.export(
-            graph,
+            module,
             (example,),
             dynamo=True,
             opset_version=OPSET,
             dynamic_shapes=(free,),
             input_names=[INPUT],
-            output_names=list(graph(example)),
+            output_names=outputs,
             verbose=False,
         )
     assert program is not None
     model = program.model_proto
     _without_traces(model)
-    _save(model, job, path)
+    return model
 
 
 def finish(job: Job, path: Path) -> None:
