@@ -29,6 +29,7 @@ NEEDS = {"lightning_module.py": "lightning", "hf_trainer.py": "accelerate"}
         ("plain_pytorch.py", ["digits-images", "fresh", "1"], "Prediction(name='digits-images/0/0000.png', label="),
         ("lightning_module.py", ["trained", "1"], "Prediction(name='image[0]', label="),
         ("hf_trainer.py", ["trained", "1"], "Prediction(name='image[0]', label="),
+        ("teacher.py", ["--help"], "--student-size"),
         ("scale.py", ["--model", "L/16", "--images", "14e6", "--epochs", "300", "--gpus", "8", "16"], "| 16 | 55% |"),
     ],
 )
