@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import runpy
 import shutil
 from pathlib import Path
@@ -290,6 +291,7 @@ def helped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         gains={"flowers": 0.0321, "trash": -0.01},
     )
     monkeypatch.setitem(OWN, "photo-weights", known)
+    monkeypatch.setattr(start, "OWN", {"digits": OWN["digits"], "photo-weights": known})
     monkeypatch.setenv(own.VARIABLE, str(folder))
 
 
@@ -327,10 +329,12 @@ def test_nothing_is_offered_where_it_does_not_fit(recipe: Recipe) -> None:
 
 @pytest.mark.usefixtures("helped")
 def test_nothing_is_offered_that_is_not_here_or_did_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = os.environ[own.VARIABLE]
     monkeypatch.setenv(own.VARIABLE, "/nowhere")
     assert start.offer(PHOTOS, 500, multi_label=False) == []
-    monkeypatch.undo()
-    monkeypatch.setitem(OWN, "photo-weights", dataclasses.replace(OWN["digits"], gains={"flowers": -0.1}))
+    (known := dict(start.OWN))["photo-weights"] = dataclasses.replace(OWN["photo-weights"], gains={"flowers": -0.1})
+    monkeypatch.setenv(own.VARIABLE, folder)
+    monkeypatch.setattr(start, "OWN", known)
     assert start.offer(PHOTOS, 500, multi_label=False) == []
 
 
