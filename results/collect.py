@@ -1,7 +1,7 @@
-"""Turn finished runs into a stored result, and keep the tables of the README equal to what is stored.
+"""Turn finished runs into a stored result, and keep the tables of README and docs equal to what is stored.
 
-    python results/collect.py add "what is claimed" runs/digits-0 runs/digits-1 ...   # runs of one recipe, other seeds
-    python results/collect.py table                                                    # rewrite the tables in README.md
+    python results/collect.py add "what is claimed" "what changed" runs/digits-0 runs/digits-1 ...   # of one recipe
+    python results/collect.py table                                                          # rewrite the tables
 
 A result is results/<data>/<recipe>/<date>_<commit>_<hardware>/ with recipe.json, env.json, metrics.jsonl (of the first
 run), summary.json (mean, range and number of seeds, on the test split) and a README of the claim, the command and the
@@ -56,7 +56,7 @@ def spread(values: list[float]) -> dict[str, Any]:
     return {"mean": round(sum(values) / len(values), 5), "range": [min(values), max(values)], "n": len(values)}
 
 
-def add(claim: str, runs: list[Path]) -> Path:
+def add(claim: str, changed: str, runs: list[Path]) -> Path:
     summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
     envs = [json.loads((run / "env.json").read_text()) for run in runs]
     first, env = summaries[0], envs[0]
@@ -74,6 +74,7 @@ def add(claim: str, runs: list[Path]) -> Path:
     (out / "env.json").write_text(json.dumps(env, indent=2) + "\n")
     summary = {
         "claim": claim,
+        "changed": changed,
         "data": Path(first["data"]).name,
         "recipe": first["recipe"],
         "command": shlex.join(command),
@@ -84,6 +85,7 @@ def add(claim: str, runs: list[Path]) -> Path:
         "ece": spread([s["test"]["ece"] for s in summaries]),
         "test_images": first["test"]["n"],
         "train_images": first["train_images"],
+        "images_seen": first["steps"] * recipe["run"]["batch_size"],
         "params": first["params"],
         "steps": first["steps"],
         "train_s": spread([s["train_s"] for s in summaries]),
@@ -235,21 +237,44 @@ def models() -> str:
     return f"Images a second in timm, float32 and int8: {measured}\n\n" + "\n".join(rows)
 
 
-def readme_with_tables(readme: str) -> str:
-    for name, write in (("results", table), ("models", models)):
+def leaderboard() -> str:
+    """Every stored result on CIFAR-10, newest first, as a Markdown table."""
+    rows = [
+        "| date | images seen | test top-1 | parameters | time | hardware | what changed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted((RESULTS / "cifar10").glob("*/*/summary.json"), key=lambda p: begun(p)[2], reverse=True):
+        s = json.loads(path.read_text())
+        device, threads = s["device"].replace("1 threads", "1 thread").rsplit(", ", 1)
+        rows.append(
+            f"| [{begun(path)[2][:10]}](../../{path.parent.relative_to(ROOT)}) | {s['images_seen']:,} "
+            f"| {percent(s['top1'])} ({seeds(s['top1'])}) | {millions(s['params'])} | {minutes(s['train_s']['mean'])} "
+            f"| {threads}, {device} | {s['changed']} |"
+        )
+    return "\n".join(rows)
+
+
+TABLES = {"README.md": {"results": table, "models": models}, "docs/results/cifar10.md": {"leaderboard": leaderboard}}
+"""The pages with tables of what is stored."""
+
+
+def with_tables(page: str, text: str) -> str:
+    """The text of a page with its tables as they are now."""
+    for name, write in TABLES[page].items():
         start, end = START.format(name), END.format(name)
-        before, rest = readme.split(start)
-        readme = f"{before}{start}\n{write()}\n{end}{rest.split(end)[1]}"
-    return readme
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{write()}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def main(args: list[str]) -> None:
-    readme = ROOT / "README.md"
-    if args[:1] == ["add"] and len(args) > 2:
-        print(add(args[1], [Path(a) for a in args[2:]]).relative_to(ROOT))
+    if args[:1] == ["add"] and len(args) > 3:
+        print(add(args[1], args[2], [Path(a) for a in args[3:]]).relative_to(ROOT))
     elif args != ["table"]:
         raise SystemExit(__doc__)
-    readme.write_text(readme_with_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in TABLES:
+        path = ROOT / page
+        path.write_text(with_tables(page, path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

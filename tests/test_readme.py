@@ -147,8 +147,10 @@ def test_python_runs(code: str, at_desk: Path) -> None:
     exec(code, {})
 
 
-def test_tables_equal_what_is_stored() -> None:
-    assert collect().readme_with_tables(README) == README
+@pytest.mark.parametrize("page", ["README.md", "docs/results/cifar10.md"])
+def test_tables_equal_what_is_stored(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert collect().with_tables(page, text) == text
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!https?:)[^)#]+)", README))))
