@@ -48,7 +48,7 @@ def finished(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A run of the digits, started in a folder that nobody needs to know."""
     run = shutil.copytree(digits_run, tmp_path_factory.mktemp("own") / "run")
     env = json.loads((run / "env.json").read_text())
-    env["command"] = ["mlpmixer", "train", "digits", "--out", "/home/ada/run"]
+    env["command"] = ["mlpmixer", "train", "digits", "--out", "/disk/birders/run"]
     (run / "env.json").write_text(json.dumps(env))
     return run
 
@@ -113,7 +113,7 @@ def test_script_writes_file_card_and_entry(folder: Path, digits_run: Path) -> No
     assert meta.data == Data(name="digits") and meta.provenance["terms"] == "CC BY 4.0"
     card = file.with_suffix(".md").read_text(encoding="utf-8")
     require_complete(card, known)
-    assert "/home/ada" not in card
+    assert "/disk/birders" not in card
     for line in (
         "- command: `mlpmixer train digits --out run`",
         "- training images: 1,293 images of scikit-learn's digits",

@@ -57,7 +57,7 @@ def test_every_path_of_a_command_is_cut() -> None:
         "--data-dir",
         "/disk/birders",
     ]
-    command += ["--weights-dir", "/home/ada"]
+    command += ["--weights-dir", "/disk/birders/weights"]
     assert without_folders([*command, "--data.data-dir=/disk/birders", "--quiet", "--init", "../ada/w.npz"]) == [
         *("mlpmixer", "train", "birds", "--out=r", "--model", "S/16", "--data-dir", "DIR", "--weights-dir", "DIR"),
         *("--data.data-dir=DIR", "--quiet", "--init", "w.npz"),
