@@ -35,7 +35,7 @@ from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.evaluation.evaluate import require_one_class
 from mlpmixer.evaluation.features import Features, extract_features
-from mlpmixer.evaluation.probe import LINEAR_L2S, LinearHead, fit_linear
+from mlpmixer.evaluation.linear import LINEAR_L2S, LinearHead, fit_linear
 from mlpmixer.exporters.targets.onnx import graph_of
 from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.engines.session import KEY

@@ -15,20 +15,16 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
-import mlpmixer.evaluation.probe as module
 from mlpmixer import cli
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
-from mlpmixer.evaluation.probe import (
-    draw_shots,
-    few_shot,
-    fit_linear,
-    knn,
-    linear_probe,
-    probe,
-    ridge_dual,
-    ridge_primal,
-)
+from mlpmixer.evaluation import few_shot as few_shots
+from mlpmixer.evaluation import linear, neighbours
+from mlpmixer.evaluation.features import mean_std
+from mlpmixer.evaluation.few_shot import draw_shots, few_shot, ridge_dual, ridge_primal
+from mlpmixer.evaluation.linear import fit_linear, linear_probe
+from mlpmixer.evaluation.neighbours import knn
+from mlpmixer.evaluation.probe import probe
 from mlpmixer.inference.classifier import Classifier
 
 FIXTURE = json.loads((Path(__file__).parents[1] / "fixtures" / "fewshot.json").read_text())
@@ -48,12 +44,12 @@ def official(case):
 def test_ridge_equals_the_official_weights(case, l2, ridge):
     x, y, x_test, y_test = official(case)
     want = FIXTURE[case]["acc"][l2]
-    mean, std = module._mean_std(x)
-    w = ridge(module._with_constant(x, mean, std), module._targets(y, FIXTURE[case]["classes"]), float(l2))
+    mean, std = mean_std(x)
+    w = ridge(few_shots._with_constant(x, mean, std), few_shots._targets(y, FIXTURE[case]["classes"]), float(l2))
     assert w.dtype == np.float64
     np.testing.assert_allclose(seeded.probe("fewshot_w", w), want["w_probe"], rtol=0, atol=1e-6)
     np.testing.assert_allclose([w[0, 0], w[-1, 0]], [want["w00"], want["w_last00"]], rtol=0, atol=1e-6)
-    assert ((module._with_constant(x_test, mean, std) @ w).argmax(axis=1) == y_test).mean() == want["acc"]
+    assert ((few_shots._with_constant(x_test, mean, std) @ w).argmax(axis=1) == y_test).mean() == want["acc"]
 
 
 @pytest.mark.parametrize(("case", "l2"), CASES)
@@ -78,7 +74,7 @@ def test_primal_equals_dual(n, d, l2, seed):
 def test_the_smaller_eigenproblem_is_solved(shots, cheaper, monkeypatch):
     x, y = np.random.default_rng(0).normal(size=(9, 8)), np.arange(9) % 3  # 3 or 9 images, 8 features and the constant
     other = {"ridge_dual": "ridge_primal", "ridge_primal": "ridge_dual"}[cheaper]
-    monkeypatch.setattr(module, other, lambda *args: pytest.fail(f"{other} was called"))
+    monkeypatch.setattr(few_shots, other, lambda *args: pytest.fail(f"{other} was called"))
     few_shot(x, y, x, y, shots=(shots,), seeds=(0,))
 
 
@@ -120,7 +116,7 @@ def test_too_few_images_name_what_is_possible():
 
 
 def test_mean_and_range_are_over_seeds():
-    row = module.FewShot(shots=5, top1=(0.5, 0.25, 0.75))
+    row = few_shots.FewShot(shots=5, top1=(0.5, 0.25, 0.75))
     assert (row.mean, row.range) == (0.5, (0.25, 0.75))
 
 
@@ -156,7 +152,7 @@ def test_chunks_do_not_change_knn(monkeypatch):
         rng.integers(0, 4, 33),
     )
     whole = knn(train, of, test, labels, k=7)
-    monkeypatch.setattr(module, "CHUNK", 10)
+    monkeypatch.setattr(neighbours, "CHUNK", 10)
     assert knn(train, of, test, labels, k=7) == whole
     assert round(whole.top1 * 33, 9) == round(whole.top1 * 33)
 
@@ -183,10 +179,10 @@ def clouds(n, seed, classes=3, d=6):
 def test_l2_is_chosen_on_validation():
     train, val, test = clouds(60, 0), clouds(45, 1), clouds(300, 2)
     got = linear_probe(*train, *val, *test)
-    mean, std = module._mean_std(train[0])
+    mean, std = mean_std(train[0])
     fits = {
         l2: LogisticRegression(C=1 / l2, max_iter=1000).fit((train[0] - mean) / std, train[1])
-        for l2 in module.LINEAR_L2S
+        for l2 in linear.LINEAR_L2S
     }
     on_val = {l2: fit.score((val[0] - mean) / std, val[1]) for l2, fit in fits.items()}
     assert got.val_top1 == max(on_val.values()) > min(on_val.values())
@@ -198,7 +194,7 @@ def test_l2_is_chosen_on_validation():
 @pytest.mark.parametrize("classes", [2, 3])
 def test_head_gives_the_probabilities_of_scikit_learn(classes):
     (x, labels), val = clouds(60, 0, classes), clouds(45, 1, classes)
-    mean, std = module._mean_std(x)
+    mean, std = mean_std(x)
     head = fit_linear(x, labels, *val, l2s=(1.0,))
     wanted = LogisticRegression(C=1.0, max_iter=1000).fit((x - mean) / std, labels).predict_proba((val[0] - mean) / std)
     np.testing.assert_allclose(softmax(head.logits(val[0]), axis=1), wanted, atol=1e-9)
@@ -218,7 +214,7 @@ def test_test_images_choose_nothing():
 
 
 def test_an_unconverged_fit_says_so(monkeypatch):
-    monkeypatch.setattr(module, "LINEAR_MAX_STEPS", 1)
+    monkeypatch.setattr(linear, "LINEAR_MAX_STEPS", 1)
     assert not linear_probe(*clouds(60, 0), *clouds(45, 1), *clouds(30, 2), l2s=(1e-2,)).converged
 
 
@@ -262,7 +258,7 @@ def test_probe_works_with_other_classes(model, photos, network):
     assert result.classes == ("blue", "green", "red") and result.bad == ()
     assert [row.shots for row in result.few_shot] == [1, 5] and all(len(row.top1) == 3 for row in result.few_shot)
     assert result.few_shot[1].mean == 1.0
-    assert result.neighbours == module.Neighbours(k=3, top1=1.0)
+    assert result.neighbours == neighbours.Neighbours(k=3, top1=1.0)
     assert result.linear is not None and result.linear.top1 == 1.0
     assert network.seen == 36 + 9 + 9
     given = probe(model, open_data(Data(name=str(photos))), shots=(1, 5), neighbours=3, linear=True)

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,10 @@ from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.files import map_images
 
 CACHE_FORMAT = 1
+STD_FLOOR = 1e-5  # big_vision: evaluators/fewshot_lsr.py
 
+Matrix = NDArray[np.floating[Any]]
+Labels = NDArray[np.integer[Any]]
 Outputs = tuple[NDArray[np.int64], NDArray[np.float32], list[tuple[str, str]]]
 
 
@@ -121,3 +125,27 @@ def _read(file: Path) -> Outputs:
             return f.get_tensor("kept"), f.get_tensor("features"), bad
     except (SafetensorError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{file} is damaged: delete it and try again") from e
+
+
+def mean_std(features: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    x = np.asarray(features, np.float64)
+    return x.mean(axis=0), x.std(axis=0) + STD_FLOOR
+
+
+def require_pairs(**parts: tuple[Matrix, Labels]) -> None:
+    """ValueError unless all features (N,D) are finite and of one D, with labels (N,) from 0 on."""
+    widths = set()
+    for part, (features, labels) in parts.items():
+        if features.ndim != 2 or not len(features) or labels.shape != (len(features),):
+            raise ValueError(
+                f"{part}: expected features (N,D) and labels (N,) with N >= 1, got {features.shape} and {labels.shape}"
+            )
+        if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+            raise ValueError(f"{part}: labels must be integers from 0 on, got {labels.dtype} from {labels.min()} on")
+        if not np.isfinite(features).all():
+            raise ValueError(
+                f"{part}: the features contain NaN or infinity: the model is broken, as after a diverged training"
+            )
+        widths.add(features.shape[1])
+    if len(widths) > 1:
+        raise ValueError(f"all parts must have the same number of features, got {', '.join(map(str, sorted(widths)))}")
