@@ -20,8 +20,8 @@ class Bench(Command):
     """Measure how fast each engine runs a model on this machine.
 
     Times are from pixels to probabilities. For an export, the last line names the fastest engine in float32 that gives
-    the same answers, as the --engine option of `predict`, `evaluate`, `probe`, `compare` and `serve`. A run is computed
-    by torch; it is measured beside its export.
+    the same answers, as the --engine option of `predict`, `evaluate`, `probe`, `compare` and `serve`. A run is
+    measured beside its export.
     """
 
     run: Annotated[str, Arg("RUN", MODEL, positional=True)]

@@ -87,8 +87,8 @@ class RuntimeOptions:
 
     engine: Literal["auto", "onnxruntime", "openvino", "torch", "compiled"] = "auto"
     """What computes the model. auto, for an export: onnxruntime for an .onnx file or a bundle (openvino takes those,
-    too), openvino for an .xml, torch for a .pt2; for a run: torch, or compiled, which takes a plain Mixer on the CPU in
-    float32 without importing torch, where `predict` can do with it. `mlpmixer bench` says which is the fastest here."""
+    too), openvino for an .xml, torch for a .pt2; for a run: torch. `predict` takes compiled where it can: a plain Mixer
+    in float32 on the CPU, without importing torch. `mlpmixer bench` says which is the fastest here."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Data type of the computation. bfloat16 is faster on processors that have it, at about three digits, with openvino
     and torch; int8 layers stay int8."""

@@ -113,7 +113,7 @@ def print_experiments(*, as_json: bool) -> int:
         return 0
     rows = []
     for name, e in EXPERIMENTS.items():
-        needs = [*(["--data-dir"] if e.data else []), *(['".[rivals]"'] if e.baselines else [])]
+        needs = [*(["--data-dir"] if e.data else []), *([f'".[{",".join(e.extras)}]"'] if e.extras else [])]
         scales = "; ".join(f"{scale}: {text}" for scale, text in e.scales.items())
         rows.append((name, e.title, scales, ", ".join(needs)))
     print_table(("experiment", "what it shows", "scales", "needs"), rows)

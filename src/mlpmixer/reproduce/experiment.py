@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from mlpmixer.config import Config
 from mlpmixer.download import Report
 from mlpmixer.durable import write_json
+from mlpmixer.exporters.job import require_packages
 from mlpmixer.models.architecture import require_library
 from mlpmixer.models.configs import ViTConfig
 from mlpmixer.registry import Registry, suggest
@@ -47,8 +48,8 @@ class Experiment:
     """What runs it: MODULE:FUNCTION of this room, from an ExperimentContext to a Page."""
     data: str = ""
     """The data set whose files it needs."""
-    baselines: bool = False
-    """Whether it needs the extra `rivals`."""
+    extras: tuple[str, ...] = ()
+    """The extras of the package that it needs: rivals, onnx."""
     overrides: bool = False
     """Whether it trains by published settings, of which `Overrides` can change some."""
 
@@ -65,7 +66,7 @@ EXPERIMENTS["cost"] = Experiment(
     source="abstract and section 2: linear in the number of patches, unlike ViT's quadratic",
     scales={"small": "about 8 min", "full": "one GPU, minutes"},
     function="cost:measure_cost",
-    baselines=True,
+    extras=("rivals",),
 )
 EXPERIMENTS["permutation"] = Experiment(
     title="a Mixer and a ResNet on original images, with patches and their pixels shuffled, with all pixels shuffled",
@@ -73,7 +74,7 @@ EXPERIMENTS["permutation"] = Experiment(
     scales={"small": "about 22 min", "long": "about 40 min", "full": "one GPU, in pieces"},
     function="permutation:train_on_shuffled_pixels",
     data="cifar10",
-    baselines=True,
+    extras=("rivals",),
 )
 EXPERIMENTS["data-scaling"] = Experiment(
     title="a Mixer, a ViT and a ResNet on 3, 10, 30 and 100 % of the images, in equally many steps: accuracy, 5-shot",
@@ -81,7 +82,7 @@ EXPERIMENTS["data-scaling"] = Experiment(
     scales={"small": "about 22 min", "long": "about an hour", "full": "one GPU, in pieces"},
     function="data_scaling:train_on_shares",
     data="cifar10",
-    baselines=True,
+    extras=("rivals",),
 )
 EXPERIMENTS["transfer"] = Experiment(
     title="tables 2 and 3, the tasks of Avg5 and VTAB-1k, and which rows can be run from published weights",
@@ -138,7 +139,7 @@ EXPERIMENTS["family"] = Experiment(
     scales={"small": "about 10 min, a check of the pipeline and no result", "long": "about 5 hours"},
     function="family.compare:compare_relatives",
     data="cifar10",
-    baselines=True,
+    extras=("rivals", "onnx"),
 )
 
 
@@ -209,8 +210,10 @@ class ExperimentContext:
             raise ValueError(f"max_minutes must be positive, or 0 for no limit, got {self.max_minutes:g}")
         if self.overrides != Overrides() and not experiment.overrides:
             raise ValueError(f"{self.name} has no published settings: rows, steps, batch_size, accumulate do not apply")
-        if experiment.baselines:
+        if "rivals" in experiment.extras:
             require_library(ViTConfig())
+        if "onnx" in experiment.extras:
+            require_packages("ONNX", "onnx", "onnx", "onnxscript", "onnxruntime")
         folder = f"{self.scale}-reduced" if self.overrides.reduced else self.scale
         self.out = Path("results", self.name, folder) if self.out is None else Path(self.out)
         limit = max(60 * self.max_minutes - SAVE_S, 0.0) if self.max_minutes else math.inf

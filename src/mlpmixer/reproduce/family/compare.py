@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mlpmixer.exporters.job import require_packages
 from mlpmixer.reproduce.experiment import ExperimentContext
 from mlpmixer.reproduce.family.measured import BATCH, Measured, best_rates
 from mlpmixer.reproduce.family.page import make_page
@@ -45,7 +44,6 @@ def try_rates(context: ExperimentContext, length: Length) -> dict[str, dict[floa
 
 def compare_relatives(context: ExperimentContext) -> Page:
     """Choose rates; train for equally many images, the best networks twice; then for equal time; export and time."""
-    require_packages("ONNX", "onnx", "onnx", "onnxscript", "onnxruntime")  # at the end, hours from now
     length = LENGTHS[context.scale]
     num_rates = sum(len(rates_of(name)) for name in NETWORKS)
     context.num_parts = num_rates + 3 * len(NETWORKS) + length.second_seeds + 2
