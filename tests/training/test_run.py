@@ -639,6 +639,7 @@ STILL = variant(  # the first evaluation is the best, as nothing is learnt
     optim={"lr": 1e-9, "muon_lr": 1e-9, "weight_decay": 0.0, "ema_decay": 0.0},
     run={"steps": 12, "eval_every": 0.4},
 )
+IMPATIENT = variant(STILL, run={"patience": 1, "test": False})  # ends at step 8
 
 
 @pytest.fixture(scope="module")
@@ -676,6 +677,27 @@ def stopped(recipe: Recipe, step: int, out: Path) -> Path:
     with pytest.raises(Stopped):
         train(recipe, out=out, report=stop_at(step))
     return out
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(IMPATIENT, out=tmp_path_factory.mktemp("runs") / "impatient").path
+
+
+def test_run_whose_patience_is_over_is_resumed_without_a_further_step(impatient: Path, tmp_path: Path) -> None:
+    assert model_file.states(impatient)[0].stem == "step-000000008", "its end is saved"
+    run = stopped(IMPATIENT, 8, tmp_path / "run")
+    assert train(IMPATIENT, out=run, resume=True).summary["steps"] == 8
+    assert_same_run(impatient, run)
+
+
+def test_run_whose_patience_is_over_is_not_interrupted(impatient: Path, tmp_path: Path) -> None:
+    def terminate(line: dict[str, Any]) -> None:
+        if line["kind"] == "eval" and line["step"] == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run = train(variant(IMPATIENT, run={"save_every_s": 1e9}), out=tmp_path / "run", report=terminate).path
+    assert_same_run(impatient, run)
 
 
 def test_lost_or_damaged_best_model_does_not_stop_a_run(still: Path, tmp_path: Path) -> None:

@@ -117,14 +117,21 @@ class Trainer:
         run = self.recipe.run
         return (run.keep == "best" or (run.keep == "auto" and run.patience > 0)) and not self.stores.splits.doubt
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left: the last one is done, or validation has stopped improving (`run.patience`)."""
+        patience = self.recipe.run.patience
+        return self.state.step == self.total_steps or 0 < patience <= self.state.evals_without_improvement
+
     def train(self, stop: threading.Event, between: Callable[[], None] = lambda: None) -> None:
-        """Train to the last step, or until validation stops improving (`run.patience`). `between` is called before each
-        step.
+        """Train until `is_over`; a resumed run may be so already. `between` is called before each step.
 
         Errors: Interrupted, after saving, when `stop` is set; Diverged; OSError when nothing can be written.
         """
         step, state, clock, run, optim = self.training_step, self.state, self.clock, self.recipe.run, self.recipe.optim
         eval_every = max(round(run.eval_every * self.steps_per_epoch), 1)
+        if self.is_over:
+            return
         for batch in batches(step.images, run, state.step + 1, self.total_steps, step.rows):
             between()
             step.resize(image_size(batch.step, self.total_steps, self.recipe))
@@ -135,22 +142,21 @@ class Trainer:
             self.correct.append(correct)
             clock.count(step.rows.batch_size)
 
-            is_last = state.step == self.total_steps
-            evaluating = is_last or state.step % eval_every == 0
+            evaluating = state.step == self.total_steps or state.step % eval_every == 0
             logging = evaluating or state.step % run.log_every == 0
             if logging:
                 self.log_steps()
             if evaluating:
                 self.evaluate()
-            stopping, saving = stop.is_set(), is_last or clock.since_save() > run.save_every_s
+            stopping, saving = stop.is_set(), self.is_over or clock.since_save() > run.save_every_s
             if self.group.size > 1:  # the processes agree where they exchange their losses anyway
                 stopping, saving = self.group.any(stopping, saving) if logging else (False, False)
             if stopping or saving:
                 self.save()
-            if stopping and not is_last:
-                raise Interrupted(state.step, self.folder)
-            if run.patience and state.evals_without_improvement >= run.patience:
+            if self.is_over:
                 return
+            if stopping:
+                raise Interrupted(state.step, self.folder)
 
     def log_steps(self) -> None:
         """Write the log line of the steps since the last one. Errors: Diverged when one of them has no finite loss."""
