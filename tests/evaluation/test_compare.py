@@ -129,6 +129,32 @@ def test_runs_that_differ_in_the_seed_are_recognised(folder):
     assert compare(first, second).n == 8  # a fifth of 40 is cut off for test
 
 
+@pytest.mark.parametrize(
+    ("of_first", "of_second", "measured", "apart"),
+    [
+        ({"threads": 1}, {"threads": 2}, ["run.threads"], True),
+        ({"threads": 0}, {"threads": 2}, [], True),  # a run of before
+        ({"time": "1m", "steps": 10}, {"time": "1m", "steps": 12}, [], True),
+        ({"time": "1m", "steps": 10}, {"time": "2m", "steps": 20}, ["run.steps"], False),
+        ({"steps": 10}, {"steps": 12}, [], False),
+        ({"batch_size": 64}, {"batch_size": 128}, ["run.batch_size", "run.threads"], True),
+        ({"batch_size": 64}, {"batch_size": 128}, [], False),
+        ({"device": "cpu"}, {"save_every_s": 1.0}, [], True),
+        ({"precision": "float32"}, {}, [], False),
+    ],
+)
+def test_what_is_measured_at_the_start_makes_no_other_recipe(folder, of_first, of_second, measured, apart):
+    pair = [
+        run_of(folder, name, Recipe(data=Data(name=spelling), run=Run(seed=seed, **run)))
+        for seed, (name, spelling, run) in enumerate(
+            [("first", str(folder), of_first), ("second", f"{folder}/../{folder.name}/", of_second)]
+        )
+    ]
+    for model in pair:
+        (model.path.parent / "env.json").write_text(json.dumps({"measured": measured} if measured else {}))
+    assert compare(*pair).seeds_apart == apart
+
+
 def test_images_that_either_was_trained_on_are_left_out(folder):
     first = run_of(folder, "first", Recipe(data=Data(name=str(folder))))
     second = run_of(folder, "second", Recipe(data=Data(name=str(folder), split_seed=5)))

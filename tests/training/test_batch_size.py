@@ -17,6 +17,7 @@ from mlpmixer.training.inputs import ImageCache
 from mlpmixer.training.recipe import Augment, Optim, Recipe, Run, read_recipe, variant
 from mlpmixer.training.run import train
 from mlpmixer.training.step import TrainingStep
+from mlpmixer.weights.run_folder import measured_fields
 
 AUTO = Recipe(
     name="digits",  # whose batch is 64
@@ -87,7 +88,7 @@ def test_measured_run_is_the_run_of_that_number_and_resumes_without_measuring(
         AUTO, out=tmp_path / "auto", report=lambda event: said.append(event.get("what")), image_cache=images
     ).path
     number = read_recipe(auto).run.batch_size
-    assert number in (64, 128)
+    assert number in (64, 128) and measured_fields(auto) == ["run.batch_size", "run.threads"]
     line = next(text for text in said if text and text.startswith(f"batch size {number}, by measuring: "))
     assert line.endswith("The learning rate stays 0.001" + ", which was chosen for batches of 64" * (number != 64))
     typed = variant(AUTO, run={"batch_size": number})
@@ -97,6 +98,7 @@ def test_measured_run_is_the_run_of_that_number_and_resumes_without_measuring(
     monkeypatch.setattr("mlpmixer.training.run.measured_batch_size", lambda *_: pytest.fail("measured again"))
     # as --out DIR --resume asks, whose recipe still says auto
     assert_same_run(train(read_recipe(tmp_path / "stopped"), out=tmp_path / "stopped", resume=True).path, auto)
+    assert measured_fields(tmp_path / "stopped") == ["run.threads"], "also after a resume"
     assert train(AUTO, out=auto, resume=True).path == auto
 
 

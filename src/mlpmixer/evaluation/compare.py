@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.paths import TRAIN
-from mlpmixer.evaluation.data import ALL, open_for, seen
+from mlpmixer.evaluation.data import ALL, open_for, own_data, place_of, seen
 from mlpmixer.evaluation.evaluate import match_classes, require_one_class
 from mlpmixer.evaluation.metrics import Scored, as_json
 from mlpmixer.evaluation.significance import Interval, holm, mcnemar, paired_difference, wilson
 from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.files import map_images
 from mlpmixer.inference.load import load
-from mlpmixer.weights.run_folder import read_recipe_json
+from mlpmixer.weights.run_folder import differences, is_run, measured_fields, read_recipe_json
 
+WHERE_IT_RAN = {"data.data_dir", "data.workers", "data.cache_mib", "run.device", "run.threads", "run.save_every_s"}
 LEVEL = 0.05  # a difference with a smaller p is significant
 
 
@@ -82,7 +83,8 @@ class Comparison:
     per_class: tuple[ClassDifference, ...]
     """In the order of the data's classes, without those that have no images."""
     seeds_apart: bool
-    """Whether both are runs of one recipe that differ in nothing but the seed."""
+    """Whether both are runs of one recipe that differ in nothing but the seed, where they ran, and what was measured as
+    they started."""
     bad: tuple[tuple[str, str], ...] = ()
     """Unreadable images, (name, reason), which are excluded from the numbers above."""
     scored: Scored | None = None
@@ -235,11 +237,16 @@ def _shared_images(
 
 
 def _differ_only_in_seed(pair: Sequence[Classifier]) -> bool:
-    files = [classifier.path for classifier in pair]
-    if not all(file and file.with_name("recipe.json").is_file() for file in files):
+    runs = [classifier.path.parent for classifier in pair if classifier.path]
+    if len(runs) < 2 or not all(map(is_run, runs)):
         return False
-    a, b = (read_recipe_json(file.parent) for file in files if file)
-    seeds = [recipe["run"].pop("seed") for recipe in (a, b)]
-    for recipe in (a, b):
-        del recipe["data"]["data_dir"]
-    return seeds[0] != seeds[1] and a == b
+    a, b = map(read_recipe_json, runs)
+    found = differences(a, b)
+    if "run.seed" not in found:
+        return False
+    free = {"run.seed"} | WHERE_IT_RAN | set(measured_fields(runs[0])).intersection(measured_fields(runs[1]))
+    if a["run"].get("time"):
+        free.add("run.steps")
+    if len({place_of(data) for data in map(own_data, pair) if data}) == 1:
+        free.add("data.name")
+    return found.keys() <= free

@@ -148,7 +148,7 @@ def open_for(classifier: Classifier, data: Data | str | None, data_dir: str = ""
     """
     asked, record = resolve_data(classifier, data, data_dir), record_of(classifier)
     own = own_data(classifier)
-    is_same = own is not None and _place(own) == _place(asked)
+    is_same = own is not None and place_of(own) == place_of(asked)
     if own is not None:
         settings = replace(own, name=asked.name, data_dir=asked.data_dir)
         asked = settings if is_same else asked
@@ -297,7 +297,7 @@ def seen(
         known: NDArray[np.bool_] = np.isin(hashes, record.trained) & (hashes != 0)
         return known
     own = own_data(classifier)
-    if own is None or data is None or _place(own) != _place(data) or is_streamed(own):
+    if own is None or data is None or place_of(own) != place_of(data) or is_streamed(own):
         return None
     names = set(map(str, open_data(replace(own, name=data.name, data_dir=data.data_dir)).train.names))
     return np.array([str(name) in names for name in images.names], dtype=bool)
@@ -339,7 +339,7 @@ def own_data(classifier: Classifier) -> Data | None:
     return from_json(Data, read_recipe_json(recipe.parent).get("data"), "data")
 
 
-def _place(data: Data) -> str:
+def place_of(data: Data) -> str:
     """Where data is, the same for every spelling of its path."""
     if (key := data.name.casefold().replace("_", "-")) in DATASETS:
         return key

@@ -5,7 +5,7 @@ marks a row as REDUCED.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from mlpmixer.reproduce.page import Page, Table, make_table, percent
 from mlpmixer.training.recipe import Init, Recipe, read_recipe
 from mlpmixer.training.recipes import RECIPES
 from mlpmixer.weights.published import WEIGHTS
-from mlpmixer.weights.run_folder import read_summary
+from mlpmixer.weights.run_folder import differences, left_open, read_summary
 
 RECIPE = "finetune-official"
 """The published settings; each row adds its network and weights."""
@@ -29,16 +29,8 @@ ROWS: Registry[float] = Registry("row")
 ROWS |= {"B/16:imagenet1k": 0.9672, "L/16:imagenet1k": 0.9659, "B/16:imagenet21k": 0.9682, "L/16:imagenet21k": 0.9834}
 TRAIN_IMAGES, TEST_IMAGES = 49_000, 10_000  # train[:98%], and the whole test split
 
-SET_AT_START = {"model.num_classes", "run.threads"}  # by the data, by measuring
 # What may differ from the published settings: they fix neither seed nor order, and the parts of a batch add up to it.
-FREE = SET_AT_START | {
-    "data.data_dir",
-    "data.min_per_class",
-    "init.weights",
-    "run.device",
-    "run.seed",
-    "run.accumulate",
-}
+FREE = {"data.data_dir", "data.min_per_class", "init.weights", "run.device", "run.seed", "run.accumulate"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +48,7 @@ class Job:
     def conflicts(self) -> list[str]:
         """The differences of a run that is in the folder already."""
         started = (self.run / "recipe.json").exists()
-        return _differences(self.recipe, read_recipe(self.run), SET_AT_START) if started else []
+        return _differences(self.recipe, read_recipe(self.run)) if started else []
 
     @property
     def done(self) -> bool:
@@ -249,18 +241,16 @@ def _fetch_absent(plan: Plan, report: Report | None) -> None:
             raise ValueError(rest.missing(str(e.__cause__ or e))) from e
 
 
-def _differences(recipe: Recipe, other: Recipe, free: set[str]) -> list[str]:
+def _differences(recipe: Recipe, other: Recipe, free: Collection[str] = ()) -> list[str]:
     """Each field in which a recipe is not the other one: "run.steps 2 instead of 10,000"."""
-
-    def flat(values: Recipe) -> dict[str, Any]:
-        parts = {part: fields for part, fields in to_json(values).items() if isinstance(fields, dict)}
-        return {f"{part}.{key}": value for part, fields in parts.items() for key, value in fields.items()}
 
     def text(value: Any) -> str:
         return f"{value:,}" if type(value) is int else str(value)
 
-    ours, theirs = flat(recipe), flat(other)
-    return [f"{f} {text(ours[f])} instead of {text(theirs[f])}" for f in ours if f not in free and ours[f] != theirs[f]]
+    ours, theirs = to_json(recipe), to_json(other)
+    free = {"name", *free, *left_open(ours), *left_open(theirs)}
+    found = differences(ours, theirs).items()
+    return [f"{field} {text(have)} instead of {text(want)}" for field, (have, want) in found if field not in free]
 
 
 # --- results ------------------------------------------------------------------------------------------------------

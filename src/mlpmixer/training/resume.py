@@ -16,7 +16,7 @@ from mlpmixer.training import progressive
 from mlpmixer.training.distillation import TeacherSource, drop_teacher
 from mlpmixer.training.inputs import Stores
 from mlpmixer.training.loop import State
-from mlpmixer.training.recipe import Recipe, read_recipe, variant
+from mlpmixer.training.recipe import Recipe, read_recipe
 from mlpmixer.training.run_report import write_report
 from mlpmixer.training.start import Start
 from mlpmixer.training.step import TrainingStep
@@ -89,30 +89,16 @@ def open_run(
 
 def same_recipe(asked: Recipe, stored: Recipe) -> Recipe:
     """The stored recipe, if the given one differs in nothing but what training itself fills in."""
-    steps = asked.run.steps or (stored.run.steps if asked.run.time else 0)
-    batch_size = stored.run.batch_size if asked.run.batch_size == "auto" else asked.run.batch_size
-    threads = asked.run.threads or stored.run.threads
-    loss = stored.optim.loss if asked.optim.loss == "auto" else asked.optim.loss
-    filled_in: dict[str, Any] = {
-        "model": {"num_classes": stored.model.num_classes},
-        "run": {"steps": steps, "batch_size": batch_size, "threads": threads},
-        "optim": {"loss": loss},
-    }
-    if (filled := variant(asked, **filled_in)) != stored:
-        difference = _difference(to_json(stored), to_json(filled))
+    plain = to_json(asked)
+    found, is_open = run_folder.differences(to_json(stored), plain), run_folder.left_open(plain)
+    if different := [name for name in found if name not in is_open]:
+        there, here = found[different[0]]
+        difference = shortened(f"{different[0]}={there!r}, not {here!r}")
         raise ValueError(
             f"the run to resume was started with another recipe ({difference}); resume it with its own "
             "(mlpmixer.training.recipe.read_recipe), or choose another out"
         )
     return stored
-
-
-def _difference(stored: Any, asked: Any, place: str = "") -> str:
-    """The first value that differs between two recipes, as plain JSON."""
-    if isinstance(stored, dict) and isinstance(asked, dict):
-        key = next(key for key in {**stored, **asked} if stored.get(key) != asked.get(key))
-        return _difference(stored.get(key), asked.get(key), f"{place}.{key}".removeprefix("."))
-    return shortened(f"{place}={stored!r}, not {asked!r}")
 
 
 def restore(path: Path, training_step: TrainingStep, total_steps: int) -> State:

@@ -109,6 +109,8 @@ def train(
         if summary is not None:
             report({"kind": "end", "summary": summary, "out": str(folder)})
             return RunResult(folder, summary)
+        is_open = sorted(run_folder.left_open(to_json(recipe))) if saved is None else []
+        measured = run_folder.measured_fields(folder) or [field for field in is_open if field.startswith("run.")]
 
         def prepare() -> tuple[TrainingStep, Start | None, TeacherSource]:
             pretrained, source = load_networks(recipe, report, teacher, folder, saved)
@@ -146,7 +148,7 @@ def train(
         if 0 < state.best_step < total_steps and not group.on_main(lambda: has_best(folder, state, note)):
             state.forget_best()
         precision = str(step.dtype).removeprefix("torch.")
-        environment = run_folder.environment(device_name(step.device), precision, step.kernels, group.size)
+        environment = run_folder.environment(device_name(step.device), precision, step.kernels, group.size, measured)
         metrics = None
         if group.is_main:
             _write_start(folder, step.recipe, environment, source, record)
@@ -287,7 +289,7 @@ def _write_start(
         store_teacher(folder, source)
     write_json(folder / run_folder.SPLITS_FILE, to_json(record))
     run_folder.write_recipe(folder, recipe)
-    write_json(folder / "env.json", environment)
+    write_json(folder / run_folder.ENV_FILE, environment)
 
 
 def start_event(trainer: Trainer) -> dict[str, Any]:

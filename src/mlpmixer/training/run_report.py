@@ -17,7 +17,7 @@ from mlpmixer.evaluation.metrics import Metrics
 from mlpmixer.evaluation.multi_label import MultiLabelMetrics
 from mlpmixer.evaluation.report import Json, Thumbnail, view
 from mlpmixer.weights.privacy import without_folders
-from mlpmixer.weights.run_folder import metric_of, read_metrics, read_recipe_json, read_summary
+from mlpmixer.weights.run_folder import ENV_FILE, metric_of, read_metrics, read_recipe_json, read_summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def write_report(
     recipe = read_recipe_json(run)
     summary = summary or read_summary(run) or {}
     try:
-        env = read_json(run / "env.json")
+        env = read_json(run / ENV_FILE)
     except FileNotFoundError:
         env = {}
     except ValueError as e:

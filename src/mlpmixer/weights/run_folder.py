@@ -7,7 +7,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -31,6 +31,7 @@ SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"
 SPLITS_FILE = "splits.json"
+ENV_FILE = "env.json"
 FOLDS_FILE, OUT_OF_FOLD_FILE = "folds.json", "out_of_fold.csv"  # of a cross-validation, whose runs lie in its folder
 
 
@@ -65,6 +66,38 @@ def read_recipe_json(run: Path) -> dict[str, Any]:
     if not recipe:
         raise ValueError(f"{path} is damaged: it is empty")
     return recipe
+
+
+def left_open(recipe: Mapping[str, Any]) -> set[str]:
+    """The fields of a recipe, as plain JSON, that training sets as it starts: from the data, or by measuring."""
+    run = recipe["run"]
+    is_open = {
+        "model.num_classes": True,
+        "optim.loss": recipe["optim"]["loss"] == "auto",
+        "run.batch_size": run["batch_size"] == "auto",
+        "run.steps": bool(run["time"]) and not run["steps"],
+        "run.threads": not run["threads"],
+    }
+    return {name for name, is_left in is_open.items() if is_left}
+
+
+def measured_fields(run: Path) -> list[str]:
+    """The fields of a run's recipe that were measured as it started; none for runs of before, which do not say."""
+    with suppress(OSError, ValueError):
+        return list(map(str, read_json(run / ENV_FILE).get("measured", [])))
+    return []
+
+
+def differences(recipe: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Where two recipes, as plain JSON, differ: {"run.seed": (0, 1)}."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in {**recipe, **other}:
+        a, b = recipe.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found |= {f"{key}.{field}": values for field, values in differences(a, b).items()}
+        elif a != b:
+            found[key] = a, b
+    return found
 
 
 def metric_of(scores: Any) -> str:
@@ -103,7 +136,9 @@ def read_splits(run: Path) -> SplitRecord | None:
         raise ValueError(f"{path} is damaged: {reason}. Remove it to resume without comparing the images") from e
 
 
-def environment(device: str, precision: str, kernels: str, processes: int = 1) -> dict[str, Any]:
+def environment(
+    device: str, precision: str, kernels: str, processes: int = 1, measured: Sequence[str] = ()
+) -> dict[str, Any]:
     """Versions, hardware, commit and command line: what one needs to believe a figure."""
     packages = {}
     for name in ("mlpmixer", "torch", "numpy", "pillow", "safetensors", "scikit-learn"):
@@ -120,6 +155,7 @@ def environment(device: str, precision: str, kernels: str, processes: int = 1) -
         "precision": precision,
         "kernels": kernels,
         "processes": processes,
+        "measured": list(measured),
         "cpu_count": os.cpu_count(),
         "commit": _commit(),
         "command": ["mlpmixer" if (name := Path(sys.argv[0]).name) == "__main__.py" else name, *sys.argv[1:]],
