@@ -57,11 +57,10 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 def add(claim: str, changed: str, runs: list[Path]) -> Path:
+    _require_seeds_of_one_recipe(runs)
     summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
     envs = [json.loads((run / "env.json").read_text()) for run in runs]
     first, env = summaries[0], envs[0]
-    if len({(s["recipe"], s["data"]) for s in summaries}) != 1:
-        raise SystemExit("runs of one result must share recipe and data")
     hardware = re.sub(r"[^a-z0-9]+", "-", env["device"].lower()).strip("-")
     data = re.sub(r"[^a-z0-9]+", "-", Path(first["data"]).name.lower())
     out = RESULTS / data / first["recipe"] / f"{env['date'][:10]}_{(env['commit'] or 'nogit').rstrip('+')}_{hardware}"
@@ -106,6 +105,20 @@ def add(claim: str, changed: str, runs: list[Path]) -> Path:
         f"Seeds: {', '.join(map(str, summary['seeds']))}. {COUNTS[first.get('kept', 'last')]}.\n\n![curve](curve.png)\n"
     )
     return out
+
+
+def _require_seeds_of_one_recipe(runs: list[Path]) -> None:
+    """SystemExit unless the runs differ in nothing but their seeds, and each in those."""
+    recipes = [json.loads((run / "recipe.json").read_text()) for run in runs]
+    seeds = [(r["run"].pop("seed"), r["data"].pop("split_seed", 0)) for r in recipes]
+    for r in recipes:
+        r["run"].pop("threads", None)  # measured at the start
+        r["data"].pop("data_dir", None)
+    for run, r in zip(runs, recipes, strict=True):
+        if other := sorted({key for key in r | recipes[0] if r.get(key) != recipes[0].get(key)}):
+            raise SystemExit(f"{run} and {runs[0]} differ in more than their seeds: {', '.join(other)}")
+    if len(set(seeds)) < len(seeds):
+        raise SystemExit(f"runs of one result must have different seeds, got {seeds}")
 
 
 def curve(run: Path, path: Path) -> None:

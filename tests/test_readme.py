@@ -1,6 +1,7 @@
 """What the README says is so: its commands run, its tables are what is stored, its links lead somewhere."""
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -151,6 +152,30 @@ def test_python_runs(code: str, at_desk: Path) -> None:
 def test_tables_equal_what_is_stored(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert collect().with_tables(page, text) == text
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["optim", "lr", 0.5], "differ in more than their seeds: optim"),
+        (["run", "steps", 9], "differ in more than their seeds: run"),
+        (["run", "seed", 0], r"different seeds, got \[\(0, 0\), \(0, 0\)\]"),
+    ],
+)
+def test_a_result_is_of_one_recipe_and_of_different_seeds(change: list[Any], says: str, tmp_path: Path) -> None:
+    stored = next((ROOT / "results/cifar10/cifar10").glob("*/recipe.json"))
+    runs = [tmp_path / "first", tmp_path / "second"]
+    for seed, run in enumerate(runs):
+        run.mkdir()
+        recipe = json.loads(stored.read_text())
+        recipe["run"] |= {"seed": seed, "threads": seed}
+        if seed:
+            recipe[change[0]][change[1]] = change[2]
+        (run / "recipe.json").write_text(json.dumps(recipe))
+        (run / "summary.json").write_text(json.dumps({}))
+        (run / "env.json").write_text(json.dumps({}))
+    with pytest.raises(SystemExit, match=says):
+        collect().add("claim", "what changed", runs)
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!https?:)[^)#]+)", README))))

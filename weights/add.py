@@ -19,7 +19,7 @@ from mlpmixer.data.catalog import DATASETS
 from mlpmixer.models.names import MODELS
 from mlpmixer.weights.card import model_card
 from mlpmixer.weights.model_file import load_model, public, read_meta, save_model
-from mlpmixer.weights.own import SOURCE, OwnWeights
+from mlpmixer.weights.own import OWN, SOURCE, OwnWeights
 from mlpmixer.weights.published import WEIGHTS
 from mlpmixer.weights.run_folder import MODEL_FILE, read_summary
 
@@ -28,8 +28,11 @@ FOLDER = Path(__file__).parent
 
 def add(name: str, run: Path, *, images: str, terms: str, limits: str, licence: str = "") -> OwnWeights:
     """Write the file and its card; the entry that belongs to them."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) or name in MODELS or name in WEIGHTS:
-        raise SystemExit(f"{name}: expected a new name of small letters, numbers and hyphens, such as small-photos")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) or name in MODELS or name in WEIGHTS or name in OWN:
+        raise SystemExit(
+            f"{name}: expected a new name of small letters, numbers and hyphens, such as small-photos; to replace "
+            "weights, take their entry out of the table first"
+        )
     summary = read_summary(run)
     if summary is None:
         raise SystemExit(f"{run} is not a finished run: it has no summary.json")
@@ -40,7 +43,7 @@ def add(name: str, run: Path, *, images: str, terms: str, limits: str, licence: 
     save_model(file, model, replace(public(meta), data=data, provenance=provenance), "float16")
     file.with_suffix(".md").write_text(model_card(run, read_meta(file), name, name, licence), encoding="utf-8")
     scores, split = (summary["test"], "test images") if summary["test"] else (summary["val"], "validation images")
-    if meta.data and meta.data.val_is_test:
+    if summary["test"] and meta.data and meta.data.val_is_test:
         split = "images of its own validation split"
     return OwnWeights(
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),

@@ -23,7 +23,7 @@ from mlpmixer.training import recipes, start
 from mlpmixer.training.recipe import Init, Optim, Recipe, variant
 from mlpmixer.training.run import train
 from mlpmixer.weights import own
-from mlpmixer.weights.model_file import read_meta, read_tensors, save_model
+from mlpmixer.weights.model_file import load_model, read_meta, read_tensors, save_model
 from mlpmixer.weights.own import OWN, OwnWeights
 
 ROOT = Path(__file__).parents[2]
@@ -129,11 +129,25 @@ def test_script_writes_file_card_and_entry(folder: Path, digits_run: Path) -> No
 
 
 def test_script_refuses_names_that_mean_something_else_and_unfinished_runs(digits_run: Path, tmp_path: Path) -> None:
-    for name in ("resmlp-s12", "../digits", "B/16:sam"):
+    for name in ("resmlp-s12", "../new", "B/16:sam", "digits"):
         with pytest.raises(SystemExit, match="expected a new name"):
             script(tmp_path).add(name, digits_run, **TOLD)
     with pytest.raises(SystemExit, match="is not a finished run"):
         script(tmp_path).add("new", tmp_path, **TOLD)
+
+
+@pytest.mark.parametrize(("scored", "images"), [("test", "of its own validation split"), ("val", "validation images")])
+def test_script_says_which_images_were_scored(scored: str, images: str, finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    summary, (model, meta) = json.loads((run / "summary.json").read_text()), load_model(run / "model.safetensors")
+    if scored == "val":
+        summary["test"] = summary["top1"] = None
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert meta.data is not None
+    data = dataclasses.replace(meta.data, val_is_test=True)
+    save_model(run / "model.safetensors", model, dataclasses.replace(meta, data=data))
+    known = script(tmp_path).add(NAME, run, **TOLD)
+    assert known.top1 == round(summary[scored]["top1"], 4) and images in known.measured_on
 
 
 def test_name_is_found_in_the_folder_that_option_or_variable_names(
@@ -201,17 +215,34 @@ def test_export_and_service_take_the_name(folder: Path, run: RunLine, monkeypatc
 def test_what_is_not_here_is_answered_with_where_it_was_looked_for(
     folder: Path, run: RunLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for words in (("predict", NAME, PICTURE), ("train", "digits", "--init", NAME), ("summary", NAME)):
-        code, _, err = run(*words, "--weights-dir", "nowhere")
-        assert code == 2 and err.count("\n") == 1
-        assert (
-            f"{NAME}.safetensors, trained by this project, is not in nowhere (no such folder) or {ROOT}/weights: "
-            in err
-        )
-        assert "--weights-dir DIR or MLPMIXER_WEIGHTS=DIR, or give the path of the file" in err
+    for variable, where in (("nowhere", "nowhere (no such folder)"), (".", ".")):
+        monkeypatch.setenv(own.VARIABLE, variable)
+        for words in (("predict", NAME, PICTURE), ("train", "digits", "--init", NAME), ("summary", NAME)):
+            code, _, err = run(*words)
+            assert code == 2 and err.count("\n") == 1
+            assert f"{NAME}.safetensors, trained by this project, is not in {where} or {ROOT}/weights: " in err
+            assert "--weights-dir DIR or MLPMIXER_WEIGHTS=DIR, or give the path of the file" in err
+    monkeypatch.delenv(own.VARIABLE)
     monkeypatch.setattr(own, "__file__", "/usr/lib/python3/site-packages/mlpmixer/weights/own.py")
     with pytest.raises(ValueError, match=r"is not in the package: take it from weights/ of the repository"):
         mlpmixer.load(NAME)
+
+
+def test_folder_that_is_not_there_is_named_with_the_nearest(folder: Path, run: RunLine) -> None:
+    for words in (("predict", "digits", PICTURE), ("train", "digits", "--steps", "2"), ("list", "weights")):
+        code, _, err = run(*words, "--weights-dir", f"{folder}s")
+        assert code == 2 and err.count("\n") == 1 and not Path("runs").exists()
+        assert f"no folder '{folder}s' (--weights-dir); did you mean {folder}?" in err
+
+
+def test_another_file_of_the_name_does_not_hide_the_right_one(
+    folder: Path, run: RunLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / f"{NAME}.safetensors").write_bytes(b"of last year")
+    monkeypatch.setattr(own, "folders", lambda: [tmp_path / "first", folder])
+    assert own.find(NAME) == own.here(NAME) == folder / f"{NAME}.safetensors"
+    assert run("predict", NAME, PICTURE)[0] == 0
 
 
 def test_file_of_another_digest_is_refused_by_name_and_taken_by_path(

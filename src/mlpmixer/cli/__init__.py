@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -118,6 +119,14 @@ def weights_in(folder: str) -> Iterator[None]:
         os.environ[VARIABLE] = before
 
 
+def _require_folder(option: str, folder: str) -> None:
+    from mlpmixer.data.paths import printable, similar_paths
+
+    if not Path(folder).expanduser().is_dir():
+        close = f"; did you mean {', '.join(near)}?" if (near := similar_paths(folder)) else ""
+        raise ValueError(f"no folder {printable(folder)!r} ({option}){close}")
+
+
 def _run(args: Sequence[str], stack: ExitStack) -> int:
     if not args or args[0] in ("-h", "--help") or [*args] in (["help"], ["data", "--help"], ["data", "-h"]):
         print(overview(), flush=True)
@@ -133,13 +142,15 @@ def _run(args: Sequence[str], stack: ExitStack) -> int:
     try:
         try:
             line = parse([*args[1:], "--help"] if args[0] == "help" else args)
-            if folder := line.value("--weights-dir"):
-                stack.enter_context(weights_in(folder))
             if line.help:
                 from mlpmixer.cli.help import page
 
                 print(page(line), flush=True)
                 return 0
+            if folder := line.value("--weights-dir"):
+                if line.prog != "mlpmixer reproduce":  # whose finished rows need no weights
+                    _require_folder("--weights-dir", folder)
+                stack.enter_context(weights_in(folder))
             command = line.make()
         except ValueError:
             if os.environ.get("LOCAL_RANK", "0") == "0":

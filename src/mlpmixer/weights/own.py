@@ -71,11 +71,10 @@ def folders() -> list[Path]:
 
 
 def find(name: str) -> Path | None:
-    """The file of these weights, where it is here. ValueError for a file of that name with another content."""
-    for folder in folders():
-        if (file := folder / f"{name}.safetensors").is_file():
-            return _accepted(file, name)
-    return None
+    """The file of these weights, where it is here. ValueError if only a file of that name with another content is."""
+    files = [file for folder in folders() if (file := folder / f"{name}.safetensors").is_file()]
+    right = next((file for file in files if _digest(file) == OWN[name].sha256), None)
+    return right or (_accepted(files[0], name) if files else None)
 
 
 def here(name: str) -> Path | None:
@@ -101,13 +100,17 @@ def get(name: str, *, report: "Report | None" = None) -> Path:
 
 
 def _accepted(file: Path, name: str) -> Path:
-    expected, found = OWN[name].sha256, hashlib.sha256(file.read_bytes()).hexdigest()
+    expected, found = OWN[name].sha256, _digest(file)
     if found != expected:
         raise ValueError(
             f"{file} is not the {name} of this version: expected the SHA-256 digest {expected[:DIGITS_SHOWN]}..., "
             f"found {found[:DIGITS_SHOWN]}...; put the right file there, or give its path to use it as it is"
         )
     return file
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def require_model(name: str) -> None:
