@@ -4,6 +4,7 @@ refused."""
 import dataclasses
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mlpmixer.training.lr_finder import find_lr
 from mlpmixer.training.optimizers import make_optimizers
 from mlpmixer.training.recipe import Augment, Optim, Recipe, Run, read_recipe
 from mlpmixer.training.run import train
+from mlpmixer.training.threads import on_threads
 from mlpmixer.weights import model_file, run_folder
 
 RECIPE = Recipe(
@@ -163,6 +165,44 @@ def test_logits_of_another_shape_are_told_before_the_first_step(tmp_path: Path) 
 
     with pytest.raises(ValueError, match=r"answers two images with shape \(2, 7\); expected logits of shape \(2, 10\)"):
         train(RECIPE, out=tmp_path / "run", network=wrong)
+
+
+@pytest.mark.parametrize("measured", [{"steps": 2}, {"time": "1s", "threads": 2}])
+def test_a_module_that_its_builder_shares_is_left_as_it_is(
+    measured: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlpmixer.training.threads.SPEND_S", 0.01)
+    shared = Conv(dataclasses.replace(RECIPE.model, num_classes=10))
+    before = {name: tensor.clone() for name, tensor in shared.state_dict().items()}
+    run = Run(**{"batch_size": 64, "test": False, **measured})
+    with on_threads(2):
+        done = train(dataclasses.replace(RECIPE, run=run), out=tmp_path / "run", network=lambda cfg: shared)
+    assert weights(done.path)["body.1.num_batches_tracked"] == done.summary["steps"], "trial steps are not the run's"
+    assert all(torch.equal(before[name], tensor) for name, tensor in shared.state_dict().items())
+
+
+def test_a_network_whose_copy_would_use_the_original_is_refused(tmp_path: Path) -> None:
+    class Closure(Conv):
+        def __init__(self, cfg: MixerConfig) -> None:
+            super().__init__(cfg)
+            self.features = lambda images: self.body(images)
+
+        def pre_logits(self, images: Tensor) -> Tensor:
+            out: Tensor = self.features(images)
+            return out
+
+    with pytest.raises(ValueError, match=r"Closure builds a network whose copy computes with a Sequential of the orig"):
+        train(RECIPE, out=tmp_path / "run", network=Closure)
+
+
+def test_a_network_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
+    def locked(cfg: MixerConfig) -> nn.Module:
+        network = Conv(cfg)
+        network.lock = threading.Lock()  # type: ignore[assignment]
+        return network
+
+    with pytest.raises(ValueError, match=r"locked builds a network that copy.deepcopy cannot copy: .*lock"):
+        train(RECIPE, out=tmp_path / "run", network=locked)
 
 
 def test_its_run_is_not_taken_for_a_mixers(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ function elsewhere in this folder that takes the network first. An architecture 
 ARCHITECTURES. Whoever needs one asks `capability`; nothing outside this folder asks what class a network is of.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -187,26 +188,43 @@ def build_with_weights(cfg: NetworkConfig, state: Mapping[str, Any], network: Bu
 
     ours = network is None and not ARCHITECTURES[cfg.architecture].extra
     with torch.device("meta" if ours else "cpu"):  # the constructor of other code may compute with its weights
-        model = (network or build)(cfg)
+        model = build(cfg) if network is None else build_custom(network, cfg)
     aligned = {name: t.clone() if t.data_ptr() % ALIGNMENT else t for name, t in state.items()}
     model.load_state_dict(aligned, strict=True, assign=True)
     return model.requires_grad_(True)
 
 
 def build_custom(network: Build, cfg: NetworkConfig) -> "nn.Module":
-    """A fresh network of one's own. ValueError when it does not answer images with logits of the right shape."""
-    import torch
+    """A copy, in training mode, of what a function of one's own builds, which may be the same module each time.
 
-    model = network(cfg)
+    ValueError when it cannot be copied, or does not answer images with logits of the right shape.
+    """
+    import torch
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    def refuse(module: "nn.Module", _: Any) -> None:
+        if module in originals:
+            raise ValueError(
+                f"{name_of(network)} builds a network whose copy computes with a {type(module).__name__} of the "
+                "original, as where it holds a lambda that uses self; make that a method"
+            )
+
     with torch.no_grad():
-        logits: Any = model.eval()(torch.zeros(2, cfg.in_channels, *pair(cfg.image_size)))
+        original = network(cfg)
+        try:
+            model = copy.deepcopy(original)
+        except (RuntimeError, TypeError) as e:
+            raise ValueError(f"{name_of(network)} builds a network that copy.deepcopy cannot copy: {e}") from e
+        originals = set(original.modules())
+        with register_module_forward_pre_hook(refuse):
+            logits: Any = model.eval()(torch.zeros(2, cfg.in_channels, *pair(cfg.image_size)))
     shape = tuple(getattr(logits, "shape", ()))
     if shape != (2, cfg.num_classes):
         got = f"shape {shape}" if shape else type(logits).__name__
         raise ValueError(
             f"{name_of(network)} answers two images with {got}; expected logits of shape (2, {cfg.num_classes})"
         )
-    return model
+    return model.train()
 
 
 def configured(model: str | NetworkConfig, **fields: Any) -> Any:
