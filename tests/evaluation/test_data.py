@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mlpmixer.data.config import Data
-from mlpmixer.data.datasets import open_data
+from mlpmixer.data.datasets import open_data, open_images
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.data.store import content_hashes
@@ -119,6 +119,29 @@ def test_changed_new_and_missing_images_are_named_and_not_scored(here: Path) -> 
         f"1 image of the run missing: {own[1]}",
     )
     assert len(names(model, "shades", "all")) == 40
+
+
+def test_val_is_test_of_data_that_no_run_split_scores_val(here: Path) -> None:
+    write_shades(here / "other/train", start=100, count=5)
+    write_shades(here / "other/val", start=120, count=3)
+    of_another_run, foreign, data = model_of(), model_of(), Data(name="other", val_is_test=True)
+    foreign.meta = None
+    for model, trained_on in ((of_another_run, 0), (foreign, None)):
+        metrics = evaluate(model, data)
+        assert (metrics.n, metrics.trained_on) == (6, trained_on)
+        assert str(metrics.scored) == "6 of 16 images of other: test, as the data is split, whose val is test " + (
+            "(data.val_is_test)"
+        )
+        splits = open_for(model, data).splits()
+        assert splits.test and sorted(map(str, splits.test.names)) == sorted(
+            map(str, open_for(model, data).choose().images.names)
+        )
+    write_shades(here / "alone/val", start=130, count=2)
+    alone = dataclasses.replace(data, name="alone")
+    assert evaluate(foreign, alone).n == len(open_images(alone, "test")) == 4
+    write_shades(here / "other/test", start=140, count=1)
+    with pytest.raises(ValueError, match="val_is_test is for data with val and without test; other has train and val"):
+        evaluate(foreign, data)
 
 
 def test_foreign_plain_data_is_scored_whole(here: Path) -> None:

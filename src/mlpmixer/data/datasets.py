@@ -119,6 +119,8 @@ def open_images(data: Data, split: SplitName | str) -> ImageSet:
         splits: Splits | StreamedSplits = open_streamed(data)
     else:
         raw = open_raw(data)
+        if data.val_is_test and split != "all":
+            rename_val(raw.sets, raw.name)
         if split == "all" or not {TRAIN, "all"} & set(raw.sets):
             if split not in ("all", *raw.sets):
                 raise ValueError(f"{raw.name} has no {split} images, only {' and '.join(raw.sets)}")

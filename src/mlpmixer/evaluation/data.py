@@ -12,7 +12,7 @@ from mlpmixer.config import from_json
 from mlpmixer.data.catalog import DATASETS
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data, open_raw, relabelled
-from mlpmixer.data.image_set import ImageSet, Splits, chain
+from mlpmixer.data.image_set import ImageSet, Splits, chain, rename_val
 from mlpmixer.data.paths import TEST, TRAIN, VAL
 from mlpmixer.data.split_record import PARTS, Hashes, SplitRecord, listed
 from mlpmixer.data.store import content_hashes
@@ -167,13 +167,17 @@ def open_for(classifier: Classifier, data: Data | str | None, data_dir: str = ""
         if data is not None:
             raise
         raise ValueError(f"{e} (this is the data of the model's run: name where it is now)") from e
+    how = "as the data is split"
+    if asked.val_is_test and not (is_same and (TEST in raw.sets or VAL not in raw.sets)):  # the run's may have changed
+        rename_val(raw.sets, raw.name)
+        how += ", whose val is test (data.val_is_test)"
     whole = chain(list(raw.sets.values()))
     opened = Opened(
         classifier=classifier,
         data=asked,
         name=raw.name,
         sets={**raw.sets, ALL: whole},
-        how="as the data is split",
+        how=how,
     )
     if record is None and is_same:
         cut = open_data(asked)
