@@ -212,6 +212,22 @@ def test_images_sorted_into_folders_anew_keep_the_runs_cut(here: Path) -> None:
     assert "split it otherwise than the run did" in chosen.scored.notes[0]
 
 
+def test_val_that_was_test_has_not_changed(here: Path) -> None:
+    shutil.move(here / "shades", here / "own/train")
+    write_shades(here / "own/val", start=100, count=5)
+    model, export = (model_of(Data(name="own", val_is_test=True)) for _ in range(2))
+    shutil.copytree(here / "own", here / "copy")
+    export.meta = public(export.meta)  # type: ignore[arg-type]
+    for one, asked in ((model, None), (model, "./own"), (model, "copy"), (export, "own")):
+        chosen = open_for(one, asked).choose()
+        assert (chosen.scored.n, chosen.scored.notes) == (10, ())
+    for moved, to in (("copy/val/dark/100.png", "copy/train/dark"), ("own/train/dark/3.png", "own/val/dark")):
+        shutil.move(here / moved, here / to)
+        for one in (model, export):
+            (note,) = open_for(one, moved.split("/")[0]).choose().scored.notes
+            assert "split it otherwise than the run did" in note
+
+
 def test_replaced_data_is_refused(here: Path) -> None:
     model = model_of()
     shutil.rmtree(here / "shades")

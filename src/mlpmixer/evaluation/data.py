@@ -209,6 +209,9 @@ def _by_record(opened: Opened, record: SplitRecord, is_same: bool) -> Opened:
             notes=(f"{opened.name} is no longer what the run was trained on: {other}",) if is_same else (),
         )
     notes = _changes(record, whole.names, places)
+    tested = parts[named == number[VAL]] == number[TEST]
+    if TEST not in stated and 2 * tested.sum() > len(tested):  # data.val_is_test, of which an export says nothing
+        stated, named = [TEST], np.where(named == number[VAL], number[TEST], named)
     differ = [((parts == number[split]) != (named == number[split])) for split in stated if split != TRAIN]
     if differ and not opened.data.folds and (np.any(differ, axis=0) & (parts >= 0)).any():
         notes = ("the folders or files of the data split it otherwise than the run did, whose splits are taken", *notes)
