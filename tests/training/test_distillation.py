@@ -13,10 +13,19 @@ from helpers.training import Stopped, batch_of, stop_at
 from torch import Tensor
 
 from mlpmixer.data.config import Data
+from mlpmixer.data.datasets import open_images
+from mlpmixer.data.store import content_hashes
 from mlpmixer.inference.load import load
 from mlpmixer.models.names import MIXERS
 from mlpmixer.training.augment import prepare_eval
-from mlpmixer.training.distillation import FUNCTION, make_teacher, open_teacher, store_teacher, stored_teacher
+from mlpmixer.training.distillation import (
+    FUNCTION,
+    StoredLogits,
+    make_teacher,
+    open_teacher,
+    store_teacher,
+    stored_teacher,
+)
 from mlpmixer.training.inputs import load_images
 from mlpmixer.training.recipe import Augment, Distill, Init, Optim, Recipe, Run, read_recipe
 from mlpmixer.training.run import train
@@ -77,15 +86,14 @@ def test_random_function_resumes_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("saved", [True, False])
-@pytest.mark.parametrize("kind", ["network", "logits"])
+@pytest.mark.parametrize("kind", ["network", "logits", "order"])
 def test_run_resumes_without_the_teachers_file(kind: str, saved: bool, teacher_run: Path, tmp_path: Path) -> None:
     if kind == "network":
         teacher = shutil.copy(teacher_run / run_folder.MODEL_FILE, tmp_path / "teacher.safetensors")
     else:
-        teacher = tmp_path / "logits.npz"
-        np.savez(
-            teacher, logits=np.random.default_rng(0).normal(size=(len(load_images(BASE.data, BASE.model).train), 10))
-        )
+        images, teacher = open_images(BASE.data, "train"), tmp_path / "logits.npz"
+        known = {"hashes": content_hashes(images), "classes": images.classes} if kind == "logits" else {}
+        np.savez(teacher, logits=np.random.default_rng(0).normal(size=(len(images), 10)), **known)
     recipe = distilled(teacher=str(teacher), temperature=2.0)
     recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=6, save_every_s=0))
     whole = train(recipe, out=tmp_path / "whole").path
@@ -107,7 +115,7 @@ def test_run_resumes_without_the_teachers_file(kind: str, saved: bool, teacher_r
 
 
 def test_old_copy_of_a_teacher_is_not_used(teacher_run: Path, tmp_path: Path) -> None:
-    logits = np.zeros((len(load_images(BASE.data, BASE.model).train), 10), np.float32)
+    logits = StoredLogits(np.zeros((len(load_images(BASE.data, BASE.model).train), 10), np.float32))
     store_teacher(tmp_path / "run", logits)  # of a run that was killed before it wrote its recipe
     recipe = distilled(teacher=str(teacher_run))
     recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=2))
@@ -169,16 +177,66 @@ def test_stored_logits_follow_order_and_mixing(file: str, tmp_path: Path) -> Non
 def test_stored_logits_count_unreadable_images() -> None:
     store: Any = SimpleNamespace(images=range(5), indices=np.array([0, 2, 4]))
     logits = np.log(np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4], [0.4, 0.6]]))
-    teacher = make_teacher(logits, Distill(teacher="logits.npy"), store, ("a", "b"), CPU, FLOAT)
+    cfg = Distill(teacher="logits.npy")
+    teacher = make_teacher(StoredLogits(logits), cfg, store, ("a", "b"), CPU, FLOAT)
     torch.testing.assert_close(teacher.targets(np.array([2, 1])), torch.tensor([[0.4, 0.6], [0.7, 0.3]]))
-    with pytest.raises(ValueError, match=r"shape \(4, 2\); this run has 5 training images.*of 2 classes"):
-        make_teacher(logits[:4], Distill(teacher="logits.npy"), store, ("a", "b"), CPU, FLOAT)
+    assert "rows are matched by their order alone" in teacher.notes[0]
+    with pytest.raises(ValueError, match=r"shape \(4, 2\); this run has 5 training images"):
+        make_teacher(StoredLogits(logits[:4]), cfg, store, ("a", "b"), CPU, FLOAT)
+    with pytest.raises(ValueError, match=r"logits.npy has logits of 2 classes; this run has 3"):
+        make_teacher(StoredLogits(logits), cfg, store, ("a", "b", "c"), CPU, FLOAT)
 
 
-def test_wrong_teachers_are_refused(tmp_path: Path) -> None:
+def test_stored_logits_are_found_by_content_and_class() -> None:
+    hashes, names = np.array([5, 0, 9, 7, 9], np.uint64), list("vwxyz")
+    store: Any = SimpleNamespace(images=range(5), hashes=hashes, indices=np.array([0, 2, 3, 4]), names=names)
+    rows = {7: [0.7, 0.2, 0.1], 1: [0.4, 0.4, 0.2], 9: [0.1, 0.1, 0.8], 5: [0.5, 0.3, 0.2]}  # 1: of another image
+    stored = StoredLogits(np.log(list(rows.values())), np.array(list(rows), np.uint64), np.array(["c", "a", "b"]))
+    teacher = make_teacher(stored, Distill(teacher="t.npz"), store, ("a", "b", "c"), CPU, FLOAT)
+    wanted = [[rows[n][i] for i in (1, 2, 0)] for n in (5, 9, 7, 9)]
+    torch.testing.assert_close(teacher.targets(np.arange(4)), torch.tensor(wanted))
+    assert not teacher.notes
+    fewer = dataclasses.replace(stored, hashes=np.array([7, 1, 8, 5], np.uint64))
+    with pytest.raises(ValueError, match=r"t.npz has no row for 2 of the 4 training images, such as w: its rows are"):
+        make_teacher(fewer, Distill(teacher="t.npz"), store, ("a", "b", "c"), CPU, FLOAT)
+    with pytest.raises(ValueError, match=r"classes of data and model differ.*not in the data: 'c'"):
+        make_teacher(stored, Distill(teacher="t.npz"), store, ("a", "b", "d"), CPU, FLOAT)
+
+
+def test_another_split_has_no_stored_logits(tmp_path: Path) -> None:
+    images, teacher = open_images(BASE.data, "train"), tmp_path / "t.npz"
+    np.savez(teacher, logits=np.zeros((len(images), 10), np.float32), hashes=content_hashes(images))
+    recipe = distilled(teacher=str(teacher))
+    for change in ({"split_seed": 1}, {"folds": 3, "fold": 2}):
+        with pytest.raises(ValueError, match=r"t.npz has no row for \d+ of the [\d,]+ training images, such as"):
+            train(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **change)), out=tmp_path / "run")
+    part = dataclasses.replace(recipe.data, train_fraction=0.5)
+    found = train(dataclasses.replace(recipe, data=part, run=Run(steps=1, test=False)), out=tmp_path / "part")
+    assert not any("t.npz" in note for note in found.summary["notes"])
+
+
+def test_folds_need_hashes(tmp_path: Path) -> None:
+    recipe = distilled(teacher=str(tmp_path / "t.npy"))
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, folds=3, fold=1))
+    np.save(tmp_path / "t.npy", np.zeros((len(open_images(recipe.data, "train")), 10), np.float32))
+    with pytest.raises(ValueError, match=r"t.npy holds no hashes of its images, and each fold trains on others"):
+        train(recipe, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_teachers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "labels.npy", np.arange(5))
     with pytest.raises(ValueError, match=r"labels.npy holds int64 of shape \(5,\); expected logits"):
         open_teacher(str(tmp_path / "labels.npy"))
+    for wrong, says in (
+        ({"hashes": np.arange(5)}, r"hashes in t.npz: expected uint64 of shape \(5,\), got int64 of shape \(5,\)"),
+        ({"hashes": np.zeros(4, np.uint64)}, r"hashes in t.npz: expected uint64 of shape \(5,\), got uint64 of"),
+        ({"classes": np.array(["a", "b"])}, r"classes in t.npz: expected text of shape \(3,\), got <U1 of shape"),
+    ):
+        np.savez(tmp_path / "t.npz", logits=np.zeros((5, 3)), **wrong)
+        with monkeypatch.context() as here, pytest.raises(ValueError, match=says):
+            here.chdir(tmp_path)
+            open_teacher("t.npz")
     for damaged in (b"", b"\x93NUMPY\x01", b"\x80\x04."):
         (tmp_path / "damaged.npy").write_bytes(damaged)
         with pytest.raises(ValueError, match=r"damaged\.npy cannot be read as an array of logits: "):

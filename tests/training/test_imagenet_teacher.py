@@ -17,6 +17,7 @@ from mlpmixer import cli
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.store import content_hashes
 from mlpmixer.evaluation.features import Features
 from mlpmixer.inference.onnx_model import open_onnx
 
@@ -76,13 +77,20 @@ def test_onnx_is_as_accurate_as_measured_and_teaches(
 def test_stored_logits_are_a_row_for_each_training_image(
     teacher: ModuleType, stand_in: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(teacher, *stand_in, "--out", "teacher.npy")
-    logits, train = np.load("teacher.npy"), open_data(Data(name="photos")).train
+    run(teacher, *stand_in, "--out", "teacher.npz")
+    file, train = np.load("teacher.npz"), open_data(Data(name="photos")).train
+    logits = file["logits"]
     assert logits.shape == (len(train), 3) and logits.dtype == np.float32
+    assert (file["hashes"] == content_hashes(train)).all() and file["classes"].tolist() == [*SHADES]
     right = f"{100 * (logits.argmax(1) == train.labels).mean():.2f} % of {len(train)}"
     assert f"top-1 on training images that the head has not seen {right}" in capsys.readouterr().out
-    run(teacher, *stand_in, "--out", "teacher.npy", "--folds", "1")
-    assert (np.load("teacher.npy").argmax(1) == train.labels).mean() > 0.9 and "not seen" not in capsys.readouterr().out
+    tiny = "--image-size 16 --model.hidden-dim 8 --model.num-blocks 1 --steps 2 --batch-size 4 --threads 1 --quiet"
+    assert cli.main(["train", "photos", "--teacher", "teacher.npz", *tiny.split()]) == 0
+    assert cli.main(["train", "photos", "--teacher", "teacher.npz", "--data.split-seed", "1", *tiny.split()]) == 2
+    assert f"teacher.npz has no row for 6 of the {len(train)} training images" in capsys.readouterr().err
+    run(teacher, *stand_in, "--out", "teacher.npz", "--folds", "1")
+    right = np.load("teacher.npz")["logits"].argmax(1) == train.labels
+    assert right.mean() > 0.9 and "not seen" not in capsys.readouterr().out
 
 
 def test_stored_logits_owe_nothing_to_the_labels_of_their_images(teacher: ModuleType) -> None:
@@ -114,12 +122,12 @@ def test_what_does_not_work_is_said(teacher: ModuleType, stand_in: list[str], mo
     torch.save({"other": torch.zeros(3)}, "other.pth")
     with pytest.raises(ValueError, match=r"other.pth does not hold the weights of EfficientNet-Lite0"):
         run(teacher, "photos", "--weights", "other.pth")
-    with pytest.raises(ValueError, match=r"an .onnx or .npy file, got teacher.pt"):
+    with pytest.raises(ValueError, match=r"an .onnx or .npz file, got teacher.pt"):
         run(teacher, *stand_in, "--out", "teacher.pt")
     with pytest.raises(ValueError, match=r"--image-size 24 is less than the 64 px"):
         run(teacher, *stand_in)
     with pytest.raises(ValueError, match=r"--student-size is for an .onnx"):
-        run(teacher, *stand_in, "--student-size", "16", "--out", "teacher.npy")
+        run(teacher, *stand_in, "--student-size", "16", "--out", "teacher.npz")
 
 
 @pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason="the weights are not installed")

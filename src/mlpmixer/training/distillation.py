@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlpmixer.data.preprocess import standardise
+from mlpmixer.data.split_record import Hashes
 from mlpmixer.data.store import Store
 from mlpmixer.download import Report
 from mlpmixer.durable import replacing
@@ -33,26 +34,75 @@ from mlpmixer.weights.model_file import ModelMeta, save_model
 
 TeacherFunction = Callable[[Tensor], Tensor]
 """Augmented images, float32 (B,C,h,w) in 0..255 on the device of the run -> logits (B,K). Called without gradients."""
-TeacherSource = TeacherFunction | np.ndarray | tuple[Any, ModelMeta] | OnnxModel | None
-COPIES = ("teacher.npy", "teacher.onnx", "teacher.safetensors")  # logits, a graph, a network
+COPIES = ("teacher.npy", "teacher.npz", "teacher.onnx", "teacher.safetensors")  # logits, a graph, a network
 FUNCTION = "function"  # distill.teacher of a run whose teacher was given in Python
 
 
 @dataclass(frozen=True)
-class StoredTeacher:
-    """Logits stored for every training image: targets for the images as they are, to be mixed as labels are."""
+class StoredLogits:
+    """A teacher's answers to N images, as an .npz holds them under these names; an .npy holds the logits alone."""
 
     logits: np.ndarray
-    """(N,K), one row for each training image, unreadable ones included."""
-    readable: np.ndarray
-    """The rows of the images that a run's numbers count."""
+    """(N,K), any float."""
+    hashes: Hashes | None = None
+    """The `content_hash` of each image (N,). Without it, row i is taken for training image i."""
+    classes: np.ndarray | None = None
+    """The K names of the columns. Without it, they are taken for the classes of the data, in order."""
+
+    def validate(self, name: str) -> None:
+        """ValueError, with the name of the file, for another type or shape than above."""
+        logits, found = self.logits, f"{self.logits.dtype} of shape {self.logits.shape}"
+        if logits.ndim != 2 or logits.dtype.kind != "f" or np.isnan(logits).any():
+            what = "NaN" if logits.ndim == 2 and logits.dtype.kind == "f" else found
+            raise ValueError(
+                f"{name} holds {what}; expected logits or log-probabilities, float (training images, classes)"
+            )
+        n, k = logits.shape
+        for field, array, kind, shape in (("hashes", self.hashes, "u8", (n,)), ("classes", self.classes, "U", (k,))):
+            if array is not None and (not array.dtype.str[1:].startswith(kind) or array.shape != shape):
+                expected = f"{'uint64' if kind == 'u8' else 'text'} of shape {shape}"
+                raise ValueError(f"{field} in {name}: expected {expected}, got {array.dtype} of shape {array.shape}")
+
+    def rows(self, name: str, train: Store) -> np.ndarray:
+        """The row of each readable training image. ValueError when some have none."""
+        if self.hashes is None:
+            if len(self.logits) != len(train.images):
+                raise ValueError(
+                    f"{name} holds logits of shape {self.logits.shape}; this run has {len(train.images)} training "
+                    f'images, as data.datasets.open_images(recipe.data, "train") gives them'
+                )
+            return train.indices
+        hashes, first = np.unique(self.hashes, return_index=True)
+        wanted = train.hashes[train.indices]
+        if missing := np.flatnonzero(~np.isin(wanted, hashes)).tolist():
+            raise ValueError(
+                f"{name} has no row for {len(missing):,} of the {len(wanted):,} training images, such as "
+                f"{train.names[missing[0]]}: its rows are of other images or another split; make it for these"
+            )
+        rows: np.ndarray = first[np.searchsorted(hashes, wanted)]
+        return rows
+
+
+TeacherSource = TeacherFunction | StoredLogits | tuple[Any, ModelMeta] | OnnxModel | None
+
+
+@dataclass(frozen=True)
+class StoredTeacher:
+    """Stored logits: targets for the training images as they are, to be mixed as labels are."""
+
+    logits: np.ndarray
+    """(N,K)"""
+    rows: np.ndarray
+    """The row of each image that a run's numbers count."""
+    columns: np.ndarray | slice
+    """The column of each class of the data."""
     cfg: Distill
     device: torch.device
     notes: tuple[str, ...] = ()
 
     def targets(self, numbers: np.ndarray) -> Tensor:
         """Image numbers (B,) -> target distributions (B,K)."""
-        logits = self.logits[self.readable[numbers]].astype(np.float32)
+        logits = self.logits[self.rows[numbers]][:, self.columns].astype(np.float32)
         return distribution(to_device(torch.from_numpy(logits), self.device), self.cfg)
 
 
@@ -96,7 +146,7 @@ def with_teacher(recipe: Recipe, function: TeacherFunction | None) -> Recipe:
 
 
 def open_teacher(name: str, report: Report | None = None, copy: Path | None = None) -> TeacherSource:
-    """The teacher that `distill.teacher` names: logits (N,K) as an array, an ONNX model, or a trained network.
+    """The teacher that `distill.teacher` names: stored logits, an ONNX model, or a trained network.
 
     report: receives the progress of a download.
     copy: the copy that `store_teacher` made, to be read instead.
@@ -116,19 +166,20 @@ def open_teacher(name: str, report: Report | None = None, copy: Path | None = No
             raise
         except Exception as e:  # numpy's header is Python, and raises what its tokens run into
             raise ValueError(f"{name} cannot be read as an array of logits: {shortened(e)}") from e
-        return _logits(logits, name)
-    if path.suffix == ".npz" and path.is_file() and (arrays := read_npz(path, "logits")):
-        return _logits(arrays["logits"], name)  # otherwise it may be an official weight file
+        return _stored_logits({"logits": logits}, name)
+    if path.suffix == ".npz" and path.is_file():
+        arrays = read_npz(path, [field.name for field in dataclasses.fields(StoredLogits)])
+        if "logits" in arrays:  # otherwise it may be an official weight file
+            return _stored_logits(arrays, name)
     if path.suffix == ".onnx":
         return open_onnx(name, threads=torch.get_num_threads())
     return load_weights(name, report=report)
 
 
-def _logits(logits: np.ndarray, name: str) -> np.ndarray:
-    if logits.ndim != 2 or logits.dtype.kind != "f" or np.isnan(logits).any():
-        what = f"{logits.dtype} of shape {logits.shape}" if logits.ndim != 2 or logits.dtype.kind != "f" else "NaN"
-        raise ValueError(f"{name} holds {what}; expected logits or log-probabilities, float (training images, classes)")
-    return logits
+def _stored_logits(arrays: dict[str, np.ndarray], name: str) -> StoredLogits:
+    found = StoredLogits(**arrays)
+    found.validate(name)
+    return found
 
 
 def store_teacher(run: Path, source: TeacherSource) -> None:
@@ -137,10 +188,11 @@ def store_teacher(run: Path, source: TeacherSource) -> None:
     A kill at any moment leaves the whole copy or none. Errors: OSError.
     """
     drop_teacher(run)
-    logits, graph, network = (run / "checkpoints" / name for name in COPIES)
-    if isinstance(source, np.ndarray):
-        with replacing(logits) as part, open(part, "wb") as file:
-            np.save(file, source)
+    logits, with_hashes, graph, network = (run / "checkpoints" / name for name in COPIES)
+    if isinstance(source, StoredLogits):
+        arrays = {name: array for name, array in vars(source).items() if array is not None}
+        with replacing(with_hashes if len(arrays) > 1 else logits) as part, open(part, "wb") as file:
+            np.savez(file, **arrays) if len(arrays) > 1 else np.save(file, source.logits)
     elif isinstance(source, OnnxModel):
         with replacing(graph) as part:
             copy_onnx(source.name, part, f"{graph.name}.data")
@@ -169,23 +221,21 @@ def make_teacher(
 ) -> Teacher | None:
     """The teacher of a run whose training images and classes are known.
 
-    Errors: ValueError for stored logits of another number of images or classes, and for a network with other classes or
-    channels.
+    Errors: ValueError for stored logits of other images or classes, and for a network with other classes or channels.
     """
     if source is None:
         return None
-    if isinstance(source, np.ndarray):
+    if isinstance(source, StoredLogits):
         if isinstance(train, Stream):
             raise ValueError(
-                f"{cfg.teacher} holds logits by image number, but these images are streamed: use a network as teacher"
+                f"{cfg.teacher} holds logits by image, but these images are streamed: use a network as teacher"
             )
-        wanted = (len(train.images), len(classes))
-        if source.shape != wanted:
-            raise ValueError(
-                f"{cfg.teacher} holds logits of shape {source.shape}; this run has {wanted[0]} training images, as "
-                f'data.datasets.open_images(recipe.data, "train") gives them, of {wanted[1]} classes'
-            )
-        return StoredTeacher(source, train.indices, cfg, device)
+        rows = source.rows(cfg.teacher, train)
+        columns = slice(None) if source.classes is None else match_all_classes(classes, source.classes.tolist())
+        if (k := source.logits.shape[1]) != len(classes):
+            raise ValueError(f"{cfg.teacher} has logits of {k} classes; this run has {len(classes)}")
+        by_order = f"{cfg.teacher} holds no hashes of its images: its rows are matched by their order alone"
+        return StoredTeacher(source.logits, rows, columns, cfg, device, (by_order,) if source.hashes is None else ())
     if isinstance(source, OnnxModel):
         answer, notes = _onnx_answer(source, train, classes, device)
         return OnlineTeacher(answer, len(classes), cfg, notes)

@@ -190,9 +190,10 @@ class Distill(Config, owner="distill"):
     """Distillation: a teacher to learn from besides the labels."""
 
     teacher: str = ""
-    """Teacher: a run or weights as for init.weights, a classifier FILE.onnx, or logits with a row for each training
-    image (FILE.npy, or FILE.npz with an array "logits"). A network sees each image as the student does, augmented and
-    mixed; stored logits are of the original image, and are mixed as labels are. Empty: none."""
+    """Teacher: a run or weights as for init.weights, a classifier FILE.onnx, or logits of the training images, FILE.npz
+    with arrays "logits" and "hashes", which say what image a row is of, or FILE.npy, rows in the order of the images. A
+    network sees each image as the student does, augmented and mixed; stored logits are of the original image, and are
+    mixed as labels are. Empty: none."""
     alpha: float = 0.5
     """The teacher's share of the loss; the labels have the rest."""
     temperature: float = 1.0

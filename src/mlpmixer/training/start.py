@@ -16,7 +16,7 @@ from mlpmixer.models.configs import NetworkConfig
 from mlpmixer.models.initialization import set_head_bias, whiten_stem
 from mlpmixer.training import progressive, recipes
 from mlpmixer.training.augment import resize
-from mlpmixer.training.distillation import TeacherFunction, TeacherSource, open_teacher, stored_teacher
+from mlpmixer.training.distillation import StoredLogits, TeacherFunction, TeacherSource, open_teacher, stored_teacher
 from mlpmixer.training.inputs import Stores, augmented_sample
 from mlpmixer.training.recipe import Recipe
 from mlpmixer.weights import model_file, own, run_folder
@@ -94,6 +94,7 @@ def load_networks(
     """The trained networks of a recipe, to start from and to learn from; `report` receives the progress of downloads.
 
     A run resumed from the state `saved` starts from nothing else, and its teacher is the copy in the folder `run`.
+    ValueError for folds with a teacher whose logits are matched by order alone.
     """
     start: Pretrained | None = None
     if recipe.init.weights and stored_preprocess(saved) is None:
@@ -105,7 +106,13 @@ def load_networks(
     if teacher is not None:
         return start, teacher
     copy = stored_teacher(run) if run is not None and run_folder.is_run(run) else None
-    return start, open_teacher(recipe.distill.teacher, report, copy)
+    source = open_teacher(recipe.distill.teacher, report, copy)
+    if recipe.data.folds and isinstance(source, StoredLogits) and source.hashes is None:
+        raise ValueError(
+            f"{recipe.distill.teacher} holds no hashes of its images, and each fold trains on others: with data.folds, "
+            "take an .npz that has them, or a network as teacher"
+        )
+    return start, source
 
 
 def offer(recipe: Recipe, train_images: int, multi_label: bool) -> list[str]:

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,8 @@ def _tensor(array: np.ndarray) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- official .npz
 
 
-def read_npz(path: str | os.PathLike[str], only: str = "") -> dict[str, np.ndarray]:
-    """The arrays of an .npz by name: all, or the one of this name if it is there.
+def read_npz(path: str | os.PathLike[str], only: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """The arrays of an .npz by name: all, or those of these names that are there.
 
     WeightsError for anything that is not a sound archive of plain arrays; nothing in it is executed or written to disk.
     """
@@ -96,7 +96,7 @@ def read_npz(path: str | os.PathLike[str], only: str = "") -> dict[str, np.ndarr
             held, unpacked = os.path.getsize(path), sum(m.file_size for m in members)
             if unpacked > SPARE_BYTES + MAX_EXPANSION * held:
                 raise WeightsError(f"{path} has {held:,} bytes and claims to unpack to {unpacked:,}")
-            wanted = [m for m in members if only in ("", m.filename.removesuffix(".npy"))]
+            wanted = [m for m in members if not only or m.filename.removesuffix(".npy") in only]
             return {m.filename.removesuffix(".npy"): _read_member(archive, m, str(path)) for m in wanted}
     except Exception as e:  # zipfile raises whatever its headers run into
         if isinstance(e, WeightsError) or (isinstance(e, OSError) and e.filename):  # not there, not ours to read
