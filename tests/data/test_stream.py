@@ -30,7 +30,7 @@ from mlpmixer.data.datasets import open_data, open_images
 from mlpmixer.data.image_set import ImageSet, array_images, numbered
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.streaming import datasets as streamed_module
-from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_streamed
+from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_shards, open_streamed
 from mlpmixer.data.streaming.remote import RemoteFile
 from mlpmixer.data.streaming.shards import Kind, Sample, Shard, ShardError, read_rows
 from mlpmixer.data.streaming.write import write_shards
@@ -344,6 +344,31 @@ def test_unnamed_splits_are_cut_by_shards(tmp_path: Path) -> None:
     )
     assert greys_of(open_streamed(data)) == found
     assert greys_of(open_streamed(dataclasses.replace(data, split_seed=1))) != found
+
+
+def test_training_and_evaluation_find_the_same_shards(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    write_shards({"train": image_set(24), "val": image_set(8, 200)}, folder, kind="tar", per_shard=8)
+    (folder / "_info.json").unlink()
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    data = Data(name=str(folder), classes=str(tmp_path / "names.txt"))
+    alike = dataclasses.replace(data, layout="classes")
+
+    def found(data: Data) -> tuple[dict[str, int], int]:
+        whole, streamed = open_shards(data), open_streamed(data)
+        training = sum(shard.samples for shard in streamed.train) + len(streamed.val) + len(streamed.test or ())
+        return {split: len(images) for split, images in whole.sets.items()}, training
+
+    assert found(data) == ({"train": 24, "val": 8}, 32) and found(alike) == ({"all": 32}, 32)
+    (folder / "val-00000-of-00001.tar").rename(folder / "more.tar")
+    assert found(data) == ({"train": 24}, 24) and found(alike) == ({"all": 32}, 32)
+    (note,) = open_shards(data).notes
+    assert "not used, as the name says no split: more.tar" in note and note in open_streamed(data).notes
+    for shard in folder.glob("train-*"):
+        shard.unlink()
+    for opens in (open_shards, open_streamed):
+        with pytest.raises(ValueError, match="no name says train, val or test"):
+            opens(dataclasses.replace(data, layout="splits"))
 
 
 def test_sources_of_class_names(tmp_path: Path) -> None:

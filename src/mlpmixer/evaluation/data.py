@@ -63,7 +63,7 @@ class Opened:
     own: bool = False
     """Whether this is the data of the model's run."""
     notes: tuple[str, ...] = ()
-    """What has changed since the training."""
+    """What has changed since the training, or is left out."""
     refusal: str = ""
     """Why no split can be taken, only all."""
     streamed: StreamedSplits | None = None
@@ -178,6 +178,7 @@ def open_for(classifier: Classifier, data: Data | str | None, data_dir: str = ""
         name=raw.name,
         sets={**raw.sets, ALL: whole},
         how=how,
+        notes=tuple(raw.notes) if is_streamed(asked) else (),
     )
     if record is None and is_same:
         cut = open_data(asked)

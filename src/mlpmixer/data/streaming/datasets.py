@@ -91,14 +91,10 @@ def open_streamed(
     require(not data.labels, f"data.labels={data.labels} is for images in files, not for the shards of {data.name}")
     retry = retry or Retry()
     cache = Path(cache_dir) if cache_dir is not None else cache_folder()
-    listing = find_shards(data.name.strip(), data.data_dir, retry.timeout_s, data.layout)
+    listing, left_out = _listed(data, retry)
     shards, name = listing.shards, listing.name
-    notes = [listing.note]
-    if "all" in shards and len(shards) > 1:
-        names = _names(shards.pop("all"))
-        notes.append(f"not used, as the name says no split: {names} (--data.layout classes uses all shards alike)")
+    notes = [listing.note, *left_out]
     if "all" in shards:
-        require(data.layout != "splits", f"{name}: no name says train, val or test (data.layout=splits)")
         shards[TRAIN] = shards.pop("all")
     if TRAIN not in shards:
         overrule = "; if that name means something else: --data.layout classes" if data.layout == "auto" else ""
@@ -132,11 +128,11 @@ def open_shards(data: Data) -> RawSplits:
     """The images of shards by index, as `open_raw` has those of other data. Of shards on a server that name splits,
     only validation and test are fetched.
 
-    Raises ValueError and ShardError as `open_streamed` does.
+    The notes are of what was left out. Raises ValueError and ShardError as `open_streamed` does.
     """
     retry, cache = Retry(), cache_folder()
-    listing = find_shards(data.name.strip(), data.data_dir, retry.timeout_s)
-    shards, notes = listing.shards, [listing.note]
+    listing, notes = _listed(data, retry)
+    shards = listing.shards
     if len(shards) > 1 and any(shard.remote for of_split in shards.values() for shard in of_split):
         shards = {split: of_split for split, of_split in shards.items() if split in (VAL, TEST)} or shards
     classes = read_classes(data.classes) if data.classes else listing.classes
@@ -149,6 +145,18 @@ def open_shards(data: Data) -> RawSplits:
     if not found:
         raise ValueError(f"{listing.name}: the shards hold no labelled images")
     return RawSplits(listing.name, found, notes)
+
+
+def _listed(data: Data, retry: Retry) -> tuple[Listing, list[str]]:
+    """The shards of `data` by split, or all alike; and a note about those that are left out, if any are."""
+    listing = find_shards(data.name.strip(), data.data_dir, retry.timeout_s, data.layout)
+    if "all" not in listing.shards:
+        return listing, []
+    if len(listing.shards) > 1:
+        names = _names(listing.shards.pop("all"))
+        return listing, [f"not used, as the name says no split: {names} (--data.layout classes uses all shards alike)"]
+    require(data.layout != "splits", f"{listing.name}: no name says train, val or test (data.layout=splits)")
+    return listing, []
 
 
 def _cut_off(shards: dict[str, list[Shard]], split: str, fraction: float, seed: int, name: str) -> str:
