@@ -11,7 +11,7 @@ from mlpmixer.config import from_json, to_json
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.images import content_hash
-from mlpmixer.data.split_record import PARTS, SplitRecord
+from mlpmixer.data.split_record import PARTS, SplitRecord, leaks
 from mlpmixer.data.store import content_hashes
 
 
@@ -33,6 +33,18 @@ def test_record_survives_json() -> None:
     assert again == BEFORE and again.all_names == ("a/0.png", "a/1.png", "b/0.png", "b/1.png")
     assert again.hashes_of("train").tolist() == [1, 2] and again.hashes_of("unused").tolist() == []
     assert not again.without_names().all_names and again.without_names().hashes == again.hashes
+
+
+def test_leaks_of_several_runs_add_up() -> None:
+    first = record(train={"a": 1, "b": 2}, val={"c": 2}, test={"d": 4}).after([record(train={"x": 4})])
+    second = record(train={"a": 1}, test={"e": 5, "f": 6}).after([record(train={"x": 6})])
+    earlier = "among those that the initial weights or the teacher were trained on"
+    assert leaks(first) == [
+        "val: 1 of its 1 images are also in train, byte for byte",
+        f"test: 1 of its 1 images are {earlier}",
+    ]
+    assert leaks(first, second)[1] == f"test: 2 of its 3 images are {earlier}"
+    assert leaks(BEFORE) == leaks() == []
 
 
 def test_images_are_known_by_content() -> None:

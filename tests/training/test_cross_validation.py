@@ -17,6 +17,7 @@ from helpers.shared import Once
 from helpers.training import assert_same_run
 from PIL import Image
 
+from mlpmixer.cli.train import print_folds
 from mlpmixer.config import to_json
 from mlpmixer.data.config import Data
 from mlpmixer.evaluation.evaluate import evaluate
@@ -204,6 +205,22 @@ def test_changed_data_is_refused_in_the_end(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"data has changed since .*fold-\d was trained: 1 image of the run missing"):
         cross_validate(recipe, out=tmp_path / "run", report=change)
+
+
+def test_images_that_the_initial_weights_have_seen_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(24):
+        path = tmp_path / "data" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 10 * i).save(path)
+    recipe = variant(recipe_for(tmp_path / "data"), data={"folds": 0}, run={"steps": 1, "batch_size": 4, "test": False})
+    base = train(recipe, out=tmp_path / "base")
+    again = variant(recipe, data={"folds": 2}, init={"weights": str(base.path)}, run={"test": True})
+    result = cross_validate(again, out=tmp_path / "run")
+    seen = f"test: {base.summary['train_images']} of its 24 images are among those that the initial weights"
+    assert result.summary["advice"][-1].startswith(seen)
+    assert seen.replace("test", "Test") in (tmp_path / "run" / "report.html").read_text()
+    print_folds(result.path, result.summary, again)
+    assert f"note    {seen}" in capsys.readouterr().out
 
 
 def test_test_images_of_the_data_are_left_alone(tmp_path: Path) -> None:

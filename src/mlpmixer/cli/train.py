@@ -198,8 +198,7 @@ def score_text(m: dict[str, Any]) -> str:
 
 def print_result(path: Path, summary: dict[str, Any]) -> None:
     """Notes, then five lines: how good it is, which weights these are, how long it took, where it is, what to type."""
-    for sentence in summary.get("advice") or ():
-        print(f"note    {sentence}")
+    print_advice(summary)
     if bad := summary.get("bad_images") or []:
         print("\n".join(f"left out  {line}" for line in unreadable(bad)))
         print(f"{len(bad)} unreadable images were left out, listed in {path / 'summary.json'}")
@@ -216,8 +215,14 @@ def print_result(path: Path, summary: dict[str, Any]) -> None:
     print(f"next    mlpmixer predict {path} IMAGE...")
 
 
+def print_advice(summary: dict[str, Any]) -> None:
+    for sentence in summary.get("advice") or ():
+        print(f"note    {sentence}")
+
+
 def print_folds(path: Path, summary: dict[str, Any], recipe: Recipe) -> None:
-    """The folds, the labels to look at, and five lines as after a single run."""
+    """Notes, the folds, the labels to look at, and five lines as after a single run."""
+    print_advice(summary)
     rows = [
         (str(k), percent(f["top1"]), between(f["top1_interval"]), f"{f['n']:,}", percent(f["val_top1"]))
         for k, f in enumerate(summary["per_fold"], 1)

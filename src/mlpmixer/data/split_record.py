@@ -138,19 +138,6 @@ class SplitRecord(Config, owner="splits"):
                 found[i] = candidates.pop()
         return found
 
-    def leaks(self) -> list[str]:
-        """Which images of val and test are less unseen than they should be, in sentences."""
-        found = []
-        for part in (VAL, TEST):
-            hashes = self.hashes_of(part)
-            for known, where in (
-                (self.hashes_of(TRAIN), "also in train, byte for byte"),
-                (self.earlier_hashes, "among those that the initial weights or the teacher were trained on"),
-            ):
-                if n := int(np.isin(hashes, known).sum()):
-                    found.append(f"{part}: {n:,} of its {len(hashes):,} images are {where}")
-        return found
-
     def difference(self, now: "SplitRecord") -> str:
         """How the images of `now` differ from these, with some of their names; empty when they do not."""
         if self.shards != now.shards:
@@ -170,6 +157,23 @@ class SplitRecord(Config, owner="splits"):
         return dict(
             zip(self.all_names, zip(self.all_parts.tolist(), self.all_hashes.tolist(), strict=True), strict=True)
         )
+
+
+def leaks(*records: SplitRecord) -> list[str]:
+    """Sentences about images of val and test that are less unseen than they should be; those of several runs add up."""
+    found = []
+    for part in (VAL, TEST):
+        held_out = [(record, record.hashes_of(part)) for record in records]
+        total = sum(len(hashes) for _, hashes in held_out)
+        copies = sum(int(np.isin(hashes, record.hashes_of(TRAIN)).sum()) for record, hashes in held_out)
+        earlier = sum(int(np.isin(hashes, record.earlier_hashes).sum()) for record, hashes in held_out)
+        for n, where in (
+            (copies, "also in train, byte for byte"),
+            (earlier, "among those that the initial weights or the teacher were trained on"),
+        ):
+            if n:
+                found.append(f"{part}: {n:,} of its {total:,} images are {where}")
+    return found
 
 
 def listed(names: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from mlpmixer.config import to_json
 from mlpmixer.data.datasets import open_data, relabelled
 from mlpmixer.data.image_set import ImageSet, chain
 from mlpmixer.data.paths import printable
+from mlpmixer.data.split_record import leaks
 from mlpmixer.download import Report
 from mlpmixer.durable import replacing, write_json, write_text
 from mlpmixer.evaluation.data import open_for
@@ -138,7 +139,7 @@ def cross_validate(
             if number == 1:  # what was measured for it holds for all: the batch size, the steps of a time budget
                 recipe = dataclasses.replace(recipe, run=read_recipe(results[0].path).run)
                 _write(folder, recipe)
-        report({"kind": "doing", "what": "predicting each image by the network that has not seen it"})
+        report({"kind": "doing", "what": "predicting each image by the network of the fold that leaves it out"})
         found = _out_of_fold(recipe, [result.path for result in results], report)
         summary = _summary(recipe, results, found)
         _write_csv(folder / run_folder.OUT_OF_FOLD_FILE, found)
@@ -186,6 +187,7 @@ def _summary(recipe: Recipe, results: Sequence[RunResult], found: OutOfFold) -> 
     images, tests = found.images, [result.summary["test"] for result in results]
     metrics = metrics_from_probabilities(found.probabilities, images.labels, images.classes, found.names, bad=found.bad)
     scores = [test["top1"] for test in tests]
+    records = [run_folder.read_splits(result.path) for result in results]
     return {
         "recipe": recipe.name,
         "data": results[0].summary["data"],
@@ -194,6 +196,7 @@ def _summary(recipe: Recipe, results: Sequence[RunResult], found: OutOfFold) -> 
         "deviation": float(np.std(scores, ddof=1)),
         "lowest": min(scores),
         "highest": max(scores),
+        "advice": leaks(*(record for record in records if record)),
         "metrics": metrics.to_json(),
         "per_fold": [
             {key: test[key] for key in ("top1", "top1_interval", "n")}

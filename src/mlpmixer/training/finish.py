@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mlpmixer.data.split_record import leaks
 from mlpmixer.durable import replacing, write_json
 from mlpmixer.evaluation.evaluate import choose_threshold, evaluate
 from mlpmixer.evaluation.report import pictured, thumbnails_of
@@ -73,7 +74,7 @@ def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
         "kept": kept,
         "best_step": state.best_step if kept == "best" else state.step,
         "advice": [
-            *trainer.record.leaks(),
+            *leaks(trainer.record),
             *advice(lines, len(stores.train_sample), 0 if stores.splits.doubt else len(stores.val), kept),
         ],
         "train_s": round(train_s, 3),
@@ -111,4 +112,4 @@ def notes(trainer: Trainer) -> list[str]:
     if trainer.recipe.run.keep == "best" and not trainer.keeps_best:
         own.append("run.keep=best: validation is too small to choose a model, so the last one is kept")
     teacher = step.teacher.notes if step.teacher else ()
-    return [*trainer.stores.splits.notes, *own, *teacher, *trainer.record.leaks()]
+    return [*trainer.stores.splits.notes, *own, *teacher, *leaks(trainer.record)]
