@@ -32,7 +32,9 @@ from mlpmixer.config import to_json
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.folds import fold_of_each
 from mlpmixer.data.image_set import ImageSet
+from mlpmixer.data.paths import TRAIN, VAL
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.data.store import content_hashes
 from mlpmixer.evaluation.evaluate import require_one_class
 from mlpmixer.evaluation.features import Features, extract_features
@@ -153,12 +155,11 @@ def load_network(options: Options) -> Lite0:
 # --- the teacher ----------------------------------------------------------------------------------------------------
 
 
-def write_onnx(path: Path, module: nn.Module, classes: tuple[str, ...] | None, preprocess: Preprocess) -> None:
-    """Normalised images (B,3,H,W) -> what `module` makes of them; with `classes`, a file that `--teacher` takes."""
-    example = torch.zeros(2, 3, *preprocess.image_size)
-    graph = graph_of(module, example, {0: Dim("batch")}, ["logits"])
-    if classes:
-        stored = {"format": FORMAT, "model": to_json(Metadata(classes, preprocess))}
+def write_onnx(path: Path, module: nn.Module, size: tuple[int, int], metadata: Metadata | None = None) -> None:
+    """Normalised images (B,3,H,W) -> what `module` makes of them; with metadata, a file that `--teacher` takes."""
+    graph = graph_of(module, torch.zeros(2, 3, *size), {0: Dim("batch")}, ["logits"])
+    if metadata:
+        stored = {"format": FORMAT, "model": to_json(metadata)}
         onnx.helper.set_model_props(graph, {KEY: json.dumps(stored)})
     onnx.save(graph, str(path))
 
@@ -218,9 +219,10 @@ def main(options: Options) -> None:
         raise ValueError(f"{options.data} has no test images: leave --test out")
     with TemporaryDirectory() as folder:
         file = Path(folder, "features.onnx")
-        write_onnx(file, network, None, preprocess)
+        write_onnx(file, network, (size, size))
         train, val = (features_of(file, images, preprocess) for images in (splits.train, splits.val))
         test = features_of(file, splits.test, preprocess) if options.test else None
+    hashes = content_hashes(splits.train)
     heads = [fit_linear(train.values, train.labels, val.values, val.labels, l2s=(l2,)) for l2 in LINEAR_L2S]
     head = min(heads, key=lambda h: loss(h.logits(val.values), val))  # a teacher's probabilities are what matters
     print(f"fitted on {len(train.labels):,} training images of {size} px, {len(splits.classes)} classes")
@@ -228,7 +230,9 @@ def main(options: Options) -> None:
     if test:
         print(f"test top-1 {top1(head.logits(test.values), test)}")
     if out.suffix == ".onnx":
-        write_onnx(out, with_head(network, head), splits.classes, preprocess)
+        fitted = {TRAIN: ((), hashes), VAL: ((), content_hashes(splits.val))}
+        record = SplitRecord.of(fitted).without_names()
+        write_onnx(out, with_head(network, head), (size, size), Metadata(splits.classes, preprocess, record))
         written = features_of(out, splits.val, preprocess).values
         print(f"validation top-1 of the file {top1(written, val)}")
     else:
@@ -237,7 +241,7 @@ def main(options: Options) -> None:
             fold = fold_of_each(splits.train, options.folds, recipe.data.split_seed)
             logits = out_of_fold(train, val, fold, head.l2)
             print(f"top-1 on training images that the head has not seen {top1(logits, train)}")
-        np.savez(out, logits=logits, hashes=content_hashes(splits.train), classes=splits.classes)
+        np.savez(out, logits=logits, hashes=hashes, classes=splits.classes, trained=hashes)
     print(f"wrote {out}: mlpmixer train {options.data} --teacher {out}")
 
 

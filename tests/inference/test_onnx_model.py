@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlpmixer import cli
+from mlpmixer.config import to_json
 from mlpmixer.data.config import Data
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.inference.onnx_model import open_onnx
@@ -132,6 +133,21 @@ def test_metadata_sets_preprocessing_and_classes(tmp_path: Path, store: Any, ima
         answer_of(path, store, DIGITS[:9])
 
 
+def test_images_that_the_file_was_trained_on_are_told(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, run=dataclasses.replace(RECIPE.run, steps=1))
+    record = load_images(dataclasses.replace(recipe.data, split_seed=1), recipe.model)
+    said = about()
+    said["model"]["splits"] = to_json(record.record.without_names())
+    notes = {}
+    for name, says in (("known", said), ("unknown", about())):
+        teacher = Distill(teacher=str(write(tmp_path / f"{name}.onnx", says=says)))
+        result = train(dataclasses.replace(recipe, distill=teacher), out=tmp_path / name)
+        notes[name] = "\n".join(result.summary["notes"])
+    assert "images are among those that the initial weights or the teacher were trained on" in notes["known"]
+    assert "does not say" not in notes["known"] and "are among those that the init" not in notes["unknown"]
+    assert "unknown.onnx) does not say which images it was trained on" in notes["unknown"]
+
+
 def test_images_are_resized_to_the_graph(tmp_path: Path, store: Any) -> None:
     steps = torch.linspace(0, 255, 8).view(1, 1, 1, 8).expand(1, 1, 8, 8)  # a ramp of 16 px stays a ramp
     ramp = F.interpolate(steps, (16, 16), mode="bilinear")
@@ -167,9 +183,8 @@ def test_a_run_resumes_without_the_file(beside: bool, tmp_path: Path) -> None:
         file.unlink()
     resumed = train(recipe, out=tmp_path / "stopped", resume=True)
     assert (whole.path / run_folder.MODEL_FILE).read_bytes() == (resumed.path / run_folder.MODEL_FILE).read_bytes()
-    assert (
-        whole.summary["notes"] == resumed.summary["notes"] and f"{path} has no metadata" in resumed.summary["notes"][-1]
-    )
+    assert whole.summary["notes"] == resumed.summary["notes"]
+    assert f"{path} has no metadata" in resumed.summary["notes"][-2]
     assert not list((resumed.path / "checkpoints").glob("teacher.*"))
 
 
@@ -186,7 +201,7 @@ def test_the_file_teaches_like_a_function(tmp_path: Path) -> None:
     )
     assert len(of_a) == 8 and of_a == pytest.approx(of_b, abs=1e-6)
     assert of_a != pytest.approx(of_c, abs=0.1)
-    (note,) = (note for note in told[0]["notes"] if "model.onnx" in note)
+    (note, _) = (note for note in told[0]["notes"] if "model.onnx" in note)
     assert "normalised as for the student (mean 0.5, std 0.5 of the 0..1 range)" in note
     train(named, out=tmp_path / "again")
     assert (a / run_folder.MODEL_FILE).read_bytes() == (tmp_path / "again" / run_folder.MODEL_FILE).read_bytes()

@@ -31,6 +31,7 @@ from mlpmixer.training.recipe import Augment, Distill, Init, Optim, Recipe, Run,
 from mlpmixer.training.run import train
 from mlpmixer.training.step import TrainingStep
 from mlpmixer.weights import model_file, run_folder
+from mlpmixer.weights.load import load_weights
 
 SMALL = dataclasses.replace(MIXERS["Pico/2"], num_blocks=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32)
 BASE = Recipe(
@@ -126,8 +127,28 @@ def test_old_copy_of_a_teacher_is_not_used(teacher_run: Path, tmp_path: Path) ->
 
 def test_images_that_the_teacher_has_seen_are_told(teacher_run: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(distilled(teacher=str(teacher_run)), data=Data(name="digits", split_seed=1))
-    found = train(dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=1)), out=tmp_path / "run")
-    assert any("of its 360 images are among those that the initial weights or" in n for n in found.summary["notes"])
+    recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, steps=1))
+    told = train(recipe, out=tmp_path / "run").summary["notes"]
+    (seen,) = (n for n in told if "of its 360 images are among those that the initial weights or the teacher were" in n)
+    assert not any("does not say" in note for note in told)
+    images, teacher = open_images(recipe.data, "train"), tmp_path / "t.npz"
+    of_teacher = content_hashes(open_images(BASE.data, "train"))
+    np.savez(teacher, logits=np.zeros((len(images), 10)), hashes=content_hashes(images), trained=of_teacher)
+    stored = dataclasses.replace(recipe, distill=Distill(teacher=str(teacher)))
+    assert seen in train(stored, out=tmp_path / "stored").summary["notes"]
+
+
+def test_teachers_without_a_record_are_told(teacher_run: Path) -> None:
+    store = load_images(BASE.data, BASE.model).train
+    network, meta = load_weights(teacher_run)
+    assert meta.splits
+    unknown = [
+        dataclasses.replace(meta, splits=splits) for splits in (None, dataclasses.replace(meta.splits, shards="1"))
+    ]
+    for source in [*((network, of) for of in unknown), lambda images: images]:
+        teacher = make_teacher(source, Distill(teacher="runs/a"), store, DIGITS, CPU, FLOAT)
+        assert teacher.notes[0].startswith("the teacher (runs/a) does not say which images it was trained on: if those")
+    assert not make_teacher((network, meta), Distill(teacher="runs/a"), store, DIGITS, CPU, FLOAT).notes
 
 
 def test_network_answers_in_the_order_of_the_data(teacher_run: Path) -> None:
@@ -195,7 +216,10 @@ def test_stored_logits_are_found_by_content_and_class() -> None:
     teacher = make_teacher(stored, Distill(teacher="t.npz"), store, ("a", "b", "c"), CPU, FLOAT)
     wanted = [[rows[n][i] for i in (1, 2, 0)] for n in (5, 9, 7, 9)]
     torch.testing.assert_close(teacher.targets(np.arange(4)), torch.tensor(wanted))
-    assert not teacher.notes
+    assert len(teacher.notes) == 1 and "does not say which images it was trained on" in teacher.notes[0]
+    assert not make_teacher(
+        dataclasses.replace(stored, trained=stored.hashes), Distill(teacher="t.npz"), store, ("a", "b", "c"), CPU, FLOAT
+    ).notes
     fewer = dataclasses.replace(stored, hashes=np.array([7, 1, 8, 5], np.uint64))
     with pytest.raises(ValueError, match=r"t.npz has no row for 2 of the 4 training images, such as w: its rows are"):
         make_teacher(fewer, Distill(teacher="t.npz"), store, ("a", "b", "c"), CPU, FLOAT)
@@ -212,7 +236,8 @@ def test_another_split_has_no_stored_logits(tmp_path: Path) -> None:
             train(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **change)), out=tmp_path / "run")
     part = dataclasses.replace(recipe.data, train_fraction=0.5)
     found = train(dataclasses.replace(recipe, data=part, run=Run(steps=1, test=False)), out=tmp_path / "part")
-    assert not any("t.npz" in note for note in found.summary["notes"])
+    (note,) = (note for note in found.summary["notes"] if "t.npz" in note)
+    assert note.startswith(f"the teacher ({teacher}) does not say which images it was trained on: if those of")
 
 
 def test_folds_need_hashes(tmp_path: Path) -> None:
@@ -231,6 +256,7 @@ def test_wrong_teachers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for wrong, says in (
         ({"hashes": np.arange(5)}, r"hashes in t.npz: expected uint64 of shape \(5,\), got int64 of shape \(5,\)"),
         ({"hashes": np.zeros(4, np.uint64)}, r"hashes in t.npz: expected uint64 of shape \(5,\), got uint64 of"),
+        ({"trained": np.zeros((1, 2), np.uint64)}, r"trained in t.npz: expected uint64 of shape \(2,\), got uint64"),
         ({"classes": np.array(["a", "b"])}, r"classes in t.npz: expected text of shape \(3,\), got <U1 of shape"),
     ):
         np.savez(tmp_path / "t.npz", logits=np.zeros((5, 3)), **wrong)

@@ -72,6 +72,9 @@ def test_onnx_is_as_accurate_as_measured_and_teaches(
     assert right.mean() > 0.9
     tiny = "--image-size 16 --model.hidden-dim 8 --model.num-blocks 1 --steps 2 --batch-size 4 --threads 1 --quiet"
     assert cli.main(["train", "photos", "--teacher", "teacher.onnx", *tiny.split()]) == 0
+    record = model.metadata.splits
+    assert record and record.counts == (len(splits.train), len(splits.val), 0, 0) and not record.names
+    assert (record.hashes_of("train") == content_hashes(splits.train)).all()
 
 
 def test_stored_logits_are_a_row_for_each_training_image(
@@ -82,6 +85,7 @@ def test_stored_logits_are_a_row_for_each_training_image(
     logits = file["logits"]
     assert logits.shape == (len(train), 3) and logits.dtype == np.float32
     assert (file["hashes"] == content_hashes(train)).all() and file["classes"].tolist() == [*SHADES]
+    assert (file["trained"] == file["hashes"]).all()
     right = f"{100 * (logits.argmax(1) == train.labels).mean():.2f} % of {len(train)}"
     assert f"top-1 on training images that the head has not seen {right}" in capsys.readouterr().out
     tiny = "--image-size 16 --model.hidden-dim 8 --model.num-blocks 1 --steps 2 --batch-size 4 --threads 1 --quiet"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mlpmixer.config import from_json
 from mlpmixer.data.preprocess import Preprocess
+from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.inference.engines import open_session
 from mlpmixer.inference.engines.session import KEY, Session
 from mlpmixer.inference.exported import parse_metadata
@@ -35,6 +36,8 @@ class Metadata:
 
     classes: tuple[str, ...]
     preprocess: Preprocess
+    splits: SplitRecord | None = None
+    """Which images it was trained on; None where the file does not say."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def open_onnx(path: str | os.PathLike[str], *, threads: int) -> OnnxModel:
 
     Its input is one float32 tensor (B,C,H,W), its first output is taken for logits (B,K). Its metadata are read from
     `metadata_props["mlpmixer"]`: JSON as in the header of a model file, {"format": 1, "model": {"classes": [...],
-    "preprocess": {...}}}.
+    "preprocess": {...}}}, where "splits" may stand, too.
 
     Errors: ValueError when a package is not installed, and for a file that is missing, damaged, or not such a
     classifier.
@@ -114,7 +117,8 @@ def _metadata(text: str | None, name: str) -> Metadata | None:
         return None
     try:
         stored = parse_metadata(text)["model"]
-        return from_json(Metadata, {field: stored[field] for field in ("classes", "preprocess")})
+        fields = {field: stored[field] for field in ("classes", "preprocess")}
+        return from_json(Metadata, fields | {"splits": stored.get("splits")})
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(
             f"the metadata {KEY!r} of {name} cannot be read ({type(e).__name__}: {shortened(e)}); expected "

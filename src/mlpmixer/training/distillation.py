@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mlpmixer.data.paths import TRAIN
 from mlpmixer.data.preprocess import standardise
-from mlpmixer.data.split_record import Hashes
+from mlpmixer.data.split_record import Hashes, SplitRecord
 from mlpmixer.data.store import Store
 from mlpmixer.download import Report
 from mlpmixer.durable import replacing
@@ -48,6 +49,8 @@ class StoredLogits:
     """The `content_hash` of each image (N,). Without it, row i is taken for training image i."""
     classes: np.ndarray | None = None
     """The K names of the columns. Without it, they are taken for the classes of the data, in order."""
+    trained: Hashes | None = None
+    """The `content_hash` of each image that the teacher was trained on (M,); None: it is not known."""
 
     def validate(self, name: str) -> None:
         """ValueError, with the name of the file, for another type or shape than above."""
@@ -58,7 +61,12 @@ class StoredLogits:
                 f"{name} holds {what}; expected logits or log-probabilities, float (training images, classes)"
             )
         n, k = logits.shape
-        for field, array, kind, shape in (("hashes", self.hashes, "u8", (n,)), ("classes", self.classes, "U", (k,))):
+        m = 0 if self.trained is None else self.trained.size
+        for field, array, kind, shape in (
+            ("hashes", self.hashes, "u8", (n,)),
+            ("classes", self.classes, "U", (k,)),
+            ("trained", self.trained, "u8", (m,)),
+        ):
             if array is not None and (not array.dtype.str[1:].startswith(kind) or array.shape != shape):
                 expected = f"{'uint64' if kind == 'u8' else 'text'} of shape {shape}"
                 raise ValueError(f"{field} in {name}: expected {expected}, got {array.dtype} of shape {array.shape}")
@@ -225,6 +233,12 @@ def make_teacher(
     """
     if source is None:
         return None
+    record, notes = record_of(source), tuple[str, ...]()
+    if record is None or record.shards:
+        notes += (
+            f"the teacher ({cfg.teacher}) does not say which images it was trained on: if those of validation or test "
+            "are among them, their scores are too high",
+        )
     if isinstance(source, StoredLogits):
         if isinstance(train, Stream):
             raise ValueError(
@@ -234,14 +248,24 @@ def make_teacher(
         columns = slice(None) if source.classes is None else match_all_classes(classes, source.classes.tolist())
         if (k := source.logits.shape[1]) != len(classes):
             raise ValueError(f"{cfg.teacher} has logits of {k} classes; this run has {len(classes)}")
-        by_order = f"{cfg.teacher} holds no hashes of its images: its rows are matched by their order alone"
-        return StoredTeacher(source.logits, rows, columns, cfg, device, (by_order,) if source.hashes is None else ())
+        if source.hashes is None:
+            notes = (f"{cfg.teacher} holds no hashes of its images: its rows are matched by their order alone", *notes)
+        return StoredTeacher(source.logits, rows, columns, cfg, device, notes)
     if isinstance(source, OnnxModel):
-        answer, notes = _onnx_answer(source, train, classes, device)
-        return OnlineTeacher(answer, len(classes), cfg, notes)
+        answer, assumed = _onnx_answer(source, train, classes, device)
+        return OnlineTeacher(answer, len(classes), cfg, (*assumed, *notes))
     if isinstance(source, tuple):
         source = _network_answer(*source, train, classes, device, dtype)
-    return OnlineTeacher(source, len(classes), cfg)
+    return OnlineTeacher(source, len(classes), cfg, notes)
+
+
+def record_of(network: Any) -> SplitRecord | None:
+    """Which images a teacher, or the network that a run starts from, was trained on; None where it does not say."""
+    if isinstance(network, StoredLogits):
+        return None if network.trained is None else SplitRecord.of({TRAIN: ((), network.trained)}).without_names()
+    if isinstance(network, OnnxModel):
+        return network.metadata.splits if network.metadata else None
+    return network[1].splits if isinstance(network, tuple) else None
 
 
 def distribution(logits: Tensor, cfg: Distill) -> Tensor:

@@ -13,7 +13,7 @@ from mlpmixer.data.labels import nfc
 from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.registry import shortened
 from mlpmixer.training import progressive
-from mlpmixer.training.distillation import TeacherSource, drop_teacher
+from mlpmixer.training.distillation import TeacherSource, drop_teacher, record_of
 from mlpmixer.training.inputs import Stores
 from mlpmixer.training.loop import State
 from mlpmixer.training.recipe import Recipe, read_recipe
@@ -148,7 +148,7 @@ def recorded(
     """
     stored = run_folder.read_splits(folder) if saved is not None else None
     if stored is None:
-        return stores.record.after([net[1].splits for net in networks if isinstance(net, tuple) and net[1].splits])
+        return stores.record.after([record for record in map(record_of, networks) if record])
     if difference := stored.difference(stores.record):
         raise ValueError(
             f"{folder} cannot be resumed exactly, as its data has changed since it was started: {difference}. Put the "
