@@ -10,9 +10,12 @@ from helpers.models import GREY
 
 from mlpmixer import cli
 from mlpmixer.cli.train import Train
+from mlpmixer.data.config import Data
 from mlpmixer.models.names import MODELS
 from mlpmixer.training.recipe import Recipe
 from mlpmixer.training.recipes import RECIPES
+from mlpmixer.weights.model_file import load_model, save_model
+from mlpmixer.weights.run_folder import MODEL_FILE
 
 
 def train(*args: str) -> Recipe:
@@ -61,6 +64,21 @@ def test_init_brings_its_architecture_and_a_gentler_recipe(digits_run: Path) -> 
     assert named == dataclasses.replace(MODELS["B/16"], num_classes=21843)
     assert train("cifar10", "--init=B/16:imagenet21k").name == "finetune-published"
     assert train("cifar10", "--init=B/16:imagenet21k", "--recipe", "cifar10").optim.name == "muon"
+
+
+def test_data_that_has_only_the_name_of_the_weights_data_is_told(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, meta = load_model(digits_run / MODEL_FILE)
+    plain, weights = dataclasses.replace(meta, splits=None, provenance={"data": "plain"}), tmp_path / "w.safetensors"
+    save_model(weights, model, dataclasses.replace(plain, data=Data(name=str(tmp_path / "gone/plain"))))
+    (tmp_path / "plain").mkdir()
+    line = [str(tmp_path / "plain"), "--init", str(weights)]
+    assert train(*line).name == "retune"
+    told = "by its name alone, so that the recipe is retune; for other data: --recipe finetune"
+    assert told in capsys.readouterr().err and train(*line, "--recipe", "finetune").name == "finetune"
+    (tmp_path / "gone/plain").mkdir(parents=True)
+    assert train(*line).name == "finetune" and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

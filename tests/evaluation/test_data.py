@@ -14,7 +14,7 @@ from mlpmixer.data.datasets import open_data, open_images
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.data.store import content_hashes
-from mlpmixer.evaluation.data import open_for
+from mlpmixer.evaluation.data import open_for, was_trained_on
 from mlpmixer.evaluation.evaluate import evaluate
 from mlpmixer.exporters.check import sample
 from mlpmixer.exporters.int8 import images_for
@@ -119,6 +119,29 @@ def test_changed_new_and_missing_images_are_named_and_not_scored(here: Path) -> 
         f"1 image of the run missing: {own[1]}",
     )
     assert len(names(model, "shades", "all")) == 40
+
+
+def test_data_of_the_same_name_elsewhere_is_known_by_its_images(here: Path) -> None:
+    meta = model_of().meta
+    assert meta
+    meta = dataclasses.replace(meta, provenance={"data": "shades"})
+    write_shades(here / "others/shades", start=100)
+    shutil.copytree(here / "shades", here / "copy/shades")
+    os.symlink(here / "shades", here / "link")
+    unsaid, before = dataclasses.replace(meta, data=None), dataclasses.replace(meta, splits=None)
+    nameless = dataclasses.replace(unsaid, splits=None)
+
+    def trained_on(name: str) -> list[bool | None]:
+        return [was_trained_on(one, Data(name=name)) for one in (meta, unsaid, before, nameless)]
+
+    assert trained_on("./shades/") == [True, True, True, None] and trained_on("link") == [True, True, True, None]
+    assert trained_on("others/shades") == [False, False, False, None]
+    assert trained_on("copy/shades") == [True, True, False, None]
+    assert trained_on("digits") == [False] * 4
+    (here / "shades").rename(here / "gone")
+    assert trained_on("copy/shades") == [True, True, None, None]
+    hub = dataclasses.replace(before, data=Data(name="hf:one/shades"))
+    assert was_trained_on(hub, Data(name="hf:one/shades")) and was_trained_on(hub, Data(name="hf:two/shades")) is False
 
 
 def test_val_is_test_of_data_that_no_run_split_scores_val(here: Path) -> None:

@@ -1,6 +1,7 @@
 """The options of commands that start from a recipe: train, lr-find and data preview."""
 
 import dataclasses
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +10,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from mlpmixer.cli.arguments import Arg, Command, Line, Short, converted, require_words
 from mlpmixer.cli.options import DATA, WeightsDir
+from mlpmixer.cli.printing import print_error
+from mlpmixer.data.config import Data
 from mlpmixer.models.configs import Method, NetworkConfig
 from mlpmixer.training.recipe import Init, Recipe, variant
 
+Start = Literal["scratch", "same data", "other data", "published"]
 SHORT = {
     "epochs": Short("run.epochs", "Passes over the training images."),
     "steps": Short("run.steps", "Optimizer steps, instead of epochs."),
@@ -80,7 +84,13 @@ def start_from(line: Line, resumed: Recipe | None = None) -> Recipe:
         raise ValueError(f"{' and '.join(durations)} each say how long to train: give one of them")
     if resumed and weights and resumed.init.weights == weights:
         return resumed
-    recipe = RECIPES[name]() if name else recipe_for(data, kind_of_start(weights, data))
+    if name:
+        recipe = RECIPES[name]()
+    else:
+        kind, note = kind_of_start(weights, Data(name=data, data_dir=line.value("--data.data-dir") or None))
+        recipe = recipe_for(data, kind)
+        if note and not line.help and os.environ.get("LOCAL_RANK", "0") == "0":
+            print_error(f"note: {note}")
     if model := line.value("--model"):
         from mlpmixer.models.names import MODELS
         from mlpmixer.weights.own import OWN
@@ -123,13 +133,19 @@ def _size(line: Line, option: str) -> Any:
     return converted(int | tuple[int, int], line.options[option]) if option in line.options else None
 
 
-def kind_of_start(weights: str, data: str) -> Literal["scratch", "same data", "other data", "published"]:
+def kind_of_start(weights: str, data: Data) -> tuple[Start, str]:
+    """How a training on `data` starts, and a note where only the name of the data tells."""
     if not weights:
-        return "scratch"
-    from mlpmixer.weights.load import trained_on
+        return "scratch", ""
+    from mlpmixer.evaluation.data import was_trained_on
+    from mlpmixer.weights.load import own_meta
 
-    before = trained_on(weights)
-    return "published" if before is None else "same data" if before == Path(data).name else "other data"
+    if (meta := own_meta(weights)) is None:
+        return "published", ""
+    if (same := was_trained_on(meta, data)) is not None:
+        return "same data" if same else "other data", ""
+    taken = f"{data.name} is taken for the data that {weights} was trained on, by its name alone"
+    return "same data", f"{taken}, so that the recipe is retune; for other data: --recipe finetune"
 
 
 def architecture_of(name: str) -> NetworkConfig:

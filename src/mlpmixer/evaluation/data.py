@@ -19,10 +19,12 @@ from mlpmixer.data.store import content_hashes
 from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_shards, open_streamed
 from mlpmixer.evaluation.metrics import Scored
 from mlpmixer.inference.classifier import Classifier
+from mlpmixer.weights.model_file import ModelMeta
 from mlpmixer.weights.run_folder import read_recipe_json
 
 ALL = "all"
 OWN_SHARE = 0.5  # data that holds as many of a run's validation and test images is the run's own
+SAMPLE = 32  # images that are looked at to know a run's data again before a training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,6 +347,25 @@ def own_data(classifier: Classifier) -> Data | None:
     if recipe is None or not recipe.is_file():
         return None
     return from_json(Data, read_recipe_json(recipe.parent).get("data"), "data")
+
+
+def was_trained_on(meta: ModelMeta, data: Data) -> bool | None:
+    """Whether a model was trained on the data of this name or path: it is at the same place, or has the same name and
+    the images that the model knows. None where there is only the name to tell."""
+    own, place = meta.data, place_of(data)
+    if own and place_of(own) == place:
+        return True
+    if os.path.basename(place) != meta.provenance.get("data"):
+        return False
+    if place in DATASETS:
+        return own is None
+    if meta.splits and not meta.splits.shards and os.path.exists(place):
+        asked = replace(own, name=data.name, data_dir=data.data_dir) if own else data
+        with suppress(ValueError, OSError):  # such as a table that is not there, or shards
+            images = chain(list(open_raw(asked).sets.values())).spread(SAMPLE)
+            return bool(np.isin(content_hashes(images), meta.splits.all_hashes).mean() >= OWN_SHARE)
+    there = place_of(own) if own else ""
+    return False if there in DATASETS or there.startswith("hf:") or os.path.exists(there) else None
 
 
 def place_of(data: Data) -> str:

@@ -179,12 +179,9 @@ def architecture(name: str) -> NetworkConfig:
     return cfg
 
 
-def trained_on(name: str) -> str | None:
-    """The data that this package trained the weights at a name, path or address on, "" if they do not say; None: they
-    are of other code."""
-    if name in WEIGHTS or not _is_ours(file := locate(name)):
-        return None
-    return str(read_meta(file).provenance.get("data", ""))
+def own_meta(name: str) -> ModelMeta | None:
+    """What travels with weights of this package at a name, path or address; None: they are of other code."""
+    return read_meta(file) if name not in WEIGHTS and _is_ours(file := locate(name)) else None
 
 
 def _is_ours(file: Path) -> bool:
