@@ -27,7 +27,7 @@ from torch.export import Dim
 
 from mlpmixer.cli.arguments import Command, read
 from mlpmixer.cli.help import page
-from mlpmixer.cli.options import DataArg, DataDir
+from mlpmixer.cli.options import DataArg, DataDir, require_writable
 from mlpmixer.config import to_json
 from mlpmixer.data.datasets import open_data
 from mlpmixer.data.folds import fold_of_each
@@ -36,6 +36,7 @@ from mlpmixer.data.paths import TRAIN, VAL
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.data.store import content_hashes
+from mlpmixer.durable import replacing
 from mlpmixer.evaluation.evaluate import require_one_class
 from mlpmixer.evaluation.features import Features, extract_features
 from mlpmixer.evaluation.linear import LINEAR_L2S, LinearHead, fit_linear
@@ -161,7 +162,8 @@ def write_onnx(path: Path, module: nn.Module, size: tuple[int, int], metadata: M
     if metadata:
         stored = {"format": FORMAT, "model": to_json(metadata)}
         onnx.helper.set_model_props(graph, {KEY: json.dumps(stored)})
-    onnx.save(graph, str(path))
+    with replacing(path) as part:
+        onnx.save(graph, str(part))
 
 
 def features_of(file: Path, images: ImageSet, preprocess: Preprocess) -> Features:
@@ -200,29 +202,31 @@ def loss(logits: np.ndarray, images: Features) -> float:
 
 
 def main(options: Options) -> None:
-    out, size = Path(options.out), options.image_size
+    for option in ("image_size", "student_size", "folds"):
+        if (value := getattr(options, option)) is not None and value < 1:
+            raise ValueError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
+    require_writable("--out", options.out, suffixes=(".onnx", ".npz"))
+    out, size = Path(options.out).expanduser(), options.image_size
     recipe = variant(recipe_for(options.data), data={"data_dir": options.data_dir or None})
     if out.suffix == ".onnx":
-        size = options.student_size or int(np.max(recipe.model.image_size))
+        size = int(np.max(recipe.model.image_size)) if options.student_size is None else options.student_size
         if size > options.image_size:
             raise ValueError(f"--image-size {options.image_size} is less than the {size} px of the student's images")
-    elif out.suffix != ".npz":
-        raise ValueError(f"--out is the name of an .onnx or .npz file, got {options.out}")
-    elif options.student_size:
+    elif options.student_size is not None:
         raise ValueError("--student-size is for an .onnx; the rows of an .npz are of photos at --image-size")
-    if options.folds < 1:
-        raise ValueError(f"--folds must be at least 1, got {options.folds}")
     preprocess = Preprocess(image_size=(size, size), fit=recipe.data.fit, mean=MEAN, std=STD)
     network, splits = load_network(options), open_data(recipe.data)
     require_one_class(splits.train, "a teacher needs images of one class each")
     if options.test and splits.test is None:
         raise ValueError(f"{options.data} has no test images: leave --test out")
+    hashes = content_hashes(splits.train)
+    if several := out.suffix == ".npz" and options.folds > 1:
+        fold = fold_of_each(splits.train, options.folds, recipe.data.split_seed)
     with TemporaryDirectory() as folder:
         file = Path(folder, "features.onnx")
         write_onnx(file, network, (size, size))
         train, val = (features_of(file, images, preprocess) for images in (splits.train, splits.val))
         test = features_of(file, splits.test, preprocess) if options.test else None
-    hashes = content_hashes(splits.train)
     heads = [fit_linear(train.values, train.labels, val.values, val.labels, l2s=(l2,)) for l2 in LINEAR_L2S]
     head = min(heads, key=lambda h: loss(h.logits(val.values), val))  # a teacher's probabilities are what matters
     print(f"fitted on {len(train.labels):,} training images of {size} px, {len(splits.classes)} classes")
@@ -237,11 +241,11 @@ def main(options: Options) -> None:
         print(f"validation top-1 of the file {top1(written, val)}")
     else:
         logits = head.logits(train.values).astype(np.float32)
-        if options.folds > 1:
-            fold = fold_of_each(splits.train, options.folds, recipe.data.split_seed)
+        if several:
             logits = out_of_fold(train, val, fold, head.l2)
             print(f"top-1 on training images that the head has not seen {top1(logits, train)}")
-        np.savez(out, logits=logits, hashes=hashes, classes=splits.classes, trained=hashes)
+        with replacing(out) as part, open(part, "wb") as written:
+            np.savez(written, logits=logits, hashes=hashes, classes=splits.classes, trained=hashes)
     print(f"wrote {out}: mlpmixer train {options.data} --teacher {out}")
 
 

@@ -126,12 +126,39 @@ def test_what_does_not_work_is_said(teacher: ModuleType, stand_in: list[str], mo
     torch.save({"other": torch.zeros(3)}, "other.pth")
     with pytest.raises(ValueError, match=r"other.pth does not hold the weights of EfficientNet-Lite0"):
         run(teacher, "photos", "--weights", "other.pth")
-    with pytest.raises(ValueError, match=r"an .onnx or .npz file, got teacher.pt"):
+    with pytest.raises(ValueError, match=r"--out teacher.pt: expected a name that ends in .onnx or .npz"):
         run(teacher, *stand_in, "--out", "teacher.pt")
     with pytest.raises(ValueError, match=r"--image-size 24 is less than the 64 px"):
         run(teacher, *stand_in)
     with pytest.raises(ValueError, match=r"--student-size is for an .onnx"):
         run(teacher, *stand_in, "--student-size", "16", "--out", "teacher.npz")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--out photos/blue/0.png/t.npz", r"--out photos/blue/0.png/t.npz cannot be written: "),
+        ("--out taken.npz", r"--out taken.npz is a folder: name a file"),
+        ("--student-size 0", r"--student-size must be at least 1, got 0"),
+        ("--out t.npz --student-size 0", r"--student-size must be at least 1, got 0"),
+        ("--image-size 0", r"--image-size must be at least 1, got 0"),
+        ("--out t.npz --folds 0", r"--folds must be at least 1, got 0"),
+        ("--out t.npz --folds 9", r"needs 9 different images of each class, and 'blue' has \d"),
+    ],
+)
+def test_nothing_is_computed_before_what_cannot_work_is_said(
+    words: str, says: str, teacher: ModuleType, stand_in: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("taken.npz").mkdir()
+    monkeypatch.setattr(teacher, "features_of", None)
+    with pytest.raises(ValueError, match=says):
+        run(teacher, *stand_in, *words.split())
+    assert not list(Path().glob("t.*"))
+
+
+def test_folders_of_the_file_are_made(teacher: ModuleType, stand_in: list[str]) -> None:
+    run(teacher, *stand_in, "--out", "new/t.npz", "--folds", "1")
+    assert [path.name for path in Path("new").iterdir()] == ["t.npz"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason="the weights are not installed")
