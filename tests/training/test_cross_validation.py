@@ -182,6 +182,7 @@ def test_batch_size_is_measured_once_for_all_folds(data: Path, tmp_path: Path) -
         ({"run": {"test": False}}, "leave --no-test out"),
         ({"data": {"folds": 200}}, "needs 200 different images of each class"),
         ({"data": {"name": "s3/{00..11}.tar"}}, "data.folds is for images in files, not for streamed shards"),
+        ({"distill": {"teacher": "no/such/run"}}, "no/such/run does not exist"),
     ],
 )
 def test_what_cannot_be_cross_validated_is_refused_before_anything_is_written(

@@ -136,6 +136,10 @@ def cross_validate(
                 results.append(train(one, out=folder / fold_name(number), resume=True, report=report))
             except Interrupted as e:
                 raise Interrupted(e.step, folder) from None
+            except (ValueError, OSError):
+                if not started and not (folder / fold_name(1)).exists():  # nothing has begun
+                    (folder / run_folder.FOLDS_FILE).unlink()
+                raise
             if number == 1:  # what was measured for it holds for all: the batch size, the steps of a time budget
                 recipe = dataclasses.replace(recipe, run=read_recipe(results[0].path).run)
                 _write(folder, recipe)
