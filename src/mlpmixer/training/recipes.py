@@ -56,7 +56,8 @@ def cifar10() -> Recipe:
     """CIFAR-10 from scratch on a CPU, 10 epochs, 1.17 M parameters.
 
     mlpmixer train cifar10 --data-dir DIR --seed N
-    Result: test top-1 86.89 % (86.47-87.19, n = 3), 22.9 min on one core of a busy AMD EPYC (family 26), bfloat16.
+    Result: test top-1 86.89 % (86.47-87.19, n = 3), 22.9 min on one core of a busy AMD EPYC (family 26), bfloat16, with
+    Muon; PolarAdamW, which it has now, gained 0.43 points on validation (n = 3).
     """
     return Recipe(
         name="cifar10",
@@ -65,7 +66,7 @@ def cifar10() -> Recipe:
         init=Init(stem="whitened"),
         augment=Augment(pad_crop_px=4, flip=True, cutmix=1.0, mix_probability=0.25),
         optim=dataclasses.replace(
-            MUON, lr=3e-3, muon_lr=8e-3, weight_decay=0.1, warmup_steps=600, locality=3, mirror=True
+            MUON, lr=3e-3, muon_lr=8e-3, muon_beta2=0.999, weight_decay=0.1, warmup_steps=600, locality=3, mirror=True
         ),
         run=Run(epochs=10, batch_size=64),
     )
@@ -77,14 +78,14 @@ def small_images_2h() -> Recipe:
 
     mlpmixer train DATA --recipe small-images-2h
     Result: CIFAR-10 91.20 % on test (n = 1), 135 min of two cores of an AMD EPYC (family 26), bfloat16, 1,165,194
-    parameters.
+    parameters, with Muon at 8e-3 and CutMix on a quarter of the batches.
     """
     return variant(
         cifar10(),
         "small-images-2h",
         data={"name": "folder"},
-        augment={"trivialaugment": True},
-        optim={"warmup_steps": 1000},
+        augment={"trivialaugment": True, "mix_probability": 0.5},
+        optim={"muon_lr": 2.5e-3, "warmup_steps": 1000},
         run={"epochs": 84, "eval_every": 5, "log_every": 200},
     )
 

@@ -89,13 +89,14 @@ def uses_muon(name: str) -> bool:
 def recipe(
     name: str, context: ExperimentContext, rate: float, steps: int, *, seed: int = 0, shipped: bool = False
 ) -> Recipe:
-    """The recipe cifar10 for a network: with torch's operations and without locality and symmetry, unless `shipped`.
+    """The recipe cifar10 for a network, with plain Muon: with torch's operations, without locality and symmetry, unless
+    `shipped`.
 
     rate: of Muon; of AdamW for ResNet, which declares no hidden matrices.
     """
     local = name == LOCAL
     optim: dict[str, Any] = {"warmup_steps": round(WARMUP * steps), "locality": 3 * local, "mirror": local}
-    optim |= {"muon_lr": rate} if uses_muon(name) else {"name": "adamw", "lr": rate}
+    optim |= {"muon_lr": rate, "muon_beta2": 0.0} if uses_muon(name) else {"name": "adamw", "lr": rate}
     base = variant(
         cifar10(),
         "family",
