@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mlpmixer.training import batch_size
 from mlpmixer.training.batch_size import Trial, choose, sizes_to_try
 from mlpmixer.training.batches import Batch
 from mlpmixer.training.inputs import ImageCache
+from mlpmixer.training.lr_finder import find_lr
 from mlpmixer.training.recipe import Augment, Optim, Recipe, Run, read_recipe, variant
 from mlpmixer.training.run import train
 from mlpmixer.training.step import TrainingStep
@@ -95,11 +97,18 @@ def test_measured_run_is_the_run_of_that_number_and_resumes_without_measuring(
     assert_same_run(train(typed, out=tmp_path / "typed", image_cache=images).path, auto)
     with pytest.raises(Stopped):
         train(typed, out=tmp_path / "stopped", report=stop_at(3), image_cache=images)
-    monkeypatch.setattr("mlpmixer.training.run.measured_batch_size", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("mlpmixer.training.run.fix_batch_size", lambda *_: pytest.fail("measured again"))
     # as --out DIR --resume asks, whose recipe still says auto
     assert_same_run(train(read_recipe(tmp_path / "stopped"), out=tmp_path / "stopped", resume=True).path, auto)
     assert measured_fields(tmp_path / "stopped") == ["run.threads"], "also after a resume"
     assert train(AUTO, out=auto, resume=True).path == auto
+
+
+def test_range_test_measures_it_as_training_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_size, "measured_batch_size", lambda *_: (32, "by measuring"))
+    said: list[Any] = []
+    sweep = find_lr(AUTO, steps=20, report=lambda event: said.append(event.get("what")))
+    assert sweep == find_lr(variant(AUTO, run={"batch_size": 32}), steps=20) and "by measuring" in said
 
 
 def test_other_words_are_refused() -> None:

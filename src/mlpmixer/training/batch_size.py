@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mlpmixer.download import Report
 from mlpmixer.hardware import free_bytes, is_out_of_memory, peak_mib, reset_peak
 from mlpmixer.training.distributed import ProcessGroup
 from mlpmixer.training.inputs import batches
@@ -78,6 +79,16 @@ def choose(
     if chosen != trials[-1]:
         limit = f"none up to {trials[-1].batch_size:,} is {GAIN - 1:.0%} faster"
     return chosen, limit
+
+
+def fix_batch_size(training_step: TrainingStep, start: Start | None, report: Report) -> None:
+    """Give `training_step` the batch size that is measured for it, and report which and why. Errors: as
+    `measured_batch_size`."""
+    report({"kind": "doing", "what": "measuring which batch size is fast and fits in memory"})
+    batch_size, why = measured_batch_size(training_step, start)
+    training_step.set_batch_size(batch_size)
+    reset_peak(training_step.device)
+    report({"kind": "doing", "what": why})
 
 
 def measured_batch_size(training_step: TrainingStep, start: Start | None) -> tuple[int, str]:

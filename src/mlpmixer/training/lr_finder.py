@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mlpmixer.download import Report
+from mlpmixer.training.batch_size import fix_batch_size
 from mlpmixer.training.distillation import TeacherFunction
 from mlpmixer.training.inputs import batches
 from mlpmixer.training.recipe import Recipe, variant
@@ -62,10 +63,10 @@ def find_lr(
 ) -> Sweep:
     """Train for some steps while `optim.lr` grows from `low` to `high` by a constant factor; nothing is written.
 
-    Batches, augmentation, optimizer, clipping and distillation are the recipe's. Its schedule, `head_steps` and
-    averages are not used, and with `run.progressive` images have their first size. The sweep ends early when the loss
-    diverges. teacher: as in `train`. report: receives {"kind": "progress", "what": "step", "done", "of", "now": texts},
-    and before that the progress of downloads.
+    Batches (measured as in `train` for `run.batch_size=auto`), augmentation, optimizer, clipping and distillation are
+    the recipe's. Its schedule, `head_steps` and averages are not used, and with `run.progressive` images have their
+    first size. The sweep ends early when the loss diverges. teacher: as in `train`. report: receives {"kind":
+    "progress", "what": "step", "done", "of", "now": texts}, and before that the progress of downloads.
 
     Errors: ValueError as in `train`, for an invalid range, and when the loss is not finite within the first ten steps.
     """
@@ -73,9 +74,9 @@ def find_lr(
         raise ValueError(
             f"expected 0 < low < high and at least 20 steps, got low={low:g}, high={high:g}, steps={steps}"
         )
-    if report:
-        rates = f"at rates from {low:g} to {high:g}"
-        report({"kind": "note", "note": f"a copy is trained for up to {steps} steps, {rates}; it is not kept"})
+    report = report or (lambda event: None)
+    rates = f"at rates from {low:g} to {high:g}"
+    report({"kind": "note", "note": f"a copy is trained for up to {steps} steps, {rates}; it is not kept"})
     recipe = with_network(recipe, None)
     recipe = variant(recipe, optim={"head_steps": 0, "ema_decay": 0.0, "average_last": 0.0})
     optim = recipe.optim
@@ -83,17 +84,18 @@ def find_lr(
     rates, losses, smooth = np.geomspace(low, high, steps).tolist(), [], []
     with torch.random.fork_rng(), on_threads(recipe.run.threads):
         training_step = make_training_step(recipe, start, source)
+        if recipe.run.batch_size == "auto":
+            fix_batch_size(training_step, start, report)
         mean = 0.0
-        for batch in batches(training_step.images, recipe.run, 1, steps):
+        for batch in batches(training_step.images, training_step.recipe.run, 1, steps):
             loss = training_step(batch, rates[batch.step - 1] / optim.lr)[0].item()
             if not math.isfinite(loss):
                 break
             mean = MEMORY * mean + (1 - MEMORY) * loss
             losses.append(loss)
             smooth.append(mean / (1 - MEMORY**batch.step))
-            if report:
-                now = (f"rate {rates[batch.step - 1]:.1e}", f"loss {smooth[-1]:.4f}")
-                report({"kind": "progress", "what": "step", "done": batch.step, "of": steps, "now": now})
+            now = (f"rate {rates[batch.step - 1]:.1e}", f"loss {smooth[-1]:.4f}")
+            report({"kind": "progress", "what": "step", "done": batch.step, "of": steps, "now": now})
             if smooth[-1] > DIVERGED * min(smooth):
                 break
     if len(losses) < 10:

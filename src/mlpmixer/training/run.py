@@ -23,10 +23,10 @@ from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.download import Report
 from mlpmixer.durable import write_json
-from mlpmixer.hardware import choose_precision, device_name, reset_peak
+from mlpmixer.hardware import choose_precision, device_name
 from mlpmixer.models.architecture import Build
 from mlpmixer.training import progressive
-from mlpmixer.training.batch_size import measured_batch_size, smallest_batch_size
+from mlpmixer.training.batch_size import fix_batch_size, smallest_batch_size
 from mlpmixer.training.batches import rows_per_batch, steps_per_epoch
 from mlpmixer.training.distillation import (
     TeacherFunction,
@@ -126,11 +126,7 @@ def train(
         stack.enter_context(on_threads(recipe.run.threads))
         step, start, source = group.on_all(prepare)
         if recipe.run.batch_size == "auto":
-            report({"kind": "doing", "what": "measuring which batch size is fast and fits in memory"})
-            batch_size, why = measured_batch_size(step, start)
-            step.set_batch_size(batch_size)
-            reset_peak(step.device)
-            report({"kind": "doing", "what": why})
+            fix_batch_size(step, start, report)
         if saved is None and not recipe.run.threads:  # an old state without a number is of torch's own
             threads, why = chosen_threads(step, start)
             stack.enter_context(on_threads(threads))
