@@ -9,6 +9,7 @@ import pytest
 from helpers.models import GREY
 
 from mlpmixer import cli
+from mlpmixer.cli.recipe_options import INEFFECTIVE
 from mlpmixer.cli.train import Train
 from mlpmixer.data.config import Data
 from mlpmixer.models.names import MODELS
@@ -114,12 +115,58 @@ def test_sizes_of_train_are_those_of_the_run(digits_run: Path, tmp_path: Path) -
         ("--model.num_classes=3", "--model.num-classes is not an option here: the classes are those of DATA"),
         ("--steps 10 --epochs 3", "--epochs and --steps each say how long to train: give one of them"),
         ("--time 5m --run.steps 3", "--run.steps and --time each say how long to train"),
-        ("--distill.alpha 0.9", "--distill.alpha says how to learn from a teacher, but there is none: add --teacher"),
+        ("--distill.alpha 0.9", "--distill.alpha has no effect without --teacher RUN.FILE: add that, or leave it out"),
+        (
+            "--recipe photos --optim.name adamw --optim.muon-beta2 0.95",
+            "muon-beta2 has no effect without --optim.name muon",
+        ),
+        ("--optim.momentum 0.8 --optim.name muon", "--optim.momentum has no effect without --optim.name sgd"),
+        ("--optim.betas 0.9 0.95 --optim.name sgd", "--optim.betas has no effect without --optim.name adamw or muon"),
+        (
+            "--optim.lr_end 0.1 --optim.schedule constant",
+            "--optim.lr-end has no effect without --optim.schedule cosine",
+        ),
+        ("--optim.warmup-steps 0 --optim.warmup-from zero", "warmup-from has no effect without --optim.warmup-steps"),
+        ("--run.compile-mode max-autotune", "--run.compile-mode has no effect without --compile"),
+        ("--augment.mix-probability 0.3", "mix-probability has no effect without --augment.mixup or --augment.cutmix"),
+        ("--augment.randaugment-magnitude 5", "magnitude has no effect without --augment.randaugment-layers"),
+        (
+            "--augment.pad-crop-px 0 --recipe cifar10 --augment.pad-mode constant",
+            "pad-mode has no effect without --augment.pad-c",
+        ),
     ],
 )
 def test_option_that_something_overrides_is_refused(options: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train("digits", *options.split())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--optim.name muon --optim.muon-beta2 0.95",
+        "--run.compile-mode max-autotune --compile",
+        "--augment.mix-probability 0.3 --augment.cutmix 1",
+        "--distill.alpha 0.9 --teacher teacher.onnx",
+        "--augment.pad-mode constant --augment.zoom-out 0.5",
+        "--augreg light1 --augment.randaugment-magnitude 5",
+        "--recipe cifar10 --optim.muon-momentum 0.9 --augment.mix-probability 0.5",
+    ],
+)
+def test_option_with_what_gives_it_an_effect_is_taken(options: str) -> None:
+    train("digits", *options.split())
+
+
+def test_options_that_need_another_exist() -> None:
+    options = [option for options, _, _ in INEFFECTIVE for option in options.split()]
+    assert all(cli.parse(["train", "digits", f"--{option}", "1"]).options[f"--{option}"] for option in options)
+
+
+def test_run_of_before_goes_on_with_an_option_without_effect(digits_run: Path) -> None:
+    line = ["train", "digits", "--recipe", "digits", "--run.compile-mode", "max-autotune", "--out", str(digits_run)]
+    assert cli.parse([*line, "--resume"]).make()
+    with pytest.raises(ValueError, match="has no effect"):
+        cli.parse(line).make()
 
 
 @pytest.mark.parametrize(

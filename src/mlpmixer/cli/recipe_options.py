@@ -3,10 +3,10 @@
 import dataclasses
 import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from mlpmixer.cli.arguments import Arg, Command, Line, Short, converted, require_words
 from mlpmixer.cli.options import DATA, WeightsDir
@@ -43,6 +43,23 @@ SHORT = {
 }
 
 
+INEFFECTIVE: Sequence[tuple[str, str, Callable[[Recipe], Any]]] = (
+    ("optim.muon-lr optim.muon-momentum optim.muon-beta2", "--optim.name muon", lambda r: r.optim.name == "muon"),
+    ("optim.momentum optim.momentum-dtype", "--optim.name sgd", lambda r: r.optim.name == "sgd"),
+    ("optim.betas", "--optim.name adamw or muon", lambda r: r.optim.name != "sgd"),
+    ("optim.lr-end", "--optim.schedule cosine or linear", lambda r: r.optim.schedule != "constant"),
+    ("optim.warmup-from", "--optim.warmup-steps", lambda r: r.optim.warmup_steps),
+    ("augment.mix-probability", "--augment.mixup or --augment.cutmix", lambda r: r.augment.mixup or r.augment.cutmix),
+    (
+        "augment.randaugment-magnitude augment.randaugment-form",
+        "--augment.randaugment-layers",
+        lambda r: r.augment.randaugment_layers,
+    ),
+    ("augment.pad-mode", "--augment.pad-crop-px, rotate-deg, zoom, zoom-out or shear", lambda r: r.augment.fills),
+    ("distill.alpha distill.temperature distill.hard", "--teacher RUN|FILE", lambda r: r.distill.teacher),
+    ("run.compile-mode", "--compile", lambda r: r.run.compile),
+)
+"""Options, what they have no effect without, and whether a recipe has it."""
 DURATIONS = ("--run.epochs", "--run.steps", "--run.time")
 
 
@@ -66,8 +83,25 @@ class RecipeCommand(Command):
     config: Recipe = field(default_factory=Recipe)
 
     @classmethod
+    def of(cls, line: Line) -> Self:
+        command = super().of(line)
+        require_effect(line, command.config)
+        return command
+
+    @classmethod
     def configs(cls, line: Line) -> dict[str, Any]:
         return {"config": start_from(line)}
+
+
+def require_effect(line: Line, recipe: Recipe) -> None:
+    """ValueError for an option on the line that has no effect in `recipe`, which the line led to.
+
+    A recipe itself may hold such values: they wait for the setting that gives them an effect.
+    """
+    for options, needed, has_it in INEFFECTIVE:
+        given = [line.options[f"--{option}"][0] for option in options.split() if f"--{option}" in line.options]
+        if given and not has_it(recipe):
+            raise ValueError(f"{given[0]} has no effect without {needed}: add that, or leave it out")
 
 
 def start_from(line: Line, resumed: Recipe | None = None) -> Recipe:
@@ -114,11 +148,6 @@ def start_from(line: Line, resumed: Recipe | None = None) -> Recipe:
         recipe = dataclasses.replace(recipe, model=trained, init=Init(weights=weights))
     if durations:  # instead of the recipe's
         recipe = variant(recipe, run={"steps": 0, "time": ""})
-    ineffective = [given[0] for option, given in line.options.items() if option.startswith("--distill.")]
-    if ineffective and not (recipe.distill.teacher or line.value("--distill.teacher")):
-        raise ValueError(
-            f"{ineffective[0]} says how to learn from a teacher, but there is none: add --teacher RUN|FILE"
-        )
     return variant(recipe, data={"name": data})
 
 

@@ -12,7 +12,7 @@ from mlpmixer.cli.arguments import Arg, Line, build
 from mlpmixer.cli.options import DATA, JsonLines, Quiet, require_writable
 from mlpmixer.cli.printing import between, duration, let_another_speak, percent, print_error, print_table
 from mlpmixer.cli.progress import reporter, unreadable
-from mlpmixer.cli.recipe_options import RecipeCommand, start_from
+from mlpmixer.cli.recipe_options import RecipeCommand, require_effect, start_from
 from mlpmixer.evaluation.significance import wilson
 from mlpmixer.training.recipe import Recipe, read_recipe
 from mlpmixer.weights.run_folder import (
@@ -66,7 +66,10 @@ class Train(RecipeCommand):
         started = bool(out) and resume == out and (is_run(Path(out)) or is_cross_validation(Path(out)))
         if not resume or (resume == out and (line.words or not started)):
             recipe = start_from(line, read_recipe(Path(out)) if started else None)
-            return dataclasses.replace(build(cls, line, config=recipe), resume=resume)
+            command = build(cls, line, config=recipe)
+            if not started:  # as a run of before may have been
+                require_effect(line, command.config)
+            return dataclasses.replace(command, resume=resume)
         run = latest_unfinished() if resume == LATEST else Path(resume)
         recipe = read_recipe(run)
         command = build(cls, dataclasses.replace(line, words=line.words or (recipe.data.name,)), config=recipe)

@@ -137,7 +137,7 @@ def describe(cfg: Augment) -> str:
         del values["mix_probability"]
     if not cfg.randaugment_layers:
         del values["randaugment_magnitude"], values["randaugment_form"]
-    if not (cfg.pad_crop_px or cfg.rotate_deg or cfg.zoom or cfg.shear):
+    if not cfg.fills:
         del values["pad_mode"]
     on = [name if value is True else f"{name}={value}" for name, value in values.items() if value]
     return ", ".join(on) or "no augmentation"

@@ -88,6 +88,11 @@ class Augment(Config, owner="augment"):
     mix_probability: float = 1.0
     """Share of the batches that mixup or CutMix change."""
 
+    @property
+    def fills(self) -> bool:
+        """Whether anything moves the border into the image, which pad_mode fills."""
+        return any((self.pad_crop_px, self.rotate_deg, self.zoom, self.zoom_out, self.shear))
+
     def validate(self) -> None:
         for name in ("inception_crop", "invert", "erasing", "mix_probability"):
             require(0 <= getattr(self, name) <= 1, f"augment.{name} must be in [0, 1], got {getattr(self, name)}")
