@@ -19,7 +19,7 @@ from mlpmixer.models.names import MIXERS
 from mlpmixer.training import device_store, randaugment, step
 from mlpmixer.training.augment import augment
 from mlpmixer.training.device_store import DeviceStore, on_device, to_device
-from mlpmixer.training.distillation import make_teacher
+from mlpmixer.training.distillation import StoredLogits, make_teacher
 from mlpmixer.training.inputs import batches, load_images
 from mlpmixer.training.recipe import Augment, Distill, Optim, Recipe, Run
 from mlpmixer.training.run import train
@@ -111,7 +111,8 @@ def test_teacher_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> 
     step = pretended(recipe, monkeypatch)
     classes, train = step.stores.splits.classes, step.stores.train
     meta = ModelMeta(config=recipe.model, classes=classes, preprocess=step.stores.preprocess)
-    for source in ((create_model(recipe.model), meta), np.zeros((len(train.images), 10), np.float32)):
+    stored = StoredLogits(np.zeros((len(train.images), 10), np.float32))
+    for source in ((create_model(recipe.model), meta), stored):
         step.teacher = make_teacher(source, recipe.distill, train, classes, DEVICE, torch.float32)
         with NeverWaits():
             for batch in batches(step.images, recipe.run, 1, 2):
