@@ -339,6 +339,60 @@ def test_float64_stays_float64() -> None:
     assert torch.equal(fast.double()(images), plain.double()(images))
 
 
+@needs_compiler
+def test_parameters_that_are_not_float32_are_left_to_torch() -> None:
+    plain, fast = twins(SMALL)
+    images = torch.randn(2, 3, 12, 12, dtype=torch.bfloat16)
+    assert torch.equal(fast.bfloat16()(images), plain.bfloat16()(images))
+    with torch.no_grad():
+        assert torch.equal(kernels.for_inference(plain)(images), plain.eval()(images))
+
+
+class Adapted(torch.nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.sum(-1, keepdim=True)
+
+
+def adapt(model: Mixer) -> Mixer:
+    mlp = model.blocks[0].channel_mixing
+    mlp.fc1, before = Adapted(24, 33), mlp.fc1
+    mlp.fc1.load_state_dict(before.state_dict())
+    return model
+
+
+def wrap(model: Mixer) -> Mixer:
+    mlp = model.blocks[0].token_mixing
+    mlp.fc2 = torch.nn.Sequential(mlp.fc2, torch.nn.Tanh())
+    return model
+
+
+def with_another_eps(model: Mixer) -> Mixer:
+    model.blocks[1].norm2.eps = 0.1
+    return model
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", [adapt, wrap, with_another_eps])
+def test_layers_that_were_put_into_a_block_are_not_passed_over(change: Callable[[Mixer], Mixer]) -> None:
+    meta = ModelMeta(config=SMALL, classes=tuple("abcde"), preprocess=Preprocess(image_size=(12, 12)))
+    images = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
+    network = change(twins(SMALL)[0]).eval()
+    wanted = network(torch.from_numpy(meta.preprocess.normalise(images))).softmax(1).detach().numpy()
+    np.testing.assert_allclose(from_network(network, meta).probabilities(images), wanted, atol=1e-6)
+
+
+@needs_compiler
+def test_an_adapter_counts_also_when_it_comes_later() -> None:
+    meta = ModelMeta(config=SMALL, classes=tuple("abcde"), preprocess=Preprocess(image_size=(12, 12)))
+    images = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
+    classifier = from_network(twins(SMALL)[0], meta)
+    before = classifier.probabilities(images)
+    network = adapt(classifier.network)  # type: ignore[arg-type]
+    wanted = network(torch.from_numpy(meta.preprocess.normalise(images))).softmax(1).detach().numpy()
+    assert abs(wanted - before).max() > 1e-3
+    np.testing.assert_allclose(classifier.probabilities(images), wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("fields", "run", "reason"),
     [

@@ -59,10 +59,11 @@ def from_network(
     def run(images: Floats, function: Callable[[Any], tuple[Any, ...]]) -> tuple[Floats, ...]:
         nonlocal fast, shared
         if kernels and (now := [*map(id, network.parameters())]) != shared:  # another head, perhaps
-            fast, shared = kernels.for_inference(network), now
-        mode = nullcontext() if kernels else evaluating(network)
+            is_fast = not kernels.unsupported_reason(network, [dtype])
+            fast, shared = kernels.for_inference(network) if is_fast else network, now
+        mode = nullcontext() if fast is not network else evaluating(network)
         with torch.inference_mode(), computing(where.type, precision, threads), mode:
-            size = kernels.images_per_chunk(fast.cfg) if kernels else CHUNK
+            size = kernels.images_per_chunk(fast.cfg) if kernels and fast is not network else CHUNK
             parts = torch.split(torch.from_numpy(images).to(where), size)
             outputs = ([output.float().cpu().numpy() for output in function(part)] for part in parts)
             return tuple(np.concatenate(output) for output in zip(*outputs, strict=True))

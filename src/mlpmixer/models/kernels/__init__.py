@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.kernels.block import Block, WholeBlock, computes_whole, infer, pack
+from mlpmixer.models.layers import Mlp
 from mlpmixer.models.locality import LocalLinear
-from mlpmixer.models.mixer import Mixer, MixerBlock
+from mlpmixer.models.mixer import EPS, Mixer, MixerBlock
 from mlpmixer.models.native import Unavailable, library
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -26,27 +27,29 @@ DTYPES = (torch.float32, torch.bfloat16)
 class Kernels:
     """What computes a block instead of torch's operations: (block, x) -> the block's output, (B, S, C).
 
-    Under another precision than DTYPES, off the CPU and while a graph is traced, it is torch's operations after all. A
-    copy or a pickle of a network takes its kernels along, to a machine that has none as None.
+    Under another precision than DTYPES, with parameters that are not float32, off the CPU and while a graph is traced,
+    it is torch's operations after all. A copy or a pickle of a network takes its kernels along, to a machine that has
+    none as None.
     """
 
     def __call__(self, block: MixerBlock, x: Tensor) -> Tensor:
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        if tracing or x.dtype not in DTYPES or x.device.type != "cpu":
+        own = [] if tracing or x.dtype not in DTYPES or x.device.type != "cpu" else weights(block)
+        if not own or any(p.dtype != torch.float32 or p.device.type != "cpu" for p in own):
             return block.mix_channels(block.mix_tokens(x))
         masks = [block.drop_path_mask(x) for _ in range(2)]  # drawn in the order of the plain block
         keep = [mask.float().flatten() for mask in masks if mask is not None]
         erf, x = block.token_mixing.approximate == "none", x.contiguous()
         with torch.autocast("cpu", enabled=False):
             if not keep and not torch.is_grad_enabled():
-                return infer(x, erf, *self.operands(block, x.dtype))
+                return infer(x, erf, *self.operands(own, x.dtype))
             scales = torch.stack(keep) if keep else None
             kind = WholeBlock if computes_whole(x.dtype) else Block
-            return cast(Tensor, kind.apply(x, erf, scales, *weights(block)))  # type: ignore[no-untyped-call]
+            return cast(Tensor, kind.apply(x, erf, scales, *own))  # type: ignore[no-untyped-call]
 
-    def operands(self, block: MixerBlock, dtype: torch.dtype) -> list[Tensor]:
-        """The block's weights as `infer` takes them: matrices and their biases in `dtype`."""
-        own = [p if i % 6 < 2 else p.to(dtype) for i, p in enumerate(weights(block))]
+    def operands(self, own: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """The `weights` of a block as `infer` takes them: matrices and their biases in `dtype`."""
+        own = [p if i % 6 < 2 else p.to(dtype) for i, p in enumerate(own)]
         return [pack(p) if p.dim() == 2 else p for p in own] if computes_whole(dtype) else own
 
     def __reduce__(self) -> "tuple[Callable[..., Kernels | None], tuple[type[Kernels]]]":
@@ -59,15 +62,14 @@ class InferenceKernels(Kernels):
 
     converted: tuple[object, list[Tensor]] | None = None
 
-    def operands(self, block: MixerBlock, dtype: torch.dtype) -> list[Tensor]:
-        own = weights(block)
+    def operands(self, own: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         if dtype == torch.float32 and not computes_whole(dtype):
             return own
         if any(p.is_inference() for p in own):  # whose changes nobody counts
-            return super().operands(block, dtype)
+            return super().operands(own, dtype)
         now = dtype, [(p.data_ptr(), p._version) for p in own]
         if self.converted is None or self.converted[0] != now:
-            self.converted = now, super().operands(block, dtype)
+            self.converted = now, super().operands(own, dtype)
         return self.converted[1]
 
 
@@ -89,6 +91,20 @@ def weight(layer: nn.Linear) -> Tensor:
     return layer.whole_weight() if isinstance(layer, LocalLinear) else layer.weight
 
 
+def is_plain(block: nn.Module) -> bool:
+    """Whether a block is the paper's, of the layers that it was built with: others in their place, such as adapters or
+    layers in int8, compute something else."""
+    if type(block) is not MixerBlock:
+        return False
+    norms, mlps = (block.norm1, block.norm2), (block.token_mixing, block.channel_mixing)
+    layers = [layer for mlp in mlps if type(mlp) is Mlp for layer in (mlp.fc1, mlp.fc2)]
+    return (
+        all(type(norm) is nn.LayerNorm and norm.eps == EPS and norm.bias is not None for norm in norms)
+        and len(layers) == 4
+        and all(type(layer) in (nn.Linear, LocalLinear) and layer.bias is not None for layer in layers)
+    )
+
+
 def missing(dtypes: Sequence[torch.dtype] = DTYPES) -> str:
     """Why this machine has no compiled kernels for these; empty when it has."""
     try:
@@ -101,7 +117,7 @@ def missing(dtypes: Sequence[torch.dtype] = DTYPES) -> str:
 
 def unsupported_reason(model: Mixer, dtypes: Sequence[torch.dtype] = DTYPES) -> str:
     """Why `install` and `for_inference` cannot speed this model up on this machine; empty when they can."""
-    if any(type(block) is not MixerBlock for block in model.blocks):
+    if not all(is_plain(block) for block in model.blocks):
         return "compiled kernels compute the paper's block and no other"
     if model.cfg.dropout:
         return "compiled kernels have no dropout"
