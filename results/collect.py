@@ -5,7 +5,8 @@
 
 A result is results/<data>/<recipe>/<date>_<commit>_<hardware>/ with recipe.json, env.json, metrics.jsonl (of the first
 run), summary.json (mean, range and number of seeds, on the test split) and a README of the claim, the command and the
-curve. What others reach on the same data, and who says so, is in rivals.json. The speeds of the models are those of
+curve. RUN/views.json, written by `mlpmixer evaluate RUN --tta KIND --json`, is stored too where every run has it. What
+others reach on the same data, and who says so, is in rivals.json. The speeds of the models are those of
 benchmarks/models_*.csv, which benchmarks/models_table.py writes.
 """
 
@@ -30,6 +31,7 @@ from mlpmixer.weights.published import WEIGHTS
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 COUNTS = {"last": "The last step counts, not the best", "best": "The step with the best validation accuracy counts"}
+VIEWS = "views.json"
 START, END = "<!-- {}: written by results/collect.py -->", "<!-- end of {} -->"
 TITLES = {
     "cifar10": "CIFAR-10",
@@ -82,6 +84,7 @@ def add(claim: str, changed: str, runs: list[Path]) -> Path:
         "seeds": [s["seed"] for s in summaries],
         "nll": spread([s["test"]["nll"] for s in summaries]),
         "ece": spread([s["test"]["ece"] for s in summaries]),
+        "tta": over_views(runs),
         "test_images": first["test"]["n"],
         "train_images": first["train_images"],
         "images_seen": first["steps"] * recipe["run"]["batch_size"],
@@ -96,8 +99,12 @@ def add(claim: str, changed: str, runs: list[Path]) -> Path:
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     curve(runs[0], out / "curve.png")
     top1, train_s = summary["top1"], summary["train_s"]
+    views = ""
+    if tta := summary["tta"]:
+        of = f"{tta['views']} views of each image (`mlpmixer evaluate RUN --tta {','.join(tta['kinds'])}`)"
+        views = f" With the mean over {of}: {percent(tta['top1'])} ({seeds(tta['top1'])})."
     (out / "README.md").write_text(
-        f"# {claim}\n\nTest top-1 **{percent(top1)}** ({seeds(top1)}), {summary['test_images']:,} images. "
+        f"# {claim}\n\nTest top-1 **{percent(top1)}** ({seeds(top1)}), {summary['test_images']:,} images.{views} "
         f"Validation {percent(summary['val_top1'])}. {summary['params']:,} parameters, {summary['steps']:,} steps, "
         f"{minutes(train_s['mean'])} of training at {summary['images_per_s']['mean']:.0f} images/s, peak "
         f"{summary['peak_mib']:.0f} MiB.\nHardware: {env['device']}, {first['precision']}.\n\n"
@@ -105,6 +112,21 @@ def add(claim: str, changed: str, runs: list[Path]) -> Path:
         f"Seeds: {', '.join(map(str, summary['seeds']))}. {COUNTS[first.get('kept', 'last')]}.\n\n![curve](curve.png)\n"
     )
     return out
+
+
+def over_views(runs: list[Path]) -> dict[str, Any] | None:
+    """Test top-1 of the mean over several views of each image; None where no run has it."""
+    found = [json.loads(file.read_text()) for run in runs if (file := run / VIEWS).exists()]
+    if not found:
+        return None
+    ways = {f"{','.join(scores['tta']['kinds'])}, {scores['scored']['split']}" for scores in found}
+    if len(found) < len(runs) or len(ways) > 1 or found[0]["scored"]["split"] != "test":
+        raise SystemExit(
+            f"expected {VIEWS} in all {len(runs)} runs, of the same views of test images; found {len(found)}, {ways}"
+        )
+    tta = found[0]["tta"]
+    top1 = spread([scores["tta"]["top1"] for scores in found])
+    return {"kinds": tta["kinds"], "views": tta["views"], "top1": top1}
 
 
 def _require_seeds_of_one_recipe(runs: list[Path]) -> None:
@@ -254,16 +276,17 @@ def models() -> str:
 def leaderboard() -> str:
     """Every stored result on CIFAR-10, newest first, as a Markdown table."""
     rows = [
-        "| date | images seen | test top-1 | parameters | time | hardware | what changed |",
-        "|---|---|---|---|---|---|---|",
+        "| date | images seen | test top-1 | over 5 shifted views | parameters | time | hardware | what changed |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for path in sorted((RESULTS / "cifar10").glob("*/*/summary.json"), key=lambda p: begun(p)[2], reverse=True):
         s = json.loads(path.read_text())
         device, threads = s["device"].replace("1 threads", "1 thread").rsplit(", ", 1)
+        views = percent(s["tta"]["top1"]) if s.get("tta") else ""
         rows.append(
             f"| [{begun(path)[2][:10]}](../../{path.parent.relative_to(ROOT)}) | {s['images_seen']:,} "
-            f"| {percent(s['top1'])} ({seeds(s['top1'])}) | {millions(s['params'])} | {minutes(s['train_s']['mean'])} "
-            f"| {threads}, {device} | {s['changed']} |"
+            f"| {percent(s['top1'])} ({seeds(s['top1'])}) | {views} | {millions(s['params'])} "
+            f"| {minutes(s['train_s']['mean'])} | {threads}, {device} | {s['changed']} |"
         )
     return "\n".join(rows)
 

@@ -178,6 +178,23 @@ def test_a_result_is_of_one_recipe_and_of_different_seeds(change: list[Any], say
         collect().add("claim", "what changed", runs)
 
 
+def test_views_of_a_result_are_of_all_its_runs_and_of_test(tmp_path: Path) -> None:
+    runs = [tmp_path / "first", tmp_path / "second"]
+    for seed, run in enumerate(runs):
+        run.mkdir()
+        scores = {"tta": {"kinds": ["shift"], "views": 5, "top1": 0.8 + seed / 10}, "scored": {"split": "test"}}
+        (run / "views.json").write_text(json.dumps(scores))
+    found = collect().over_views(runs)
+    assert found == {"kinds": ["shift"], "views": 5, "top1": {"mean": 0.85, "range": [0.8, 0.9], "n": 2}}
+    (runs[1] / "views.json").write_text(json.dumps({**scores, "scored": {"split": "val"}}))
+    with pytest.raises(SystemExit, match="of the same views of test images"):
+        collect().over_views(runs)
+    (runs[1] / "views.json").unlink()
+    with pytest.raises(SystemExit, match="in all 2 runs"):
+        collect().over_views(runs)
+    assert collect().over_views(runs[1:]) is None
+
+
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!https?:)[^)#]+)", README))))
 def test_link_leads_to_a_file(link: str) -> None:
     assert (ROOT / link).exists()
