@@ -14,8 +14,9 @@ from mlpmixer.data.datasets import open_data, open_images
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.data.store import content_hashes
-from mlpmixer.evaluation.data import open_for, was_trained_on
+from mlpmixer.evaluation.data import open_for
 from mlpmixer.evaluation.evaluate import evaluate
+from mlpmixer.evaluation.trained_on import was_trained_on
 from mlpmixer.exporters.check import sample
 from mlpmixer.exporters.int8 import images_for
 from mlpmixer.inference.classifier import Classifier

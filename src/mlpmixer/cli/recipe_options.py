@@ -166,7 +166,7 @@ def kind_of_start(weights: str, data: Data) -> tuple[Start, str]:
     """How a training on `data` starts, and a note where only the name of the data tells."""
     if not weights:
         return "scratch", ""
-    from mlpmixer.evaluation.data import was_trained_on
+    from mlpmixer.evaluation.trained_on import was_trained_on
     from mlpmixer.weights.load import own_meta
 
     if (meta := own_meta(weights)) is None:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.paths import TRAIN
-from mlpmixer.evaluation.data import ALL, open_for, own_data, place_of, seen
+from mlpmixer.evaluation.data import ALL, open_for
 from mlpmixer.evaluation.evaluate import match_classes, require_one_class
 from mlpmixer.evaluation.metrics import Scored, as_json
 from mlpmixer.evaluation.significance import Interval, holm, mcnemar, paired_difference, wilson
+from mlpmixer.evaluation.trained_on import own_data, place_of, seen
 from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.files import map_images
 from mlpmixer.inference.load import load

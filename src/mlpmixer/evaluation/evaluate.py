@@ -17,7 +17,7 @@ from mlpmixer.data.labels import nfc
 from mlpmixer.data.real_labels import real_labels
 from mlpmixer.download import Report
 from mlpmixer.evaluation.calibration import fit_temperature
-from mlpmixer.evaluation.data import Chosen, open_for, seen
+from mlpmixer.evaluation.data import Chosen, open_for
 from mlpmixer.evaluation.metrics import (
     Metrics,
     TTAMetrics,
@@ -27,6 +27,7 @@ from mlpmixer.evaluation.metrics import (
     without_trained,
 )
 from mlpmixer.evaluation.multi_label import MultiLabelMetrics, TTAScores, best_threshold, multi_label_metrics
+from mlpmixer.evaluation.trained_on import seen
 from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.files import map_images
 from mlpmixer.inference.load import load

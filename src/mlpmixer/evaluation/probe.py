@@ -10,13 +10,14 @@ from typing import Any
 
 from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet, Splits
-from mlpmixer.evaluation.data import ALL, open_for, seen
+from mlpmixer.evaluation.data import ALL, open_for
 from mlpmixer.evaluation.evaluate import require_one_class
 from mlpmixer.evaluation.features import Features, extract_features
 from mlpmixer.evaluation.few_shot import L2, SEEDS, SHOTS, FewShot, few_shot, require_shots
 from mlpmixer.evaluation.linear import LinearProbe, linear_probe
 from mlpmixer.evaluation.metrics import Scored, as_json
 from mlpmixer.evaluation.neighbours import Neighbours, knn, require_neighbours
+from mlpmixer.evaluation.trained_on import seen
 from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.load import load
 

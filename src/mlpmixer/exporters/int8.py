@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import Pixels
 from mlpmixer.data.streaming.datasets import StreamedSplits
-from mlpmixer.evaluation.data import Opened, unseen
+from mlpmixer.evaluation.data import Opened
 from mlpmixer.evaluation.evaluate import evaluate, match_classes
 from mlpmixer.evaluation.metrics import Metrics
+from mlpmixer.evaluation.trained_on import unseen
 from mlpmixer.exporters.check import ExportMismatch
 from mlpmixer.inference.classifier import Classifier
 from mlpmixer.inference.exported import INPUT, open_export
