@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from mlpmixer.inference.load import load
 from mlpmixer.models import kernels, native
 from mlpmixer.models.architecture import build
 from mlpmixer.models.configs import GMLPConfig, MixerConfig
-from mlpmixer.weights.model_file import read_tensors, save_model, write_tensors
+from mlpmixer.weights.model_file import CheckpointError, read_tensors, save_model, write_tensors
 
 pytestmark = pytest.mark.skipif(bool(kernels.missing()), reason="needs Linux and a C compiler")
 
@@ -157,6 +158,35 @@ def test_a_damaged_file_is_refused_as_by_torch(tmp_path: Path) -> None:
             load(run, engine=engine)
         said.append(str(raised.value))
     assert len(set(said)) == 1
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"config": {"patch_size": 3}}, {"config": {"num_blocks": 10_000}}, {"config": None}, {"network": "build"}],
+    ids=["patches", "blocks", "no config", "a function's"],
+)
+def test_a_description_that_cannot_be_is_refused_as_by_torch(model: dict[str, object], tmp_path: Path) -> None:
+    file = run_of(GREY, tmp_path / "run") / "model.safetensors"
+    tensors, meta = read_tensors(file)
+    for name, value in model.items():
+        meta["model"][name] = meta["model"][name] | value if isinstance(value, dict) else value
+    write_tensors(file, tensors, {"model": meta["model"]})
+    said = []
+    for engine in ("auto", "torch"):
+        with pytest.raises(CheckpointError, match=re.escape(str(file))) as raised:
+            load(file, engine=engine)
+        said.append(str(raised.value))
+    assert said[0] == said[1]
+
+
+def test_images_of_another_size_are_refused_as_by_torch(tmp_path: Path) -> None:
+    run = run_of(GREY, tmp_path / "run")
+    for engine in ("compiled", "torch"):
+        for change in ({"image_size": (16, 16)}, {"in_channels": 3, "mean": (0.5,), "std": (0.5,)}):
+            classifier = load(run, engine=engine)
+            classifier.preprocess = dataclasses.replace(classifier.preprocess, **change)  # type: ignore[arg-type]
+            with pytest.raises(ValueError, match=r"expected .*\(B, 1, 8, 8\)"):
+                classifier.probabilities(pixels_for(classifier, 3))
 
 
 @pytest.mark.parametrize("what", ["nan", "shape"])

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpmixer import __version__
-from mlpmixer.config import from_json, pair
+from mlpmixer.config import pair
 from mlpmixer.inference.engines.session import Precision, Session, Value
-from mlpmixer.models.configs import MixerConfig, NetworkConfig
+from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.native import Unavailable, call, constant, library
-from mlpmixer.weights.model_file import ForeignFile, read_arrays, read_header
+from mlpmixer.weights.model_file import ForeignFile, read_arrays, read_meta
 
 Floats = NDArray[np.float32]
 IMAGES, LOGITS, FEATURES = "images", "logits", "features"
@@ -48,6 +48,8 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
         raise Unsuitable(f"{e.name} is not installed") from None
 
     def compute(images: NDArray[Any], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        if images.shape[1:] != (want := (cfg.in_channels, *pair(cfg.image_size))):
+            raise ValueError(f"expected (B, {', '.join(map(str, want))})")
         with on_threads(threads):
             features = network.features(images)
         return [features if name == FEATURES else network.logits(features) for name in outputs]
@@ -65,14 +67,15 @@ def open_file(file: Path, precision: Precision, streams: int, threads: int) -> S
 
 
 def plain_mixer(file: Path) -> MixerConfig:
-    """The config in a model file. Unsuitable where it is not of the paper's Mixer."""
+    """The config in a model file. Unsuitable where it is not of the paper's Mixer, CheckpointError for a damaged
+    file."""
     try:
-        described = read_header(file).get("model", {})
-        cfg = None if described.get("network") else from_json(NetworkConfig, described.get("config"))
-    except (ForeignFile, AttributeError, TypeError) as e:
-        raise Unsuitable(f"{file} is not a model file of this package: {e}") from None
-    if cfg is None:
+        meta = read_meta(file)
+    except ForeignFile as e:
+        raise Unsuitable(str(e)) from None
+    if meta.network:
         raise Unsuitable(f"{file} holds a network that a function built")
+    cfg = meta.config
     if not isinstance(cfg, MixerConfig) or cfg.part_grid != cfg.grid:
         what = cfg.architecture if not isinstance(cfg, MixerConfig) else "Mixer in parts"
         raise Unsuitable(f"the compiled kernels are for the plain Mixer, and {file} holds a {what}")
