@@ -2,11 +2,15 @@
 
 import copy
 import dataclasses
+import errno
+import functools
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -435,7 +439,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(native, "SOURCE", broken)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     with pytest.raises(native.Unavailable, match=r"cannot compile broken\.c"):
-        native.library.__wrapped__(torch.float32)
+        native.library.__wrapped__("float32")
     assert list((tmp_path / ".cache" / "mlpmixer" / "kernels").iterdir()) == []
 
 
@@ -450,12 +454,57 @@ def small_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @needs_compiler
 @pytest.mark.usefixtures("small_source")
+@pytest.mark.parametrize("fails", ["home", "mkdir", "mkdtemp"])
+def test_code_that_cannot_be_kept_is_compiled_for_the_process(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    mkdir, mkdtemp = Path.mkdir, tempfile.mkdtemp
+
+    def elsewhere(make: Callable[..., Any], path: Any, *args: Any, **options: Any) -> Any:
+        if "mlpmixer" in str(path or options.get("dir")):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return make(path, *args, **options)
+
+    if fails == "home":
+        monkeypatch.setattr(Path, "home", no_home)
+    elif fails == "mkdir":
+        monkeypatch.setattr(Path, "mkdir", functools.partialmethod(lambda path, **how: elsewhere(mkdir, path, **how)))
+    else:
+        monkeypatch.setattr(tempfile, "mkdtemp", functools.partial(elsewhere, mkdtemp))
+    assert native.library.__wrapped__("float32").one() == 1
+
+
+@needs_compiler
+@pytest.mark.usefixtures("small_source")
+def test_code_in_a_folder_that_cannot_be_changed_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    native.library.__wrapped__("float32")
+
+    def read_only(*args: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "chmod", read_only)
+    monkeypatch.setattr(native, "compile_to", read_only)
+    assert native.library.__wrapped__("float32").one() == 1
+
+
+@needs_compiler
+def test_both_names_of_a_type_are_one_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(native, "library", lambda dtype: asked.append(dtype) or native.ctypes.CDLL(None))
+    for dtype in (torch.float32, "float32"):
+        native.call("getpid", dtype)
+    assert asked == ["float32", "float32"]
+
+
+@needs_compiler
+@pytest.mark.usefixtures("small_source")
 def test_a_processor_with_other_instructions_gets_code_of_its_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for avx512 in (False, True):  # one name for both, as clouds have it, and one home
         monkeypatch.setattr(native, "cpu_flags", lambda avx512=avx512: {"avx2", *(["avx512f"] if avx512 else [])})
-        native.library.__wrapped__(torch.float32)
+        native.library.__wrapped__("float32")
     assert len(list((tmp_path / ".cache" / "mlpmixer" / "kernels").iterdir())) == 2
 
 
@@ -466,11 +515,11 @@ def test_a_processor_with_avx512_can_do_without_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_f": True, "amx_int8": False})
     monkeypatch.setattr(native, "cpu_flags", lambda: {"avx2", "avx512f"})
     assert can("avx2", "avx512_f") and not can("amx_int8")
-    native.library.__wrapped__(torch.float32)
+    native.library.__wrapped__("float32")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert can("avx2") and not can("avx512_f")
     if platform.machine() == "x86_64":
-        native.library.__wrapped__(torch.float32)
+        native.library.__wrapped__("float32")
         assert len(list((tmp_path / ".cache" / "mlpmixer" / "kernels").iterdir())) == 2
 
 
@@ -480,7 +529,7 @@ def test_code_that_others_could_have_put_there_is_not_loaded(tmp_path: Path) -> 
     kernels = tmp_path / ".cache" / "mlpmixer" / "kernels"
     kernels.mkdir(parents=True, mode=0o777)
     kernels.chmod(0o777)
-    native.library.__wrapped__(torch.float32)
+    native.library.__wrapped__("float32")
     (code,) = kernels.iterdir()
     assert kernels.stat().st_mode & 0o777 == code.stat().st_mode & 0o777 == 0o700
     good = code.read_bytes()
@@ -492,25 +541,25 @@ def test_code_that_others_could_have_put_there_is_not_loaded(tmp_path: Path) -> 
         os.chown(code, owner, -1)
 
     planted(0o700)
-    native.library.__wrapped__(torch.float32)
+    native.library.__wrapped__("float32")
     assert code.read_bytes() != good
     others = [12345] if os.geteuid() == 0 else []
     for mode, owner in [(0o777, os.geteuid()), (0o720, os.geteuid()), *((0o700, uid) for uid in others)]:
         planted(mode, owner)
-        native.library.__wrapped__(torch.float32)
+        native.library.__wrapped__("float32")
         assert code.read_bytes() == good and code.stat().st_uid == os.geteuid()
     code.unlink()
     code.symlink_to(tmp_path / "elsewhere.so")
-    native.library.__wrapped__(torch.float32)
+    native.library.__wrapped__("float32")
     assert code.read_bytes() == good and not code.is_symlink()
     kernels.rename(tmp_path / "elsewhere")
     kernels.symlink_to(tmp_path / "elsewhere")  # a folder that is not this one: left alone, its code not loaded
     (tmp_path / "elsewhere" / code.name).write_bytes(b"not code")
-    native.library.__wrapped__(torch.float32)
+    native.library.__wrapped__("float32")
     assert (tmp_path / "elsewhere" / code.name).read_bytes() == b"not code"
     if others:
         kernels.unlink()
         kernels.mkdir()
         os.chown(kernels, 12345, -1)
-        native.library.__wrapped__(torch.float32)
+        native.library.__wrapped__("float32")
         assert not list(kernels.iterdir())

@@ -31,27 +31,23 @@ class Unavailable(RuntimeError):
 
 
 @functools.cache
-def library(dtype: "torch.dtype | str") -> ctypes.CDLL:
-    """The functions of block.c for float32 or bfloat16, torch's type or its name. Unavailable without Linux or a C
-    compiler that has OpenMP."""
+def library(dtype: str) -> ctypes.CDLL:
+    """The functions of block.c for float32 or bfloat16. Unavailable without Linux or a C compiler that has OpenMP."""
     if sys.platform != "linux":
         raise Unavailable("compiled kernels are for Linux")
     target = ["-march=haswell", "-mtune=native"] if leaves_avx512() else ["-march=native"]
-    flags = [*FLAGS, *target, *(["-DBFLOAT16"] if str(dtype).endswith("bfloat16") else [])]
+    flags = [*FLAGS, *target, *(["-DBFLOAT16"] if dtype == "bfloat16" else [])]
     machine = platform.machine(), cpu_name(), *sorted(cpu_flags())  # two "AMD EPYC" may share a home
     what = "\n".join([SOURCE.read_text(encoding="utf-8"), *flags, *machine])
-    try:
-        folder = cache_folder() / "kernels"
-    except RuntimeError as e:
-        raise Unavailable(f"there is no place for compiled code: {e}") from None
     name = f"block-{hashlib.sha256(what.encode()).hexdigest()[:16]}.so"
-    try:
-        if is_private(folder):
+    with suppress(OSError):  # a disk that is full or read-only, or that nothing may be run from
+        if folder := private_folder():
             if is_own(path := folder / name):
                 with suppress(OSError):  # damaged
                     return ctypes.CDLL(str(path))
             compile_to(path, flags)
             return ctypes.CDLL(str(path))
+    try:
         with tempfile.TemporaryDirectory() as other:  # what is loaded stays when its file is gone
             compile_to(path := Path(other) / name, flags)
             return ctypes.CDLL(str(path))
@@ -75,15 +71,19 @@ def is_own(path: Path) -> bool:
     return not stat.S_ISLNK(info.st_mode) and info.st_uid in (0, os.geteuid()) and not info.st_mode & 0o022
 
 
-def is_private(folder: Path) -> bool:
-    """Whether this user's code can be kept in a folder, which is made where it is not there: code that is loaded runs
-    with all that the user may do, so nobody else may have put it there."""
+def private_folder() -> Path | None:
+    """This user's folder for compiled code, which is made where it is not there; None where the user has no home, or
+    the folder is not theirs alone: code that is loaded runs with all that the user may do."""
+    try:
+        folder = cache_folder() / "kernels"
+    except RuntimeError:
+        return None
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     info = os.lstat(folder)
-    if stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid():
+    if stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid() and info.st_mode & 0o077:
         folder.chmod(0o700)
-    return is_own(folder)
+    return folder if is_own(folder) else None
 
 
 def compile_to(path: Path, flags: list[str]) -> None:
@@ -105,7 +105,7 @@ def compile_to(path: Path, flags: list[str]) -> None:
 
 def call(name: str, dtype: "torch.dtype | str", *args: "Tensor | NDArray[Any] | int | None") -> None:
     """Run a function of block.c; tensors and arrays go as pointers and must be contiguous, None as a null pointer."""
-    getattr(library(dtype), name)(*map(_argument, args))
+    getattr(library(str(dtype).removeprefix("torch.")), name)(*map(_argument, args))
 
 
 def _argument(value: "Tensor | NDArray[Any] | int | None") -> ctypes.c_int64 | ctypes.c_void_p:

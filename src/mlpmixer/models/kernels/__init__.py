@@ -109,7 +109,7 @@ def missing(dtypes: Sequence[torch.dtype] = DTYPES) -> str:
     """Why this machine has no compiled kernels for these; empty when it has."""
     try:
         for dtype in dtypes:
-            library(dtype)
+            library(str(dtype).removeprefix("torch."))
     except Unavailable as e:
         return str(e)
     return ""
