@@ -257,9 +257,8 @@ static inline void norm_backward_row(float *d, float *hat, const T *x, float mea
 
 /* The gradient through a LayerNorm and past it: dx = g + LayerNorm'(x) dy, where dy is tokens, or columns when `columns` is set.
  * dgamma, dbeta (C), and db (C) = sum of `scale` g over the rows: the gradient of a bias that was added to the stream. dx may be g. */
-void norm_backward(const T *dy, int columns, const T *x, const float *mean, const float *rstd, const float *gamma, const T *g,
-                   const float *scale, T *dx, float *dgamma, float *dbeta, float *db, int64_t B, int64_t S, int64_t C) {
-    int threads = omp_get_max_threads();
+void norm_backward(const T *dy, int64_t columns, const T *x, const float *mean, const float *rstd, const float *gamma, const T *g,
+                   const float *scale, T *dx, float *dgamma, float *dbeta, float *db, int64_t B, int64_t S, int64_t C, int64_t threads) {
     float *parts = zeros(threads * 3 * C), *out = malloc(3 * C * sizeof(float));
 #pragma omp parallel num_threads(threads)
     {
@@ -790,7 +789,7 @@ void backward(const float *g, const float *x, const float *u, const float *mean1
     int64_t lengths[] = {C, C, C, DC, S, DS};
     for (int i = 0; i < 6; from += lengths[i++])
         memcpy(to[i], from, lengths[i] * sizeof(float));
-    norm_backward(dy, 0, x, mean1, rstd1, gamma1, g1, 0, dx, dgamma1, dbeta1, unused, B, S, C);
+    norm_backward(dy, 0, x, mean1, rstd1, gamma1, g1, 0, dx, dgamma1, dbeta1, unused, B, S, C, threads);
     free(group1.memory);
     free(group2.memory);
     free(parts);
