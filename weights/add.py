@@ -5,6 +5,7 @@
 
 It prints the entry for the table, `OWN` of src/mlpmixer/weights/own.py. Card and entry say what the run's files say,
 and what they cannot know: what the images are, under which terms one has them, and what the model is not good for.
+Accuracy is the run's, measured before its weights were rounded to float16, and both say so.
 tests/weights/test_own.py compares file, card and entry.
 """
 
@@ -37,6 +38,8 @@ def add(name: str, run: Path, *, images: str, terms: str, limits: str, licence: 
     if summary is None:
         raise SystemExit(f"{run} is not a finished run: it has no summary.json")
     file, (model, meta) = FOLDER / f"{name}.safetensors", load_model(run / MODEL_FILE)
+    if meta.threshold is not None:
+        raise SystemExit(f"{run} gives an image several classes or none: the table has top-1, which is for one class")
     data = replace(meta.data, data_dir=None) if meta.data and meta.data.name in DATASETS else None
     images = f"{summary['train_images']:,} {images}"
     provenance = meta.provenance | {"source": SOURCE, "images": images, "terms": terms, "limits": limits}
@@ -54,7 +57,7 @@ def add(name: str, run: Path, *, images: str, terms: str, limits: str, licence: 
         data=images,
         terms=terms,
         top1=round(scores["top1"], 4),
-        measured_on=f"{scores['n']:,} {split}",
+        measured_on=f"{scores['n']:,} {split}, before rounding to float16",
     )
 
 

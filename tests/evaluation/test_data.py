@@ -164,7 +164,7 @@ def test_val_is_test_of_data_that_no_run_split_scores_val(here: Path) -> None:
     alone = dataclasses.replace(data, name="alone")
     assert evaluate(foreign, alone).n == len(open_images(alone, "test")) == 4
     write_shades(here / "other/test", start=140, count=1)
-    with pytest.raises(ValueError, match="val_is_test is for data with val and without test; other has train and val"):
+    with pytest.raises(ValueError, match="val_is_test is for data with val and without test; other has train, val"):
         evaluate(foreign, data)
 
 

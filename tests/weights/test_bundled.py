@@ -21,7 +21,7 @@ DIGITS = own.PACKAGED / "digits.safetensors"
 CARD = DIGITS.with_suffix(".md").read_text(encoding="utf-8")
 PICTURE = str(Path(__file__).parents[2] / "examples" / "digit.png")
 TAKEN = (
-    "mlpmixer: note: digits is the model that comes with mlpmixer, trained on 1,221 images of scikit-learn's digits "
+    "mlpmixer: note: digits is a model of mlpmixer's own, trained on 1,221 images of scikit-learn's digits "
     "(CC BY 4.0); a folder or file of that name would come first\n"
 )
 
@@ -103,15 +103,14 @@ def test_folder_of_that_name_comes_first(run: RunLine, digits_run: Path, tmp_pat
     code, _, err = run("predict", "digits", PICTURE)
     assert (
         code == 0
-        and f"note: digits is what lies in {tmp_path / 'digits'}; the model digits that comes with mlpmixer is {DIGITS}"
-        in err
+        and f"note: digits is what lies in {tmp_path / 'digits'}; mlpmixer's own model digits is {DIGITS}" in err
     )
     assert run("predict", str(DIGITS), PICTURE)[1].splitlines()[1].split()[-1] == "5"
     shutil.rmtree(tmp_path / "digits")
     (tmp_path / "digits").mkdir()
     code, _, err = run("predict", "digits", PICTURE)
-    assert code == 2 and "digits is not a run" in err and err.endswith(f"that comes with mlpmixer is {DIGITS}\n")
-    with pytest.raises(ValueError, match=r"the model digits that comes with mlpmixer is .*digits\.safetensors$"):
+    assert code == 2 and "digits is not a run" in err and err.endswith(f"own model digits is {DIGITS}\n")
+    with pytest.raises(ValueError, match=r"mlpmixer's own model digits is .*digits\.safetensors$"):
         mlpmixer.load("digits")
 
 

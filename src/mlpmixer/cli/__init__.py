@@ -122,7 +122,11 @@ def weights_in(folder: str) -> Iterator[None]:
 def _require_folder(option: str, folder: str) -> None:
     from mlpmixer.data.paths import printable, similar_paths
 
-    if not Path(folder).expanduser().is_dir():
+    if not (path := Path(folder).expanduser()).is_dir():
+        if path.exists():
+            raise ValueError(
+                f"{printable(folder)} is a file ({option}): name its folder, {printable(str(path.parent))}"
+            )
         close = f"; did you mean {', '.join(near)}?" if (near := similar_paths(folder)) else ""
         raise ValueError(f"no folder {printable(folder)!r} ({option}){close}")
 

@@ -233,7 +233,7 @@ def rename_val(parts: dict[str, Any], name: str) -> str:
     """Call val test, as data.val_is_test asks; the note about it. ValueError for data without val or with test."""
     require(
         VAL in parts and TEST not in parts,
-        f"data.val_is_test is for data with val and without test; {name} has {' and '.join(parts)}",
+        f"data.val_is_test is for data with val and without test; {name} has {', '.join(parts)}",
     )
     parts[TEST] = parts.pop(VAL)
     return "test: what the data calls val (data.val_is_test)"

@@ -126,7 +126,8 @@ def offer(recipe: Recipe, train_images: int, multi_label: bool) -> list[str]:
         return []
     for name, known in OWN.items():
         gains = sorted(100 * gain for gain in known.gains.values() if gain > 0)
-        if gains and (file := own.here(name)) and _takes(model_file.read_meta(file).config, recipe.model):
+        helps = 2 * len(gains) > len(known.gains)
+        if helps and (file := own.here(name)) and _takes(model_file.read_meta(file).config, recipe.model):
             points = f"{gains[0]:+.1f}" + (f" to {gains[-1]:+.1f}" if len(gains) > 1 else "")
             return [
                 f"--init {name} starts from weights trained on {known.data} ({known.terms}), which usually helps: "

@@ -115,9 +115,9 @@ def locate(name: str, *, report: "Report | None" = None) -> Path:
     if not path.exists():
         file, known = own.get(name, report=report), OWN[name]
         about = f"trained on {known.data} ({known.terms}); a folder or file of that name would come first"
-        _note(report, f"{name} is the model that comes with mlpmixer, {about}")
+        _note(report, f"{name} is a model of mlpmixer's own, {about}")
         return file
-    ours = f"the model {name} that comes with mlpmixer is {own.here(name) or 'not here'}"
+    ours = f"mlpmixer's own model {name} is {own.here(name) or 'not here'}"
     try:
         file = _file_at(path, name)
     except ValueError as e:
