@@ -221,7 +221,10 @@ def main(options: Options) -> None:
         raise ValueError(f"{options.data} has no test images: leave --test out")
     hashes = content_hashes(splits.train)
     if several := out.suffix == ".npz" and options.folds > 1:
-        fold = fold_of_each(splits.train, options.folds, recipe.data.split_seed)
+        try:
+            fold = fold_of_each(splits.train, options.folds, recipe.data.split_seed)
+        except ValueError as e:
+            raise ValueError(f"{str(e).replace('data.folds=', '--folds ')}; or --folds 1, or an .onnx") from e
     with TemporaryDirectory() as folder:
         file = Path(folder, "features.onnx")
         write_onnx(file, network, (size, size))

@@ -106,12 +106,12 @@ def test_too_few_images_name_what_is_possible():
     x, labels = np.zeros((7, 2)), np.array([0, 0, 0, 0, 0, 1, 1])
     with pytest.raises(
         ValueError,
-        match=r"5 shots need 5 training images of every class, and class 1 has 2; possible here: --shots 1,2$",
+        match=r"5-shot needs 5 training images of every class, and class 1 has 2; possible here: --shots 1,2$",
     ):
         few_shot(x, labels, x, labels, shots=(1, 2, 5))
     with pytest.raises(ValueError, match="class 1 has 2"):
         draw_shots(labels, 3, 0)
-    with pytest.raises(ValueError, match=r"class 2 has 0$"):
+    with pytest.raises(ValueError, match=r"1-shot needs 1 training image of every class, and class 2 has 0$"):
         few_shot(x, labels, x, labels + 1, shots=(1,))  # a class that is in test only
 
 
@@ -231,6 +231,7 @@ X, Y = np.zeros((4, 2)), np.array([0, 1, 0, 1])
         (lambda: few_shot(X, Y, np.zeros((4, 3)), Y), "the same number of features, got 2, 3"),
         (lambda: few_shot(X, Y - 1, X, Y), "train: labels must be integers from 0 on, got int64 from -1"),
         (lambda: few_shot(X, Y * 1.0, X, Y), "train: labels must be integers"),
+        (lambda: linear_probe(X, Y * 0 + 1, X, Y, X, Y), "images of at least two classes, got only class 1"),
         (lambda: few_shot(X, Y, X * np.nan, Y), "test: the features contain NaN"),
         (
             lambda: few_shot(X, Y, X, Y, shots=()),
@@ -299,7 +300,7 @@ def test_unreadable_images_are_named(model, photos):
 
 def test_impossible_requests_fail_early(model, photos, network):
     with pytest.raises(
-        ValueError, match=r"25 shots need 25 training images of every class, and class 'blue' has 12; .* --shots 1,5,10"
+        ValueError, match=r"25-shot needs 25 training images of every class, and class 'blue' has 12; .* --shots 1,5,10"
     ):
         probe(model, str(photos))
     with pytest.raises(ValueError, match=r"must be in 1\.\.36"):

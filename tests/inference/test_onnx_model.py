@@ -125,6 +125,13 @@ def test_softmax_outputs_become_logits(behind: tuple[str, ...], tmp_path: Path, 
     assert (found == 0).any(), "never stays never"
 
 
+@pytest.mark.parametrize("behind", [(), ("Softmax",)])
+def test_broken_weights_are_named_instead_of_the_loss(behind: tuple[str, ...], tmp_path: Path, images: Tensor) -> None:
+    model = open_onnx(write(tmp_path / "model.onnx", behind=behind, weight=WEIGHT * np.nan), threads=1)
+    with pytest.raises(ValueError, match=r"model\.onnx answers with NaN or infinity"):
+        model(images.numpy())
+
+
 def test_metadata_sets_preprocessing_and_classes(tmp_path: Path, store: Any, images: Tensor) -> None:
     path = write(tmp_path / "model.onnx", says=about(DIGITS[::-1], mean=(0.2,), std=(0.3,)))
     assert_close(answer_of(path, store)(images), twin(images, 0.2, 0.3).flip(1))

@@ -263,12 +263,21 @@ def test_wrong_teachers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with monkeypatch.context() as here, pytest.raises(ValueError, match=says):
             here.chdir(tmp_path)
             open_teacher("t.npz")
+    for row in ([0.0, np.nan], [np.inf, 0.0], [-np.inf, -np.inf], [1e39, 0.0]):
+        np.save(tmp_path / "broken.npy", np.array([[0.0, 1.0], row]))
+        with pytest.raises(ValueError, match=r"broken\.npy holds rows without a finite maximum"):
+            open_teacher(str(tmp_path / "broken.npy"))
+    np.save(tmp_path / "never.npy", np.array([[0.0, -np.inf]]))
+    assert isinstance(open_teacher(str(tmp_path / "never.npy")), StoredLogits)
     for damaged in (b"", b"\x93NUMPY\x01", b"\x80\x04."):
         (tmp_path / "damaged.npy").write_bytes(damaged)
         with pytest.raises(ValueError, match=r"damaged\.npy cannot be read as an array of logits: "):
             open_teacher(str(tmp_path / "damaged.npy"))
-    with pytest.raises(FileNotFoundError):
-        open_teacher(str(tmp_path / "none.npy"))
+    for suffix in (".npy", ".npz"):
+        with pytest.raises(
+            FileNotFoundError, match=r"expected a file of a teacher's logits.* did you mean .*damaged.npy"
+        ):
+            open_teacher(str(tmp_path / f"damage{suffix}"))
     with pytest.raises(ValueError, match="no/such/run does not exist"):
         train(distilled(teacher="no/such/run"), out=tmp_path / "run")
     with pytest.raises(ValueError, match="two teachers are given"):

@@ -94,6 +94,8 @@ def test_stored_logits_are_a_row_for_each_training_image(
     assert f"teacher.npz has no row for 6 of the {len(train)} training images" in capsys.readouterr().err
     run(teacher, *stand_in, "--out", "teacher.npz", "--folds", "1")
     right = np.load("teacher.npz")["logits"].argmax(1) == train.labels
+    with pytest.raises(ValueError, match=r"^--folds 9 needs 9 different images .*; or --folds 1, or an .onnx$"):
+        run(teacher, *stand_in, "--out", "teacher.npz", "--folds", "9")
     assert right.mean() > 0.9 and "not seen" not in capsys.readouterr().out
 
 

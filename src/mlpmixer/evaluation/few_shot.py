@@ -116,6 +116,7 @@ def require_shots(labels: Labels, shots: Sequence[int], classes: Sequence[object
     if count < most:
         possible = sorted({k for k in shots if k <= count} or {count} - {0})
         raise ValueError(
-            f"{most} shots need {most} training images of every class, and class {classes[smallest]!r} has {count}"
+            f"{most}-shot needs {most} training image{'s' * (most > 1)} of every class, and class "
+            f"{classes[smallest]!r} has {count}"
             + (f"; possible here: --shots {','.join(map(str, possible))}" if possible else "")
         )

@@ -79,6 +79,10 @@ def fit_linear(
     require_pairs(train=(features_train, labels_train), val=(features_val, labels_val))
     if not l2s or min(l2s) <= 0:
         raise ValueError(f"l2s must be positive strengths, got {tuple(l2s)}")
+    if (present := np.unique(labels_train)).size < 2:
+        raise ValueError(
+            f"a linear classifier needs training images of at least two classes, got only class {present[0]}"
+        )
     mean, std = mean_std(features_train)
     train, val = ((np.asarray(x, np.float64) - mean) / std for x in (features_train, features_val))
     fit = LogisticRegression(max_iter=LINEAR_MAX_STEPS, warm_start=True)

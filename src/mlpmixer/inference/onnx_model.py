@@ -61,8 +61,22 @@ class OnnxModel:
             expected = f"logits (B, {self.num_classes or 'K'})"
             raise ValueError(f"{self.name} answers {len(images)} images with shape {answer.shape}; expected {expected}")
         logits: Floats = answer.astype(np.float32)
-        with np.errstate(divide="ignore"):  # log 0 = -inf: never
-            return np.log(logits) if self.ends_in_softmax else logits
+        if self.ends_in_softmax:
+            with np.errstate(divide="ignore", invalid="ignore"):  # log 0 = -inf: never
+                logits = np.log(logits)
+        if not has_answers(logits):
+            raise ValueError(
+                f"{self.name} answers with NaN or infinity: its weights are broken, or it needs other images"
+            )
+        return logits
+
+
+def has_answers(logits: Floats) -> bool:
+    """Whether each row of logits (B,K) has a largest one that float32 can hold, so that its softmax is a distribution.
+
+    Others may be -inf: never.
+    """
+    return bool((np.abs(logits.max(axis=1, initial=-np.inf)) <= np.finfo(np.float32).max).all())
 
 
 def open_onnx(path: str | os.PathLike[str], *, threads: int) -> OnnxModel:

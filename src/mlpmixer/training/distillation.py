@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlpmixer.data.paths import TRAIN
+from mlpmixer.data.paths import TRAIN, similar_paths
 from mlpmixer.data.preprocess import standardise
 from mlpmixer.data.split_record import Hashes, SplitRecord
 from mlpmixer.data.store import Store
 from mlpmixer.download import Report
 from mlpmixer.durable import replacing
 from mlpmixer.evaluation.evaluate import match_all_classes
-from mlpmixer.inference.onnx_model import OnnxModel, copy_onnx, open_onnx
+from mlpmixer.inference.onnx_model import OnnxModel, copy_onnx, has_answers, open_onnx
 from mlpmixer.registry import shortened
 from mlpmixer.training.augment import resize, statistics
 from mlpmixer.training.device_store import to_device
@@ -55,8 +55,9 @@ class StoredLogits:
     def validate(self, name: str) -> None:
         """ValueError, with the name of the file, for another type or shape than above."""
         logits, found = self.logits, f"{self.logits.dtype} of shape {self.logits.shape}"
-        if logits.ndim != 2 or logits.dtype.kind != "f" or np.isnan(logits).any():
-            what = "NaN" if logits.ndim == 2 and logits.dtype.kind == "f" else found
+        is_matrix = logits.ndim == 2 and logits.dtype.kind == "f"
+        if not is_matrix or not has_answers(logits):
+            what = "rows without a finite maximum (NaN or infinity)" if is_matrix else found
             raise ValueError(
                 f"{name} holds {what}; expected logits or log-probabilities, float (training images, classes)"
             )
@@ -167,6 +168,9 @@ def open_teacher(name: str, report: Report | None = None, copy: Path | None = No
     if not name:
         return None
     path = Path(name)
+    if path.suffix in (".npy", ".npz") and not path.exists():
+        close = f"; did you mean {', '.join(near)}?" if (near := similar_paths(name)) else ""
+        raise FileNotFoundError(f"{name} does not exist: expected a file of a teacher's logits, or of weights{close}")
     if path.suffix == ".npy":
         try:
             logits = np.load(path, mmap_mode="r")
