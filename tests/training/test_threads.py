@@ -88,6 +88,47 @@ def test_a_given_number_is_not_measured(tmp_path: Path, monkeypatch: pytest.Monk
         train(variant(RECIPE, run={"threads": 1}), out=tmp_path / "run", resume=True)
 
 
+def test_a_slow_step_is_announced_and_measured_once(
+    tmp_path: Path, speeds: dict[int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+
+    def slow(*_: object) -> float:
+        measured.append(torch.get_num_threads())
+        return 10 + speeds[torch.get_num_threads()]
+
+    monkeypatch.setattr(threads, "seconds_per_step", slow)
+    report: list[dict[str, Any]] = []
+    with on_threads(2):
+        train(RECIPE, out=tmp_path / "run", report=report.append)
+    assert measured == [2, 1]
+    assert events(report, "doing") == [
+        "measuring how many threads are fast: a step takes 11 s",
+        "2 threads, by measuring (images/s on 1: 12, 2: 12)",
+    ]
+
+
+def test_more_threads_than_cores_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "cores", lambda: 2)
+    recipe, notes = variant(RECIPE, run={"threads": 3}), []
+
+    def heard(event: dict[str, Any]) -> None:
+        if event["kind"] == "note":
+            notes.append(event["note"])
+        if event["kind"] == "step" and event["step"] == 2 and len(notes) == 1:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(recipe, out=tmp_path / "run", report=heard)
+    train(recipe, out=tmp_path / "run", resume=True, report=heard)
+    assert notes == [
+        "3 threads, and there are 2 cores: they wait for each other",
+        "the run keeps the 3 threads that it began with, on which its last bits depend, and there are 2 cores: they "
+        "wait for each other",
+    ]
+    assert threads.crowded(2, False) == threads.crowded(0, True) == ""
+
+
 def test_an_old_state_keeps_to_the_threads_of_torch(tmp_path: Path, speeds: dict[int, float]) -> None:
     with pytest.raises(Stopped):
         train(RECIPE, out=tmp_path / "run", report=stop_at(2))
@@ -135,3 +176,14 @@ def test_threads_sleep_while_others_want_the_cores(monkeypatch: pytest.MonkeyPat
 
 def test_the_wait_for_a_core_is_read() -> None:
     assert 0 <= threads.waited_s() < 1e6
+
+
+def test_openmp_is_found_in_a_folder_with_spaces() -> None:
+    mapped = """\
+7f10-7f20 r-xp 00000000 00:31 12    /home/A B/venv/lib/libgomp-a34b.so.1
+7f20-7f30 r--p 00002000 00:31 12    /home/A B/venv/lib/libgomp-a34b.so.1
+7f30-7f40 r-xp 00000000 00:31 13    /usr/lib/libgomp.so.1.0.0 (deleted)
+7f40-7f50 r-xp 00000000 00:31 14    /opt/libgomp/libc.so.6
+7f50-7f60 rw-p 00000000 00:00 0
+"""
+    assert threads.openmp_libraries(mapped) == {"/home/A B/venv/lib/libgomp-a34b.so.1", "/usr/lib/libgomp.so.1.0.0"}

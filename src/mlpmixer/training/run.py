@@ -44,7 +44,7 @@ from mlpmixer.training.recipe import MOST, Recipe, variant
 from mlpmixer.training.resume import has_best, open_run, recorded, restore
 from mlpmixer.training.start import Start, load_networks, offer, stored_preprocess, with_network
 from mlpmixer.training.step import TrainingStep
-from mlpmixer.training.threads import Waiting, chosen_threads, on_threads
+from mlpmixer.training.threads import Waiting, chosen_threads, crowded, on_threads
 from mlpmixer.weights import run_folder
 from mlpmixer.weights.run_folder import MetricsFile
 
@@ -128,11 +128,11 @@ def train(
         if recipe.run.batch_size == "auto":
             fix_batch_size(step, start, report)
         if saved is None and not recipe.run.threads:  # an old state without a number is of torch's own
-            threads, why = chosen_threads(step, start)
+            threads = chosen_threads(step, start, report)
             stack.enter_context(on_threads(threads))
             step.recipe = variant(step.recipe, run={"threads": threads})
-            if why:
-                report({"kind": "doing", "what": why})
+        elif step.device.type == "cpu" and (problem := crowded(recipe.run.threads, saved is not None)):
+            note(problem)
         stop = stack.enter_context(_stop_signal(None if stop_after_s is None else started + stop_after_s))
         if recipe.run.time and not recipe.run.steps:
             budget = recipe.run.time + (" for each fold" if recipe.data.folds else "")

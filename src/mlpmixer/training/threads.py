@@ -16,14 +16,16 @@ from pathlib import Path
 
 import torch
 
+from mlpmixer.download import Report
 from mlpmixer.hardware import cores
-from mlpmixer.training.batch_size import seconds_per_step
+from mlpmixer.training.batch_size import SLOW_S, seconds_per_step
 from mlpmixer.training.distributed import ProcessGroup
 from mlpmixer.training.start import Start
 from mlpmixer.training.step import TrainingStep
 
 GAIN = 1.15  # times as fast makes fewer threads worth it: what keeps the cores busy now may end soon
 SPEND_S = 0.4  # on the speed of one number, twice
+LONG_S = 10.0  # a step beside which what the first one prepares is little
 LOOK_EVERY_S = 0.25
 BUSY, IDLE = 0.05, 0.01  # share of the time that this thread waited for a core
 
@@ -41,18 +43,19 @@ def on_threads(threads: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def chosen_threads(step: TrainingStep, start: Start | None) -> tuple[int, str]:
-    """The number of threads for the run of `step`, and a sentence where it was measured: torch's, or its half, quarter,
-    ... down to 1 where that is faster by GAIN. Steps are timed on a copy, each number twice.
+def chosen_threads(step: TrainingStep, start: Start | None, report: Report) -> int:
+    """The number of threads for the run of `step`, which is reported where it was measured: torch's, or its half,
+    quarter, ... down to 1 where that is faster by GAIN. Steps are timed on a copy, each number twice, or once where a
+    step takes LONG_S.
 
     0 where it is not the run's: on a GPU, and where several processes share the cores. With torch.compile, which would
     compile anew for each number, it is torch's.
     """
     most, run = torch.get_num_threads(), step.recipe.run
     if step.device.type != "cpu" or step.group.size > 1:
-        return 0, ""
+        return 0
     if most == 1 or run.compile:
-        return most, ""
+        return most
     trial = TrainingStep(step.recipe, step.stores, step.device, step.dtype, start, step.teacher, ProcessGroup())
     best_s: dict[int, float] = {}
     with on_threads(most), closing(Waiting()) as waiting:
@@ -61,12 +64,36 @@ def chosen_threads(step: TrainingStep, start: Start | None) -> tuple[int, str]:
             while threads:
                 torch.set_num_threads(threads)
                 seconds = seconds_per_step(trial, SPEND_S, waiting.look)
+                if not best_s and seconds > SLOW_S:
+                    report(
+                        {"kind": "doing", "what": f"measuring how many threads are fast: a step takes {seconds:.0f} s"}
+                    )
                 best_s[threads] = min(seconds, best_s.get(threads, seconds))
                 slower = best_s[threads] > GAIN * min(best_s.values())
                 threads = 0 if slower else threads // 2
+            if best_s[most] > LONG_S:
+                break
     chosen = choose(best_s)
-    speeds = ", ".join(f"{n}: {run.images_per_step / seconds:,.0f}" for n, seconds in sorted(best_s.items()))
-    return chosen, f"{chosen} thread{'s' * (chosen > 1)}, by measuring (images/s on {speeds})"
+    speeds = ", ".join(f"{n}: {speed(run.images_per_step / seconds)}" for n, seconds in sorted(best_s.items()))
+    report({"kind": "doing", "what": f"{in_words(chosen)}, by measuring (images/s on {speeds})"})
+    return chosen
+
+
+def in_words(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
+def speed(images_per_s: float) -> str:
+    return f"{images_per_s:,.{0 if images_per_s >= 10 else 1}f}"
+
+
+def crowded(threads: int, resumed: bool) -> str:
+    """A sentence where a run takes more threads than this process has cores; empty where it does not."""
+    if threads <= (there := cores()):
+        return ""
+    kept = f"the run keeps the {in_words(threads)} that it began with, on which its last bits depend" if resumed else ""
+    few = f"{there} core{'s' * (there > 1)}"
+    return f"{kept or in_words(threads)}, and there {'is' if there == 1 else 'are'} {few}: they wait for each other"
 
 
 def choose(seconds: dict[int, float]) -> int:
@@ -116,14 +143,19 @@ def waited_s() -> float:
     return 0.0
 
 
+def openmp_libraries(mapped: str) -> set[str]:
+    """The files of GNU's OpenMP, which torch may bring along, in /proc/self/maps; a path may have spaces."""
+    paths = {path.removesuffix(" (deleted)") for line in mapped.splitlines() for path in line.split(maxsplit=5)[5:]}
+    return {path for path in paths if re.fullmatch(r"libgomp.*\.so.*", Path(path).name)}
+
+
 def idle_team() -> threading.Event:
     """A thread with a team of OpenMP's that has one thread more than there are cores, and sleeps until the event."""
     ready, over = threading.Event(), threading.Event()
 
     def keep() -> None:
         with suppress(OSError, AttributeError):
-            mapped = Path("/proc/self/maps").read_text()
-            for path in set(re.findall(r"/\S*libgomp\S*\.so\S*", mapped)):  # as torch brings it along
+            for path in openmp_libraries(Path("/proc/self/maps").read_text()):
                 openmp = ctypes.CDLL(path)
                 openmp.GOMP_parallel(openmp.omp_get_thread_num, None, cores() + 1, 0)
         ready.set()
