@@ -94,6 +94,7 @@ def test_file_and_card_of_the_repository_agree_with_the_table(name: str) -> None
         meta.provenance["metrics"]["top1"] or meta.provenance["metrics"]["val_top1"], abs=1e-4
     )
     assert meta.provenance["stored_as"] == "float16"
+    assert (meta.provenance["images"], meta.provenance["terms"]) == (known.data, known.terms)
     require_complete(file.with_suffix(".md").read_text(encoding="utf-8"), known)
 
 
@@ -210,7 +211,31 @@ def test_every_command_takes_the_name(folder: Path, run: RunLine, monkeypatch: p
     assert "## Limits\n\nLight digits" in Path("pushed/README.md").read_text(encoding="utf-8")
     assert run("push", "tuned", "passed-on")[0] == 0
     card = Path("passed-on/README.md").read_text(encoding="utf-8")
-    assert f"- started from: `{NAME}`, trained on 1,293 images of scikit-learn's digits (CC BY 4.0)" in card
+    assert f"- started from: `{NAME}`\n- learned from: 1,293 images of scikit-learn's digits (CC BY 4.0)\n" in card
+
+
+@pytest.mark.parametrize("field", ["init", "distill"])
+def test_terms_of_weights_go_with_what_is_made_of_them(field: str, folder: Path, tmp_path: Path) -> None:
+    """By the path of the file, after a resumption without the file, and from one run to the next."""
+    file = shutil.copy(folder / f"{NAME}.safetensors", "copied.safetensors")
+    model = read_meta(Path(file)).config
+    short: dict[str, Any] = {"steps": 2, "batch_size": 16, "device": "cpu", "save_every_s": 0.0, "test": False}
+    recipe = variant(Recipe(model=model, data=Data(name="digits"), optim=Optim(name="adamw")), run=short)
+    first = variant(recipe, **{field: {"weights" if field == "init" else "teacher": file}})
+
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["kind"] == "save":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(first, out="first", report=interrupt)
+    Path(file).unlink()
+    train(first, out="first", resume=True)
+    train(variant(recipe, init={"weights": "first"}), out="second")
+    for run in ("first", "second"):
+        assert read_meta(Path(run, "model.safetensors")).provenance["learned_from"] == (
+            "1,293 images of scikit-learn's digits (CC BY 4.0)"
+        )
 
 
 @pytest.mark.exports

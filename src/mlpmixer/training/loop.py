@@ -257,7 +257,8 @@ class Trainer:
                 "commit": self.environment["commit"],
                 "date": datetime.now(UTC).date().isoformat(),
                 "metrics": {},
-            },
+            }
+            | ({"learned_from": origins} if (origins := self.environment["learned_from"]) else {}),
         )
 
 

@@ -42,7 +42,7 @@ from mlpmixer.training.inputs import ImageCache, batches
 from mlpmixer.training.loop import State, Trainer, validate
 from mlpmixer.training.recipe import MOST, Recipe, variant
 from mlpmixer.training.resume import has_best, open_run, recorded, restore
-from mlpmixer.training.start import Start, load_networks, offer, stored_preprocess, with_network
+from mlpmixer.training.start import Start, load_networks, offer, origins_of, stored_preprocess, with_network
 from mlpmixer.training.step import TrainingStep
 from mlpmixer.training.threads import Waiting, chosen_threads, crowded, on_threads
 from mlpmixer.weights import run_folder
@@ -144,7 +144,10 @@ def train(
         if 0 < state.best_step < total_steps and not group.on_main(lambda: has_best(folder, state, note)):
             state.forget_best()
         precision = str(step.dtype).removeprefix("torch.")
-        environment = run_folder.environment(device_name(step.device), precision, step.kernels, group.size, measured)
+        origins = origins_of((start, source)) if saved is None else run_folder.learned_from(folder)
+        environment = run_folder.environment(
+            device_name(step.device), precision, step.kernels, group.size, measured, origins
+        )
         metrics = None
         if group.is_main:
             _write_start(folder, step.recipe, environment, source, record)

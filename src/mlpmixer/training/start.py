@@ -1,6 +1,7 @@
 """What a run starts from: fresh weights, trained weights or a network of one's own; and the kernels it runs on."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,20 @@ def offer(recipe: Recipe, train_images: int, multi_label: bool) -> list[str]:
 
 def _takes(trained: NetworkConfig, model: NetworkConfig) -> bool:
     return (pair(trained.image_size), trained.in_channels) == (pair(model.image_size), model.in_channels)
+
+
+def origins_of(networks: Iterable[Start | TeacherSource]) -> str:
+    """What trained networks were made from, with its terms: their data or files, and what they learned from before."""
+    found: list[str] = []
+    for network in networks:
+        origin = network[1].provenance if isinstance(network, tuple) else {}
+        if terms := origin.get("terms"):
+            found.append(f"{origin.get('images')} ({terms})")
+        elif licence := origin.get("licence"):
+            found.append(f"{origin.get('weights')} ({licence})")
+        if before := origin.get("learned_from"):
+            found.append(str(before))
+    return "; ".join(dict.fromkeys(found))
 
 
 def stored_preprocess(saved: Path | None) -> Preprocess | None:

@@ -10,7 +10,6 @@ from mlpmixer.data.catalog import DATASETS
 from mlpmixer.durable import read_json
 from mlpmixer.templates import render
 from mlpmixer.weights.model_file import STORED_AS, ModelMeta
-from mlpmixer.weights.own import OWN
 from mlpmixer.weights.privacy import without_folders
 from mlpmixer.weights.run_folder import METRICS, metric_of, read_recipe_json, read_summary
 
@@ -82,12 +81,12 @@ def _training(run: Path, meta: ModelMeta, summary: dict[str, Any], recipe: dict[
     origin, env = meta.provenance, read_json(run / "env.json") if (run / "env.json").is_file() else {}
     counted = f"{summary['train_images']:,}" if summary.get("train_images") else ""
     start = str(recipe["init"]["weights"]) if recipe else ""
-    ours = f", trained on {OWN[start].data} ({OWN[start].terms})" if start in OWN else ""
     hardware = (str(summary.get(key) or "") for key in ("device", "precision"))
     return {
         "data": _code(str(origin["data"])) if origin.get("data") else "",
         "terms of the data": str(origin.get("terms", "")),
-        "started from": _code(without_folders(start)) + ours if start else "",
+        "started from": _code(without_folders(start)) if start else "",
+        "learned from": str(origin.get("learned_from", "")),
         "training images": str(origin.get("images") or counted),
         "recipe": _code(str(origin["recipe"])) if origin.get("recipe") else "",
         "command": _code(shlex.join(without_folders(env["command"]))) if env.get("command") else "",

@@ -51,8 +51,8 @@ class OwnWeights:
 
 OWN: Registry[OwnWeights] = Registry("weights")
 OWN["digits"] = OwnWeights(
-    sha256="680a013c978ffcd94d7c693bbe1d673b3d7f53ebf2d7a4799f562aff7fbc680c",
-    num_bytes=304_580,
+    sha256="190a947517acae087f1394e91a59b12e6948413b5d7bfa3d9ccafbd4c336e6af",
+    num_bytes=304_796,
     num_params=139_530,
     num_classes=10,
     image_size=16,

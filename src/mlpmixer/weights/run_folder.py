@@ -88,6 +88,13 @@ def measured_fields(run: Path) -> list[str]:
     return []
 
 
+def learned_from(run: Path) -> str:
+    """What a run learned from, as `environment` stores it; empty for runs of before, which do not say."""
+    with suppress(OSError, ValueError):
+        return str(read_json(run / ENV_FILE).get("learned_from", ""))
+    return ""
+
+
 def differences(recipe: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Where two recipes, as plain JSON, differ: {"run.seed": (0, 1)}."""
     found: dict[str, tuple[Any, Any]] = {}
@@ -137,9 +144,17 @@ def read_splits(run: Path) -> SplitRecord | None:
 
 
 def environment(
-    device: str, precision: str, kernels: str, processes: int = 1, measured: Sequence[str] = ()
+    device: str,
+    precision: str,
+    kernels: str,
+    processes: int = 1,
+    measured: Sequence[str] = (),
+    learned_from: str = "",
 ) -> dict[str, Any]:
-    """Versions, hardware, commit and command line: what one needs to believe a figure."""
+    """Versions, hardware, commit and command line: what one needs to believe a figure.
+
+    measured: fields of the recipe; learned_from: trained weights and their terms. A resumed run reads both again.
+    """
     packages = {}
     for name in ("mlpmixer", "torch", "numpy", "pillow", "safetensors", "scikit-learn"):
         try:
@@ -156,6 +171,7 @@ def environment(
         "kernels": kernels,
         "processes": processes,
         "measured": list(measured),
+        "learned_from": learned_from,
         "cpu_count": os.cpu_count(),
         "commit": _commit(),
         "command": ["mlpmixer" if (name := Path(sys.argv[0]).name) == "__main__.py" else name, *sys.argv[1:]],
