@@ -23,7 +23,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from table import model_and_batch, path_of, write
+
 SETTINGS = {"measured": (0, True), "2 sharing operations": (2, False), "1": (1, True)}
+CORES = 2
 FIRST = 5  # step from which a training is timed
 
 
@@ -91,7 +94,7 @@ def measured(words: list[str], k: int) -> tuple[float, int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="Nano/4:128", help="NAME:BATCH")
+    parser.add_argument("--model", type=model_and_batch, default=("Nano/4", 128), metavar="NAME:BATCH")
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 2, 6], help="processes beside the training")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15, help="of a training")
@@ -102,16 +105,15 @@ def main() -> None:
         work(model, int(batch), int(threads), new == "True", float(seconds), [*map(int, beside)])
         return
     import torch
-    from table import path_of, write
 
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-    model, _, batch = args.model.partition(":")
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    model, batch = args.model
     found: dict[tuple[int, str], list[tuple[float, int, float]]] = {}
     for _ in range(args.rounds):
         for k in args.busy:
             for setting, (threads, new) in SETTINGS.items():
-                one = measured([model, batch, str(threads), str(new), str(args.seconds)], k)
+                one = measured([model, str(batch), str(threads), str(new), str(args.seconds)], k)
                 found.setdefault((k, setting), []).append(one)
                 print(k, setting, *one, flush=True)
     rate = {key: statistics.median(images for images, _, _ in values) for key, values in found.items()}
@@ -124,12 +126,13 @@ def main() -> None:
             "setting": setting,
             "threads": "/".join(str(threads) for threads in sorted({threads for _, threads, _ in values})),
             "images_per_s": round(rate[k, setting], 1),
-            "of_fair": round(rate[k, setting] / idle * (2 + k) / 2, 3) if idle else "",
+            "of_fair": round(rate[k, setting] / idle * (CORES + k) / CORES, 3) if idle else "",
             "share": round(statistics.median(share for _, _, share in values), 3),
             "images_per_share": round(statistics.median(i / share for i, _, share in values)) if k else "",
         }
         for (k, setting), values in found.items()
     ]
+    torch.set_num_threads(CORES)  # for the name of the file
     write(path_of("busy", torch.device("cpu")), rows)
 
 

@@ -17,35 +17,38 @@ import multiprocessing as mp
 import os
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from table import path_of, write
+from table import model_and_batch, path_of, write
 
 from mlpmixer.hardware import has_bf16
-from mlpmixer.models import kernels
 from mlpmixer.models.architecture import create_model
+from mlpmixer.training.recipe import Recipe, Run
+from mlpmixer.training.start import choose_kernels
 
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
 
-def work(spec: str, compiled: bool, bf16: bool, threads: int, pipe: Connection) -> None:
+def work(name: str, batch: int, compiled: bool, bf16: bool, threads: int, pipe: Connection) -> None:
     """Answer each "step" with its seconds, and "check" with (logits, gradients)."""
     torch.set_num_threads(threads)
-    name, batch = spec.split(":")
     torch.manual_seed(0)
     model = create_model(name)
     torch.nn.init.normal_(model.head.weight, std=0.02)  # type: ignore[union-attr, arg-type]
     size = model.cfg.image_size
     assert isinstance(size, int)
-    images, labels = torch.randn(int(batch), 3, size, size), torch.randint(0, model.cfg.num_classes, (int(batch),))
+    images, labels = torch.randn(batch, 3, size, size), torch.randint(0, model.cfg.num_classes, (batch,))
     if compiled:
-        if reason := kernels.unsupported_reason(model):
-            raise SystemExit(reason)
-        kernels.install(model)
-    while (order := pipe.recv()) != "stop":
+        try:
+            choose_kernels(model, Recipe(model=model.cfg, run=Run(kernels="compiled")), torch.device("cpu"))
+        except ValueError as e:
+            raise SystemExit(str(e)) from None
+    for order in orders(pipe):
         model.zero_grad()
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -60,9 +63,17 @@ def work(spec: str, compiled: bool, bf16: bool, threads: int, pipe: Connection) 
         pipe.send(seconds if order == "step" else (logits.detach().float().numpy(), grads))
 
 
+def orders(pipe: Connection) -> Iterator[str]:
+    """What is asked for, until whoever asks stops or has ended."""
+    with suppress(EOFError):
+        while (order := pipe.recv()) != "stop":
+            yield order
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--models", nargs="+", default=["Nano/4:128", "S/16:8"], help="NAME:BATCH")
+    models = [("Nano/4", 128), ("S/16", 8)]
+    parser.add_argument("--models", type=model_and_batch, nargs="+", default=models, metavar="NAME:BATCH")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--avx2", action="store_true")
@@ -79,16 +90,20 @@ def main() -> None:
         "GOMP_SPINCOUNT", "10000"
     )  # as `mlpmixer` sets it: else the threads of who waits for its turn keep a core busy
     context = mp.get_context("spawn")
-    for spec in args.models:
+    for name, batch in args.models:
         pipes, workers = {}, []
         for kind in kinds:
             pipes[kind], theirs = context.Pipe()
-            workers.append(context.Process(target=work, args=(spec, *kind, args.threads, theirs), daemon=True))
+            workers.append(context.Process(target=work, args=(name, batch, *kind, args.threads, theirs), daemon=True))
             workers[-1].start()
+            theirs.close()  # then it is closed where the process ends, and nobody waits for it
 
         def ask(kind: tuple[bool, bool], order: str, pipes: dict[tuple[bool, bool], Any] = pipes) -> Any:
-            pipes[kind].send(order)
-            return pipes[kind].recv()
+            try:
+                pipes[kind].send(order)
+                return pipes[kind].recv()
+            except (EOFError, OSError):
+                raise SystemExit("one of the processes has ended, and said why") from None
 
         checks = {kind: ask(kind, "check") for kind in kinds}
         times: dict[tuple[bool, bool], list[float]] = {kind: [] for kind in kinds}
@@ -104,9 +119,9 @@ def main() -> None:
             errors = [((checks[kind][1][n] - g) ** 2).sum() ** 0.5 / (g**2).sum() ** 0.5 for n, g in grads.items()]
             rows.append(
                 {
-                    "model": spec.split(":")[0], "batch": spec.split(":")[1], "threads": args.threads,
+                    "model": name, "batch": batch, "threads": args.threads,
                     "kernels": "compiled" if kind[0] else "torch", "precision": "bfloat16" if kind[1] else "float32",
-                    "images_per_s": round(int(spec.split(":")[1]) / median, 1), "median_ms": round(1000 * median, 1),
+                    "images_per_s": round(batch / median, 1), "median_ms": round(1000 * median, 1),
                     "min_ms": round(1000 * min(times[kind]), 1), "ratio": round(ratio, 2),
                     "max_abs_diff_vs_reference": f"{abs(checks[kind][0] - logits).max():.1e}",
                     "gradient_error": f"{statistics.mean(errors):.1e}",

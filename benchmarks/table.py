@@ -1,5 +1,6 @@
 """A benchmark's rows as a CSV file that carries its environment in its name; the scripts beside this one use it."""
 
+import argparse
 import csv
 import platform
 import re
@@ -9,6 +10,14 @@ from typing import Any
 import torch
 
 from mlpmixer.hardware import device_name
+
+
+def model_and_batch(text: str) -> tuple[str, int]:
+    """NAME:BATCH, as argparse takes a type."""
+    name, _, batch = text.partition(":")
+    if not (name and batch.isdecimal() and int(batch)):
+        raise argparse.ArgumentTypeError(f"expected NAME:BATCH, such as Nano/4:128, got {text!r}")
+    return name, int(batch)
 
 
 def path_of(benchmark: str, device: torch.device) -> Path:
