@@ -118,11 +118,13 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-# grid, hidden_dim, tokens_mlp_dim, channels_mlp_dim, images: tiles have 6 rows and 16 columns, chunks 96 rows
+# grid, hidden_dim, tokens_mlp_dim, channels_mlp_dim, images: tiles have 6 rows and 16 columns, with AVX-512 32; chunks
+# have 96 rows
 SIZES = [
     ((1, 1), 1, 1, 1, 1),  # less than a tile, and than a tile for each thread
     ((2, 3), 16, 16, 32, 2),  # tiles filled exactly
     ((3, 5), 17, 31, 15, 3),  # one more and one less
+    ((4, 8), 33, 32, 63, 3),  # the same of 32
     ((5, 5), 97, 7, 400, 9),  # a chunk ends within an image; hidden values in two parts
     ((7, 7), 40, 300, 500, 30),  # several groups of chunks
 ]

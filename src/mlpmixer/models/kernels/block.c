@@ -343,8 +343,15 @@ void to_columns(const T *g, const float *scale, T *d, float *db, int64_t B, int6
  * each with its sums in registers: 12 vectors for TALL * LANES of them.
  */
 
-enum { VECTOR = 8, LANES = 2 * VECTOR, TALL = 6, MOST = 16, DEEP = 256, NEAR = 2 << 20 };
-/* A chunk has MOST * TALL rows at most, which the second level of cache holds with what belongs to them; of a panel of weights DEEP rows are
+#ifdef __AVX512F__
+enum { VECTOR = 16, DEEP = 128 };
+#define INDICES {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
+#else
+enum { VECTOR = 8, DEEP = 256 };
+#define INDICES {0, 1, 2, 3, 4, 5, 6, 7}
+#endif
+enum { LANES = 2 * VECTOR, TALL = 6, MOST = 16, NEAR = 2 << 20 };
+/* A vector is a register. A chunk has MOST * TALL rows at most, which the second level of cache holds with what belongs to them; of a panel of weights DEEP rows are
  * read at a time, which the first level holds; of its chunks each thread keeps about NEAR bytes for dw1 and dw2. */
 
 typedef float vector __attribute__((vector_size(VECTOR * 4), aligned(4), may_alias));
@@ -358,11 +365,11 @@ static inline void write(float *to, vector v) { *(vector *)to = v; }
 
 /* Row i of a square of values becomes column i: halves are exchanged, then quarters, ... */
 static inline void transpose(vector v[VECTOR]) {
-    const integers at = {0, 1, 2, 3, 4, 5, 6, 7};
-#pragma GCC unroll 3
+    const integers at = INDICES;
+#pragma GCC unroll 4
     for (int h = VECTOR / 2; h; h /= 2) {
         integers low = at + (((at & h) != 0) & (VECTOR - h)), high = low + h;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int i = 0; i < VECTOR; i++)
             if (!(i & h)) {
                 vector a = v[i], b = v[i + h];
