@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from helpers.training import Stopped, assert_same_run, stop_at
 from mlpmixer.data.config import Data
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.training import threads
+from mlpmixer.training.batches import Batch
 from mlpmixer.training.recipe import Recipe, Run, read_recipe, variant
 from mlpmixer.training.run import train
+from mlpmixer.training.step import TrainingStep
 from mlpmixer.training.threads import Waiting, choose, on_threads
 from mlpmixer.weights.run_folder import write_recipe
 
@@ -86,6 +89,23 @@ def test_a_given_number_is_not_measured(tmp_path: Path, monkeypatch: pytest.Monk
     assert 2 in used and torch.get_num_threads() == 1
     with pytest.raises(ValueError, match="another recipe"):
         train(variant(RECIPE, run={"threads": 1}), out=tmp_path / "run", resume=True)
+
+
+def test_steps_like_most_of_the_run_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = variant(RECIPE, optim={"head_steps": 3}, run={"progressive": "4:0.5"})
+    seen = []
+
+    def measured(step: TrainingStep, given: Iterator[Batch], *_: object) -> float:
+        first, second = next(given), next(given)
+        step(first, 0.0)
+        learning = [p.requires_grad for p in step.model.parameters()]
+        seen.append((first is second, step.image_size, all(learning)))
+        return 1.0
+
+    monkeypatch.setattr(threads, "seconds_per_step", measured)
+    with on_threads(2), pytest.raises(Stopped):
+        train(recipe, out=tmp_path / "run", report=stop_at(1, "step"))
+    assert seen == [(True, (8, 8), True)] * 4
 
 
 def test_a_slow_step_is_announced_and_measured_once(

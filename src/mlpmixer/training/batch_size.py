@@ -6,11 +6,12 @@ chosen, is left only where it does not fit, or where a larger one is clearly fas
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mlpmixer.download import Report
 from mlpmixer.hardware import free_bytes, is_out_of_memory, peak_mib, reset_peak
+from mlpmixer.training.batches import Batch
 from mlpmixer.training.distributed import ProcessGroup
 from mlpmixer.training.inputs import batches
 from mlpmixer.training.recipe import Recipe, Run, variant
@@ -114,7 +115,8 @@ def measured_batch_size(training_step: TrainingStep, start: Start | None) -> tup
         reset_peak(device)
         held, seconds = peak_mib(device) or 0.0, math.nan
         try:
-            seconds = seconds_per_step(trial, SPEND_S if size >= usual else 0.0)
+            given = batches(trial.images, trial.recipe.run, 1, 1000, trial.rows)
+            seconds = seconds_per_step(trial, given, SPEND_S if size >= usual else 0.0)
         except (MemoryError, RuntimeError) as e:
             if not is_out_of_memory(e):
                 raise
@@ -132,11 +134,13 @@ def measured_batch_size(training_step: TrainingStep, start: Start | None) -> tup
     )
 
 
-def seconds_per_step(step: TrainingStep, spend_s: float, between: Callable[[], None] = lambda: None) -> float:
-    """Seconds of a step at rate 0. The first one, which also prepares, is left out, unless it is slow or nothing is to
-    be spent: then it is the only one. `between` is called after each."""
+def seconds_per_step(
+    step: TrainingStep, given: Iterable[Batch], spend_s: float, between: Callable[[], None] = lambda: None
+) -> float:
+    """Seconds of a step at rate 0 with the next of `given`. The first one, which also prepares, is left out, unless it
+    is slow or nothing is to be spent: then it is the only one. `between` is called after each."""
     start, times = time.monotonic(), [0.0]
-    for batch in batches(step.images, step.recipe.run, 1, 1000, step.rows):
+    for batch in given:
         step(batch, 0.0)[0].item()
         between()
         times.append(time.monotonic() - start)

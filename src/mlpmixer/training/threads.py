@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ from mlpmixer.download import Report
 from mlpmixer.hardware import cores
 from mlpmixer.training.batch_size import SLOW_S, seconds_per_step
 from mlpmixer.training.distributed import ProcessGroup
+from mlpmixer.training.inputs import batches
+from mlpmixer.training.recipe import variant
 from mlpmixer.training.start import Start
 from mlpmixer.training.step import TrainingStep
 
@@ -45,8 +48,10 @@ def on_threads(threads: int) -> Iterator[None]:
 
 def chosen_threads(step: TrainingStep, start: Start | None, report: Report) -> int:
     """The number of threads for the run of `step`, which is reported where it was measured: torch's, or its half,
-    quarter, ... down to 1 where that is faster by GAIN. Steps are timed on a copy, each number twice, or once where a
-    step takes LONG_S.
+    quarter, ... down to 1 where that is faster by GAIN.
+
+    Steps like most of the run's, which train the whole network at its full size, are timed on a copy with one batch,
+    each number twice, or once where a step takes LONG_S.
 
     0 where it is not the run's: on a GPU, and where several processes share the cores. With torch.compile, which would
     compile anew for each number, it is torch's.
@@ -56,14 +61,17 @@ def chosen_threads(step: TrainingStep, start: Start | None, report: Report) -> i
         return 0
     if most == 1 or run.compile:
         return most
-    trial = TrainingStep(step.recipe, step.stores, step.device, step.dtype, start, step.teacher, ProcessGroup())
+    whole = variant(step.recipe, optim={"head_steps": 0})
+    trial = TrainingStep(whole, step.stores, step.device, step.dtype, start, step.teacher, ProcessGroup())
+    trial.resize(whole.model.image_size)
+    (batch,) = batches(trial.images, run, 1, 1, trial.rows)
     best_s: dict[int, float] = {}
     with on_threads(most), closing(Waiting()) as waiting:
         for _ in range(2):
             threads = most
             while threads:
                 torch.set_num_threads(threads)
-                seconds = seconds_per_step(trial, SPEND_S, waiting.look)
+                seconds = seconds_per_step(trial, repeat(batch), SPEND_S, waiting.look)
                 if not best_s and seconds > SLOW_S:
                     report(
                         {"kind": "doing", "what": f"measuring how many threads are fast: a step takes {seconds:.0f} s"}

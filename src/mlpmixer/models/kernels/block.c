@@ -351,8 +351,9 @@ enum { VECTOR = 8, DEEP = 256 };
 #define INDICES {0, 1, 2, 3, 4, 5, 6, 7}
 #endif
 enum { LANES = 2 * VECTOR, TALL = 6, MOST = 16, NEAR = 2 << 20 };
-/* A vector is a register. A chunk has MOST * TALL rows at most, which the second level of cache holds with what belongs to them; of a panel of weights DEEP rows are
- * read at a time, which the first level holds; of its chunks each thread keeps about NEAR bytes for dw1 and dw2. */
+/* A vector is a register. A chunk has MOST * TALL rows at most, which the second level of cache holds with what belongs
+ * to them; of a panel of weights DEEP rows are read at a time, which the first level holds; of its chunks each thread
+ * keeps about NEAR bytes for dw1 and dw2. */
 
 typedef float vector __attribute__((vector_size(VECTOR * 4), aligned(4), may_alias));
 
