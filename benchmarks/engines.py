@@ -75,7 +75,7 @@ def ours(kind: str, precision: str, threads: int, folder: Path) -> Any:
     from mlpmixer.inference.load import load
 
     engine = kind.split(":")[1]
-    file = {"torch": "model.safetensors", "onnxruntime": "model.onnx", "openvino": "model.onnx"}[engine]
+    file = "model.safetensors" if engine in ("torch", "compiled") else "model.onnx"
     how: Any = "float32"
     if precision in ("int8", "int8 + bfloat16"):
         file = f"int8-{engine}.onnx"
@@ -229,11 +229,17 @@ def smoothed(rng: Any, n: int, shape: tuple[int, int, int]) -> Any:
 
 def kinds_of(model: str, timm_python: str, bf16: bool) -> list[tuple[str, str]]:
     """(kind, precision) of each row; the reference first, then timm's float32."""
+    from mlpmixer.models.configs import MixerConfig
+    from mlpmixer.models.kernels import missing
+    from mlpmixer.models.names import MODELS
+
     precisions = ["float32", *["bfloat16"] * bf16]
     rows = [("torch", p) for p in precisions]
     if timm_python:
         rows[1:1] = [(f"timm:{TIMM.get(model, '')}", p) for p in precisions]
     rows += [("ours:torch", p) for p in precisions]
+    if isinstance(MODELS[model], MixerConfig) and not missing():
+        rows.append(("ours:compiled", "float32"))
     exports = find_spec("onnx") and find_spec("onnxscript")
     if exports and find_spec("onnxruntime"):
         rows += [("bare:onnxruntime", "float32"), ("ours:onnxruntime", "float32"), ("ours:onnxruntime", "int8")]
