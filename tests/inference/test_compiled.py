@@ -104,6 +104,7 @@ def test_a_gpu_and_a_missing_compiler_leave_it_to_torch(tmp_path: Path, monkeypa
     monkeypatch.setattr(compiled_classifier, "has_gpu", lambda: True)
     assert str(load(run, engine="auto", device="auto").runtime).startswith("torch")
     assert str(load(run, engine="auto", device="cpu").runtime).startswith("compiled")
+    assert str(load(run, engine="compiled", device="auto").runtime).startswith("compiled")  # which has but the CPU
     monkeypatch.setattr(native, "FLAGS", ["--no-such-option"])
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     native.library.cache_clear()

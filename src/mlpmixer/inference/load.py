@@ -77,7 +77,8 @@ def load(
     file = locate(name, report=report)
     if engine in ("auto", COMPILED):
         try:
-            require_suitable(str(device), precision, resized=bool(sizes), own=network is not None)
+            where = "cpu" if engine == COMPILED and str(device) == "auto" else str(device)
+            require_suitable(where, precision, resized=bool(sizes), own=network is not None)
             return without_torch(file, streams=streams, threads=threads)
         except Unsuitable as e:
             if engine == COMPILED:
