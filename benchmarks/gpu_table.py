@@ -32,12 +32,12 @@ from gpu_recipes import RECIPES
 from teacher import Settings as TeacherSettings
 from teacher import train_teacher
 
+from mlpmixer.download import Report
 from mlpmixer.durable import write_json
 from mlpmixer.registry import Registry
 from mlpmixer.training.loop import Interrupted
 from mlpmixer.training.recipe import Recipe, read_recipe
 from mlpmixer.training.run import train
-from mlpmixer.weights.load import Report
 
 WARM: set[str] = set()  # rows whose kernels this process has compiled
 LEFT = 3  # exit code of a piece that has not finished its work

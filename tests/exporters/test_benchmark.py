@@ -117,7 +117,8 @@ def test_every_engine_that_opens_an_export_has_rows(digits_bundle: Path) -> None
 @pytest.mark.slow
 def test_a_run_is_measured_beside_its_export(digits_run: Path) -> None:
     found = bench(digits_run, batches=(1,), threads=(1,), seconds=0.3)
-    assert [r.engine for r in found.rows if r.precision == "float32"] == ["torch", "onnxruntime", "openvino"]
+    engines = [r.engine for r in found.rows if r.precision == "float32"]
+    assert engines == ["torch", "compiled", "onnxruntime", "openvino"]
     assert all(r.probability_max_diff < 1e-5 for r in found.rows if r.precision == "float32")
 
 
