@@ -354,6 +354,18 @@ def test_parameters_that_are_not_float32_are_left_to_torch() -> None:
         assert torch.equal(kernels.for_inference(plain)(images), plain.eval()(images))
 
 
+@needs_compiler
+@pytest.mark.parametrize("shape", [(3, 10, 24), (3, 8, 24), (3, 9, 32), (9, 24)])
+def test_tokens_of_another_shape_are_refused_as_by_torch(shape: tuple[int, ...], way: str) -> None:
+    tokens, said = torch.randn(shape), []
+    for model in twins(SMALL):
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad), pytest.raises((RuntimeError, IndexError)) as raised:
+                model.blocks[0](tokens)
+            said.append(str(raised.value))
+    assert len(set(said)) == 1
+
+
 class Adapted(torch.nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + x.sum(-1, keepdim=True)

@@ -28,14 +28,15 @@ class Kernels:
     """What computes a block instead of torch's operations: (block, x) -> the block's output, (B, S, C).
 
     Under another precision than DTYPES, with parameters that are not float32, off the CPU and while a graph is traced,
-    it is torch's operations after all. A copy or a pickle of a network takes its kernels along, to a machine that has
-    none as None.
+    it is torch's operations after all; with tokens of another shape, too, which they refuse. A copy or a pickle of a
+    network takes its kernels along, to a machine that has none as None.
     """
 
     def __call__(self, block: MixerBlock, x: Tensor) -> Tensor:
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         own = [] if tracing or x.dtype not in DTYPES or x.device.type != "cpu" else weights(block)
-        if not own or any(p.dtype != torch.float32 or p.device.type != "cpu" for p in own):
+        fits = own and x.shape[1:] == (own[2].shape[1], len(own[0]))  # gamma1 (C), W1 (DS, S)
+        if not fits or any(p.dtype != torch.float32 or p.device.type != "cpu" for p in own):
             return block.mix_channels(block.mix_tokens(x))
         masks = [block.drop_path_mask(x) for _ in range(2)]  # drawn in the order of the plain block
         keep = [mask.float().flatten() for mask in masks if mask is not None]
