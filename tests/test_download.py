@@ -598,7 +598,7 @@ def test_long_download_prints_lines(capsys: pytest.CaptureFixture[str]) -> None:
             {"kind": "fetch", "url": "https://example.org/H_14.npz", "done_bytes": done, "total_bytes": 1_700_000_000}
         )
     start, later, stalled = capsys.readouterr().err.splitlines()
-    assert start == "mlpmixer: fetching https://example.org/H_14.npz, 1,700.0 MB, 200.0 MB of it are here"
+    assert start == "mlpmixer: fetching https://example.org/H_14.npz, 1,700.0 MB, 200.0 MB already here"
     assert re.fullmatch(r"mlpmixer: fetched  700.0 MB of 1,700.0 MB  [\d.,]+ MB/s  \d+ s left", later), later
     assert stalled.startswith("mlpmixer: fetched  700.0 MB")
     report({"kind": "fetch", "url": "https://example.org/other", "done_bytes": 0, "total_bytes": 0})

@@ -216,7 +216,7 @@ def test_convert_to_half_precision_says_what_it_changes(digits_run: Path, run: R
     code, out, err = run("convert", str(digits_run), str(small), "--precision", "float16")
     assert code == 0 and out == f"{small}\n"
     assert re.search(
-        r"note: float16: [\d.]+ MB; on 360 images that the model was not trained on top-1 is [\d.]+ % in float32 and "
+        r"note: float16: [\d.]+ MB; on 360 images that the model was not trained on, top-1 is [\d.]+ % in float32 and "
         r"[\d.]+ % in float16, and no probability differs by more than [\d.]+e-\d\d\n$",
         err,
     )

@@ -40,7 +40,7 @@ def test_model_by_name() -> None:
     larger = dataclasses.replace(MODELS["S/16"], image_size=64)
     assert train("cifar10", "--model", "S/16", "--image-size", "64").model == larger
     for weights in ("digits", "B/16:sam", "mixer_b16_224.miil_in21k"):
-        with pytest.raises(ValueError, match=f"{weights} names trained weights, to start from: say --init {weights}"):
+        with pytest.raises(ValueError, match=f"{weights} names trained weights; to start from them: --init {weights}"):
             train("cifar10", "--model", weights)
 
 
@@ -76,7 +76,7 @@ def test_data_that_has_only_the_name_of_the_weights_data_is_told(
     (tmp_path / "plain").mkdir()
     line = [str(tmp_path / "plain"), "--init", str(weights)]
     assert train(*line).name == "retune"
-    told = "by its name alone, so that the recipe is retune; for other data: --recipe finetune"
+    told = "was trained on, so the recipe is retune; if it is other data: --recipe finetune"
     assert told in capsys.readouterr().err and train(*line, "--recipe", "finetune").name == "finetune"
     (tmp_path / "gone/plain").mkdir(parents=True)
     assert train(*line).name == "finetune" and not capsys.readouterr().err

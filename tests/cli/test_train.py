@@ -141,7 +141,7 @@ def test_folds_end_with_the_labels_to_look_at_and_resume_by_name(
     folder = "runs/digits-2-folds"
     number = r"\d+\.\d+"
     assert re.match(rf"result  top-1 {number} % \+- {number} \({number}-{number}\) over 2 folds; {number} %", result)
-    assert re.fullmatch(r"labels  [\d,]+ images are predicted otherwise; .*: out_of_fold.csv", suspicious)
+    assert re.fullmatch(r"labels  [\d,]+ contradict the prediction; .*: out_of_fold.csv", suspicious)
     assert files == f"files   {folder}/out_of_fold.csv {folder}/report.html" and time.startswith("time    ")
     assert following.startswith("next    mlpmixer train digits ")
     assert run("train", "--resume", folder)[1].endswith(summary), "a finished one says the same again"

@@ -66,7 +66,7 @@ def test_predictions_of_a_run(squares_run: Path, capsys: pytest.CaptureFixture[s
     assert [list(p.labels) for p in load(squares_run).predict(names)] == [r["labels"] for r in records]
     assert cli.main(["predict", str(squares_run), *names, "--threshold", "0.999999"]) == 0
     out = capsys.readouterr().out
-    assert "none from 100.00 % on (likeliest: " in out
+    assert "no class reaches 100.00 % (likeliest: " in out
     assert cli.main(["predict", str(squares_run), names[0], "--format", "csv"]) == 0
     assert capsys.readouterr().out.startswith("image,labels,probabilities,error\n")
     copied = pickle.loads(pickle.dumps(load(squares_run)))

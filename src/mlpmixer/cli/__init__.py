@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mlpmixer.cli.arguments import Command, Line
 
-COMMANDS = {  # and the first lines of their docstrings, without which no command needs to be imported for the list
+COMMANDS = {  # each with the first line of its docstring, so that listing them imports none
     "train": "Train a network on DATA.",
     "lr-find": "Find a learning rate for DATA.",
     "evaluate": "Measure accuracy and calibration of a model on DATA.",
@@ -108,7 +108,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def weights_in(folder: str) -> Iterator[None]:
-    """Within, this process and those that it starts look for weights of ours in a folder."""
+    """Let this process, and those that it starts, look for our weights in a folder."""
     from mlpmixer.weights.own import VARIABLE
 
     before = os.environ.get(VARIABLE, "")
@@ -171,7 +171,7 @@ def _run(args: Sequence[str], stack: ExitStack) -> int:
             raise
         print_error(
             f"this command needs {e.name}, which is not installed here: pip install mlpmixer, with its dependencies. "
-            "What works without: mlpmixer predict on an .onnx or .xml file or a bundle that mlpmixer export wrote"
+            f"Without {e.name}, mlpmixer predict works on an .onnx or .xml file or a bundle that mlpmixer export wrote"
         )
         return 2
     except (MemoryError, RuntimeError) as e:

@@ -28,9 +28,9 @@ class Bench(Command):
     batch: Annotated[str, Arg("N,...")] = "1,32"
     """Batch sizes."""
     threads: Annotated[str, Arg("N,...")] = "1,0"
-    """Numbers of threads. 0: the engine's default; only this row decides which engine is recommended."""
+    """Numbers of threads. 0: the engine's default; only these rows decide which engine is recommended."""
     seconds: float = 20.0
-    """Time for all calls together. A large model takes longer, since each row is at least three calls."""
+    """Seconds for all calls together. A large model takes longer, since each row is at least three calls."""
     csv: Annotated[str, Arg("FILE")] = ""
     """Also write the table, with the machine and the versions in each line."""
     json: Json = False

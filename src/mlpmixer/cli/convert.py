@@ -18,8 +18,8 @@ class Convert(Command):
 
     model: Annotated[str, Arg("RUN", WEIGHTS, positional=True)]
     out: Annotated[str, Arg("FILE", positional=True)]
-    """the file to write: FILE.npz is official of a Mixer, FILE.safetensors is of this package unless --timm or
-    --official is given"""
+    """the file to write: FILE.npz in the official format (Mixers only), FILE.safetensors in this package's format
+    unless --timm or --official is given"""
     timm: bool = False
     """Write FILE.safetensors with timm's names."""
     official: bool = False
@@ -28,7 +28,7 @@ class Convert(Command):
     """Precision of the stored weights, in the format of this package. float16 halves the file; what that changes is
     measured on images and printed."""
     data: Annotated[str, Arg("DATA")] = ""
-    """Data to measure that on, named as for train; default: the data RUN was trained on."""
+    """Data to measure float16 on, named as for train; default: the data RUN was trained on."""
     data_dir: DataDir = ""
     weights_dir: WeightsDir = ""
 
@@ -74,7 +74,7 @@ class Convert(Command):
         if before.multi_label:
             metric, scores = "mAP", [mean_average_precision(found, targets) for found in (p, q)]
         return (
-            f"{size}; on {len(index):,} images that the model was not trained on {metric} is {percent(scores[0])} in "
+            f"{size}; on {len(index):,} images that the model was not trained on, {metric} is {percent(scores[0])} in "
             f"float32 and {percent(scores[1])} in float16, and no probability differs by more than "
             f"{abs(p - q).max():.1e}"
         )

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class DataCheck(Command):
     """Find broken, duplicate and misplaced images in DATA.
 
-    Also classes with few images, the same image in two splits, and whatever train would refuse. The exit code is 1 when
-    something is found.
+    Also finds classes with few images, the same image in two splits, and whatever train would refuse. The exit code is
+    1 when something is found.
     """
 
     data: DataArg

@@ -35,7 +35,7 @@ class Evaluate(EvaluationCommand):
     """Also fit a temperature on validation images, and report the calibration with logits divided by it. The model
     stays as it is."""
     real: Annotated[str, Arg("FILE")] = ""
-    """Also report top-1 by ReaL labels of ImageNet. FILE is real.json of google-research/reassessed-imagenet; DATA must
+    """Also report top-1 by ImageNet's ReaL labels. FILE is real.json of google-research/reassessed-imagenet; DATA must
     be ImageNet's validation images."""
     html: Annotated[str, Arg("FILE")] = ""
     """Also write a page with plots and the worst mistakes."""
@@ -132,7 +132,7 @@ def print_multi_label(m: "MultiLabelMetrics") -> None:
     exact = f"{percent(m.exact_match)} {between(m.exact_match_interval)}"
     print(
         f"at the threshold {m.threshold:g}: F1 {percent(m.f1_micro)} (micro) {percent(m.f1_macro)} (macro), precision "
-        f"{percent(m.precision)}, recall {percent(m.recall)} (micro); {exact} of the images have exactly their classes"
+        f"{percent(m.precision)}, recall {percent(m.recall)} (micro); exactly the true classes: {exact} of the images"
     )
     print("mAP and macro F1: the mean over the classes that have images; in brackets: 95 % intervals (Wilson)\n")
     scored = [c for c in m.per_class if c.support]

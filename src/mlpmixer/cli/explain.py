@@ -40,15 +40,15 @@ MOST = 100  # a page of more images is too large to open
 class Explain(Command):
     """Show which patches of an image contribute to its class.
 
-    Writes pictures and a page, and measures on request which method is most faithful. Unreadable files are named on
-    standard error and the rest is done; the exit code is then 1.
+    Writes pictures and a page and, on request, measures which method is most faithful. Unreadable files are named on
+    standard error and skipped; the exit code is then 1.
     """
 
     run: WeightsArg
     images: Annotated[tuple[str, ...], Arg("IMAGE...", positional=True)] = ()
     """image files, folders (searched recursively), or patterns such as 'photos/*.jpg'"""
     method: Annotated[str, Arg("NAME,...")] = ""
-    """Methods; default: all that the network supports. Some of evidence, occlusion, gradient-x-input and
+    """Methods; default: all that the network supports, but for mixing. Any of evidence, occlusion, gradient-x-input,
     integrated-gradients, and mixing: which patches each patch depends on (seconds per image)."""
     label: Annotated[str, Arg("NAME", name="class")] = ""
     """Class to explain; default: the most likely one of each image."""
@@ -58,7 +58,7 @@ class Explain(Command):
     """Also measure how faithful each method is, on the test images of DATA (named as for train), or on all of a plain
     folder that RUN was not trained on."""
     faithfulness_images: int = 100
-    """Number of these images, evenly spread."""
+    """Number of images for --faithfulness, evenly spread over its DATA."""
     json: Json = False
     data_dir: DataDir = ""
     device: Device = "auto"

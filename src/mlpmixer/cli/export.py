@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 class Export(Command):
     """Export a model to ONNX, OpenVINO, PT2, a bundle or a web page.
 
-    Preprocessing is included. The export is compared with torch on real images, from the same pixels: the same top
-    class for all of them and probabilities within 1e-4, or nothing is written (exit code 1); --int8 has a rule of its
-    own. `mlpmixer predict`, `evaluate`, `probe`, `compare` and `serve` take an export like a run, without torch; a .pt2
-    needs it.
+    Preprocessing is included. The export is compared with torch on the same pixels of real images: unless the top class
+    is the same for all of them and probabilities agree within 1e-4, nothing is written (exit code 1); --int8 has a rule
+    of its own. `mlpmixer predict`, `evaluate`, `probe`, `compare` and `serve` take an export like a run, without torch;
+    only a .pt2 needs it.
     """
 
     run: WeightsArg
@@ -29,11 +29,11 @@ class Export(Command):
     a folder that needs only onnxruntime, numpy and pillow, with a program, a Dockerfile and a README; web: a folder
     with a page that classifies in the browser, for any static file server."""
     out: Annotated[str, Arg("PATH")] = ""
-    """What to write; default: model.onnx, .xml, .pt2, bundle/ or web/ in the run's folder; here for a model that is
-    not in a run."""
+    """File or folder to write; default: model.onnx, .xml, .pt2, bundle/ or web/ in the run's folder, or in the current
+    one for a model that is not in a run."""
     int8: bool = False
-    """Compute layers in 8-bit integers, as many as cost at most half a point of top-1 on validation images. The file is
-    smaller and on most CPUs faster; the gain on this machine is measured and printed."""
+    """Compute layers in 8-bit integers: as many as cost at most half a point of top-1 on validation images. The model
+    is smaller and, on most CPUs, faster; the gain on this machine is measured and printed."""
     batch: Annotated[str, Arg("N")] = "dynamic"
     """Batch size of the graph. dynamic: any."""
     any_size: bool = False
@@ -120,7 +120,7 @@ def print_written(w: "Written") -> None:
         off = f"{percent(f.pixels_different)} of the values differ, by at most {f.pixel_max_diff} of 255"
         print(f"resized like Pillow, {f.n:,} images: {off}, and probabilities by at most {f.probability_max_diff:.1e}")
     if c.right is not None and c.n_test:
-        metric = "top-1" if c.threshold is None else f"exactly their classes (from {percent(c.threshold)} on)"
+        metric = "top-1" if c.threshold is None else f"exactly the true classes (threshold {percent(c.threshold)}):"
         share = f"{percent(c.right / c.n_test)} {between(wilson(c.right, c.n_test))}"
         print(f"{metric} {share} on the {c.n_test:,} test images among them")
     if c.unreadable:

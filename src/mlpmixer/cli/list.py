@@ -18,7 +18,7 @@ class List(Command):
     what: Annotated[Literal["models", "weights", "datasets", "recipes"], Arg("WHAT", positional=True)]
     """models, weights, datasets or recipes"""
     pattern: Annotated[str, Arg("PATTERN", positional=True)] = ""
-    """those whose name, or what stands beside it, fits a pattern such as "*16*" or "mixer*\""""
+    """only those whose name, or the column beside it, matches a pattern such as "*16*" or "mixer*\""""
 
     weights_dir: WeightsDir = ""
 
@@ -51,8 +51,8 @@ def models() -> Table:
         amount = multiply_adds(sum(layer.flops for layer in layers))
         rows.append((name, c.architecture, *size, f"{sum(layer.params for layer in layers):,}", amount))
     note = (
-        "mlpmixer summary MODEL lists its layers; the names with _ are timm's, and compute what timm computes\n"
-        "grid: of the patches; of a network with stages, the places of the last"
+        "mlpmixer summary MODEL lists its layers; names with _ are timm's, and compute what timm computes\n"
+        "grid: patches down x across; for a network with stages, places of the last stage"
     )
     return ("model", "architecture", "image px", "grid", "parameters", "multiply-adds"), [*rows], note
 
@@ -72,7 +72,7 @@ def own_weights() -> Table:
         for name, w in OWN.items()
     ]  # fmt: skip
     header = ("ours", "trained on", "its terms", "top-1", "on", "classes", "image px", "parameters", "bytes", "file")
-    return header, [*rows], f"{SOURCE}; what is not in the package is looked for where {VARIABLE} or --weights-dir says"
+    return header, [*rows], f"{SOURCE}; what is not in the package is looked for in --weights-dir or ${VARIABLE}"
 
 
 def published_weights() -> Table:
@@ -86,7 +86,7 @@ def published_weights() -> Table:
             address = "" if w.url in timms else w.url
             rows.append((name, timms.get(w.url, ""), f"{w.num_classes:,}", top1, size, w.preprocess, address))
     note = (
-        "top-1: on ImageNet-1k, as reported by others; weights.published has sources and licences. timm's are those of "
+        "top-1: on ImageNet-1k, as reported by others; weights.published has sources and licences. timm's files are at "
         "hf:timm/NAME"
     )
     return ("others' weights", "in timm", "classes", "top-1", "bytes", "preprocess", "address"), [*rows], note

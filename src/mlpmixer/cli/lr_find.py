@@ -15,9 +15,10 @@ from mlpmixer.cli.recipe_options import SHORT, RecipeCommand
 class LrFind(RecipeCommand):
     """Find a learning rate for DATA.
 
-    A throw-away copy is trained while the rate grows, until the loss stops falling. The options of `train` change the
-    recipe; its schedule is not used. With Muon both rates grow by the same factor. The suggestion is a tenth of the
-    rate with the lowest loss: a starting point, to be compared with its neighbours on validation images.
+    A throw-away copy of the network is trained while the rate grows to --high, or until the loss diverges. The options
+    of `train` change the recipe; its schedule is not used. With Muon, both rates grow by the same factor. The
+    suggestion is a tenth of the rate with the lowest loss: a starting point, to be compared with its neighbours on
+    validation images.
     """
 
     common: ClassVar[Sequence[str]] = tuple(

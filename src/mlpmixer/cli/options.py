@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from mlpmixer.inference.classifier import Classifier
 
 DATA = (
-    "a data set's name such as digits (mlpmixer list datasets), a folder with a subfolder for each class, a Parquet "
-    "file or folder, a .csv of files and classes, or hf:owner/name"
+    "the name of a data set, such as digits (mlpmixer list datasets), a folder with a subfolder for each class, a "
+    "Parquet file or folder, a .csv of files and classes, or hf:owner/name"
 )
 WEIGHTS = (
-    "a run's folder, a weight file (.safetensors, .npz, .pth, or FILE:KEY in it), hf:owner/name, or a name (mlpmixer "
-    "list weights)"
+    "a run's folder, a weight file (.safetensors, .npz or .pth; FILE:KEY for one of several networks in it), "
+    "hf:owner/name, or a name (mlpmixer list weights)"
 )
-MODEL = f"{WEIGHTS}; or an export, file or bundle"
+MODEL = f"{WEIGHTS}; or an export (a file or a bundle)"
 
 DataArg = Annotated[str, Arg("DATA", DATA, positional=True)]
 WeightsArg = Annotated[str, Arg("RUN", WEIGHTS, positional=True)]
@@ -36,7 +36,7 @@ EvaluatedData = Annotated[
 Split = Annotated[
     Literal["test", "val", "train", "all"] | None,
     Arg(
-        help="Part of the data: test, val, train, or all. Default: test; the whole of a plain folder that RUN was not "
+        help="Part of the data: test, val, train, or all. Default: test, or all of a plain folder that RUN was not "
         "trained on."
     ),
 ]
@@ -44,23 +44,23 @@ DataDir = Annotated[str, Arg("DIR", "Folder with the files of a named data set."
 DataLabels = Annotated[str, Arg("FILE", "CSV or TSV file of files and classes.", name="data.labels")]
 DataMultiLabel = Annotated[
     Literal["auto", "yes", "no"],
-    Arg(name="data.multi-label", help="Whether an image may have several classes, or none; auto: as the table has it."),
+    Arg(name="data.multi-label", help="Whether an image may have several classes, or none; auto: as the table says."),
 ]
 Threshold = Annotated[
     float | None,
     Arg(
-        help="Probability from which a class counts as present in an image that may have several; default: the "
+        help="Lowest probability at which a class counts as present, for images that may have several; default: the "
         "model's, chosen on validation images."
     ),
 ]
 DataLayout = Annotated[
-    Layout, Arg(name="data.layout", help="What folders and files named train, val or test are: splits, or classes.")
+    Layout, Arg(name="data.layout", help="Whether folders and files named train, val or test are splits or classes.")
 ]
-WeightsDir = Annotated[str, Arg("DIR", "Folder with our weights; default: MLPMIXER_WEIGHTS.")]
+WeightsDir = Annotated[str, Arg("DIR", "Folder with our weights; default: $MLPMIXER_WEIGHTS.")]
 BatchSize = Annotated[int, Arg(help="Batch size.")]
 Device = Annotated[str, Arg(help="auto, cpu, cuda, cuda:1 or mps.")]
 Json = Annotated[bool, Arg(help="Print all numbers as JSON.")]
-JsonLines = Annotated[bool, Arg(help="Print one JSON object a line.")]
+JsonLines = Annotated[bool, Arg(help="Print one JSON object per line.")]
 Quiet = Annotated[bool, Arg(help="Print the result only.")]
 
 
@@ -69,16 +69,17 @@ class InputOptions:
     """Input of another size, without training."""
 
     image_size: int | tuple[int, int] | None = None
-    """Image size in pixels; two numbers: height, width. The patch stays, so a larger image has more of them, which
+    """Image size in pixels; two numbers: height, width. The patch size stays, so a larger image has more patches, which
     costs accuracy."""
     patch_size: int | tuple[int, int] | None = None
-    """Patch size in pixels, likewise. Without --image-size the image grows with it, which costs the least accuracy."""
+    """Patch size in pixels; two numbers: height, width. Without --image-size, the image grows with it, which costs the
+    least accuracy."""
     in_channels: int | None = None
     """1 for grey images, 3 for RGB, any other number for multispectral arrays."""
     resize: Method = "bicubic"
     """How token mixing adapts to another grid of patches (docs/how-to/transfer.md)."""
     magnified: bool = False
-    """The images at the new size are upsampled from the old one, and show no more."""
+    """Images at the new size are upsampled from the old size and show no more detail."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +87,14 @@ class RuntimeOptions:
     """Runtime."""
 
     engine: Literal["auto", "onnxruntime", "openvino", "torch", "compiled"] = "auto"
-    """What computes the model. auto, for an export: onnxruntime for an .onnx file or a bundle (openvino takes those,
-    too), openvino for an .xml, torch for a .pt2; for a run: torch. `predict` takes compiled where it can: a plain Mixer
-    in float32 on the CPU, without importing torch. `mlpmixer bench` says which is the fastest here."""
+    """Engine that computes the model. auto, for an export: onnxruntime for an .onnx file or a bundle (openvino opens
+    those too), openvino for an .xml, torch for a .pt2; for a run: torch, except that `predict` uses compiled where it
+    can: a plain Mixer in float32 on the CPU, without importing torch. `mlpmixer bench` says which is fastest here."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Data type of the computation. bfloat16 is faster on processors that have it, at about three digits, with openvino
-    and torch; int8 layers stay int8."""
+    """Data type of the computation. bfloat16, in openvino and torch, is faster on processors that support it and keeps
+    about three digits; int8 layers stay int8."""
     threads: int = 0
-    """CPU threads; with several --streams, of each. 0: the engine's default."""
+    """CPU threads; with several --streams, threads per stream. 0: the engine's default."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,17 +24,17 @@ PEEK = 32  # bytes: every format that Pillow reads safely has one within these
 class Predict(ModelCommand):
     """Print the class probabilities of images.
 
-    Unreadable files are named on standard error and the rest is done; the exit code is then 1.
+    Unreadable files are named on standard error and skipped; the exit code is then 1.
     """
 
     sources: Annotated[tuple[str, ...], Arg("SRC...", positional=True)] = ()
     """image files, folders (searched recursively), patterns such as 'photos/*.jpg', or - for standard input: one image,
-    or a list of names, a line each"""
+    or a list of names, one per line"""
     top_k: int = 5
-    """Number of classes for each image. Where an image may have several, all from the threshold on are given."""
+    """Number of classes for each image. Where an image may have several, all at or above the threshold are given."""
     threshold: Threshold = None
     format: Literal["table", "csv", "json", "jsonl", "parquet"] | None = None
-    """Format of the result; default: that of the suffix of --out, or else table."""
+    """Format of the result; default: what the suffix of --out says, else table."""
     out: Annotated[str, Arg("FILE")] = ""
     """File for the result, instead of standard output. A .parquet is written whole or not at all."""
     features: Annotated[str, Arg("FILE")] = ""
@@ -123,7 +123,7 @@ def image_on_stdin() -> bytes:
     """The image on standard input; nothing where it is a list of names. Only an image has a NUL byte near its start."""
     head = sys.stdin.buffer.peek(PEEK)[:PEEK] if sys.stdin else b""  # type: ignore[union-attr]
     if not head:
-        raise ValueError("nothing on standard input: - expects an image, or a list of names, a line each")
+        raise ValueError("nothing on standard input: - expects an image, or a list of names, one per line")
     return sys.stdin.buffer.read() if b"\0" in head else b""
 
 
@@ -136,5 +136,5 @@ def table_lines(results: "Iterable[Prediction | Failure]") -> "Iterator[str]":
             lines = [f"  {percent(p):>8}  {visible(label)}\n" for label, p in shown]
             if not shown:
                 likeliest = f"likeliest: {visible(result.label)}, {percent(result.probability)}"
-                lines = [f"  none from {percent(result.threshold or 0)} on ({likeliest})\n"]
+                lines = [f"  no class reaches {percent(result.threshold or 0)} ({likeliest})\n"]
             yield "".join([f"{visible(result.name)}\n", *lines])

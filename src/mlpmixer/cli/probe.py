@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 class Probe(EvaluationCommand):
     """Measure how well the features of a model transfer to DATA.
 
-    The features stay as they are; on them: few-shot accuracy, nearest neighbours, a linear probe. The classes of DATA
-    may differ from the model's. Few-shot accuracy is that of the official evaluation: ridge regression on a few
-    training images of each class, drawn three times, measured on all test images.
+    The features are frozen; measured on them: few-shot accuracy and, on request, nearest neighbours and a linear probe.
+    The classes of DATA may differ from the model's. Few-shot accuracy is that of the official evaluation: ridge
+    regression on a few training images of each class, drawn three times, measured on all test images.
     """
 
     shots: Annotated[str, Arg("K,K,...")] = "1,5,10,25"
     """Numbers of training images per class to learn from."""
     knn: Annotated[int, Arg("K")] = 0
-    """Also classify by the K nearest of all training images, such as 20."""
+    """Also classify by the K nearest of all training images; 20 is usual."""
     linear: bool = False
-    """Also fit a logistic regression on all training images, its strength chosen on validation images."""
+    """Also fit a logistic regression on all training images, with its L2 penalty chosen on validation images."""
     cache: Annotated[str, Arg("DIR")] = ""
-    """Folder that keeps the features for the next time; default: features/ beside the model."""
+    """Folder in which features are cached; default: features/ beside the model."""
 
     def __call__(self) -> int:
         shots = whole_numbers("--shots", self.shots)

@@ -55,7 +55,7 @@ def shown(every_s: float = EVERY_S) -> "Report":
             url, live = event["url"], STATUS.is_live
             if pace.count(url, event["done_bytes"]) and not live:
                 last = now
-                sizes = ((event["total_bytes"], ""), (event["done_bytes"], " of it are here"))
+                sizes = ((event["total_bytes"], ""), (event["done_bytes"], " already here"))
                 print_error(", ".join([f"fetching {url}", *(megabytes(size) + text for size, text in sizes if size)]))
                 return
             parts = [url.rpartition("/")[2] if live else "fetched", *fetch_texts(event, pace)]

@@ -12,7 +12,7 @@ class Push(Command):
     """Publish a model, with a model card, to the Hugging Face Hub or to a folder."""
 
     run: Annotated[str, Arg("RUN", positional=True)]
-    """a run's folder, its model.safetensors, or the name of weights of ours (mlpmixer list weights)"""
+    """a run's folder, its model.safetensors, or the name of our own weights (mlpmixer list weights)"""
     target: Annotated[str, Arg("TARGET", positional=True)]
     """a new folder, or hf:owner/name (log in first: hf auth login)"""
     licence: Annotated[str, Arg("NAME")] = ""

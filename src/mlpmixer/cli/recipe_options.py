@@ -31,7 +31,7 @@ SHORT = {
     "fit": Short("data.fit", "How images of another shape are resized."),
     "data-dir": Short("data.data-dir", "Folder with the files of a named data set."),
     "init": Short("init.weights", "Trained weights to start from (as RUN of predict).", "RUN"),
-    "resize": Short("init.resize", "How their token mixing adapts to another grid."),
+    "resize": Short("init.resize", "How token mixing adapts to another grid of patches."),
     "magnified": Short("init.magnified", "The images are upsampled from the old size."),
     "teacher": Short("distill.teacher", "Model or stored logits to distil from.", "RUN|FILE"),
     "seed": Short("run.seed", "Random seed."),
@@ -131,7 +131,7 @@ def start_from(line: Line, resumed: Recipe | None = None) -> Recipe:
         from mlpmixer.weights.published import WEIGHTS
 
         if model in WEIGHTS or model in OWN:
-            raise ValueError(f"--model {model} names trained weights, to start from: say --init {model}")
+            raise ValueError(f"--model {model} names trained weights; to start from them: --init {model}")
         recipe = dataclasses.replace(recipe, model=MODELS[model])
     if level := line.value("--augreg"):
         recipe = dataclasses.replace(recipe, augment=augreg(recipe.augment, level))
@@ -173,8 +173,8 @@ def kind_of_start(weights: str, data: Data) -> tuple[Start, str]:
         return "published", ""
     if (same := was_trained_on(meta, data)) is not None:
         return "same data" if same else "other data", ""
-    taken = f"{data.name} is taken for the data that {weights} was trained on, by its name alone"
-    return "same data", f"{taken}, so that the recipe is retune; for other data: --recipe finetune"
+    taken = f"judging by its name alone, {data.name} is the data that {weights} was trained on"
+    return "same data", f"{taken}, so the recipe is retune; if it is other data: --recipe finetune"
 
 
 def architecture_of(name: str) -> NetworkConfig:

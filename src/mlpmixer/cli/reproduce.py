@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Reproduce(Command):
     """Reproduce a claim of the paper.
 
-    Writes a page with our figures beside the published ones. Without NAME, list the experiments. The same command
-    resumes what was stopped.
+    Writes a page with our figures beside the published ones. Without NAME, lists the experiments. The same command
+    resumes an experiment that was stopped.
     """
 
     name: Annotated[str, Arg("NAME", positional=True)] = ""
@@ -26,12 +26,12 @@ class Reproduce(Command):
     """Size: small takes minutes on two CPU cores, long takes hours, full is for one GPU. Default: the first that the
     experiment has."""
     max_minutes: float = 0.0
-    """Stop cleanly after this time (exit code 3), to be resumed. 0: run to the end."""
+    """Stop cleanly after this time (exit code 3); the same command resumes. 0: run to the end."""
     data_dir: Annotated[str, Arg("DIR")] = ""
     """Folder with the files of the data set; default: the Hugging Face Hub."""
     weights_dir: Annotated[str, Arg("DIR")] = ""
-    """Folder with weight files: ours, and published ones such as DIR/imagenet21k/Mixer-B_16.npz; default: those that
-    MLPMIXER_WEIGHTS names, and the published ones are downloaded."""
+    """Folder with weight files: ours, and published ones such as DIR/imagenet21k/Mixer-B_16.npz; default: ours are in
+    $MLPMIXER_WEIGHTS, and published ones are downloaded."""
     out: Annotated[str, Arg("DIR")] = ""
     """Folder for page and runs; default: results/NAME/SCALE, or results/NAME/SCALE-reduced for a reduced trial."""
     row: Annotated[tuple[str, ...], Arg("NAME")] = ()

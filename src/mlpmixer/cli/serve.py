@@ -24,8 +24,8 @@ MOST_WORKERS = 256
 class Serve(ModelCommand):
     """Serve a model over HTTP.
 
-    A page at /, the API's description at /docs, POST /predict, /features and /evidence. SIGTERM or Ctrl-C stops it when
-    all accepted requests are answered. The limits are explained in docs/how-to/serving.md.
+    The service has a page at /, the API's description at /docs, and POST /predict, /features and /evidence. SIGTERM or
+    Ctrl-C stops it once all accepted requests are answered. docs/how-to/serving.md explains the limits.
     """
 
     host: str = "127.0.0.1"
@@ -35,13 +35,13 @@ class Serve(ModelCommand):
     workers: int = 1
     """Processes, each with its own copy of the model. One that dies is replaced."""
     streams: int = 0
-    """Batches computed at the same time, each on --threads or on its share of the cores. 0: two if one worker has the
-    CPU to itself, else one. One answers a single image sooner; two answer many sooner (docs/how-to/serving.md)."""
+    """Batches computed at the same time, each on --threads or its share of the cores. 0: two if a single worker
+    computes on the CPU, else one. One answers a single image sooner, two answer many (docs/how-to/serving.md)."""
     token_file: Annotated[str, Arg("FILE")] = ""
     """Require the token in FILE from clients: Authorization: Bearer TOKEN."""
     allow_host: Annotated[str, Arg("NAME,...")] = ""
-    """Host names that requests may be for, beside localhost. Without it, a service on the loopback address and without
-    a token answers for localhost only, and any other service for all names (docs/how-to/serving.md)."""
+    """Host names that requests may address, besides localhost. By default, a service on the loopback address without a
+    token answers to localhost only, and any other service to all names (docs/how-to/serving.md)."""
     behind: Annotated[str, Arg("ADDRESS,...")] = ""
     """Trusted proxies: their X-Forwarded-For header is used."""
     samples: Annotated[str, Arg("FOLDER")] = ""

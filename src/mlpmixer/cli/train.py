@@ -31,8 +31,8 @@ LATEST = "latest"
 MOST_SUSPICIOUS = 10  # labels that are printed
 FREE = ("tensorboard", "quiet", "json", "peer_timeout", "weights_dir")  # what may be given beside --resume
 STREAMED = (
-    ". Shards are streamed: a folder of WebDataset tars, https://HOST/FOLDER, 'DIR/train-{000..146}.tar', and with "
-    "--data.stream Parquet and hf:"
+    "; or shards, which are streamed: a folder of WebDataset tars, https://HOST/FOLDER or 'DIR/train-{000..146}.tar'. "
+    "With --data.stream, Parquet and hf: are streamed too"
 )
 
 
@@ -244,7 +244,7 @@ def print_folds(path: Path, summary: dict[str, Any], recipe: Recipe) -> None:
     print(
         f"\nresult  top-1 {percent(summary['top1'])} +- {deviation} {spread} over {summary['folds']} folds; {together}"
     )
-    print(f"labels  {summary['num_wrong']:,} images are predicted otherwise; most suspicious first: {OUT_OF_FOLD_FILE}")
+    print(f"labels  {summary['num_wrong']:,} contradict the prediction; most suspicious first: {OUT_OF_FOLD_FILE}")
     print(f"time    {duration(summary['train_s'])}, {summary['images_per_s']:,.0f} images/s")
     print(f"files   {path / OUT_OF_FOLD_FILE} {path / 'report.html'}")
-    print(f"next    mlpmixer train {recipe.data.name}   (the network to use: the folds only measure)")
+    print(f"next    mlpmixer train {recipe.data.name}   (trains the network to use; the folds only measure)")

@@ -33,7 +33,7 @@ def convert(
     path = Path(out)
     if path.suffix not in (".npz", ".safetensors") or (timm and (official or path.suffix == ".npz")):
         raise ValueError(
-            f"cannot write {path}: expected FILE.npz (official of a Mixer), FILE.safetensors (ours), or "
+            f"cannot write {path}: expected FILE.npz (official format, Mixers only), FILE.safetensors (ours), or "
             "FILE.safetensors with either --timm or --official"
         )
     checked(Precision, precision, "precision")

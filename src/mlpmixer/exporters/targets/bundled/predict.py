@@ -44,7 +44,7 @@ class Model:
         return ranked[: max(top, len(self.predicted(ranked)))]
 
     def predicted(self, top: list[tuple[str, float]]) -> list[tuple[str, float]]:
-        """The classes that the image has, of the likeliest: one; or all from the threshold on, perhaps none."""
+        """The classes that the image has, of the likeliest: one; or all at or above the threshold, perhaps none."""
         return top[:1] if self.threshold is None else [(label, p) for label, p in top if p >= self.threshold]
 
     def pixels(self, image: str | Path | Image.Image) -> np.ndarray:
@@ -106,7 +106,7 @@ def main() -> int:
             record = {"image": name, "labels": [label for label, _ in shown], "top": record["top"]}
         lines = [name, *(f"  {100 * p:6.2f} %  {label}" for label, p in shown)]
         if not shown:
-            lines.append(f"  none from {100 * model.threshold:.2f} % on")
+            lines.append(f"  no class reaches {100 * model.threshold:.2f} %")
         text = "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
         print(json.dumps(record, ensure_ascii=False) if args.json else text)
     return failed
