@@ -65,7 +65,7 @@ def test_another_image_size_takes_the_weights_as_they_are(
     state = load(file).network.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in there.state_dict().items())
     assert there(torch.zeros(1, 3, 4, 12)).isfinite().all()
-    assert [bool(re.search(r"sums over the places.* \(4, 12\) .* others than at 8", n)) for n in notes] == (
+    assert [bool(re.search(r"sums over the places.* \(4, 12\) .* differ from those at 8", n)) for n in notes] == (
         [True] if cfg.architecture == "s2-mlpv2" else []
     )
     Image.new("RGB", (20, 9), (200, 10, 90)).save(tmp_path / "x.png")

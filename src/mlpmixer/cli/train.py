@@ -31,8 +31,8 @@ LATEST = "latest"
 MOST_SUSPICIOUS = 10  # labels that are printed
 FREE = ("tensorboard", "quiet", "json", "peer_timeout", "weights_dir")  # what may be given beside --resume
 STREAMED = (
-    "; or shards, which are streamed: a folder of WebDataset tars, https://HOST/FOLDER or 'DIR/train-{000..146}.tar'. "
-    "With --data.stream, Parquet and hf: are streamed too"
+    ". Also shards, which are streamed: a folder of WebDataset tars, https://HOST/FOLDER or "
+    "'DIR/train-{000..146}.tar'. With --data.stream, Parquet and hf: are streamed too"
 )
 
 

@@ -1,5 +1,5 @@
 """A name or a path -> labelled images -> pixels of the model's size.
 
-`datasets` opens data, with the `readers` of each format and `streaming` for shards; `catalog` has the data sets known
-by name; `images` decodes one image, `preprocess` brings it to the model's size, `store` holds the results. No torch.
+`datasets` opens data, with `readers` for each format and `streaming` for shards; `catalog` has the data sets known by
+name; `images` decodes one image, `preprocess` brings it to the model's size, `store` holds the results. No torch.
 """

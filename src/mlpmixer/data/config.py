@@ -1,4 +1,4 @@
-"""The settings of data."""
+"""The settings of the data: which images, how they are split and resized."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -20,11 +20,11 @@ class Data(Config, owner="data"):
     """CSV or TSV file, here or in the folder DATA, with the classes of its images: a column of files, a column of
     classes, and a column of splits if there are any."""
     multi_label: Literal["auto", "yes", "no"] = "auto"
-    """Whether an image may have several classes, or none. auto: if a table or a column of lists gives some several.
-    no: a cell of the table is one class, whatever is in it."""
+    """Whether an image may have several classes, or none. auto: yes if a table or a column of lists gives an image
+    several. no: a cell of the table is one class, whatever is in it."""
     layout: Layout = "auto"
-    """What folders and files named train, val or test are: splits, or classes like the others. auto: splits, but for
-    folders without class folders in them, and for a single one beside folders of other images."""
+    """Whether folders and files named train, val or test are splits, or classes like the others. auto: splits, except
+    folders without class folders in them, and a single one beside folders of other images."""
     data_dir: str | None = None
     """Folder with the files of a named data set (DIR or DIR/NAME)."""
     fit: Fit = "crop"
@@ -35,20 +35,20 @@ class Data(Config, owner="data"):
     test_fraction: float = 0.2
     """Share of train that becomes test, stratified, if the data has none (digits, plain folders)."""
     val_is_test: bool = False
-    """Make the data's own validation images test, and cut validation from train: ImageNet's protocol, as the labels of
-    its test images are not public. For data with val and without test."""
+    """Use the data's own validation images as test, and cut validation from train: ImageNet's protocol, since the
+    labels of its test images are not public. For data that has val but no test."""
     min_per_class: int = 1
-    """Images that validation and test take of each class at least, where these shares are less and the class has
+    """Fewest images of each class that validation and test take, where their shares come to less and the class has
     more."""
     train_fraction: float = 1.0
-    """Share of each class of train to use, after val and test are cut off. A smaller share is part of a larger one."""
+    """Share of each class of train to use, after val and test are cut off. A smaller share is a subset of a larger."""
     folds: int = 0
-    """Parts of train, stratified, each of which is test once (cross-validation); the data's own test images stay out.
-    Files of the same content are in the same part. 0 means off."""
+    """Number of stratified parts of train, each of which is test once (cross-validation); the data's own test images
+    are not used. Files with the same content are in the same part. 0 means off."""
     fold: int = 0
     """Number of the part that is test, from 1; 0: all of them, one after the other."""
     split_seed: int = 0
-    """Random seed of these splits."""
+    """Random seed of the splits."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: weight each image's loss by the inverse frequency of its class."""
     train_scale: float = 1.0
@@ -56,12 +56,12 @@ class Data(Config, owner="data"):
     max_bad_share: float = 0.25
     """Largest share of unreadable images with which a run starts."""
     cache_mib: int = 4096
-    """Memory for decoded images; a larger set is decoded again for each batch."""
+    """Memory for decoded images, in MiB; a larger set is decoded again for each batch."""
     workers: int = 0
     """Decoding threads; 0: one per CPU core. Batches do not depend on it."""
     stream: bool = False
     """Read training images from shards while training, for data larger than memory or disk; tar shards and web
-    addresses always are."""
+    addresses are always streamed."""
     lanes: int = 16
     """Places in the shards that a streamed batch is drawn from. If the number of processes divides it, each shard is
     read once between them."""

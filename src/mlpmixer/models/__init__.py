@@ -1,1 +1,1 @@
-"""Networks: a network is a frozen config and one file."""
+"""Networks: each is a frozen config and one file."""

@@ -2,8 +2,8 @@
 
     reproduce.run("table1")     writes results/table1/small/README.md, table.json and plots
 
-`experiment` is the frame: names, scales, runs that can be resumed, a time limit. `page` writes what was found. To add
-an experiment, add an entry to EXPERIMENTS and write its function, from an ExperimentContext to a Page.
+`experiment` is the frame: names, scales, runs that can be resumed, a time limit. `page` writes the findings. To add an
+experiment, add an entry to EXPERIMENTS and write its function, from an ExperimentContext to a Page.
 """
 
 from mlpmixer.reproduce.experiment import EXPERIMENTS, ExperimentContext, OutOfTime, Overrides, run

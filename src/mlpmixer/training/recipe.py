@@ -38,7 +38,7 @@ class Init(Config, owner="init"):
     def validate(self) -> None:
         require(
             not (self.weights and self.stem == "whitened"),
-            "init.stem=whitened would undo the stem of init.weights; leave one out",
+            "init.stem=whitened would overwrite the stem of init.weights; leave one out",
         )
         plain = self.resize == "bicubic" and not self.magnified
         require(bool(self.weights) or plain, "init.resize and init.magnified need init.weights")
@@ -53,7 +53,7 @@ class Augment(Config, owner="augment"):
     pad_crop_px: int = 0
     """Pad by this many pixels on each side, then crop at random (CIFAR: 4)."""
     pad_mode: Literal["reflect", "constant"] = "reflect"
-    """Filling of the border of pad_crop_px."""
+    """What fills the border that pad_crop_px, rotate_deg, zoom, zoom_out or shear bring into the image."""
     flip: bool = False
     """Mirror left to right with probability 1/2."""
     randaugment_layers: int = 0
@@ -70,11 +70,11 @@ class Augment(Config, owner="augment"):
     zoom: float = 0.0
     """Log-uniform scaling of each axis by up to exp(+-zoom)."""
     zoom_out: float = 0.0
-    """Log-uniform shrinking of the whole image, by up to exp(-zoom_out), with the filling of pad_mode around it."""
+    """Log-uniform shrinking of the whole image, by up to exp(-zoom_out), with the border filled as by pad_mode."""
     shear: float = 0.0
     """Largest horizontal shear, as a tangent."""
     invert: float = 0.0
-    """Probability of a negative: white becomes black."""
+    """Probability of inverting the image: white becomes black."""
     color_jitter: float = 0.0
     """Largest change of brightness, contrast and saturation, as a factor 1 +- this."""
     noise: float = 0.0
@@ -86,7 +86,7 @@ class Augment(Config, owner="augment"):
     cutmix: float = 0.0
     """Parameter a of CutMix's Beta(a, a) (Yun et al. 2019); if mixup is also on, each batch uses one of the two."""
     mix_probability: float = 1.0
-    """Share of the batches that mixup or CutMix change."""
+    """Share of the batches to which mixup or CutMix is applied."""
 
     @property
     def fills(self) -> bool:
@@ -130,8 +130,8 @@ class Optim(Config, owner="optim"):
     muon_momentum: float = 0.95
     """Muon momentum."""
     muon_beta2: float = 0.0
-    """Decay of the second moment by whose root Muon divides its momentum before it orthogonalises it (PolarAdamW, Zhang
-    2026, arXiv:2605.07067). 0 means off."""
+    """Decay of Muon's second moment. Muon divides its momentum by the root of that before orthogonalising it
+    (PolarAdamW, Zhang 2026, arXiv:2605.07067). 0 means off."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW betas."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -141,12 +141,12 @@ class Optim(Config, owner="optim"):
     warmup_steps: int = 0
     """Steps of linear warm-up; at most half of the run."""
     warmup_from: Literal["one", "zero"] = "one"
-    """What the warm-up counts its first step as. zero is the official code's: the first step has rate 0 and changes no
-    weight."""
+    """Number that the warm-up gives to the first step. zero is the official code's: the first step has rate 0 and
+    changes no weight."""
     layer_decay: float = 1.0
     """Learning rate of each layer (stem, blocks) as a share of the next layer's; the head has the full rate."""
     frozen_layers: int = 0
-    """Layers that keep their weights, from the input: 1 is the stem, 1 + k the stem and the first k blocks."""
+    """Layers to freeze, counted from the input: 1 is the stem, 1 + k the stem and the first k blocks."""
     head_steps: int = 0
     """Steps at the start in which only the head learns: linear probing, then fine-tuning (Kumar et al. 2022,
     arXiv:2202.10054)."""
@@ -158,7 +158,7 @@ class Optim(Config, owner="optim"):
     saved model. 0 means off."""
     mirror: bool = False
     """Keep the network mirror-symmetric: an image and its mirror image have the same logits, by the weights alone, and
-    each step learns from both. For images whose class a mirror does not change."""
+    each step learns from both. For images whose class mirroring does not change."""
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 means no clipping."""
     label_smoothing: float = 0.0
@@ -169,8 +169,9 @@ class Optim(Config, owner="optim"):
     ema_decay: float = 0.0
     """Decay of an exponential moving average of the weights, which is evaluated and saved; 0 means off."""
     average_last: float = 0.0
-    """Instead, evaluate and save the mean of the weights over this last share of the steps (SWA, Izmailov et al. 2018,
-    arXiv:1803.05407). Worth it where the rate stays up: schedule=constant, or an lr_end. 0 means off."""
+    """Share of the steps, at the end, over which the mean of the weights is taken; it is evaluated and saved (SWA,
+    Izmailov et al. 2018, arXiv:1803.05407). Instead of ema_decay, and worth it where the rate stays up:
+    schedule=constant, or an lr_end. 0 means off."""
 
     def validate(self) -> None:
         for name in ("lr", "muon_lr"):
@@ -195,16 +196,17 @@ class Distill(Config, owner="distill"):
     """Distillation: a teacher to learn from besides the labels."""
 
     teacher: str = ""
-    """Teacher: a run or weights as for init.weights, a classifier FILE.onnx, or logits of the training images, FILE.npz
-    with arrays "logits" and "hashes", which say what image a row is of, or FILE.npy, rows in the order of the images. A
-    network sees each image as the student does, augmented and mixed; stored logits are of the original image, and are
-    mixed as labels are. Empty: none."""
+    """Teacher: a run or weights as for init.weights, a classifier FILE.onnx, or stored logits of the training images:
+    FILE.npz with arrays "logits" and "hashes", which identify the image of each row, or FILE.npy with rows in the order
+    of the images. A network sees each image as the student does, augmented and mixed; stored logits are of the original
+    image, and are mixed as labels are. Empty: none."""
     alpha: float = 0.5
     """The teacher's share of the loss; the labels have the rest."""
     temperature: float = 1.0
-    """Divides both logits in the teacher's share, which is multiplied by its square (Hinton et al. 2015)."""
+    """Divisor of the student's and the teacher's logits in the teacher's share of the loss, which is multiplied by its
+    square (Hinton et al. 2015)."""
     hard: bool = False
-    """Learn the teacher's most likely class instead of all probabilities (DeiT's hard distillation without its second
+    """Learn the teacher's most likely class instead of its probabilities (DeiT's hard distillation without the second
     token)."""
 
     def validate(self) -> None:
@@ -231,31 +233,32 @@ class Run(Config, owner="run"):
     steps: int = 0
     """Optimizer steps instead of epochs; 0: epochs decide."""
     time: str = ""
-    """Time budget such as 30m or 2h instead: a short measurement fixes the number of steps, which is saved."""
+    """Time budget instead of epochs, such as 30m or 2h: a short measurement fixes the number of steps, which is
+    saved."""
     progressive: str = ""
     """Start with smaller images and grow: 16:0.3,24:0.6 means 16 px until 0.3 of the steps, 24 px until 0.6, then
     model.image_size. 16x24 is height x width. Small images have few patches and are cheap (docs/how-to/training.md)."""
     batch_size: int | Literal["auto"] = 128
     """Images per step, over all accumulation parts and processes. auto: measured when the run starts, by speed and
-    memory, and saved as a number; the learning rate stays."""
+    memory, and saved as a number; the learning rate does not change."""
     repeats: int = 1
     """Repeated augmentation (Hoffer et al. 2020, arXiv:1901.09335): a batch has batch_size / repeats images, each
-    augmented this many times. Steps cost the same, and an epoch has as many, so it sees fewer images."""
+    augmented this many times. An epoch has as many steps, at the same cost, so it sees fewer images."""
     accumulate: int = 1
-    """Parts that a batch is computed in, to save memory."""
+    """Number of parts in which a batch is computed, to save memory."""
     seed: int = 0
     """Random seed for initialisation, order and augmentation."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps. With several processes, cuda gives each its own GPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16 is autocast; auto uses it where the hardware multiplies in it."""
+    """Data type of the computation. bfloat16 is autocast; auto uses it where the hardware multiplies in bfloat16."""
     eval_every: float = 1.0
     """Epochs between evaluations on the validation split."""
     patience: int = 0
     """Stop after this many evaluations without a better validation accuracy; 0 means never."""
     keep: Literal["auto", "last", "best"] = "auto"
-    """Which weights become model.safetensors: the last, or those with the best validation accuracy; the others lie
-    beside them. auto: the best with patience, otherwise the last. Where validation is too small to judge: the last."""
+    """Which weights become model.safetensors: the last, or those with the best validation accuracy; the others are kept
+    beside them. auto: the best with patience, otherwise the last; if validation is too small to judge, the last."""
     save_every_s: float = 60.0
     """Seconds between checkpoints."""
     checkpointing: bool = False
@@ -266,7 +269,7 @@ class Run(Config, owner="run"):
     """Mode of torch.compile. reduce-overhead replays small networks as CUDA graphs. The max-autotune modes search for
     faster kernels, which takes minutes and may end differently after a resume, which is then not bit-identical."""
     kernels: Literal["auto", "compiled", "torch"] = "auto"
-    """What computes the blocks on a CPU: kernels compiled on this machine, or torch's operations; auto uses the former
+    """What computes the blocks on a CPU: kernels compiled on this machine, or torch's operations. auto uses the kernels
     where they are available, and the run says which it used."""
     threads: int = 0
     """CPU threads. 0: measured when the run starts (fewer than the cores where they would hinder each other), and saved
@@ -278,7 +281,7 @@ class Run(Config, owner="run"):
 
     @property
     def images_per_step(self) -> int:
-        """`batch_size`, a number since the run started. ValueError while it is auto."""
+        """`batch_size`, which is a number once the run has started. ValueError while it is auto."""
         if self.batch_size == "auto":
             raise ValueError("run.batch_size=auto is measured by train; give a number here")
         return self.batch_size
@@ -328,10 +331,10 @@ class Recipe(Config):
     """A whole training run. `model.num_classes` is set from the data when training starts."""
 
     name: str = "custom"
-    """What the run's folder and its report call it."""
+    """Name of the recipe, as in the run's folder and report."""
     network: str = ""
-    """Written by `train(recipe, network=...)`: the function that builds the network. Of `model` then only the sizes of
-    input and output count."""
+    """Function that builds the network, written by `train(recipe, network=...)`. Of `model`, only the sizes of input
+    and output then count."""
     model: NetworkConfig = field(default_factory=MixerConfig)
     data: Data = field(default_factory=Data)
     init: Init = field(default_factory=Init)

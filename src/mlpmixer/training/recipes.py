@@ -19,7 +19,7 @@ MUON = Optim(name="muon", schedule="linear", label_smoothing=0.1)  # what traini
 
 @RECIPES.register("digits")
 def digits() -> Recipe:
-    """scikit-learn's 8x8 digits, offline; a stratified fifth is test, redrawn with the seed.
+    """scikit-learn's 8x8 digits, offline; a stratified fifth is test, redrawn for each split seed.
 
     mlpmixer train digits --seed N --data.split-seed N
     Result: test top-1 99.00 % (98.61-99.72, n = 5), 64 s on one core of an AMD EPYC, bfloat16.
@@ -57,7 +57,7 @@ def cifar10() -> Recipe:
 
     mlpmixer train cifar10 --data-dir DIR --seed N
     Result: test top-1 86.89 % (86.47-87.19, n = 3), 22.9 min on one core of a busy AMD EPYC (family 26), bfloat16, with
-    Muon; PolarAdamW, which it has now, gained 0.43 points on validation (n = 3).
+    Muon; PolarAdamW, which the recipe uses now, gained 0.43 points on validation (n = 3).
     """
     return Recipe(
         name="cifar10",
@@ -113,12 +113,12 @@ def photos() -> Recipe:
 
 @RECIPES.register("finetune")
 def finetune(base: Recipe | None = None) -> Recipe:
-    """Photographs from the weights of a run on others, 10 epochs: the default for `--init RUN`.
+    """Photographs, from the weights of a run on other data, 10 epochs: the default for `--init RUN`.
 
     mlpmixer train DIR/trashnet --init RUN
     Result: validation top-1 80.2 % on TrashNet from a run on CIFAR-10 or on flowers (n = 1 each), 57.0 from scratch in
-    the same 10 epochs, with the augmentation that `photos` had; test not looked at.
-    Of another `base` it takes a quarter of the epochs. Chosen on validation, as `retune` was: docs/lab/LOG.md.
+    as many epochs, with the augmentation that `photos` had then; test not looked at.
+    With another `base`, it takes a quarter of its epochs. Chosen on validation, as `retune` was: docs/lab/LOG.md.
     """
     base = base or photos()
     shorter = {"epochs": base.run.epochs / 4, "eval_every": base.run.eval_every / 2}
@@ -127,19 +127,19 @@ def finetune(base: Recipe | None = None) -> Recipe:
 
 @RECIPES.register("retune")
 def retune(base: Recipe | None = None) -> Recipe:
-    """Photographs from the weights of a run on the same ones, 10 epochs: the default for `--init RUN --patch-size N`.
+    """Photographs, from the weights of a run on them, 10 epochs: the default for `--init RUN --patch-size N`.
 
     mlpmixer train DIR/flowers89 --init RUN --patch-size 12; mlpmixer train DIR/flowers89 --init RUN --image-size 128
-    Result: test top-1 61.8 % (60.8-62.6, n = 3) and 66.1 % (65.6-66.4, n = 3) on 89 flowers from runs at 64 px with
-    59.7 (58.6-61.2); 1.3-2.3 and 4.4-5.7 min on one busy core of an AMD EPYC (family 26), bfloat16; with the
-    augmentation that `photos` had.
+    Result: test top-1 61.8 % (60.8-62.6, n = 3) and 66.1 % (65.6-66.4, n = 3) on 89 classes of flowers, from runs at 64
+    px that had 59.7 (58.6-61.2); 1.3-2.3 and 4.4-5.7 min on one busy core of an AMD EPYC (family 26), bfloat16; with
+    the augmentation that `photos` had then.
     """
     return variant(finetune(base), "retune", optim={"lr": 1e-3, "muon_lr": 1e-3})
 
 
 @RECIPES.register("finetune-published")
 def finetune_published(base: Recipe | None = None) -> Recipe:
-    """Photographs from Google's or timm's weights, 10 epochs: the default for `--init NAME|FILE` with those.
+    """Photographs, from Google's or timm's weights, 10 epochs: the default for `--init NAME|FILE` with those.
 
     The official rule, its rate scaled to the batch of `base`; not run here.
     """
@@ -242,8 +242,7 @@ LEARNING_RATES["finetune-vtab1k"] = (0.003, 0.01, 0.03)
 def grid(name: str) -> list[Recipe]:
     """The runs of the paper's search around a fine-tuning recipe, "NAME-lr0.003" and so on, without the test split.
 
-    The one that is best on validation is then run once more with `run.test`. Errors: UnknownName for a recipe without a
-    grid.
+    Run the one that is best on validation once more with `run.test`. Errors: UnknownName for a recipe without a grid.
     """
     rates, recipe = LEARNING_RATES[name], RECIPES[name]()
     return [variant(recipe, f"{name}-lr{lr:g}", optim={"lr": lr}, run={"test": False}) for lr in rates]
@@ -259,7 +258,7 @@ AUGREG |= {"medium2": (2, 15, 0.5), "strong1": (2, 20, 0.5), "strong2": (2, 20, 
 def augreg(augment: Augment, level: str) -> Augment:
     """`augment` with RandAugment (big_vision's form) and the mixing of an AugReg level; crop, flip and the rest stay.
 
-    light1 is not nothing: in big_vision's form magnitude 0 inverts, darkens and posterizes.
+    light1 is not a no-op: in big_vision's form, magnitude 0 inverts, darkens and posterizes.
 
     Errors: UnknownName for a level that is not in AUGREG.
     """
@@ -279,11 +278,11 @@ def augreg(augment: Augment, level: str) -> Augment:
 def pretrain_imagenet1k() -> Recipe:
     """ImageNet-1k from scratch at 224 px, B/16, 300 epochs: big_vision's rule, the paper's table 4.
 
-    configs/mlp_mixer_i1k.py, which reports 76.3 %. Sigmoid losses from a head bias of -ln 1000; AdamW whose weight
-    decay of 1e-4 a step is 0.1 in units of the rate; RandAugment of 2 operations, magnitude 15, in big_vision's form
-    (AugReg's medium2). Two things differ: mixup draws its proportion for every image, not for every step, and the crop
-    is antialiased, of the middle square at 224 px. L/16 (the paper's table 3: 71.76 %) is the same with --model L/16
-    --model.drop-path 0.1. As published; not run here.
+    configs/mlp_mixer_i1k.py, which reports 76.3 %. Sigmoid losses from a head bias of -ln 1000; AdamW with a weight
+    decay of 1e-4 per step, which is 0.1 in units of the rate; RandAugment of 2 operations, magnitude 15, in
+    big_vision's form (AugReg's medium2). Two things differ: mixup draws its proportion for every image, not for every
+    step, and the crop is antialiased, of the middle square at 224 px. L/16 (the paper's table 3: 71.76 %) is the same
+    with --model L/16 --model.drop-path 0.1. As published; not run here.
     """
     return Recipe(
         name="pretrain-imagenet1k",
@@ -329,8 +328,8 @@ def pretrain_imagenet21k() -> Recipe:
 def recipe_for(data_name: str, start: Literal["scratch", "same data", "other data", "published"] = "scratch") -> Recipe:
     """The recipe for data when none is named, with the data's name filled in.
 
-    A data set's own; for another named one that of a data set with images of the same size and channels (CIFAR-100:
-    `cifar10`); otherwise `photos`.
+    It is the data set's own if it has one; for another named data set, that of one with images of the same size and
+    channels (CIFAR-100: `cifar10`); otherwise `photos`.
 
     start: from scratch, from weights trained here on the same or on other data, or from published ones (official,
     timm).

@@ -1,1 +1,1 @@
-"""Files of weights, ours and others', and run folders."""
+"""Files of weights, ours and those of other code, and run folders."""

@@ -1,1 +1,1 @@
-"""Data larger than memory and disk: shards, and where they are."""
+"""Data larger than memory or disk: shards, and where they are."""

@@ -1,4 +1,4 @@
-"""The libraries that run graphs, one file each and one table. A library is imported when it opens a file."""
+"""The engines that compute a model, one file each and one table. Their libraries are imported when a file is opened."""
 
 import difflib
 import math

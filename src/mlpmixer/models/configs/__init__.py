@@ -1,7 +1,7 @@
 """The configs of all networks: frozen, in the paper's words, each able to list its own layers. No torch.
 
-Widths are absolute (paper: D_S, D_C), sizes are pixels. A config is the architecture and nothing else: it is saved with
-every model, and its JSON says which architecture it is of.
+Widths are absolute (paper: D_S, D_C), sizes are in pixels. A config is the architecture and nothing else: it is saved
+with every model, and its JSON names the architecture.
 """
 
 from mlpmixer.models.configs.asmlp import ASMLPConfig

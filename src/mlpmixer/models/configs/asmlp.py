@@ -20,12 +20,12 @@ class ASMLPConfig(StagesConfig):
     patch_size: Size = 4
     """P in pixels; one number means square."""
     hidden_dims: tuple[int, ...] = (96, 192, 384, 768)
-    """C, channels of a place, in each stage; doubles in the published networks."""
+    """C, channels of a place, in each stage; the published networks double it from stage to stage."""
     depths: tuple[int, ...] = (2, 2, 6, 2)
     """Blocks of each stage."""
     shift_size: int = 5
-    """Chunks that the channels are cut into, each shifted by another number of places: -2 to 2 for 5. Odd; 1 is no
-    shift."""
+    """Number of chunks into which the channels are cut, each shifted by another number of places: -2 to 2 for 5. Odd; 1
+    is no shift."""
     mlp_ratio: int = 4
     """Hidden width of the MLPs, in multiples of C."""
 

@@ -66,8 +66,8 @@ class ResNetConfig(NetworkConfig):
     bottleneck: bool = True
     """Blocks of 1x1, 3x3 and 1x1 convolutions instead of two of 3x3."""
     small_images: bool = False
-    """A stem of one 3x3 convolution at full resolution, as for 32 px (section 4.2 there), instead of 7x7 and pooling at
-    a quarter."""
+    """A stem of one 3x3 convolution at full resolution, as for 32 px (section 4.2 of the paper), instead of a 7x7 one
+    and pooling to a quarter."""
 
     @property
     def channels(self) -> list[int]:

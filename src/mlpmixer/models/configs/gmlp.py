@@ -9,7 +9,7 @@ from mlpmixer.models.configs.network import MAX_BLOCKS, MAX_WIDTH, Layer, PatchC
 
 @dataclass(frozen=True, kw_only=True)
 class GMLPConfig(PatchConfig):
-    """gMLP (Liu et al. 2021, arXiv:2105.08050): one branch a block, in which half of the channels, mixed over the
+    """gMLP (Liu et al. 2021, arXiv:2105.08050): one branch per block, in which half of the channels, mixed over the
     patches, gates the other half."""
 
     architecture: ClassVar[str] = "gmlp"

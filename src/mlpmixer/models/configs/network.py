@@ -36,12 +36,13 @@ class NetworkConfig(Config, owner="model"):
     """What every network has: the sizes of its input and its output."""
 
     architecture: ClassVar[str] = ""
-    """Its row in `architecture.ARCHITECTURES`, and the key in JSON that says so."""
+    """Name of its row in `architecture.ARCHITECTURES`, which its JSON also states."""
     title: ClassVar[str] = ""
-    """Its name in print, and below the number of its paper: model cards have both."""
+    """Its name in print, as on model cards."""
     arxiv: ClassVar[str] = ""
+    """arXiv number of its paper, for model cards."""
     global_pool: ClassVar[str] = "avg"
-    """timm's word for what makes pre-logits of features."""
+    """timm's word for how pre-logits are made of features."""
     weight_free: ClassVar[tuple[str, ...]] = ()
     """Fields that no weight depends on, such as dropout: a trained network takes those it is asked for."""
     any_size: ClassVar[bool] = False
@@ -50,9 +51,9 @@ class NetworkConfig(Config, owner="model"):
     image_size: Size = 224
     """H, W in pixels; one number means square."""
     in_channels: int = 3
-    """1 grey, 3 RGB, any other number for multispectral arrays."""
+    """Image channels: 1 for grey, 3 for RGB, any other number for multispectral arrays."""
     num_classes: int = 1000
-    """K; 0 means no head: the output is pre_logits."""
+    """K, classes. 0 means no head: the output is pre_logits."""
 
     @property
     def cell(self) -> tuple[int, int]:
@@ -113,7 +114,7 @@ class NetworkConfig(Config, owner="model"):
             )
         require(
             method == "bicubic",
-            f"resize={method} is how the token mixing of a Mixer comes to another grid; {self.architecture} has no "
+            f"resize={method} is how the token mixing of a Mixer adapts to another grid; {self.architecture} has no "
             "choice of methods: leave it out",
         )
         return dataclasses.replace(self, **new)

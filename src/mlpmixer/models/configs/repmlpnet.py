@@ -13,7 +13,7 @@ from mlpmixer.registry import shown
 @dataclass(frozen=True, kw_only=True)
 class RepMLPNetConfig(StagesConfig):
     """RepMLPNet (Ding et al. 2022, arXiv:2112.11081): token mixing is one matrix for each share-set of channels, beside
-    convolutions that fold into it when training is over. Trained weights work at the image size they were made for."""
+    convolutions that fold into it when training is over. Trained weights work only at the size they were made for."""
 
     architecture: ClassVar[str] = "repmlpnet"
     title: ClassVar[str] = "RepMLPNet"
@@ -30,11 +30,12 @@ class RepMLPNetConfig(StagesConfig):
     kernels: tuple[int, ...] = (1, 3)
     """Odd sizes of the convolutions next to each matrix."""
     reduction: int = 4
-    """What C is divided by for the hidden width of the global perceptron, the gate of the channels."""
+    """Divisor of C that gives the hidden width of the global perceptron, which gates the channels."""
     mlp_ratio: int = 4
     """Hidden width of the FFN, in multiples of C."""
     folded: bool = False
-    """Whether the convolutions are in the matrices: False with convolutions, to train; True as MLPs alone, to use."""
+    """Whether the convolutions are folded into the matrices. False: with convolutions, to train; True: MLPs alone, to
+    use."""
 
     def deployed(self) -> "RepMLPNetConfig":
         return dataclasses.replace(self, folded=True)

@@ -10,7 +10,7 @@ from mlpmixer.models.configs.network import MAX_BLOCKS, MAX_WIDTH, Layer, PatchC
 @dataclass(frozen=True, kw_only=True)
 class ResMLPConfig(PatchConfig):
     """ResMLP (Touvron et al. 2021, arXiv:2105.03404): token mixing is one linear layer, and an affine map per channel
-    stands in the place of LayerNorm."""
+    replaces LayerNorm."""
 
     architecture: ClassVar[str] = "resmlp"
     title: ClassVar[str] = "ResMLP"
@@ -24,7 +24,7 @@ class ResMLPConfig(PatchConfig):
     channels_mlp_dim: int = 1536
     """Hidden width of the channel-mixing MLP; 4 d in the paper."""
     layer_scale: float = 0.1
-    """What a branch is multiplied by at the start, per channel: 0.1 for 12 layers, 1e-5 for 24, 1e-6 for 36."""
+    """Initial factor of each branch, per channel: 0.1 for 12 layers, 1e-5 for 24, 1e-6 for 36."""
     drop_path: float = 0.0
     """Stochastic depth, the same in every block."""
 

@@ -26,7 +26,7 @@ class S2MLPConfig(PatchConfig):
     channels_mlp_dim: int = 3072
     """Hidden width of the channel-mixing MLP; 4 c in the paper."""
     norm: Literal["layer", "affine"] = "layer"
-    """What ends every branch: LayerNorm (wide), or ResMLP's affine map per channel (deep)."""
+    """Norm at the end of every branch: LayerNorm (wide), or ResMLP's affine map per channel (deep)."""
     drop_path: float = 0.0
     """Stochastic depth, the same in every block."""
 
@@ -55,9 +55,9 @@ class S2MLPConfig(PatchConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class S2MLPv2Config(StagesConfig):
-    """S2-MLPv2 (Yu et al. 2021, arXiv:2108.01072): two orders of shifts and no shift, weighed by what the image holds.
-    The same weights work at any image size that patches and merges divide; but the shares of the three come from a sum
-    over the places, so they change with the size."""
+    """S2-MLPv2 (Yu et al. 2021, arXiv:2108.01072): two orders of shifts and no shift, weighted by the content of the
+    image. The same weights work at any image size that patches and merges divide; but the shares of the three come from
+    a sum over the places, so they change with the size."""
 
     architecture: ClassVar[str] = "s2-mlpv2"
     any_size: ClassVar[bool] = True
@@ -69,14 +69,15 @@ class S2MLPv2Config(StagesConfig):
     mlp_ratio: int = 3
     """Hidden width of the MLPs, in multiples of c."""
     reduction: int = 4
-    """What c is divided by for the hidden width of the split attention; not in the paper, whose counts 4 gives."""
+    """Divisor of c that gives the hidden width of the split attention. The paper does not name it; 4 gives its
+    parameter counts."""
 
     def note_at(self, image_size: Size) -> str:
         if pair(image_size) == pair(self.image_size):
             return ""
         return (
             f"the split attention of {self.architecture} sums over the places, so at image_size {shown(image_size)} "
-            f"its weights are others than at {shown(self.image_size)}, where it was trained"
+            f"its weights differ from those at {shown(self.image_size)}, where it was trained"
         )
 
     def layers(self) -> list[Layer]:

@@ -12,9 +12,9 @@ MAX_SIDE = 8192  # places that are tried for a hint, as many as the pixels of th
 
 @dataclass(frozen=True, kw_only=True)
 class ViPConfig(StagesConfig):
-    """Vision Permutator (Hou et al. 2021, arXiv:2106.12368): rows, columns and channels are mixed by a linear layer
-    each, and weighed by what the image holds. Square images only: a segment of channels for every row and column.
-    Trained weights work at the size they were made for."""
+    """Vision Permutator (Hou et al. 2021, arXiv:2106.12368): rows, columns and channels are each mixed by a linear
+    layer, and the three are weighted by the content of the image. Square images only, with a segment of channels for
+    every row and column. Trained weights work only at the size they were made for."""
 
     architecture: ClassVar[str] = "vip"
     title: ClassVar[str] = "Vision Permutator"
@@ -27,11 +27,11 @@ class ViPConfig(StagesConfig):
     depths: tuple[int, ...] = (4, 3, 8, 3)
     """Blocks of each group, as the official code groups them: the names of its weights count the groups."""
     strides: tuple[int, ...] = (2, 1, 1)
-    """What the resolution is divided by after each group but the last: 2, or 1 to keep it."""
+    """Divisor of the resolution after each group but the last: 2, or 1 to keep it."""
     mlp_ratio: int = 3
     """Hidden width of the MLPs, in multiples of C."""
     bias: bool = False
-    """Whether the layers over rows, columns and channels have biases; in no published network."""
+    """Whether the layers over rows, columns and channels have biases; no published network has them."""
 
     @property
     def merged(self) -> tuple[bool, ...]:

@@ -1,7 +1,6 @@
-"""The one seam behind which a faster implementation of a Mixer block lives: on a CPU, products by oneDNN or our own,
-compiled code between.
+"""A faster implementation of the Mixer block on a CPU: matrix products by oneDNN or our own, compiled code between.
 
-`model.MixerBlock` says what is computed; tests hold the two equal, forward and backward. GPUs have torch.compile
+`mixer.MixerBlock` defines what is computed, and tests hold the two equal, forward and backward. GPUs have torch.compile
 instead.
 """
 
