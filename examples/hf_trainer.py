@@ -1,4 +1,4 @@
-"""Train with the Trainer of Hugging Face (pip install transformers accelerate) on the digits, and save the network:
+"""Train with Hugging Face's Trainer (pip install transformers accelerate) on the digits, and save the network:
 python examples/hf_trainer.py OUT [EPOCHS]"""
 
 import sys
@@ -15,7 +15,7 @@ from mlpmixer.inference.transform import Transform
 
 
 class ForTrainer(torch.nn.Module):
-    """A network that takes and gives what the Trainer expects: pixel_values and labels, loss and logits."""
+    """A network with the Trainer's interface: pixel_values and labels in, loss and logits out."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()

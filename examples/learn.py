@@ -28,8 +28,8 @@ UNITS = 4  # hidden units of token mixing that are shown: those that do most for
 
 @dataclass(frozen=True)
 class Seen:
-    """A trained Mixer and an image: its pixels (H, W, in_channels), and normalised, as the network gets it (1,
-    in_channels, H, W)."""
+    """A trained Mixer and an image: its pixels (H, W, in_channels), and the network's normalised input (1, in_channels,
+    H, W)."""
 
     model: Mixer
     image: Tensor
@@ -38,7 +38,7 @@ class Seen:
 
 
 def patches(seen: Seen, figure: Figure) -> None:
-    """The image, and its patches in a row as the stem gets them: (S, P*P*3)."""
+    """The image, and its patches as the stem reads them: (S, P*P*3)."""
     (h, w), (left, right) = seen.model.cfg.grid, figure.subplots(1, 2)
     show_image(
         left, seen.pixels, f"{seen.pixels.shape[0]} x {seen.pixels.shape[1]} pixels, {h} x {w} = {h * w} patches"
@@ -51,7 +51,7 @@ def patches(seen: Seen, figure: Figure) -> None:
 
 
 def stem(seen: Seen, figure: Figure) -> None:
-    """What the stem's units look for, lowest frequency first, and the table X (S, C) they make."""
+    """The filters of the stem, lowest frequency first, and its output X: (S, C)."""
     filters, (left, right) = stem_filters(seen.model), figure.subplots(1, 2)
     left.imshow(stem_picture(filters[frequency(filters.mean(dim=1)).argsort()].numpy()))
     left.set_title(f"the {len(filters)} filters of the stem, smooth ones first", fontsize="medium")
@@ -96,7 +96,7 @@ def channel_mixing(seen: Seen, figure: Figure) -> None:
 
 
 def depth(seen: Seen, figure: Figure) -> None:
-    """On which patches the middle one depends after each block: norms of Jacobians by the pixels of each."""
+    """How much the middle patch depends on each patch after each block: norms of Jacobians by the pixels."""
     (h, w), directions = seen.model.cfg.grid, None if seen.model.stem.in_features <= 64 else 16
     middle = h // 2 * w + w // 2
     reach = dependence(seen.model, seen.image[0], directions)[0][:, middle].sqrt().reshape(-1, h, w).numpy()
@@ -111,7 +111,7 @@ def depth(seen: Seen, figure: Figure) -> None:
 
 
 def head(seen: Seen, figure: Figure) -> None:
-    """The logits of each patch, whose mean are the logits of the image, for the likeliest two classes; and the
+    """The logits of each patch for the two likeliest classes (their means are the logits of the image), and the
     probabilities."""
     each, (h, w) = patch_evidence(seen.model, seen.image)[0], seen.model.cfg.grid  # (S, K)
     probability = each.mean(dim=0).softmax(dim=0)

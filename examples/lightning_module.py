@@ -15,7 +15,7 @@ from mlpmixer.inference.transform import Transform
 
 
 class Classifier(lightning.LightningModule):
-    """A network in Lightning: what it learns from, what it is measured by, and how it is updated."""
+    """A network with its loss, its metric and its optimizer, as Lightning expects them."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Build a Mixer of one's own and look at its shapes: python examples/own_architecture.py"""
+"""Build a Mixer of your own and print its shapes: python examples/own_architecture.py"""
 
 import torch
 

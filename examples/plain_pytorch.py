@@ -1,6 +1,6 @@
-"""Train in a loop of one's own, on a folder of images for each class, and save what `mlpmixer predict` takes:
-python examples/plain_pytorch.py PHOTOS OUT [EPOCHS]. The name digits-images makes such a folder of
-scikit-learn's digits."""
+"""Train in a plain PyTorch loop, on a folder of images for each class, and save a model for `mlpmixer predict`:
+python examples/plain_pytorch.py PHOTOS OUT [EPOCHS]. With digits-images as PHOTOS, the script first writes
+scikit-learn's digits into that folder."""
 
 import sys
 from pathlib import Path

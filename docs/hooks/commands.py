@@ -52,10 +52,9 @@ def _networks() -> str:
     rows = [[_code(ours), " ".join(map(_code, timms)), *_sizes(MODELS[ours])] for ours, *timms in names.values()]
     head = ["model", "in timm", "architecture", "image, px", "grid", "parameters", "multiply-adds"]
     return f"## Networks\n\n{_table(head, rows)}\n\n" + (
-        "Counted at this size, for 1,000 classes from 224 px on and for 10 below, per image; a RepMLPNet as it is "
-        "trained, with its convolutions. The grid is that of the patches; of a network with stages, the places of the "
-        "last. A name of timm's computes what timm computes: for a Mixer the erf form of GELU, where the paper's sizes "
-        "have the tanh form."
+        "Counts are per image of this size, with 1,000 classes from 224 px on and 10 below; a RepMLPNet is counted as "
+        "trained, with its convolutions. The grid is that of the patches, or of the last stage. timm's names "
+        "compute what timm computes: a Mixer has the erf form of GELU, where the paper's sizes have the tanh form."
     )
 
 
@@ -70,11 +69,11 @@ def _weights() -> str:
     ours = [[_code(name), *rest] for name, *rest, _ in own]
     others = [[_code(name), _code(timm), *rest] for name, timm, *rest, _, _ in rows]
     return f"## Weights of ours\n\n{_table(own_head, ours)}\n\n" + (
-        "Each was trained by this project, and its card says how. `digits` comes with the package, the others with the "
-        "repository: [where they are looked for](../how-to/transfer.md#weights-of-ours).\n\n"
+        "This project trained them, and their cards say how. `digits` comes with the package, the others with the "
+        "repository: [where they are found](../how-to/transfer.md#weights-of-ours).\n\n"
         f"## Weights of others\n\n{_table(head, others)}\n\n"
-        "top-1 is on ImageNet-1k, as reported by others. They are fetched when they are first used. "
-        "[Which weights](../how-to/transfer.md#which-weights) has files and the Hub, too."
+        "top-1 is on ImageNet-1k, as reported by others. These weights are fetched when they are first used. "
+        "[Which weights](../how-to/transfer.md#which-weights) also covers files and the Hub."
     )
 
 
@@ -113,7 +112,7 @@ def _index() -> str:
             "# Commands",
             "",
             "`mlpmixer COMMAND --help` shows the options that most people need, `--help-all` all of them. The",
-            "[cheat sheet](../cheat-sheet.md) has the whole on one screen.",
+            "[cheat sheet](../cheat-sheet.md) has all commands on one screen.",
             "",
             "| command | what it does |",
             "|---|---|",
