@@ -260,7 +260,7 @@ def test_classes_that_do_not_compete_have_no_rival(folder):
     page = explained.write_page(model="x", fill="0").read_text(encoding="utf-8")
     text = re.sub(r"\s+", " ", check_safe(page).text)
     said = "a yes" if found.target.probability >= 0.25 else "a no"
-    assert f"{said}: the model says yes from 25.0 % on" in text and "from -1.10 on it is a yes" in text
+    assert f"{said}: the model says yes at 25.0 % or more" in text and "-1.10 or more is a yes" in text
     assert "runner-up" not in page and found.least_lead == pytest.approx(-1.0986, abs=1e-4)
     assert f"{'' if said == 'a yes' else 'not '}given, as its threshold is 25.00 %" in answer(
         found

@@ -44,7 +44,7 @@ def test_the_bundle_gives_the_same_classes(bundle: Path, squares_run: Path, caps
     assert [tuple(record["labels"]) for record in records] == [p.labels for p in wanted]
     assert [len(record["top"]) for record in records] == [max(1, len(p.labels)) for p in wanted]
     assert f"at least {exported.threshold}" in (bundle / "README.md").read_text()
-    assert "Exactly their classes" in (bundle / "README.md").read_text()
+    assert "Exactly the true classes" in (bundle / "README.md").read_text()
 
 
 def test_the_service_gives_the_same_classes(squares_run: Path) -> None:

@@ -84,8 +84,8 @@ class Comparison:
     per_class: tuple[ClassDifference, ...]
     """In the order of the data's classes, without those that have no images."""
     seeds_apart: bool
-    """Whether both are runs of one recipe that differ in nothing but the seed, where they ran, and what was measured as
-    they started."""
+    """Whether both are runs of one recipe that differ only in the seed, where they ran, and what was measured when they
+    started."""
     bad: tuple[tuple[str, str], ...] = ()
     """Unreadable images, (name, reason), which are excluded from the numbers above."""
     scored: Scored | None = None
@@ -128,14 +128,14 @@ def compare(
     split: str | None = None,
     batch_size: int = 256,
 ) -> Comparison:
-    """Both models on every image of `data`, once each; images that either cannot read are named in `Comparison.bad`.
+    """Compare two models on every image of `data`; images that either cannot read are named in `Comparison.bad`.
 
-    Models and data: as in `evaluate`; None is the data that run A was trained on, whose splits are A's. Images that one
-    of them was trained on are left out, but for split="train", "all" and an ImageSet. The test is over images: it asks
-    whether these two networks would differ on other images of the same kind. It cannot tell whether another seed of the
-    same recipe would give the same result.
+    Models and data: as in `evaluate`; None is the data that run A was trained on, with A's splits. Images that either
+    was trained on are left out, except with split="train" or "all" and from an ImageSet. The test is over images: it
+    asks whether these two networks would differ on other images of the same kind. It cannot tell whether another seed
+    of the same recipe would give the same result.
 
-    Raises ValueError as `evaluate` does, and when no image is left that neither was trained on.
+    Errors: ValueError as `evaluate`, and when no image is left that neither was trained on.
     """
     pair = [model if isinstance(model, Classifier) else load(model) for model in (model_a, model_b)]
     images, scored, trained = _shared_images(pair, data, split)

@@ -86,23 +86,23 @@ def evaluate(
     real: str | os.PathLike[str] | None = None,
     report: Report | None = None,
 ) -> Metrics | MultiLabelMetrics:
-    """Metrics of a model on every image of `data`, once; unreadable images are skipped and named in `Metrics.bad`.
+    """Measure a model on every image of `data`; unreadable images are skipped and named in `Metrics.bad`.
 
     model: a Classifier, or what `load` takes.
     data: an ImageSet, a Data, the name or path of a data set, or None for the data that the run was trained on.
-    split: of data that is not an ImageSet; None: test, or the whole of data that the run does not know and that has no
-        splits. A run's own data is cut as in training, see `data.open_for`. `Metrics.scored` says what was measured,
-        `Metrics.trained_on` how many of these images the model was trained on.
+    split: of data that is not an ImageSet; None: test, or all of the data if it has no splits and the run was not
+        trained on it. A run's own data is cut as in training, see `data.open_for`. `Metrics.scored` says what was
+        measured, `Metrics.trained_on` how many of these images the model was trained on.
     tta: kinds of test-time augmentation, such as ("flip", "shift"), for `Metrics.tta`.
     validation: other images to fit a temperature on, for `Metrics.tempered`.
     real: the file of ReaL labels, for `Metrics.real`, when the data is ImageNet's validation images.
     report: receives the progress, as of `map_images`.
 
-    A model of images with several classes or none gives `MultiLabelMetrics`, at its threshold. Data where an image has
-    one class is then taken as it is: an image has no other.
+    A model of images with several classes or none gives `MultiLabelMetrics`, at its threshold. If the data has one
+    class per image, each image then counts as having that class and no other.
 
-    Raises ValueError when the data has classes that the model does not know, when there is no such split, when no image
-    is readable, for unknown names, when no temperature is best, and when ReaL labels do not fit the images.
+    Errors: ValueError when the data has classes that the model does not know, when there is no such split, when no
+    image is readable, for unknown names, when no temperature is best, and when ReaL labels do not fit the images.
     """
     views = tta_views(tta)  # a wrong name is an error before anything runs
     classifier = model if isinstance(model, Classifier) else load(model)

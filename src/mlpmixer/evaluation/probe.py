@@ -75,15 +75,16 @@ def probe(
     batch_size: int = 256,
     cache: str | os.PathLike[str] | None = None,
 ) -> ProbeResult:
-    """Few-shot accuracy of a model's features on `data`; with `neighbours=k` and `linear=True` also those two.
+    """Measure few-shot accuracy on a model's features and, on request, nearest neighbours and a linear probe.
 
-    Training is on train, measuring on test; the strength of the linear probe is chosen on val.
+    Each classifier is fitted on train and measured on test; the L2 penalty of the linear probe is chosen on val.
 
     model: a Classifier, or what `load` takes; its classes need not be those of the data.
     data: opened Splits, a Data, the name or path of a data set, or None for the data that the run was trained on.
+    neighbours: k, for nearest neighbours as well. linear: whether to fit a logistic regression as well.
     cache: a folder in which features are kept, see `extract_features`.
 
-    Raises ValueError when a class has fewer training images than the largest number of shots, when there are fewer
+    Errors: ValueError when a class has fewer training images than the largest number of shots, when there are fewer
     training images than neighbours, when the data has no test images, or when no image of a split is readable.
     """
     classifier = model if isinstance(model, Classifier) else load(model)

@@ -102,7 +102,7 @@ def _multi_label_view(test: Json) -> dict[str, Any]:
     rows = [row for row in test["per_class"] if row["support"]]
     scores = [(name, percent(test[key])) for key, name in RATIOS.items()]
     scores.insert(0, ("threshold", f"{test['threshold']:g}"))
-    scores.append(("exactly its classes", ranged(test["exact_match"], test["n"])))
+    scores.append(("exactly the true classes", ranged(test["exact_match"], test["n"])))
     if tta := test.get("tta"):
         scores.append((f"mAP with test-time augmentation ({', '.join(tta['kinds'])})", percent(tta["map"])))
     return {

@@ -1,1 +1,1 @@
-"""Explanation: which patches contributed to a prediction."""
+"""Explanation: which patches contributed to a prediction, and how far to trust the answer."""

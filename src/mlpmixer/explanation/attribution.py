@@ -182,7 +182,7 @@ class Explanation:
     rival: ClassEvidence | None
     """The likeliest other class; None where there is none and where an image may have several classes."""
     threshold: float | None
-    """The probability from which a class is given where an image may have several; else None."""
+    """Lowest probability at which a class is given, where an image may have several; else None."""
     maps: dict[str, NDArray[np.float32]]
     """Method -> (h, w), logits: positive speaks for the class."""
     rival_maps: dict[str, NDArray[np.float32]]
@@ -192,7 +192,7 @@ class Explanation:
     filled_lead: float
     """The lead over the rival for the same image of `fill`."""
     mixing: "Mixing | None"
-    """On which patches each patch depends, block by block, if asked for."""
+    """The patches on which each patch depends, block by block, if asked for."""
 
     @property
     def lead(self) -> float:
@@ -239,7 +239,7 @@ def explain(
     mixing: bool = False,
     top_k: int = 5,
 ) -> Iterator[Explanation | Failure]:
-    """An Explanation or a Failure for every path, in order.
+    """Explain the image at every path: an Explanation, or a Failure, for each, in order.
 
     classifier: a run or weights, opened by `load`; not an export.
     paths: what `find_images` yields.

@@ -121,7 +121,7 @@ def faithfulness(
     curve_fill: Tensor | None = None,
     report: Report | None = None,
 ) -> Faithfulness:
-    """Deletion and insertion curves of the predicted class on up to `at_most` images, evenly spaced over a set.
+    """Measure deletion and insertion curves of the predicted class on up to `at_most` images, spread evenly over a set.
 
     classifier, fill, methods: as in `explain`.
     seed: of the random order, one for each image.

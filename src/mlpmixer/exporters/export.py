@@ -6,7 +6,7 @@
     export("runs/photos", "bundle", out="photos/")       a folder that needs onnxruntime, numpy and pillow only
     export("runs/photos", "web", out="photos-page/")     a folder with a page that classifies in the browser
 
-A target is a file in `targets` with two functions, `write` and `finish`; the rest is the same for all of them.
+A target is a file in `targets` with two functions, `write` and `finish`; the rest is the same for all targets.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ IMAGES = 1000  # to check on
 
 @dataclass(frozen=True)
 class Target:
-    """A form to export to."""
+    """A format to export to."""
 
     name: str
     """Default name of the file or folder, in a run."""
@@ -116,24 +116,24 @@ def export(
     licence: str = "",
     report: "Report | None" = None,
 ) -> Written:
-    """Write the model to `out` and compare it there with the torch model on real images; on a mismatch nothing is left.
+    """Write the model to `out` and compare it with the torch model on real images; on a mismatch, nothing is left.
 
     model: a run, a weight file, a name of `mlpmixer list weights`, or a Classifier around a torch network on the CPU.
     to: a name of TARGETS. out: a file or folder that does not exist; None: in the run's folder, or in the current one.
     data: the images to check on; None: those the run was trained on.
     batch: images at a time; None: any number, which each call chooses.
-    any_size: let the graph resize and fit images of any size (a batch has one size), and compare that with Pillow.
-    evidence: let the graph output what each patch adds to each logit; a page always does, if the network can.
-    page_runtime: for a page, the folder with onnxruntime-web; None: npm fetches it.
+    any_size: let the graph resize and crop images of any size (one size per batch), and compare that with Pillow.
+    evidence: let the graph output what each patch adds to each logit; a web page always does, if the network can.
+    page_runtime: for a web page, the folder with onnxruntime-web; None: npm fetches it.
     int8: compute matrix products in 8-bit integers, in as many layers as cost at most half a point of top-1 on
         validation images (`exporters.int8`). The float form is checked first; then that rule decides, not the check.
-    top_k: how many of the likeliest classes the graph outputs, at most all.
-    images: how many to check on, at most all.
-    licence: the model's, stored with it; "": what its own file says.
+    top_k: number of likeliest classes that the graph outputs, or all if there are fewer.
+    images: number of images to check on, or all if there are fewer.
+    licence: the model's licence, stored with it; "": what its own file says.
     report: receives the progress of a download.
 
-    Errors: ExportMismatch when the two give different answers or no layer can be int8; ValueError for a model, path,
-    data or number that cannot be used, and for missing packages.
+    Errors: ExportMismatch when export and model give different answers or no layer can be int8; ValueError for a model,
+    path, data or number that cannot be used, and for missing packages.
     """
     target = TARGETS[to]
     if out is not None:

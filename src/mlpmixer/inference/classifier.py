@@ -44,10 +44,10 @@ class Classifier:
     meta: configuration and provenance; None if unknown.
     path: the file of the model; None if there is none.
     runtime: what computes it; None if unknown.
-    sigmoid: whether probabilities are of each class alone, and do not sum to 1.
+    sigmoid: whether each class has a probability of its own, so that they do not sum to 1.
 
-    It can be copied and pickled, for joblib, too: with the weights of a torch network, and with the path of an export,
-    which must then be there unchanged.
+    It can be copied and pickled, also by joblib. A pickle holds the weights of a torch network, but only the path of an
+    export, which must still be there unchanged.
     """
 
     _CHANGEABLE = ("_classes", "preprocess", "sigmoid", "_threshold")  # what is not as it was opened
@@ -105,7 +105,7 @@ class Classifier:
 
     @property
     def transform(self) -> Transform:
-        """What makes of an image the float32 tensor (C,H,W) that `network` takes, for a torch Dataset."""
+        """Callable from an image to the float32 tensor (C,H,W) that `network` takes, for a torch Dataset."""
         return Transform(self.preprocess)
 
     @property
@@ -115,7 +115,7 @@ class Classifier:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The K names, in the order of the model's outputs, which may be set."""
+        """The K names, in the order of the model's outputs; may be set."""
         return self._classes
 
     @classes.setter
@@ -125,8 +125,8 @@ class Classifier:
 
     @property
     def threshold(self) -> float | None:
-        """Probability from which a class counts as present, where an image may have several or none, which
-        may be set; None where an image has one class."""
+        """Lowest probability at which a class counts as present, where an image may have several or none; may be
+        set. None where an image has one class."""
         return self._threshold
 
     @threshold.setter
@@ -160,8 +160,8 @@ class Classifier:
         return self._run(self._pre_logits, images)
 
     def probabilities_and_features(self, images: Pixels) -> tuple[Floats, Floats]:
-        """Both `probabilities` (B,K) and `features` (B,D) of the same images, in one pass but for a network of your
-        own."""
+        """Both `probabilities` (B,K) and `features` (B,D) of the same images, in one pass (two for a network of your
+        own)."""
         self._require_head()
         logits, features = self._run_all(self._both, images)
         return self._to_probabilities(self._named(logits)), features
@@ -169,7 +169,7 @@ class Classifier:
     def predict(
         self, images: "ImageLike | Iterable[ImageLike]", top_k: int = 5, *, allow_urls: bool = False
     ) -> list[Prediction]:
-        """The `top_k` likeliest classes of each image, in order; one image gives a list of one.
+        """Predict the `top_k` likeliest classes of each image, in order; one image gives a list of one.
 
         images: one of these, or a list of them:
             a path; a folder, which is searched recursively; a pattern such as "photos/*.jpg" (`files.find_images`);
@@ -228,10 +228,10 @@ class Classifier:
         licence: as the Hub writes it (apache-2.0, mit, ...); without one the card says that none is stated.
         private: who may see a repository that this call makes.
 
-        The weights are those of `network` as it is now, with what may be set here, `classes` and `threshold`. If all
-        are those of its run, the card says what was measured.
+        The weights are those of `network` as it is now, with the `classes` and `threshold` set here. If all are as in
+        its run, the card says what was measured.
 
-        Gives the repository's address, or the folder. Errors: ValueError for an export, a folder that holds something
+        Returns the repository's address, or the folder. Errors: ValueError for an export, a folder that holds something
         already, and when the Hub refuses or cannot be reached; OSError when nothing can be written.
         """
         from mlpmixer.weights.hub import push_network

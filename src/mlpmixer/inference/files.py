@@ -193,7 +193,7 @@ def predict_files(
     memory: its name and the image, in any form that `Classifier.predict` takes for one image.
     top_k: number of classes of each prediction.
     batch_size: images computed at a time.
-    features: whether the predictions carry them, too.
+    features: whether the predictions also carry the features.
     allow_urls: whether paths may be addresses, http:// or https://, which are fetched (`download.read_image`).
     """
 

@@ -42,13 +42,13 @@ def load(
     path: a run, a weight file, hf:owner/name, a name of `mlpmixer list weights`, or an export (an .onnx, .xml or .pt2
         file or a bundle), which runs on the CPU at its own size and, but for .pt2, without torch.
     device: auto, cpu, cuda, cuda:1, mps.
-    engine: what computes it. Of an export, see `exported.open_export`. Of a run: torch, the default; compiled, for a
-        plain Mixer on the CPU in float32, which needs no torch and starts sooner, and has no `network`; or auto:
-        compiled where that can be, and else torch.
+    engine: what computes it. For an export, see `exported.open_export`. For a run: torch, the default; compiled, for a
+        plain Mixer on the CPU in float32, which needs no torch and starts sooner, but has no `network`; or auto:
+        compiled where possible, else torch.
     precision: bfloat16 is faster where the device has it, with about three digits (in torch: autocast).
-    streams: calls from several threads that compute at the same time, on the CPU: more images/s, and each call takes
-        longer. More than one let torch use no more than `threads` in the whole process.
-    threads: of each stream, on the CPU; 0: the engine's default, or an equal share of the cores for several streams.
+    streams: number of calls, from several threads, that compute at the same time on the CPU: more images/s, but each
+        call takes longer. With more than one, torch uses no more than `threads` in the whole process.
+    threads: CPU threads of each stream; 0: the engine's default, or an equal share of the cores for several streams.
     image_size, patch_size (pixels), in_channels: other sizes, without further training. `adapt.adapt` says what each
         costs in accuracy, and what `resize` (the method) and `magnified` are. The preprocessing follows.
     report: receives the progress of a download, and {"kind": "note", "note": ...}.

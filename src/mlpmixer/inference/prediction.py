@@ -1,4 +1,4 @@
-"""What becomes of an image: a prediction, or why it could not be read."""
+"""The result for one image: a prediction, or why it could not be read."""
 
 from dataclasses import dataclass, field
 
@@ -23,12 +23,12 @@ class Prediction:
     features: Floats | None = field(default=None, compare=False, repr=False)
     """pre_logits (D,), if they were asked for."""
     threshold: float | None = None
-    """Probability from which a class counts as present, where an image may have several or none: all these are in
-    `top`. None where an image has one class."""
+    """Lowest probability at which a class counts as present, where an image may have several or none; `top` has all
+    that reach it. None where an image has one class."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The predicted classes, likeliest first: one, or all from the threshold on, perhaps none."""
+        """The predicted classes, likeliest first: one, or all at or above the threshold, perhaps none."""
         if self.threshold is None:
             return (self.label,)
         return tuple(label for label, p in self.top if p >= self.threshold)

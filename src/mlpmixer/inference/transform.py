@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Transform:
-    """A callable that makes of one image, in any form that `Classifier.predict` takes, a float32 tensor (C,H,W).
+    """A callable from one image, in any form that `Classifier.predict` takes, to a float32 tensor (C,H,W).
 
-    The same bits that `predict` gives to the network: resized, cut and normalised as the model's file says. It can be
-    pickled, so a `DataLoader` may run it in its workers. Errors: ValueError when the image cannot be read.
+    It gives the same bits that `predict` passes to the network: resized, cropped and normalised as the model's file
+    says. It can be pickled, so a `DataLoader` may run it in its workers. Errors: ValueError when the image cannot be
+    read.
     """
 
     preprocess: Preprocess

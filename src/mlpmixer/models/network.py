@@ -72,9 +72,9 @@ class Network(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh head of `num_classes` outputs in the place of the old one, as a new network starts; 0: none.
+        """Replace the head with a fresh one of `num_classes` outputs, initialised as in a new network; 0: none.
 
-        global_pool: as timm has it; the pooling stays as it is, "avg", of a ViT "token".
+        global_pool: for timm's signature; the pooling cannot change: "avg", or "token" for a ViT.
 
         Errors: ValueError for a number below 0, and for another pooling.
         """
@@ -121,10 +121,10 @@ class Network(nn.Module):
         preprocess: "Preprocess | None" = None,
         licence: str = "",
     ) -> str:
-        """Write the network to a new folder, as `mlpmixer push` does: weights, description and card; gives the folder.
+        """Write the network to a new folder, as `mlpmixer push` does: weights, description, card; returns the folder.
 
-        classes: a name for each output; else those that came with the weights, or of a fresh head "class 0", ...
-        preprocess: what came with the weights, of a fresh network that of a run: crop, -1..1.
+        classes: a name for each output; default: those that came with the weights, or "class 0", ... for a fresh head.
+        preprocess: default: what came with the weights; for a fresh network, that of a run: crop, -1..1.
         licence: as the Hub writes it (apache-2.0, mit, ...).
 
         Errors: ValueError for a folder that holds something, for other than K classes, and for a network that could not
@@ -141,7 +141,7 @@ class Network(nn.Module):
         licence: str = "",
         private: bool = False,
     ) -> str:
-        """Publish the network as owner/name on the Hugging Face Hub: what `save_pretrained` writes; gives its address.
+        """Publish what `save_pretrained` writes as owner/name on the Hugging Face Hub; returns its address.
 
         private: who may see a repository that this call creates.
 

@@ -29,7 +29,7 @@ class MultiLabelPrediction(Answer):
     """Prediction for one image that may have several classes, or none."""
 
     image: str = Field(description="file name, or images[i]")
-    labels: list[str] = Field(description="the classes from the threshold on, likeliest first; perhaps none")
+    labels: list[str] = Field(description="the classes at or above the threshold, likeliest first; perhaps none")
     threshold: float
     top: list[ClassProbability] = Field(description="these and the most likely others, at least `top_k`")
 
@@ -95,7 +95,7 @@ class ModelInfo(Answer):
     image_size: list[int] = Field(description="height and width in pixels", min_length=2, max_length=2)
     in_channels: int
     threshold: float | None = Field(
-        description="probability from which a class counts as present in an image that may have several; else null"
+        description="lowest probability at which a class counts as present, if an image may have several; else null"
     )
     fit: str = Field(description="how images of another aspect ratio are resized")
     features: bool

@@ -93,13 +93,12 @@ def cross_validate(
 ) -> RunResult:
     """Train a network for each of `folds` parts of the training images, on all the others, and score it on that part.
 
-    The parts are stratified by class, and files of the same content are in the same part. Each fold is a run of its
-    own, `out`/fold-1 and so on, whose test images are the part: what chooses a step (`run.patience`) are other images,
-    the data's own validation split or what `data.val_fraction` cuts off the rest. The data's own test images are left
-    alone.
+    The parts are stratified by class, and files with the same content are in the same part. Each fold is a run of its
+    own, `out`/fold-1 and so on, whose test images are the part. A step is chosen (`run.patience`) on other images: the
+    data's own validation split, or what `data.val_fraction` cuts off the rest. The data's own test images are not used.
 
-    folds: default: `recipe.data.folds`. out, report: as in `train`. resume: go on with the cross-validation in `out`,
-        exactly; finished folds are kept.
+    folds: default: `recipe.data.folds`. out, report: as in `train`.
+    resume: continue the cross-validation in `out` exactly; finished folds are kept.
 
     Returns the folder, and what is in its folds.json under "summary": mean, deviation (n - 1) and range of top-1 over
     the folds, the metrics of all out-of-fold predictions together, and the most suspicious labels. The folder also has

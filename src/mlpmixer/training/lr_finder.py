@@ -65,8 +65,11 @@ def find_lr(
 
     Batches (measured as in `train` for `run.batch_size=auto`), augmentation, optimizer, clipping and distillation are
     the recipe's. Its schedule, `head_steps` and averages are not used, and with `run.progressive` images have their
-    first size. The sweep ends early when the loss diverges. teacher: as in `train`. report: receives {"kind":
-    "progress", "what": "step", "done", "of", "now": texts}, and before that the progress of downloads.
+    first size. The sweep ends early when the loss diverges.
+
+    teacher: as in `train`.
+    report: receives {"kind": "progress", "what": "step", "done", "of", "now": texts}, and before that the progress of
+        downloads.
 
     Errors: ValueError as in `train`, for an invalid range, and when the loss is not finite within the first ten steps.
     """

@@ -74,22 +74,22 @@ def train(
     out: default runs/<recipe name>, or the first free number after it.
     resume: continue from the last checkpoint in `out` (bit-identical to an undisturbed run on the same machine), or
         start if there is none. A resumed run needs its directory and the data, not the weights that it started from.
-    report: receives {"kind": "start" | "step" | "eval" | "save" | "end", ...} as they happen, and before them {"kind":
+    report: receives {"kind": "start" | "step" | "eval" | "save" | "end", ...} as they happen, before them {"kind":
         "fetch", ...} while the weights to start from are downloaded (`download.fetch`), and {"kind": "note", "note"}
         for what a resumed run found damaged or missing, and what was done about it.
     teacher: a classifier to learn from as `recipe.distill` says: a function of augmented images, float32 (B,C,H,W) in
         0..255 on the device of the run, to logits (B,K) in the order of the data's classes. It is not stored with the
         run: give it again to resume.
-    network: another network than a Mixer: a function (or a dataclass that can be called) of the MixerConfig, whose
-        sizes of input and output it takes, to a module of images (B,C,H,W) -> logits (B,K). Give it again to resume,
-        and to `load`. What only a Mixer has (kernels, Muon, locality, sizes that grow, trained weights, rates by layer)
-        is refused.
+    network: builds a network of your own: a function (or a dataclass that can be called) of `recipe.model`, whose sizes
+        of input and output it takes, to a module of images (B,C,H,W) -> logits (B,K). Give it again to resume, and to
+        `load`. It starts from fresh weights; options that need more of a network (Muon, rates by layer, ...) are
+        refused unless the module has the methods of `architecture.CAPABILITIES`.
     group: this process among several that train the run together, each of which calls this within
         `distributed.connected`. The batches are the same for any number of them, and a run may be resumed with another
         number. All of them must see `out`; rank 0 writes and reports. The others return without a summary, before the
         final evaluation.
-    stop_after_s: stop then as on Ctrl-C; what comes after the last step (scoring val and test) is not cut short.
-    image_cache: an `inputs.ImageCache` for several runs on the same data one after the other: images are decoded once.
+    stop_after_s: stop after this time as on Ctrl-C; what follows the last step (scoring val and test) is not cut short.
+    image_cache: an `inputs.ImageCache` shared by successive runs on the same data, so that images are decoded once.
 
     Errors: ValueError for data, recipe or directory that do not fit; Diverged when the loss is not finite; Interrupted
     on Ctrl-C, SIGTERM or when the time is over, after saving; OSError when nothing can be written (the last checkpoint

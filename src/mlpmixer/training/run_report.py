@@ -102,7 +102,7 @@ def _chosen(summary: Json) -> str:
     if not summary.get("best_step"):
         return ""
     why = "the best on validation" if summary.get("kept") == "best" else "the last one"
-    return f" · dotted line: step {summary['best_step']:,}, {why}, whose weights the model has"
+    return f" · dotted line: step {summary['best_step']:,}, {why}, which gave the model its weights"
 
 
 def _duration(seconds: float) -> str:

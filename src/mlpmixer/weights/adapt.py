@@ -26,7 +26,7 @@ def adapt(
     method: Method = "bicubic",
     magnified: bool = False,
 ) -> Any:
-    """A new network made from the weights of `model`, which stays as it is. What is not named is kept.
+    """Make a new network from the weights of `model`, which is not changed. Sizes that are not given stay the same.
 
     num_classes: another number gets a fresh head, as `Network.reset_classifier` makes it; 0: no head.
     image_size, patch_size (pixels), in_channels, method, magnified: see `models.mixer_resize.resize`.

@@ -1,4 +1,4 @@
-"""Any weights to a file of this package, of timm's names, or of an official form."""
+"""Convert any weights to a file of this package, of timm's names, or of an official format."""
 
 import os
 from pathlib import Path
@@ -22,10 +22,10 @@ def convert(
     precision: Precision = "float32",
     report: "Report | None" = None,
 ) -> list[str]:
-    """Write the model behind `name` (see `load_weights`) to the file `out`; returns what that form cannot say.
+    """Write the model behind `name` (see `load_weights`) to the file `out`; returns what that format cannot hold.
 
-    out: .safetensors is ours, with `timm` or `official` the names of theirs; .npz is a Mixer's official form.
-    precision: float16 is half as large, in our form only; see `model_file.save_model`.
+    out: .safetensors is our format, or theirs with `timm` or `official`; .npz is the official format of Mixers.
+    precision: float16 is half as large, in our format only; see `model_file.save_model`.
     report: receives the progress of a download.
 
     Errors: ValueError for another suffix and an unreadable model, OSError when `out` cannot be written.

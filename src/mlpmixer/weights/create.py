@@ -44,12 +44,12 @@ def create_model(
         a config. A name of timm's ("mixer_s16_224") is the network that timm computes, with the erf form of GELU, so
         that timm's weights give timm's logits; ours have the official code's tanh form, but for the small sizes.
     pretrained: take the published weights of that name: the first in `mlpmixer list weights`, which for timm's names
-        are timm's; with another tag, "mixer_b16_224.miil_in21k", those. Another num_classes gets a fresh head.
+        are timm's; a tag, as in "mixer_b16_224.miil_in21k", selects others. Another num_classes gets a fresh head.
     weights: whatever `load_weights` takes. Patch size and widths must be those of `model`; image size, channels,
         classes, and whether convolutions are folded, are the file's.
     head: keep the file's; reset it to a fresh one of num_classes outputs; drop it, so that the output is pre_logits.
-    fields: of the config, replaced: num_classes=10, image_size=64, or in timm's spelling (in_chans, img_size), see
-        `architecture.configured`. With weights `adapt.adapt_to` brings them about.
+    fields: fields of the config to replace: num_classes=10, image_size=64, also in timm's spelling (in_chans,
+        img_size), see `architecture.configured`. With weights, `adapt.adapt_to` adapts them.
     report: receives the progress of a download.
 
     Errors: ValueError for unknown names and fields, sizes that do not fit together, weights of another architecture,

@@ -48,10 +48,10 @@ def push(
     private: who may see a repository that this call creates on the Hub; an existing one stays as it is and gets a new
     commit.
 
-    Gives the folder, or the repository's address.
+    Returns the folder, or the repository's address.
 
-    Errors: ValueError when `run` holds no model, when the folder holds something
-    already, and when the Hub refuses or cannot be reached; OSError when nothing can be written.
+    Errors: ValueError when `run` holds no model, when the folder is not empty, and when the Hub refuses or cannot be
+    reached; OSError when nothing can be written.
     """
     run, place = Path(run), os.fspath(target)
     if str(run) in OWN and not run.exists():

@@ -53,15 +53,14 @@ class ModelMeta(Config):
     classes: tuple[str, ...]
     preprocess: Preprocess
     network: str = ""
-    """What built it, where that is a function of one's own; `config` then says no more than the sizes of input and
-    output."""
+    """Name of the user's function that built it, if one did; `config` then only has the sizes of input and output."""
     data: Data | None = None
-    """What it was trained on; None where nobody said, as in old files and those of other code."""
+    """What it was trained on; None where that is not stored, as in old files and those of other code."""
     splits: SplitRecord | None = None
     """Which images it was trained, validated and tested on; None where the file does not say."""
     threshold: float | None = None
-    """Probability from which a class counts as present, where an image may have several or none; None where it has
-    one."""
+    """Lowest probability at which a class counts as present, where an image may have several or none; None where it
+    has one."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where it comes from: recipe, data, metrics, version, date, loss."""
 

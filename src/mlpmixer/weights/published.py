@@ -34,12 +34,12 @@ class Weights:
     preprocess: Preprocessing
     """Name of the evaluation preprocessing that belongs to the weights."""
     top1: float | None
-    """ImageNet-1k top-1 on the validation images, a fraction, as reported by `source`; None where nobody was seen to
-    report one."""
+    """ImageNet-1k top-1 on the validation images, a fraction, as reported by `source`; None where no report was
+    found."""
     source: str
     """Who reports the accuracy, and what is worth knowing."""
     licence: str
-    """Under which licence, and who says so."""
+    """The licence, and who states it."""
 
     @property
     def num_classes(self) -> int:
@@ -201,8 +201,8 @@ def list_models(
 ) -> list[str]:
     """Names for `create_model`, ours and timm's, as `mlpmixer list models` has them.
 
-    filter: a pattern such as `*16*` or `mixer*`, or several; case makes no difference. "": all.
-    pretrained: names of published weights instead, by their own name or that of their architecture.
+    filter: a pattern such as `*16*` or `mixer*`, or several; case is ignored. "": all.
+    pretrained: list published weights instead, matched by their own name or that of their architecture.
     exclude_filters: patterns of names to leave out.
     """
     names = list(WEIGHTS if pretrained else MODELS)
@@ -267,5 +267,5 @@ def wordnet_ids(classes: Literal["imagenet1k", "imagenet21k"]) -> tuple[str, ...
 
 
 def numbered(num_classes: int) -> tuple[str, ...]:
-    """The names of classes whose names nobody tells: "class 0", "class 1", ..."""
+    """Numbers as names, for classes whose names are unknown: "class 0", "class 1", ..."""
     return tuple(f"class {i}" for i in range(num_classes))

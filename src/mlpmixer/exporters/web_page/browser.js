@@ -82,7 +82,7 @@ function requireTrueCanvas() {  // against fingerprinting, some browsers change 
   canvas.width = canvas.height = 32;
   paint.putImageData(new ImageData(wanted, 32, 32), 0, 0);
   if (paint.getImageData(0, 0, 32, 32).data.some((v, i) => v !== wanted[i]))
-    throw new Error("This browser changes the pixels that a page reads (fingerprinting protection), so answers would be wrong. Allow this page to read canvas data.");
+    throw new Error("This browser changes the pixels that a page reads (fingerprinting protection), so the answers would be wrong. Allow this page to read canvas data.");
 }
 
 function png(pixels) {  // -> a data: address
