@@ -340,7 +340,7 @@ def test_letters_of_any_script_are_encoded(serve: Serve, tmp_path: Path) -> None
 
 def test_a_file_larger_than_the_disk_is_refused_unread(serve: Serve, tmp_path: Path) -> None:
     server = serve(f"claims +{10**17}")
-    with pytest.raises(ValueError, match=r"100,000,000,000,102,400 bytes are to come, and the disk of .* free"):
+    with pytest.raises(ValueError, match=r"100,000,000,000,102,400 bytes are still to come, but the disk of .* free"):
         fetch(server.url, cache_dir=tmp_path, retry=QUICK)
     assert not [p for p in tmp_path.rglob("*") if p.suffix == ".part"]
 

@@ -394,7 +394,7 @@ def _receive(url: str, part: Path, version: Path, num_bytes: int, report: Report
         connection.size = connection.size or num_bytes
         left, free = connection.size - connection.position, shutil.disk_usage(part.parent).free
         if left > free:
-            raise FetchError(f"{left:,} bytes are to come, and the disk of {part.parent} has {free:,} free")
+            raise FetchError(f"{left:,} bytes are still to come, but the disk of {part.parent} has {free:,} free")
         event = {"kind": "fetch", "url": url, "total_bytes": connection.size}
         with open(part, "ab" if connection.position else "wb") as f:
             if not connection.position:

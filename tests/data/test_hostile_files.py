@@ -75,7 +75,7 @@ def pickles() -> Iterator[tuple[str, bytes, str]]:
     )
     for way, double in ("DUP", b"2\x86"), ("the memo", b"q\x00h\x00\x86"):
         yield f"a key of 2^40 values by {way}", b"})" + double * 40 + b"Ns.", "the same tuples again and again"
-    yield "a key deeper than the C stack", b"})" + b"\x85" * 10**6 + b"Ns.", "more than 100 tuples in each other"
+    yield "a key deeper than the C stack", b"})" + b"\x85" * 10**6 + b"Ns.", "more than 100 tuples nested in each other"
     ndarray, lists = b"cnumpy\nndarray\n", b"]" + b"q\x000](h\x00h\x00e" * 40
     yield "an array of lists by reference", ndarray + lists + b"\x85R.", "it holds arrays of list"
     yield "a module of a million letters", b"c" + b"o" * 10**6 + b"\nsystem\n.", "it asks for 'ooo"
@@ -267,7 +267,7 @@ def test_listing_of_a_folder_names_what_lies_below_it(name: str, listed: Callabl
 @pytest.mark.parametrize("name", ["../outside.tar", "OUTSIDE", "link.tar", "up/outside.tar", "/etc/passwd"])
 def test_listing_of_a_folder_names_nothing_elsewhere(name: str, listed: Callable[..., Path], tmp_path: Path) -> None:
     name = str(tmp_path / "outside.tar") if name == "OUTSIDE" else name
-    refused(lambda: opened(listed(name)), r"_info\.json lists .*; expected files in its folder or below it alone")
+    refused(lambda: opened(listed(name)), r"_info\.json lists .*; expected only files in its folder or below it")
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_listing_of_a_server_names_nothing_elsewhere(name: str, server: Server, 
     name = name.replace("HERE", server.address)
     info = {"splits": {"train": {"filenames": [name], "shard_lengths": [4]}}}
     server.pages["/data/_info.json"] = (200, {}, json.dumps(info).encode())
-    with pytest.raises(ShardError, match=r"_info\.json lists .*; expected files below http.*/data/ alone"):
+    with pytest.raises(ShardError, match=r"_info\.json lists .*; expected only files below http.*/data/"):
         open_streamed(Data(name=f"{server.address}/data"), cache_dir=tmp_path, retry=QUICK)
 
 

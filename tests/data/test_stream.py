@@ -615,7 +615,7 @@ def test_lasting_failure_names_the_shard(fault: str, message: str, tmp_path: Pat
 def test_server_without_range_requests(tmp_path: Path, serve: Serve) -> None:
     server = serve(write(tmp_path / "shards", "parquet"))
     server.plan = {f"train-{k:05}-of-00011.parquet": ["no range"] * 99 for k in range(11)}
-    with pytest.raises(ShardError, match="knows no Range requests"):
+    with pytest.raises(ShardError, match="does not support Range requests"):
         drawn(opened(server.url), Run(batch_size=20), 1, 5)
 
 

@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_said(photos: Path) -> None:
         (b"0.png,cat\n1.png,caf\xe9\n", r"is not text in UTF-8 \(byte 19\): save it as CSV, in UTF-8"),
         (b"0.png,cat\n1.png," + b"x" * 200_000, "is not a table: field larger than field limit"),
         (b"0.png,c\x00t\n1.png,dog", "expected a name that can be printed in one line"),
-        (b"file,label\n0.png,\n1.png,", "lists no image that is there and has one class"),
+        (b"file,label\n0.png,\n1.png,", "lists no existing image that has exactly one class"),
         (b"0.png,cat\n1.png,cat", "only one class with images"),
     ],
 )

@@ -130,7 +130,7 @@ def test_what_needs_one_class_is_refused(
 
 
 def test_a_model_of_one_class_refuses_images_of_several(digits_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="this model gives an image one class, and these images have several or none"):
+    with pytest.raises(ValueError, match="this model gives an image one class, but these images have several or none"):
         evaluate(digits_run, str(write_squares(tmp_path, 9)))
 
 
@@ -144,5 +144,5 @@ def test_half_precision_is_compared_by_average_precision(
     squares_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["convert", str(squares_run), str(tmp_path / "x.safetensors"), "--precision", "float16"]) == 0
-    assert "not trained on mAP is" in capsys.readouterr().err
+    assert "not trained on, mAP is" in capsys.readouterr().err
     assert load(tmp_path / "x.safetensors").threshold == load(squares_run).threshold

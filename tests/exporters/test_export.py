@@ -219,7 +219,7 @@ def test_models_that_cannot_be_exported(tmp_path: Path, bundle: Path) -> None:
         ValueError, match="does not support fit='bv_resmall_crop', only crop, pad, squash: export to onnx"
     ):
         export(classifier_of(GREY, fit="bv_resmall_crop"), "bundle", out=tmp_path / "a", data="digits")
-    with pytest.raises(ValueError, match="not in a file, beside which an export lies"):
+    with pytest.raises(ValueError, match="written beside the model's file, and this model has none"):
         export(classifier_of(GREY), data="digits")
 
 

@@ -52,7 +52,7 @@ def test_sigmoid_with_one_class_an_image_stays_what_it_is(tmp_path: Path, square
     ("change", "message"),
     [
         ({"optim": {"loss": "softmax"}}, "optim.loss=softmax makes the classes exclude each other"),
-        ({"data": {"class_weights": "balanced"}}, "weighs an image by its class"),
+        ({"data": {"class_weights": "balanced"}}, "weights each image by its class"),
         ({"distill": Distill(teacher="x.npy")}, "distill.teacher is for images of one class each"),
     ],
 )
@@ -102,7 +102,7 @@ def test_splits_without_any_class_are_refused_before_the_training(
     lines = [f"{row.split(',')[0]},{'' if of == split else row.split(',')[1]},{of}" for row, of in named]
     table.write_text("\n".join([f"{title},split", *lines]))
     recipe = variant(read_recipe(squares_run), data=Data(name=str(table)), run={"steps": 2})
-    with pytest.raises(ValueError, match=f"images of the {split} split has a class, and mean average precision needs"):
+    with pytest.raises(ValueError, match=f"images of the {split} split has a class, but mean average precision needs"):
         train(recipe, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     if split == "test":

@@ -88,7 +88,7 @@ def test_another_size_is_reached_through_transfer() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_classes": 3}, "has a head of 10 classes, asked for 3: say head='reset'"),
+        ({"num_classes": 3}, "has a head of 10 classes, asked for 3: use head='reset'"),
         ({"head": "drop", "num_classes": 3}, "leave num_classes=3 out"),
         ({"head": "forget"}, "head='forget' is not one of keep, reset, drop; did you mean reset"),
         ({"hidden_dim": 64}, "hidden_dim 48 instead of 64"),

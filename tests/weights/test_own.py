@@ -306,7 +306,7 @@ def test_wrong_name_suggests_it(folder: Path, run: RunLine) -> None:
         assert code == 2 and f"did you mean {NAME}" in err, words
     with pytest.raises(ValueError, match=f"did you mean {NAME}"):
         mlpmixer.create_model("standin")
-    assert f"say --init {NAME}" in run("train", "digits", "--model", NAME)[2]
+    assert f"--init {NAME}" in run("train", "digits", "--model", NAME)[2]
 
 
 def test_folder_of_that_name_comes_first(

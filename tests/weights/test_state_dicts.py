@@ -357,7 +357,7 @@ def test_the_fifth_pickle_of_an_old_file_is_searched(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "says"),
-    [(b")" + b"q\x00h\x00\x86" * 40, "same tuples again"), (b")" + b"\x85" * 10**6, "100 tuples in each other")],
+    [(b")" + b"q\x00h\x00\x86" * 40, "same tuples again"), (b")" + b"\x85" * 10**6, "100 tuples nested in each other")],
 )
 def test_a_key_that_would_be_hashed_for_ever_is_refused(tmp_path: Path, key: bytes, says: str) -> None:
     with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:

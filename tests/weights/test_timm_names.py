@@ -206,7 +206,7 @@ def test_timms_default_tag_is_the_default() -> None:
         ("vip-s/7", r"^no weights of vip-s/7 are known by name; [^;]*$"),  # its authors publish some
         ("mixer_b16_224.goog_in1k", r"no weights named 'mixer_b16_224.goog_in1k' are published; did you mean mixer_b1"),
         ("mixer_b61_224", "no model named 'mixer_b61_224'; did you mean mixer_b16_224"),
-        (MODELS["S/16"], "takes the weights of a name; with a config say weights=FILE"),
+        (MODELS["S/16"], "takes the weights of a name; with a config, give weights=FILE"),
     ],
 )
 def test_where_no_weights_are_published_it_says_so(name: Any, says: str) -> None:

@@ -78,7 +78,7 @@ def operations(pickled: IO[bytes] | bytes) -> Iterator[tuple[OpcodeInfo, Any, in
                 made = 1 + sum(values for values, _ in taken), 1 + max((depth for _, depth in taken), default=0)
             stack += [markobject if kind is markobject else made for kind in operation.stack_after]
             if made[1] > MAX_TUPLE_DEPTH:
-                raise pickle.UnpicklingError(f"it holds more than {MAX_TUPLE_DEPTH} tuples in each other")
+                raise pickle.UnpicklingError(f"it holds more than {MAX_TUPLE_DEPTH} tuples nested in each other")
         if again > MAX_VALUES_AGAIN:
             raise pickle.UnpicklingError("it refers to the same tuples again and again")
         yield operation, argument, place or 0

@@ -94,7 +94,7 @@ def _leave_out_fold(sets: dict[str, ImageSet], data: Data, notes: list[str]) -> 
         )
     whole, found = sets[TRAIN], sets.get(TEST)
     if whole.multi_label:
-        raise ValueError(f"data.folds={data.folds} needs one class for each image, and these have several or none")
+        raise ValueError(f"data.folds={data.folds} needs one class for each image, but these have several or none")
     fold = fold_of_each(whole, data.folds, data.split_seed, data.workers)
     sets[TRAIN] = whole.subset(np.flatnonzero(fold != data.fold))
     sets[TEST] = whole.subset(np.flatnonzero(fold == data.fold))

@@ -118,7 +118,7 @@ def evaluate(
         single = {"temperature": validation is not None, "ReaL labels": real is not None}
         if named := [name for name, is_given in single.items() if is_given]:
             raise ValueError(
-                f"{named[0]}: this is for models of one class per image, and here an image may have several"
+                f"{named[0]}: this is for models of one class per image, but here an image may have several"
             )
         several = _multi_label(classifier, images, to_model, classifier.threshold, views, tta, batch_size, report)
         return dataclasses.replace(several, scored=scored, trained_on=None if trained is None else int(trained.sum()))
@@ -196,7 +196,7 @@ def choose_threshold(classifier: Classifier, images: ImageSet, batch_size: int =
 def require_one_class(images: ImageSet, what: str = "this model gives an image one class") -> None:
     """ValueError for images that have several classes or none."""
     if images.multi_label:
-        raise ValueError(f"{what}, and these images have several or none (--data.multi-label)")
+        raise ValueError(f"{what}, but these images have several or none (--data.multi-label)")
 
 
 def _fit_temperature(classifier: Classifier, validation: ImageSet, batch_size: int) -> tuple[float, int]:

@@ -64,7 +64,7 @@ def unseen(classifier: Classifier, data: Data, images: ImageSet) -> ImageSet:
 def without(images: ImageSet, trained: NDArray[np.bool_], name: str) -> ImageSet:
     """The images of the data `name` that are not marked in `trained` (N,). ValueError when all are."""
     if trained.all():
-        raise ValueError(f"all {len(images):,} of these images of {name} were trained on: there is none to judge with")
+        raise ValueError(f"the model was trained on all {len(images):,} of these images of {name}: none can judge it")
     return images.subset(np.flatnonzero(~trained))
 
 

@@ -222,7 +222,9 @@ def _require_run(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
 def _free_path(out: str | os.PathLike[str] | None, classifier: Classifier, target: Target) -> Path:
     if out is None:
         if classifier.path is None:
-            raise ValueError("where to? This model is not in a file, beside which an export lies: name a path (out)")
+            raise ValueError(
+                "where to? An export is written beside the model's file, and this model has none: name a path (out)"
+            )
         in_run = classifier.path.with_name("recipe.json").is_file()
         out = classifier.path.with_name(target.name) if in_run else Path(target.name)
     return require_free(Path(out), target)

@@ -53,10 +53,10 @@ def _reopen(file: Path, before: tuple[int, int] | None, streams: int, threads: i
 def require_suitable(device: str, precision: str, *, resized: bool, own: bool) -> None:
     """Unsuitable where a run is asked for in a way that only torch computes."""
     if device not in ("auto", "cpu"):
-        raise Unsuitable(f"the compiled kernels are for the CPU, and device={device} is asked for")
+        raise Unsuitable(f"the compiled kernels run on the CPU, but device={device} was asked for")
     if device == "auto" and has_gpu():
         raise Unsuitable("there is a GPU, which device=auto prefers")
     if precision != "float32":
-        raise Unsuitable(f"the compiled kernels compute in float32, and {precision} is asked for")
+        raise Unsuitable(f"the compiled kernels compute in float32, but {precision} was asked for")
     if resized or own:
         raise Unsuitable("another size, and a network of your own, need torch")

@@ -55,7 +55,7 @@ def require_unchanged(file: Path, before: tuple[int, int] | None) -> None:
     """ValueError when the file is not as it was."""
     if (now := stamp(file)) is None or now != before:
         raise ValueError(
-            f"{file} {'is not there' if now is None else 'has changed'}: a copy of what was loaded without torch opens "
+            f"{file} {'is not there' if now is None else 'has changed'}: a copy of a model loaded without torch opens "
             f"its file again, and needs it as it was; load it anew with mlpmixer.load"
         )
 

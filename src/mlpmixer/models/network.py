@@ -110,7 +110,7 @@ class Network(nn.Module):
         found = from_pretrained(name, **fields)
         if not isinstance(found, cls):
             kind = type(found).__name__
-            raise ValueError(f"{os.fspath(name)} is a {kind}, not a {cls.__name__}: say {kind}.from_pretrained")
+            raise ValueError(f"{os.fspath(name)} is a {kind}, not a {cls.__name__}: use {kind}.from_pretrained")
         return found
 
     def save_pretrained(

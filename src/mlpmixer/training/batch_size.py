@@ -102,7 +102,7 @@ def measured_batch_size(training_step: TrainingStep, start: Start | None) -> tup
     whole = variant(recipe, optim={"head_steps": 0}, run={"batch_size": recipe.run.images_per_step // group.size})
     room = free_bytes(device)
     if any(group.any(room is None)):
-        raise ValueError("run.batch_size=auto needs the size of the free memory, which this system does not tell")
+        raise ValueError("run.batch_size=auto needs the size of the free memory, which this system does not report")
     rooms = group.gather(float(room or 0))
     trial = TrainingStep(
         whole, stores, device, training_step.dtype, start, training_step.teacher, ProcessGroup(), start is None

@@ -206,4 +206,4 @@ def _session(store: Store, group: ProcessGroup, timeout_s: float) -> str:
         if store.check([f"{session}/all"]) and own in store.get(f"{session}/all").decode().split():
             return session
         time.sleep(0.05)
-    raise dist.DistStoreError("timed out: the processes have not all been started")
+    raise dist.DistStoreError("timed out: not all processes have been started")

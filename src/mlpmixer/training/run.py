@@ -198,12 +198,12 @@ def loss_for(recipe: Recipe, multi_label: bool) -> str:
     """The loss of a recipe, with `auto` decided. ValueError for what images of several classes or none rule out."""
     if multi_label and recipe.optim.loss == "softmax":
         raise ValueError(
-            "optim.loss=softmax makes the classes exclude each other, and these images have several or none: leave it "
+            "optim.loss=softmax makes the classes exclude each other, but these images have several or none: leave it "
             "out, or give each image one class (--data.multi-label no takes a cell of the table for one)"
         )
     if multi_label and recipe.distill.teacher:
         raise ValueError(
-            "distill.teacher is for images of one class each, and these have several or none: leave it out"
+            "distill.teacher is for images of one class each, but these have several or none: leave it out"
         )
     if recipe.optim.loss != "auto":
         return recipe.optim.loss
@@ -214,7 +214,7 @@ def _require_a_class(split: str, images: ImageSet) -> None:
     """ValueError when images may have several classes or none, and all of a split have none: nothing can be ranked."""
     if images.multi_label and not images.labels.any():
         raise ValueError(
-            f"none of the {len(images):,} images of the {split} split has a class, and mean average precision needs "
+            f"none of the {len(images):,} images of the {split} split has a class, but mean average precision needs "
             f"some: give it images that have{', or train with --no-test' if split == 'test' else ''}"
         )
 
@@ -240,7 +240,7 @@ def num_steps(recipe: Recipe, train_images: int) -> int:
     steps = recipe.run.steps or max(round(recipe.run.epochs * per_epoch), 1)
     if steps > MOST["steps"]:
         raise ValueError(
-            f"run.epochs={recipe.run.epochs:g} are {steps:,} steps, and a run has at most {MOST['steps']:,}"
+            f"run.epochs={recipe.run.epochs:g} are {steps:,} steps; a run may have at most {MOST['steps']:,}"
         )
     return steps
 

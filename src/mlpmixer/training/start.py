@@ -110,8 +110,8 @@ def load_networks(
     source = open_teacher(recipe.distill.teacher, report, copy)
     if recipe.data.folds and isinstance(source, StoredLogits) and source.hashes is None:
         raise ValueError(
-            f"{recipe.distill.teacher} holds no hashes of its images, and each fold trains on others: with data.folds, "
-            "take an .npz that has them, or a network as teacher"
+            f"{recipe.distill.teacher} holds no hashes of its images, but each fold trains on different ones: "
+            "with data.folds, take an .npz that has them, or a network as teacher"
         )
     return start, source
 

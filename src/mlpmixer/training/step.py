@@ -258,7 +258,7 @@ def class_weights(recipe: Recipe, stores: Stores, device: torch.device) -> Tenso
     if recipe.data.class_weights != "balanced":
         return None
     if stores.multi_label:
-        raise ValueError("data.class_weights=balanced weighs an image by its class, and these have several or none")
+        raise ValueError("data.class_weights=balanced weights each image by its class, but these have several or none")
     if isinstance(stores.train, Stream):
         raise ValueError(
             "data.class_weights=balanced counts the labels before training; streamed data does not have them"

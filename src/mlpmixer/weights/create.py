@@ -59,7 +59,7 @@ def create_model(
     if isinstance(model, str):
         model, weights, fields = _named(model, pretrained, weights, fields)
     elif pretrained:
-        raise ValueError("pretrained=True takes the weights of a name; with a config say weights=FILE")
+        raise ValueError("pretrained=True takes the weights of a name; with a config, give weights=FILE")
     base = configured(model)
     fields = own_fields(base, fields)
     base = dataclasses.replace(base, **fields)
@@ -86,7 +86,7 @@ def create_model(
         head = "reset" if asked else "drop"
     if head == "keep" and asked != have:
         raise ValueError(
-            f"{os.fspath(weights)} has a head of {have} classes, asked for {asked}: say head='reset' for a new head of "
+            f"{os.fspath(weights)} has a head of {have} classes, asked for {asked}: use head='reset' for a new head of "
             "zeros, or head='drop' for features"
         )
     if head == "drop" and asked:

@@ -116,7 +116,7 @@ def read_table(file: str, folder: str, name: str, multi_label: MultiLabel = "aut
     titled = [titles[k] for k in classes] if len(classes) > 1 and is_multi_label else []
     whole = _image_set(used, titled, is_multi_label)
     if not used or not whole.classes:
-        raise ValueError(f"{where} lists no image that is there and has one class")
+        raise ValueError(f"{where} lists no existing image that has exactly one class")
     of_split = np.array([one.split for one in used.values()])
     sets = {s: whole.subset(np.flatnonzero(of_split == s)).labelled() for s in dict.fromkeys(of_split.tolist())}
     in_rows = any(one.in_rows for one in listing.files.values())

@@ -202,12 +202,12 @@ def _below(base: str, file: str, where: str) -> str:
             return path
         if not os.path.exists(path := os.path.join(base, file)):
             raise ShardError(f"{shortened(printable(path))} is missing; {where} lists it")
-        raise ShardError(f"{where} lists {shown(file)}; expected files in its folder or below it alone")
+        raise ShardError(f"{where} lists {shown(file)}; expected only files in its folder or below it")
     root = urljoin(f"{base}/", ".")
     address = urljoin(root, file)
     if address.startswith(root) and ".." not in unquote(address).replace("\\", "/").split("/"):
         return address
-    raise ShardError(f"{where} lists {shown(file)}; expected files below {root} alone")
+    raise ShardError(f"{where} lists {shown(file)}; expected only files below {root}")
 
 
 # ---- the Hugging Face Hub

@@ -65,7 +65,7 @@ class RemoteFile(io.RawIOBase):
         if connection.size != self.size or connection.version not in ("", self._version):
             raise self._refused(f"the file has changed since it was opened; it had {self.size:,} bytes then")
         if connection.position != self._position:
-            raise self._refused("the server knows no Range requests: asked for a part, it sends the whole file")
+            raise self._refused("the server does not support Range requests: asked for a part, it sends the whole file")
         return connection
 
     def _refused(self, reason: str) -> Refused:

@@ -35,7 +35,7 @@ def write_shards(
     os.makedirs(out, exist_ok=True)
     classes = next(iter(sets.values())).classes
     if any(images.multi_label for images in sets.values()):
-        raise ValueError("a shard has one label per image, and these images have several or none: train from the files")
+        raise ValueError("a shard has one label per image, but these images have several or none: train from the files")
     info: dict[str, dict[str, list[int] | list[str] | int | str]] = {}
     counts: dict[str, list[int]] = {}
     bad: list[tuple[str, str]] = []
