@@ -24,7 +24,7 @@ FEW = 0.1  # of the images of the median class
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """What `check_data` found. Names are paths within the folder, or split[row]."""
+    """The findings of `check_data`. Names are paths within the folder, or split[row]."""
 
     name: str
     broken: tuple[Finding, ...]
@@ -32,7 +32,7 @@ class CheckReport:
     duplicates: tuple[Finding, ...]
     """(name, name of the first one) of images with the same pixels."""
     few: tuple[Finding, ...]
-    """(class, how many): classes with 0 or 1 images to train on, or with fewer than FEW of the median."""
+    """(class, how many): classes with 0 or 1 training images, or with less than the share FEW of the median."""
     refused: str
     """Why `train` refuses the data; empty when it does not."""
     misplaced: tuple[Finding, ...]

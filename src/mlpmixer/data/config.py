@@ -12,7 +12,7 @@ Fit = Literal["crop", "pad", "squash", "short_side_crop", "vit_jax_eval", "bv_re
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Config, owner="data"):
-    """Which images, how they are split, and how they become arrays of the model's size."""
+    """Data set, splits, and how images become arrays of the model's size."""
 
     name: str = "digits"
     """A named data set (mlpmixer list datasets), a folder, a Parquet file, shards, or hf:owner/name."""

@@ -33,7 +33,7 @@ SplitName = Literal["train", "val", "test", "all"]
 
 
 def open_data(data: Data) -> Splits:
-    """Train, val and test of `data.name`. A missing val or test is cut off from train, stratified by class.
+    """Open train, val and test of `data.name`. A missing val or test is cut off from train, stratified by class.
 
     Errors: ValueError when there is no such name or path (with the nearest ones), when files are missing or damaged,
     when a class of val or test is not in train, and when there are fewer than two classes.
@@ -107,9 +107,9 @@ def _leave_out_fold(sets: dict[str, ImageSet], data: Data, notes: list[str]) -> 
 
 
 def open_images(data: Data, split: SplitName | str) -> ImageSet:
-    """One split of open_data(data), or "all": every image, in the order train, val, test.
+    """Open one split of open_data(data), or "all": every image, in the order train, val, test.
 
-    Unlike open_data it also opens data without train images, such as a lone test split.
+    Unlike open_data, it also opens data without train images, such as a lone test split.
 
     Errors: ValueError as open_data, and for a split that the data does not have.
     """

@@ -34,9 +34,9 @@ class Preprocess(Config, owner="preprocess"):
     image_size: tuple[int, int]
     """(height, width) in pixels."""
     in_channels: int = 3
-    """1 grey, 3 RGB; other numbers take arrays only, not files."""
+    """1 for grey, 3 for RGB; with other numbers only arrays are read, not files."""
     fit: Fit = "crop"
-    """Ours are antialiased, and leave an image of the model's size as it is: crop covers the rectangle and cuts its
+    """Ours are antialiased, and leave an image of the model's size as it is: crop covers the rectangle and crops the
     centre, pad puts the whole image inside with grey around it, squash changes its shape. Those of published weights:
     short_side_crop resizes the short side to 256/224 of the size, antialiased, and cuts the centre (timm, torchvision);
     vit_jax_eval, bv_resmall_crop, bv_resize_crop: `mlpmixer.data.tensorflow_resize`."""

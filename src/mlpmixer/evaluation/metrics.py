@@ -67,7 +67,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class TTAMetrics:
-    """Test-time augmentation: numbers as in `Metrics`, of the mean probabilities over several views of each image."""
+    """Test-time augmentation: numbers as in `Metrics`, from probabilities averaged over several views of each image."""
 
     kinds: tuple[str, ...]
     """Kinds of augmentation, see `evaluate.TTA`."""
@@ -169,7 +169,7 @@ class Metrics:
     most_wrong: tuple[Mistake, ...]
     """The most confident mistakes, most confident first."""
     examples: tuple[Example, ...] = ()
-    """The most typical and the hardest images of each class, of the weakest EXAMPLE_CLASSES where there are more."""
+    """The most typical and the hardest images of each class, or of the EXAMPLE_CLASSES weakest if there are more."""
     bad: tuple[tuple[str, str], ...] = ()
     """Unreadable images, (name, reason), which are excluded from the numbers above."""
     tta: TTAMetrics | None = None
@@ -183,11 +183,11 @@ class Metrics:
     trained_on: int | None = None
     """How many of the `n` images the model was trained on; None where it does not say."""
     unseen: UnseenMetrics | None = None
-    """Without them, if there are both kinds."""
+    """The scores without the images that it was trained on, if there are both kinds."""
 
     @property
     def leak(self) -> str:
-        """What the images that the model was trained on do to top-1, in a sentence; empty when there are none."""
+        """The effect on top-1 of images that the model was trained on, in a sentence; empty when there are none."""
         if not self.trained_on:
             return ""
         if not self.unseen:

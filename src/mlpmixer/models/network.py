@@ -1,6 +1,6 @@
-"""What every network of this package is: images to logits, with the methods that users of timm and the Hub expect.
+"""The base of all networks: images to logits, with the methods that users of timm and the Hub expect.
 
-`architecture` has the table of networks, and what they can do beyond this.
+`architecture` has the table of networks, and what each can do beyond this.
 """
 
 import copy

@@ -8,7 +8,7 @@ from mlpmixer.config import Config
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Config):
-    """Limits of one worker process. A request beyond a limit is refused with the status given there."""
+    """Limits of one worker process. A request beyond a limit is refused with the status in brackets."""
 
     max_bytes: int = 16 * 2**20
     """Maximum request body in bytes (413)."""

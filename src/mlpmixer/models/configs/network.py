@@ -1,4 +1,4 @@
-"""What the config of every network has: sizes of input and output, patches, stages. No torch."""
+"""The bases of all network configs: sizes of input and output, patches, stages. No torch."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(Config, owner="model"):
-    """What every network has: the sizes of its input and its output."""
+    """Base of all network configs: the sizes of input and output."""
 
     architecture: ClassVar[str] = ""
     """Name of its row in `architecture.ARCHITECTURES`, which its JSON also states."""
@@ -171,7 +171,7 @@ class NetworkConfig(Config, owner="model"):
 
 @dataclass(frozen=True, kw_only=True)
 class PatchConfig(NetworkConfig):
-    """What every network that cuts the image into equal patches has."""
+    """Base config of networks that cut the image into equal patches."""
 
     patch_size: Size = 16
     """P in pixels; one number means square."""
@@ -223,7 +223,7 @@ class PatchConfig(NetworkConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class StagesConfig(PatchConfig):
-    """What every network of several stages has: each of one width, with a merge of 2x2 places between some."""
+    """Base config of networks of several stages, each of one width, with a merge of 2x2 places between some."""
 
     weight_free: ClassVar[tuple[str, ...]] = ("drop_path",)
 
