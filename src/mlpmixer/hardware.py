@@ -158,7 +158,8 @@ def device_name(device: "torch.device") -> str:
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return "Apple GPU" if device.type == "mps" else f"{cpu_name()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return "Apple GPU" if device.type == "mps" else f"{cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def has_bf16(device: "torch.device") -> bool:

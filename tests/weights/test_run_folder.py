@@ -142,3 +142,14 @@ def test_log_is_read_as_far_as_it_can_be(tmp_path: Path) -> None:
 
 def test_missing_log_is_empty(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_resumed_run_keeps_the_date_and_command_that_began_it() -> None:
+    command = ["mlpmixer", "train", "digits"]
+    began = {"date": "2026-01-01T00:00:00+00:00", "command": command, "device": "another"}
+    once = run_folder.environment("a CPU", "float32", "torch", began=began)
+    twice = run_folder.environment("a CPU", "float32", "torch", began=once)
+    assert (twice["date"], twice["command"], twice["device"]) == (began["date"], command, "a CPU")
+    assert len(once["resumed"]) == 1 and twice["resumed"][:1] == once["resumed"] and len(twice["resumed"]) == 2
+    fresh = run_folder.environment("a CPU", "float32", "torch")
+    assert fresh["resumed"] == [] and fresh["command"] != command

@@ -145,8 +145,9 @@ def train(
             state.forget_best()
         precision = str(step.dtype).removeprefix("torch.")
         origins = origins_of((start, source)) if saved is None else run_folder.learned_from(folder)
+        began = None if saved is None else run_folder.read_environment(folder)
         environment = run_folder.environment(
-            device_name(step.device), precision, step.kernels, group.size, measured, origins
+            device_name(step.device), precision, step.kernels, group.size, measured, origins, began
         )
         metrics = None
         if group.is_main:

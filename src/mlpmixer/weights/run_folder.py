@@ -81,18 +81,21 @@ def left_open(recipe: Mapping[str, Any]) -> set[str]:
     return {name for name, is_left in is_open.items() if is_left}
 
 
+def read_environment(run: Path) -> dict[str, Any]:
+    """What `environment` stored as a run was last started; empty where that is damaged or missing."""
+    with suppress(OSError, ValueError):
+        return dict(read_json(run / ENV_FILE))
+    return {}
+
+
 def measured_fields(run: Path) -> list[str]:
     """The fields of a run's recipe that were measured as it started; none for runs of before, which do not say."""
-    with suppress(OSError, ValueError):
-        return list(map(str, read_json(run / ENV_FILE).get("measured", [])))
-    return []
+    return list(map(str, read_environment(run).get("measured", [])))
 
 
 def learned_from(run: Path) -> str:
     """What a run learned from, as `environment` stores it; empty for runs of before, which do not say."""
-    with suppress(OSError, ValueError):
-        return str(read_json(run / ENV_FILE).get("learned_from", ""))
-    return ""
+    return str(read_environment(run).get("learned_from", ""))
 
 
 def differences(recipe: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -150,10 +153,12 @@ def environment(
     processes: int = 1,
     measured: Sequence[str] = (),
     learned_from: str = "",
+    began: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Versions, hardware, commit and command line: what one needs to believe a figure.
 
     measured: fields of the recipe; learned_from: trained weights and their terms. A resumed run reads both again.
+    began: what a resumed run stored as it started, whose date and command remain.
     """
     packages = {}
     for name in ("mlpmixer", "torch", "numpy", "pillow", "safetensors", "scikit-learn"):
@@ -161,8 +166,11 @@ def environment(
             packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             packages[name] = "not installed"
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    first = {key: began[key] for key in ("date", "command") if key in began} if began else {}
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": now,
+        "resumed": [] if began is None else [*began.get("resumed", []), now],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages,
@@ -175,7 +183,7 @@ def environment(
         "cpu_count": os.cpu_count(),
         "commit": _commit(),
         "command": ["mlpmixer" if (name := Path(sys.argv[0]).name) == "__main__.py" else name, *sys.argv[1:]],
-    }
+    } | first
 
 
 def _commit() -> str | None:
