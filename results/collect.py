@@ -45,6 +45,8 @@ PACKAGED = "digits"
 VARIANTS = {"Nano/4": ", `cifar10`'s"}  # other widths than `create_model` gives
 TRAINED = {"Nano/4": "cifar10/small-images-2h", "Nano/8": "trashnet/photos"}
 """Models of the README's table and the result whose accuracy stands there."""
+STORED = {"Nano/4": "cifar10"}
+"""Those whose weights lie in weights/, and the name of these."""
 PUBLISHED = {
     "S/32": "S/32:gsam", "S/16": "S/16:gsam", "B/32": "B/32:sam", "B/16": "B/16:imagenet1k", "L/16": "L/16:imagenet1k",
     "resmlp-s12": "resmlp-s12:timm-imagenet1k", "gmlp-s/16": "gmlp-s/16:timm-imagenet1k",
@@ -200,7 +202,7 @@ def table() -> str:
                 s = json.loads(path.read_text())
                 top1 = s["top1"]
                 threads = s["device"].rsplit(", ", 1)[1].replace("1 threads", "1 thread")
-                command = re.sub(r" --out \S+| --seed 0| --data.split-seed 0", "", s["command"])
+                command = re.sub(r" --out \S+| --seed 0| --threads \d+| --data.split-seed 0", "", s["command"])
                 rows.append(
                     f"| [{title}](results/{data}) | Mixer, {epochs(path)} epochs | **{percent(top1)}** ({seeds(top1)}) "
                     f"| {millions(s['params'])} | {minutes(s['train_s']['mean'])}, {threads} | `{command}` |"
@@ -254,7 +256,7 @@ def models() -> str:
         if name in TRAINED:
             s = json.loads(found[TRAINED[name]].read_text())
             top1 = f"{TITLES[TRAINED[name].split('/')[0]]} {percent(s['top1'])}"
-            weights = "train it"
+            weights = f"`{STORED[name]}`" if name in STORED else "train it"
         elif name == PACKAGED:
             top1 = f"digits {100 * packaged().provenance['metrics']['top1']:.2f} %"
             weights = "with the package: `digits`"
