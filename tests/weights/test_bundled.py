@@ -121,7 +121,7 @@ def test_wrong_name_suggests_it(run: RunLine) -> None:
 
 def test_list_shows_it(run: RunLine) -> None:
     out = run("list", "weights")[1]
-    assert re.search(rf"^digits +1,221 images .* CC BY 4.0  98.89 %  360 test images .* {DIGITS}$", out, re.MULTILINE)
+    assert re.search(rf"^digits +1,221 images .* CC BY 4.0 +98.89 %  360 test images .* {DIGITS}$", out, re.MULTILINE)
     assert out.index("digits") < out.index("B/16")
 
 

@@ -321,7 +321,7 @@ def test_a_network_goes_to_the_hub_and_comes_back_bit_for_bit(fake_hub: type[Fak
         back = mlpmixer.from_pretrained(name)
         assert same(back, model) and back.cfg == model.cfg and not back.training
     assert same(Mixer.from_pretrained("ada/mine"), model)
-    with pytest.raises(ValueError, match=r"ada/mine is a Mixer, not a ResMLP: say Mixer\.from_pretrained"):
+    with pytest.raises(ValueError, match=r"ada/mine is a Mixer, not a ResMLP: use Mixer\.from_pretrained"):
         ResMLP.from_pretrained("ada/mine")
     with pytest.raises(ValueError, match=r"ada/nothing is not a file or folder here, and on the Hub: .*404"):
         mlpmixer.from_pretrained("ada/nothing")
