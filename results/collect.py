@@ -46,7 +46,7 @@ VARIANTS = {"Nano/4": ", `cifar10`'s"}  # other widths than `create_model` gives
 TRAINED = {"Nano/4": "cifar10/small-images-2h", "Nano/8": "trashnet/photos"}
 """Models of the README's table and the result whose accuracy stands there."""
 STORED = {"Nano/4": "cifar10"}
-"""Those whose weights lie in weights/, and the name of these."""
+"""Models of the table whose weights are in weights/, and the names of those weights."""
 PUBLISHED = {
     "S/32": "S/32:gsam", "S/16": "S/16:gsam", "B/32": "B/32:sam", "B/16": "B/16:imagenet1k", "L/16": "L/16:imagenet1k",
     "resmlp-s12": "resmlp-s12:timm-imagenet1k", "gmlp-s/16": "gmlp-s/16:timm-imagenet1k",

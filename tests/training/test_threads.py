@@ -200,10 +200,10 @@ def test_the_wait_for_a_core_is_read() -> None:
 
 def test_openmp_is_found_in_a_folder_with_spaces() -> None:
     mapped = """\
-7f10-7f20 r-xp 00000000 00:31 12    /home/A B/venv/lib/libgomp-a34b.so.1
-7f20-7f30 r--p 00002000 00:31 12    /home/A B/venv/lib/libgomp-a34b.so.1
+7f10-7f20 r-xp 00000000 00:31 12    /disk/A B/lib/libgomp-a34b.so.1
+7f20-7f30 r--p 00002000 00:31 12    /disk/A B/lib/libgomp-a34b.so.1
 7f30-7f40 r-xp 00000000 00:31 13    /usr/lib/libgomp.so.1.0.0 (deleted)
 7f40-7f50 r-xp 00000000 00:31 14    /opt/libgomp/libc.so.6
 7f50-7f60 rw-p 00000000 00:00 0
 """
-    assert threads.openmp_libraries(mapped) == {"/home/A B/venv/lib/libgomp-a34b.so.1", "/usr/lib/libgomp.so.1.0.0"}
+    assert threads.openmp_libraries(mapped) == {"/disk/A B/lib/libgomp-a34b.so.1", "/usr/lib/libgomp.so.1.0.0"}
