@@ -236,6 +236,14 @@ def test_missing_or_foreign_files_of_a_named_set(tmp_path: Path) -> None:
         open_data(Data(name="cifar10", data_dir=str(tmp_path / "other")))
 
 
+def test_missing_folder_is_looked_for_in_data_dir_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trash-net").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name, folder in (("trashnet", "."), ("trahs-net", str(tmp_path))):
+        with pytest.raises(ValueError, match=r"here or in .* \(--data-dir\); did you mean trash-net"):
+            open_data(Data(name=name, data_dir=folder))
+
+
 def test_several_named_sets_in_a_folder(tmp_path: Path) -> None:
     write_idx(tmp_path / "mnist")
     names = list(DATASETS["cifar10"].classes)

@@ -304,9 +304,11 @@ def _open_raw(data: Data) -> RawSplits:
     for path in (os.path.expanduser(name), os.path.join(os.path.expanduser(data.data_dir or "."), name)):
         if os.path.exists(path):
             return _open_table(path, data) if data.labels else _open_path(path, data)
-    raise ValueError(
-        f"no data set, file or folder named {printable(name)!r}; {suggest(name, [*DATASETS, *similar_paths(name)])}"
-    )
+    known, where = [*DATASETS, *similar_paths(name)], ""
+    if data.data_dir is not None:
+        where = f" here or in {printable(data.data_dir)} (--data-dir)"
+        known += map(os.path.basename, similar_paths(os.path.join(os.path.expanduser(data.data_dir), name)))
+    raise ValueError(f"no data set, file or folder named {printable(name)!r}{where}; {suggest(name, known)}")
 
 
 def _open_table(folder: str, data: Data) -> RawSplits:
