@@ -58,6 +58,7 @@ def add(name: str, run: Path, *, images: str, terms: str, limits: str, licence: 
         terms=terms,
         top1=round(scores["top1"], 4),
         measured_on=f"{scores['n']:,} {split}, before rounding to float16",
+        train_s=round(summary["train_s"]),
     )
 
 

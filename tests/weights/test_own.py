@@ -277,7 +277,7 @@ def test_another_file_of_the_name_does_not_hide_the_right_one(
 ) -> None:
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / f"{NAME}.safetensors").write_bytes(b"of last year")
-    monkeypatch.setattr(own, "folders", lambda: [tmp_path / "first", folder])
+    monkeypatch.setattr(own, "folders", lambda given: [tmp_path / "first", folder])
     assert own.find(NAME) == own.here(NAME) == folder / f"{NAME}.safetensors"
     assert run("predict", NAME, PICTURE)[0] == 0
 

@@ -98,6 +98,13 @@ EXPERIMENTS["cifar10-transfer"] = Experiment(
     data="cifar10",
     overrides=True,
 )
+EXPERIMENTS["pretraining"] = Experiment(
+    title="Mixers pre-trained on 45,000 photos and tried on others: few-shot, linear probe, fine-tuning, from scratch",
+    source="tables 2 and 3, figure 2, at a small scale",
+    scales={"small": "about 50 min, from our stored weights", "long": "about 5 hours, pre-training included"},
+    function="pretraining:pretrain_and_transfer",
+    data="flowers89, trashnet and cifar10; for long tiny-imagenet, too",
+)
 EXPERIMENTS["frontier"] = Experiment(
     title="accuracy against training time and against throughput, over sizes of one family",
     source="figures 2 (left) and 3, table 3",

@@ -111,6 +111,25 @@ def photos() -> Recipe:
     )
 
 
+@RECIPES.register("pretrain-photos")
+def pretrain_photos() -> Recipe:
+    """Many photos of many kinds at 64 px, to start others from: 2 million images, smaller at first (32, 48, 64 px).
+
+    mlpmixer train tiny-imagenet --data-dir DIR --recipe pretrain-photos
+    The data's own validation images are test, as in ImageNet's protocol; validation is cut from train. Not of the
+    paper, and not run here.
+    """
+    return variant(
+        small_images_2h(),
+        "pretrain-photos",
+        model=names.MIXERS["Nano/8"],
+        data={"val_is_test": True},
+        augment={"pad_crop_px": 8, "trivialaugment": False, "mix_probability": 0.25},
+        optim={"muon_lr": 4e-3},
+        run={"steps": 31_250, "progressive": "32:0.3,48:0.6", "eval_every": 5},
+    )
+
+
 @RECIPES.register("finetune")
 def finetune(base: Recipe | None = None) -> Recipe:
     """Photographs, from the weights of a run on other data, 10 epochs: the default for `--init RUN`.

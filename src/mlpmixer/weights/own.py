@@ -43,6 +43,8 @@ class OwnWeights:
     """Top-1 on images that it was not trained on, a fraction."""
     measured_on: str
     """Which images, and how many."""
+    train_s: float = 0.0
+    """How long its training took, in seconds; its card says on what."""
     gains: Mapping[str, float] = field(default_factory=dict)
     """Top-1, as a fraction, that fine-tuning gained over training from scratch, for each data set that was tried."""
     url: str = ""
@@ -71,19 +73,20 @@ OWN["cifar10"] = OwnWeights(
     terms="CIFAR-10 states none; collected for research",
     top1=0.9241,
     measured_on="10,000 test images, before rounding to float16",
+    train_s=10_791,
 )
 
 
-def folders() -> list[Path]:
-    """Where the files are looked for, in this order."""
-    named, roots = os.environ.get(VARIABLE), dict.fromkeys((Path(__file__).parents[3], Path.cwd()))
+def folders(folder: str | None = None) -> list[Path]:
+    """Where the files are looked for, in this order. folder: in place of the one that MLPMIXER_WEIGHTS names."""
+    named, roots = folder or os.environ.get(VARIABLE), dict.fromkeys((Path(__file__).parents[3], Path.cwd()))
     checkouts = [root / "weights" for root in roots if (root / "src" / "mlpmixer").is_dir()]
     return [PACKAGED, *([Path(named).expanduser()] if named else []), *checkouts]
 
 
-def find(name: str) -> Path | None:
+def find(name: str, folder: str | None = None) -> Path | None:
     """The file of these weights, where it is here. ValueError if only a file of that name with another content is."""
-    files = [file for folder in folders() if (file := folder / f"{name}.safetensors").is_file()]
+    files = [file for place in folders(folder) if (file := place / f"{name}.safetensors").is_file()]
     right = next((file for file in files if _digest(file) == OWN[name].sha256), None)
     return right or (_accepted(files[0], name) if files else None)
 
@@ -95,15 +98,16 @@ def here(name: str) -> Path | None:
     return None
 
 
-def get(name: str, *, report: "Report | None" = None) -> Path:
+def get(name: str, *, folder: str | None = None, report: "Report | None" = None) -> Path:
     """The file of these weights, fetched where it has an address. ValueError that says where it was looked for."""
-    if file := find(name):
+    if file := find(name, folder):
         return file
     if url := OWN[name].url:
         from mlpmixer.download import fetch
 
         return _accepted(fetch(url, num_bytes=OWN[name].num_bytes, report=report), name)
-    looked = [f"{folder}{'' if folder.is_dir() else ' (no such folder)'}" for folder in folders() if folder != PACKAGED]
+    places = [place for place in folders(folder) if place != PACKAGED]
+    looked = [f"{place}{'' if place.is_dir() else ' (no such folder)'}" for place in places]
     raise ValueError(
         f"{name}.safetensors, {SOURCE}, is not in {' or '.join(looked) or 'the package'}: take it from weights/ of the "
         f"repository, and name its folder with --weights-dir DIR or {VARIABLE}=DIR, or give the path of the file"
