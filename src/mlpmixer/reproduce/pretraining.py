@@ -34,7 +34,7 @@ from mlpmixer.weights.run_folder import MODEL_FILE
 UPSTREAM_DATA = "tiny-imagenet"
 DATA = ("flowers89", "trashnet")
 FEW_SHOT_ONLY = "cifar10"
-FEW_SHOT_SHARE = 0.01  # of the training images of FEW_SHOT_ONLY: 50 of each class to draw from, and quick to read
+FEW_SHOT_SHARE = 0.01  # of the training images of FEW_SHOT_ONLY: 45 of each class to draw from, and quick to read
 SHOTS = (1, 5, 10)
 SEEDS = 3
 SCRATCH = "fresh weights"
@@ -104,9 +104,13 @@ def pretrain_and_transfer(context: ExperimentContext) -> Page:
     trainings, measured = len(DATA) * SEEDS, with_few_alone + len(DATA)
     context.num_parts = starts_of_each * (trainings + measured) + (len(UPSTREAMS) if makes else 0)
     starts = {SCRATCH: Start(config=_network(photos().model))} | (_made(context) if makes else _stored(context))
+    summaries = _train_downstream(context, starts)
     outcomes: dict[str, dict[str, Outcome]] = {}
     for name, splits in sets.items():
-        outcomes[name] = {key: _outcome(context, name, splits, key, start) for key, start in starts.items()}
+        outcomes[name] = {
+            key: _outcome(context, name, splits, key, start, summaries.get((name, key), []))
+            for key, start in starts.items()
+        }
     tests = {name: len(splits.test) for name, splits in sets.items() if splits.test is not None}
     return Page(
         template="pretraining.md",
@@ -141,10 +145,11 @@ def _network(config: Any) -> MixerConfig:
 
 def _made(context: ExperimentContext) -> dict[str, Start]:
     """Pre-train all of them."""
-    recipes = {name: upstream.recipe(context.data_dir, context.seed) for name, upstream in UPSTREAMS.items()}
+    longest_first = reversed(UPSTREAMS)
+    runs = context.train_all({name: UPSTREAMS[name].recipe(context.data_dir, context.seed) for name in longest_first})
     starts = {}
-    for name, result in context.train_all(recipes).items():
-        summary = result.summary
+    for name in UPSTREAMS:
+        result, summary = runs[name], runs[name].summary
         starts[name] = Start(
             config=_network(MIXERS[UPSTREAMS[name].network]),
             weights=str(result.path / MODEL_FILE),
@@ -180,10 +185,29 @@ def _number(text: str) -> int:
     return int(text.split()[0].replace(",", ""))
 
 
-def _outcome(context: ExperimentContext, name: str, splits: Splits, key: str, start: Start) -> Outcome:
+def _train_downstream(context: ExperimentContext, starts: Mapping[str, Start]) -> dict[tuple[str, str], list[Any]]:
+    """The summaries of all seeds for each data set and start."""
+    runs = {
+        (name, key, seed): f"{name}-{key.replace(' ', '-')}-{seed}"
+        for name in DATA
+        for key in starts
+        for seed in context.seeds(SEEDS)
+    }
+    results = context.train_all(
+        {run: _downstream(starts[key], name, context.data_dir, seed) for (name, key, seed), run in runs.items()}
+    )
+    summaries: dict[tuple[str, str], list[Any]] = {}
+    for (name, key, _), run in runs.items():
+        summaries.setdefault((name, key), []).append(results[run].summary)
+    return summaries
+
+
+def _outcome(
+    context: ExperimentContext, name: str, splits: Splits, key: str, start: Start, summaries: list[Any]
+) -> Outcome:
+    """What is measured on frozen features, beside what training came to."""
     key = key.replace(" ", "-")
-    few_only = name == FEW_SHOT_ONLY
-    if few_only:
+    if name == FEW_SHOT_ONLY:
         share = stratified_share(splits.train.labels, FEW_SHOT_SHARE, context.seed)
         splits = dataclasses.replace(splits, train=splits.train.subset(share))
 
@@ -195,13 +219,9 @@ def _outcome(context: ExperimentContext, name: str, splits: Splits, key: str, st
 
     few = context.measure(f"{name}-few-shot-{key}", partial(timed, linear=False))
     outcome = Outcome(few={int(shots): values for shots, values in few["few"].items()}, few_s=few["s"])
-    if few_only:
+    if name == FEW_SHOT_ONLY:
         return outcome
     linear = context.measure(f"{name}-linear-{key}", partial(timed, linear=True))
-    runs = context.train_all(
-        {f"{name}-{key}-{seed}": _downstream(start, name, context.data_dir, seed) for seed in context.seeds(SEEDS)}
-    )
-    summaries = [run.summary for run in runs.values()]
     return dataclasses.replace(
         outcome,
         linear=linear["linear"],
