@@ -77,8 +77,8 @@ def small_images_2h() -> Recipe:
     """Any small photos (32 px) with at most 1.2 M parameters, two hours on two CPU cores: 4-px patches, 84 epochs.
 
     mlpmixer train DATA --recipe small-images-2h
-    Result: CIFAR-10 92.18 % on test (91.96-92.41, n = 2), 4.1 million images in 167 min on one core of a busy AMD EPYC (family
-    26), bfloat16, 1,165,194 parameters.
+    Result: CIFAR-10 92.18 % on test (91.96-92.41, n = 2), 4.1 million images in 167 min on one core of a busy AMD EPYC
+    (family 26), bfloat16, 1,165,194 parameters. Images are mirrored, which signs do not stand: MNIST 99.28 % (n = 1).
     """
     return variant(
         cifar10(),
