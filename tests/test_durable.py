@@ -2,13 +2,14 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mlpmixer.durable import read_json, replacing, write_json
+from mlpmixer.durable import read_json, replacing, write_json, write_text
 from mlpmixer.evaluation.metrics import CONFUSION_MAX_CLASSES
 
 
@@ -23,6 +24,16 @@ def test_mode_is_the_umasks_whatever_writes_the_file(umask: int, mode: int, tmp_
         os.umask(before)
     assert [path.stat().st_mode & 0o777 for path in sorted(tmp_path.iterdir())] == [mode, mode]
     assert read_json(tmp_path / "a.json") == {"naïve": 1}
+
+
+def test_threads_that_write_one_file_do_not_mix_their_content(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    with replacing(file) as first:
+        first.write_text("first")
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(write_text, file, "second").result()
+        assert file.read_text() == "second" and first.read_text() == "first"
+    assert file.read_text() == "first" and [*tmp_path.iterdir()] == [file]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Errors: OSError when the disk is full or read-only.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # two processes may fill one cache
+    writer = f"{os.getpid()}.{threading.get_native_id()}"  # processes and threads may fill one cache
+    part = path.with_name(f".{path.name}.{writer}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)
