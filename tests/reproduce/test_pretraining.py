@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def write_photos(folder: Path, classes: int, each: int) -> None:
-    """Noise, a folder for each class; a sixteenth of a class has a colour of its own."""
+    """Noise, a folder for each class."""
     rng = np.random.default_rng(0)
     for label in range(classes):
         (folder / f"kind-{label}").mkdir(parents=True)

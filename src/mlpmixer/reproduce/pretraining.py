@@ -117,11 +117,9 @@ def pretrain_and_transfer(context: ExperimentContext) -> Page:
         values={
             "trained_images": {name: len(sets[name].train) for name in DATA},
             "classes": {name: len(splits.classes) for name, splits in sets.items()},
-            "tests": tests,
             "shots": SHOTS,
             "seeds": SEEDS,
             "makes": makes,
-            "upstreams": UPSTREAMS,
             "batch_size": pretrain_photos().run.batch_size,
             "epochs": {"scratch": photos().run.epochs, "started": finetune().run.epochs},
         },
