@@ -48,7 +48,7 @@ class Upstream:
     network: str
     steps: int
     share: float = 1.0
-    """Of the training images."""
+    """The fraction of the training images that it sees."""
 
     def recipe(self, data_dir: str | None, seed: int) -> Recipe:
         return variant(
@@ -64,7 +64,7 @@ UPSTREAMS = {
     "small-photos": Upstream(network="Nano/8", steps=31_250),
     "small-photos-4m": Upstream(network="Tiny/8", steps=15_625),
 }
-"""By the names of their weights in `OWN`."""
+"""The networks to pre-train, by the name that `mlpmixer list weights` gives their weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
