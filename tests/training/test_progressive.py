@@ -13,10 +13,11 @@ from mlpmixer.data.config import Data
 from mlpmixer.models import locality
 from mlpmixer.models.configs import MixerConfig
 from mlpmixer.models.mixer import Mixer
+from mlpmixer.models.names import MODELS
 from mlpmixer.training import optimizers, progressive
 from mlpmixer.training.augment import augment, mix, normalise, resize
 from mlpmixer.training.inputs import load_images
-from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run, read_recipe
+from mlpmixer.training.recipe import Augment, Init, Optim, Recipe, Run, read_recipe, variant
 from mlpmixer.training.run import train
 from mlpmixer.training.step import TrainingStep
 from mlpmixer.weights import model_file, run_folder
@@ -92,6 +93,47 @@ def test_wrong_stages_are_refused(text: str, message: str) -> None:
 def test_early_stopping_is_refused() -> None:
     with pytest.raises(ValueError, match="images of different sizes; leave one of the two out"):
         recipe(patience=3)
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [
+        (MODELS["Nano/8"], [32, 48, 64]),
+        (MODELS["S/16"], [112, 160, 224]),  # 168 px are 10.5 patches
+        (MODELS["S/32"], [96, 160, 224]),
+        (dataclasses.replace(MODELS["Nano/8"], image_size=(64, 96)), [(32, 48), (48, 72), (64, 96)]),
+        (dataclasses.replace(MODELS["Nano/8"], image_size=24), [16, 24]),  # 12 px would be 8
+        (dataclasses.replace(MODELS["Nano/8"], image_size=8), [8]),
+        (MODELS["as-mlp-t"], [96, 160, 224]),
+        (MODELS["gmlp-s/16"], [224]),
+        (MODELS["vip-s/7"], [224]),
+    ],
+    ids=lambda value: getattr(value, "architecture", str(value)),
+)
+def test_auto_is_half_and_three_quarters_of_the_size_in_whole_patches(model: Any, sizes: list[Any]) -> None:
+    growing = Recipe(model=model, run=Run(progressive="auto"))
+    assert [size for size, _ in growing.stages] == sizes
+    ends = [end for _, end in growing.stages]
+    assert ends[-1] == 1 and set(ends) <= {0.3, 0.6, 1}
+    assert sizes != [32, 48, 64] or variant(growing, run={"progressive": "32:0.3,48:0.6"}).stages == growing.stages
+
+
+def test_auto_gives_way_where_sizes_cannot_change() -> None:
+    growing = recipe(progressive="auto")
+    assert [size for size, _ in growing.stages] == [4, 6, 8]
+    for other in (
+        variant(growing, run={"patience": 3}),
+        variant(growing, init=Init(weights="runs/other")),
+        dataclasses.replace(growing, network="mine.Net"),
+    ):
+        assert other.stages == ((8, 1.0),)
+
+
+def test_auto_trains_as_the_sizes_that_it_stands_for(tmp_path: Path) -> None:
+    auto, named = (train(recipe(progressive=text), out=tmp_path / text[:1]) for text in ("auto", "4:0.3,6:0.6"))
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights(auto.path).values(), weights(named.path).values(), strict=True)
+    )
 
 
 def test_locality_is_folded_before_resizing() -> None:

@@ -26,7 +26,7 @@ SHORT = {
     "image-size": Short("model.image-size", "Image size in pixels; or height, width."),
     "patch-size": Short("model.patch-size", "Patch size in pixels; or height, width."),
     "in-channels": Short("model.in-channels", "1 for grey images, 3 for RGB."),
-    "progressive": Short("run.progressive", "Smaller images first, such as 16:0.3,24:0.6.", "SIZES"),
+    "progressive": Short("run.progressive", "Smaller images first: auto, or 16:0.3,24:0.6.", "SIZES"),
     "folds": Short("data.folds", "Cross-validate: N runs, each on all but one part."),
     "fit": Short("data.fit", "How images of another shape are resized."),
     "data-dir": Short("data.data-dir", "Folder with the files of a named data set."),

@@ -14,15 +14,9 @@ from mlpmixer.training.recipe import Recipe
 from mlpmixer.weights.adapt import adapt
 
 
-def stages(recipe: Recipe) -> tuple[tuple[Size, float], ...]:
-    """(image size in pixels, the share of the run's steps after which it ends) of each stage; the last has the recipe's
-    own size."""
-    return (*recipe.run.stages, (recipe.model.image_size, 1.0))
-
-
 def image_size(step: int, total: int, recipe: Recipe) -> Size:
     """The image size at `step` (1..total); step 0 is the size that the network is built for."""
-    return next(size for size, end in stages(recipe) if step <= int(end * total))
+    return next(size for size, end in recipe.stages if step <= int(end * total))
 
 
 def resized(model: Any, size: Size, locality_kernel: int = 0) -> Any:

@@ -5,7 +5,10 @@ Sizes are pixels, metrics are fractions.
 
 import dataclasses
 import itertools
+import math
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +16,11 @@ from typing import Any, Literal
 from mlpmixer.clock import parse_duration
 from mlpmixer.config import Config, from_json, one_if_square, pair, require
 from mlpmixer.data.config import Data
-from mlpmixer.models.configs import Method, MixerConfig, NetworkConfig
+from mlpmixer.models.configs import Method, MixerConfig, NetworkConfig, Size
 from mlpmixer.weights.run_folder import FOLDS_FILE, is_cross_validation, read_cross_validation, read_recipe_json
+
+GROWING = ((0.5, 0.3), (0.75, 0.6))
+"""run.progressive=auto: shares of model.image_size, and the shares of the steps after which they end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +243,9 @@ class Run(Config, owner="run"):
     saved."""
     progressive: str = ""
     """Start with smaller images and grow: 16:0.3,24:0.6 means 16 px until 0.3 of the steps, 24 px until 0.6, then
-    model.image_size. 16x24 is height x width. Small images have few patches and are cheap (docs/how-to/training.md)."""
+    model.image_size. 16x24 is height x width. Small images have few patches and are cheap (docs/how-to/training.md).
+    auto: half of model.image_size until 0.3, three quarters until 0.6, each to whole patches; but the full size alone
+    with patience, from trained weights, and for networks that cannot change their size."""
     batch_size: int | Literal["auto"] = 128
     """Images per step, over all accumulation parts and processes. auto: measured when the run starts, by speed and
     memory, and saved as a number; the learning rate does not change."""
@@ -288,15 +296,15 @@ class Run(Config, owner="run"):
 
     @property
     def stages(self) -> tuple[tuple[int | tuple[int, int], float], ...]:
-        """`progressive` as (image size, share of the steps after which it ends), ..."""
-        parts = self.progressive.split(",") if self.progressive else []
+        """`progressive` as (image size, share of the steps after which it ends), ...; none of auto."""
+        parts = self.progressive.split(",") if self.progressive not in ("", "auto") else []
         found = [re.fullmatch(r"(\d+)(?:x(\d+))?:(\d*\.?\d+)", part.strip()) for part in parts]
         stages = tuple((one_if_square(int(m[1]), int(m[2] or m[1])), float(m[3])) for m in found if m)
         ends = [0.0, *(end for _, end in stages), 1.0]
         require(
             all(found) and all(a < b for a, b in itertools.pairwise(ends)),
             f"run.progressive={self.progressive!r}: expected sizes and the shares of the steps after which they end, "
-            "growing and less than 1, such as 16:0.3,24:0.6",
+            "growing and less than 1, such as 16:0.3,24:0.6, or auto",
         )
         return stages
 
@@ -343,8 +351,30 @@ class Recipe(Config):
     distill: Distill = field(default_factory=Distill)
     run: Run = field(default_factory=Run)
 
+    @property
+    def stages(self) -> tuple[tuple[Size, float], ...]:
+        """(image size in pixels, the share of the steps after which it ends) of each stage of `run.progressive`; the
+        last has the recipe's own size."""
+        return (*(self._growing() if self.run.progressive == "auto" else self.run.stages), (self.model.image_size, 1.0))
+
+    def _growing(self) -> Iterator[tuple[Size, float]]:
+        """The stages of auto before the last: each as large as its share of the image allows, and not much less."""
+        if self.run.patience or self.init.weights or self.network:
+            return
+        height, width = pair(self.model.image_size)
+        whole, before = math.gcd(height, width), 0
+        for share, end in GROWING:
+            most = int(share * whole)
+            for part in range(most, max(before, most * 3 // 4), -1):
+                size = one_if_square(height * part // whole, width * part // whole)
+                with suppress(ValueError):
+                    self.model.adapted(image_size=size)
+                    yield size, end
+                    before = part
+                    break
+
     def validate(self) -> None:
-        sizes = [*(size for size, _ in self.run.stages), self.model.image_size]
+        sizes = [size for size, _ in self.stages]
         for (h, w), (next_h, next_w) in itertools.pairwise(map(pair, sizes)):
             require(
                 h <= next_h and w <= next_w and (h, w) != (next_h, next_w),

@@ -25,7 +25,6 @@ from mlpmixer.download import Report
 from mlpmixer.durable import write_json
 from mlpmixer.hardware import choose_precision, device_name
 from mlpmixer.models.architecture import Build
-from mlpmixer.training import progressive
 from mlpmixer.training.batch_size import fix_batch_size, smallest_batch_size
 from mlpmixer.training.batches import rows_per_batch, steps_per_epoch
 from mlpmixer.training.distillation import (
@@ -254,7 +253,7 @@ def fix_steps(training_step: TrainingStep, start: Start | None, spent_s: float) 
     stores, teacher = training_step.stores, training_step.teacher
     trial = TrainingStep(whole, stores, training_step.device, training_step.dtype, start, teacher, group)
     seconds, before = 0.0, 0.0
-    for size, end in progressive.stages(recipe):
+    for size, end in recipe.stages:
         trial.resize(size)
         seconds += (end - before) * _seconds_per_step(trial, min(5.0, budget / 20))
         before = end

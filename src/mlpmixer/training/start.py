@@ -65,7 +65,7 @@ def require_capabilities(model: nn.Module, recipe: Recipe) -> None:
         "optim.frozen_layers": ("layers", optim.frozen_layers > 0),
         "optim.locality": ("locality", optim.locality > 0),
         "optim.mirror": ("mirror", optim.mirror),
-        "run.progressive": ("resize", bool(run.progressive)),
+        "run.progressive": ("resize", len(recipe.stages) > 1),
         "run.checkpointing": ("checkpointing", run.checkpointing),
     }
     for option, (name, is_on) in options.items():
