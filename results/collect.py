@@ -22,9 +22,9 @@ from typing import Any
 from mlpmixer.cli.printing import multiply_adds
 from mlpmixer.models.configs import NetworkConfig
 from mlpmixer.models.names import MODELS
-from mlpmixer.training import recipes
-from mlpmixer.weights.load import locate
-from mlpmixer.weights.model_file import ModelMeta, read_meta
+from mlpmixer.weights import own
+from mlpmixer.weights.model_file import read_meta
+from mlpmixer.weights.own import OWN
 from mlpmixer.weights.privacy import without_folders
 from mlpmixer.weights.published import WEIGHTS
 
@@ -38,20 +38,16 @@ TITLES = {
     "digits": "digits",
     "flowers89": "Flowers, 89",
     "mnist": "MNIST",
+    "tiny-imagenet": "Tiny-ImageNet",
     "trashnet": "TrashNet",
 }
-PACKAGED = "digits"
-"""The model that comes with the package; its network has no name, and its speed was not measured."""
-VARIANTS = {"Nano/4": ", `cifar10`'s"}  # other widths than `create_model` gives
-TRAINED = {"Nano/4": "cifar10/small-images-2h", "Nano/8": "trashnet/photos"}
-"""Models of the README's table and the result whose accuracy stands there."""
-STORED = {"Nano/4": "cifar10"}
-"""Models of the table whose weights are in weights/, and the names of those weights."""
+OURS = {"digits": "", "cifar10": "Nano/4"}
+"""Our weights in the README's table, and the row of benchmarks/models_*.csv that is of their network, if one is."""
 PUBLISHED = {
     "S/32": "S/32:gsam", "S/16": "S/16:gsam", "B/32": "B/32:sam", "B/16": "B/16:imagenet1k", "L/16": "L/16:imagenet1k",
     "resmlp-s12": "resmlp-s12:timm-imagenet1k", "gmlp-s/16": "gmlp-s/16:timm-imagenet1k",
 }  # fmt: skip
-"""The others, and the name of published weights."""
+"""Networks with published weights, and the name of those."""
 BY_AUTHORS = {"vip-s/7": 0.815}  # arXiv:2106.12368, table 1
 """Those whose weights have no name here, and the top-1 that their paper reports."""
 
@@ -223,18 +219,6 @@ def millions(params: int) -> str:
     return f"{params / 1e6:.2f} M"
 
 
-def packaged() -> ModelMeta:
-    """What is stored with the model that comes with the package."""
-    return read_meta(locate(PACKAGED))
-
-
-def config_of(model: str) -> NetworkConfig:
-    """The architecture; for Nano/4 that of the recipe for CIFAR-10, whose accuracy stands in the table."""
-    if model == PACKAGED:
-        return packaged().config
-    return recipes.cifar10().model if model == "Nano/4" else MODELS[model]
-
-
 def models() -> str:
     """Size, speed and accuracy of the models as a Markdown table."""
     speeds, measured = {}, "not measured."
@@ -243,35 +227,35 @@ def models() -> str:
             rows_of_file = list(csv.DictReader(f))
         speeds = {(row["model"], row["engine"], row["precision"]): row["images_per_s"] for row in rows_of_file}
         measured = f"{rows_of_file[0]['device']}, {rows_of_file[0]['batch']} at a time: `benchmarks/models_table.py`. "
-        measured += "ImageNet's top-1 is as others report it (`mlpmixer list weights`); the others are ours, on test."
+        measured += (
+            "ImageNet's top-1 is as others report it (`mlpmixer list weights`), and ours is on images that were not "
+            "trained on."
+        )
     columns = [("timm in torch", "float32"), ("ours in onnxruntime", "float32"), ("ours in onnxruntime", "int8")]
     rows = [
         "| model | pixels | parameters | multiply-adds | timm | float32 | int8 | top-1 | weights |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    found = newest()
-    for name in [PACKAGED, *TRAINED, *PUBLISHED, *BY_AUTHORS]:
-        config = config_of(name)
+
+    def add(name: str, config: NetworkConfig, row: str, data: str, top1: float | None, weights: str) -> None:
         flops = sum(layer.flops for layer in config.layers())
-        if name in TRAINED:
-            s = json.loads(found[TRAINED[name]].read_text())
-            top1 = f"{TITLES[TRAINED[name].split('/')[0]]} {percent(s['top1'])}"
-            weights = f"`{STORED[name]}`" if name in STORED else "train it"
-        elif name == PACKAGED:
-            top1 = f"digits {100 * packaged().provenance['metrics']['top1']:.2f} %"
-            weights = "with the package: `digits`"
-        elif name in BY_AUTHORS:
-            page = "docs/concepts/family.md#weights-of-their-authors"
-            top1, weights = f"ImageNet {100 * BY_AUTHORS[name]:.2f} %", f"[of its authors]({page})"
-        else:
-            reported = WEIGHTS[PUBLISHED[name]].top1
-            top1, weights = f"ImageNet {100 * reported:.2f} %" if reported else "", f"`{PUBLISHED[name]}`"
-        cells = [speeds.get((name, *column), "") for column in columns]
+        cells = " | ".join(speeds.get((row, *column), "") for column in columns)
+        accuracy = f"{data} {100 * top1:.2f} %" if top1 else ""
         rows.append(
-            f"| {name}{VARIANTS.get(name, '')} | {config.image_size} | {config.num_params:,} "
-            f"| {multiply_adds(flops)} | {' | '.join(cells)} "
-            f"| {top1} | {weights} |"
+            f"| {name} | {config.image_size} | {config.num_params:,} | {multiply_adds(flops)} | {cells} "
+            f"| {accuracy} | {weights} |"
         )
+
+    for name, row in OURS.items():
+        meta = read_meta(file := own.get(name))
+        assert meta.data is not None
+        place = "with the package" if file.parent == own.PACKAGED else "in `weights/`"
+        add(f"`{name}`", meta.config, row, TITLES[meta.data.name], OWN[name].top1, place)
+    for name, weights in PUBLISHED.items():
+        add(name, MODELS[name], name, "ImageNet", WEIGHTS[weights].top1, f"`{weights}`")
+    for name, reported in BY_AUTHORS.items():
+        page = "docs/concepts/family.md#weights-of-their-authors"
+        add(name, MODELS[name], name, "ImageNet", reported, f"[of its authors]({page})")
     return f"Images a second in timm, float32 and int8: {measured}\n\n" + "\n".join(rows)
 
 
