@@ -1,4 +1,4 @@
-"""What every config shares: the check of its fields, and its way to and from JSON.
+"""The base of every config: the check of its fields, and its way to and from JSON.
 
 Sizes are pixels, (height, width).
 """
@@ -59,7 +59,7 @@ class Config:
         """Check ranges and fields that must fit together; the types are right by then. Raises ValueError."""
 
     def tag(self) -> dict[str, str]:
-        """What JSON says beside the fields, such as which of several kinds of config this is."""
+        """JSON entries beside the fields, such as which of several kinds of config this is."""
         return {}
 
     @classmethod

@@ -105,7 +105,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def control_group_bytes(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What each memory limit of Linux's control groups, such as a container's, leaves this process."""
+    """Memory that each limit of Linux's control groups, such as a container's, leaves this process, in bytes."""
     left: list[int] = []
     with suppress(OSError):
         for line in groups.read_text().splitlines():

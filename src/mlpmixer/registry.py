@@ -11,7 +11,7 @@ MUCH_LESS = 0.2  # of difflib's likeness: "trian" means train (0.8), not lr-find
 
 
 def shortened(text: object, most: int = 300) -> str:
-    """What others wrote, on one line and cut to `most` characters."""
+    """Text of unknown origin on one line, cut to `most` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= most else f"{line[:most]}..."
 

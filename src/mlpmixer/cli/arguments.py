@@ -66,7 +66,7 @@ HELP = {"-h": "--help", "--help": "--help", "--help-all": "--help-all"}
 
 @dataclass(frozen=True)
 class Arg:
-    """What an annotation adds to a field: `Annotated[str, Arg("DIR")]`."""
+    """Annotation of a field: `Annotated[str, Arg("DIR")]`."""
 
     metavar: str = ""
     help: str = ""
@@ -148,7 +148,7 @@ class Command:
     common: ClassVar[Sequence[str]] = ()
     """The short names that --help lists."""
     heading: ClassVar[str] = ""
-    """What stands above them."""
+    """The heading above them."""
     refused: ClassVar[Mapping[str, str]] = {}
     """Options of its configs that it does not take, and why."""
 
@@ -266,7 +266,7 @@ def read(command: type[Command], prog: str, args: Sequence[str]) -> Line:
 
 
 def similar_options(word: str, command: type[Command]) -> list[str]:
-    """What a wrong option may mean: what other programs call so, else what is spelt so, each by its shortest name."""
+    """Candidates for a wrong option: what other programs call so, else what is spelt so, each by its shortest name."""
     bare, spellings = re.sub(r"\W", "", word), spellings_of(command)
     known = {*spellings, *(a.name for a in positional(command))}
     meant = next((names.split() for words, names in ELSEWHERE.items() if bare in words.split()), [])
@@ -320,7 +320,7 @@ def positional(command: type) -> list[Argument]:
 
 
 def usage_of(prog: str, command: type) -> str:
-    """What must be on a line, and what may be, apart from options."""
+    """Usage of a command: what must be on a line, and what may be, apart from options."""
     arguments = arguments_of(command)
     words = [a.name if a.arg.positional else f"{a.name} {a.arg.metavar}" for a in arguments if a.default is MISSING]
     optional = [a.name if a.is_variadic else f"[{a.name}]" for a in positional(command) if a.default is not MISSING]

@@ -50,7 +50,7 @@ class Convert(Command):
         return 0
 
     def difference(self) -> str:
-        """What half precision changes, in a sentence."""
+        """The effect of half precision, in a sentence."""
         from mlpmixer.evaluation.data import open_for
         from mlpmixer.evaluation.evaluate import match_classes, require_one_class, targets_of
         from mlpmixer.evaluation.multi_label import mean_average_precision

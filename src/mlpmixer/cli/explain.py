@@ -190,7 +190,7 @@ class Explain(Command):
 
 
 def answer(one: "Explanation") -> str:
-    """What the image is taken for, before what, and what spoke for it: one line, or two of a long name."""
+    """The answer in words: the class, the runner-up, and what spoke for it; one line, or two for a long name."""
     text = f"{one.name}: {one.target.label} ({percent(one.target.probability)})"
     if one.threshold is not None:
         is_given = one.target.probability >= one.threshold

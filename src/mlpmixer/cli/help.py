@@ -102,7 +102,7 @@ def _place(argument: Argument) -> tuple[bool, bool, bool]:
 
 
 def _metavar(argument: Argument) -> str:
-    """What a value looks like: N, X (any number), {crop,pad} or DIR."""
+    """Placeholder for a value: N, X (any number), {crop,pad} or DIR."""
     if argument.type is bool or argument.arg.positional:
         return ""
     word = argument.arg.metavar or argument.path[-1].rpartition("_")[2].upper()

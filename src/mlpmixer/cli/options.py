@@ -200,7 +200,7 @@ def whole_numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def print_changes(scored: "Scored | None") -> None:
-    """What has changed in a run's data since its training."""
+    """Print the changes in a run's data since its training."""
     for note in scored.notes if scored else ():
         print_error(note)
 

@@ -30,7 +30,7 @@ def reporter(*, quiet: bool = False, as_json: bool = False) -> "Iterator[Report]
 
 
 def print_note(event: Event) -> None:
-    """What is said even if nothing else is."""
+    """Print a note: even --quiet keeps these."""
     if event["kind"] == "note":
         print_error(f"note: {event['note']}")
 
@@ -118,7 +118,7 @@ def unreadable(images: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def lines_of(e: Event) -> list[str]:
-    """What stays on the screen."""
+    """Lines for an event that stay on the screen."""
     if e["kind"] == "row":
         return [f"row {e['number']} of {e['of']}: {e['row']}"]
     if e["kind"] == "doing":

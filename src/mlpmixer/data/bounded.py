@@ -85,7 +85,7 @@ def operations(pickled: IO[bytes] | bytes) -> Iterator[tuple[OpcodeInfo, Any, in
 
 
 def _taken(operation: OpcodeInfo, stack: list[Any]) -> list[tuple[int, int]]:
-    """What an operation takes from the stack, less the mark."""
+    """Entries that an operation takes from the stack, less the mark."""
     before = operation.stack_before
     at = len(stack) - len(before)
     if markobject in before:

@@ -17,7 +17,7 @@ class DatasetInfo:
     """A data set known by name, and where its images come from: `load`, else the Hub or local files."""
 
     title: str
-    """What it is, in one line."""
+    """A description in one line."""
     classes: tuple[str, ...]
     """Names for when the files carry none."""
     channels: int

@@ -1,4 +1,4 @@
-"""What is wrong with a data set: broken images, the same image twice, files in the wrong place, classes of few images,
+"""Problems of a data set: broken images, the same image twice, files in the wrong place, classes of few images,
 and whatever training refuses."""
 
 import dataclasses

@@ -273,7 +273,7 @@ def stratified_share(labels: np.ndarray, fraction: float, seed: int) -> np.ndarr
 
 
 def open_raw(data: Data) -> RawSplits:
-    """What the files hold: nothing is cut, and classes are not compared between splits."""
+    """Open the files as they are: nothing is cut, and classes are not compared between splits."""
     raw = _open_raw(data)
     multi_label = data.multi_label == "yes" or any(images.multi_label for images in raw.sets.values())
     sets = {split: images.as_multi_label() for split, images in raw.sets.items()} if multi_label else raw.sets

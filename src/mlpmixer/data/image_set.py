@@ -198,7 +198,7 @@ def doubt_of(val: ImageSet, train: ImageSet | None = None) -> str:
 
 @dataclass
 class RawSplits:
-    """What a reader found: "train", "val" and "test", as far as they exist, or "all" when nothing tells them apart."""
+    """Image sets as read: "train", "val" and "test", as far as they exist, or "all" when nothing tells them apart."""
 
     name: str
     sets: dict[str, ImageSet]
@@ -221,7 +221,7 @@ class Splits:
     classes: tuple[str, ...]
     notes: tuple[str, ...]
     unused: ImageSet | None = None
-    """What data.train_fraction leaves out."""
+    """Training images that data.train_fraction leaves out."""
 
     @property
     def doubt(self) -> str:

@@ -12,7 +12,7 @@ Label = int | str | None
 """None and -1 mean that there is no label."""
 MAX_NAME = 1000  # characters of a class's name
 Meaning = Literal["numbers", "names"]
-"""What whole numbers mean: places in the list of classes from 0 on, or classes whose names are digits."""
+"""Meaning of whole numbers: places in the list of classes from 0 on, or classes whose names are digits."""
 
 
 def nfc(text: str) -> str:
@@ -81,7 +81,7 @@ class LabelEncoder:
 
 
 def meaning_of(labels: Iterable[int | str], classes: Sequence[str]) -> tuple[Meaning, bool]:
-    """What the whole numbers among `labels` (all that occur) mean, and whether they could as well mean the other.
+    """Meaning of the whole numbers among `labels` (all that occur), and whether the other one would fit, too.
 
     They mean names if each label is the name of a class or some label is not a number, else numbers.
     """

@@ -1,4 +1,4 @@
-"""What the names of files and folders say: splits, shards of a whole, names like a missing one."""
+"""Meanings of file and folder names: splits, shards of a whole, names like a missing one."""
 
 import difflib
 import os

@@ -71,7 +71,7 @@ class Preprocess(Config, owner="preprocess"):
 
     @property
     def dtype(self) -> "np.dtype[np.uint8 | np.float32]":
-        """What `array` returns: float32 where the rule never rounds (vit_jax_eval), else uint8."""
+        """Type of `array`: float32 where the rule never rounds (vit_jax_eval), else uint8."""
         return np.dtype(np.float32 if self.fit == "vit_jax_eval" else np.uint8)
 
     def array(self, source: Source | np.ndarray) -> Pixels:

@@ -52,9 +52,9 @@ class Comparison:
     """Models A and B on the same `n` readable images. Intervals are 95 %, over images, not over seeds."""
 
     a: str
-    """What A is called: its path or name."""
+    """Path or name of A."""
     b: str
-    """What B is called."""
+    """Path or name of B."""
     n: int
     """Number of images that both read."""
     top1_a: float

@@ -53,7 +53,7 @@ class Opened:
     own: bool = False
     """Whether this is the data of the model's run."""
     notes: tuple[str, ...] = ()
-    """What has changed since the training, or is left out."""
+    """Changes since training, and images that are left out."""
     refusal: str = ""
     """Why no split can be taken, only all."""
     streamed: StreamedSplits | None = None
@@ -218,7 +218,7 @@ def _by_record(opened: Opened, record: SplitRecord, is_same: bool) -> Opened:
 
 
 def _changes(record: SplitRecord, names: Sequence[str], places: NDArray[np.int64]) -> tuple[str, ...]:
-    """What has changed since the training, in sentences."""
+    """Changes since training, in sentences."""
     recorded = set(record.all_names)
     unknown = [str(names[i]) for i in np.flatnonzero(places < 0).tolist()] if not record.shards else []
     changed = [name for name in unknown if name in recorded]

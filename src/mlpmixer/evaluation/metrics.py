@@ -123,7 +123,7 @@ class Scored:
     how: str
     """Which images these are."""
     notes: tuple[str, ...] = ()
-    """What has changed in the data since the training."""
+    """Changes in the data since training."""
 
     def __str__(self) -> str:
         return f"{self.n:,} of {f'{self.of:,}' if self.of else 'the'} images of {self.data}: {self.how}"

@@ -144,7 +144,7 @@ def _data(test: Json) -> str:
 
 
 def _counted(test: Json) -> list[tuple[str, str]]:
-    """What was scored."""
+    """Rows about what was scored: classes, images, those left out."""
     empty = sum(not row["support"] for row in test["per_class"])
     scores = [("classes", f"{len(test['classes']):,}" + (f", {empty:,} of them without an image" if empty else ""))]
     if scored := test.get("scored"):

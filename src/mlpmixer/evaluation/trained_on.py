@@ -1,4 +1,4 @@
-"""What a model was trained on: which data, and which of these images. No torch."""
+"""The data that a model was trained on, and which images of it. No torch."""
 
 import os
 from contextlib import suppress

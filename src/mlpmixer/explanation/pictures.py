@@ -50,7 +50,7 @@ def overlay(values: Values) -> Image.Image:
 
 
 def grey_picture(photo: NDArray[Any]) -> Image.Image:
-    """What `overlay` is laid upon: the image (H, W, C) in grey, neither black nor white, so that colours show on it."""
+    """The background of `overlay`: the image (H, W, C) in grey, neither black nor white, so that colours show on it."""
     grey = np.asarray(input_picture(photo).convert("L"), dtype=np.float64)
     return Image.fromarray(np.round(60 + 0.75 * grey).astype(np.uint8))
 

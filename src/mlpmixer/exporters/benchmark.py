@@ -105,7 +105,7 @@ class Bench:
     images: int
     """Number of images compared."""
     rows: tuple[Row, ...]
-    """What was measured: engine, precision, threads and batch of each row, times in ms, memory in MiB."""
+    """Measurements: engine, precision, threads and batch of each row, times in ms, memory in MiB."""
     failed: tuple[Failed, ...]
     """Engines that could not be measured, with the reason."""
     choice: Choice | None

@@ -140,7 +140,7 @@ def metadata(meta: ModelMeta, made: dict[str, Any], weights: str = "") -> str:
 
 
 def parse_metadata(text: str) -> dict[str, Any]:
-    """What `metadata` wrote, as an object. Errors: ValueError, KeyError, TypeError for anything else."""
+    """Parse the text written by `metadata`. Errors: ValueError, KeyError, TypeError for anything else."""
     stored: dict[str, Any] = parse_json(text)
     if stored["format"] != FORMAT:
         raise ValueError(f"format {shown(stored['format'])}; this version reads format {FORMAT}")

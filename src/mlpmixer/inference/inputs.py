@@ -1,4 +1,4 @@
-"""What `Classifier.predict` takes: images in many forms, one or several, found, named and brought to one form.
+"""Inputs of `Classifier.predict`: images in many forms, one or several, found, named and brought to one form.
 
 Imports no torch. B images of H x W pixels with C channels. An array of numpy has its channels last, a tensor of torch
 has them first, as images have in either; the type decides, whatever the sizes.
@@ -92,8 +92,8 @@ def _name(item: Any) -> str:
 
 
 def _for_threads(item: Any) -> Any:
-    """What several threads may read at once, also when it is given twice, or changed as the next one is asked for: the
-    frames of a video may come in one array, those of a GIF in one Pillow image."""
+    """A copy that another thread may read while the caller reuses or changes the original: the frames of
+    a video may come in one array, those of a GIF in one Pillow image."""
     if isinstance(item, np.ndarray):
         return item.copy()
     if _is_tensor(item):

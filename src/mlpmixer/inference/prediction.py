@@ -47,4 +47,4 @@ class Failure:
     name: str
     """Its path, address or pattern, as it was given or found."""
     reason: str
-    """What is wrong with it, without its name."""
+    """Its error, without its name."""

@@ -55,7 +55,7 @@ CAPABILITIES = {
     "kernels": "compiled kernels",
     "mixing": "token mixing that can be drawn",
 }
-"""What a network may be able to do, in the words that refuse an option.
+"""Capabilities of networks, in the words that refuse an option.
 
 tokens(images) -> (B, S, C): logits are head(tokens.mean(1)), so what each patch adds to a logit is exact.
 layers() -> list of lists of modules: all of the network, from the stem to the head.
@@ -87,7 +87,7 @@ TIMM_ONLY: dict[str, tuple[Any, str]] = {
     "scriptable": (False, "torch.export takes every network as it is"),
     "exportable": (False, "torch.export takes every network as it is"),
 }
-"""What timm takes beyond: the value that changes nothing, and what to use instead of any other."""
+"""Arguments that only timm takes: the value that changes nothing, and what to use instead of any other."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def count_params(model: "nn.Module") -> int:
 
 
 def name_of(network: object) -> str:
-    """What files and errors call a network, its config, or a function that builds one.
+    """The name of a network, of its config, or of a function that builds one, as files and errors give it.
 
     A dataclass that builds one is called by its fields, too, so that a run goes on with the same network.
     """

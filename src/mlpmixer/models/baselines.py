@@ -1,4 +1,4 @@
-"""What the all-MLP networks are compared with: a Vision Transformer and a ResNet, of the library transformers (extra
+"""Baselines of the all-MLP networks: a Vision Transformer and a ResNet, of the library transformers (extra
 `rivals`), built without a download."""
 
 import torch

@@ -42,7 +42,7 @@ class FoldingConvolutions(nn.Module):
 
 
 def scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What a BatchNorm does in evaluation: a factor and a summand for each channel."""
+    """A BatchNorm in evaluation, as a factor and a summand for each channel."""
     scale = norm.weight / torch.sqrt(cast(Tensor, norm.running_var) + norm.eps)
     return scale, norm.bias - cast(Tensor, norm.running_mean) * scale
 

@@ -90,7 +90,7 @@ def asymmetry(model: Mixer) -> float:
 
 
 def symmetric(model: Mixer) -> Symmetric:
-    """What `keep` needs to know of a model."""
+    """Pairs of parameters of a model, as `keep` needs them."""
     orders = _orders(model)
     before = [0, *itertools.accumulate(p.numel() for p, _ in orders)]
     return [p for p, _ in orders], torch.cat([start + order for start, (_, order) in zip(before, orders, strict=False)])

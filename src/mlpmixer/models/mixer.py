@@ -25,7 +25,7 @@ class MixerBlock(nn.Module):
     """One Mixer layer, equation (1): (B, S, C) -> (B, S, C)."""
 
     kernels: "Callable[[MixerBlock, Tensor], Tensor] | None" = None
-    """What computes the same function instead, see the folder `kernels`; a graph that is traced has the operations."""
+    """Computes the same function faster, see the folder `kernels`; a graph that is traced has the operations."""
 
     def __init__(self, cfg: MixerConfig, drop_path: float) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class MixerBlock(nn.Module):
         return x + self.drop(self.rows(self.token_mixing(self.columns(self.norm1(x)))))
 
     def columns(self, x: Tensor) -> Tensor:
-        """What token mixing sees: (B, S, C) -> (B * parts, C, S / parts)."""
+        """Input of token mixing: (B, S, C) -> (B * parts, C, S / parts)."""
         if self.parts == (1, 1):
             return x.transpose(1, 2)
         (k, m), (h, w), c = self.parts, self.part_grid, x.shape[2]
@@ -65,7 +65,7 @@ class MixerBlock(nn.Module):
         return branch if mask is None else branch * mask
 
     def drop_path_mask(self, x: Tensor) -> Tensor | None:
-        """What a branch of each sample is multiplied by, (B, 1, 1); None where no branch is dropped."""
+        """Factors of the branches of each sample, (B, 1, 1); None where no branch is dropped."""
         if self.drop_path == 0 or not self.training:
             return None
         mask = x.new_empty(len(x), 1, 1).bernoulli_(1 - self.drop_path)

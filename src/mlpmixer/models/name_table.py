@@ -65,7 +65,7 @@ class NameTable:
     form: str
     """official: by the authors; timm: by timm; own: the state dict of the module here."""
     suffix: Literal[".npz", ".safetensors"]
-    """What it is written to; a state dict of torch is read from .pth, .pt and .bin, too."""
+    """Suffix of the files written; a state dict of torch is read from .pth, .pt and .bin, too."""
     marker: str
     """An array that files of this form have, and no other."""
     rows: Callable[[Any], list[Row]]
@@ -73,7 +73,7 @@ class NameTable:
     config: Callable[[Arrays, Known, str], Any]
     """(arrays, what is known of what they leave open, where they are from) -> the config of the network they are of."""
     activation: str = ""
-    """What this form's code computes, where that is not part of the file."""
+    """The activation that this form's code computes, where it is not part of the file."""
     preprocess: str = "timm"
     """Name of the evaluation preprocessing that goes with it, see `data.preprocess.create_preprocess`; "": as after
     training here, but for mean and deviation, which are 0.5."""

@@ -37,7 +37,7 @@ class Network(nn.Module):
     """Classes and preprocessing that came with its weights; None for a fresh one."""
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """What `pool` reads: normalised tokens (B, S, C), or the last feature map (B, C, h, w)."""
+        """Features for `pool`: normalised tokens (B, S, C), or the last feature map (B, C, h, w)."""
         raise NotImplementedError
 
     def pool(self, features: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ FREE = {"data.data_dir", "data.min_per_class", "init.weights", "run.device", "ru
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What has to be done for a row."""
+    """The fine-tuning behind one row."""
 
     row: str
     """The published weights that it starts from."""
@@ -74,13 +74,13 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the rows take, and what is missing for them here."""
+    """The work that the rows need, and what is missing for it here."""
 
     jobs: Sequence[Job]
     absent: Sequence[Job]
     """The rows whose weight file is not there."""
     problems: Sequence[str]
-    """What is wrong with data, device, folders or weight files, one sentence each."""
+    """Problems with data, device, folders or weight files, one sentence each."""
 
     def missing(self, reason: str = "") -> str:
         """All that is missing as one message, "" when nothing is. reason: why weights could not be fetched."""

@@ -37,7 +37,7 @@ class Trial:
     """The network, which has a learning rate of its own."""
     data: Data
     build: Build | None = None
-    """What builds it from its config in another way than `build`."""
+    """Builds it from its config, in another way than `build`."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of Run that differ from the comparison's."""
 
@@ -48,7 +48,7 @@ class Comparison:
 
     networks: Mapping[str, NetworkConfig]
     builds: Mapping[str, Build | None] = field(default_factory=dict)
-    """What builds a network from its config, where `build` does not."""
+    """Builds a network from its config, where `build` does not."""
     rates: Mapping[str, Sequence[float]] = field(default_factory=lambda: RATES)
     """The learning rates that each network chooses from, on validation images."""
     steps: int

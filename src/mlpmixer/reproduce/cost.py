@@ -106,7 +106,7 @@ class Bench:
 
     @property
     def operations(self) -> dict[str, Callable[[], None]]:
-        """What is measured, by name."""
+        """Functions to measure, by name."""
         whole = {"forward": self.forward, "train": self.train, "one image": lambda: self.forward(1)}
         mixing = {"mixing forward": self.mix_forward, "mixing train": self.mix_train}
         return whole | (mixing if self.name in OPERATORS else {})

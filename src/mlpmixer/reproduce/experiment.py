@@ -39,13 +39,13 @@ class Experiment:
     """A claim that can be tested."""
 
     title: str
-    """What the experiment shows, in one line."""
+    """The subject, in one line."""
     source: str
     """Where the claim is made."""
     scales: dict[Scale, str]
     """The scales it can run at, each with what it takes. The first is the default."""
     function: str
-    """What runs it: MODULE:FUNCTION of this room, from an ExperimentContext to a Page."""
+    """MODULE:FUNCTION of this room, from an ExperimentContext to a Page."""
     data: str = ""
     """The data set whose files it needs."""
     extras: tuple[str, ...] = ()
@@ -178,7 +178,7 @@ class OutOfTime(Exception):
 
 @dataclass(kw_only=True)
 class ExperimentContext:
-    """What an experiment works with. `train` and `measure` find finished parts in `out` again.
+    """Options and tools of an experiment. `train` and `measure` find finished parts in `out` again.
 
     Errors: UnknownName; ValueError for a scale or overrides that the experiment does not have, or a missing extra.
     """
@@ -325,7 +325,7 @@ class ExperimentContext:
 
     @property
     def command(self) -> str:
-        """What writes the page again; folders are called DIR."""
+        """The command that writes the page again; folders are called DIR."""
         rows, changes = self.overrides.rows, dataclasses.asdict(self.overrides) | {"rows": ()}
         folders = {name: "DIR" for name in ("data_dir", "weights_dir") if getattr(self, name) is not None}
         options = changes | folders | {"device": "" if self.device == "auto" else self.device, "seed": self.seed}

@@ -89,16 +89,16 @@ class Plot:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What an experiment has found."""
+    """The results of an experiment, as a page."""
 
     template: str = "page.md"
-    """What the paper claims, and how it was measured here and how far it reaches."""
+    """Template with the paper's claim, the method, and its limits."""
     title: str = ""
     """Instead of the experiment's."""
     values: Mapping[str, Any] = field(default_factory=dict)
-    """What the template mentions."""
+    """Values for the template."""
     findings: Sequence[str]
-    """What was measured here, one sentence each."""
+    """Results, one sentence each."""
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
     figures: Any = None

@@ -69,7 +69,7 @@ UPSTREAMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a training starts from, and what it took to make that."""
+    """Initial weights, and what it took to make them."""
 
     config: MixerConfig
     weights: str = ""
@@ -84,7 +84,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one start came to on one data set. Shares are fractions of the test images, times are in seconds."""
+    """Results of one start on one data set. Accuracies are fractions of the test images, times are in seconds."""
 
     few: Mapping[int, list[float]]
     """For each number of shots: top-1 of each draw."""
@@ -203,7 +203,7 @@ def _train_downstream(context: ExperimentContext, starts: Mapping[str, Start]) -
 def _outcome(
     context: ExperimentContext, name: str, splits: Splits, key: str, start: Start, summaries: list[Any]
 ) -> Outcome:
-    """What is measured on frozen features, beside what training came to."""
+    """Measure the frozen features, and add the results of training."""
     key = key.replace(" ", "-")
     if name == FEW_SHOT_ONLY:
         share = stratified_share(splits.train.labels, FEW_SHOT_SHARE, context.seed)
@@ -248,7 +248,7 @@ def _untrained(start: Start, context: ExperimentContext) -> Classifier:
 
 
 def _downstream(start: Start, name: str, data_dir: str | None, seed: int) -> Recipe:
-    """What `mlpmixer train DATA` takes by default, with and without --init."""
+    """The recipe that `mlpmixer train DATA` takes by default, with and without --init."""
     recipe = finetune() if start.weights else photos()
     if start.weights:
         recipe = variant(recipe, model=start.config, init=Init(weights=start.weights))

@@ -26,13 +26,13 @@ class NotServed(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of an image before it is decoded."""
+    """Facts about an image that are known before it is decoded."""
 
     width: int
     height: int
     too_many_scans: bool
     cost_px: int
-    """What decoding takes, in pixels of a PNG in 8-bit colour, about 16 ns each."""
+    """Cost of decoding, in pixels of a PNG in 8-bit colour, about 16 ns each."""
 
 
 def read_header(data: bytes) -> Header:

@@ -1,4 +1,4 @@
-"""What applies before a body is parsed: host, origin, token, concurrency, size, speed, content type. Pure ASGI."""
+"""Limits that apply before a body is parsed: host, origin, token, concurrency, size, speed, content type. Pure ASGI."""
 
 import asyncio
 import hmac

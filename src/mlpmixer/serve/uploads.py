@@ -118,7 +118,7 @@ def _from_form(content_type: str, body: bytes, settings: Settings) -> list[Uploa
 
 
 def check_headers(uploads: Sequence[Upload], settings: Settings) -> list[int]:
-    """What decoding each image costs, in pixels; reads headers only, all of them before anything is decoded.
+    """Cost of decoding each image, in pixels; reads headers only, all of them before anything is decoded.
 
     HTTPException: 415 for files of another format, 413 for too many pixels or scans, 422 for damaged headers.
     """

@@ -1,4 +1,4 @@
-"""What the log of a finished run says about how it was trained, in sentences. No torch."""
+"""Advice on how to train better, read from the log of a finished run. No torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

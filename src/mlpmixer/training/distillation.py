@@ -123,7 +123,7 @@ class OnlineTeacher:
     num_classes: int
     cfg: Distill
     notes: tuple[str, ...] = ()
-    """What was assumed about it."""
+    """Assumptions about it."""
 
     @torch.no_grad()
     def targets(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What training leaves: the model, its scores as a user would get them, summary.json and report.html."""
+"""The end of a run: the model, its scores as a user would get them, summary.json and report.html."""
 
 import dataclasses
 import shutil
@@ -100,8 +100,8 @@ def finish(trainer: Trainer, network: Build | None = None) -> dict[str, Any]:
 
 
 def notes(trainer: Trainer) -> list[str]:
-    """What was assumed about the data, the batches and the teacher, and which images are less unseen than they should
-    be."""
+    """Notes on what was assumed about the data, the batches and the teacher, and on images that were not as unseen as
+    they should be."""
     step = trainer.training_step
     found, asked = step.rows.batch_size, trainer.recipe.run.images_per_step
     own = [f"batches of {found:,} images: there are no more for run.batch_size={asked}"] if found < asked else []

@@ -60,7 +60,7 @@ class Stores:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must find unchanged: the classes, the number of training images, and their shards."""
+        """Facts that a resumed run must find unchanged: classes, number of training images, shards."""
         shards = self.train.fingerprint if isinstance(self.train, Stream) else ""
         return {"classes": list(self.splits.classes), "train_images": len(self.train), "shards": shards}
 

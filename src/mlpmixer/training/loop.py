@@ -51,7 +51,7 @@ class Diverged(ValueError):
 
 @dataclass
 class State:
-    """What changes from step to step besides the tensors."""
+    """Progress of a run, apart from its tensors."""
 
     step: int = 0
     train_s: float = 0.0

@@ -59,7 +59,7 @@ class Augment(Config, owner="augment"):
     pad_crop_px: int = 0
     """Pad by this many pixels on each side, then crop at random (CIFAR: 4)."""
     pad_mode: Literal["reflect", "constant"] = "reflect"
-    """What fills the border that pad_crop_px, rotate_deg, zoom, zoom_out or shear bring into the image."""
+    """How the border that pad_crop_px, rotate_deg, zoom, zoom_out or shear bring into the image is filled."""
     flip: bool = False
     """Mirror left to right with probability 1/2."""
     randaugment_layers: int = 0
@@ -277,7 +277,7 @@ class Run(Config, owner="run"):
     """Mode of torch.compile. reduce-overhead replays small networks as CUDA graphs. The max-autotune modes search for
     faster kernels, which takes minutes and may end differently after a resume, which is then not bit-identical."""
     kernels: Literal["auto", "compiled", "torch"] = "auto"
-    """What computes the blocks on a CPU: kernels compiled on this machine, or torch's operations. auto uses the kernels
+    """How blocks are computed on a CPU: by kernels compiled on this machine, or by torch. auto uses the kernels
     where they are available, and the run says which it used."""
     threads: int = 0
     """CPU threads. 0: measured when the run starts (fewer than the cores where they would hinder each other), and saved

@@ -1,4 +1,4 @@
-"""What training finds in the folder of a run: another training, a sound state, the best model, a record of the data."""
+"""Reading the folder of a run before training: another training, a sound state, the best model, the data's record."""
 
 import os
 from collections.abc import Callable

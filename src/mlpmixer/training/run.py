@@ -292,7 +292,7 @@ def _write_start(
 
 
 def start_event(trainer: Trainer) -> dict[str, Any]:
-    """What is reported before the first step."""
+    """The event reported before the first step."""
     step, stores, environment = trainer.training_step, trainer.stores, trainer.environment
     begins = trainer.state.step == 0
     offered = offer(step.recipe, len(stores.train), stores.multi_label) if begins else []

@@ -98,7 +98,7 @@ def _details(summary: Json, recipe: Json, env: Json) -> list[tuple[str, str]]:
 
 
 def _chosen(summary: Json) -> str:
-    """What the dotted line of the charts is; runs of before do not say which step they kept."""
+    """Legend of the charts' dotted line; older runs do not say which step they kept."""
     if not summary.get("best_step"):
         return ""
     why = "the best on validation" if summary.get("kept") == "best" else "the last one"

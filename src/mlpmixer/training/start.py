@@ -1,4 +1,4 @@
-"""What a run starts from: fresh weights, trained weights or a network of one's own; and the kernels it runs on."""
+"""The start of a run: fresh weights, trained weights or a network of one's own; and the kernels it runs on."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -142,7 +142,7 @@ def _takes(trained: NetworkConfig, model: NetworkConfig) -> bool:
 
 
 def origins_of(networks: Iterable[Start | TeacherSource]) -> str:
-    """What trained networks were made from, with its terms: their data or files, and what they learned from before."""
+    """Sources of trained networks, with their terms: data or files, and what they learned from before."""
     found: list[str] = []
     for network in networks:
         origin = network[1].provenance if isinstance(network, tuple) else {}

@@ -124,7 +124,7 @@ class Waiting:
     def __init__(self) -> None:
         self.looked_s, self.waited_s = time.monotonic(), waited_s()
         self.over: threading.Event | None = None
-        """What ends the idle team; None while there is none."""
+        """Set to end the idle team; None while there is none."""
 
     def look(self) -> None:
         """Between two steps: choose by how long this thread has waited for a core since the last look."""

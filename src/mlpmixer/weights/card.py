@@ -104,7 +104,7 @@ def _training(run: Path, meta: ModelMeta, summary: dict[str, Any], recipe: dict[
 def _front_matter(
     meta: ModelMeta, name: str, licence: str, recipe: dict[str, Any] | None, scores: Scores
 ) -> dict[str, Any]:
-    """What the Hub reads: YAML, of which JSON is a part."""
+    """The front matter that the Hub reads: YAML, of which JSON is a part."""
     trained_on = recipe["data"]["name"] if recipe else ""
     repo = (
         trained_on[3:] if trained_on.startswith("hf:") else DATASETS[trained_on].repo if trained_on in DATASETS else ""

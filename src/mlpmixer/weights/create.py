@@ -151,7 +151,7 @@ def from_pretrained(name: str | os.PathLike[str], *, report: "Report | None" = N
 
 
 def _source(name: str) -> str:
-    """What `load_weights` calls the weights of a name that is not only for it: owner/name, hf-hub:timm/NAME, B/16."""
+    """The name that `load_weights` has for weights with another one: owner/name, hf-hub:timm/NAME, B/16."""
     if name in WEIGHTS or os.path.exists(split_key(name)[0]):
         return name
     bare = re.sub(HUB, "", name)

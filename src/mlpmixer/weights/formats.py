@@ -308,7 +308,7 @@ def _read_safetensors(path: str | os.PathLike[str]) -> StateDict:
 
 
 def _assumed(path: str | os.PathLike[str], cfg: NetworkConfig) -> str:
-    """What a state dict of our own leaves open."""
+    """Assumptions about what a state dict of our own leaves open."""
     (h, w), (p, q), activation = pair(cfg.image_size), cfg.cell, getattr(cfg, "activation", "")
     return (
         f"{path} is taken for a {cfg.architecture} of {h}x{w} px, {cfg.in_channels} channels and patches of {p}x{q} px"

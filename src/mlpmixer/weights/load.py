@@ -180,7 +180,7 @@ def architecture(name: str) -> NetworkConfig:
 
 
 def own_meta(name: str) -> ModelMeta | None:
-    """What travels with weights of this package at a name, path or address; None: they are of other code."""
+    """Metadata of weights of this package at a name, path or address; None: they are of other code."""
     return read_meta(file) if name not in WEIGHTS and _is_ours(file := locate(name)) else None
 
 

@@ -55,7 +55,7 @@ class ModelMeta(Config):
     network: str = ""
     """Name of the user's function that built it, if one did; `config` then only has the sizes of input and output."""
     data: Data | None = None
-    """What it was trained on; None where that is not stored, as in old files and those of other code."""
+    """Its training data; None where that is not stored, as in old files and those of other code."""
     splits: SplitRecord | None = None
     """Which images it was trained, validated and tested on; None where the file does not say."""
     threshold: float | None = None
@@ -81,18 +81,18 @@ class ModelMeta(Config):
         return self.provenance.get("loss") == "sigmoid"
 
     def without_history(self) -> "ModelMeta":
-        """What stays true of a network that is trained further: its classes and preprocessing, no data and figures."""
+        """The part that stays true when a network is trained further: classes, preprocessing; no data or figures."""
         loss = {key: value for key, value in self.provenance.items() if key == "loss"}
         return replace(self, data=None, splits=None, provenance=loss)
 
     def with_fresh_head(self, num_classes: int) -> "ModelMeta":
-        """What is known once the head is another one: the preprocessing. The classes are numbers."""
+        """The part that stays true with another head: the preprocessing. The classes are numbers."""
         config = replace(self.config, num_classes=num_classes)
         return ModelMeta(config=config, classes=numbered(num_classes), preprocess=self.preprocess)
 
 
 def meta_of(network: Any, classes: Sequence[str] | None = None, preprocess: Preprocess | None = None) -> ModelMeta:
-    """What travels with a network by itself: what came with its weights, where that is not given; of a fresh one,
+    """Metadata of a network by itself: what came with its weights, where that is not given; of a fresh one,
     numbered classes and the preprocessing of a run here.
 
     ValueError for another number of classes than the network has outputs.
@@ -119,7 +119,7 @@ def require_threshold(value: float | None) -> None:
 
 
 def public(meta: ModelMeta) -> ModelMeta:
-    """What may leave this machine: without the folders that the data lies in and the names of its images."""
+    """A copy that may leave this machine: without the folders that the data lies in and the names of its images."""
     return replace(meta, data=None, splits=meta.splits and meta.splits.without_names())
 
 
@@ -249,7 +249,7 @@ def rewrite_meta(path: str | os.PathLike[str], change: Callable[[ModelMeta], Mod
 
 
 def read_meta(path: str | os.PathLike[str]) -> ModelMeta:
-    """What travels with the weights at `path`; imports no torch."""
+    """Metadata of the weights at `path`; imports no torch."""
     return _meta_in(read_header(path), path)
 
 

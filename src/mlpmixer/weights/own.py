@@ -36,7 +36,7 @@ class OwnWeights:
     num_classes: int
     image_size: Size
     data: str
-    """What it was trained on, in words: how many of which images."""
+    """Its training data in words: how many of which images."""
     terms: str
     """The terms of that data."""
     top1: float

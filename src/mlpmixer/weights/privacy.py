@@ -1,4 +1,4 @@
-"""What may leave this machine: the names of data, models and files, without the folders, users and hosts around them.
+"""Names that may leave this machine: those of data, models and files, without the folders, users and hosts around them.
 No torch."""
 
 import os

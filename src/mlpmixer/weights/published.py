@@ -30,7 +30,7 @@ class Weights:
     num_bytes: int
     """Exact size of the file, checked after a download; 0 where no source states it."""
     classes: Classes
-    """What the outputs of the head mean, see `class_names`."""
+    """Meaning of the head's outputs, see `class_names`."""
     preprocess: Preprocessing
     """Name of the evaluation preprocessing that belongs to the weights."""
     top1: float | None

@@ -82,7 +82,7 @@ def left_open(recipe: Mapping[str, Any]) -> set[str]:
 
 
 def read_environment(run: Path) -> dict[str, Any]:
-    """What `environment` stored as a run was last started; empty where that is damaged or missing."""
+    """The `environment` stored when a run was last started; empty where that is damaged or missing."""
     with suppress(OSError, ValueError):
         return dict(read_json(run / ENV_FILE))
     return {}
@@ -94,7 +94,7 @@ def measured_fields(run: Path) -> list[str]:
 
 
 def learned_from(run: Path) -> str:
-    """What a run learned from, as `environment` stores it; empty for runs of before, which do not say."""
+    """The sources that a run learned from, as `environment` stores them; empty for older runs, which do not say."""
     return str(read_environment(run).get("learned_from", ""))
 
 

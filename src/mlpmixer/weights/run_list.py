@@ -47,7 +47,7 @@ class ListedRun:
     steps: int | None = None
     folds: int = 0
     split: str = ""
-    """What was scored: test, val, or the folds."""
+    """The images scored: test, val, or the folds."""
     metric: str = ""
     """top1, or map where an image may have several classes."""
     score: float | None = None
@@ -77,7 +77,7 @@ def _runs_in(folder: Path, depth: int = 0, above: frozenset[Path] = frozenset())
 
 
 def read_run(run: Path) -> ListedRun:
-    """What the files of a run say; damage is in its `problem`."""
+    """A run as its files describe it; damage is in its `problem`."""
     found = ListedRun(path=str(run), started=_started(run))
     try:
         return _folds(run, found) if is_cross_validation(run) else _single(run, found)

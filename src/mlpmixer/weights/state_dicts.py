@@ -55,7 +55,7 @@ def _empty_list(*args: Any) -> list[Any]:
 
 
 def read_torch_file(path: Path) -> Any:
-    """What torch.save wrote: tensors, containers and numbers; every other object is `Inert`.
+    """Unpickle what torch.save wrote: tensors, containers and numbers; every other object is `Inert`.
 
     torch's weights_only unpickler reads it: it imports nothing and calls nothing but what rebuilds tensors, and Inert.
 

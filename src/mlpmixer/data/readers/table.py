@@ -39,7 +39,7 @@ MultiLabel = Literal["auto", "yes", "no"]
 
 @dataclass
 class Listed:
-    """What the rows of a table say about one file."""
+    """The rows of a table about one file."""
 
     shown: str
     split: str
@@ -51,7 +51,7 @@ class Listed:
 
 
 class Listing:
-    """What the rows of a table say, by the path of the file."""
+    """The rows of a table, by the path of the file."""
 
     def __init__(self) -> None:
         self.files: dict[str, Listed] = {}

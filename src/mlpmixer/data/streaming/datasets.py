@@ -185,7 +185,7 @@ def _names(shards: Sequence[Shard]) -> str:
 def _contents(
     shards: Sequence[Shard], classes_known: bool, cache: Path, notes: list[str], retry: Retry
 ) -> list[Contents]:
-    """What each shard holds: from the listing or the cache where that is enough, else inspected now and cached."""
+    """Contents of each shard: from the listing or the cache where that is enough, else inspected now and cached."""
     file = cache / "shards" / f"{CACHE_FORMAT}-{hashlib.sha256(shards[0].address.encode()).hexdigest()[:16]}.json"
     try:
         cached = read_json(file)

@@ -46,7 +46,7 @@ class Listing:
     classes: tuple[str, ...] | None
     note: str
     meaning: Meaning | None = None
-    """What whole numbers as labels mean, where it is stated."""
+    """Meaning of whole numbers as labels, where it is stated."""
 
     @property
     def kind(self) -> Kind:

@@ -1,4 +1,4 @@
-"""What an engine makes of a file: a graph that is ready to run. Imports no engine."""
+"""A session: a graph that is ready to run, made by an engine from a file. Imports no engine."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ KEY = "mlpmixer"  # of the metadata in an exported file
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """What runs a model, and how."""
+    """The engine that runs a model, and its settings."""
 
     engine: str
     version: str

@@ -120,7 +120,7 @@ class NetworkConfig(Config, owner="model"):
         return dataclasses.replace(self, **new)
 
     def note_at(self, image_size: Size) -> str:
-        """What trained weights do differently at another image size, which is not seen there; "" for nothing."""
+        """Warning about trained weights at another image size, where they compute something else; "" for none."""
         return ""
 
     def deployed(self) -> Any:

@@ -24,7 +24,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 class Kernels:
-    """What computes a block instead of torch's operations: (block, x) -> the block's output, (B, S, C).
+    """Compiled computation of a block instead of torch's operations: (block, x) -> the block's output, (B, S, C).
 
     Under another precision than DTYPES, with parameters that are not float32, off the CPU and while a graph is traced,
     it is torch's operations after all; with tokens of another shape, too, which they refuse. A copy or a pickle of a

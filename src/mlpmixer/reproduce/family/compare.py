@@ -27,7 +27,7 @@ SCORES = ("top1", "val_top1", "steps", "seed", "train_images", "train_s", "image
 
 
 def _figures(run: "RunResult") -> dict[str, Any]:
-    """What the page takes from the summary of a run."""
+    """The figures of a run's summary that the page shows."""
     numbers = {part: {"n": run.summary[part]["n"], "nll": run.summary[part]["nll"]} for part in ("test", "val")}
     return {name: run.summary[name] for name in SCORES} | numbers
 

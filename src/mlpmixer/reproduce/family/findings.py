@@ -1,4 +1,4 @@
-"""What the comparison of the family found, one sentence each."""
+"""Findings of the comparison of the family, one sentence each."""
 
 from collections.abc import Mapping
 

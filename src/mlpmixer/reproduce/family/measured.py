@@ -1,4 +1,4 @@
-"""What was measured of the family, and the figures that follow from it."""
+"""Measurements of the family, and the figures that follow from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ BATCH = cifar10().run.images_per_step
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What the page is made of, for each network."""
+    """The measurements of each network that the page shows."""
 
     tried: dict[str, dict[float, float]]
     """Validation top-1 of each rate; none for the Mixer with locality."""
@@ -26,7 +26,7 @@ class Measured:
     timed: dict[str, dict[str, Any]]
     """The summary of the run of equal time."""
     exported: dict[str, dict[str, Any]]
-    """What `export_both` found."""
+    """Result of `export_both`."""
     forward: dict[str, dict[str, float]]
     """Images/s of the exports, in "float32" and "int8"."""
 
@@ -47,7 +47,7 @@ class Measured:
 
     @property
     def minutes(self) -> dict[str, float]:
-        """What `images` take in training, with torch's operations."""
+        """Training time for `images`, with torch's operations."""
         return {name: self.images / speed["torch"] / 60 for name, speed in self.speeds.items()}
 
     @property

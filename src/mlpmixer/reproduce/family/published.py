@@ -1,4 +1,4 @@
-"""What the papers say of the family: what mixes where, and ImageNet-1k accuracies."""
+"""The papers' own account of the family: what mixes where, and ImageNet-1k accuracies."""
 
 from mlpmixer.models.names import MODELS
 from mlpmixer.reproduce.family.measured import deployed_size

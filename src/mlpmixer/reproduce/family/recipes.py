@@ -42,7 +42,7 @@ BASELINES: dict[str, NetworkConfig] = {
     "ResNet": ResNetConfig(**SIZES, depths=(1, 1, 1, 1), width=31, bottleneck=False, small_images=True),
 }
 BESIDE = (LOCAL, *BASELINES)
-"""What is shown beside the all-MLP networks, in tables of its own."""
+"""Networks shown beside the all-MLP ones, in tables of their own."""
 NETWORKS: dict[str, NetworkConfig] = RELATIVES | {LOCAL: RELATIVES["Mixer"]} | BASELINES
 MUON_RATES = (4e-3, 8e-3, 1.6e-2)  # half, once and twice that of the recipe
 RATES: dict[str, tuple[float, ...]] = {  # more where the best of three was an end of them; ResNet's are AdamW's
