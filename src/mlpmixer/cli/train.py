@@ -67,7 +67,7 @@ class Train(RecipeCommand):
         if not resume or (resume == out and (line.words or not started)):
             recipe = start_from(line, read_recipe(Path(out)) if started else None)
             command = build(cls, line, config=recipe)
-            if not started:  # as a run of before may have been
+            if not started:  # as an older run may have been
                 require_effect(line, command.config)
             return dataclasses.replace(command, resume=resume)
         run = latest_unfinished() if resume == LATEST else Path(resume)

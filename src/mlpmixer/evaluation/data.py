@@ -131,7 +131,7 @@ def open_for(classifier: Classifier, data: Data | str | None, data_dir: str = ""
 
     The run's data is known by the content of its images, whatever its path and form: it holds at least half of the
     run's validation and test images, and does not itself call mostly other images so. Its splits are the recorded ones,
-    and images that have changed or come since are in none. Models of before have no record: for the path that they were
+    and images that have changed or come since are in none. Older models have no record: for the path that they were
     trained on, the cut is computed again.
 
     ValueError when None is asked for and the file does not say, and as `open_raw` does.

@@ -236,7 +236,7 @@ def match_classes(data_classes: Sequence[str], model_classes: Sequence[str]) -> 
     """
     if tuple(model_classes) == published.numbered(len(data_classes)):
         return np.arange(len(model_classes))
-    known = tuple(map(nfc, model_classes))  # models of before have them as the data had
+    known = tuple(map(nfc, model_classes))  # older models have them as the data had
     if known == published.class_names("imagenet1k") and set(data_classes) <= set(published.wordnet_ids("imagenet1k")):
         known = published.wordnet_ids("imagenet1k")
     index = {name: i for i, name in enumerate(known)}

@@ -39,7 +39,7 @@ def seen(
     """Whether a model was trained on each of these images (N,) of `data`; None where it does not say, such as one that
     has streamed them.
 
-    By content; for models of before by name, if it is the data of their run.
+    By content; for older models by name, if it is the data of their run.
     """
     if is_by_shards(classifier):
         return None

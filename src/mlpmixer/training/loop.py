@@ -77,7 +77,7 @@ class State:
         return False
 
     def forget_best(self) -> None:
-        """Look for the best model from here on, as that of before was not kept."""
+        """Look for the best model from here on, as the earlier one was not kept."""
         self.best_score, self.best_step = -1.0, 0
 
 

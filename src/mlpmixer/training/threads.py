@@ -37,7 +37,7 @@ BUSY, IDLE = 0.05, 0.01  # share of the time that this thread waited for a core
 def on_threads(threads: int) -> Iterator[None]:
     """A context in which torch uses so many threads (0: as before), and after which it uses as many as before."""
     before = torch.get_num_threads()
-    if threads:  # also where it is the number of before: MKL then takes it, and decides no more by itself
+    if threads:  # also where it is the previous number: MKL then takes it, and decides no more by itself
         torch.set_num_threads(threads)
     try:
         yield

@@ -89,7 +89,7 @@ def read_environment(run: Path) -> dict[str, Any]:
 
 
 def measured_fields(run: Path) -> list[str]:
-    """The fields of a run's recipe that were measured as it started; none for runs of before, which do not say."""
+    """The fields of a run's recipe that were measured as it started; none for older runs, which do not say."""
     return list(map(str, read_environment(run).get("measured", [])))
 
 
@@ -135,7 +135,7 @@ def write_recipe(run: Path, recipe: Config) -> None:
 
 
 def read_splits(run: Path) -> SplitRecord | None:
-    """Which images the run was started on; None for runs of before. ValueError, which names it, for a damaged file."""
+    """Which images the run was started on; None for older runs. ValueError, which names it, for a damaged file."""
     path = run / SPLITS_FILE
     try:
         return from_json(SplitRecord, read_json(path))
