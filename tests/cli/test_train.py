@@ -45,7 +45,7 @@ def test_test_images_that_are_also_in_train_are_said_beside_the_result(
             image.parent.mkdir(parents=True, exist_ok=True)
             Image.new("L", (8, 8), 20 * i).save(image)
     code, out, _ = run("train", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--quiet", *quick)
-    assert code == 0 and re.search(r"note    test: \d+ of its 12 images are also in train", out)
+    assert code == 0 and re.search(r"note    test: \d+ of its 12 images (is|are) also in train", out)
 
 
 def test_json_is_one_object_a_line(run: RunLine, quick: list[str], tmp_path: Path) -> None:

@@ -40,8 +40,8 @@ def test_leaks_of_several_runs_add_up() -> None:
     second = record(train={"a": 1}, test={"e": 5, "f": 6}).after([record(train={"x": 6})])
     earlier = "among those that the initial weights or the teacher were trained on"
     assert leaks(first) == [
-        "val: 1 of its 1 images are also in train, byte for byte",
-        f"test: 1 of its 1 images are {earlier}",
+        "val: 1 of its 1 images is also in train, byte for byte",
+        f"test: 1 of its 1 images is {earlier}",
     ]
     assert leaks(first, second)[1] == f"test: 2 of its 3 images are {earlier}"
     assert leaks(BEFORE) == leaks() == []

@@ -370,7 +370,7 @@ def test_the_command_names_unreadable_images(digits_run, photos, capsys, tmp_pat
     assert cli.main(line) == 1
     out, err = capsys.readouterr()
     assert "36 training and 8 test images of 3 classes" in out
-    assert "2.png" in err and "1 images could not be read" in err
+    assert "2.png" in err and "1 image could not be read (excluded" in err
 
 
 @pytest.mark.parametrize(

@@ -495,7 +495,7 @@ def test_damaged_lines_of_the_log_are_left_out(undisturbed: Path, tmp_path: Path
         train(BASE, out=tmp_path / "run", report=stop_at(20))
     log = tmp_path / "run" / "metrics.jsonl"
     log.write_bytes(b'\xff\n12\n{"kind": "eval", "step": 4}\n' + log.read_bytes() + b'{"kind": "st')
-    assert re.search("3 lines of .*metrics.jsonl were damaged", resumed(tmp_path / "run")[0])
+    assert re.search("left out: 3 damaged lines of .*metrics.jsonl", resumed(tmp_path / "run")[0])
     assert_same_run(undisturbed, tmp_path / "run")
 
 

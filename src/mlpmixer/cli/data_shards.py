@@ -8,6 +8,7 @@ from mlpmixer.cli.arguments import Arg, Command
 from mlpmixer.cli.options import DataArg, DataDir, DataLabels, DataLayout, require_writable
 from mlpmixer.cli.printing import print_error
 from mlpmixer.data.config import Data
+from mlpmixer.data.paths import count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,8 @@ class DataShards(Command):
         for name, reason in bad[:10]:
             print_error(f"left out: {name}: {reason}")
         if bad:
-            print_error(f"{len(bad)} images could not be read and are left out")
+            print_error(f"{count(len(bad), 'image')} could not be read (left out)")
         for split, shards in counts.items():
-            print(f"{split:5}  {sum(shards):,} images in {len(shards)} shards")
+            print(f"{split:5}  {count(sum(shards), 'image')} in {count(len(shards), 'shard')}")
         print(f"next   mlpmixer train {self.out}")
         return 1 if bad else 0

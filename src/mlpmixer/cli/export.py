@@ -8,6 +8,7 @@ from mlpmixer.cli.arguments import Arg, Command
 from mlpmixer.cli.options import DataDir, InputOptions, Json, WeightsArg, WeightsDir, load_model, require_writable
 from mlpmixer.cli.printing import between, percent, print_error, print_json
 from mlpmixer.cli.progress import megabytes
+from mlpmixer.data.paths import count
 
 if TYPE_CHECKING:
     from mlpmixer.exporters.export import Int8, Written
@@ -124,7 +125,7 @@ def print_written(w: "Written") -> None:
         share = f"{percent(c.right / c.n_test)} {between(wilson(c.right, c.n_test))}"
         print(f"{metric} {share} on the {c.n_test:,} test images among them")
     if c.unreadable:
-        print_error(f"{c.unreadable} images could not be read; they are excluded from the numbers above")
+        print_error(f"{count(c.unreadable, 'image')} could not be read (excluded from the numbers above)")
     print(f"written  {' and '.join(map(str, (w.path, *w.beside)))}, {megabytes(w.num_bytes)}")
     print(f"use it   mlpmixer predict {w.path} IMAGE...")
 

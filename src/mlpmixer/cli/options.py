@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from mlpmixer.cli.arguments import Arg, Command
 from mlpmixer.cli.printing import print_error
 from mlpmixer.cli.progress import reporter
-from mlpmixer.data.paths import Layout
+from mlpmixer.data.paths import Layout, count
 from mlpmixer.models.configs import Method
 
 if TYPE_CHECKING:
@@ -210,4 +210,4 @@ def print_unreadable(images: Sequence[tuple[str, str]]) -> None:
     for name, reason in images[:10]:
         print_error(f"{name}: {reason}")
     if images:
-        print_error(f"{len(images)} images could not be read; they are excluded from the numbers above")
+        print_error(f"{count(len(images), 'image')} could not be read (excluded from the numbers above)")

@@ -175,7 +175,7 @@ def _cut_off(sets: dict[str, ImageSet], split: str, fraction: float, data: Data)
         more = len(cut) > fraction * len(whole) + 1 and data.min_per_class
         small = int((sets[split].counts() == 0).sum())
         return (
-            f"{split}: {len(cut)} images cut from the {len(whole)} of train, "
+            f"{split}: {count(len(cut), 'image')} cut from the {len(whole)} of train, "
             f"stratified{' by each of the labels' if whole.multi_label else ''} (fraction {fraction}, "
             f"split_seed {data.split_seed}{f', but {data.min_per_class} of each class at least' if more else ''})"
             + (f"; too few images to have one in it: {count(small, 'class', 'es')}" if small else "")

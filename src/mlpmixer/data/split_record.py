@@ -172,7 +172,7 @@ def leaks(*records: SplitRecord) -> list[str]:
             (earlier, "among those that the initial weights or the teacher were trained on"),
         ):
             if n:
-                found.append(f"{part}: {n:,} of its {total:,} images are {where}")
+                found.append(f"{part}: {n:,} of its {total:,} images {'is' if n == 1 else 'are'} {where}")
     return found
 
 

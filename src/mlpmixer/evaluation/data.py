@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mlpmixer.data.config import Data
 from mlpmixer.data.datasets import open_data, open_raw, relabelled
 from mlpmixer.data.image_set import ImageSet, Splits, chain, rename_val
-from mlpmixer.data.paths import TEST, TRAIN, VAL
+from mlpmixer.data.paths import TEST, TRAIN, VAL, count
 from mlpmixer.data.split_record import PARTS, Hashes, SplitRecord, listed
 from mlpmixer.data.store import content_hashes
 from mlpmixer.data.streaming.datasets import StreamedSplits, is_streamed, open_shards, open_streamed
@@ -256,7 +256,7 @@ def _streamed(classifier: Classifier, data: Data, is_same: bool) -> Opened | Non
         sets[split] = images.subset(np.flatnonzero(known))
         if not known.all():
             others = [str(images.names[i]) for i in np.flatnonzero(~known).tolist()]
-            notes += (f"{len(others):,} {split} images changed or came since the training: {listed(others)}",)
+            notes += (f"{count(len(others), f'{split} image')} changed or came since the training: {listed(others)}",)
     return Opened(
         classifier=classifier,
         data=data,

@@ -19,6 +19,7 @@ from mlpmixer.clock import parse_duration
 from mlpmixer.config import to_json
 from mlpmixer.data.image_set import ImageSet
 from mlpmixer.data.images import ImageError
+from mlpmixer.data.paths import count
 from mlpmixer.data.preprocess import Preprocess
 from mlpmixer.data.split_record import SplitRecord
 from mlpmixer.download import Report
@@ -153,7 +154,7 @@ def train(
             _write_start(folder, step.recipe, environment, source, record)
             metrics = stack.enter_context(closing(MetricsFile(folder / "metrics.jsonl", state.step)))
             if metrics.num_lost:
-                note(f"{metrics.num_lost} lines of {folder / 'metrics.jsonl'} were damaged, and are left out")
+                note(f"left out: {count(metrics.num_lost, 'damaged line')} of {folder / 'metrics.jsonl'}")
         trainer = Trainer(folder, step, total_steps, state, environment, report, metrics, record)
         report(start_event(trainer))
         trainer.train(stop, stack.enter_context(closing(Waiting())).look)

@@ -9,7 +9,7 @@ import numpy as np
 from mlpmixer.data.image_set import ImageSet, RawSplits
 from mlpmixer.data.images import is_image_file
 from mlpmixer.data.labels import class_name
-from mlpmixer.data.paths import SPLIT_WORDS, Layout, printable
+from mlpmixer.data.paths import SPLIT_WORDS, Layout, count, printable
 
 TABLES = (".csv", ".tsv")
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
@@ -85,7 +85,7 @@ def read_folder(root: str, name: str, layout: Layout = "auto") -> RawSplits:
         notes.append(f"{scan.hidden} hidden files or folders skipped")
     if scan.stray:
         notes.append(
-            f"{len(scan.stray)} files are not images of a class and are left out, e.g. {scan.stray[0][0]} "
+            f"left out: {count(len(scan.stray), 'file')} that no class has, e.g. {scan.stray[0][0]} "
             f"({scan.stray[0][1]})"
         )
     return RawSplits(name, sets, notes, scan.stray)

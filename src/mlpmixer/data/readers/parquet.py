@@ -11,7 +11,7 @@ from mlpmixer.data.bounded import file_below
 from mlpmixer.data.image_set import ImageSet, LazySequence, RawSplits, chain, multi_hot, numbered
 from mlpmixer.data.images import Source
 from mlpmixer.data.labels import Label, LabelEncoder, class_name, used_labels
-from mlpmixer.data.paths import Layout, require_all_shards, split_of
+from mlpmixer.data.paths import Layout, count, require_all_shards, split_of
 from mlpmixer.download import first_line
 from mlpmixer.registry import shortened
 
@@ -187,7 +187,7 @@ def raw_splits(
             start = stop
         whole = chain(parts)
         if len(whole) < start:
-            notes.append(f"{split}: {start - len(whole)} rows without a label left out")
+            notes.append(f"{split}: {count(start - len(whole), 'row')} without a label left out")
         if len(whole):
             sets[split] = whole
     if not sets:

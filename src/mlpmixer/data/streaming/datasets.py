@@ -16,7 +16,7 @@ from mlpmixer.config import checked, require
 from mlpmixer.data.config import Data
 from mlpmixer.data.image_set import ImageSet, RawSplits, chain, doubt_of, rename_val
 from mlpmixer.data.labels import LabelEncoder, meaning_of, used_labels
-from mlpmixer.data.paths import TEST, TRAIN, VAL
+from mlpmixer.data.paths import TEST, TRAIN, VAL, count
 from mlpmixer.data.streaming.listing import INFO, Listing, find_shards, is_pattern, read_classes, shards_in
 from mlpmixer.data.streaming.shards import Contents, Shard, ShardError, index_shard, inspect_shard
 from mlpmixer.download import Retry, fetch, first_line
@@ -206,7 +206,9 @@ def _contents(
         try:
             write_text(file, json.dumps(cached))
         except OSError as e:
-            notes.append(f"the counts of {len(inspected)} shards could not be kept, and will be made again: {e}")
+            notes.append(
+                f"the counts of {count(len(inspected), 'shard')} could not be kept, and will be made again: {e}"
+            )
     return [(known | inspected)[s] for s in shards]
 
 
@@ -262,7 +264,9 @@ def _image_set(
         images = ImageSet(labels.classes, indices, names, sources)
         sets.append(images.labelled())
         if len(sets[-1]) < len(images):
-            notes.append(f"{split}: {len(images) - len(sets[-1])} samples of {shard.name} without a label left out")
+            notes.append(
+                f"{split}: {count(len(images) - len(sets[-1]), 'sample')} of {shard.name} without a label left out"
+            )
     return chain(sets) if any(map(len, sets)) else None
 
 
