@@ -124,7 +124,7 @@ def pretrain_photos() -> Recipe:
         "pretrain-photos",
         model=names.MIXERS["Nano/8"],
         data={"val_is_test": True},
-        augment={"pad_crop_px": 8, "trivialaugment": False, "mix_probability": 0.25},
+        augment={"pad_crop_px": 8},
         optim={"muon_lr": 5e-3},
         run={"steps": 31_250, "progressive": "32:0.3,48:0.6", "eval_every": 5},
     )
