@@ -41,10 +41,10 @@ TITLES = {
     "tiny-imagenet": "Tiny-ImageNet",
     "trashnet": "TrashNet",
 }
-OURS = {"digits": "", "cifar10": "Nano/4"}
+OURS = {"digits": "", "mnist": "Mini/4", "cifar10": "Nano/4"}
 """Our weights in the README's table, and the row of benchmarks/models_*.csv that is of their network, if one is."""
 PUBLISHED = {
-    "S/32": "S/32:gsam", "S/16": "S/16:gsam", "B/32": "B/32:sam", "B/16": "B/16:imagenet1k", "L/16": "L/16:imagenet1k",
+    "S/32": "S/32:gsam", "S/16": "S/16:gsam", "B/32": "B/32:sam", "B/16": "B/16:imagenet1k",
     "resmlp-s12": "resmlp-s12:timm-imagenet1k", "gmlp-s/16": "gmlp-s/16:timm-imagenet1k",
 }  # fmt: skip
 """Networks with published weights, and the name of those."""
