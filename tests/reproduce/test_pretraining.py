@@ -99,7 +99,7 @@ def test_long_makes_the_weights_and_small_takes_them(data: Path, monkeypatch: py
 
     add = runpy.run_path(str(ROOT / "weights" / "add.py"))["add"]
     Path("weights").mkdir()
-    add.__globals__["FOLDER"] = Path("weights")
+    add.__globals__.update(FOLDER=Path("weights"), OWN={})
     told = {"images": "photos", "terms": "noise", "limits": "None."}
     made = Registry[OwnWeights]("weights")
     made |= {name: add(name, runs / name, **told) for name in UPSTREAMS}
@@ -124,6 +124,7 @@ def test_what_is_missing_is_said_before_anything_is_trained(
     assert cli.main(words) == 2
     assert "small-photos-tenth, small-photos, small-photos-4m are not stored: --scale long" in capsys.readouterr().err
     made |= dict.fromkeys(UPSTREAMS, OWN["digits"])
+    monkeypatch.setattr(own, "folders", lambda folder=None: [Path(folder or "weights")])
     assert cli.main(words) == 2
     err = capsys.readouterr().err
     assert "small-photos-tenth.safetensors" in err and "nowhere (no such folder)" in err
@@ -133,4 +134,8 @@ def test_what_is_missing_is_said_before_anything_is_trained(
 
 
 def test_weights_are_known_by_the_names_of_the_table() -> None:
-    assert all(name not in OWN or OWN[name].num_params == MIXERS[u.network].num_params for name, u in UPSTREAMS.items())
+    assert all(
+        name not in OWN
+        or OWN[name].num_params == MIXERS[u.network].adapted(num_classes=OWN[name].num_classes).num_params
+        for name, u in UPSTREAMS.items()
+    )
